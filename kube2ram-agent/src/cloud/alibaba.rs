@@ -1,0 +1,1 @@
+//! Alibaba Cloud: STS, request signing, the ECS metadata server.

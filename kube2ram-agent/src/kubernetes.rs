@@ -1,0 +1,88 @@
+//! What the API server knows: the pods of this node and the namespaces' allow-lists, kept by watches; and Events back to it.
+//! The only home of kube and k8s-openapi. Called by `server` (look-ups) and `app` (watches).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::identity::PodUid;
+
+/// A pod of this node, trimmed to what is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`. A mirror pod's differs from its cgroup's name, which is then its config hash.
+    pub uid: PodUid,
+    /// `metadata.namespace`.
+    pub namespace: Box<str>,
+    /// `metadata.name`.
+    pub name: Box<str>,
+    /// `spec.serviceAccountName`; `default` when unset.
+    pub service_account: Box<str>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Those of `metadata.annotations` that the agent was told to keep.
+    pub annotations: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// Why a pod cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// More than one pod claims the UID (possible only for static pods' config hashes).
+    #[error("more than one pod claims {0:?}")]
+    Ambiguous(PodUid),
+    /// Not known within the deadline although the API server could not be asked: it may exist.
+    #[error("pod {uid:?} is not known and the API server cannot be asked")]
+    Unavailable {
+        /// The pod.
+        uid: PodUid,
+        /// What asking the API server said, when there was time for an answer.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The API server says that this node has no such pod.
+    #[error("no pod {0:?} on this node")]
+    Unknown(PodUid),
+}
+
+/// The pods and namespaces, as the rest of the agent sees them.
+#[async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// The pod with this UID. A pod that is not known yet is waited for (event-driven, within the directory's deadline) and
+    /// asked for once.
+    ///
+    /// # Errors
+    /// Every error must end in a denial, never in the default role.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError>;
+
+    /// The namespace's allow-list annotation: `None` when the namespace is not known, `Some(None)` when it has no annotation.
+    fn allow_list(&self, namespace: &str) -> Option<Option<Arc<str>>>;
+}
+
+/// What the pod's owner or the cluster's operator should read in `kubectl describe`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Notice {
+    /// The object it is about.
+    pub about: About,
+    /// `UpperCamelCase`, for machines: `RoleDenied`, `MalformedAllowList`, `MalformedAnnotation`, `AssumeRoleDenied`.
+    pub reason: &'static str,
+    /// One sentence for people. Names no secret and no other pod.
+    pub message: String,
+}
+
+/// The object of a [`Notice`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum About {
+    /// A namespace, by name.
+    Namespace(Box<str>),
+    /// A pod: namespace, name, UID.
+    Pod(Box<str>, Box<str>, PodUid),
+}
+
+/// Takes notices; never blocks, drops what does not fit its queue, says each one once per while.
+pub trait Notices: Send + Sync + 'static {
+    /// Queues a warning Event.
+    fn warn(&self, notice: Notice);
+}

@@ -1,0 +1,19 @@
+//! The agent of kube2ram, as a library so that tests can run any part of it.
+//!
+//! Modules stand in data-flow order. One request is `Origin → PodUid → Pod → RoleSession → Permit → Credentials → response`;
+//! each step turns one value into the next and asks nothing of an earlier step. `app` is the one composition root.
+
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod app;
+pub mod args;
+pub mod clock;
+pub mod cloud;
+pub mod credentials;
+pub mod datapath;
+pub mod identity;
+pub mod kubernetes;
+pub mod policy;
+pub mod role;
+pub mod server;
