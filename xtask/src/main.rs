@@ -1,1 +1,56 @@
-fn main() {}
+//! `cargo xtask`: everything that a developer or CI does with this repository.
+
+mod build;
+mod ebpf;
+mod setup;
+mod steps;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows kube2ram.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Builds the kernel half and the agent: target/<profile>/kube2ram
+    Build {
+        /// Optimised, with thin symbols
+        #[arg(long)]
+        release: bool,
+    },
+    /// Builds the kernel half alone, reproducibly: target/ebpf/*.o
+    BuildEbpf,
+    /// Checks formatting, lints and docs
+    Lint,
+    /// Shows the main job on this machine: pods, each with its own role
+    Sandbox {
+        /// Leaves everything running until Ctrl-C, to be played with
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Installs what building and testing need (Debian packages, bpf-linker, the Rust sources)
+    Setup,
+    /// Runs every test that this machine can run, as root those in the kernel too
+    Test {
+        /// Counts a test that cannot run here as failed
+        #[arg(long, env = "CI", num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
+        no_skip: Option<bool>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Build { release } => build::agent(release).map(drop),
+        Task::BuildEbpf => ebpf::build().map(drop),
+        Task::Lint => steps::lint(),
+        Task::Sandbox { keep } => steps::sandbox(keep),
+        Task::Setup => setup::everything(),
+        Task::Test { no_skip } => steps::test(no_skip.unwrap_or(false)),
+    }
+}

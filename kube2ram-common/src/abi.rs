@@ -1,0 +1,167 @@
+//! The structs in the maps, byte for byte. Depends on nothing; used by both halves.
+//!
+//! Any change of a layout, a map's type or its size is a change of [`ABI_VERSION`]: pins live in a directory of that name, so an agent never reads
+//! another layout's maps.
+
+use core::mem::{align_of, size_of};
+
+/// The version of everything in this file; part of the pin path (`<bpf-dir>/v1`).
+pub const ABI_VERSION: u32 = 1;
+
+macro_rules! abi {
+    ($(#[$doc:meta])* $name:ident : $size:literal { $($(#[$field_doc:meta])* $field:ident : $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type),* }
+        // As documented, and equal to the sum of the fields: no padding, so every byte is initialised and may cross to the kernel.
+        const _: () = assert!(size_of::<$name>() == $size && $size == 0 $(+ size_of::<$type>())*);
+        const _: () = assert!(align_of::<$name>() <= 8);
+        #[cfg(feature = "user")]
+        #[expect(unsafe_code, reason = "aya reads and writes map values as bytes; the orphan rule puts the impl here")]
+        // SAFETY: repr(C), integers only, no padding (asserted above): every bit pattern is a value.
+        unsafe impl aya::Pod for $name {}
+    };
+}
+
+abi!(
+    /// What the kernel half must know of the cloud: the only entry of the configuration map.
+    Config: 8 {
+        /// IPv4 address of the metadata server, network byte order.
+        metadata_addr_be: u32,
+        /// TCP port of the metadata server, network byte order.
+        metadata_port_be: u16,
+        /// Zero.
+        reserved: u16,
+    }
+);
+
+abi!(
+    /// Where connections of one cgroup are sent: a listener of the agent.
+    Target: 16 {
+        /// Names the listener; never reused for another one. The agent compares it with the listener that accepted.
+        listener: u64,
+        /// IPv4 address of the listener, network byte order.
+        addr_be: u32,
+        /// TCP port of the listener, network byte order.
+        port_be: u16,
+        /// Zero.
+        reserved: u16,
+    }
+);
+
+abi!(
+    /// The 4-tuple of a handshake in flight, as the accepting side sees it.
+    ///
+    /// Two words, because Linux 5.10 and 6.1 without `CAP_PERFMON` refuse to see a stack slot of 8 bytes written in parts
+    /// (kernel fix "bpf: Fix narrow scalar spill onto 64-bit spilled scalar slots", 6.13, back-ported to 6.12).
+    Handshake: 16 {
+        /// Client address in the low half, agent address in the high half, both network byte order.
+        addrs_be: u64,
+        /// Client port in bits 0–15, agent port in bits 16–31, both network byte order; the rest is zero.
+        ports_be: u64,
+    }
+);
+
+abi!(
+    /// What the connect hook recorded of a redirected connect(2). It travels with the connection: client socket → handshake → accepted socket.
+    ConnectRecord: 64 {
+        /// The cgroup of the task that called connect(2).
+        cgroup: u64,
+        /// The key under which the target was found: an ancestor cgroup, or [`DEFAULT_TARGET`].
+        target_cgroup: u64,
+        /// Cookie of the client socket.
+        cookie: u64,
+        /// When connect(2) was called, CLOCK_MONOTONIC nanoseconds.
+        connected_at_ns: u64,
+        /// [`Target::listener`].
+        listener: u64,
+        /// What the client asked for: address, network byte order.
+        metadata_addr_be: u32,
+        /// What the client asked for: port, network byte order.
+        metadata_port_be: u16,
+        /// `AF_INET`, or `AF_INET6` for an IPv4-mapped address.
+        family: u16,
+        /// What it got instead: address, network byte order.
+        target_addr_be: u32,
+        /// What it got instead: port, network byte order.
+        target_port_be: u16,
+        /// [`FLAG_AMBIGUOUS`] or zero.
+        flags: u16,
+        /// The process that called connect(2), as the host numbers it.
+        tgid: u32,
+        /// Zero.
+        reserved: u32,
+    }
+);
+
+/// The key in the target map that holds for every cgroup without an entry of its own. No cgroup has the id 0.
+pub const DEFAULT_TARGET: u64 = 0;
+
+/// Two client sockets claimed one 4-tuple at the same time (only a forged address makes that possible): neither is vouched for.
+pub const FLAG_AMBIGUOUS: u16 = 1;
+
+/// A record older than this is never handed over: longer than the longest handshake (`tcp_syn_retries` 6 gives up after 127 s), shorter than any
+/// leftover of a time without programs could be.
+pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
+
+/// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
+pub const MAX_CGROUP_LEVEL: i32 = 10;
+
+/// Pods on the node with a listener of their own, at most.
+pub const MAX_TARGETS: usize = 4096;
+
+/// Handshakes in flight, at most. Beyond it a connection is not vouched for, hence denied.
+pub const MAX_HANDSHAKES: usize = 16_384;
+
+/// Declares the counters once: enum, count and names.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
+        /// Index into the per-CPU counter map.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[$doc])* $variant),* }
+
+        impl Counter {
+            /// All counters in the order of the map, with the value of their metrics label.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$variant, $name)),*];
+        }
+    };
+}
+
+counters! {
+    /// A handshake's 4-tuple was claimed twice.
+    Ambiguous = "ambiguous",
+    /// Denied: the socket's storage could not be allocated.
+    DeniedNoMemory = "denied_no_memory",
+    /// Denied: no target, not even the default.
+    DeniedNoTarget = "denied_no_target",
+    /// Denied: another port of the metadata address.
+    DeniedPort = "denied_port",
+    /// Denied: not TCP.
+    DeniedProtocol = "denied_protocol",
+    /// Not vouched for: the handshake map is full.
+    HandshakesFull = "handshakes_full",
+    /// A record was handed to an accepted socket.
+    HandedOver = "handed_over",
+    /// Not handed over: the record was too old, or vanished during the hand-over.
+    NotHandedOver = "not_handed_over",
+    /// One of the agent's own sockets passed.
+    Passed = "passed",
+    /// Redirected to the agent.
+    Redirected = "redirected",
+    /// Not vouched for: another program changed the destination after us, or the socket went elsewhere.
+    Superseded = "superseded",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_numbered_by_position() {
+        for (position, (counter, _)) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, position);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Addresses, ports and byte order, and the key of a handshake. Pure; the only place where the kernel half's values are converted.
+
+use core::net::Ipv4Addr;
+
+use crate::abi::Handshake;
+
+/// `AF_INET`.
+pub const AF_INET: u16 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u16 = 10;
+/// `IPPROTO_TCP`.
+pub const IPPROTO_TCP: u32 = 6;
+/// `IPPROTO_MPTCP`: what the connect hook sees on the first subflow of an MPTCP socket.
+pub const IPPROTO_MPTCP: u32 = 262;
+
+/// The address as the kernel half compares it.
+#[must_use]
+pub const fn addr_be(addr: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(addr.octets())
+}
+
+/// The port as the kernel half compares it.
+#[must_use]
+pub const fn port_be(port: u16) -> u16 {
+    port.to_be()
+}
+
+/// `bpf_sock_ops.local_port` (host byte order) as a network-order port.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits; the kernel widens it")]
+pub const fn sock_ops_local_port_be(local_port: u32) -> u16 {
+    (local_port as u16).to_be()
+}
+
+/// `bpf_sock_ops.remote_port` (network byte order, 32 bits wide) as a network-order port.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits; the kernel widens it")]
+pub const fn sock_ops_remote_port_be(remote_port: u32) -> u16 {
+    (u32::from_be(remote_port) as u16).to_be()
+}
+
+/// `bpf_sock_addr.user_port` (network byte order in the low half) as a network-order port.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits; the kernel widens it")]
+pub const fn user_port_be(user_port: u32) -> u16 {
+    user_port as u16
+}
+
+/// The IPv4 address in `::ffff:a.b.c.d`, given the four network-order words of an IPv6 address. Every JVM dials this form.
+#[inline(always)]
+#[must_use]
+pub const fn v4_mapped(words: [u32; 4]) -> Option<u32> {
+    if words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be() { Some(words[3]) } else { None }
+}
+
+impl Handshake {
+    /// The key of the handshake between a client and a listener of the agent; all in network byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(client: (u32, u16), agent: (u32, u16)) -> Self {
+        Self {
+            addrs_be: client.0 as u64 | (agent.0 as u64) << 32,
+            ports_be: client.1 as u64 | (agent.1 as u64) << 16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn converts_ports_of_every_context_to_network_order() {
+        let port = 18_181_u16;
+
+        assert_eq!(sock_ops_local_port_be(u32::from(port)), port.to_be());
+        assert_eq!(sock_ops_remote_port_be(u32::from(port).to_be()), port.to_be());
+        assert_eq!(user_port_be(u32::from(port.to_be())), port.to_be());
+    }
+
+    #[test]
+    fn recognises_only_mapped_addresses() {
+        let addr = addr_be(Ipv4Addr::new(100, 100, 100, 200));
+        let mapped = 0xffff_u32.to_be();
+
+        assert_eq!(v4_mapped([0, 0, mapped, addr]), Some(addr));
+        assert_eq!(v4_mapped([0, 0, 0, addr]), None);
+        assert_eq!(v4_mapped([1, 0, mapped, addr]), None);
+        assert_eq!(v4_mapped([0, 1, mapped, addr]), None);
+    }
+
+    #[test]
+    fn handshakes_differ_when_any_part_differs() {
+        let base = Handshake::new((1, 2), (3, 4));
+
+        for other in
+            [((9, 2), (3, 4)), ((1, 9), (3, 4)), ((1, 2), (9, 4)), ((1, 2), (3, 9)), ((3, 4), (1, 2))]
+        {
+            assert_ne!(base, Handshake::new(other.0, other.1));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The names under which `bpftool` shows our programs and maps. The kernel keeps 15 characters.
+
+/// The prefix of every program and map.
+pub const PREFIX: &str = "k2r_";
+
+/// Maps, as pinned in `<bpf-dir>/v<ABI>/maps`.
+pub mod map {
+    /// Array of one [`Config`](crate::abi::Config).
+    pub const CONFIG: &str = "k2r_config";
+    /// Hash: cgroup id → [`Target`](crate::abi::Target).
+    pub const TARGETS: &str = "k2r_targets";
+    /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
+    pub const HANDSHAKES: &str = "k2r_handshakes";
+    /// Socket storage of client sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
+    pub const CLIENTS: &str = "k2r_clients";
+    /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
+    pub const ACCEPTED: &str = "k2r_accepted";
+    /// Socket storage of the agent's own outgoing sockets: a non-zero `u32` lets them pass.
+    pub const PASS: &str = "k2r_pass";
+    /// Per-CPU array of `u64`, indexed by [`Counter`](crate::abi::Counter).
+    pub const COUNTERS: &str = "k2r_counters";
+
+    /// All of them.
+    pub const ALL: [&str; 7] = [CONFIG, TARGETS, HANDSHAKES, CLIENTS, ACCEPTED, PASS, COUNTERS];
+}
+
+/// Programs.
+pub mod program {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "k2r_connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "k2r_connect6";
+    /// `cgroup/getpeername4`.
+    pub const PEER_NAME4: &str = "k2r_peer_name4";
+    /// `cgroup/getpeername6`.
+    pub const PEER_NAME6: &str = "k2r_peer_name6";
+    /// `sockops`.
+    pub const SOCK_OPS: &str = "k2r_sock_ops";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_the_kernel() {
+        let programs = [
+            program::CONNECT4,
+            program::CONNECT6,
+            program::PEER_NAME4,
+            program::PEER_NAME6,
+            program::SOCK_OPS,
+        ];
+
+        for name in map::ALL.iter().chain(&programs) {
+            assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
+        }
+    }
+}

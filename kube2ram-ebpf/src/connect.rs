@@ -1,0 +1,151 @@
+//! `connect4`, `connect6`: the verdict on a connect(2), and the record of who called, left in the client socket's storage.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use kube2ram_common::{
+    abi::{ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target},
+    connection::{AF_INET, AF_INET6, v4_mapped},
+    verdict::{Attempt, Precheck, Verdict, precheck, verdict},
+};
+
+use crate::{
+    context::{SockAddr, current_ancestor_cgroup, current_cgroup, current_tgid, now_ns},
+    maps::{CLIENTS, CONFIG, PASS, TARGETS, count},
+    socket::Socket,
+};
+
+/// The return values of a connect hook.
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    match judge(&context, context.addr_be(), AF_INET) {
+        Verdict::Deny(_) => DENY,
+        Verdict::Pass => ALLOW,
+        Verdict::Redirect(target) => {
+            context.set_destination(target.addr_be, target.port_be);
+            ALLOW
+        }
+    }
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    let Some(addr_be) = v4_mapped(context.addr6_be()) else { return ALLOW };
+    match judge(&context, addr_be, AF_INET6) {
+        Verdict::Deny(_) => DENY,
+        Verdict::Pass => ALLOW,
+        Verdict::Redirect(target) => {
+            context.set_mapped_destination(target.addr_be, target.port_be);
+            ALLOW
+        }
+    }
+}
+
+/// The verdict, carried out but for the destination, which each family writes in its own way.
+#[inline(always)]
+fn judge(context: &SockAddr, addr_be: u32, family: u16) -> Verdict {
+    // The array's only element is always there; without it nothing is known, so nothing passes.
+    let Some(config) = CONFIG.get(0) else { return Verdict::Deny(Counter::DeniedNoTarget) };
+    if addr_be != config.metadata_addr_be {
+        return Verdict::Pass; // nearly every connect: before any helper is called
+    }
+    let Some(socket) = context.socket() else { return Verdict::Deny(Counter::DeniedNoMemory) };
+    let attempt = Attempt {
+        addr_be,
+        port_be: context.port_be(),
+        protocol: context.protocol(),
+        has_pass: socket.stored(&PASS).is_some_and(|pass| *pass != 0),
+    };
+    let prechecked = precheck(config, &attempt);
+    let (target_cgroup, target) = match prechecked {
+        Precheck::NeedTarget => find_target(),
+        Precheck::Deny(_) | Precheck::Pass => (DEFAULT_TARGET, None),
+    };
+    let mut judged = verdict(prechecked, target);
+    if let Verdict::Redirect(target) = judged
+        && !record(context, socket, &attempt, family, target_cgroup, target)
+    {
+        judged = Verdict::Deny(Counter::DeniedNoMemory);
+    }
+    count(match judged {
+        Verdict::Deny(reason) => reason,
+        Verdict::Pass => Counter::Passed,
+        Verdict::Redirect(_) => Counter::Redirected,
+    });
+    #[cfg(feature = "debug-log")]
+    log(context, &attempt, judged);
+    judged
+}
+
+/// The target of the outermost ancestor that has one, so that a nested cgroup cannot shadow its pod's; else the default.
+#[inline(always)]
+fn find_target() -> (u64, Option<Target>) {
+    let mut level = 1;
+    while level <= MAX_CGROUP_LEVEL {
+        let cgroup = current_ancestor_cgroup(level);
+        if cgroup == 0 {
+            break;
+        }
+        // SAFETY: the agent replaces entries, never writes into one.
+        if let Some(target) = unsafe { TARGETS.get(cgroup) } {
+            return (cgroup, Some(*target));
+        }
+        level += 1;
+    }
+    // SAFETY: as above.
+    (DEFAULT_TARGET, unsafe { TARGETS.get(DEFAULT_TARGET) }.copied())
+}
+
+/// Written in place: a struct built on the stack would be copied by a byte loop, and refused by 5.10 without CAP_PERFMON.
+#[inline(always)]
+fn record(
+    context: &SockAddr,
+    socket: Socket,
+    attempt: &Attempt,
+    family: u16,
+    target_cgroup: u64,
+    target: Target,
+) -> bool {
+    let Some(record) = socket.stored_or_zero::<ConnectRecord>(&CLIENTS) else { return false };
+    record.cgroup = current_cgroup();
+    record.target_cgroup = target_cgroup;
+    record.cookie = context.socket_cookie();
+    record.connected_at_ns = now_ns();
+    record.listener = target.listener;
+    record.metadata_addr_be = attempt.addr_be;
+    record.metadata_port_be = attempt.port_be;
+    record.family = family;
+    record.target_addr_be = target.addr_be;
+    record.target_port_be = target.port_be;
+    record.flags = 0;
+    record.tgid = current_tgid();
+    record.reserved = 0;
+    true
+}
+
+#[cfg(feature = "debug-log")]
+#[inline(always)]
+fn log(context: &SockAddr, attempt: &Attempt, judged: Verdict) {
+    let (cgroup, tgid, port) = (current_cgroup(), current_tgid(), u16::from_be(attempt.port_be));
+    match judged {
+        Verdict::Deny(reason) => {
+            aya_log_ebpf::debug!(
+                context.inner(),
+                "deny cgroup={} tgid={} port={} counter={}",
+                cgroup,
+                tgid,
+                port,
+                reason as u32
+            );
+        }
+        Verdict::Pass => {
+            aya_log_ebpf::debug!(context.inner(), "pass cgroup={} tgid={} port={}", cgroup, tgid, port)
+        }
+        Verdict::Redirect(_) => {
+            aya_log_ebpf::debug!(context.inner(), "redirect cgroup={} tgid={} port={}", cgroup, tgid, port)
+        }
+    }
+}

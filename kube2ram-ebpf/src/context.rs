@@ -1,0 +1,191 @@
+//! Raw access to program contexts; the only module that reads or writes their fields. Called by the programs.
+//!
+//! Every access is volatile: LLVM otherwise merges two 32-bit loads into one of 64 bits, or narrows a load to 16, and the verifier knows
+//! the fields only by their own width ("invalid bpf_context access", seen on 5.10, 6.1 and 6.12).
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_sock_addr, bpf_sock_ops},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
+        bpf_get_socket_cookie, bpf_ktime_get_ns,
+    },
+    programs::{SockAddrContext, SockOpsContext},
+};
+use kube2ram_common::{
+    abi::Handshake,
+    connection::{sock_ops_local_port_be, sock_ops_remote_port_be, user_port_be},
+};
+
+use crate::socket::Socket;
+
+macro_rules! read {
+    ($context:expr, $($field:tt)+) => {
+        // SAFETY: the kernel passes a valid context, and the verifier checks the offset and the width.
+        unsafe { ptr::read_volatile(&raw const (*$context).$($field)+) }
+    };
+}
+
+macro_rules! write {
+    ($context:expr, $($field:tt)+) => {
+        // SAFETY: as above; the verifier knows which fields are writable.
+        |value| unsafe { ptr::write_volatile(&raw mut (*$context).$($field)+, value) }
+    };
+}
+
+/// The context of the connect and getpeername hooks.
+pub(crate) struct SockAddr(SockAddrContext);
+
+impl SockAddr {
+    #[inline(always)]
+    pub(crate) const fn new(context: SockAddrContext) -> Self {
+        Self(context)
+    }
+
+    /// For aya-log.
+    #[cfg(feature = "debug-log")]
+    pub(crate) const fn inner(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    const fn raw(&self) -> *mut bpf_sock_addr {
+        self.0.sock_addr
+    }
+
+    #[inline(always)]
+    pub(crate) fn addr_be(&self) -> u32 {
+        read!(self.raw(), user_ip4)
+    }
+
+    #[inline(always)]
+    pub(crate) fn addr6_be(&self) -> [u32; 4] {
+        let raw = self.raw();
+        [read!(raw, user_ip6[0]), read!(raw, user_ip6[1]), read!(raw, user_ip6[2]), read!(raw, user_ip6[3])]
+    }
+
+    #[inline(always)]
+    pub(crate) fn port_be(&self) -> u16 {
+        user_port_be(read!(self.raw(), user_port))
+    }
+
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u32 {
+        read!(self.raw(), protocol)
+    }
+
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> Option<Socket> {
+        Socket::new(read!(self.raw(), __bindgen_anon_1.sk))
+    }
+
+    #[inline(always)]
+    pub(crate) fn socket_cookie(&self) -> u64 {
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_destination(&self, addr_be: u32, port_be: u16) {
+        write!(self.raw(), user_ip4)(addr_be);
+        write!(self.raw(), user_port)(u32::from(port_be));
+    }
+
+    /// Keeps the `::ffff:` in front.
+    #[inline(always)]
+    pub(crate) fn set_mapped_destination(&self, addr_be: u32, port_be: u16) {
+        write!(self.raw(), user_ip6[3])(addr_be);
+        write!(self.raw(), user_port)(u32::from(port_be));
+    }
+}
+
+/// The context of the socket operations hook.
+pub(crate) struct SockOps(SockOpsContext);
+
+impl SockOps {
+    #[inline(always)]
+    pub(crate) const fn new(context: SockOpsContext) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    const fn raw(&self) -> *mut bpf_sock_ops {
+        self.0.ops
+    }
+
+    #[inline(always)]
+    pub(crate) fn operation(&self) -> u32 {
+        read!(self.raw(), op)
+    }
+
+    /// The new state, in the state callback.
+    #[inline(always)]
+    pub(crate) fn new_state(&self) -> u32 {
+        read!(self.raw(), __bindgen_anon_1.args[1])
+    }
+
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> Option<Socket> {
+        Socket::new(read!(self.raw(), __bindgen_anon_2.sk))
+    }
+
+    #[inline(always)]
+    fn local(&self) -> (u32, u16) {
+        (read!(self.raw(), local_ip4), sock_ops_local_port_be(read!(self.raw(), local_port)))
+    }
+
+    #[inline(always)]
+    pub(crate) fn remote(&self) -> (u32, u16) {
+        (read!(self.raw(), remote_ip4), sock_ops_remote_port_be(read!(self.raw(), remote_port)))
+    }
+
+    /// The handshake's key, seen from the client socket.
+    #[inline(always)]
+    pub(crate) fn handshake_of_client(&self) -> Handshake {
+        Handshake::new(self.local(), self.remote())
+    }
+
+    /// The handshake's key, seen from the accepted socket.
+    #[inline(always)]
+    pub(crate) fn handshake_of_accepted(&self) -> Handshake {
+        Handshake::new(self.remote(), self.local())
+    }
+
+    /// Asks for the state callback as well; keeps what other programs asked for on this socket.
+    #[inline(always)]
+    pub(crate) fn watch_state(&self, flag: i32) {
+        let flags = read!(self.raw(), bpf_sock_ops_cb_flags).cast_signed() | flag;
+        // A refusal leaves a record behind, which then dies of age: HANDSHAKE_MAX_AGE_NS.
+        let _refused = self.0.set_cb_flags(flags);
+    }
+}
+
+/// The cgroup of the calling task.
+#[inline(always)]
+pub(crate) fn current_cgroup() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// The ancestor of the calling task's cgroup at `level` (the root is 0); 0 below the task's own level. Linux 5.7 in these hooks.
+#[inline(always)]
+pub(crate) fn current_ancestor_cgroup(level: i32) -> u64 {
+    // SAFETY: plain values only.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
+
+/// The process of the calling task, as the host numbers it.
+#[inline(always)]
+pub(crate) fn current_tgid() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// CLOCK_MONOTONIC.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}

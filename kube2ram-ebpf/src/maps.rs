@@ -1,0 +1,45 @@
+//! The maps. BTF maps, so that `bpftool map dump` shows fields by name and socket storage is possible at all (the kernel wants its BTF).
+//! The attribute's name is the kernel's; [`names`](kube2ram_common::names) repeats it for the agent, and a kernel test compares the two.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use kube2ram_common::abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_TARGETS, Target};
+
+#[btf_map(name = "k2r_config")]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "k2r_targets")]
+pub(crate) static TARGETS: HashMap<u64, Target, MAX_TARGETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// A plain hash: an LRU would let one pod's handshakes evict, and recycle the memory of, another's.
+#[btf_map(name = "k2r_handshakes")]
+pub(crate) static HANDSHAKES: HashMap<
+    Handshake,
+    ConnectRecord,
+    MAX_HANDSHAKES,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map(name = "k2r_clients")]
+pub(crate) static CLIENTS: SkStorage<ConnectRecord> = SkStorage::new();
+
+#[btf_map(name = "k2r_accepted")]
+pub(crate) static ACCEPTED: SkStorage<ConnectRecord> = SkStorage::new();
+
+#[btf_map(name = "k2r_pass")]
+pub(crate) static PASS: SkStorage<u32> = SkStorage::new();
+
+#[btf_map(name = "k2r_counters")]
+static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// Adds one.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: this CPU's own slot; programs of one CPU do not preempt each other here.
+        unsafe { *value += 1 }
+    }
+}

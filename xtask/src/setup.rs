@@ -1,0 +1,121 @@
+//! `cargo xtask setup`: brings what building and testing need, and says so. Nothing is installed that is there already.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build::{capture, cargo, root, run, say},
+    ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+};
+
+/// Where Debian's llvm-22 packages put LLVM.
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// What bpf-linker is built from. A file that tells, and the packages.
+const LLVM_PACKAGES: (&str, &[&str]) = (
+    "/usr/lib/llvm-22/bin/llvm-config",
+    &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
+);
+/// What the sandbox and the tests call: a program that tells, and its package.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("bpftool", "bpftool"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("python3", "python3-minimal"),
+];
+
+/// Everything, for `cargo xtask setup`.
+pub(crate) fn everything() -> Result<()> {
+    building()?;
+    programs()?;
+    say("everything is there");
+    Ok(())
+}
+
+/// What a build needs.
+pub(crate) fn building() -> Result<()> {
+    rust_sources()?;
+    bpf_linker()
+}
+
+/// What the sandbox and the tests need besides.
+pub(crate) fn programs() -> Result<()> {
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
+    install(&missing)
+}
+
+fn rust_sources() -> Result<()> {
+    if Compiler::find().is_ok() {
+        return Ok(());
+    }
+    say("adding the sources of the Rust core library: rustup component add rust-src");
+    if run(Command::new("rustup").current_dir(root()).args(["component", "add", "rust-src"])).is_err() {
+        // Debian ships the same pair; it is found in /usr/bin.
+        install(&["rustc-web", "cargo-web", "rust-web-src"])?;
+    }
+    Compiler::find().map(drop)
+}
+
+fn bpf_linker() -> Result<()> {
+    if linker().is_some() {
+        return Ok(());
+    }
+    if !Path::new(LLVM_PACKAGES.0).exists() {
+        install(LLVM_PACKAGES.1)?;
+    }
+    say(format!("building bpf-linker {LINKER_VERSION} (once, about two minutes)"));
+    run(cargo()
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
+        .args(["--features", "llvm-22", "--root"])
+        .arg(tools_dir())
+        // Without it the build picks the compiler's own LLVM directory, and fails to link.
+        .env("LLVM_PREFIX", LLVM_PREFIX))
+}
+
+/// Installs Debian packages, as root or through sudo.
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !in_path("apt-get") {
+        bail!("this is no Debian; install what gives you: {list}");
+    }
+    say(format!("installing Debian packages: {list}"));
+    run(privileged("apt-get").args(["update", "-qq"]))?;
+    run(privileged("apt-get")
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(packages)
+        .stdin(Stdio::null()))
+}
+
+/// A command that runs as root: as it is, or through sudo.
+pub(crate) fn privileged(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    if is_root() {
+        let mut command = Command::new(program);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        return command;
+    }
+    let mut command = Command::new("sudo");
+    command.args(["--preserve-env=CI,RUST_BACKTRACE", "DEBIAN_FRONTEND=noninteractive"]).arg(program);
+    command
+}
+
+/// Tells whether we are root.
+pub(crate) fn is_root() -> bool {
+    capture(Command::new("id").arg("-u")).is_some_and(|id| id == "0")
+}
+
+/// Tells whether PATH, or the directories of administration programs, hold `program`.
+pub(crate) fn in_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|directory| directory.join(program).is_file())
+}

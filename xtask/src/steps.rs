@@ -1,0 +1,78 @@
+//! The longer tasks: lint, sandbox, test.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build::{self, capture, cargo, run, say, target_dir},
+    ebpf, setup,
+};
+
+/// rustfmt, clippy and rustdoc, with warnings as errors.
+pub(crate) fn lint() -> Result<()> {
+    say("formatting");
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    say("lints");
+    run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().args([
+        "clippy",
+        "--locked",
+        "--package",
+        "kube2ram-ebpf",
+        "--features",
+        "debug-log",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    say("documentation");
+    run(cargo()
+        .args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Builds everything and runs the show.
+pub(crate) fn sandbox(keep: bool) -> Result<()> {
+    if !setup::is_root() && !setup::in_path("sudo") {
+        bail!("the sandbox makes cgroups, network namespaces and eBPF programs: run it as root");
+    }
+    setup::building()?;
+    setup::programs()?;
+    let agent = build::agent(false)?;
+    let sandbox = sandbox_binary()?;
+    let mut show = setup::privileged(sandbox);
+    show.arg("show").arg("--agent").arg(agent);
+    if keep {
+        show.arg("--keep");
+    }
+    run(&mut show)
+}
+
+fn sandbox_binary() -> Result<PathBuf> {
+    say("building the sandbox");
+    run(cargo().args(["build", "--locked", "--package", "kube2ram-sandbox"]))?;
+    Ok(target_dir().join("debug/kube2ram-sandbox"))
+}
+
+/// Every rung that this machine can run.
+pub(crate) fn test(no_skip: bool) -> Result<()> {
+    setup::building()?;
+    setup::programs()?;
+    let objects = ebpf::build()?;
+    say("rungs 0 and 1: pure functions, and components against stand-ins");
+    let workspace = ["test", "--locked", "--workspace"];
+    run(ebpf::embed(cargo().args(workspace), &objects))?;
+
+    say("rung 2: the real agent on the real kernel");
+    if !setup::is_root() {
+        say("skipped: needs root (cgroups, network namespaces, eBPF)");
+        if no_skip {
+            bail!("rung 2 was skipped");
+        }
+        return Ok(());
+    }
+    say(format!("kernel {}", capture(std::process::Command::new("uname").arg("-r")).unwrap_or_default()));
+    // One at a time: they share the machine's routes and count packets.
+    run(ebpf::embed(cargo().args(workspace), &objects).args(["--", "--ignored", "--test-threads=1"]))
+}
