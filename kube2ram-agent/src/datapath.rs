@@ -1,11 +1,28 @@
 //! The kernel half's user side: loads, pins and attaches the programs, and reads what they know of a connection.
 //! The only home of aya. Called by `app` (attach) and `server` (origin of an accepted connection).
 
-use std::os::fd::BorrowedFd;
+mod attach;
+mod links;
+mod load;
+mod log;
+mod maps;
+mod pins;
+mod sys;
 
+use std::{
+    io,
+    net::SocketAddrV4,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
+
+pub use self::{
+    attach::{Datapath, Settings},
+    maps::{AcceptedOrigins, Counters, PassMark},
+};
 use crate::identity::CgroupId;
 
-/// What the kernel vouches for about one accepted connection: who called connect(2), and for what.
+/// What the kernel vouches for about one accepted connection: who called connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The cgroup of the task that called connect(2); a nested cgroup of a container is possible.
@@ -17,12 +34,12 @@ pub struct Origin {
 /// Why a connection has no origin.
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
-    /// Two sockets claimed one 4-tuple, so the kernel half vouches for neither.
+    /// Two sockets claimed one 4-tuple, or the record was lost on its way: the kernel half vouches for nobody.
     #[error("ambiguous connection")]
     Ambiguous,
     /// Reading the socket's storage failed.
     #[error("cannot read the origin of a connection")]
-    Read(#[source] std::io::Error),
+    Read(#[source] io::Error),
     /// No connect hook vouched for the connection: it was not redirected but dialled directly.
     #[error("connection that no connect hook vouched for")]
     Unvouched,
@@ -43,5 +60,83 @@ pub trait PassGrant: Send + Sync + 'static {
     ///
     /// # Errors
     /// The map write's error; the connect would then be redirected to the agent itself, so the caller must give up.
-    fn grant(&self, socket: BorrowedFd<'_>) -> std::io::Result<()>;
+    fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 }
+
+/// Why the kernel half is not in force. Every message says what to do, where something can be done.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// A program could not be attached.
+    #[error("cannot attach {program} to {}", cgroup.display())]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// Where to.
+        cgroup: PathBuf,
+        /// aya's or the kernel's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The pin directory is not on a bpf file system.
+    #[error("{} is on no bpf file system: mount one there (mount -t bpf bpf /sys/fs/bpf), or set --bpf-dir", .0.display())]
+    BpfFs(PathBuf),
+    /// A pinned map is not what this agent would make, although its directory says so.
+    #[error("pinned map {} does not fit this agent; remove it when no other agent runs", .0.display())]
+    ForeignMap(PathBuf),
+    /// A file or directory operation failed.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel is older than 5.10.
+    #[error("Linux {0} is too old: 5.10 is needed")]
+    Kernel(String),
+    /// The kernel refused the object, or a program of it.
+    #[error("cannot load {what} into the kernel")]
+    Load {
+        /// The object or program.
+        what: String,
+        /// aya's error; holds the verifier's log.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another agent holds the pins.
+    #[error("another agent uses {}", .0.display())]
+    Locked(PathBuf),
+    /// A map operation failed.
+    #[error("cannot {what} map {name}")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// The map.
+        name: &'static str,
+        /// aya's error.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// This binary was built without the kernel half.
+    #[error("this binary was built without the kernel half: build it with `cargo xtask build`")]
+    NoObject,
+}
+
+/// Builds a `map_err` for a file operation.
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    move |source| DatapathError::Io { what, path: path.to_owned(), source }
+}
+
+/// The listener that holds for pods without one of their own: the one in the host's namespace.
+pub(crate) const HOST_LISTENER: u64 = 1;
+
+/// The address that redirected connections are sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentAddr(pub SocketAddrV4);
+
+/// The address of the metadata server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataAddr(pub SocketAddrV4);

@@ -1,0 +1,108 @@
+//! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
+
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use kube2ram_common::names::program;
+
+use super::{
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, HOST_LISTENER, MetadataAddr, PassMark, links, load,
+    log, maps, pins::Pins,
+};
+
+/// What the kernel half needs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directory of the pins, on a bpf file system.
+    pub bpf_dir: PathBuf,
+    /// The cgroup that holds all pods.
+    pub pods_cgroup: PathBuf,
+    /// The agent's own cgroup, which owns its listener. It may lie below `pods_cgroup`.
+    pub own_cgroup: PathBuf,
+    /// What pods dial.
+    pub metadata: MetadataAddr,
+    /// What they get instead: the listener in the host's namespace, listening already.
+    pub agent: AgentAddr,
+    /// Log every verdict.
+    pub debug: bool,
+}
+
+/// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
+#[derive(Debug)]
+pub struct Datapath {
+    pins: Pins,
+    ebpf: Ebpf,
+}
+
+/// `sock_ops` first: without it a redirected connection is not vouched for. The peer names last: they are cosmetic.
+const ORDER: [&str; 5] =
+    [program::SOCK_OPS, program::CONNECT4, program::CONNECT6, program::PEER_NAME4, program::PEER_NAME6];
+
+impl Datapath {
+    /// Loads, configures and attaches. Blocks for some 30 ms.
+    ///
+    /// # Errors
+    /// As named; whatever was in force before stays in force.
+    pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
+        check_kernel()?;
+        let pins = Pins::open(&settings.bpf_dir)?;
+        let mut ebpf = load::load(&pins, settings.debug)?;
+        maps::configure(&pins, settings.metadata, settings.agent)?;
+        let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
+            let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
+            tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
+            Ok(())
+        };
+        // An accepted socket belongs to the cgroup that made its listener: there the hand-over happens.
+        if !settings.own_cgroup.starts_with(&settings.pods_cgroup) {
+            ensure("agent", program::SOCK_OPS, &settings.own_cgroup)?;
+        }
+        for program in ORDER {
+            ensure("pods", program, &settings.pods_cgroup)?;
+        }
+        Ok(Self { pins, ebpf })
+    }
+
+    /// Reads origins of connections that the host's listener accepted.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be opened.
+    pub fn origins(&self) -> Result<AcceptedOrigins, DatapathError> {
+        AcceptedOrigins::open(&self.pins, HOST_LISTENER)
+    }
+
+    /// Grants the agent's own sockets their pass.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be opened.
+    pub fn pass(&self) -> Result<PassMark, DatapathError> {
+        PassMark::open(&self.pins)
+    }
+
+    /// Reads the kernel half's counters.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be opened.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        Counters::open(&self.pins)
+    }
+
+    /// Forwards the kernel half's log, if it has one, until dropped; keeps the pin directory locked meanwhile.
+    pub async fn run(self, debug: bool) {
+        let Self { pins: _locked, ebpf } = self;
+        if debug {
+            log::forward(ebpf).await;
+        } else {
+            drop(ebpf); // the links hold the programs
+        }
+        std::future::pending().await
+    }
+}
+
+/// Cgroup links came with 5.7, `getpeername` hooks with 5.8; 5.10 is what is tested.
+fn check_kernel() -> Result<(), DatapathError> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version < (5, 10) { Err(DatapathError::Kernel(release)) } else { Ok(()) }
+}

@@ -1,0 +1,108 @@
+//! Typed views of the pinned maps. Called by `attach`; the views are handed to `server`, `cloud` and `admin`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
+use kube2ram_common::{
+    abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
+    connection::{addr_be, port_be},
+    names::map,
+};
+
+use super::{
+    AgentAddr, DatapathError, HOST_LISTENER, MetadataAddr, Origin, OriginError, Origins, PassGrant,
+    pins::Pins,
+};
+use crate::identity::CgroupId;
+
+/// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
+fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let opened = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data).and_then(T::try_from);
+    opened.map_err(|source| DatapathError::Map { what: "open", name, source })
+}
+
+/// Writes what the kernel half must know; done before anything is attached.
+pub(super) fn configure(pins: &Pins, metadata: MetadataAddr, agent: AgentAddr) -> Result<(), DatapathError> {
+    let failed = |name| move |source| DatapathError::Map { what: "write", name, source };
+    let config = Config {
+        metadata_addr_be: addr_be(*metadata.0.ip()),
+        metadata_port_be: port_be(metadata.0.port()),
+        reserved: 0,
+    };
+    open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;
+    let target = Target {
+        listener: HOST_LISTENER,
+        addr_be: addr_be(*agent.0.ip()),
+        port_be: port_be(agent.0.port()),
+        reserved: 0,
+    };
+    open::<HashMap<_, u64, Target>>(pins, map::TARGETS)?
+        .insert(DEFAULT_TARGET, target, 0)
+        .map_err(failed(map::TARGETS))
+}
+
+/// Reads the records that the kernel half leaves with the sockets of one listener.
+#[derive(Debug)]
+pub struct AcceptedOrigins {
+    records: SkStorage<MapData, ConnectRecord>,
+    listener: u64,
+}
+
+impl AcceptedOrigins {
+    pub(super) fn open(pins: &Pins, listener: u64) -> Result<Self, DatapathError> {
+        Ok(Self { records: open(pins, map::ACCEPTED)?, listener })
+    }
+}
+
+impl Origins for AcceptedOrigins {
+    fn origin_of(&self, socket: BorrowedFd<'_>) -> Result<Origin, OriginError> {
+        let record = self.records.get(&socket.as_raw_fd(), 0).map_err(|error| match error {
+            MapError::KeyNotFound => OriginError::Unvouched,
+            error => OriginError::Read(io::Error::other(error)),
+        })?;
+        if record.flags & FLAG_AMBIGUOUS != 0 || record.listener != self.listener || record.cgroup == 0 {
+            return Err(OriginError::Ambiguous);
+        }
+        Ok(Origin { cgroup: CgroupId(record.cgroup), tgid: record.tgid })
+    }
+}
+
+/// Grants the pass through the pinned map, which only root can open.
+#[derive(Debug)]
+pub struct PassMark(std::sync::Mutex<SkStorage<MapData, u32>>);
+
+impl PassMark {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self(std::sync::Mutex::new(open(pins, map::PASS)?)))
+    }
+}
+
+impl PassGrant for PassMark {
+    fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let mut marks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        marks.insert(&socket.as_raw_fd(), 1, 0).map_err(io::Error::other)
+    }
+}
+
+/// The kernel half's counters.
+pub struct Counters(PerCpuArray<MapData, u64>);
+
+impl Counters {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        open(pins, map::COUNTERS).map(Self)
+    }
+
+    /// Label and value of each, summed over the CPUs; what cannot be read is left out.
+    pub fn read(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Counter::ALL.iter().filter_map(|(counter, label)| {
+            let values = self.0.get(&(*counter as u32), 0).ok()?;
+            Some((*label, values.iter().sum()))
+        })
+    }
+}

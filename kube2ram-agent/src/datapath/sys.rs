@@ -1,0 +1,117 @@
+//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`.
+
+#![expect(unsafe_code, reason = "raw system calls")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+// Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// `A` must be a prefix of the kernel's `union bpf_attr` for `command`, `repr(C)`, without padding, and every pointer in it valid for the call. (The kernel
+/// takes the size as an argument and reads the rest as zeros.)
+unsafe fn bpf<A>(command: libc::c_int, attributes: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// Opens a pinned object.
+///
+/// # Errors
+/// bpf(2)'s; [`io::ErrorKind::NotFound`] when nothing is pinned there.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the layout of the OBJ_* member; the path outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `struct bpf_link_info`, as far as cgroup links fill it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CgroupLinkInfo {
+    link_type: u32,
+    id: u32,
+    program_id: u32,
+    reserved: u32,
+    /// The cgroup that the link is attached to; 0 once that is gone.
+    pub(super) cgroup: u64,
+    attach_type: u32,
+    reserved2: u32,
+}
+
+/// Tells what a link is attached to.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn link_info(link: impl AsFd) -> io::Result<CgroupLinkInfo> {
+    #[repr(C)]
+    struct GetInfo {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "40 bytes")]
+    const INFO_LEN: u32 = size_of::<CgroupLinkInfo>() as u32;
+    let mut info = CgroupLinkInfo::default();
+    let mut attributes = GetInfo {
+        bpf_fd: number(link.as_fd()),
+        info_len: INFO_LEN,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: `info` points to `info_len` writable bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
+}
+
+/// Replaces the program of a link, atomically: no connect(2) runs without one.
+///
+/// Without `BPF_F_REPLACE`: opening the old program by its id takes CAP_SYS_ADMIN, and the lock on the pin directory already
+/// keeps a second writer away.
+///
+/// # Errors
+/// bpf(2)'s; `ENOLINK` when the cgroup is gone.
+pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct LinkUpdate {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut attributes = LinkUpdate {
+        link_fd: number(link.as_fd()),
+        new_prog_fd: number(program.as_fd()),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}

@@ -1,0 +1,353 @@
+//! Rung 2: the kernel half in the running kernel, below the rest of the agent. Each "pod" is a cgroup of the test's own in the host's network namespace.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use kube2ram_agent::{
+    datapath::{AgentAddr, Datapath, MetadataAddr, OriginError, Origins as _, PassGrant as _, Settings},
+    identity::CgroupId,
+};
+use kube2ram_common::names;
+use serde_json::Value;
+
+/// An address of TEST-NET-2: nobody owns it, so a connect that is not redirected harms nobody.
+const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 200), 80);
+
+/// A cgroup tree, a pin directory and the agent's listener; removed at the end.
+struct Lab {
+    cgroup: PathBuf,
+    bpf_dir: PathBuf,
+    listener: TcpListener,
+}
+
+impl Lab {
+    fn new() -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kube2ram-test-{}-{}", process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
+        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .into_iter()
+            .map(Path::new)
+            .find(|root| root.join("cgroup.procs").exists())
+            .expect("a cgroup2 mount");
+        let cgroup = root.join(&name);
+        for child in ["pods/a/nested", "pods/b", "host"] {
+            fs::create_dir_all(cgroup.join(child)).expect("root may create cgroups");
+        }
+        let bpf_dir = Path::new("/sys/fs/bpf").join(name);
+        Self { cgroup, bpf_dir, listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap() }
+    }
+
+    fn agent(&self) -> SocketAddrV4 {
+        let SocketAddr::V4(agent) = self.listener.local_addr().unwrap() else {
+            unreachable!("bound to IPv4")
+        };
+        agent
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            bpf_dir: self.bpf_dir.clone(),
+            pods_cgroup: self.cgroup.join("pods"),
+            own_cgroup: own_cgroup(&self.cgroup),
+            metadata: MetadataAddr(METADATA),
+            agent: AgentAddr(self.agent()),
+            debug: false,
+        }
+    }
+
+    fn attach(&self) -> Datapath {
+        Datapath::attach(&self.settings()).expect("the kernel half attaches")
+    }
+
+    fn id(&self, cgroup: &str) -> CgroupId {
+        CgroupId(fs::metadata(self.cgroup.join(cgroup)).unwrap().ino())
+    }
+
+    /// Runs Python in a cgroup; its sockets are made there.
+    fn python(&self, cgroup: &str, script: &str) -> Child {
+        Command::new("sh")
+            .args(["-c", r#"echo $$ > "$1/cgroup.procs" && exec python3 -c "$2""#, "sh"])
+            .arg(self.cgroup.join(cgroup))
+            .arg(script)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn output(&self, cgroup: &str, script: &str) -> Output {
+        self.python(cgroup, script).wait_with_output().unwrap()
+    }
+
+    fn accept(&self) -> TcpStream {
+        self.listener.set_nonblocking(true).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => return stream,
+                Err(error) => assert!(Instant::now() < deadline, "nobody connected: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // bpffs refuses nothing that we made: pins first, so that the links go with them.
+        drop(fs::remove_dir_all(&self.bpf_dir));
+        for child in ["pods/a/nested", "pods/a", "pods/b", "pods", "host", ""] {
+            drop(fs::remove_dir(self.cgroup.join(child)));
+        }
+    }
+}
+
+/// The cgroup of this process, which owns the listener.
+fn own_cgroup(lab: &Path) -> PathBuf {
+    let path = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = path.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
+    lab.parent().unwrap().join(path)
+}
+
+fn connect(family: &str, host: &str, port: u16) -> String {
+    format!(
+        "import socket\ns = socket.socket(socket.{family}, socket.SOCK_STREAM)\ns.settimeout(5)\ns.connect(('{host}', {port}))\n\
+         print(s.getpeername()[:2])\ns.recv(1)"
+    )
+}
+
+fn dial() -> String {
+    connect("AF_INET", &METADATA.ip().to_string(), METADATA.port())
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn bpftool(arguments: &[&str]) -> Value {
+    let output = Command::new("bpftool").args(["-j"]).args(arguments).output().expect("bpftool");
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn tells_the_cgroup_that_connected() {
+    let lab = Lab::new();
+    let origins = lab.attach().origins().unwrap();
+
+    for cgroup in ["pods/a", "pods/b", "pods/a/nested"] {
+        for (family, host) in
+            [("AF_INET", METADATA.ip().to_string()), ("AF_INET6", format!("::ffff:{}", METADATA.ip()))]
+        {
+            let client = lab.python(cgroup, &connect(family, &host, METADATA.port()));
+            let pid = client.id();
+
+            let accepted = lab.accept();
+            let origin = origins.origin_of(accepted.as_fd()).expect("vouched for");
+            drop(accepted);
+            let output = client.wait_with_output().unwrap();
+
+            assert_eq!(origin.cgroup, lab.id(cgroup), "{cgroup} over {family}");
+            assert_eq!(origin.tgid, pid);
+            assert_eq!(
+                String::from_utf8(output.stdout).unwrap().trim(),
+                format!("('{host}', 80)"),
+                "the peer name"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn denies_other_ports_and_protocols() {
+    let lab = Lab::new();
+    let datapath = lab.attach();
+
+    let tcp = lab.output("pods/a", &connect("AF_INET", &METADATA.ip().to_string(), 443));
+    let udp = format!(
+        "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('{}', 80))",
+        METADATA.ip()
+    );
+    let udp = lab.output("pods/a", &udp);
+
+    for output in [tcp, udp] {
+        assert!(stderr(&output).contains("PermissionError"), "{output:?}");
+    }
+    let counters: Vec<_> = datapath.counters().unwrap().read().collect();
+    assert!(
+        counters.contains(&("denied_port", 1)) && counters.contains(&("denied_protocol", 1)),
+        "{counters:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn vouches_for_no_direct_dial() {
+    let lab = Lab::new();
+    let origins = lab.attach().origins().unwrap();
+
+    for cgroup in ["pods/a", "host"] {
+        let client =
+            lab.python(cgroup, &connect("AF_INET", &lab.agent().ip().to_string(), lab.agent().port()));
+        let accepted = lab.accept();
+
+        assert!(matches!(origins.origin_of(accepted.as_fd()), Err(OriginError::Unvouched)), "{cgroup}");
+
+        drop(accepted);
+        client.wait_with_output().unwrap();
+    }
+    // The allowed twin.
+    let client = lab.python("pods/a", &dial());
+    assert!(origins.origin_of(lab.accept().as_fd()).is_ok());
+    client.wait_with_output().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pass_lets_the_agents_own_socket_through() {
+    let lab = Lab::new();
+    let pass = lab.attach().pass().unwrap();
+    let connects = |marked: bool| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        if marked {
+            pass.grant(socket.as_fd()).unwrap();
+        }
+        socket.connect(&METADATA.into()).map(|()| socket.as_raw_fd())
+    };
+
+    // A socket belongs to the cgroup in which it is made: as a pod's process for a moment.
+    let home = own_cgroup(&lab.cgroup).join("cgroup.procs");
+    fs::write(lab.cgroup.join("pods/b/cgroup.procs"), process::id().to_string()).unwrap();
+    let (marked, plain) = (connects(true), connects(false));
+    fs::write(home, process::id().to_string()).unwrap();
+
+    assert!(marked.is_ok(), "{marked:?}");
+    assert_eq!(plain.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn fails_closed_without_the_agent_and_recovers_with_it() {
+    let mut lab = Lab::new();
+    drop(lab.attach());
+    lab.listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(); // the old one is closed
+
+    let dead = lab.output("pods/a", &dial());
+    assert!(stderr(&dead).contains("ConnectionRefusedError"), "{dead:?}");
+
+    // The next agent swaps the programs under the pinned links, and tells its own address.
+    let links = |lab: &Lab| -> Vec<u64> {
+        let id = lab.id("pods").0;
+        let all = bpftool(&["link", "show"]);
+        let of_pods = all.as_array().unwrap().iter().filter(|link| link["cgroup_id"] == id);
+        of_pods.map(|link| link["id"].as_u64().unwrap()).collect()
+    };
+    let before = links(&lab);
+    let origins = lab.attach().origins().unwrap();
+    let client = lab.python("pods/a", &dial());
+    let origin = origins.origin_of(lab.accept().as_fd()).unwrap();
+
+    assert_eq!(origin.cgroup, lab.id("pods/a"));
+    assert!(client.wait_with_output().unwrap().status.success());
+    assert_eq!((before.len(), &before), (5, &links(&lab)), "the links were kept");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_recreated_pods_cgroup_gets_its_links_back() {
+    let lab = Lab::new();
+    drop(lab.attach());
+    for cgroup in ["pods/a/nested", "pods/a", "pods/b", "pods"] {
+        fs::remove_dir(lab.cgroup.join(cgroup)).unwrap();
+    }
+    fs::create_dir_all(lab.cgroup.join("pods/a")).unwrap();
+
+    let origins = lab.attach().origins().unwrap();
+    let client = lab.python("pods/a", &dial());
+    let origin = origins.origin_of(lab.accept().as_fd()).unwrap();
+
+    assert_eq!(origin.cgroup, lab.id("pods/a"));
+    client.wait_with_output().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_second_agent_is_refused() {
+    let lab = Lab::new();
+    let first = lab.attach();
+
+    let second = Datapath::attach(&lab.settings()).map(drop).unwrap_err().to_string();
+    drop(first);
+
+    assert!(second.starts_with("another agent uses "), "{second}");
+    assert!(Datapath::attach(&lab.settings()).is_ok());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn names_and_types_read_well_in_bpftool() {
+    let lab = Lab::new();
+    let _datapath = lab.attach();
+    let maps = lab.bpf_dir.join("v1/maps");
+    let pin = |name: &str| maps.join(name).into_os_string().into_string().unwrap();
+
+    let mut pinned: Vec<_> =
+        fs::read_dir(&maps).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    pinned.sort();
+    let mut expected = names::map::ALL.map(str::to_owned);
+    expected.sort();
+
+    assert_eq!(pinned, expected);
+    for name in names::map::ALL {
+        assert_eq!(bpftool(&["map", "show", "pinned", &pin(name)])["name"], name);
+    }
+    let dump = bpftool(&["map", "dump", "pinned", &pin(names::map::CONFIG)]);
+    let address = u32::from_ne_bytes(METADATA.ip().octets());
+    assert_eq!(dump[0]["formatted"]["value"]["metadata_addr_be"], address, "{dump}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_map_of_another_layout_is_refused() {
+    let lab = Lab::new();
+    let maps = lab.bpf_dir.join("v1/maps");
+    fs::create_dir_all(&maps).unwrap();
+    let path = maps.join(names::map::CONFIG);
+    let status = Command::new("bpftool")
+        .args([
+            "map",
+            "create",
+            path.to_str().unwrap(),
+            "type",
+            "array",
+            "key",
+            "4",
+            "value",
+            "64",
+            "entries",
+            "1",
+            "name",
+            "other",
+        ])
+        .status()
+        .unwrap();
+    assert!(status.success());
+
+    let error = Datapath::attach(&lab.settings()).map(drop).unwrap_err().to_string();
+
+    assert!(error.contains("does not fit this agent"), "{error}");
+    fs::remove_file(path).unwrap();
+    assert!(Datapath::attach(&lab.settings()).is_ok());
+}
