@@ -124,3 +124,89 @@ impl Lookups {
         self.last_error.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::object::Known, *};
+
+    fn uid(n: u8) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
+    }
+
+    fn sighting(n: u8) -> Sighting {
+        let pod = Pod {
+            uid: uid(n),
+            namespace: "n".into(),
+            name: "p".into(),
+            service_account: "default".into(),
+            host_network: false,
+            annotations: [].into(),
+        };
+        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None })
+    }
+
+    #[test]
+    fn a_list_under_way_answers_later_waiters_for_the_same_pod_but_not_for_others() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
+        lookups.finish_list(Ok(vec![]));
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Absent));
+        assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
+        assert!(lookups.start_list());
+        lookups.finish_list(Ok(vec![sighting(2)]));
+        assert!(matches!(lookups.look(&uid(2)), Look::Found(_)));
+        assert!(!lookups.start_list());
+    }
+
+    #[test]
+    fn no_list_is_made_for_a_pod_that_has_come_meanwhile() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+
+        lookups.pods.apply(sighting(1));
+
+        assert!(!lookups.start_list());
+    }
+
+    #[test]
+    fn a_failed_list_proves_nothing_absent() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+
+        lookups.finish_list(Err(ListError::Truncated));
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.last_error().is_some());
+        assert!(lookups.start_list());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absence_is_believed_for_a_while_only() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+        lookups.finish_list(Ok(vec![]));
+        assert!(matches!(lookups.look(&uid(1)), Look::Absent));
+
+        tokio::time::advance(ABSENT_FOR).await;
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+    }
+
+    #[test]
+    fn the_look_ups_that_are_remembered_are_bounded() {
+        let mut lookups = Lookups::new();
+        for n in 0..LOOKUPS_LIMIT + 1 {
+            let uid = PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap();
+            assert!(matches!(lookups.look(&uid), Look::Wanted));
+        }
+
+        assert_eq!(lookups.wanted.len(), LOOKUPS_LIMIT);
+    }
+}

@@ -10,7 +10,10 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::api_server::{ApiServer, Mode};
-use super::{lookup::LOOKUP_DEADLINE, *};
+use super::{
+    lookup::{LIST_INTERVAL, LOOKUP_DEADLINE},
+    *,
+};
 use crate::clock::SystemClock;
 
 const ROLE: &str = "ram.aliyuncs.com/role";
@@ -176,6 +179,20 @@ async fn an_unknown_pod_is_refused_at_once_and_not_listed_for_again() {
     assert!(start.elapsed() < LOOKUP_DEADLINE, "{:?}", start.elapsed());
     assert_eq!(running.api.direct_lists(), 1);
     assert!(running.pod(1).await.is_ok());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn different_unknown_pods_cannot_make_lists_follow_each_other_fast() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let start = Instant::now();
+
+    for n in [8, 9] {
+        assert!(matches!(running.pod(n).await, Err(PodError::Unknown(_))));
+    }
+
+    assert!(start.elapsed() >= LIST_INTERVAL, "{:?}", start.elapsed());
+    assert_eq!(running.api.direct_lists(), 2);
     running.stop().await;
 }
 

@@ -84,6 +84,8 @@ const NOT_PODS: &[(&str, &str)] = &[
     ("kubepods.slice", "kubepods.slice/pod{u}"),
     ("kubepods", "kubepods/kubepods-pod{_}.slice"),
     ("kubepods.slice", "kubepods.slice/kubepods-burstable.slice/kubepods-besteffort-pod{_}.slice"),
+    ("kubepods.slice", "kubepods.slice/kubepods-burstable.slice/kubepods-pod{_}.slice"),
+    ("kubepods.slice", "kubepods.slice/kubepods-burstable.slice/kubepods--pod{_}.slice"),
     ("kubepods.slice", "kubepods.slice/kubepods-pod{_}"),
     // a UID that is none
     ("kubepods", "kubepods/pod"),
