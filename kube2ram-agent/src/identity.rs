@@ -1,7 +1,19 @@
 //! Cgroup id → pod UID. Owns the cgroup2 mount and the names that kubelet and container runtimes give to cgroups.
-//! Depends on nothing of ours; called by `server` once per connection.
+//! Depends on nothing of ours; called by `server` once per connection, and by `app` to find the mount.
 
-use std::fmt;
+mod cgroup;
+mod cgroup_path;
+mod mount;
+
+use std::{fmt, str::FromStr};
+
+use uuid::Uuid;
+
+pub use self::{
+    cgroup::{CgroupTree, cgroup_id},
+    cgroup_path::pod_of_path,
+    mount::{MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
+};
 
 /// A cgroup2 id: the 64-bit file handle of its directory. Never reused on a 64-bit kernel while it is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +29,36 @@ impl fmt::Display for CgroupId {
 /// the 32 hex digits of its `kubernetes.io/config.hash`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Box<str>);
+
+impl PodUid {
+    /// Parses a UID as the API server, a kubelet or a cgroup name writes it: case and `_` for `-` (systemd reserves the dash)
+    /// do not matter, anything else does.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.replace('_', "-").to_ascii_lowercase();
+        let dashes_or_none = text.len() == uuid::fmt::Hyphenated::LENGTH || text.len() == CONFIG_HASH_LEN;
+        // `Uuid` takes more forms (braces, `urn:`), none of them of these two lengths.
+        (dashes_or_none && Uuid::from_str(&text).is_ok()).then(|| Self(text.into()))
+    }
+
+    /// The UID in lower case, with dashes unless it is a config hash.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is a static pod's config hash, which the API server knows only through the mirror pod.
+    pub fn is_config_hash(&self) -> bool {
+        self.0.len() == CONFIG_HASH_LEN
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An MD5 in hex: the kubelet's `applyDefaults` for pods that come from files or URLs.
+const CONFIG_HASH_LEN: usize = 32;
 
 /// Why a connection's cgroup is not known to be a pod's.
 #[derive(Debug, thiserror::Error)]

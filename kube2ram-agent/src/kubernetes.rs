@@ -1,10 +1,25 @@
 //! What the API server knows: the pods of this node and the namespaces' allow-lists, kept by watches; and Events back to it.
 //! The only home of kube and k8s-openapi. Called by `server` (look-ups) and `app` (watches).
 
+mod client;
+mod cluster;
+mod events;
+mod lookup;
+mod metrics;
+mod object;
+mod pods;
+mod store;
+mod watch;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 
+pub use self::{
+    client::{ClientConfig, ClientError},
+    cluster::{Cluster, ClusterConfig},
+    metrics::Metrics,
+};
 use crate::identity::PodUid;
 
 /// A pod of this node, trimmed to what is used.
@@ -86,3 +101,6 @@ pub trait Notices: Send + Sync + 'static {
     /// Queues a warning Event.
     fn warn(&self, notice: Notice);
 }
+
+#[cfg(test)]
+mod tests;

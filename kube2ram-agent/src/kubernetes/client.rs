@@ -1,0 +1,144 @@
+//! Where the API server is and how the agent logs in to it.
+//! Depends on kube alone; called by `kubernetes::cluster`.
+
+use std::{path::PathBuf, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use secrecy::SecretString;
+
+/// How to reach the API server.
+#[derive(Debug)]
+pub enum ClientConfig {
+    /// By the service account that is mounted into the agent's pod.
+    InCluster,
+    /// By the current context of a kubeconfig file.
+    Kubeconfig(PathBuf),
+    /// By an address. `http://` is for test stands: it goes with neither a token nor `insecure`.
+    Server {
+        /// `https://host[:port]`.
+        url: String,
+        /// A bearer token.
+        token: Option<SecretString>,
+        /// Whether any certificate will do. Whoever sits in between can then give any pod any role.
+        insecure: bool,
+    },
+}
+
+/// Why there is no client for the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The client could not be made, for example because of a broken certificate.
+    #[error("cannot make a client for the API server")]
+    Client(#[source] kube::Error),
+    /// The pod's service account is not mounted, or the agent does not run in a pod.
+    #[error("cannot use the pod's service account: run in a cluster, or set --kubeconfig or --api-server")]
+    InCluster(#[source] InClusterError),
+    /// The kubeconfig is missing or malformed.
+    #[error("cannot use kubeconfig {path}")]
+    Kubeconfig {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KubeconfigError,
+    },
+    /// A token or `--insecure` was given for an `http://` address: the token would travel in the clear.
+    #[error("--api-token and --insecure need an https:// --api-server")]
+    Plaintext,
+    /// The address is not an `http(s)://` URL.
+    #[error("--api-server {url:?} is not an http:// or https:// URL")]
+    Url {
+        /// As given.
+        url: String,
+        /// Why it does not parse, unless its scheme is what is wrong.
+        #[source]
+        source: Option<http::uri::InvalidUri>,
+    },
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longer than a watch that has nothing to say stays silent (the server ends it after 290 s), so it ends only dead connections.
+const READ_TIMEOUT: Duration = Duration::from_secs(310);
+
+pub(super) async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
+    let mut config = match config {
+        ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
+        ClientConfig::Kubeconfig(path) => match Kubeconfig::read_from(&path) {
+            Ok(file) => Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await,
+            Err(error) => Err(error),
+        }
+        .map_err(|source| ClientError::Kubeconfig { path, source })?,
+        ClientConfig::Server { url, token, insecure } => at_server(url, token, insecure)?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.write_timeout = Some(WRITE_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    // Else the time that a pooled connection lay idle counts too.
+    config.reset_reader_on_write = true;
+    Client::try_from(config).map_err(ClientError::Client)
+}
+
+fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result<Config, ClientError> {
+    let parsed: http::Uri = match url.parse() {
+        Ok(parsed) => parsed,
+        Err(source) => return Err(ClientError::Url { url, source: Some(source) }),
+    };
+    let plaintext = match parsed.scheme_str() {
+        Some("http") => true,
+        Some("https") => false,
+        _ => return Err(ClientError::Url { url, source: None }),
+    };
+    if plaintext && (insecure || token.is_some()) {
+        return Err(ClientError::Plaintext);
+    }
+    let mut config = Config::new(parsed);
+    config.auth_info.token = token;
+    config.accept_invalid_certs = insecure;
+    if plaintext || insecure {
+        // No certificate is checked, so the machine need not have a trust store (a scratch image has none).
+        config.root_cert = Some(Vec::new());
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(url: &str, token: Option<&str>, insecure: bool) -> Result<Config, ClientError> {
+        at_server(url.to_owned(), token.map(SecretString::from), insecure)
+    }
+
+    #[test]
+    fn a_token_and_insecure_go_with_https_only() {
+        assert!(server("https://api:6443", Some("t"), true).is_ok());
+        assert!(server("http://127.0.0.1:8001", None, false).is_ok());
+        assert!(matches!(server("http://api", Some("t"), false), Err(ClientError::Plaintext)));
+        assert!(matches!(server("http://api", None, true), Err(ClientError::Plaintext)));
+    }
+
+    #[test]
+    fn certificates_are_checked_unless_insecure_is_asked_for() {
+        assert!(!server("https://api", Some("t"), false).unwrap().accept_invalid_certs);
+        assert!(server("https://api", Some("t"), true).unwrap().accept_invalid_certs);
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_url() {
+        for url in ["", "api:6443", "ftp://api", "https://a b"] {
+            assert!(matches!(server(url, None, false), Err(ClientError::Url { .. })), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_the_kubeconfig_that_is_missing() {
+        let error = connect(ClientConfig::Kubeconfig("/nowhere/config".into())).await.err().unwrap();
+
+        assert_eq!(error.to_string(), "cannot use kubeconfig /nowhere/config");
+    }
+}

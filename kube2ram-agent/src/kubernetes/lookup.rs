@@ -1,0 +1,212 @@
+//! Pods that connect before the watch has shown them: who waits for which pod, and what direct lists have answered.
+//! Pure but for the clock of tokio; called by `kubernetes::cluster`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Pod,
+    object::Sighting,
+    pods::{Found, Pods},
+};
+use crate::identity::PodUid;
+
+/// How long a pod may be waited for. SDKs give up after 1 s, and the answer has to get back within that.
+pub(super) const LOOKUP_DEADLINE: Duration = Duration::from_millis(700);
+
+/// Between the starts of two direct lists: a node asks 4 times a second at most, whatever its pods do.
+pub(super) const LIST_INTERVAL: Duration = Duration::from_millis(250);
+
+/// More pods than any node has; a list that is cut off there proves nothing absent.
+pub(super) const LIST_LIMIT: u32 = 5_000;
+
+/// How long the API server's word that a pod does not exist is taken.
+const ABSENT_FOR: Duration = Duration::from_secs(1);
+
+/// Bounds the look-ups that are remembered; beyond it they end at their deadline.
+const LOOKUPS_LIMIT: usize = 4_096;
+
+/// Why a direct list brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ListError {
+    #[error("cannot list the pods of this node")]
+    Request(#[source] kube::Error),
+    #[error("listing the pods of this node timed out")]
+    Timeout(#[source] tokio::time::error::Elapsed),
+    #[error("the list of this node's pods is longer than {LIST_LIMIT}")]
+    Truncated,
+}
+
+#[derive(Debug)]
+pub(super) struct Lookups {
+    pub(super) pods: Pods,
+    /// For the next direct list.
+    wanted: HashSet<PodUid>,
+    /// For the one under way. A pod's object is older than its cgroup, so a list answers everybody who waits for the same pod.
+    asked: HashSet<PodUid>,
+    absent: HashMap<PodUid, Instant>,
+    last_error: Option<Arc<ListError>>,
+}
+
+pub(super) enum Look {
+    /// The API server has just said that it does not exist.
+    Absent,
+    Ambiguous,
+    Found(Arc<Pod>),
+    /// Wanted from the direct list under way, or from the next one.
+    Wanted,
+}
+
+impl Lookups {
+    pub(super) fn new() -> Self {
+        Self {
+            pods: Pods::new(),
+            wanted: HashSet::new(),
+            asked: HashSet::new(),
+            absent: HashMap::new(),
+            last_error: None,
+        }
+    }
+
+    pub(super) fn look(&mut self, uid: &PodUid) -> Look {
+        match self.pods.find(uid) {
+            Found::Ambiguous => return Look::Ambiguous,
+            Found::One(pod) => return Look::Found(pod),
+            Found::None => {}
+        }
+        if self.absent.get(uid).is_some_and(|since| since.elapsed() < ABSENT_FOR) {
+            return Look::Absent;
+        }
+        if !self.asked.contains(uid) && self.wanted.len() < LOOKUPS_LIMIT {
+            self.wanted.insert(uid.clone());
+        }
+        Look::Wanted
+    }
+
+    /// Whether a direct list is wanted; if so, it has to be made now and given to [`Self::finish_list`].
+    pub(super) fn start_list(&mut self) -> bool {
+        let pods = &self.pods;
+        self.asked = self.wanted.drain().filter(|uid| matches!(pods.find(uid), Found::None)).collect();
+        if self.asked.is_empty() {
+            return false;
+        }
+        self.pods.start_direct();
+        true
+    }
+
+    pub(super) fn finish_list(&mut self, listed: Result<Vec<Sighting>, ListError>) {
+        let asked = std::mem::take(&mut self.asked);
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                self.last_error = Some(Arc::new(error));
+                return;
+            }
+        };
+        self.last_error = None;
+        self.absent.retain(|_, since| since.elapsed() < ABSENT_FOR);
+        if !self.pods.finish_direct(listed) {
+            return;
+        }
+        for uid in asked {
+            if matches!(self.pods.find(&uid), Found::None) && self.absent.len() < LOOKUPS_LIMIT {
+                self.absent.insert(uid, Instant::now());
+            }
+        }
+    }
+
+    pub(super) fn last_error(&self) -> Option<Arc<ListError>> {
+        self.last_error.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::object::Known, *};
+
+    fn uid(n: u8) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
+    }
+
+    fn sighting(n: u8) -> Sighting {
+        let pod = Pod {
+            uid: uid(n),
+            namespace: "n".into(),
+            name: "p".into(),
+            service_account: "default".into(),
+            host_network: false,
+            annotations: [].into(),
+        };
+        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None })
+    }
+
+    #[test]
+    fn a_list_under_way_answers_later_waiters_for_the_same_pod_but_not_for_others() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
+        lookups.finish_list(Ok(vec![]));
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Absent));
+        assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
+        assert!(lookups.start_list());
+        lookups.finish_list(Ok(vec![sighting(2)]));
+        assert!(matches!(lookups.look(&uid(2)), Look::Found(_)));
+        assert!(!lookups.start_list());
+    }
+
+    #[test]
+    fn no_list_is_made_for_a_pod_that_has_come_meanwhile() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+
+        lookups.pods.apply(sighting(1));
+
+        assert!(!lookups.start_list());
+    }
+
+    #[test]
+    fn a_failed_list_proves_nothing_absent() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+
+        lookups.finish_list(Err(ListError::Truncated));
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.last_error().is_some());
+        assert!(lookups.start_list());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absence_is_believed_for_a_while_only() {
+        let mut lookups = Lookups::new();
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+        assert!(lookups.start_list());
+        lookups.finish_list(Ok(vec![]));
+        assert!(matches!(lookups.look(&uid(1)), Look::Absent));
+
+        tokio::time::advance(ABSENT_FOR).await;
+
+        assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
+    }
+
+    #[test]
+    fn the_look_ups_that_are_remembered_are_bounded() {
+        let mut lookups = Lookups::new();
+        for n in 0..LOOKUPS_LIMIT + 1 {
+            let uid = PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap();
+            assert!(matches!(lookups.look(&uid), Look::Wanted));
+        }
+
+        assert_eq!(lookups.wanted.len(), LOOKUPS_LIMIT);
+    }
+}

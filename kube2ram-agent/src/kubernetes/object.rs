@@ -1,0 +1,161 @@
+//! API objects as they come over the wire, cut down to what is used while they are parsed.
+//! Pure; called by `kubernetes::cluster`.
+
+use std::sync::Arc;
+
+use kube::core::{ApiResource, ObjectMeta, object::Object};
+use serde::Deserialize;
+
+use super::Pod;
+use crate::identity::PodUid;
+
+/// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not built and dropped.
+pub(super) type ApiPod = Object<PodSpec, PodStatus>;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodSpec {
+    service_account_name: Option<Box<str>>,
+    #[serde(default)]
+    host_network: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PodStatus {
+    phase: Option<Box<str>>,
+}
+
+/// What one pod object says.
+#[derive(Debug)]
+pub(super) enum Sighting {
+    /// It will never run (again).
+    Ended(PodUid),
+    /// It may run, or runs, or is about to end.
+    Live(Known),
+}
+
+/// A pod, and the other name by which its cgroup may go.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) pod: Arc<Pod>,
+    pub(super) config_hash: Option<PodUid>,
+}
+
+pub(super) fn pod_resource() -> ApiResource {
+    ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&())
+}
+
+/// Trims an object, keeping those of the annotations named in `keep`; `None` when it has no usable name or UID.
+pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
+    let uid = uid_of(&object.metadata)?;
+    let phase = object.status.and_then(|status| status.phase);
+    // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
+    if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
+        return Some(Sighting::Ended(uid));
+    }
+    let mut annotations = object.metadata.annotations.unwrap_or_default();
+    // Only the kubelet's mirror pods: anybody may write the hash alone.
+    let mirror = annotations.contains_key("kubernetes.io/config.mirror");
+    let config_hash = annotations
+        .get("kubernetes.io/config.hash")
+        .filter(|_| mirror)
+        .and_then(|hash| PodUid::parse(hash))
+        .filter(PodUid::is_config_hash);
+    let annotations =
+        keep.iter().filter_map(|key| Some((key.clone(), annotations.remove(&**key)?.into()))).collect();
+    let pod = Pod {
+        uid,
+        namespace: object.metadata.namespace?.into(),
+        name: object.metadata.name?.into(),
+        service_account: object
+            .spec
+            .service_account_name
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "default".into()),
+        host_network: object.spec.host_network,
+        annotations,
+    };
+    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash }))
+}
+
+pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
+    PodUid::parse(metadata.uid.as_deref()?)
+}
+
+/// The value of one annotation; what is longer than any sane allow-list becomes a text that parses as none.
+pub(super) fn bounded_annotation(metadata: ObjectMeta, key: &str) -> Option<Arc<str>> {
+    let value = metadata.annotations?.remove(key)?;
+    Some(if value.len() > VALUE_LIMIT_BYTES { OVERSIZED.into() } else { value.into() })
+}
+
+const VALUE_LIMIT_BYTES: usize = 64 * 1024;
+const OVERSIZED: &str = "the annotation is longer than 64 KiB";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const UID: &str = "0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a";
+
+    fn live(object: serde_json::Value, keep: &[&str]) -> Option<Known> {
+        let keep: Vec<Box<str>> = keep.iter().map(|key| (*key).into()).collect();
+        match sighting(serde_json::from_value(object).unwrap(), &keep)? {
+            Sighting::Live(known) => Some(known),
+            Sighting::Ended(_) => None,
+        }
+    }
+
+    #[test]
+    fn keeps_what_is_used_and_the_annotations_asked_for() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "team-a", "name": "web", "uid": UID.to_uppercase(),
+                "annotations": {"role": "reader", "other": "x"}, "managedFields": [{"fieldsV1": {"f:x": {}}}]},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "serviceAccountName": "sa", "hostNetwork": true},
+            "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        });
+
+        let pod = live(object, &["role", "absent"]).unwrap().pod;
+
+        assert_eq!(pod.uid.as_str(), UID);
+        assert_eq!((&*pod.namespace, &*pod.name, &*pod.service_account), ("team-a", "web", "sa"));
+        assert!(pod.host_network);
+        assert_eq!(pod.annotations, [("role".into(), "reader".into())].into());
+    }
+
+    #[test]
+    fn a_minimal_pod_has_the_default_service_account() {
+        let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": UID}, "spec": {"serviceAccountName": ""}});
+
+        let known = live(object, &["role"]).unwrap();
+
+        assert_eq!(&*known.pod.service_account, "default");
+        assert!(!known.pod.host_network && known.pod.annotations.is_empty() && known.config_hash.is_none());
+    }
+
+    #[test]
+    fn a_pod_without_a_usable_uid_is_passed_over() {
+        for uid in [json!(null), json!(""), json!("1"), json!("../../etc")] {
+            let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": uid}, "spec": {}});
+
+            assert!(live(object, &[]).is_none());
+        }
+    }
+
+    #[test]
+    fn an_oversized_allow_list_is_kept_as_malformed() {
+        let with = |value: String| ObjectMeta {
+            annotations: Some([("k".into(), value)].into()),
+            ..Default::default()
+        };
+
+        assert_eq!(bounded_annotation(with("[\"a\"]".into()), "k").as_deref(), Some("[\"a\"]"));
+        assert_eq!(
+            bounded_annotation(with("[".repeat(VALUE_LIMIT_BYTES + 1)), "k").as_deref(),
+            Some(OVERSIZED)
+        );
+        assert_eq!(bounded_annotation(with("x".into()), "other"), None);
+    }
+}

@@ -1,0 +1,194 @@
+//! The pods of the node, from two sources: the watch, and direct lists for pods that it has not shown yet.
+//! Pure; called by `kubernetes::cluster` and `kubernetes::lookup`.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    Pod,
+    object::{Known, Sighting},
+    store::Store,
+};
+use crate::identity::PodUid;
+
+#[derive(Debug)]
+pub(super) struct Pods {
+    store: Store<PodUid, Known>,
+    /// While a direct list is under way: what the watch has said meanwhile, since the list may be older than that.
+    meanwhile: Option<Meanwhile>,
+}
+
+#[derive(Debug, Default)]
+struct Meanwhile {
+    removed: HashSet<PodUid>,
+    relisted: bool,
+}
+
+/// Whom a cgroup's name means.
+#[derive(Debug)]
+pub(super) enum Found {
+    Ambiguous,
+    None,
+    One(Arc<Pod>),
+}
+
+impl Pods {
+    pub(super) fn new() -> Self {
+        Self { store: Store::new(), meanwhile: None }
+    }
+
+    pub(super) fn is_listed(&self) -> bool {
+        self.store.is_listed()
+    }
+
+    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
+        self.store.known().values().map(|known| &known.pod)
+    }
+
+    /// The pod whose cgroup is named after `uid`.
+    pub(super) fn find(&self, uid: &PodUid) -> Found {
+        if let Some(known) = self.store.known().get(uid) {
+            return Found::One(Arc::clone(&known.pod));
+        }
+        if !uid.is_config_hash() {
+            return Found::None;
+        }
+        // Static pods are few and seldom ask, so an index of their own would cost more than it saves.
+        let mut claims = self.store.known().values().filter(|known| known.config_hash.as_ref() == Some(uid));
+        match (claims.next(), claims.next()) {
+            (None, _) => Found::None,
+            (Some(known), None) => Found::One(Arc::clone(&known.pod)),
+            _ => Found::Ambiguous,
+        }
+    }
+
+    pub(super) fn apply(&mut self, sighting: Sighting) {
+        match sighting {
+            Sighting::Ended(uid) => self.remove(uid),
+            Sighting::Live(known) => drop(self.store.insert(known.pod.uid.clone(), known)),
+        }
+    }
+
+    pub(super) fn remove(&mut self, uid: PodUid) {
+        self.store.remove(&uid);
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.removed.insert(uid);
+        }
+    }
+
+    pub(super) fn start_relist(&mut self) {
+        self.store.start_list();
+    }
+
+    pub(super) fn relist(&mut self, sighting: Sighting) {
+        if let Sighting::Live(known) = sighting {
+            self.store.list(known.pod.uid.clone(), known);
+        }
+    }
+
+    pub(super) fn finish_relist(&mut self) {
+        self.store.finish_list();
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.relisted = true;
+        }
+    }
+
+    /// A direct list is about to be asked for.
+    pub(super) fn start_direct(&mut self) {
+        self.meanwhile = Some(Meanwhile::default());
+    }
+
+    /// Adds what a direct list brought and the watch has neither shown nor seen go. `false` when the list is of no use, because a
+    /// relist may have dropped pods that this list still has.
+    pub(super) fn finish_direct(&mut self, listed: impl IntoIterator<Item = Sighting>) -> bool {
+        let meanwhile = self.meanwhile.take().unwrap_or_default();
+        if meanwhile.relisted {
+            return false;
+        }
+        for sighting in listed {
+            let Sighting::Live(known) = sighting else { continue };
+            let uid = &known.pod.uid;
+            if !meanwhile.removed.contains(uid) && !self.store.known().contains_key(uid) {
+                self.store.insert(uid.clone(), known);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uid(n: u8) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
+    }
+
+    fn sighting(n: u8, name: &str) -> Sighting {
+        let pod = Pod {
+            uid: uid(n),
+            namespace: "n".into(),
+            name: name.into(),
+            service_account: "default".into(),
+            host_network: false,
+            annotations: [].into(),
+        };
+        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None })
+    }
+
+    fn name(pods: &Pods, n: u8) -> Option<Box<str>> {
+        match pods.find(&uid(n)) {
+            Found::One(pod) => Some(pod.name.clone()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_direct_list_adds_what_the_watch_has_not_shown_and_overwrites_nothing() {
+        let mut pods = Pods::new();
+        pods.apply(sighting(1, "from watch"));
+        pods.start_direct();
+
+        assert!(pods.finish_direct([sighting(1, "from list"), sighting(2, "from list")]));
+
+        assert_eq!(name(&pods, 1).as_deref(), Some("from watch"));
+        assert_eq!(name(&pods, 2).as_deref(), Some("from list"));
+    }
+
+    #[test]
+    fn a_direct_list_does_not_bring_back_what_has_gone_meanwhile() {
+        let mut pods = Pods::new();
+        pods.apply(sighting(1, "a"));
+        pods.start_direct();
+        pods.remove(uid(1));
+        pods.apply(Sighting::Ended(uid(2)));
+
+        pods.finish_direct([sighting(1, "a"), sighting(2, "b"), sighting(3, "c")]);
+
+        assert_eq!((name(&pods, 1), name(&pods, 2)), (None, None));
+        assert_eq!(name(&pods, 3).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_direct_list_is_of_no_use_when_a_relist_came_in_between() {
+        let mut pods = Pods::new();
+        pods.start_direct();
+        pods.start_relist();
+        pods.finish_relist();
+
+        assert!(!pods.finish_direct([sighting(1, "a")]));
+        assert_eq!(name(&pods, 1), None);
+    }
+
+    #[test]
+    fn a_relist_shows_only_when_it_is_complete() {
+        let mut pods = Pods::new();
+        pods.apply(sighting(1, "old"));
+
+        pods.start_relist();
+        pods.relist(sighting(2, "new"));
+        assert_eq!((name(&pods, 1).as_deref(), name(&pods, 2)), (Some("old"), None));
+
+        pods.finish_relist();
+        assert_eq!((name(&pods, 1), name(&pods, 2).as_deref()), (None, Some("new")));
+    }
+}

@@ -1,0 +1,452 @@
+//! The cluster against an API server that speaks list, watch and create over real connections.
+
+mod api_server;
+
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::api_server::{ApiServer, Mode};
+use super::{
+    lookup::{LIST_INTERVAL, LOOKUP_DEADLINE},
+    *,
+};
+use crate::clock::SystemClock;
+
+const ROLE: &str = "ram.aliyuncs.com/role";
+const ALLOWED: &str = "ram.aliyuncs.com/allowed-roles";
+const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015";
+
+struct Running {
+    cluster: Arc<Cluster>,
+    api: ApiServer,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// A cluster that runs against `api`, whether that is up or not.
+    async fn start(api: ApiServer) -> Self {
+        let config = ClusterConfig {
+            node: "node-1".into(),
+            pod_annotations: vec![ROLE.into()],
+            allow_list_annotation: ALLOWED.into(),
+            check_allow_list: Arc::new(|text| match text.starts_with('[') {
+                true => Ok(()),
+                false => Err(format!("not a list: {text}")),
+            }),
+        };
+        let client = ClientConfig::Server { url: api.url(), token: None, insecure: false };
+        let cluster =
+            Cluster::connect(client, config, Arc::new(SystemClock), &mut Registry::default()).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(Arc::clone(&cluster).run(shutdown.clone()));
+        Self { cluster, api, shutdown, task }
+    }
+
+    /// The same, with both watches under way.
+    async fn synced(api: ApiServer) -> Self {
+        let running = Self::start(api).await;
+        within(running.cluster.synced()).await;
+        eventually("both watches", || running.api.watches() == 2).await;
+        running
+    }
+
+    async fn pod(&self, n: u32) -> Result<Arc<Pod>, PodError> {
+        self.cluster.pod(&uid(n)).await
+    }
+
+    fn knows(&self, n: u32) -> bool {
+        self.cluster.pods().iter().any(|pod| pod.uid == uid(n))
+    }
+
+    /// A look-up that is known to wait.
+    async fn waiter(&self, n: u32) -> JoinHandle<Result<Arc<Pod>, PodError>> {
+        let cluster = Arc::clone(&self.cluster);
+        let lists = self.api.direct_lists();
+        let waiter = tokio::spawn(async move { cluster.pod(&uid(n)).await });
+        eventually("a direct list", || self.api.direct_lists() > lists).await;
+        waiter
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        within(self.task).await.unwrap();
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("in time")
+}
+
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn uid(n: u32) -> PodUid {
+    PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap()
+}
+
+fn pod(n: u32, role: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "team-a", "name": format!("pod-{n}"), "uid": uid(n).as_str(), "annotations": {ROLE: role}},
+        "spec": {"nodeName": "node-1", "serviceAccountName": "sa"},
+        "status": {"phase": "Running"},
+    })
+}
+
+fn ended(n: u32, phase: &str) -> Value {
+    let mut pod = pod(n, "r");
+    pod["status"]["phase"] = phase.into();
+    pod
+}
+
+fn mirror(n: u32, hash: &str) -> Value {
+    let mut pod = pod(n, "r");
+    pod["metadata"]["annotations"] =
+        json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+    pod
+}
+
+fn namespace(name: &str, allow_list: Option<&str>) -> Value {
+    let annotations = allow_list.map_or(json!({}), |text| json!({ ALLOWED: text }));
+    json!({"metadata": {"name": name, "uid": name, "annotations": annotations}})
+}
+
+fn role(pod: &Pod) -> &str {
+    &pod.annotations[ROLE]
+}
+
+#[tokio::test]
+async fn knows_listed_and_watched_pods_without_asking_again() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    let running = Running::synced(api).await;
+
+    running.api.put("pods", pod(2, "two"));
+    eventually("pod 2", || running.knows(2)).await;
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+    assert_eq!(role(&running.pod(2).await.unwrap()), "two");
+    assert_eq!(running.api.direct_lists(), 0);
+    assert_eq!(running.api.selector("pods"), "spec.nodeName=node-1");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_after_the_connect_wakes_the_waiter() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.api.stall("direct lists");
+    let waiter = running.waiter(1).await;
+
+    running.api.put("pods", pod(1, "one"));
+
+    assert_eq!(role(&within(waiter).await.unwrap().unwrap()), "one");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_direct_list_finds_a_pod_that_the_watch_has_not_shown() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.api.put_unwatched("pods", pod(1, "one"));
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+
+    assert_eq!(running.api.direct_lists(), 1);
+    assert_eq!(running.cluster.metrics.pod_waits.get_or_create(&[("result", "found")]).get(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_pod_is_refused_at_once_and_not_listed_for_again() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    let running = Running::synced(api).await;
+    let start = Instant::now();
+
+    for _ in 0..3 {
+        assert!(matches!(running.pod(9).await, Err(PodError::Unknown(_))));
+    }
+
+    assert!(start.elapsed() < LOOKUP_DEADLINE, "{:?}", start.elapsed());
+    assert_eq!(running.api.direct_lists(), 1);
+    assert!(running.pod(1).await.is_ok());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn different_unknown_pods_cannot_make_lists_follow_each_other_fast() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let start = Instant::now();
+
+    for n in [8, 9] {
+        assert!(matches!(running.pod(n).await, Err(PodError::Unknown(_))));
+    }
+
+    assert!(start.elapsed() >= LIST_INTERVAL, "{:?}", start.elapsed());
+    assert_eq!(running.api.direct_lists(), 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_pod_is_found_as_soon_as_the_watch_shows_it() {
+    let running = Running::synced(ApiServer::start().await).await;
+    assert!(matches!(running.pod(1).await, Err(PodError::Unknown(_))));
+
+    running.api.put("pods", pod(1, "one"));
+    eventually("pod 1", || running.knows(1)).await;
+
+    assert!(running.pod(1).await.is_ok());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn many_waiters_share_one_list() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.api.put_unwatched("pods", pod(1, "one"));
+
+    let found = futures::future::join_all((0..50).map(|_| running.pod(1))).await;
+    let lists_for_found = running.api.direct_lists();
+    let refused = futures::future::join_all((0..50).map(|_| running.pod(9))).await;
+
+    assert!(found.iter().all(Result::is_ok));
+    assert_eq!(lists_for_found, 1);
+    assert!(refused.iter().all(|result| matches!(result, Err(PodError::Unknown(_)))));
+    assert_eq!(running.api.direct_lists(), 2);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_unavailable_at_the_deadline_while_the_api_server_does_not_answer() {
+    let api = ApiServer::start().await;
+    api.set_mode(Mode::Stalled);
+    let running = Running::start(api).await;
+    let start = Instant::now();
+
+    let error = running.pod(1).await.unwrap_err();
+
+    assert!(matches!(error, PodError::Unavailable { .. }), "{error:?}");
+    assert!((LOOKUP_DEADLINE..Duration::from_secs(1)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn starts_without_the_api_server_and_recovers_when_it_comes() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.put("namespaces", namespace("team-a", None));
+    api.set_mode(Mode::Down);
+    let running = Running::start(api).await;
+    assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })));
+    assert!(!running.cluster.is_synced());
+
+    running.api.set_mode(Mode::Up);
+    within(running.cluster.synced()).await;
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+    assert_eq!(running.cluster.allow_list("team-a"), Some(None));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_reason_for_unavailable_is_kept() {
+    let api = ApiServer::start().await;
+    api.set_mode(Mode::Down);
+    let running = Running::start(api).await;
+
+    let Err(PodError::Unavailable { source: Some(source), .. }) = running.pod(1).await else {
+        panic!("unavailable, with its cause")
+    };
+
+    assert_eq!(source.to_string(), "cannot list the pods of this node");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_known_keeps_working_while_the_api_server_is_away() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.put("namespaces", namespace("team-a", Some("[\"one\"]")));
+    let running = Running::synced(api).await;
+
+    running.api.set_mode(Mode::Down);
+    let errors = running.cluster.metrics.watch_errors.get_or_create(&[("resource", "pods")]).clone();
+    eventually("a watch error", || errors.get() > 0).await;
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+    assert_eq!(running.cluster.allow_list("team-a"), Some(Some("[\"one\"]".into())));
+    assert!(matches!(running.pod(2).await, Err(PodError::Unavailable { .. })));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_expired_watch_lists_again_and_drops_the_pods_that_went_meanwhile() {
+    for as_status in [false, true] {
+        let api = ApiServer::start().await;
+        api.put("pods", pod(1, "one"));
+        api.put("pods", pod(2, "two"));
+        let running = Running::synced(api).await;
+
+        running.api.remove_unwatched("pods", uid(1).as_str());
+        running.api.expire_watches(as_status);
+
+        eventually("pod 1 to go", || !running.knows(1)).await;
+        assert!(running.pod(2).await.is_ok());
+        assert!(matches!(running.pod(1).await, Err(PodError::Unknown(_))));
+        running.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_terminating_pod_keeps_its_role_until_it_is_deleted() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    let running = Running::synced(api).await;
+
+    let mut terminating = pod(1, "one");
+    terminating["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    running.api.put("pods", terminating);
+    running.api.put("pods", pod(2, "two"));
+    eventually("the events", || running.knows(2)).await;
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+
+    running.api.remove("pods", uid(1).as_str());
+    eventually("pod 1 to go", || !running.knows(1)).await;
+    assert!(matches!(running.pod(1).await, Err(PodError::Unknown(_))));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_has_ended_is_no_longer_known() {
+    let api = ApiServer::start().await;
+    api.put("pods", ended(1, "Failed"));
+    api.put("pods", pod(2, "two"));
+    let running = Running::synced(api).await;
+    assert!(running.pod(2).await.is_ok());
+
+    running.api.put("pods", ended(2, "Succeeded"));
+    eventually("pod 2 to go", || !running.knows(2)).await;
+
+    for n in [1, 2] {
+        assert!(matches!(running.pod(n).await, Err(PodError::Unknown(_))));
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_static_pod_is_found_by_the_config_hash_of_its_mirror_only() {
+    let hash = PodUid::parse(HASH).unwrap();
+    let mut impostor = mirror(1, HASH);
+    impostor["metadata"]["annotations"].as_object_mut().unwrap().remove("kubernetes.io/config.mirror");
+    let api = ApiServer::start().await;
+    api.put("pods", impostor);
+    let running = Running::synced(api).await;
+    assert!(matches!(running.cluster.pod(&hash).await, Err(PodError::Unknown(_))));
+
+    running.api.put("pods", mirror(2, HASH));
+    eventually("the mirror pod", || running.knows(2)).await;
+    assert_eq!(&*running.cluster.pod(&hash).await.unwrap().name, "pod-2");
+
+    running.api.put("pods", mirror(3, HASH));
+    eventually("a second claim", || running.knows(3)).await;
+    assert!(matches!(running.cluster.pod(&hash).await, Err(PodError::Ambiguous(_))));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_static_pod_is_waited_for_although_the_api_server_has_no_mirror_yet() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let hash = PodUid::parse(HASH).unwrap();
+    let waiter = tokio::spawn({
+        let cluster = Arc::clone(&running.cluster);
+        async move { cluster.pod(&hash).await }
+    });
+    let lists = running.cluster.metrics.pod_lists.get_or_create(&[("result", "ok")]).clone();
+    eventually("the direct list", || lists.get() == 1).await;
+
+    running.api.put("pods", mirror(1, HASH));
+
+    assert_eq!(&*within(waiter).await.unwrap().unwrap().name, "pod-1");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_known_pod_waits_until_namespaces_are_listed() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.stall("namespaces");
+    let running = Running::start(api).await;
+    eventually("pod 1", || running.knows(1)).await;
+
+    assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })));
+    assert!(!running.cluster.is_synced());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn follows_the_allow_list_of_a_namespace() {
+    let api = ApiServer::start().await;
+    api.put("namespaces", namespace("team-a", None));
+    let running = Running::synced(api).await;
+    assert_eq!(running.cluster.allow_list("team-a"), Some(None));
+    assert_eq!(running.cluster.allow_list("team-b"), None);
+
+    running.api.put("namespaces", namespace("team-a", Some("[]")));
+    eventually("the allow-list", || running.cluster.allow_list("team-a") == Some(Some("[]".into()))).await;
+
+    running.api.remove("namespaces", "team-a");
+    eventually("the namespace to go", || running.cluster.allow_list("team-a").is_none()).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_malformed_allow_list_raises_one_event_in_its_namespace() {
+    let running = Running::synced(ApiServer::start().await).await;
+
+    running.api.put("namespaces", namespace("team-b", Some("[\"good\"]")));
+    running.api.put("namespaces", namespace("team-a", Some("oops")));
+    running.api.put("namespaces", namespace("team-c", Some("last")));
+    eventually("the last Event", || {
+        running.api.posted().iter().any(|event| event["note"] == "not a list: last")
+    })
+    .await;
+
+    let posted = running.api.posted();
+    assert_eq!(posted.len(), 2);
+    assert_eq!(posted[0]["regarding"]["kind"], "Namespace");
+    assert_eq!(posted[0]["regarding"]["namespace"], "team-a");
+    assert_eq!(posted[0]["reason"], "MalformedAllowList");
+    assert_eq!(posted[0]["note"], "not a list: oops");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn duplicate_notices_are_posted_once() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let notice = |message: &str| Notice {
+        about: About::Pod("team-a".into(), "web".into(), uid(1)),
+        reason: "RoleDenied",
+        message: message.into(),
+    };
+
+    for message in ["first", "first", "last", "first"] {
+        running.cluster.warn(notice(message));
+    }
+    eventually("the last Event", || running.api.posted().iter().any(|event| event["note"] == "last")).await;
+
+    let posted = running.api.posted();
+    assert_eq!(posted.len(), 2);
+    assert_eq!(posted[0]["type"], "Warning");
+    assert_eq!(posted[0]["metadata"]["namespace"], "team-a");
+    assert_eq!(posted[0]["regarding"]["uid"], uid(1).as_str());
+    assert_eq!(running.cluster.metrics.events.get_or_create(&[("result", "duplicate")]).get(), 2);
+    running.stop().await;
+}

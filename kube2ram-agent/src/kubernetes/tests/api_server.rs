@@ -1,0 +1,244 @@
+//! A stand-in for the API server: lists, watches that resume from a resource version, creates; and ways to fail.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use futures::channel::mpsc::{UnboundedSender, unbounded};
+use futures::{StreamExt, future};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::AbortHandle};
+
+type Body = BoxBody<Bytes, Infallible>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mode {
+    /// Every connection breaks.
+    Down,
+    /// No request is answered.
+    Stalled,
+    Up,
+}
+
+pub(super) struct ApiServer {
+    url: String,
+    state: Arc<Mutex<State>>,
+    task: AbortHandle,
+}
+
+struct State {
+    mode: Mode,
+    stalled: Vec<&'static str>,
+    version: u64,
+    /// By kind and UID.
+    objects: BTreeMap<(&'static str, String), Value>,
+    /// Version, kind, one line of a watch.
+    log: Vec<(u64, &'static str, Bytes)>,
+    watches: Vec<(&'static str, UnboundedSender<Bytes>)>,
+    /// Older versions are refused with the status 410.
+    oldest: u64,
+    direct_lists: usize,
+    selectors: BTreeMap<&'static str, String>,
+    posted: Vec<Value>,
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl ApiServer {
+    pub(super) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State {
+            mode: Mode::Up,
+            stalled: Vec::new(),
+            version: 1,
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            watches: Vec::new(),
+            oldest: 0,
+            direct_lists: 0,
+            selectors: BTreeMap::new(),
+            posted: Vec::new(),
+        }));
+        let shared = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let state = Arc::clone(&shared);
+                let service = service_fn(move |request| answer(Arc::clone(&state), request));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { url, state, task: task.abort_handle() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    pub(super) fn set_mode(&self, mode: Mode) {
+        let mut state = self.state();
+        state.mode = mode;
+        if mode != Mode::Up {
+            state.watches.clear();
+        }
+    }
+
+    /// Leaves the requests for `what` (`namespaces`, `pods`, `direct lists`) unanswered.
+    pub(super) fn stall(&self, what: &'static str) {
+        self.state().stalled.push(what);
+    }
+
+    pub(super) fn put(&self, kind: &'static str, object: Value) {
+        self.state().change(kind, object, true);
+    }
+
+    pub(super) fn put_unwatched(&self, kind: &'static str, object: Value) {
+        self.state().change(kind, object, false);
+    }
+
+    pub(super) fn remove(&self, kind: &'static str, uid: &str) {
+        let mut state = self.state();
+        let object = state.objects.remove(&(kind, uid.to_owned())).unwrap();
+        state.say(kind, "DELETED", object);
+    }
+
+    pub(super) fn remove_unwatched(&self, kind: &'static str, uid: &str) {
+        let mut state = self.state();
+        state.objects.remove(&(kind, uid.to_owned())).unwrap();
+        state.version += 1;
+    }
+
+    /// Ends all watches as expired: in the stream, or (after an ordinary end) in the status of the next one's response.
+    pub(super) fn expire_watches(&self, as_status: bool) {
+        let mut state = self.state();
+        state.log.clear();
+        if as_status {
+            state.oldest = state.version;
+        } else {
+            let line = json!({"type": "ERROR", "object": gone()}).to_string() + "\n";
+            for (_, watch) in &state.watches {
+                watch.unbounded_send(line.clone().into()).unwrap();
+            }
+        }
+        state.watches.clear();
+    }
+
+    pub(super) fn watches(&self) -> usize {
+        self.state().watches.len()
+    }
+
+    pub(super) fn direct_lists(&self) -> usize {
+        self.state().direct_lists
+    }
+
+    /// The field selector of the last list.
+    pub(super) fn selector(&self, kind: &'static str) -> String {
+        self.state().selectors[kind].clone()
+    }
+
+    pub(super) fn posted(&self) -> Vec<Value> {
+        self.state().posted.clone()
+    }
+}
+
+impl State {
+    fn change(&mut self, kind: &'static str, mut object: Value, watched: bool) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
+        let old = self.objects.insert((kind, uid), object.clone());
+        if watched {
+            self.say(kind, if old.is_some() { "MODIFIED" } else { "ADDED" }, object);
+        }
+    }
+
+    fn say(&mut self, kind: &'static str, event: &str, mut object: Value) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let line = Bytes::from(json!({"type": event, "object": object}).to_string() + "\n");
+        self.log.push((self.version, kind, line.clone()));
+        for (_, watch) in self.watches.iter().filter(|(watched, _)| *watched == kind) {
+            // A receiver that has gone is a watch that was dropped.
+            drop(watch.unbounded_send(line.clone()));
+        }
+    }
+}
+
+async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let query: BTreeMap<_, _> =
+        url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect();
+    let kind = match request.uri().path() {
+        "/api/v1/namespaces" => "namespaces",
+        "/api/v1/pods" => "pods",
+        _ => "events",
+    };
+    let watch = query.contains_key("watch");
+    let direct = kind == "pods" && !watch && !query.contains_key("resourceVersion");
+    let mode = {
+        let mut state = state.lock().unwrap();
+        state.direct_lists += usize::from(direct);
+        let stalled = state.stalled.contains(&if direct { "direct lists" } else { kind });
+        if stalled { Mode::Stalled } else { state.mode }
+    };
+    match mode {
+        Mode::Down => return Err(io::ErrorKind::ConnectionReset.into()),
+        Mode::Stalled => future::pending().await,
+        Mode::Up => {}
+    }
+    if request.method() == Method::POST {
+        let event: Value = serde_json::from_slice(&request.collect().await.unwrap().to_bytes()).unwrap();
+        state.lock().unwrap().posted.push(event.clone());
+        return Ok(respond(StatusCode::CREATED, &event));
+    }
+    let mut state = state.lock().unwrap();
+    if !watch {
+        state.selectors.insert(kind, query.get("fieldSelector").cloned().unwrap_or_default());
+        let items: Vec<_> =
+            state.objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item).collect();
+        let list = json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items});
+        return Ok(respond(StatusCode::OK, &list));
+    }
+    let from: u64 = query["resourceVersion"].parse().unwrap();
+    if from < state.oldest {
+        return Ok(respond(StatusCode::GONE, &gone()));
+    }
+    let (sender, receiver) = unbounded();
+    for (_, _, line) in state.log.iter().filter(|(version, logged, _)| *version > from && *logged == kind) {
+        sender.unbounded_send(line.clone()).unwrap();
+    }
+    state.watches.push((kind, sender));
+    Ok(Response::new(BodyExt::boxed(StreamBody::new(receiver.map(|line| Ok(Frame::data(line)))))))
+}
+
+fn respond(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::from(body.to_string()).boxed());
+    *response.status_mut() = status;
+    response
+}
+
+fn gone() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "message": "too old", "code": 410})
+}

@@ -1,0 +1,67 @@
+//! One watch that never ends: list, watch, and again, whatever the API server does.
+//! Depends on kube alone; called by `kubernetes::cluster`.
+
+use std::{fmt::Debug, pin::pin, time::Duration};
+
+use futures::StreamExt;
+use kube::{
+    Api, Resource,
+    runtime::watcher::{self, DefaultBackoff, Event, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+/// Bounds one page of a list. A watch itself is bounded by kube's idle timeout.
+const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Feeds `take` for ever. `failed` is called at each error, and nothing else comes of one: what was said before stays valid.
+pub(super) async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut take: impl FnMut(Event<K>),
+    failed: impl Fn(),
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let resource = api.resource_url();
+    let mut backoff = DefaultBackoff::default();
+    loop {
+        let mut events = pin!(watcher(api.clone(), config.clone()));
+        let mut listing = true;
+        loop {
+            let next = if listing {
+                timeout(LIST_PAGE_TIMEOUT, events.next()).await
+            } else {
+                Ok(events.next().await)
+            };
+            let restart = match next {
+                Ok(Some(Ok(event))) => {
+                    listing = matches!(event, Event::Init | Event::InitApply(_));
+                    take(event);
+                    continue;
+                }
+                Ok(Some(Err(error))) => {
+                    warn!(resource, error = &error as &dyn std::error::Error, "watch failed");
+                    is_expired(&error)
+                }
+                Ok(None) => true,
+                Err(error) => {
+                    warn!(resource, error = &error as &dyn std::error::Error, "list timed out");
+                    true
+                }
+            };
+            failed();
+            sleep(backoff.next().unwrap_or(LIST_PAGE_TIMEOUT)).await;
+            if restart {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether a watch was refused because it starts too far back. kube lists again when the watch's stream says so, but not when the
+/// response's own status does, which would leave it asking for ever.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
