@@ -1,23 +1,18 @@
 //! Pod → the role session it is entitled to by its annotations and the flags. Pure: no I/O, no clock, no logs.
-//! Depends on `kubernetes` for [`Pod`](crate::kubernetes::Pod) only; called by `server`.
+//! Depends on `kubernetes` for [`Pod`] only; called by `server`, and by `policy` and `args` for the types.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-/// A RAM role's ARN, `acs:ram::<account>:role/<name>`, as written (comparison is exact).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RoleArn(Box<str>);
+use crate::kubernetes::Pod;
 
-/// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionName(Box<str>);
+mod arn;
+mod session;
 
-/// `ExternalId`: 2–1224 characters of `[\w+=,.@:/-]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ExternalId(Box<str>);
-
-/// `Policy`: a JSON document of 1–2048 characters that narrows the session.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionPolicy(Box<str>);
+pub(crate) use self::arn::is_arn;
+pub use self::{
+    arn::{BaseArn, RoleArn},
+    session::{ExternalId, MAX_DURATION, MIN_DURATION, SessionName, SessionPolicy},
+};
 
 /// Everything that changes what AssumeRole answers: the key of the credential cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,3 +28,184 @@ pub struct RoleSession {
     /// `DurationSeconds`, 15 min – 12 h.
     pub duration: Duration,
 }
+
+/// The pod annotations that are read. `kubernetes` keeps these and drops the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnotationKeys {
+    /// The role: a name, a path and name, or an ARN.
+    pub role: Box<str>,
+    /// The [`ExternalId`].
+    pub external_id: Box<str>,
+    /// The [`SessionPolicy`].
+    pub policy: Box<str>,
+    /// The session's duration: `15m`, `1h30m`, or seconds.
+    pub duration: Box<str>,
+    /// The [`SessionName`], instead of `<namespace>.<service account>`.
+    pub session_name: Box<str>,
+}
+
+impl AnnotationKeys {
+    /// Lists all keys.
+    pub fn all(&self) -> [&str; 5] {
+        [&self.role, &self.external_id, &self.policy, &self.duration, &self.session_name]
+    }
+}
+
+/// Why a pod has no role session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    /// An annotation (or `--default-role`) says something that cannot be used. Never ignored: the pod is denied.
+    #[error("the value of {key} {reason}")]
+    Malformed {
+        /// The annotation's key, or the flag.
+        key: Box<str>,
+        /// What is wrong.
+        reason: ValueError,
+    },
+    /// The role is a bare name, and no base ARN is known.
+    #[error("the value of {key} is a bare role name, and the agent knows no base ARN to complete it with")]
+    NoBaseArn {
+        /// The annotation's key, or the flag.
+        key: Box<str>,
+    },
+    /// There is no annotation and no default role.
+    #[error("the pod is annotated with no role, and there is no default role")]
+    NoRole,
+}
+
+/// What is wrong with a value. The text continues a sentence that names the value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// A character outside of the alphabet.
+    #[error("contains {found:?}; only {legal} are allowed")]
+    Character {
+        /// The first such character.
+        found: char,
+        /// The alphabet, for people.
+        legal: &'static str,
+    },
+    /// Not a duration, or out of range.
+    #[error("is not a duration between 15m and 12h, such as 90m, 1h30m or 5400 (seconds)")]
+    Duration,
+    /// Nothing at all.
+    #[error("is empty")]
+    Empty,
+    /// Not a JSON object.
+    #[error("is not a JSON object")]
+    Json,
+    /// Too short or too long.
+    #[error("has {found} characters instead of {min} to {max}")]
+    Length {
+        /// Its length in characters.
+        found: usize,
+        /// The least allowed.
+        min: usize,
+        /// The most allowed.
+        max: usize,
+    },
+    /// Not a role's ARN.
+    #[error("is not a role's ARN, acs:ram::<account>:role/<name>")]
+    NotArn,
+    /// Not what a role's ARN can begin with.
+    #[error("is not a base ARN, acs:ram::<account>:role/, with or without a path")]
+    NotBaseArn,
+    /// An empty or dot segment in the role's path.
+    #[error("has an empty, '.' or '..' segment in the role's path")]
+    Segment,
+}
+
+/// Tells each pod's role session.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    keys: AnnotationKeys,
+    base: Option<BaseArn>,
+    default_role: Option<RoleArn>,
+    default_duration: Duration,
+}
+
+impl Roles {
+    /// Makes it of the flags and of what was discovered. `default_role` is a name, a path and name, or an ARN.
+    ///
+    /// # Errors
+    /// [`RoleError::Malformed`] or [`RoleError::NoBaseArn`] about `--default-role`.
+    pub fn try_new(
+        keys: AnnotationKeys,
+        base: Option<BaseArn>,
+        default_role: Option<&str>,
+        default_duration: Duration,
+    ) -> Result<Self, RoleError> {
+        let default_role =
+            default_role.map(|text| resolve("--default-role", text, base.as_ref())).transpose()?;
+        Ok(Self { keys, base, default_role, default_duration })
+    }
+
+    /// The base ARN, when one is known.
+    pub fn base(&self) -> Option<&BaseArn> {
+        self.base.as_ref()
+    }
+
+    /// The role of pods without annotation, when there is one.
+    pub fn default_role(&self) -> Option<&RoleArn> {
+        self.default_role.as_ref()
+    }
+
+    /// Tells the role session that `pod` is entitled to by its annotations. An annotation that cannot be used is an error, an
+    /// empty one too: it never means the default.
+    ///
+    /// # Errors
+    /// Every error must end in a denial. The text is fit for an Event on the pod.
+    pub fn session_for(&self, pod: &Pod) -> Result<RoleSession, RoleError> {
+        self.session(&pod.namespace, &pod.service_account, &pod.annotations)
+    }
+
+    fn session(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        annotations: &BTreeMap<Box<str>, Box<str>>,
+    ) -> Result<RoleSession, RoleError> {
+        let role = match annotations.get(&self.keys.role) {
+            Some(text) => resolve(&self.keys.role, text, self.base.as_ref())?,
+            None => self.default_role.clone().ok_or(RoleError::NoRole)?,
+        };
+        let session_name = parsed(annotations, &self.keys.session_name, SessionName::parse)?
+            .unwrap_or_else(|| SessionName::fit(&format!("{namespace}.{service_account}")));
+
+        Ok(RoleSession {
+            role,
+            external_id: parsed(annotations, &self.keys.external_id, ExternalId::parse)?,
+            policy: parsed(annotations, &self.keys.policy, SessionPolicy::parse)?,
+            session_name,
+            duration: parsed(annotations, &self.keys.duration, session::parse_duration)?
+                .unwrap_or(self.default_duration),
+        })
+    }
+
+    /// The name by which the list route calls `role`, and by which SDKs ask back: without the base ARN when the role lies below
+    /// it, all after `role/` elsewhere in its account, the full ARN in another account or when no base ARN is known.
+    pub fn wire_name<'r>(&self, role: &'r RoleArn) -> &'r str {
+        self.base.as_ref().and_then(|base| base.relative_name(role)).unwrap_or(role.as_str())
+    }
+}
+
+/// An ARN is taken as it is, anything else is a name below the base.
+fn resolve(key: &str, text: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
+    let arn = match base {
+        Some(base) => base.arn_for(text),
+        None if text.is_empty() || is_arn(text) => RoleArn::parse(text),
+        None => return Err(RoleError::NoBaseArn { key: key.into() }),
+    };
+    arn.map_err(|reason| RoleError::Malformed { key: key.into(), reason })
+}
+
+fn parsed<T>(
+    annotations: &BTreeMap<Box<str>, Box<str>>,
+    key: &str,
+    parse: impl Fn(&str) -> Result<T, ValueError>,
+) -> Result<Option<T>, RoleError> {
+    let malformed = |reason| RoleError::Malformed { key: key.into(), reason };
+    annotations.get(key).map(|text| parse(text)).transpose().map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests;

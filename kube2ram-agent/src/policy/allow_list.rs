@@ -1,0 +1,153 @@
+//! A namespace's allow-list: parsing its annotation, and matching a role's ARN.
+//! Depends on `glob`, regex and its parser; called by the parent, and by `kubernetes` to tell owners of a malformed list.
+
+use regex::bytes::{RegexSet, RegexSetBuilder};
+use regex_syntax::ParserBuilder;
+
+use super::glob;
+use crate::role::is_arn;
+
+/// Annotations of one object have 256 KiB together; nobody reads a list near this one.
+pub(super) const MAX_TEXT_BYTES: usize = 64 * 1024;
+const MAX_PATTERNS: usize = 1024;
+/// What the regular expressions of a list may compile to: enough for 1,024 names of ten characters, or 500 of twenty.
+const MAX_LIST_PROGRAM_BYTES: usize = 1024 * 1024;
+
+/// How the patterns of an allow-list are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatternFormat {
+    /// Only `*` is special, and matches any run of characters, `/` included.
+    Glob,
+    /// Regular expressions that must match as a whole.
+    Regexp,
+}
+
+/// Tells what the owner of a namespace should mend in its allow-list. A list that is absent or empty on purpose (`""`, `null`,
+/// `[]`) is not malformed: it allows nothing.
+///
+/// # Errors
+/// What is wrong, as the rest of a sentence that names the annotation.
+pub fn check_allow_list(text: &str, format: PatternFormat) -> Result<(), String> {
+    AllowList::parse(text, format).fault.map_or(Ok(()), Err)
+}
+
+/// A parsed allow-list. Whatever of it cannot be read allows nothing.
+#[derive(Debug)]
+pub(super) struct AllowList {
+    /// Patterns that are ARNs, for whole ARNs.
+    arns: Patterns,
+    /// The other patterns, for what follows the base ARN. That they never see the base is why none can escape from it.
+    names: Patterns,
+    fault: Option<String>,
+}
+
+impl AllowList {
+    /// Reads a list.
+    pub(super) fn parse(text: &str, format: PatternFormat) -> Self {
+        let mut faults = Vec::new();
+        let patterns = parse_json(text).unwrap_or_else(|reason| {
+            faults.push(reason);
+            Vec::new()
+        });
+        let (mut arns, mut names) = (Vec::new(), Vec::new());
+        for (index, pattern) in patterns.into_iter().enumerate() {
+            match check_pattern(&pattern, format) {
+                Ok(()) if is_arn(&pattern) => arns.push(pattern),
+                Ok(()) => names.push(pattern),
+                Err(reason) => faults.push(format!("has a pattern (number {}) that {reason}", index + 1)),
+            }
+        }
+
+        let mut patterns = |list| {
+            Patterns::new(list, format).unwrap_or_else(|reason| {
+                faults.push(reason);
+                Patterns::Globs(Vec::new())
+            })
+        };
+        let (arns, names) = (patterns(arns), patterns(names));
+        Self { arns, names, fault: faults.into_iter().next() }
+    }
+
+    /// Whether a pattern matches `role` as a whole. Patterns that are no ARN lie below `base`; when none is known, they allow
+    /// nothing.
+    pub(super) fn allows(&self, role: &str, base: Option<&str>) -> bool {
+        let name = base.and_then(|base| role.strip_prefix(base));
+        self.arns.match_any(role) || name.is_some_and(|name| self.names.match_any(name))
+    }
+
+    /// The first thing that is wrong with the list.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
+#[derive(Debug)]
+enum Patterns {
+    Globs(Vec<String>),
+    Regexps(RegexSet),
+}
+
+impl Patterns {
+    fn new(patterns: Vec<String>, format: PatternFormat) -> Result<Self, String> {
+        match format {
+            PatternFormat::Glob => Ok(Self::Globs(patterns)),
+            PatternFormat::Regexp => {
+                let set = RegexSetBuilder::new(patterns.iter().map(|pattern| anchored(pattern)))
+                    .unicode(false)
+                    .size_limit(MAX_LIST_PROGRAM_BYTES)
+                    .build();
+                // Each was found legal before, so that only the size is left.
+                set.map(Self::Regexps).map_err(|_size| "has too large regular expressions".to_owned())
+            }
+        }
+    }
+
+    fn match_any(&self, text: &str) -> bool {
+        match self {
+            Self::Globs(patterns) => patterns.iter().any(|pattern| glob::matches(pattern, text)),
+            Self::Regexps(set) => set.is_match(text.as_bytes()),
+        }
+    }
+}
+
+fn parse_json(text: &str) -> Result<Vec<String>, String> {
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(format!("is longer than {MAX_TEXT_BYTES} bytes"));
+    }
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    match serde_json::from_str::<Option<Vec<String>>>(text) {
+        Ok(Some(patterns)) if patterns.len() > MAX_PATTERNS => {
+            Err(format!("has more than {MAX_PATTERNS} patterns"))
+        }
+        Ok(patterns) => Ok(patterns.unwrap_or_default()),
+        // The parser's own message may repeat the list at any length.
+        Err(error) => {
+            Err(format!("is not a JSON array of strings (line {}, column {})", error.line(), error.column()))
+        }
+    }
+}
+
+fn check_pattern(pattern: &str, format: PatternFormat) -> Result<(), &'static str> {
+    match format {
+        _ if pattern.is_empty() => Err("is empty"),
+        PatternFormat::Glob => Ok(()),
+        // In the ancestors the base ARN came before it, so that it never matched; here as well, but not in silence.
+        PatternFormat::Regexp if pattern.starts_with('^') => {
+            Err("starts with ^, but patterns match as a whole anyway")
+        }
+        // By itself as well: `x)|(?:y` is legal only inside of our group, which it would close.
+        PatternFormat::Regexp if is_regexp(pattern) && is_regexp(&anchored(pattern)) => Ok(()),
+        PatternFormat::Regexp => Err("is not a regular expression"),
+    }
+}
+
+/// ARNs are ASCII: without Unicode classes programs have a tenth of the size.
+fn is_regexp(pattern: &str) -> bool {
+    ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern).is_ok()
+}
+
+fn anchored(pattern: &str) -> String {
+    format!("^(?:{pattern})$")
+}
