@@ -67,7 +67,8 @@ impl Issuer for ScriptedIssuer {
         sleep(delay).await;
         self.running.fetch_sub(1, Ordering::SeqCst);
 
-        if let Some((kind, retry_after)) = self.failures.lock().unwrap().pop_front() {
+        let failure = self.failures.lock().unwrap().pop_front();
+        if let Some((kind, retry_after)) = failure {
             let (code, message) = ("Code".into(), "message".into());
             return Err(IssueError { kind, code, message, request_id: None, retry_after, source: None });
         }

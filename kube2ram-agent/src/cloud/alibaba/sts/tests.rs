@@ -299,6 +299,19 @@ async fn an_endpoint_out_of_reach_is_an_outage_and_its_error_shows_no_parameter(
     assert!(!format!("{error:?}").contains("private"), "{error:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn gives_up_on_an_sts_that_is_silent() {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent = Endpoint::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let issuer = issuer_of(vec![silent], static_base(), &SetClock::at(NOW));
+    let before = tokio::time::Instant::now();
+
+    let error = issuer.issue(&session(3600)).await.unwrap_err();
+
+    assert_eq!(error.kind, IssueErrorKind::Unavailable);
+    assert!(before.elapsed() <= CALL_DEADLINE + Duration::from_millis(1), "{:?}", before.elapsed());
+}
+
 #[tokio::test]
 async fn follows_the_clock_it_was_given() {
     let server = sts(vec![]).await;
