@@ -1,12 +1,20 @@
 //! [`Permit`](crate::policy::Permit) → credentials: the cache with single flight and refresh ahead of expiry.
 //! Called by `server`; asks an [`Issuer`] (implemented in `cloud`) on a miss.
 
-use std::time::Duration;
+mod cache;
+mod entry;
+mod metrics;
+
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+pub use self::{
+    cache::{ANSWER_DEADLINE, Cache, ISSUE_DEADLINE, Limits},
+    metrics::Metrics,
+};
 use crate::role::RoleSession;
 
 /// Temporary credentials of one role session. Secrets print as redacted.
@@ -27,7 +35,7 @@ pub struct Credentials {
 /// Why credentials were not issued: the closed set that is also the metrics label and decides on retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IssueErrorKind {
-    /// The agent's own (base) credentials are missing or refused, after one refresh.
+    /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so transient to it.
     BaseCredentials,
     /// STS refuses: no permission, or the role does not trust the node. Not transient.
     Denied,
@@ -39,6 +47,28 @@ pub enum IssueErrorKind {
     Throttled,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
+}
+
+impl IssueErrorKind {
+    /// Whether asking again later may help, and valid credentials stay in use meanwhile.
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::BaseCredentials | Self::Throttled | Self::Unavailable => true,
+            Self::Denied | Self::Invalid | Self::NoSuchRole => false,
+        }
+    }
+
+    /// The metrics label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BaseCredentials => "base_credentials",
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::NoSuchRole => "no_such_role",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// An [`Issuer`]'s failure.
@@ -66,3 +96,81 @@ pub trait Issuer: Send + Sync + 'static {
     /// Asks once (with the error table's own single retries). The caller bounds the time.
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError>;
 }
+
+/// Why the cache has no credentials to give.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The cache is full of sessions that are all in use.
+    #[error("too many role sessions")]
+    Full,
+    /// Issuing failed, now or not long ago.
+    #[error("no credentials for the role session")]
+    Issue {
+        /// The failure.
+        #[source]
+        source: Arc<IssueError>,
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
+    /// Issuing takes longer than a pod waits; it goes on.
+    #[error("credentials are not ready yet")]
+    NotReady {
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
+}
+
+/// The closed set of [`CredentialError`]s: the metrics label, and what the HTTP status depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// [`CredentialError::Full`].
+    Full,
+    /// [`CredentialError::Issue`], by its own kind.
+    Issue(IssueErrorKind),
+    /// [`CredentialError::NotReady`].
+    NotReady,
+}
+
+impl ErrorKind {
+    /// The metrics label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Issue(kind) => kind.as_str(),
+            Self::NotReady => "not_ready",
+        }
+    }
+}
+
+impl CredentialError {
+    /// Which of the closed set it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Full => ErrorKind::Full,
+            Self::Issue { source, .. } => ErrorKind::Issue(source.kind),
+            Self::NotReady { .. } => ErrorKind::NotReady,
+        }
+    }
+
+    /// Whether asking again later may help; a denial otherwise.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::Issue { source, .. } => source.kind.is_transient(),
+            Self::NotReady { .. } => true,
+        }
+    }
+
+    /// How long to wait before asking again, when that may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Issue { retry_after, .. } | Self::NotReady { retry_after } if self.is_transient() => {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,30 @@
 //! The connection to the real metadata server: hyper's pooled client over sockets that carry the kernel's pass.
-//! Called by `cloud::alibaba` for the agent's own needs and by `server` for pass-through.
+//! Depends on `datapath` for the pass. Called by `cloud::alibaba` for the agent's own needs and by `server` for pass-through.
+
+use std::{
+    io,
+    net::SocketAddrV4,
+    os::fd::AsFd as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, Response, Uri, header::HOST};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::datapath::PassGrant;
 
 /// Why the real metadata server did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +47,109 @@ pub trait Upstream: Send + Sync + 'static {
     ///
     /// # Errors
     /// As named; a response of any status is no error.
-    async fn send(
-        &self,
-        request: http::Request<Full<Bytes>>,
-    ) -> Result<http::Response<hyper::body::Incoming>, UpstreamError>;
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError>;
 }
+
+/// Reads a whole body of at most `limit_bytes` within `deadline`.
+///
+/// # Errors
+/// [`UpstreamError::Exchange`] when the body is longer or breaks off, [`UpstreamError::Timeout`].
+pub async fn read_bounded<B>(body: B, limit_bytes: usize, deadline: Duration) -> Result<Bytes, UpstreamError>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    match timeout(deadline, Limited::new(body, limit_bytes).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(source)) => Err(UpstreamError::Exchange(source)),
+        Err(_elapsed) => Err(UpstreamError::Timeout),
+    }
+}
+
+/// The real metadata server, at one fixed address whatever a request says.
+pub struct MetadataServer {
+    client: Client<Connector, Full<Bytes>>,
+    authority: String,
+}
+
+impl MetadataServer {
+    /// Prepares the client; connects on first use only.
+    pub fn new(address: SocketAddrV4, pass: Arc<dyn PassGrant>) -> Self {
+        // The connections' tasks end with the client or after the idle time, and hold nothing that needs a clean end.
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+            .pool_timer(TokioTimer::new())
+            .build(Connector { address, pass });
+        let authority = match address.port() {
+            80 => address.ip().to_string(),
+            _ => address.to_string(),
+        };
+        Self { client, authority }
+    }
+
+    /// Tries once more what is safe to repeat: the server may close a pooled connection at the moment it is used.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+        let again = matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.clone());
+        match (self.client.request(request).await, again) {
+            (Err(error), Some(again)) if !error.is_connect() => self.client.request(again).await,
+            (result, _) => result,
+        }
+        .map_err(|error| {
+            let kind = if error.is_connect() { UpstreamError::Connect } else { UpstreamError::Exchange };
+            kind(error.into())
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl Upstream for MetadataServer {
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+        let bad = |error: http::Error| UpstreamError::Exchange(error.into());
+        let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let uri = Uri::builder().scheme("http").authority(&*self.authority).path_and_query(target).build();
+        *request.uri_mut() = uri.map_err(bad)?;
+        let host = HeaderValue::try_from(&self.authority).map_err(|error| bad(error.into()))?;
+        request.headers_mut().insert(HOST, host);
+
+        timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout))
+    }
+}
+
+/// Dials the metadata server, and nothing else, over sockets that carry the pass.
+#[derive(Clone)]
+struct Connector {
+    address: SocketAddrV4,
+    pass: Arc<dyn PassGrant>,
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self { address, pass } = self.clone();
+        Box::pin(async move {
+            let socket = TcpSocket::new_v4()?;
+            // Without the pass the connect hook would send us to ourselves: never connect without it.
+            pass.grant(socket.as_fd())?;
+            let stream = timeout(CONNECT_TIMEOUT, socket.connect(address.into())).await??;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
+/// Bounds connecting. The server is one hop away, on the hypervisor.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
+/// Bounds waiting for a response's head, connecting included: SDKs give up at 1 s.
+const HEAD_DEADLINE: Duration = Duration::from_millis(900);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_IDLE_CONNECTIONS: usize = 16;
+
+#[cfg(test)]
+mod tests;

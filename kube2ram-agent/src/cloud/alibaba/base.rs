@@ -1,0 +1,224 @@
+//! Base credentials: what the agent signs its own STS calls with. Static keys, or the node's role.
+//! Depends on `metadata` and `clock`; called by `sts`, composed by `app`.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use tokio::{sync::Semaphore, time::Instant};
+use tracing::warn;
+
+use super::metadata::{Metadata, MetadataError};
+use crate::clock::Clock;
+
+/// Credentials of the agent itself. Secrets print as redacted.
+#[derive(Clone, Debug)]
+pub struct BaseCredentials {
+    /// `AccessKeyId`.
+    pub access_key_id: Box<str>,
+    /// `AccessKeySecret`.
+    pub access_key_secret: SecretString,
+    /// `SecurityToken`, unless the key is a RAM user's own.
+    pub security_token: Option<SecretString>,
+}
+
+/// Why there are no base credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// A variable holds what cannot be a key or a token.
+    #[error("environment variable {0} is malformed")]
+    Malformed(&'static str),
+    /// The metadata server did not give them.
+    #[error("cannot obtain the node role's credentials")]
+    Metadata(#[source] MetadataError),
+    /// Half of a key pair is set.
+    #[error("environment variable {present} is set, but {missing} is not")]
+    Missing {
+        /// The half that is set.
+        present: &'static str,
+        /// The half that is not.
+        missing: &'static str,
+    },
+    /// No role is attached to the node.
+    #[error("no role is attached to the node")]
+    NoNodeRole,
+}
+
+impl BaseCredentials {
+    /// Reads static keys from the environment: `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`, else the
+    /// ancestors' `ACCESS_KEY_ID` and `ACCESS_KEY_SECRET`. An empty variable counts as unset. `None` when none is set.
+    ///
+    /// # Errors
+    /// [`BaseError::Missing`] and [`BaseError::Malformed`]: falling back to the node's role would hide the mistake.
+    pub fn from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, BaseError> {
+        let read = |name| match variable(name).filter(|value| !value.is_empty()) {
+            Some(value) if !value.bytes().all(|c| c.is_ascii_graphic()) => Err(BaseError::Malformed(name)),
+            value => Ok(value),
+        };
+        for (id, secret, token) in [
+            (
+                "ALIBABA_CLOUD_ACCESS_KEY_ID",
+                "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+                Some("ALIBABA_CLOUD_SECURITY_TOKEN"),
+            ),
+            ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", None),
+        ] {
+            match (read(id)?, read(secret)?) {
+                (None, None) => {}
+                (Some(_), None) => return Err(BaseError::Missing { present: id, missing: secret }),
+                (None, Some(_)) => return Err(BaseError::Missing { present: secret, missing: id }),
+                (Some(access_key_id), Some(access_key_secret)) => {
+                    return Ok(Some(Self {
+                        access_key_id: access_key_id.into(),
+                        access_key_secret: access_key_secret.into(),
+                        security_token: token.map(read).transpose()?.flatten().map(SecretString::from),
+                    }));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Where the agent's own credentials come from.
+pub struct Base(Source);
+
+enum Source {
+    NodeRole(NodeRole),
+    Static(Arc<BaseCredentials>),
+}
+
+impl Base {
+    /// Always these.
+    pub fn of_keys(credentials: BaseCredentials) -> Self {
+        Self(Source::Static(Arc::new(credentials)))
+    }
+
+    /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
+    pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
+        let cached = Mutex::new(None);
+        Self(Source::NodeRole(NodeRole { metadata, clock, cached, fetching: Semaphore::new(1) }))
+    }
+
+    /// Credentials to sign with now.
+    ///
+    /// # Errors
+    /// See [`BaseError`]; a failed renewal is no error while the old ones are valid.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing but the fetch it may be making.
+    pub async fn current(&self) -> Result<Arc<BaseCredentials>, BaseError> {
+        match &self.0 {
+            Source::NodeRole(node) => node.current().await,
+            Source::Static(credentials) => Ok(Arc::clone(credentials)),
+        }
+    }
+
+    /// Others than those that STS just refused; `None` when there are none.
+    ///
+    /// # Errors
+    /// See [`BaseError`].
+    ///
+    /// # Cancel safety
+    /// As [`current`](Self::current).
+    pub async fn refresh(
+        &self,
+        refused: &Arc<BaseCredentials>,
+    ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
+        match &self.0 {
+            Source::NodeRole(node) => node.refresh(refused).await,
+            Source::Static(_) => Ok(None),
+        }
+    }
+}
+
+struct NodeRole {
+    metadata: Metadata,
+    clock: Arc<dyn Clock>,
+    cached: Mutex<Option<Cached>>,
+    /// Whoever holds the permit is the one that fetches.
+    fetching: Semaphore,
+}
+
+#[derive(Clone)]
+struct Cached {
+    credentials: Arc<BaseCredentials>,
+    expires_at: jiff::Timestamp,
+    renew_at: Instant,
+}
+
+impl NodeRole {
+    async fn current(&self) -> Result<Arc<BaseCredentials>, BaseError> {
+        if let Some(cached) = self.usable() {
+            let permit = (cached.renew_at <= Instant::now()).then(|| self.fetching.try_acquire());
+            let Some(Ok(_permit)) = permit else {
+                return Ok(cached.credentials);
+            };
+            return Ok(self.fetch().await.unwrap_or_else(|error| {
+                warn!(error = &error as &dyn std::error::Error, "node role's credentials not renewed");
+                if let Some(cached) = &mut *self.cached() {
+                    cached.renew_at = Instant::now() + RETRY_AFTER;
+                }
+                cached.credentials
+            }));
+        }
+
+        let _permit = self.fetching.acquire().await;
+        match self.usable() {
+            Some(cached) => Ok(cached.credentials),
+            None => self.fetch().await,
+        }
+    }
+
+    async fn refresh(
+        &self,
+        refused: &Arc<BaseCredentials>,
+    ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
+        let _permit = self.fetching.acquire().await;
+        let current = match self.usable() {
+            Some(cached) if !Arc::ptr_eq(&cached.credentials, refused) => cached.credentials,
+            _ => self.fetch().await?,
+        };
+        Ok((current.access_key_id != refused.access_key_id).then_some(current))
+    }
+
+    async fn fetch(&self) -> Result<Arc<BaseCredentials>, BaseError> {
+        // The name too: a role can be replaced while the node runs.
+        let role = self.metadata.node_role_name().await.map_err(BaseError::Metadata)?;
+        let role = role.ok_or(BaseError::NoNodeRole)?;
+        let issued = self.metadata.node_credentials(&role).await.map_err(BaseError::Metadata)?;
+
+        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands out the old until then.
+        let left = Duration::try_from(issued.expires_at.duration_since(self.clock.now())).unwrap_or_default();
+        let renew_in = (left / 2).clamp(RETRY_AFTER, MAX_RENEWAL);
+        let credentials = Arc::new(BaseCredentials {
+            access_key_id: issued.access_key_id,
+            access_key_secret: issued.access_key_secret,
+            security_token: Some(issued.security_token),
+        });
+        *self.cached() = Some(Cached {
+            credentials: Arc::clone(&credentials),
+            expires_at: issued.expires_at,
+            renew_at: Instant::now() + renew_in,
+        });
+        Ok(credentials)
+    }
+
+    fn usable(&self) -> Option<Cached> {
+        self.cached().clone().filter(|c| c.expires_at.duration_since(self.clock.now()) > MIN_LEFT)
+    }
+
+    fn cached(&self) -> MutexGuard<'_, Option<Cached>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Never signs with credentials that could expire on the way.
+const MIN_LEFT: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+const MAX_RENEWAL: Duration = Duration::from_hours(6);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! Region → STS endpoints. Pure: no I/O, no clock, no logs.
+//! Sources: STS API "Endpoints"; the generated SDK's endpoint map (alibabacloud_sts20150401 1.2.0). Called by `app`, `metadata`, `sts`.
+
+use std::fmt;
+
+use url::{Host, Url};
+
+/// A region id, such as `cn-hangzhou`: 1–64 characters of `[a-z0-9-]`, as it becomes part of a host name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region(Box<str>);
+
+/// An STS endpoint: HTTPS, or plain HTTP to a loopback address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(Url);
+
+/// Why a region or an endpoint is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The endpoint is more than a scheme, a host and a port, or is plain HTTP to another machine.
+    #[error("endpoint {0:?} is neither a host nor an https URL of one")]
+    Endpoint(String),
+    /// The region id is malformed.
+    #[error("malformed region id")]
+    Region,
+    /// The endpoint is no URL.
+    #[error("cannot parse endpoint {endpoint:?}")]
+    Url {
+        /// What was given.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: url::ParseError,
+    },
+}
+
+impl Region {
+    /// Parses a region id.
+    ///
+    /// # Errors
+    /// [`EndpointError::Region`].
+    pub fn parse(text: &str) -> Result<Self, EndpointError> {
+        let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let fits = (1..=64).contains(&text.len()) && text.bytes().all(legal);
+        if fits { Ok(Self(text.into())) } else { Err(EndpointError::Region) }
+    }
+
+    /// The STS endpoints to try, in order: inside the VPC first, as a node without NAT reaches no other.
+    ///
+    /// # Errors
+    /// [`EndpointError::Url`], when the region makes no host name after all (bad punycode).
+    pub fn sts_endpoints(&self) -> Result<Vec<Endpoint>, EndpointError> {
+        let region = match &*self.0 {
+            "cn-hangzhou-finance" => "cn-hangzhou",
+            odd if WITHOUT_REGIONAL_STS.contains(&odd) => return Ok(vec![Endpoint::global()]),
+            region => region,
+        };
+        ["sts-vpc", "sts"]
+            .iter()
+            .map(|name| Endpoint::parse(&format!("{name}.{region}.aliyuncs.com")))
+            .collect()
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Endpoint {
+    /// The endpoint of no region: `sts.aliyuncs.com`, for `--use-regional-sts-endpoint=false`.
+    #[expect(clippy::expect_used, reason = "a literal")]
+    pub fn global() -> Self {
+        Self(Url::parse("https://sts.aliyuncs.com/").expect("a URL"))
+    }
+
+    /// Parses `--sts-endpoint`: a host, or an `https://` URL of one; `http://` only to a loopback address, for tests.
+    ///
+    /// # Errors
+    /// [`EndpointError::Endpoint`] or [`EndpointError::Url`].
+    pub fn parse(text: &str) -> Result<Self, EndpointError> {
+        let full = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+        let url =
+            Url::parse(&full).map_err(|source| EndpointError::Url { endpoint: text.to_owned(), source })?;
+        let loopback = match url.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            Some(Host::Domain(_)) | None => false,
+        };
+        let secure = url.scheme() == "https" || (url.scheme() == "http" && loopback);
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        let anonymous = url.username().is_empty() && url.password().is_none();
+        if secure && bare && anonymous && url.has_host() {
+            Ok(Self(url))
+        } else {
+            Err(EndpointError::Endpoint(text.to_owned()))
+        }
+    }
+
+    /// Whether the endpoint speaks HTTPS.
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// The endpoint's URL; its path is `/`.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// What stands in the `Host` header: the port only when it is not the scheme's own.
+    pub fn host(&self) -> &str {
+        self.0.authority()
+    }
+}
+
+/// Regions whose STS is the global endpoint.
+const WITHOUT_REGIONAL_STS: &[&str] = &[
+    "ap-northeast-2-pop",
+    "ap-south-1",
+    "ap-southeast-2",
+    "cn-beijing-finance-pop",
+    "cn-beijing-gov-1",
+    "cn-beijing-nu16-b01",
+    "cn-edge-1",
+    "cn-fujian",
+    "cn-haidian-cm12-c01",
+    "cn-hangzhou-bj-b01",
+    "cn-hangzhou-internal-prod-1",
+    "cn-hangzhou-internal-test-1",
+    "cn-hangzhou-internal-test-2",
+    "cn-hangzhou-internal-test-3",
+    "cn-hangzhou-test-306",
+    "cn-hongkong-finance-pop",
+    "cn-huhehaote-nebula-1",
+    "cn-shanghai-et15-b01",
+    "cn-shanghai-et2-b01",
+    "cn-shanghai-inner",
+    "cn-shanghai-internal-test-1",
+    "cn-shenzhen-inner",
+    "cn-shenzhen-st4-d01",
+    "cn-shenzhen-su18-b01",
+    "cn-wuhan",
+    "cn-yushanfang",
+    "cn-zhangbei",
+    "cn-zhangbei-na61-b01",
+    "cn-zhangjiakou-na62-a01",
+    "cn-zhengzhou-nebula-1",
+    "eu-west-1-oxs",
+    "rus-west-1-pop",
+];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hosts(region: &str) -> Vec<String> {
+        Region::parse(region).unwrap().sts_endpoints().unwrap().iter().map(|e| e.url().to_string()).collect()
+    }
+
+    #[test]
+    fn prefers_the_endpoint_inside_the_vpc() {
+        assert_eq!(
+            hosts("cn-hangzhou"),
+            ["https://sts-vpc.cn-hangzhou.aliyuncs.com/", "https://sts.cn-hangzhou.aliyuncs.com/"]
+        );
+    }
+
+    #[test]
+    fn knows_the_odd_regions() {
+        assert_eq!(hosts("cn-hangzhou-finance"), hosts("cn-hangzhou"));
+        assert_eq!(hosts("ap-south-1"), ["https://sts.aliyuncs.com/"]);
+    }
+
+    #[test]
+    fn refuses_regions_that_would_change_the_host() {
+        for text in ["", "cn hangzhou", "CN-HANGZHOU", "evil.example/", "a.b", "a@b", "cn-hangzhou\n"] {
+            assert!(Region::parse(text).is_err(), "{text:?}");
+        }
+        assert!(Region::parse("xn--0").unwrap().sts_endpoints().is_err());
+        assert!(Region::parse(&"a".repeat(64)).is_ok());
+        assert!(Region::parse(&"a".repeat(65)).is_err());
+    }
+
+    #[test]
+    fn takes_plain_http_for_loopback_only() {
+        for (text, host) in [
+            ("sts.example.com", "sts.example.com"),
+            ("https://sts.example.com:8443", "sts.example.com:8443"),
+            ("https://sts.example.com:443/", "sts.example.com"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().host(), host);
+        }
+        for text in [
+            "http://sts.aliyuncs.com",
+            "http://localhost:1",
+            "http://10.0.0.1",
+            "ftp://127.0.0.1",
+            "https://u:p@sts.example.com",
+            "https://sts.example.com/path",
+            "https://sts.example.com?x",
+            "",
+        ] {
+            assert!(Endpoint::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_stays_inside_aliyuncs(text in ".{0,80}", id in "[a-z0-9-]{1,64}") {
+            drop(Endpoint::parse(&text));
+            if let Ok(region) = Region::parse(&text) {
+                drop(region.sts_endpoints());
+            }
+            for endpoint in Region::parse(&id).unwrap().sts_endpoints().into_iter().flatten() {
+                prop_assert!(endpoint.is_https() && endpoint.host().ends_with(".aliyuncs.com"));
+            }
+        }
+    }
+}

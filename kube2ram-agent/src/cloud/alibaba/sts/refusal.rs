@@ -1,0 +1,239 @@
+//! Why a call gave nothing: STS's error table, as kinds and remedies. Pure: no I/O, no clock, no logs.
+//! Source: STS API 2015-04-01, "Error codes". Depends on `wire`; called by `sts`.
+
+use std::{error::Error, time::Duration};
+
+use http::{HeaderMap, StatusCode};
+use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
+
+use crate::{
+    cloud::alibaba::{
+        base::BaseError,
+        wire::{ErrorDocument, parse_error},
+    },
+    credentials::{IssueError, IssueErrorKind},
+};
+
+/// A call that gave no credentials.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) error: IssueError,
+    /// The `Date` of the answer.
+    pub(super) server_time: Option<Timestamp>,
+}
+
+/// What may help against a refusal; each is worth one retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remedy {
+    FreshBase,
+    FreshNonce,
+    OneHour,
+    ServerTime,
+}
+
+impl Refusal {
+    /// Reads an answer of another status than 2xx.
+    pub(super) fn parse(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let Some(ErrorDocument { code, message, request_id }) = parse_error(body) else {
+            // Not STS's own words: a proxy or load balancer. Only throttling can be told from the status.
+            let mut refusal = nonsense(status.as_str(), None);
+            if status == StatusCode::TOO_MANY_REQUESTS {
+                refusal.error.kind = IssueErrorKind::Throttled;
+            }
+            return refusal;
+        };
+        let kind = kind_of(status, &code);
+        let throttled = kind == IssueErrorKind::Throttled;
+        let date = headers.get(http::header::DATE).and_then(|date| date.to_str().ok());
+        Self {
+            error: IssueError {
+                kind,
+                code: code.into(),
+                message: message.into(),
+                request_id: (!request_id.is_empty()).then(|| request_id.into()),
+                retry_after: throttled.then(|| time_left(headers)).flatten(),
+                source: None,
+            },
+            server_time: date.and_then(|date| DateTimeParser::new().parse_timestamp(date).ok()),
+        }
+    }
+
+    pub(super) fn remedy(&self) -> Option<Remedy> {
+        match &*self.error.code {
+            "SignatureNonceUsed" => Some(Remedy::FreshNonce),
+            "InvalidParameter.DurationSeconds" => Some(Remedy::OneHour),
+            code if code.starts_with("InvalidTimeStamp") => Some(Remedy::ServerTime),
+            code if code.starts_with("InvalidAccessKeyId") || code.starts_with("InvalidSecurityToken") => {
+                Some(Remedy::FreshBase)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The transport failed.
+pub(super) fn transport(error: reqwest::Error) -> Refusal {
+    let code = if error.is_timeout() {
+        "Timeout"
+    } else if error.is_connect() {
+        "Connect"
+    } else {
+        "Transport"
+    };
+    // The URL holds external ids and policies.
+    let source = Some(error.without_url().into());
+    ours(IssueErrorKind::Unavailable, code, "cannot reach STS", source).into()
+}
+
+/// An answer that STS would not give.
+pub(super) fn nonsense(message: &str, source: Option<Box<dyn Error + Send + Sync>>) -> Refusal {
+    ours(IssueErrorKind::Unavailable, "Nonsense", message, source).into()
+}
+
+/// A base credential cannot stand in a header.
+pub(super) fn unsendable(error: http::header::InvalidHeaderValue) -> Refusal {
+    let source = Some(error.into());
+    ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "malformed", source).into()
+}
+
+/// There is nothing to sign with.
+pub(super) fn no_base(error: BaseError) -> IssueError {
+    ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "none to sign with", Some(error.into()))
+}
+
+impl From<IssueError> for Refusal {
+    fn from(error: IssueError) -> Self {
+        Self { error, server_time: None }
+    }
+}
+
+fn ours(
+    kind: IssueErrorKind,
+    code: &str,
+    message: &str,
+    source: Option<Box<dyn Error + Send + Sync>>,
+) -> IssueError {
+    IssueError {
+        kind,
+        code: code.into(),
+        message: message.into(),
+        request_id: None,
+        retry_after: None,
+        source,
+    }
+}
+
+fn kind_of(status: StatusCode, code: &str) -> IssueErrorKind {
+    match code {
+        "EntityNotExist.Role" => IssueErrorKind::NoSuchRole,
+        // Ours to mend, and no fault of the role: the retry has failed too.
+        "SignatureNonceUsed" => IssueErrorKind::Unavailable,
+        _ if code.starts_with("InvalidTimeStamp") => IssueErrorKind::Unavailable,
+        _ if code.starts_with("Throttling") => IssueErrorKind::Throttled,
+        _ if is_base(code) => IssueErrorKind::BaseCredentials,
+        _ if status.is_server_error() => IssueErrorKind::Unavailable,
+        _ if status == StatusCode::TOO_MANY_REQUESTS => IssueErrorKind::Throttled,
+        _ if status == StatusCode::FORBIDDEN || code.starts_with("NoPermission") => IssueErrorKind::Denied,
+        _ => IssueErrorKind::Invalid,
+    }
+}
+
+fn is_base(code: &str) -> bool {
+    ["InvalidAccessKeyId", "InvalidSecurityToken", "MissingSecurityToken", "SignatureDoesNotMatch"]
+        .iter()
+        .any(|prefix| code.starts_with(prefix))
+}
+
+/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, and the same of the API; the longer of both.
+fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    ["x-ratelimit-user", "x-ratelimit-user-api"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|field| field.trim().strip_prefix("TimeLeft:")?.trim().parse().ok())
+        .map(|milliseconds| Duration::from_millis(milliseconds).min(MAX_RETRY_AFTER))
+        .max()
+}
+
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(status: u16, code: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
+        let headers = headers
+            .iter()
+            .map(|&(name, value)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
+            })
+            .collect();
+        let body = format!(r#"{{"Code":"{code}","Message":"m","RequestId":"r"}}"#);
+        Refusal::parse(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+    }
+
+    #[test]
+    fn follows_the_error_table() {
+        use IssueErrorKind::*;
+        use Remedy::*;
+
+        for (status, code, kind, remedy) in [
+            (400, "InvalidParameter", Invalid, None),
+            (400, "InvalidParameter.RoleArn", Invalid, None),
+            (400, "InvalidParameter.DurationSeconds", Invalid, Some(OneHour)),
+            (403, "NoPermission", Denied, None),
+            (404, "EntityNotExist.Role", NoSuchRole, None),
+            (400, "MissingSecurityToken", BaseCredentials, None),
+            (400, "InvalidSecurityToken.Expired", BaseCredentials, Some(FreshBase)),
+            (400, "InvalidSecurityToken.MismatchWithAccessKey", BaseCredentials, Some(FreshBase)),
+            (404, "InvalidAccessKeyId.NotFound", BaseCredentials, Some(FreshBase)),
+            (400, "InvalidAccessKeyId.Inactive", BaseCredentials, Some(FreshBase)),
+            (400, "SignatureDoesNotMatch", BaseCredentials, None),
+            (400, "InvalidTimeStamp.Expired", Unavailable, Some(ServerTime)),
+            (400, "InvalidTimeStamp.Format", Unavailable, Some(ServerTime)),
+            (400, "SignatureNonceUsed", Unavailable, Some(FreshNonce)),
+            (400, "Throttling.User", Throttled, None),
+            (429, "Anything", Throttled, None),
+            (500, "InternalError", Unavailable, None),
+            (503, "ServiceUnavailable", Unavailable, None),
+            (400, "UnheardOf", Invalid, None),
+        ] {
+            let refusal = parse(status, code, &[]);
+            assert_eq!((refusal.error.kind, refusal.remedy()), (kind, remedy), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn takes_a_page_without_a_code_for_an_outage_and_never_for_a_denial() {
+        for (status, kind) in [(403, IssueErrorKind::Unavailable), (429, IssueErrorKind::Throttled)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let refusal = Refusal::parse(status, &HeaderMap::new(), b"<html>");
+            assert_eq!((refusal.error.kind, refusal.remedy()), (kind, None));
+        }
+    }
+
+    #[test]
+    fn reads_how_long_to_wait_within_bounds() {
+        let left = |headers| parse(400, "Throttling.User", headers).error.retry_after;
+
+        assert_eq!(
+            left(&[
+                ("x-ratelimit-user", "Limit:100,Remain:0,TimeLeft:1500,Reset:2000"),
+                ("x-ratelimit-user-api", "Limit:1,Remain:0,TimeLeft:2500,Reset:1"),
+            ]),
+            Some(Duration::from_millis(2500))
+        );
+        assert_eq!(left(&[("x-ratelimit-user", "TimeLeft:99999999999")]), Some(MAX_RETRY_AFTER));
+        assert_eq!(left(&[("x-ratelimit-user", "TimeLeft:-1")]), None);
+        assert_eq!(left(&[]), None);
+        assert_eq!(parse(403, "NoPermission", &[("x-ratelimit-user", "TimeLeft:1")]).error.retry_after, None);
+    }
+
+    #[test]
+    fn reads_the_servers_time() {
+        let refusal = parse(400, "InvalidTimeStamp.Expired", &[("date", "Sat, 21 Nov 2026 21:30:00 GMT")]);
+
+        assert_eq!(refusal.server_time.unwrap().to_string(), "2026-11-21T21:30:00Z");
+        assert!(parse(400, "InvalidTimeStamp.Expired", &[("date", "today")]).server_time.is_none());
+    }
+}

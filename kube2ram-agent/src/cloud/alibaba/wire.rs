@@ -1,0 +1,276 @@
+//! What Alibaba Cloud sends: STS answers, STS errors, the metadata server's credentials document. Pure and total: any bytes in,
+//! a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS "Instance RAM roles". Called by `sts`, `metadata`.
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// Why a body was not understood. Says nothing of the body itself, which may hold secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A credential is empty, or holds what cannot stand in an HTTP header.
+    #[error("malformed credential in {0}")]
+    Credential(&'static str),
+    /// The document is not JSON, or a required key is missing or not a string.
+    #[error("not the expected JSON document")]
+    Json,
+    /// The body is longer than [`BODY_LIMIT_BYTES`].
+    #[error("body too long")]
+    TooLong,
+    /// The document's `Code` is not `Success`.
+    #[error("the document reports no success")]
+    Unsuccessful,
+    /// A time is not exactly `YYYY-MM-DDThh:mm:ssZ`.
+    #[error("malformed time")]
+    Time,
+}
+
+/// Temporary credentials as STS or the metadata server hands them out.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// `AccessKeyId`.
+    pub access_key_id: Box<str>,
+    /// `AccessKeySecret`.
+    pub access_key_secret: SecretString,
+    /// `SecurityToken`.
+    pub security_token: SecretString,
+    /// `Expiration`.
+    pub expires_at: Timestamp,
+}
+
+/// STS's error document; every field is empty when it is missing or no string.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorDocument {
+    /// `Code`, at most 64 characters of `[A-Za-z0-9._-]`.
+    pub code: String,
+    /// `Message`, cut to 256 characters, control characters replaced.
+    pub message: String,
+    /// `RequestId`, as `code`.
+    pub request_id: String,
+}
+
+/// Parses the answer of AssumeRole.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_assume_role(body: &[u8]) -> Result<Issued, WireError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        credentials: Credential,
+    }
+
+    parse::<Document>(body)?.credentials.issued()
+}
+
+/// Parses the metadata server's `ram/security-credentials/<role>`.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_node_credentials(body: &[u8]) -> Result<Issued, WireError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        code: String,
+        #[serde(flatten)]
+        credential: Credential,
+    }
+
+    let document = parse::<Document>(body)?;
+    if document.code != "Success" {
+        return Err(WireError::Unsuccessful);
+    }
+    document.credential.issued()
+}
+
+/// Parses an error of STS; `None` when there is no usable `Code`: then it was not STS that answered.
+pub fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        code: String,
+        #[serde(default)]
+        message: Option<String>,
+        #[serde(default)]
+        request_id: Option<String>,
+    }
+
+    let Document { code, message, request_id } = parse(body).ok()?;
+    let word = |text: &str| {
+        let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+        (1..=64).contains(&text.len()) && text.bytes().all(legal)
+    };
+    word(&code).then(|| ErrorDocument {
+        code,
+        message: printable(&message.unwrap_or_default()),
+        request_id: request_id.filter(|id| word(id)).unwrap_or_default(),
+    })
+}
+
+/// The longest body that is read from STS or, for the agent's own needs, from the metadata server.
+pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Credential {
+    access_key_id: String,
+    access_key_secret: String,
+    security_token: String,
+    expiration: String,
+}
+
+impl Credential {
+    fn issued(self) -> Result<Issued, WireError> {
+        // All of them stand in headers, ours or those of pods' SDKs.
+        let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
+        let check = |text: &str, key| if word(text) { Ok(()) } else { Err(WireError::Credential(key)) };
+        check(&self.access_key_id, "AccessKeyId")?;
+        check(&self.access_key_secret, "AccessKeySecret")?;
+        check(&self.security_token, "SecurityToken")?;
+        Ok(Issued {
+            access_key_id: self.access_key_id.into(),
+            access_key_secret: self.access_key_secret.into(),
+            security_token: self.security_token.into(),
+            expires_at: parse_time(&self.expiration)?,
+        })
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, WireError> {
+    if body.len() > BODY_LIMIT_BYTES {
+        return Err(WireError::TooLong);
+    }
+    // serde_json's error quotes values, which may be secret.
+    serde_json::from_slice(body).or(Err(WireError::Json))
+}
+
+/// Exactly `YYYY-MM-DDThh:mm:ssZ`: what both servers are documented to send, and all that strict SDKs accept from us in turn.
+fn parse_time(text: &str) -> Result<Timestamp, WireError> {
+    let shape = "dddd-dd-ddTdd:dd:ddZ";
+    let fits = text.len() == shape.len()
+        && text.bytes().zip(shape.bytes()).all(|(c, s)| if s == b'd' { c.is_ascii_digit() } else { c == s });
+    if !fits {
+        return Err(WireError::Time);
+    }
+    text.parse().or(Err(WireError::Time))
+}
+
+fn printable(text: &str) -> String {
+    text.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    const ASSUME_ROLE: &str = r#"{"RequestId":"6894B13B-6D71-4EF5-88FA-F32781734A7F",
+        "AssumedRoleUser":{"Arn":"acs:ram::123456789012:role/adminrole/alice","AssumedRoleId":"344584339364951:alice"},
+        "Credentials":{"AccessKeyId":"STS.L4aBSCSJVMuKg5U1","AccessKeySecret":"wyLTSm",
+        "SecurityToken":"CAISng+/=","Expiration":"2015-04-09T11:52:19Z"}}"#;
+
+    const NODE: &str = r#"{ "AccessKeyId" : "STS.6YSE", "AccessKeySecret" : "ajXjDU",
+        "Expiration" : "2017-11-01T05:20:01Z", "SecurityToken" : "CAISng",
+        "LastUpdated" : "2017-10-31T23:20:01Z", "Code" : "Success" }"#;
+
+    #[test]
+    fn parses_the_documented_assume_role_answer() {
+        let issued = parse_assume_role(ASSUME_ROLE.as_bytes()).unwrap();
+
+        assert_eq!(&*issued.access_key_id, "STS.L4aBSCSJVMuKg5U1");
+        assert_eq!(issued.access_key_secret.expose_secret(), "wyLTSm");
+        assert_eq!(issued.security_token.expose_secret(), "CAISng+/=");
+        assert_eq!(issued.expires_at.to_string(), "2015-04-09T11:52:19Z");
+    }
+
+    #[test]
+    fn parses_the_documented_node_credentials_only_when_successful() {
+        let failed = NODE.replace("Success", "Failed");
+
+        assert_eq!(&*parse_node_credentials(NODE.as_bytes()).unwrap().access_key_id, "STS.6YSE");
+        assert_eq!(parse_node_credentials(failed.as_bytes()).unwrap_err(), WireError::Unsuccessful);
+    }
+
+    #[test]
+    fn refuses_what_cannot_stand_in_a_header() {
+        for (from, to, key) in [
+            ("STS.6YSE", "", "AccessKeyId"),
+            ("ajXjDU", r"aj\nXjDU", "AccessKeySecret"),
+            ("CAISng", "CAÏSng", "SecurityToken"),
+        ] {
+            let body = NODE.replace(from, to);
+            assert_eq!(parse_node_credentials(body.as_bytes()).unwrap_err(), WireError::Credential(key));
+        }
+    }
+
+    #[test]
+    fn takes_no_other_form_of_time() {
+        for time in [
+            "2015-04-09T11:52:19.0Z",
+            "2015-04-09T11:52:19+00:00",
+            "2015-04-09t11:52:19Z",
+            "2015-04-09 11:52:19Z",
+            "2015-13-09T11:52:19Z",
+            "2015-04-09T11:52Z",
+            "",
+        ] {
+            let body = ASSUME_ROLE.replace("2015-04-09T11:52:19Z", time);
+            assert_eq!(parse_assume_role(body.as_bytes()).unwrap_err(), WireError::Time, "{time}");
+        }
+    }
+
+    #[test]
+    fn refuses_a_body_over_the_limit_but_not_one_at_it() {
+        let padded = |length: usize| format!("{ASSUME_ROLE}{}", " ".repeat(length - ASSUME_ROLE.len()));
+
+        assert!(parse_assume_role(padded(BODY_LIMIT_BYTES).as_bytes()).is_ok());
+        assert_eq!(
+            parse_assume_role(padded(BODY_LIMIT_BYTES + 1).as_bytes()).unwrap_err(),
+            WireError::TooLong
+        );
+    }
+
+    #[test]
+    fn parses_errors_and_keeps_their_text_harmless() {
+        let body = format!(
+            r#"{{"RequestId":"A-1","HostId":"sts.aliyuncs.com","Code":"NoPermission","Message":"no\n{}","Recommend":""}}"#,
+            "x".repeat(300)
+        );
+
+        let error = parse_error(body.as_bytes()).unwrap();
+
+        assert_eq!((error.code.as_str(), error.request_id.as_str()), ("NoPermission", "A-1"));
+        assert_eq!(error.message.chars().count(), 256);
+        assert!(error.message.starts_with("no x"));
+        assert_eq!(parse_error(br#"{"Code":"<html>"}"#), None);
+        assert_eq!(parse_error(b"<html>502</html>"), None);
+    }
+
+    #[test]
+    fn debug_output_holds_no_secret() {
+        let issued = parse_assume_role(ASSUME_ROLE.as_bytes()).unwrap();
+
+        let text = format!("{issued:?}");
+
+        assert!(text.contains("STS.L4aBSCSJVMuKg5U1"));
+        assert!(!text.contains("wyLTSm") && !text.contains("CAISng"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..512), time in ".{0,24}") {
+            drop(parse_assume_role(&body));
+            drop(parse_node_credentials(&body));
+            drop(parse_error(&body));
+            let _ = parse_time(&time);
+        }
+
+        #[test]
+        fn times_round_trip(seconds in 0_i64..253_402_207_200) {
+            let time = Timestamp::from_second(seconds).unwrap();
+            prop_assert_eq!(parse_time(&time.to_string()), Ok(time));
+        }
+    }
+}
