@@ -4,11 +4,20 @@
 
 pub mod client;
 pub mod clock;
+pub mod node;
 pub mod standin;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    io::Write as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// Locks for a short section. A panic elsewhere fails its own test; it must not hide behind a poisoned lock in this one.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells the person at the terminal, who may have closed it.
+fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -10,6 +10,7 @@ mod server;
 mod signature;
 mod sts;
 
+pub(crate) use self::signature::hex_sha256;
 pub use self::{
     account::{AccessKey, Accounts, Principal, Role},
     api_server::{ApiServer, PodManifest},

@@ -70,7 +70,7 @@ impl Storm {
             if index >= self.connects {
                 return report;
             }
-            let list = index % 2 == 0;
+            let list = index.is_multiple_of(2);
             let role = if list { "" } else { self.role.as_str() };
             let url = format!("{}/latest/meta-data/ram/security-credentials/{role}", self.base_url);
             match Request::get(url).send() {

@@ -82,7 +82,8 @@ impl<H: Handler> Server<H> {
 
     /// Closes the listener and cuts every connection: clients are refused from here on.
     pub(super) fn down(&self) {
-        if let Some(running) = locked(&self.running).take() {
+        let running = locked(&self.running).take();
+        if let Some(running) = running {
             running.stop.cancel();
             // A panic of the server's thread has been printed by the panic hook.
             drop(running.thread.join());
@@ -108,7 +109,8 @@ impl<H> fmt::Debug for Server<H> {
 
 impl<H> Drop for Server<H> {
     fn drop(&mut self) {
-        if let Some(running) = locked(&self.running).take() {
+        let running = locked(&self.running).take();
+        if let Some(running) = running {
             running.stop.cancel();
         }
     }
