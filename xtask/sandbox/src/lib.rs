@@ -2,10 +2,15 @@
 //! metadata server and STS. It shares no code with the agent, so that neither can hide the other's mistakes. Used by
 //! `cargo xtask sandbox` and by the agent's kernel tests.
 
+pub mod agent;
 pub mod client;
 pub mod clock;
 pub mod node;
+mod sandbox;
+pub mod show;
 pub mod standin;
+
+pub use self::sandbox::{InPod, Sandbox};
 
 use std::{
     io::Write as _,

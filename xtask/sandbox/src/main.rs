@@ -5,8 +5,9 @@ use std::{
     io::{Write as _, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -14,7 +15,9 @@ use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
     client::{Family, Request, Storm, raw},
     node::Record,
+    show,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 #[command(about = "One machine as a Kubernetes node, to see kube2ram at work")]
@@ -28,6 +31,15 @@ enum Command {
     /// Runs one request or many from where it is started; prints JSON.
     #[command(hide = true, subcommand)]
     Client(Client),
+    /// Makes a node with pods, runs the agent on it and shows what each pod gets; exits with 1 when that is not what it should be.
+    Show {
+        /// The agent's binary.
+        #[arg(long)]
+        agent: PathBuf,
+        /// Leaves everything running until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Runs a command in a pod of a sandbox that is being kept.
     Exec {
         /// `pod` or `pod/container`.
@@ -76,8 +88,44 @@ fn main() -> Result<ExitCode> {
     match Args::parse().command {
         Command::Client(client) => run_client(client)?,
         Command::Exec { target, command } => return exec(&target, &command),
+        Command::Show { agent, keep } => return run_show(&agent, keep),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
+    remove_on_signal()?;
+    let (sandbox, right) = show::show(agent, &mut stdout())?;
+    if keep {
+        writeln!(
+            stdout(),
+            "\nThe sandbox is yours until Ctrl-C. In another terminal:\n  \
+             kube2ram-sandbox exec orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/"
+        )?;
+        loop {
+            thread::park();
+        }
+    }
+    drop(sandbox);
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A signal ends the process without dropping anything, so what is on record is removed first.
+fn remove_on_signal() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            Record::remove(show::NAME);
+            process::exit(130);
+        });
+    })?;
+    Ok(())
 }
 
 fn run_client(client: Client) -> Result<()> {

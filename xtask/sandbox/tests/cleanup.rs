@@ -1,5 +1,7 @@
 //! What a node leaves behind: nothing, however it ends. One test at a time, since they look at the whole machine.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::{
     collections::BTreeSet,
     fs,

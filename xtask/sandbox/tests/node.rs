@@ -1,5 +1,7 @@
 //! The node without kube2ram: pods really reach the metadata server and are seen doing it.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use kube2ram_sandbox::{

@@ -24,7 +24,7 @@ pub struct Record {
     /// The pods, by name.
     pub pods: BTreeMap<String, PodRecord>,
     /// Removes what the agent leaves in the kernel outside bpffs: program and arguments.
-    pub(crate) uninstall: Vec<String>,
+    pub(super) uninstall: Vec<String>,
     pub(super) cgroup: PathBuf,
     pub(super) links: Vec<String>,
     pub(super) netns: Vec<String>,
@@ -76,13 +76,20 @@ impl Record {
         serde_json::from_slice(&text).with_context(|| format!("cannot understand {}", file.display()))
     }
 
+    /// Removes a node of this process that cannot be dropped, because a signal ends the process.
+    pub fn remove(name: &str) {
+        if let Ok(record) = Self::load(&Path::new(Self::ROOT).join(name).join(FILE)) {
+            record.undo();
+        }
+    }
+
     /// Undoes what crashed runs have left. The caller holds the lock, so every record is one of those.
     pub(super) fn undo_all() -> Result<()> {
         Self::load_all()?.iter().for_each(Self::undo);
         Ok(())
     }
 
-    pub(crate) fn save(&self) -> Result<()> {
+    pub(super) fn save(&self) -> Result<()> {
         fs::create_dir_all(self.directory())?;
         // Renamed into place: a reader, or a crash, never sees half of it.
         let (file, new) = (self.directory().join(FILE), self.directory().join("state.new"));
@@ -104,7 +111,7 @@ impl Record {
     }
 
     /// Removes everything, as far as the machine lets it; what could not be removed is said, and stays on record.
-    pub(crate) fn undo(&self) {
+    pub(super) fn undo(&self) {
         let mut clean = true;
         let mut attempt = |outcome: Result<()>| {
             if let Err(error) = outcome {
@@ -113,8 +120,11 @@ impl Record {
             }
         };
         attempt(cgroup::remove(&self.cgroup));
-        if let [program, args @ ..] = &self.uninstall[..] {
-            attempt(netns::run(Command::new(program).args(args)).map(drop));
+        // The binary may be gone, with a `cargo clean`; what it pinned goes with the bpffs in any case.
+        if let [program, args @ ..] = &self.uninstall[..]
+            && let Err(error) = netns::run(Command::new(program).args(args))
+        {
+            say(&format!("could not uninstall the agent: {error:#}"));
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let bpffs = self.bpffs();

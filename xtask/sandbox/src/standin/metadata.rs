@@ -65,6 +65,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// The instance that it says it is.
+    pub const INSTANCE_ID: &str = tree::INSTANCE_ID;
     /// The region that it says it is in.
     pub const REGION: &str = tree::REGION;
 
