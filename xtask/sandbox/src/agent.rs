@@ -1,0 +1,199 @@
+//! The real agent as a child process, where and how its DaemonSet would run it: in a hostNetwork pod of its own, killed, terminated
+//! and started again at will. Depends on a node and on the stand-ins' addresses. Called by `sandbox`.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    net::{SocketAddrV4, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    client::{Reply, Request},
+    node::{Node, Pod},
+};
+
+/// The agent, running or not.
+#[derive(Debug)]
+pub struct Agent {
+    app_addr: SocketAddrV4,
+    args: Vec<String>,
+    binary: PathBuf,
+    child: Option<Child>,
+    log: PathBuf,
+    metrics_addr: SocketAddrV4,
+    pod: Pod,
+}
+
+/// How long the agent may take to be ready, or to end when it is told to.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+impl Agent {
+    /// The name of the container it runs in.
+    pub const CONTAINER: &str = "agent";
+
+    /// Prepares an agent without starting it. `extra` arguments come last.
+    pub(crate) fn new(
+        node: &Node,
+        pod: Pod,
+        binary: &Path,
+        api_url: &str,
+        sts_url: &str,
+        extra: &[&str],
+    ) -> Result<Self> {
+        let app_addr = SocketAddrV4::new(node.ip(), free_port()?);
+        let metrics_addr = SocketAddrV4::new(node.ip(), free_port()?);
+        let mut args = vec![
+            format!("--api-server={api_url}"),
+            format!("--node={}", crate::Sandbox::NODE),
+            format!("--host-ip={}", node.ip()),
+            format!("--app-port={}", app_addr.port()),
+            format!("--metrics-port={}", metrics_addr.port()),
+            format!("--sts-endpoint={sts_url}"),
+            format!("--cgroup-root={}", node.cgroup_root().display()),
+            format!("--pods-cgroup={}", node.pods_cgroup().display()),
+            format!("--bpf-dir={}", node.bpffs().join("kube2ram").display()),
+        ];
+        args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        let log = node.directory().join("agent.log");
+
+        Ok(Self { app_addr, args, binary: binary.to_owned(), child: None, log, metrics_addr, pod })
+    }
+
+    /// Starts it and waits until `/readyz` says 200.
+    ///
+    /// # Errors
+    /// When it ends at once, or is not ready within half a minute; with the end of its log.
+    pub fn start(&mut self) -> Result<()> {
+        self.spawn()?;
+        let deadline = Instant::now() + DEADLINE;
+        while !self.admin("/readyz").is_ok_and(|reply| reply.status == 200) {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
+                self.child = None;
+                bail!("the agent ended with {}:\n{}", status?, self.log_tail());
+            }
+            if Instant::now() > deadline {
+                bail!("the agent is not ready after {DEADLINE:?}:\n{}", self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+
+        Ok(())
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Errors
+    /// When it runs already or the binary cannot be started.
+    pub fn spawn(&mut self) -> Result<()> {
+        anyhow::ensure!(self.child.is_none(), "the agent is running");
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut command = self.pod.command(Self::CONTAINER, &self.binary)?;
+        command.args(&self.args).stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
+        self.child = Some(command.spawn().context("cannot start the agent")?);
+
+        Ok(())
+    }
+
+    /// Kills it without warning.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+
+        Ok(())
+    }
+
+    /// Asks it to end, as the kubelet does, and waits for it.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end within half a minute.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("the agent is not running")?;
+        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                bail!("the agent did not end within {DEADLINE:?}:\n{}", self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Terminates it and starts it again, maybe from another binary, as an upgrade does.
+    ///
+    /// # Errors
+    /// As [`Self::terminate`] and [`Self::start`].
+    pub fn restart(&mut self, binary: Option<&Path>) -> Result<()> {
+        self.terminate()?;
+        if let Some(binary) = binary {
+            self.binary = binary.to_owned();
+        }
+        self.start()
+    }
+
+    /// Everything it has ever logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks its admin listener: `/readyz`, `/metrics`, ….
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn admin(&self, path: &str) -> Result<Reply> {
+        Request::get(format!("http://{}{path}", self.metrics_addr)).send()
+    }
+
+    /// Where redirected connections arrive in the node's namespace.
+    pub fn app_addr(&self) -> SocketAddrV4 {
+        self.app_addr
+    }
+
+    /// The pod it runs in.
+    pub fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    /// Removes what it leaves in the kernel: program and arguments.
+    pub(crate) fn uninstall(&self) -> Vec<String> {
+        let mut command = vec![self.binary.display().to_string(), "uninstall".to_owned()];
+        let datapath = ["--cgroup-root=", "--pods-cgroup=", "--bpf-dir="];
+        let args = self.args.iter().filter(|arg| datapath.iter().any(|flag| arg.starts_with(flag)));
+        command.extend(args.cloned());
+        command
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines = log.lines().collect::<Vec<_>>();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            crate::say(&format!("could not kill the agent: {error:#}"));
+        }
+    }
+}
+
+/// A port that was free a moment ago. The agent takes numbers, not sockets.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
+}

@@ -1,0 +1,102 @@
+//! Many short connections that each check whose credentials they were given: the test for identities mixed up.
+//! Depends on the HTTP client. Called inside pods by the binary's `client storm`.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Credentials, Request};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Storm {
+    /// `http://100.100.100.200`.
+    pub base_url: String,
+    /// Connections in all, half of them for the role's name and half for its credentials.
+    pub connects: usize,
+    /// Connections at a time.
+    pub concurrency: usize,
+    /// The role that every answer must be of.
+    pub role: String,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StormReport {
+    /// Answers that were this role's.
+    pub ok: usize,
+    /// Answers that were another role's. Must be zero, always.
+    pub wrong: usize,
+    /// Refusals: the agent did not know who asked, or had nothing for it.
+    pub missing: usize,
+    /// Connections that failed, and why the first ones did.
+    pub errors: usize,
+    /// At most ten.
+    pub error_samples: Vec<String>,
+    /// Of all answers, sorted, in microseconds.
+    pub latencies_us: Vec<u64>,
+}
+
+impl Storm {
+    /// Connects and compares.
+    pub fn run(&self) -> StormReport {
+        let next = AtomicUsize::new(0);
+        let reports = thread::scope(|scope| {
+            let workers = (0..self.concurrency.max(1)).map(|_| scope.spawn(|| self.work(&next)));
+            let workers = workers.collect::<Vec<_>>();
+            workers.into_iter().filter_map(|worker| worker.join().ok()).collect::<Vec<_>>()
+        });
+        let mut total = StormReport::default();
+        for report in reports {
+            total.ok += report.ok;
+            total.wrong += report.wrong;
+            total.missing += report.missing;
+            total.errors += report.errors;
+            total.error_samples.extend(report.error_samples);
+            total.latencies_us.extend(report.latencies_us);
+        }
+        total.error_samples.truncate(10);
+        total.latencies_us.sort_unstable();
+        total
+    }
+
+    fn work(&self, next: &AtomicUsize) -> StormReport {
+        let mut report = StormReport::default();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.connects {
+                return report;
+            }
+            let list = index.is_multiple_of(2);
+            let role = if list { "" } else { self.role.as_str() };
+            let url = format!("{}/latest/meta-data/ram/security-credentials/{role}", self.base_url);
+            match Request::get(url).send() {
+                Ok(reply) => {
+                    report.latencies_us.push(reply.latency_us);
+                    match reply.status {
+                        200 if self.is_ours(list, &reply.body) => report.ok += 1,
+                        200 => report.wrong += 1,
+                        _ => report.missing += 1,
+                    }
+                }
+                Err(error) => {
+                    report.errors += 1;
+                    if report.error_samples.len() < 10 {
+                        report.error_samples.push(format!("{error:#}"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_ours(&self, list: bool, body: &str) -> bool {
+        if list {
+            return body == self.role;
+        }
+        serde_json::from_str::<Credentials>(body)
+            .is_ok_and(|given| given.access_key_id.starts_with(&format!("STS.{}.", self.role)))
+    }
+}

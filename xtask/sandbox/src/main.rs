@@ -1,0 +1,161 @@
+//! `kube2ram-sandbox`: the shop window (`show`), a way into its pods (`exec`) and the client that runs inside them (`client`).
+//! Depends on the library. Called by `cargo xtask sandbox`, people, and tests.
+
+use std::{
+    io::{Write as _, stdout},
+    net::SocketAddr,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+    thread,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use kube2ram_sandbox::{
+    client::{Family, Request, Storm, raw},
+    node::Record,
+    show,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(about = "One machine as a Kubernetes node, to see kube2ram at work")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one request or many from where it is started; prints JSON.
+    #[command(hide = true, subcommand)]
+    Client(Client),
+    /// Makes a node with pods, runs the agent on it and shows what each pod gets; exits with 1 when that is not what it should be.
+    Show {
+        /// The agent's binary.
+        #[arg(long)]
+        agent: PathBuf,
+        /// Leaves everything running until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Runs a command in a pod of a sandbox that is being kept.
+    Exec {
+        /// `pod` or `pod/container`.
+        target: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Client {
+    /// Sends one request.
+    Get {
+        #[arg(long, value_enum, default_value = "4")]
+        family: Family,
+        #[arg(short = 'X', long, default_value = "GET")]
+        method: String,
+        /// `Name: value`.
+        #[arg(short = 'H', long = "header")]
+        headers: Vec<String>,
+        url: String,
+    },
+    /// Sends bytes and prints what comes back, both in hex.
+    Raw {
+        #[arg(long)]
+        connect: SocketAddr,
+        #[arg(long)]
+        hex: String,
+    },
+    /// Asks for a role's credentials on many connections and checks whose they are.
+    Storm {
+        #[arg(long)]
+        connects: usize,
+        #[arg(long, default_value_t = 8)]
+        concurrency: usize,
+        /// The role that every answer must be of.
+        #[arg(long)]
+        expect: String,
+        /// `http://address`.
+        url: String,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    match Args::parse().command {
+        Command::Client(client) => run_client(client)?,
+        Command::Exec { target, command } => return exec(&target, &command),
+        Command::Show { agent, keep } => return run_show(&agent, keep),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
+    remove_on_signal()?;
+    let (sandbox, right) = show::show(agent, &mut stdout())?;
+    if keep {
+        writeln!(
+            stdout(),
+            "\nThe sandbox is yours until Ctrl-C. In another terminal:\n  \
+             kube2ram-sandbox exec orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/"
+        )?;
+        loop {
+            thread::park();
+        }
+    }
+    drop(sandbox);
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A signal ends the process without dropping anything, so what is on record is removed first.
+fn remove_on_signal() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            Record::remove(show::NAME);
+            process::exit(130);
+        });
+    })?;
+    Ok(())
+}
+
+fn run_client(client: Client) -> Result<()> {
+    let answer = match client {
+        Client::Get { family, method, headers, url } => {
+            let mut request = Request { method, family, ..Request::get(url) };
+            for header in headers {
+                let (name, value) = header.split_once(':').context("a header is `Name: value`")?;
+                request = request.header(name, value.trim());
+            }
+            serde_json::to_string(&request.send()?)?
+        }
+        Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
+        Client::Storm { connects, concurrency, expect, url } => {
+            serde_json::to_string(&Storm { base_url: url, connects, concurrency, role: expect }.run())?
+        }
+    };
+    Ok(writeln!(stdout(), "{answer}")?)
+}
+
+fn exec(target: &str, command: &[String]) -> Result<ExitCode> {
+    let (pod, container) = match target.split_once('/') {
+        Some((pod, container)) => (pod, Some(container)),
+        None => (target, None),
+    };
+    let records = Record::load_all()?;
+    let pod = records
+        .iter()
+        .find_map(|record| record.pods.get(pod))
+        .with_context(|| format!("no sandbox has a pod {pod:?}: cargo xtask sandbox --keep"))?;
+    let (program, args) = command.split_first().context("no command")?;
+    Err(pod.command(container, PathBuf::from(program))?.args(args).exec().into())
+}

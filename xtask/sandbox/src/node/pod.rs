@@ -1,0 +1,201 @@
+//! A pod: cgroups, maybe a network namespace, a pause process, and the way in.
+//! Depends on util-linux's nsenter. Made by `node`, used by `sandbox`, `show` and tests.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use uuid::Uuid;
+
+use super::{PodRecord, Qos, netns};
+
+/// What a pod should be like.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Names of its containers.
+    pub containers: Vec<String>,
+    /// Whether it shares the node's network namespace.
+    pub host_network: bool,
+    /// Its name, which is unique on the node here.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its quality of service class.
+    pub qos: Qos,
+    /// Its service account.
+    pub service_account: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl PodSpec {
+    /// A burstable pod with one container `app` in the namespace `default`, without annotations.
+    pub fn new(name: &str) -> Self {
+        Self {
+            annotations: BTreeMap::new(),
+            containers: vec!["app".into()],
+            host_network: false,
+            name: name.into(),
+            namespace: "default".into(),
+            qos: Qos::Burstable,
+            service_account: "default".into(),
+            uid: Uuid::new_v4().to_string(),
+        }
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds the annotation that names the role.
+    #[must_use]
+    pub fn role(self, role: &str) -> Self {
+        self.annotation("ram.aliyuncs.com/role", role)
+    }
+
+    /// Sets the containers.
+    #[must_use]
+    pub fn containers(mut self, names: &[&str]) -> Self {
+        self.containers = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Shares the node's network namespace.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
+        self
+    }
+
+    /// Sets the namespace.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Sets the quality of service class.
+    #[must_use]
+    pub fn qos(mut self, qos: Qos) -> Self {
+        self.qos = qos;
+        self
+    }
+}
+
+/// A pod that exists.
+#[derive(Debug)]
+pub struct Pod {
+    ip: Ipv4Addr,
+    pause: Child,
+    record: PodRecord,
+    spec: PodSpec,
+}
+
+/// The container that holds the namespaces.
+pub(super) const PAUSE: &str = "pause";
+
+/// How long the pause process may take to be where it belongs.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Pod {
+    pub(super) fn start(spec: PodSpec, record: PodRecord, ip: Ipv4Addr) -> Result<Self> {
+        let mut command = record.command(Some(PAUSE), "sleep")?;
+        let pause = command.arg("infinity").stdin(Stdio::null()).spawn().context("cannot start sleep")?;
+        let pod = Self { ip, pause, record, spec };
+
+        // The shell that joins the cgroup becomes nsenter becomes sleep; a namespace found through it must be the pod's.
+        let deadline = Instant::now() + START_DEADLINE;
+        let comm = format!("/proc/{}/comm", pod.pause.id());
+        while fs::read_to_string(&comm).is_ok_and(|comm| comm.trim() != "sleep") {
+            ensure!(Instant::now() < deadline, "the pause process of {} does not start", pod.spec.name);
+            thread::sleep(Duration::from_millis(1));
+        }
+        ensure!(Path::new(&comm).exists(), "the pause process of {} ended at once", pod.spec.name);
+        Ok(pod)
+    }
+
+    /// What was asked for.
+    pub fn spec(&self) -> &PodSpec {
+        &self.spec
+    }
+
+    /// Its address: the node's when it shares the node's network.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    /// The directory of its cgroup.
+    pub fn cgroup(&self) -> &Path {
+        &self.record.cgroup
+    }
+
+    /// The directory of a container's cgroup.
+    pub fn container_cgroup(&self, container: &str) -> Option<&Path> {
+        self.record.containers.get(container).map(PathBuf::as_path)
+    }
+
+    /// Its network namespace as a file; `None` when that is the node's.
+    pub fn netns(&self) -> Option<PathBuf> {
+        self.record.netns.as_deref().map(netns::path)
+    }
+
+    /// A command that will run in a container: it joins the cgroup, then the network namespace, then becomes the program.
+    ///
+    /// # Errors
+    /// When the pod has no such container.
+    pub fn command(&self, container: &str, program: impl AsRef<OsStr>) -> Result<Command> {
+        self.record.command(Some(container), program)
+    }
+
+    /// The same in a cgroup of the container's own making, as Docker in Docker or systemd in a container has.
+    ///
+    /// # Errors
+    /// When the pod has no such container or the cgroup cannot be made.
+    pub fn nested_command(
+        &self,
+        container: &str,
+        nested: &str,
+        program: impl AsRef<OsStr>,
+    ) -> Result<Command> {
+        let cgroup = self.container_cgroup(container).context("no such container")?.join(nested);
+        fs::create_dir_all(&cgroup)?;
+        Ok(join(&cgroup, self.record.netns.as_deref(), program.as_ref()))
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // Its own child, so the id cannot have been reused.
+        drop(self.pause.kill());
+        drop(self.pause.wait());
+    }
+}
+
+/// A command that joins a cgroup and a network namespace, in this order, before it becomes the program.
+pub(super) fn join(cgroup: &Path, netns: Option<&str>, program: &OsStr) -> Command {
+    let mut command = Command::new("sh");
+    let procs = cgroup.join("cgroup.procs");
+    match netns {
+        Some(netns) => command
+            .args(["-c", r#"echo $$ > "$1" && shift && exec nsenter "$@""#, "sh"])
+            .arg(procs)
+            .arg(format!("--net={}", netns::path(netns).display()))
+            .arg("--"),
+        None => command.args(["-c", r#"echo $$ > "$1" && shift && exec "$@""#, "sh"]).arg(procs),
+    };
+    command.arg(program);
+    command
+}

@@ -1,0 +1,256 @@
+//! A node, the stand-ins it talks to, pods that exist in both, and the agent between them: what a kernel test starts from.
+//! Depends on everything else here. Called by `show` and by tests.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    agent::Agent,
+    client::{Family, Reply},
+    clock::Clock,
+    node::{CgroupDriver, Node, Pod, PodSpec},
+    standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Sts},
+};
+
+/// A machine that looks like a cluster to whoever runs on it. Dropping it removes everything.
+///
+/// ```no_run
+/// # use kube2ram_sandbox::{Sandbox, node::PodSpec};
+/// # fn main() -> anyhow::Result<()> {
+/// let mut sandbox = Sandbox::create("my-test")?;
+/// sandbox.accounts().add_role("acs:ram::1234567890123456:role/orders-role", Default::default());
+/// sandbox.add_pod(&PodSpec::new("orders").role("orders-role"))?;
+/// sandbox.start_agent("target/debug/kube2ram".as_ref(), &["--auto-discover-base-arn"])?;
+/// let reply = sandbox.pod("orders")?.curl("/latest/meta-data/ram/security-credentials/")?;
+/// assert_eq!(reply.body, "orders-role");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sandbox {
+    // In this order: the node, dropped last, kills what is left of the others.
+    agent: Option<Agent>,
+    pods: BTreeMap<String, Pod>,
+    api: ApiServer,
+    metadata: Metadata,
+    sts: Sts,
+    accounts: Arc<Accounts>,
+    client: PathBuf,
+    node: Node,
+}
+
+impl Sandbox {
+    /// The name of the Node object.
+    pub const NODE: &str = "sandbox-node";
+
+    /// Makes a node with cgroupfs naming and starts the stand-ins.
+    ///
+    /// # Errors
+    /// As [`Node::create`]; when the client binary has not been built.
+    pub fn create(name: &str) -> Result<Self> {
+        Self::create_with(name, CgroupDriver::Cgroupfs)
+    }
+
+    /// The same with a choice of naming.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_with(name: &str, driver: CgroupDriver) -> Result<Self> {
+        let client = client_path()?;
+        let node = Node::create(name, driver)?;
+        let accounts = Arc::new(Accounts::new(Clock::default()));
+        let metadata = Metadata::start(node.metadata_bind(), Arc::clone(&accounts))?;
+        let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts))?;
+        let api = ApiServer::start(Bind::loopback())?;
+        api.apply(serde_json::json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": Self::NODE, "uid": "node-sandbox" },
+            "status": { "addresses": [{ "type": "InternalIP", "address": node.ip() }] },
+        }))?;
+        for namespace in ["default", "kube-system"] {
+            api.apply_namespace(namespace, &[])?;
+        }
+
+        Ok(Self { agent: None, pods: BTreeMap::new(), api, metadata, sts, accounts, client, node })
+    }
+
+    /// Makes a pod on the node, and tells the API server.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_pod(&mut self, spec: &PodSpec) -> Result<()> {
+        let pod = self.node.add_pod(spec)?;
+        self.pods.insert(spec.name.clone(), pod);
+        self.api.apply(manifest(spec).to_json())
+    }
+
+    /// Deletes a pod from the API server and from the node.
+    ///
+    /// # Errors
+    /// When there is no such pod; as [`Node::remove_pod`].
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.remove(name).with_context(|| format!("no pod {name:?}"))?;
+        self.api.delete_pod(&pod.spec().namespace, name);
+        self.node.remove_pod(pod)
+    }
+
+    /// Runs the agent in a pod of its own and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_agent(&mut self, binary: &Path, extra: &[&str]) -> Result<&mut Agent> {
+        ensure!(self.agent.is_none(), "the sandbox has an agent already");
+        let binary = binary
+            .canonicalize()
+            .with_context(|| format!("cannot find the agent at {}", binary.display()))?;
+        let spec =
+            PodSpec::new("kube2ram").namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
+        let pod = self.node.add_pod(&spec)?;
+        self.api.apply(manifest(&spec).to_json())?;
+        let mut agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
+        self.node.on_removal(agent.uninstall())?;
+        agent.start()?;
+        Ok(self.agent.insert(agent))
+    }
+
+    /// The agent.
+    ///
+    /// # Errors
+    /// When it was never started.
+    pub fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().context("the sandbox has no agent")
+    }
+
+    /// The account that STS and the metadata server serve.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// The API server.
+    pub fn api(&self) -> &ApiServer {
+        &self.api
+    }
+
+    /// The metadata server.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// STS.
+    pub fn sts(&self) -> &Sts {
+        &self.sts
+    }
+
+    /// A pod to run something in.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn pod(&self, name: &str) -> Result<InPod<'_>> {
+        let pod = self.pods.get(name).with_context(|| format!("no pod {name:?}"))?;
+        Ok(InPod { client: &self.client, pod })
+    }
+
+    /// Sends a GET to the metadata address from a host daemon.
+    ///
+    /// # Errors
+    /// When it gets no answer.
+    pub fn host_curl(&self, target: &str) -> Result<Reply> {
+        reply(self.node.host_command(&self.client).args(["client", "get", &url(target)]))
+    }
+}
+
+/// A pod and what runs in it.
+#[derive(Clone, Copy, Debug)]
+pub struct InPod<'a> {
+    client: &'a Path,
+    pod: &'a Pod,
+}
+
+impl<'a> InPod<'a> {
+    /// The pod itself.
+    pub fn pod(&self) -> &'a Pod {
+        self.pod
+    }
+
+    /// Sends a GET to the metadata address from the first container, on an IPv4 socket.
+    ///
+    /// # Errors
+    /// When it gets no answer: refused, reset, or silence for five seconds.
+    pub fn curl(&self, target: &str) -> Result<Reply> {
+        let first = self.pod.spec().containers.first().context("the pod has no container")?;
+        self.curl_from(first, Family::V4, &url(target))
+    }
+
+    /// Sends a GET to any URL from any container, on either kind of socket.
+    ///
+    /// # Errors
+    /// As [`Self::curl`].
+    pub fn curl_from(&self, container: &str, family: Family, url: &str) -> Result<Reply> {
+        let family = match family {
+            Family::V4 => "4",
+            Family::V6Mapped => "6mapped",
+        };
+        reply(self.pod.command(container, self.client)?.args(["client", "get", "--family", family, url]))
+    }
+
+    /// Sends a GET to the metadata address from a cgroup inside the container's.
+    ///
+    /// # Errors
+    /// As [`Self::curl`].
+    pub fn curl_nested(&self, container: &str, target: &str) -> Result<Reply> {
+        let mut command = self.pod.nested_command(container, "nested/deeper", self.client)?;
+        reply(command.args(["client", "get", &url(target)]))
+    }
+
+    /// A `kube2ram-sandbox client …` command in a container, for what is not a GET.
+    ///
+    /// # Errors
+    /// When the pod has no such container.
+    pub fn client(&self, container: &str) -> Result<Command> {
+        let mut command = self.pod.command(container, self.client)?;
+        command.arg("client");
+        Ok(command)
+    }
+}
+
+fn url(target: &str) -> String {
+    format!("http://{}{target}", Node::METADATA_IP)
+}
+
+fn reply(command: &mut Command) -> Result<Reply> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn manifest(spec: &PodSpec) -> PodManifest {
+    PodManifest {
+        annotations: spec.annotations.clone(),
+        host_network: spec.host_network,
+        name: spec.name.clone(),
+        namespace: spec.namespace.clone(),
+        node: Sandbox::NODE.to_owned(),
+        service_account: spec.service_account.clone(),
+        uid: spec.uid.clone(),
+    }
+}
+
+/// `kube2ram-sandbox` itself, or where cargo puts it beside the running test.
+fn client_path() -> Result<PathBuf> {
+    const NAME: &str = "kube2ram-sandbox";
+    let this = env::current_exe()?;
+    let beside = this.ancestors().skip(1).take(2).map(|directory| directory.join(NAME));
+    let found = beside.into_iter().find(|path| path.is_file());
+    found.with_context(|| format!("{NAME} is not built: cargo build --package {NAME}"))
+}

@@ -1,0 +1,203 @@
+//! The shop window: every kind of pod asks for credentials, through the real agent on the real kernel, beside what it should get.
+//! Depends on `sandbox`. Called by the binary's `show`, which `cargo xtask sandbox` runs.
+
+mod table;
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use self::table::{Row, Table};
+use crate::{
+    Sandbox,
+    client::{Credentials, Family, Reply, caller_identity},
+    node::{Node, PodSpec},
+    say,
+    standin::{Accounts, Role},
+};
+
+const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+
+/// The annotation of the namespaces' allow-lists.
+const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
+
+/// Makes the sandbox, asks, and prints the answers to `out`. Returns the sandbox, and whether everything was as it should be.
+///
+/// # Errors
+/// When the sandbox cannot be made or the agent does not get ready.
+pub fn show(agent: &Path, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool)> {
+    let started = Instant::now();
+    say(
+        "making a node: cgroups, network namespaces, stand-ins for the API server, the metadata server and STS",
+    );
+    let mut sandbox = Sandbox::create(NAME)?;
+    populate(&mut sandbox)?;
+    let before = sandbox.pod("orders")?.curl(LIST)?;
+    say(&format!("without kube2ram, pod orders is given the node's own role: {}", before.body));
+    let leaked = packets_from_pods(&sandbox);
+
+    say(&format!("starting {}", agent.display()));
+    let agent_started = Instant::now();
+    sandbox.start_agent(agent, &["--auto-discover-base-arn", "--namespace-restrictions"])?;
+    say(&format!("ready after {:.0?}; asking", agent_started.elapsed()));
+
+    let mut table = Table::default();
+    ask(&mut sandbox, &mut table)?;
+    let arrived = packets_from_pods(&sandbox) - leaked;
+    writeln!(out, "\n{table}")?;
+    let calls = sandbox.sts().calls();
+    let assumed = calls.iter().filter(|call| call.action == "AssumeRole").count();
+    writeln!(out, "STS: {} calls, {assumed} of them AssumeRole", calls.len())?;
+    writeln!(
+        out,
+        "{} {arrived} packets from pods reached the metadata server ({leaked} did before kube2ram started)",
+        table::mark(arrived == 0)
+    )?;
+    writeln!(out, "{:.1?} in all", started.elapsed())?;
+
+    Ok((sandbox, table.is_right() && arrived == 0))
+}
+
+/// The node's name; also how the signal handler finds what to remove.
+pub const NAME: &str = "show";
+
+fn populate(sandbox: &mut Sandbox) -> Result<()> {
+    for role in ["orders-role", "billing-role", "daemon-role", "locked-role"] {
+        sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
+    }
+    // A node role that trusts itself: were an agent to ask for it on a pod's behalf, STS would say yes.
+    sandbox.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
+    for (namespace, roles) in [
+        ("shop", r#"["orders-role", "billing-role"]"#),
+        ("system", r#"["daemon-role"]"#),
+        ("vault", r#"["other-*"]"#),
+    ] {
+        sandbox.api().apply_namespace(namespace, &[(ALLOW_LIST, roles)])?;
+    }
+    for spec in [
+        PodSpec::new("orders").namespace("shop").role("orders-role").containers(&["app", "sidecar"]),
+        PodSpec::new("billing").namespace("shop").role("billing-role"),
+        PodSpec::new("daemon").namespace("system").role("daemon-role").host_network(),
+        PodSpec::new("plain").namespace("shop"),
+        PodSpec::new("locked").namespace("vault").role("locked-role"),
+    ] {
+        sandbox.add_pod(&spec)?;
+    }
+
+    Ok(())
+}
+
+fn packets_from_pods(sandbox: &Sandbox) -> usize {
+    let node = sandbox.node().ip();
+    // What comes from the node's own address is the agent's or the host's, or a hostNetwork pod's, whose answers tell.
+    sandbox.node().sniffer().packets().iter().filter(|packet| *packet.source.ip() != node).count()
+}
+
+fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
+    let direct = format!("http://{}{LIST}", sandbox.agent()?.app_addr());
+    let (orders, billing) = (sandbox.pod("orders")?, sandbox.pod("billing")?);
+    let (daemon, plain, locked) = (sandbox.pod("daemon")?, sandbox.pod("plain")?, sandbox.pod("locked")?);
+    let role = |name: &str| format!("{LIST}{name}");
+
+    table.add("orders", "which role?", "orders-role", || orders.curl(LIST).map(body));
+    let sts = sandbox.sts().url();
+    let mut credentials =
+        |pod: &'static str, what: &'static str, role: &str, ask: &dyn Fn() -> Result<Reply>| {
+            table.add(pod, what, role, || ask().map(credentials_of));
+            let identity = format!("assumed-role/{role}");
+            table.add(pod, "  who does STS say that is?", &identity, || Ok(identify(&sts, &ask()?)));
+        };
+    credentials("orders", "credentials", "orders-role", &|| orders.curl(&role("orders-role")));
+    credentials("billing", "credentials", "billing-role", &|| billing.curl(&role("billing-role")));
+    credentials("daemon (hostNetwork)", "credentials", "daemon-role", &|| daemon.curl(&role("daemon-role")));
+
+    let mapped = format!("http://{}{}", Node::METADATA_IP, role("orders-role"));
+    table.add("orders/sidecar", "credentials, IPv4-mapped socket", "orders-role", || {
+        orders.curl_from("sidecar", Family::V6Mapped, &mapped).map(credentials_of)
+    });
+    table.add("orders", "credentials, nested cgroup", "orders-role", || {
+        orders.curl_nested("app", &role("orders-role")).map(credentials_of)
+    });
+    table
+        .add("orders", "instance-id", INSTANCE_ID, || orders.curl("/latest/meta-data/instance-id").map(body));
+    table.add("orders", "billing's credentials", "403", || orders.curl(&role("billing-role")).map(body));
+    table
+        .add("orders", "the node's credentials", "403", || orders.curl(&role(Accounts::NODE_ROLE)).map(body));
+    table.add("orders", "the agent's port, dialled directly", "403", || {
+        orders.curl_from("app", Family::V4, &direct).map(body)
+    });
+    table.add("plain (no role)", "which role?", "404", || plain.curl(LIST).map(body));
+    table.add("locked (not allowed)", "credentials", "403", || locked.curl(&role("locked-role")).map(body));
+    table.add("host process", "which role?", Accounts::NODE_ROLE, || sandbox.host_curl(LIST).map(body));
+
+    Ok(())
+}
+
+const INSTANCE_ID: &str = crate::standin::Metadata::INSTANCE_ID;
+
+/// What an answer says, and how long it took.
+struct Answer {
+    latency: Duration,
+    status: u16,
+    text: String,
+}
+
+fn body(reply: Reply) -> Answer {
+    // A refusal is told by its status; its reason is the agent's own wording.
+    let text = if reply.status == 200 { reply.body } else { reply.status.to_string() };
+    Answer { latency: Duration::from_micros(reply.latency_us), status: reply.status, text }
+}
+
+fn credentials_of(reply: Reply) -> Answer {
+    let given = serde_json::from_str::<Credentials>(&reply.body);
+    let mut answer = body(reply);
+    if answer.status == 200 {
+        // STS.<role>.<unique>
+        let id = given.map(|given| given.access_key_id).unwrap_or_default();
+        answer.text = id.split('.').nth(1).unwrap_or("no credentials").to_owned();
+    }
+    answer
+}
+
+fn identify(sts_url: &str, reply: &Reply) -> Answer {
+    let started = Instant::now();
+    let arn = serde_json::from_str::<Credentials>(&reply.body)
+        .context("no credentials")
+        .and_then(|credentials| caller_identity(sts_url, &credentials));
+    let text = match arn {
+        // acs:ram::<uid>:assumed-role/<role>/<session>
+        Ok(arn) => arn
+            .rsplit(':')
+            .next()
+            .and_then(|name| name.rsplit_once('/'))
+            .map_or("?".into(), |(role, _)| role.into()),
+        Err(error) => format!("{error:#}"),
+    };
+    Answer { latency: started.elapsed(), status: 200, text }
+}
+
+/// How long an answer may be 503, "not ready yet", before that is the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Table {
+    fn add(&mut self, who: &str, asked: &str, expected: &str, ask: impl Fn() -> Result<Answer>) {
+        let deadline = Instant::now() + PATIENCE;
+        let answer = loop {
+            match ask() {
+                Ok(answer) if answer.status == 503 && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                answer => break answer,
+            }
+        };
+        let (got, latency) = match answer {
+            Ok(answer) => (answer.text, Some(answer.latency)),
+            Err(error) => (format!("{error:#}"), None),
+        };
+        self.push(Row { who: who.into(), asked: asked.into(), expected: expected.into(), got, latency });
+    }
+}

@@ -1,0 +1,21 @@
+//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server and the API server, each a real HTTP
+//! server on its own thread, so that blocking and asynchronous tests can both use them. Depends on nothing else of this crate but
+//! the clock; called by `sandbox` and by tests.
+
+mod account;
+mod api_server;
+
+mod metadata;
+mod server;
+mod signature;
+mod sts;
+
+pub(crate) use self::signature::hex_sha256;
+pub use self::{
+    account::{AccessKey, Accounts, Principal, Role},
+    api_server::{ApiServer, PodManifest},
+    metadata::{Metadata, MetadataMode, Seen, Tokens},
+    server::Bind,
+    signature::{V3Request, pe, v1_signature, v3_signature},
+    sts::{Call, Sts, StsMode},
+};

@@ -1,0 +1,275 @@
+//! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or metadata only), GET, and
+//! Events. Depends on nothing of this crate but the server. Called over HTTP by the agent, and by tests to change the cluster.
+//!
+//! Source: kubernetes.io/docs/reference/using-api/api-concepts.
+
+mod store;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use self::store::{Kind, Selector, Store};
+use super::server::{Bind, Body, Handler, Server, reply};
+use crate::locked;
+
+/// A pod, as far as the agent reads it.
+#[derive(Clone, Debug, Default)]
+pub struct PodManifest {
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `spec.nodeName`.
+    pub node: String,
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
+    /// `metadata.uid`.
+    pub uid: String,
+}
+
+impl PodManifest {
+    /// The object as the API server stores it, a running pod.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": self.namespace, "name": self.name, "uid": self.uid, "annotations": self.annotations,
+                "creationTimestamp": "2026-11-21T00:00:00Z",
+            },
+            "spec": {
+                "nodeName": self.node, "serviceAccountName": self.service_account, "hostNetwork": self.host_network,
+                "containers": [{ "name": "app", "image": "app:1" }],
+            },
+            "status": { "phase": "Running" },
+        })
+    }
+}
+
+/// The API server stand-in.
+#[derive(Debug)]
+pub struct ApiServer {
+    server: Server<State>,
+}
+
+impl ApiServer {
+    /// Starts with an empty cluster.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub fn start(bind: Bind) -> Result<Self> {
+        Ok(Self { server: Server::start(bind, Arc::new(State::default()))? })
+    }
+
+    /// `http://address:port`, for `--api-server`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.addr)
+    }
+
+    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and tells the watches.
+    ///
+    /// # Errors
+    /// When the object's kind is none of these.
+    pub fn apply(&self, object: Value) -> Result<()> {
+        self.server.handler.store.apply(object)
+    }
+
+    /// Creates or replaces a namespace with these annotations.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn apply_namespace(&self, name: &str, annotations: &[(&str, &str)]) -> Result<()> {
+        let annotations = annotations.iter().copied().collect::<HashMap<_, _>>();
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": name, "uid": format!("namespace-{name}"), "annotations": annotations },
+            "status": { "phase": "Active" },
+        }))
+    }
+
+    /// Deletes a pod.
+    pub fn delete_pod(&self, namespace: &str, name: &str) {
+        self.server.handler.store.delete(Kind::Pod, namespace, name);
+    }
+
+    /// Deletes a namespace.
+    pub fn delete_namespace(&self, name: &str) {
+        self.server.handler.store.delete(Kind::Namespace, "", name);
+    }
+
+    /// Refuses connections and cuts open watches.
+    pub fn down(&self) {
+        self.server.down();
+    }
+
+    /// Comes back on the same address.
+    ///
+    /// # Errors
+    /// When it cannot listen again.
+    pub fn up(&self) -> Result<()> {
+        self.server.up()
+    }
+
+    /// Keeps what happens from now on from the watches (a LIST shows it), until [`Self::release_watches`].
+    pub fn hold_watches(&self) {
+        self.server.handler.store.hold(true);
+    }
+
+    /// Tells the watches what was held back.
+    pub fn release_watches(&self) {
+        self.server.handler.store.hold(false);
+    }
+
+    /// Makes every resource version so far too old: open watches end with 410, clients must list again.
+    pub fn expire(&self) {
+        self.server.handler.store.expire();
+    }
+
+    /// The Events that were posted or patched.
+    pub fn events(&self) -> Vec<Value> {
+        locked(&self.server.handler.events).clone()
+    }
+
+    /// `METHOD target` of every request so far.
+    pub fn requests(&self) -> Vec<String> {
+        locked(&self.server.handler.requests).clone()
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: Mutex<Vec<Value>>,
+    requests: Mutex<Vec<String>>,
+    store: Arc<Store>,
+}
+
+impl Handler for State {
+    async fn answer(self: Arc<Self>, _peer: SocketAddr, request: Request<Bytes>) -> Response<Body> {
+        locked(&self.requests).push(format!("{} {}", request.method(), request.uri()));
+        self.route(&request)
+            .unwrap_or_else(|status| json_reply(status, &status_object(status, "the stand-in says no")))
+    }
+}
+
+impl State {
+    fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
+        let query = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect::<HashMap<_, _>>();
+        let segments = request.uri().path().split('/').skip(1).collect::<Vec<_>>();
+        let metadata_only = metadata_only(request.headers());
+
+        match (request.method(), &segments[..]) {
+            (&Method::GET, ["version"]) => Ok(json_reply(
+                StatusCode::OK,
+                &json!({ "major": "1", "minor": "34", "gitVersion": "v1.34.0" }),
+            )),
+            (&Method::GET, ["healthz" | "livez" | "readyz"]) => Ok(reply(StatusCode::OK, "text/plain", "ok")),
+            (&Method::GET, ["api", "v1", plural]) => self.collection(plural, "", &query, metadata_only),
+            (&Method::GET, ["api", "v1", plural @ ("namespaces" | "nodes"), name]) => {
+                self.object(plural, "", name, metadata_only)
+            }
+            (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => {
+                self.collection("pods", namespace, &query, metadata_only)
+            }
+            (&Method::GET, ["api", "v1", "namespaces", namespace, "pods", name]) => {
+                self.object("pods", namespace, name, metadata_only)
+            }
+            (
+                &Method::POST | &Method::PATCH | &Method::PUT,
+                ["api", "v1", "namespaces", _, "events", ..]
+                | ["apis", "events.k8s.io", "v1", "namespaces", _, "events", ..],
+            ) => {
+                let event =
+                    serde_json::from_slice::<Value>(request.body()).or(Err(StatusCode::BAD_REQUEST))?;
+                locked(&self.events).push(event.clone());
+                let created = request.method() == Method::POST;
+                Ok(json_reply(if created { StatusCode::CREATED } else { StatusCode::OK }, &event))
+            }
+            _ => Err(StatusCode::NOT_FOUND),
+        }
+    }
+
+    fn collection(
+        &self,
+        plural: &str,
+        namespace: &str,
+        query: &HashMap<String, String>,
+        metadata_only: bool,
+    ) -> Result<Response<Body>, StatusCode> {
+        let kind = Kind::from_plural(plural).ok_or(StatusCode::NOT_FOUND)?;
+        let field_selector = query.get("fieldSelector").map_or("", String::as_str);
+        let selector =
+            Selector::parse(kind, namespace, field_selector, metadata_only).ok_or(StatusCode::BAD_REQUEST)?;
+        if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
+            return watch::answer(Arc::clone(&self.store), selector, query);
+        }
+
+        let (items, version) = self.store.list(&selector);
+        let (list_kind, api_version) = match (metadata_only, kind) {
+            (true, _) => ("PartialObjectMetadataList", "meta.k8s.io/v1"),
+            (false, Kind::Namespace) => ("NamespaceList", "v1"),
+            (false, Kind::Node) => ("NodeList", "v1"),
+            (false, Kind::Pod) => ("PodList", "v1"),
+        };
+        let list = json!({
+            "kind": list_kind, "apiVersion": api_version,
+            "metadata": { "resourceVersion": version.to_string() }, "items": items,
+        });
+        Ok(json_reply(StatusCode::OK, &list))
+    }
+
+    fn object(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        metadata_only: bool,
+    ) -> Result<Response<Body>, StatusCode> {
+        let kind = Kind::from_plural(plural).ok_or(StatusCode::NOT_FOUND)?;
+        let field_selector = format!("metadata.name={name}");
+        let selector = Selector::parse(kind, namespace, &field_selector, metadata_only)
+            .ok_or(StatusCode::BAD_REQUEST)?;
+        let (objects, _) = self.store.list(&selector);
+        let object = objects.first().ok_or(StatusCode::NOT_FOUND)?;
+
+        Ok(json_reply(StatusCode::OK, object))
+    }
+}
+
+fn metadata_only(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("as=PartialObjectMetadata"))
+}
+
+fn json_reply(status: StatusCode, body: &Value) -> Response<Body> {
+    reply(status, "application/json", body.to_string())
+}
+
+/// A `Status`, as every failure is told.
+fn status_object(status: StatusCode, message: &str) -> Value {
+    let reason = match status {
+        StatusCode::GONE => "Expired",
+        StatusCode::NOT_FOUND => "NotFound",
+        _ => "BadRequest",
+    };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": status.as_u16(),
+    })
+}
+
+#[cfg(test)]
+mod tests;
