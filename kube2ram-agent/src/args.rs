@@ -1,1 +1,323 @@
-//! To come.
+//! Command line and environment → [`Config`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
+//! Depends on `role` and `policy` for their types; called by `main`, and read by `app`.
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddrV4},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{FromArgMatches, ValueEnum};
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+use url::Url;
+
+use self::flags::Flags;
+use crate::{
+    policy::PatternFormat,
+    role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
+};
+
+mod environment;
+mod flags;
+mod retired;
+mod value;
+
+/// What the agent was told.
+#[derive(Debug)]
+pub struct Config {
+    /// How annotations are called.
+    pub annotation_keys: AnnotationKeys,
+    /// Where the API server is.
+    pub api_server: ApiServer,
+    /// The TCP port at which redirected connections arrive.
+    pub app_port: u16,
+    /// What completes bare role names.
+    pub base_arn: Source<BaseArn>,
+    /// The bpffs directory of the pins.
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 mount; found by looking when `None`.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whether the admin listener shows what the agent knows.
+    pub debug: bool,
+    /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
+    pub default_role: Source<String>,
+    /// The node's address, to which connections are redirected.
+    pub host_ip: Option<IpAddr>,
+    /// What becomes of unannotated hostNetwork pods.
+    pub host_network_pods: HostNetworkPods,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// The real metadata server.
+    pub metadata_addr: SocketAddrV4,
+    /// The TCP port of health, metrics and debug.
+    pub metrics_port: u16,
+    /// The key of the namespaces' allow-list annotation.
+    pub namespace_key: Box<str>,
+    /// How allow-lists are read; `None` when namespaces are not restricted.
+    pub namespace_restrictions: Option<PatternFormat>,
+    /// The name of this node's Node object.
+    pub node: String,
+    /// One line for each flag that was set and does nothing, to be logged as a warning.
+    pub notices: Vec<String>,
+    /// The cgroup of all pods; found by looking when `None`.
+    pub pods_cgroup: Option<PathBuf>,
+    /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
+    pub session_duration: Duration,
+    /// Where STS is.
+    pub sts_endpoint: StsEndpoint,
+}
+
+/// Where the API server is.
+#[derive(Debug)]
+pub enum ApiServer {
+    /// By the service account that is mounted into the agent's pod.
+    InCluster,
+    /// By the current context of a kubeconfig file.
+    Kubeconfig(PathBuf),
+    /// By its address; plain HTTP goes with neither a token nor `insecure`.
+    Url {
+        /// `https://` or `http://`.
+        url: Url,
+        /// A bearer token.
+        token: Option<SecretString>,
+        /// Whether any certificate will do.
+        insecure: bool,
+    },
+}
+
+/// What becomes of a hostNetwork pod that is annotated with no role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostNetworkPods {
+    /// It gets nothing.
+    Deny,
+    /// It keeps the node's own role.
+    Pass,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source<T> {
+    /// The metadata server.
+    Discover,
+    /// A flag.
+    Given(T),
+    /// Nowhere: there is none.
+    Unset,
+}
+
+/// Where STS is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StsEndpoint {
+    /// `sts.aliyuncs.com`.
+    Global,
+    /// The endpoints of the node's region.
+    Regional,
+    /// Here and nowhere else: a host and perhaps a port, HTTPS unless it is a loopback address.
+    Url(Url),
+}
+
+/// Why there is no [`Config`]. `Display` is all there is to say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// `--help` or `--version` was asked for: clap's text, for standard output.
+    #[error("{0}")]
+    Help(String),
+    /// One line: what is wrong, and what to do.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl ArgsError {
+    /// What the process should exit with: 0 or, after sysexits.h, `EX_USAGE`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Help(_) => 0,
+            Self::Usage(_) => 64,
+        }
+    }
+
+    fn usage(line: impl Into<String>) -> Self {
+        Self::Usage(line.into())
+    }
+}
+
+impl From<clap::Error> for ArgsError {
+    fn from(error: clap::Error) -> Self {
+        if error.exit_code() == 0 {
+            return Self::Help(error.to_string());
+        }
+        // What is wrong and perhaps a tip, without the usage; user text in them may hold line breaks.
+        let text = error.to_string();
+        let (text, _) =
+            text.split_once("\n\nUsage:").or(text.split_once("\n\nFor more")).unwrap_or((&text, ""));
+        let words: Vec<_> = text.split_whitespace().collect();
+        let line = words.join(" ");
+        Self::Usage(format!("{} (see kube2ram --help)", line.strip_prefix("error: ").unwrap_or(&line)))
+    }
+}
+
+impl Config {
+    /// Parses the command line (`args` begins with the program's name) and the environment (`env` looks up a variable). Flags on
+    /// the command line win.
+    ///
+    /// # Errors
+    /// [`ArgsError::Usage`] about the first thing that is wrong; [`ArgsError::Help`] when that was asked for.
+    pub fn from_args(
+        args: impl IntoIterator<Item = OsString>,
+        env: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ArgsError> {
+        let mut args = args.into_iter();
+        let command = retired::add_to(flags::command());
+        let program = args.next().unwrap_or_else(|| "kube2ram".into());
+        let from_environment = environment::args(&command, env);
+        let matches =
+            command.try_get_matches_from([program].into_iter().chain(from_environment).chain(args))?;
+        Self::try_new(Flags::from_arg_matches(&matches)?, retired::notices(&matches))
+    }
+
+    fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
+        if flags.app_port == flags.metrics_port {
+            return Err(ArgsError::usage(format!(
+                "--app-port and --metrics-port are both {}: pods reach the app port, so that health, metrics and debug need a \
+                 port of their own; change one of them",
+                flags.app_port
+            )));
+        }
+        let Some(node) = flags.node else {
+            return Err(ArgsError::usage(
+                "the node's name is not known: set --node, or the variable NODE_NAME from spec.nodeName",
+            ));
+        };
+        if flags.insecure && flags.api_server.is_none() {
+            notices.push("--insecure has no effect without --api-server".to_owned());
+        }
+        let base_arn = base_arn(&flags.base)?;
+        let default_role = default_role(&flags.base, &base_arn)?;
+        let format = flags.namespace_restriction_format;
+
+        Ok(Self {
+            annotation_keys: AnnotationKeys {
+                role: flags.ram_role_key,
+                external_id: flags.ram_external_id,
+                policy: flags.ram_policy_key,
+                duration: flags.ram_session_duration_key,
+                session_name: flags.ram_session_name_key,
+            },
+            api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
+            app_port: flags.app_port,
+            base_arn,
+            bpf_dir: flags.bpf_dir,
+            cgroup_root: flags.cgroup_root,
+            debug: flags.debug,
+            default_role,
+            host_ip: flags.host_ip,
+            host_network_pods: flags.host_network_pods,
+            log_format: flags.log_format,
+            log_level: flags.log_level.unwrap_or(if flags.verbose {
+                LevelFilter::DEBUG
+            } else {
+                LevelFilter::INFO
+            }),
+            metadata_addr: flags.metadata_addr,
+            metrics_port: flags.metrics_port,
+            namespace_key: flags.namespace_key,
+            namespace_restrictions: flags.namespace_restrictions.then_some(format),
+            node,
+            notices,
+            pods_cgroup: flags.pods_cgroup,
+            session_duration: session_duration(flags.ram_role_session_ttl)?,
+            sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
+                (Some(url), _) => StsEndpoint::Url(url),
+                (None, true) => StsEndpoint::Regional,
+                (None, false) => StsEndpoint::Global,
+            },
+        })
+    }
+}
+
+fn base_arn(flags: &flags::Base) -> Result<Source<BaseArn>, ArgsError> {
+    match flags.base_role_arn.as_deref().filter(|text| !text.is_empty()) {
+        Some(_) if flags.auto_discover_base_arn => Err(ArgsError::usage(
+            "--base-role-arn and --auto-discover-base-arn exclude each other: drop one of them",
+        )),
+        Some(text) => BaseArn::parse(text)
+            .map(Source::Given)
+            .map_err(|reason| ArgsError::usage(format!("--base-role-arn {text:?} {reason}"))),
+        None if flags.auto_discover_base_arn || flags.auto_discover_default_role => Ok(Source::Discover),
+        None => Ok(Source::Unset),
+    }
+}
+
+/// Checks the default role as far as it can be without what is discovered.
+fn default_role(flags: &flags::Base, base: &Source<BaseArn>) -> Result<Source<String>, ArgsError> {
+    let Some(text) = flags.default_role.clone().filter(|text| !text.is_empty()) else {
+        return Ok(if flags.auto_discover_default_role { Source::Discover } else { Source::Unset });
+    };
+    if flags.auto_discover_default_role {
+        return Err(ArgsError::usage(
+            "--default-role and --auto-discover-default-role exclude each other: drop one of them",
+        ));
+    }
+    let arn = match base {
+        Source::Given(base) => base.arn_for(&text).map(drop),
+        Source::Discover | Source::Unset if is_arn(&text) => RoleArn::parse(&text).map(drop),
+        Source::Discover => Ok(()),
+        Source::Unset => {
+            return Err(ArgsError::usage(
+                "--default-role is a bare name: add --base-role-arn or --auto-discover-base-arn, or give the role's ARN",
+            ));
+        }
+    };
+    arn.map_err(|reason| ArgsError::usage(format!("--default-role {text:?} {reason}")))?;
+    Ok(Source::Given(text))
+}
+
+fn api_server(
+    url: Option<Url>,
+    token: Option<SecretString>,
+    insecure: bool,
+    kubeconfig: Option<PathBuf>,
+) -> Result<ApiServer, ArgsError> {
+    match (url, kubeconfig) {
+        (Some(_), Some(_)) => {
+            Err(ArgsError::usage("--kubeconfig and --api-server exclude each other: drop one of them"))
+        }
+        (None, _) if token.is_some() => {
+            Err(ArgsError::usage("--api-token is nothing without --api-server: add it, or drop the token"))
+        }
+        (Some(url), None) if url.scheme() == "http" && (insecure || token.is_some()) => {
+            Err(ArgsError::usage("--api-token and --insecure need an --api-server with https://"))
+        }
+        (Some(url), None) => Ok(ApiServer::Url { url, token, insecure }),
+        (None, Some(path)) => Ok(ApiServer::Kubeconfig(path)),
+        (None, None) => Ok(ApiServer::InCluster),
+    }
+}
+
+/// As in the ancestors, sessions last twice as long as they are given out, so that no pod gets one that is about to end.
+fn session_duration(ttl: Duration) -> Result<Duration, ArgsError> {
+    let duration = ttl.saturating_mul(2);
+    if (MIN_DURATION..=MAX_DURATION).contains(&duration) {
+        return Ok(duration);
+    }
+    Err(ArgsError::usage(format!(
+        "--ram-role-session-ttl {}: give 7m30s to 6h, half of what STS lets a session last",
+        humantime::format_duration(ttl)
+    )))
+}
+
+#[cfg(test)]
+mod tests;

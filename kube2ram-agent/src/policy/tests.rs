@@ -129,7 +129,8 @@ fn regexps_match_as_a_whole_below_the_base_rows_3_33_to_3_40() {
         ("3.40 twin", r#"["[", "x"]"#, "y", false),
         ("own group closed", r#"["x)|(?:.*"]"#, "y", false),
         ("own group closed", r#"["x)|(?:.*"]"#, "x", false),
-        ("comment", r#"["(?x)x #"]"#, "x", false),
+        ("comment", r#"["(?x)x #", "y"]"#, "x", false),
+        ("comment twin", r#"["(?x)x #", "y"]"#, "y", true),
         ("comment across patterns", r#"["(?x)x #", "[\n)|.*|(]"]"#, foreign, false),
         (
             "ARN, alternation",

@@ -1,0 +1,231 @@
+//! The flags, with the ancestors' names and defaults. Doc comments are the help text: unit, default, effect on security.
+//! Depends on clap; read by the parent only.
+
+use std::{
+    net::{IpAddr, SocketAddrV4},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{ArgAction, Args, Command, CommandFactory, Parser};
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+use url::Url;
+
+use super::{HostNetworkPods, LogFormat, value};
+use crate::policy::PatternFormat;
+
+/// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
+pub(super) fn command() -> Command {
+    Flags::command().mut_args(|arg| match arg.get_action() {
+        ArgAction::SetTrue if arg.get_default_values().is_empty() => {
+            value::switch(arg).default_value("false")
+        }
+        ArgAction::SetTrue => value::switch(arg),
+        _ => arg,
+    })
+}
+
+/// Gives each Kubernetes pod on an Alibaba Cloud node its own RAM role.
+#[derive(Parser)]
+#[command(
+    name = "kube2ram",
+    version,
+    args_override_self = true,
+    next_line_help = true,
+    after_help = "Every flag is also a variable: --app-port is KUBE2RAM_APP_PORT. --node is NODE_NAME and --host-ip is HOST_IP, too. \
+                  What the command line says wins. Durations are written like 90s, 15m or 1h30m."
+)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    pub(super) base: Base,
+
+    /// Annotation key of the role's external id, which the pod's author can choose freely
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/external-id",
+        alias = "iam-external-id",
+        value_parser = value::annotation_key,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_external_id: Box<str>,
+    /// Annotation key of a session policy, JSON that can only narrow what the role may do
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/policy",
+        value_parser = value::annotation_key,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_policy_key: Box<str>,
+    /// Annotation key of the pod's role: a name, a path and name, or an ARN. Without --namespace-restrictions, whoever may create
+    /// a pod can have every role that trusts the node
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/role",
+        alias = "iam-role-key",
+        value_parser = value::annotation_key,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_role_key: Box<str>,
+    /// How long credentials are given out before new ones are fetched, 7m30s to 6h. They are valid for twice as long, also in the
+    /// hands of whoever steals them
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "30m",
+        alias = "iam-role-session-ttl",
+        value_parser = value::duration,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_role_session_ttl: Duration,
+    /// Annotation key of the session's duration, 15m to 12h
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/session-duration",
+        value_parser = value::annotation_key,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_session_duration_key: Box<str>,
+    /// Annotation key of the session's name, <namespace>.<service account> otherwise. A pod's author can choose any, so
+    /// ActionTrail proves the role but not the pod
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/session-name",
+        value_parser = value::annotation_key,
+        help_heading = "Roles"
+    )]
+    pub(super) ram_session_name_key: Box<str>,
+
+    /// What unannotated hostNetwork pods get: pass gives them the node's own role, deny gives them nothing
+    #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
+    pub(super) host_network_pods: HostNetworkPods,
+    /// Annotation key of a namespace's allow-list, a JSON array of patterns
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "ram.aliyuncs.com/allowed-roles",
+        value_parser = value::annotation_key,
+        help_heading = "Policy"
+    )]
+    pub(super) namespace_key: Box<str>,
+    /// How allow-lists are read: glob, where only * is special and matches / as well, or regexp, which must match as a whole
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "glob",
+        value_parser = value::pattern_format,
+        help_heading = "Policy"
+    )]
+    pub(super) namespace_restriction_format: PatternFormat,
+    /// Give pods only the roles that their namespace's allow-list allows, and the default role. Without it, every namespace may
+    /// have every role
+    #[arg(long, help_heading = "Policy")]
+    pub(super) namespace_restrictions: bool,
+
+    /// The API server's address, instead of the pod's service account. Who answers there decides which pod has which role
+    #[arg(long, value_name = "URL", value_parser = value::api_server, help_heading = "Kubernetes")]
+    pub(super) api_server: Option<Url>,
+    /// Bearer token for --api-server. Everybody on the node can read it from the command line: use KUBE2RAM_API_TOKEN
+    #[arg(long, value_name = "TOKEN", value_parser = value::secret, help_heading = "Kubernetes")]
+    pub(super) api_token: Option<SecretString>,
+    /// Take any certificate at --api-server. Whoever sits in between can then give every pod every role
+    #[arg(long, help_heading = "Kubernetes")]
+    pub(super) insecure: bool,
+    /// Path of a kubeconfig file, instead of the pod's service account
+    #[arg(long, value_name = "PATH", help_heading = "Kubernetes")]
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// Name of this node's Node object; required
+    #[arg(long, value_name = "NAME", value_parser = value::node_name, help_heading = "Kubernetes")]
+    pub(super) node: Option<String>,
+
+    /// The metadata server, at port 80 unless one is given. Pods' connections to it are redirected to the agent
+    #[arg(
+        long,
+        value_name = "IP[:PORT]",
+        default_value = "100.100.100.200",
+        value_parser = value::metadata_addr,
+        help_heading = "Cloud"
+    )]
+    pub(super) metadata_addr: SocketAddrV4,
+    /// The only STS endpoint to use. It sees the node's signed requests: https, or http on loopback for tests
+    #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
+    pub(super) sts_endpoint: Option<Url>,
+    /// Use STS in the node's region, which needs no way out of the VPC, instead of sts.aliyuncs.com
+    #[arg(long, default_value = "true", help_heading = "Cloud")]
+    pub(super) use_regional_sts_endpoint: bool,
+
+    /// TCP port at which redirected connections arrive. It answers nobody whom the kernel does not vouch for
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value = "8181",
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = "Node"
+    )]
+    pub(super) app_port: u16,
+    /// bpffs directory of the pins. Whoever can write there can undo the redirection
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/kube2ram", help_heading = "Node")]
+    pub(super) bpf_dir: PathBuf,
+    /// Where the cgroup2 hierarchy is mounted, instead of looking for it
+    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    pub(super) cgroup_root: Option<PathBuf>,
+    /// The node's address, to which connections are redirected
+    #[arg(long, value_name = "IP", help_heading = "Node")]
+    pub(super) host_ip: Option<IpAddr>,
+    /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
+    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    pub(super) pods_cgroup: Option<PathBuf>,
+
+    /// Show pods, namespaces and roles at the metrics port. It tells whoever reaches that port which pod has which role
+    #[arg(long, help_heading = "Observability")]
+    pub(super) debug: bool,
+    /// How logs are written: text or json
+    #[arg(
+        long,
+        value_enum,
+        default_value = "text",
+        ignore_case = true,
+        hide_possible_values = true,
+        help_heading = "Observability"
+    )]
+    pub(super) log_format: LogFormat,
+    /// What is logged: trace, debug, info, warn or error. Secrets never are [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = value::log_level, help_heading = "Observability")]
+    pub(super) log_level: Option<LevelFilter>,
+    /// TCP port of health, metrics and debug, which must not be the app port: pods reach that one
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value = "9181",
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = "Observability"
+    )]
+    pub(super) metrics_port: u16,
+    /// The same as --log-level=debug, unless that is given
+    #[arg(long, help_heading = "Observability")]
+    pub(super) verbose: bool,
+}
+
+/// The flags that together tell the base ARN and the default role.
+#[derive(Args)]
+#[command(next_help_heading = "Roles")]
+pub(super) struct Base {
+    /// Ask the metadata server for the node's account: bare names are then roles of that account
+    #[arg(long)]
+    pub(super) auto_discover_base_arn: bool,
+    /// Make the node's own role the default role, and discover the base ARN unless it is given. Every pod without annotation then
+    /// has what the node may do
+    #[arg(long)]
+    pub(super) auto_discover_default_role: bool,
+    /// What completes bare role names: acs:ram::<account>:role/, with or without a path
+    #[arg(long, value_name = "ARN")]
+    pub(super) base_role_arn: Option<String>,
+    /// Role of pods without annotation, a name or an ARN; they have none otherwise. It is exempt from --namespace-restrictions
+    #[arg(long, value_name = "ROLE")]
+    pub(super) default_role: Option<String>,
+}

@@ -1,0 +1,397 @@
+use secrecy::ExposeSecret;
+
+use super::*;
+
+/// Parses `flags` (split at blanks) in an environment of `variables`.
+fn parse(flags: &str, variables: &[(&str, &str)]) -> Result<Config, ArgsError> {
+    let env = |name: &str| {
+        variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| OsString::from(value))
+    };
+    Config::from_args(["kube2ram"].into_iter().chain(flags.split_whitespace()).map(OsString::from), &env)
+}
+
+/// Parses `flags` on a node that is called `n`.
+fn config(flags: &str) -> Result<Config, ArgsError> {
+    parse(flags, &[("NODE_NAME", "n")])
+}
+
+/// The one line that refuses `flags`.
+fn refusal(flags: &str) -> String {
+    let error = config(flags).expect_err(flags);
+
+    assert_eq!(error.exit_code(), 64, "{flags}");
+    let line = error.to_string();
+    assert!(!line.is_empty() && !line.contains('\n'), "{line:?}");
+    line
+}
+
+fn base(text: &str) -> Source<BaseArn> {
+    Source::Given(BaseArn::parse(text).unwrap())
+}
+
+#[test]
+fn takes_the_ancestors_manifest_as_it_stands() {
+    let flags = "--app-port=8181 --iptables=true --host-ip=10.0.0.42 --host-interface=cni0 --verbose \
+                 --auto-discover-default-role";
+
+    let config = parse(flags, &[("HOST_IP", "10.0.0.42"), ("NODE_NAME", "cn-hangzhou.10.0.0.42")]).unwrap();
+
+    assert_eq!(config.app_port, 8181);
+    assert_eq!(config.metrics_port, 9181);
+    assert_eq!(config.host_ip, Some("10.0.0.42".parse().unwrap()));
+    assert_eq!(config.node, "cn-hangzhou.10.0.0.42");
+    assert_eq!(config.log_level, LevelFilter::DEBUG);
+    assert_eq!((config.base_arn, config.default_role), (Source::Discover, Source::Discover));
+    assert_eq!(
+        config.notices,
+        [
+            "--host-interface has no effect: pods are recognised by their cgroup, whatever interface they use",
+            "--iptables has no effect: connections are redirected by eBPF programs, without iptables rules",
+        ]
+    );
+}
+
+#[test]
+fn defaults_are_the_ancestors() {
+    let config = config("").unwrap();
+
+    assert!(matches!(config.api_server, ApiServer::InCluster));
+    assert_eq!((config.app_port, config.metrics_port), (8181, 9181));
+    assert_eq!((config.base_arn, config.default_role), (Source::Unset, Source::Unset));
+    assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/kube2ram"));
+    assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
+    assert!(!config.debug);
+    assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
+    assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
+    assert_eq!(config.metadata_addr, "100.100.100.200:80".parse().unwrap());
+    assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
+    assert_eq!(config.namespace_restrictions, None);
+    assert_eq!(config.session_duration, Duration::from_secs(3600));
+    assert_eq!(config.sts_endpoint, StsEndpoint::Regional);
+    assert_eq!(
+        config.annotation_keys.all(),
+        [
+            "ram.aliyuncs.com/role",
+            "ram.aliyuncs.com/external-id",
+            "ram.aliyuncs.com/policy",
+            "ram.aliyuncs.com/session-duration",
+            "ram.aliyuncs.com/session-name",
+        ]
+    );
+    assert!(config.notices.is_empty());
+}
+
+#[test]
+fn takes_every_other_flag() {
+    let config = config(
+        "--app-port 1 --metrics-port 2 --base-role-arn acs:ram::1:role/team --default-role worker --bpf-dir /b \
+         --cgroup-root /c --pods-cgroup /c/kubepods --debug --host-network-pods=deny --log-format=JSON --log-level=warning \
+         --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
+         --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
+         --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
+         --use-regional-sts-endpoint=false",
+    )
+    .unwrap();
+
+    assert_eq!((config.app_port, config.metrics_port), (1, 2));
+    assert_eq!(config.base_arn, base("acs:ram::1:role/team/"));
+    assert_eq!(config.default_role, Source::Given("worker".to_owned()));
+    assert_eq!(config.bpf_dir, PathBuf::from("/b"));
+    assert_eq!(config.cgroup_root, Some(PathBuf::from("/c")));
+    assert_eq!(config.pods_cgroup, Some(PathBuf::from("/c/kubepods")));
+    assert!(config.debug);
+    assert_eq!(config.host_network_pods, HostNetworkPods::Deny);
+    assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
+    assert_eq!(config.metadata_addr, "10.9.8.7:8080".parse().unwrap());
+    assert_eq!(&*config.namespace_key, "k/n");
+    assert_eq!(config.namespace_restrictions, Some(PatternFormat::Regexp));
+    assert_eq!(config.node, "m");
+    assert_eq!(config.annotation_keys.all(), ["k/r", "k/e", "k/p", "k/d", "s"]);
+    assert_eq!(config.session_duration, Duration::from_secs(7200));
+    assert_eq!(config.sts_endpoint, StsEndpoint::Url("https://sts.example:8443".parse().unwrap()));
+    assert!(config.notices.is_empty());
+}
+
+#[test]
+fn takes_kube2iams_spellings() {
+    let config = config("--iam-role-key=a/b --iam-external-id=c/d --iam-role-session-ttl=15m").unwrap();
+
+    assert_eq!(config.annotation_keys.all()[..2], ["a/b", "c/d"]);
+    assert_eq!(config.session_duration, Duration::from_secs(1800));
+}
+
+#[test]
+fn switches_take_gos_booleans_after_an_equals_sign_only() {
+    for on in
+        ["--debug", "--debug=1", "--debug=t", "--debug=T", "--debug=true", "--debug=True", "--debug=TRUE"]
+    {
+        assert!(config(on).unwrap().debug, "{on}");
+    }
+    for off in ["--debug=0", "--debug=f", "--debug=F", "--debug=false", "--debug=False", "--debug=FALSE"] {
+        assert!(!config(off).unwrap().debug, "{off}");
+    }
+    assert_eq!(
+        refusal("--debug=yes"),
+        "invalid value 'yes' for '--debug[=<BOOL>]': give true or false (see kube2ram --help)"
+    );
+    assert_eq!(refusal("--debug false"), "unexpected argument 'false' found (see kube2ram --help)");
+    assert!(refusal("--iptables=banana").contains("give true or false"));
+}
+
+#[test]
+fn the_last_flag_of_a_name_wins() {
+    let config = config("--debug --debug=false --app-port=1 --app-port=2").unwrap();
+
+    assert!(!config.debug);
+    assert_eq!(config.app_port, 2);
+}
+
+#[test]
+fn every_flag_is_a_variable_that_the_command_line_overrides() {
+    let variables = [
+        ("KUBE2RAM_NODE", "m"),
+        ("NODE_NAME", "n"),
+        ("KUBE2RAM_APP_PORT", "1"),
+        ("KUBE2RAM_METRICS_PORT", "2"),
+        ("KUBE2RAM_VERBOSE", "true"),
+        ("KUBE2RAM_API_SERVER", "https://api"),
+        ("KUBE2RAM_API_TOKEN", "secret"),
+        ("KUBE2RAM_IPTABLES", "true"),
+        ("KUBE2RAM_DEFAULT_ROLE", ""),
+        ("HOST_IP", "10.0.0.1"),
+    ];
+
+    let config = parse("--metrics-port=3", &variables).unwrap();
+
+    assert_eq!((&*config.node, config.app_port, config.metrics_port), ("m", 1, 3));
+    assert_eq!(config.log_level, LevelFilter::DEBUG);
+    assert_eq!(config.default_role, Source::Unset);
+    assert_eq!(config.host_ip, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!(config.notices.len(), 1);
+    let ApiServer::Url { token: Some(token), .. } = config.api_server else { panic!("no token") };
+    assert_eq!(token.expose_secret(), "secret");
+}
+
+#[test]
+fn the_variables_of_a_service_are_not_flags() {
+    let link = "tcp://10.0.0.1:9181";
+
+    let config = parse("", &[("NODE_NAME", "n"), ("KUBE2RAM_METRICS_PORT", link)]).unwrap();
+
+    assert_eq!(config.metrics_port, 9181);
+    assert!(parse("", &[("NODE_NAME", "n"), ("KUBE2RAM_METRICS_PORT", "x")]).is_err());
+}
+
+#[test]
+fn the_token_is_not_in_what_is_printed() {
+    let config = config("--api-server=https://api --api-token=hunter2").unwrap();
+
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!refusal("--api-token=hunter2").contains("hunter2"));
+}
+
+#[test]
+fn finds_the_base_arn_and_the_default_role() {
+    let own = "acs:ram::1:role/x";
+    let cases = [
+        ("--auto-discover-base-arn", Source::Discover, Source::Unset),
+        ("--auto-discover-base-arn --default-role=x", Source::Discover, Source::Given("x".to_owned())),
+        ("--default-role=acs:ram::1:role/x", Source::Unset, Source::Given(own.to_owned())),
+        ("--auto-discover-default-role", Source::Discover, Source::Discover),
+        (
+            "--auto-discover-default-role --base-role-arn=acs:ram::1:role",
+            base("acs:ram::1:role/"),
+            Source::Discover,
+        ),
+        ("--base-role-arn= --default-role=", Source::Unset, Source::Unset),
+    ];
+
+    for (flags, base_arn, default_role) in cases {
+        let config = config(flags).expect(flags);
+
+        assert_eq!((config.base_arn, config.default_role), (base_arn, default_role), "{flags}");
+    }
+}
+
+#[test]
+fn finds_the_api_server() {
+    assert!(
+        matches!(config("--kubeconfig=/k").unwrap().api_server, ApiServer::Kubeconfig(path) if path == *"/k")
+    );
+    let anonymous = config("--api-server=http://127.0.0.1:8001").unwrap().api_server;
+    assert!(matches!(anonymous, ApiServer::Url { token: None, insecure: false, .. }));
+    let insecure = config("--api-server=https://10.0.0.1:6443/k8s --insecure").unwrap().api_server;
+    assert!(matches!(insecure, ApiServer::Url { insecure: true, .. }));
+    assert_eq!(config("--insecure").unwrap().notices, ["--insecure has no effect without --api-server"]);
+}
+
+#[test]
+fn sts_endpoints_are_https_or_loopback() {
+    for endpoint in ["https://sts.aliyuncs.com", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"]
+    {
+        assert!(config(&format!("--sts-endpoint={endpoint}")).is_ok(), "{endpoint}");
+    }
+    for endpoint in [
+        "http://sts.aliyuncs.com",
+        "http://localhost.example",
+        "ftp://localhost",
+        "https://sts/path",
+        "https://sts/?query",
+        "https://sts/#fragment",
+        "https://user@sts",
+        "https://:password@sts",
+        "sts.aliyuncs.com",
+    ] {
+        let line = refusal(&format!("--sts-endpoint={endpoint}"));
+        assert!(line.contains("give https://<host>[:<port>]; http:// for loopback hosts only"), "{line}");
+    }
+    assert_eq!(config("--use-regional-sts-endpoint=false").unwrap().sts_endpoint, StsEndpoint::Global);
+}
+
+#[test]
+fn half_a_session_is_7m30s_to_6h() {
+    for (ttl, seconds) in [("7m30s", 900), ("6h", 43_200), ("1.5h", 10_800)] {
+        let config = config(&format!("--ram-role-session-ttl={ttl}")).unwrap();
+        assert_eq!(config.session_duration, Duration::from_secs(seconds));
+    }
+    for ttl in ["7m29s", "6h1s", "500y"] {
+        assert!(refusal(&format!("--ram-role-session-ttl={ttl}")).contains("give 7m30s to 6h"), "{ttl}");
+    }
+}
+
+#[test]
+fn a_level_wins_over_verbose() {
+    assert_eq!(config("--verbose --log-level=error").unwrap().log_level, LevelFilter::ERROR);
+    assert_eq!(config("--verbose").unwrap().log_level, LevelFilter::DEBUG);
+}
+
+#[test]
+fn refuses_what_does_not_go_together() {
+    let cases = [
+        (
+            "--auto-discover-base-arn --base-role-arn=acs:ram::1:role/",
+            "--base-role-arn and --auto-discover-base-arn exclude each other: drop one of them",
+        ),
+        (
+            "--auto-discover-default-role --default-role=x",
+            "--default-role and --auto-discover-default-role exclude each other: drop one of them",
+        ),
+        (
+            "--kubeconfig=/k --api-server=https://api",
+            "--kubeconfig and --api-server exclude each other: drop one of them",
+        ),
+        ("--api-token=t", "--api-token is nothing without --api-server: add it, or drop the token"),
+        (
+            "--api-token=t --kubeconfig=/k",
+            "--api-token is nothing without --api-server: add it, or drop the token",
+        ),
+        (
+            "--api-token=t --api-server=http://api",
+            "--api-token and --insecure need an --api-server with https://",
+        ),
+        (
+            "--insecure --api-server=http://api",
+            "--api-token and --insecure need an --api-server with https://",
+        ),
+        (
+            "--app-port=9181",
+            "--app-port and --metrics-port are both 9181: pods reach the app port, so that health, metrics and debug need a \
+             port of their own; change one of them",
+        ),
+        (
+            "--default-role=x",
+            "--default-role is a bare name: add --base-role-arn or --auto-discover-base-arn, or give the role's ARN",
+        ),
+        (
+            "--default-role=acs:ram::1:user/x",
+            "--default-role \"acs:ram::1:user/x\" is not a role's ARN, acs:ram::<account>:role/<name>",
+        ),
+        (
+            "--base-role-arn=acs:ram::1:role/ --default-role=a//b",
+            "--default-role \"a//b\" has an empty, '.' or '..' segment in the role's path",
+        ),
+        (
+            "--base-role-arn=acs:oss::1:role/",
+            "--base-role-arn \"acs:oss::1:role/\" is not a base ARN, acs:ram::<account>:role/, with or without a path",
+        ),
+    ];
+
+    for (flags, line) in cases {
+        assert_eq!(refusal(flags), line);
+    }
+}
+
+#[test]
+fn refuses_an_unknown_node() {
+    let error = parse("", &[]).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        "the node's name is not known: set --node, or the variable NODE_NAME from spec.nodeName"
+    );
+}
+
+#[test]
+fn refuses_malformed_values() {
+    let cases = [
+        ("--app-port=0", "'--app-port <PORT>': 0 is not in 1..=65535"),
+        ("--metrics-port=65536", "'--metrics-port <PORT>': 65536 is not in 1..=65535"),
+        ("--host-ip=me", "'--host-ip <IP>': invalid IP address syntax"),
+        (
+            "--host-network-pods=maybe",
+            "'--host-network-pods <HOST_NETWORK_PODS>' [possible values: deny, pass]",
+        ),
+        ("--log-format=xml", "'--log-format <LOG_FORMAT>' [possible values: json, text]"),
+        ("--log-level=loud", "'--log-level <LEVEL>': give trace, debug, info, warn or error"),
+        ("--metadata-addr=::1", "give an IPv4 address, such as 100.100.100.200, or <address>:<port>"),
+        (
+            "--metadata-addr=100.100.100.200:0",
+            "give an IPv4 address, such as 100.100.100.200, or <address>:<port>",
+        ),
+        ("--namespace-restriction-format=regex", "give glob or regexp"),
+        ("--node=a,spec.nodeName=b", "give the name of a Node: up to 253 of a-z, 0-9, '-' and '.'"),
+        ("--ram-role-key=", "give an annotation key, such as ram.aliyuncs.com/role"),
+        ("--ram-role-key=a/b/c", "give an annotation key, such as ram.aliyuncs.com/role"),
+        ("--ram-role-session-ttl=30", "give a number with a unit, such as 15m or 1h30m"),
+        ("--api-server=10.0.0.1:6443", "give https://<host>[:<port>]"),
+        ("--api-server=https://me:pass@api", "give https://<host>[:<port>]"),
+        ("--kubeconfig", "a value is required for '--kubeconfig <PATH>' but none was supplied"),
+        ("--verbos", "unexpected argument '--verbos' found tip: a similar argument exists: '--verbose'"),
+        ("status", "unexpected argument 'status' found"),
+    ];
+
+    for (flags, part) in cases {
+        let line = refusal(flags);
+        assert!(line.contains(part), "{flags}: {line}");
+    }
+}
+
+#[test]
+fn line_breaks_in_values_do_not_break_the_line() {
+    let args = ["kube2ram", "--log-level=a\n\nUsage:\nb"].map(OsString::from);
+
+    let error = Config::from_args(args, &|_| None).unwrap_err();
+
+    assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+#[test]
+fn each_retired_flag_is_noticed_when_set() {
+    let flags = "--backoff-max-elapsed-time=2s --backoff-max-interval 1s --cache-resync-period=30m --host-interface=eth0 \
+                 --iptables --resolve-duplicate-cache-ips=false";
+
+    let notices = config(flags).unwrap().notices;
+
+    assert_eq!(notices.len(), 6);
+    assert!(notices.iter().all(|notice| notice.contains(" has no effect: ") && !notice.contains('\n')));
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    let help = config("--help").unwrap_err();
+    let version = config("--version").unwrap_err();
+
+    assert_eq!((help.exit_code(), version.exit_code()), (0, 0));
+    assert_eq!(version.to_string(), concat!("kube2ram ", env!("CARGO_PKG_VERSION"), "\n"));
+    insta::assert_snapshot!(help);
+}

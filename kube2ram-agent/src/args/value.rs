@@ -1,0 +1,119 @@
+//! Values of flags: text → type, as the ancestors' flag library took them where that matters.
+//! Depends on clap and url; used by the siblings. Errors continue clap's `invalid value '…' for '…': `.
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use clap::{Arg, ArgAction};
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+use url::{Host, Url};
+
+use crate::policy::PatternFormat;
+
+/// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
+pub(super) fn switch(arg: Arg) -> Arg {
+    arg.action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_name("BOOL")
+        .value_parser(boolean)
+}
+
+/// Go's strconv.ParseBool.
+fn boolean(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
+        _ => Err("give true or false"),
+    }
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_syntax| "give a number with a unit, such as 15m or 1h30m")
+}
+
+/// The alphabet and length of annotation keys: Kubernetes documentation, "Annotations: Syntax and character set".
+pub(super) fn annotation_key(text: &str) -> Result<Box<str>, &'static str> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    let (prefix, name) = text.split_once('/').unwrap_or(("prefix", text));
+    let lengths = (1..=253).contains(&prefix.len()) && (1..=63).contains(&name.len());
+    if lengths && !name.contains('/') && text.bytes().all(legal) {
+        return Ok(text.into());
+    }
+    Err("give an annotation key, such as ram.aliyuncs.com/role")
+}
+
+/// It becomes part of a field selector, in which a comma would begin another one.
+pub(super) fn node_name(text: &str) -> Result<String, &'static str> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    if (1..=253).contains(&text.len()) && text.bytes().all(legal) {
+        return Ok(text.to_owned());
+    }
+    Err("give the name of a Node: up to 253 of a-z, 0-9, '-' and '.'")
+}
+
+pub(super) fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "trace" => Ok(LevelFilter::TRACE),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "info" => Ok(LevelFilter::INFO),
+        "warn" | "warning" => Ok(LevelFilter::WARN),
+        // The ancestors had levels above error; nothing is logged there.
+        "error" | "fatal" | "panic" => Ok(LevelFilter::ERROR),
+        _ => Err("give trace, debug, info, warn or error"),
+    }
+}
+
+pub(super) fn pattern_format(text: &str) -> Result<PatternFormat, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "glob" => Ok(PatternFormat::Glob),
+        "regexp" => Ok(PatternFormat::Regexp),
+        _ => Err("give glob or regexp"),
+    }
+}
+
+/// An IPv4 address, at port 80 unless one follows.
+pub(super) fn metadata_addr(text: &str) -> Result<SocketAddrV4, &'static str> {
+    let addr = text.parse::<Ipv4Addr>().map(|ip| SocketAddrV4::new(ip, 80)).or_else(|_| text.parse());
+    match addr {
+        Ok(addr) if addr.port() != 0 => Ok(addr),
+        _ => Err("give an IPv4 address, such as 100.100.100.200, or <address>:<port>"),
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's value parsers return results")]
+pub(super) fn secret(text: &str) -> Result<SecretString, Infallible> {
+    Ok(text.into())
+}
+
+pub(super) fn api_server(text: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "https" | "http") && is_plain(url));
+    url.ok_or("give https://<host>[:<port>]")
+}
+
+pub(super) fn sts_endpoint(text: &str) -> Result<Url, &'static str> {
+    let legal = |url: &Url| {
+        let scheme = url.scheme() == "https" || url.scheme() == "http" && is_loopback(url);
+        scheme && is_plain(url) && url.path() == "/"
+    };
+    Url::parse(text).ok().filter(legal).ok_or("give https://<host>[:<port>]; http:// for loopback hosts only")
+}
+
+fn is_plain(url: &Url) -> bool {
+    let credentials = !url.username().is_empty() || url.password().is_some();
+    url.has_host() && !credentials && url.query().is_none() && url.fragment().is_none()
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
