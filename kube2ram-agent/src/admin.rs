@@ -1,1 +1,103 @@
-//! To come.
+//! The operator's listener: liveness, readiness, metrics and, on request, the agent's state. Pods are never redirected to it.
+//! Depends on `server::listener` for bounded connections; called by `app`.
+
+use std::{future::ready, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::Full;
+use prometheus_client::{encoding::text, registry::Registry};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::server::listener::{self, Slots};
+
+mod readiness;
+
+pub use readiness::{Pending, Readiness};
+
+/// How many connections are served at once: kubelet's, Prometheus's and an operator's.
+const CONNECTIONS: usize = 64;
+
+/// What the admin listener shows.
+pub struct Admin {
+    /// What `/readyz` tells.
+    pub readiness: Readiness,
+    /// What `/metrics` encodes.
+    pub registry: Registry,
+    /// What `/debug/store` shows to loopback peers, as JSON without secrets; `None` without `--debug`.
+    pub debug_store: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
+}
+
+impl Admin {
+    /// Serves until `shutdown`; connections are tasks of `tasks`, which drain by themselves.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the listener only.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) {
+        let slots = Slots::new(CONNECTIONS, CONNECTIONS);
+        listener::accept(listener, &shutdown, |stream, peer| {
+            let Some(slot) = slots.take(None) else { return };
+            let (admin, shutdown) = (Arc::clone(&self), shutdown.clone());
+            tasks.spawn(async move {
+                let _slot = slot;
+                listener::drive(stream, &shutdown, |request| {
+                    ready(admin.answer(request.method(), request.uri().path(), peer))
+                })
+                .await;
+            });
+        })
+        .await;
+    }
+
+    fn answer(&self, method: &Method, path: &str, peer: SocketAddr) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        match (path, &self.debug_store) {
+            // That this answers is all that liveness means: a check that asks the cloud restarts agents for the cloud's faults.
+            ("/healthz", _) => reply(StatusCode::OK, TEXT, "ok\n".into()),
+            ("/readyz", _) => match self.readiness.pending().as_slice() {
+                [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
+                pending => {
+                    reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("pending: {}\n", pending.join(", ")))
+                }
+            },
+            ("/metrics", _) => {
+                let mut metrics = String::new();
+                match text::encode(&mut metrics, &self.registry) {
+                    Ok(()) => reply(
+                        StatusCode::OK,
+                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                        metrics,
+                    ),
+                    Err(_) => {
+                        reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot encode the metrics\n".into())
+                    }
+                }
+            }
+            ("/debug/store", Some(store)) if peer.ip().to_canonical().is_loopback() => {
+                reply(StatusCode::OK, "application/json", format!("{:#}\n", store()))
+            }
+            _ => reply(StatusCode::NOT_FOUND, TEXT, "not found\n".into()),
+        }
+    }
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests;

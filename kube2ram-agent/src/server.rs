@@ -1,1 +1,128 @@
-//! To come.
+//! The metadata service that pods reach instead of the real one: each request goes `Origin → PodUid → Pod → RoleSession → Permit →
+//! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
+//! The home of hyper, with `admin`.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+mod connection;
+mod error;
+pub(crate) mod listener;
+mod metrics;
+mod node_role;
+mod notices;
+mod pass_through;
+pub mod path;
+mod reply;
+pub mod route;
+mod wire;
+
+use self::{connection::Connection, error::chain, listener::Slots, metrics::Metrics};
+pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
+use crate::{
+    cloud::upstream::Upstream,
+    credentials::Cache,
+    datapath::{MetadataAddr, Origin, Origins},
+    identity::CgroupPods,
+    kubernetes::{Directory, Notices},
+    policy::Policy,
+    role::Roles,
+};
+
+/// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
+const CONNECTIONS: usize = 1024;
+/// How many of them one cgroup may have, so that a pod cannot lock out its neighbours.
+const CONNECTIONS_PER_CGROUP: usize = 256;
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Where the real metadata server is.
+    pub metadata: MetadataAddr,
+    /// Which sensitive items pods may read.
+    pub metadata_policy: MetadataPolicy,
+    /// What becomes of hostNetwork pods without a role of their own.
+    pub host_network_pods: HostNetworkPods,
+}
+
+/// The steps that a request goes through.
+#[derive(Clone)]
+pub struct Pipeline {
+    /// Accepted socket → cgroup.
+    pub origins: Arc<dyn Origins>,
+    /// Cgroup → pod UID.
+    pub cgroups: Arc<dyn CgroupPods>,
+    /// Pod UID → pod; namespace → allow-list.
+    pub directory: Arc<dyn Directory>,
+    /// Pod → role session.
+    pub roles: Arc<Roles>,
+    /// Role session → permit.
+    pub policy: Arc<Policy>,
+    /// Permit → credentials.
+    pub credentials: Cache,
+    /// What pods' owners should read.
+    pub notices: Arc<dyn Notices>,
+    /// The real metadata server.
+    pub upstream: Arc<dyn Upstream>,
+}
+
+/// The metadata service.
+pub struct Server {
+    config: Config,
+    pipeline: Pipeline,
+    metrics: Metrics,
+    slots: Arc<Slots>,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Makes the service. Its connections become tasks of `tasks`.
+    pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
+        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_CGROUP);
+        Arc::new(Self { config, pipeline, metrics: Metrics::new(registry), slots, tasks })
+    }
+
+    /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
+    /// within 6 s.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the listener only.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        listener::accept(listener, &shutdown, |stream, peer| {
+            let origin = self.origin_of(&stream, peer);
+            let Some(slot) = self.slots.take(origin.map(|origin| origin.cgroup)) else {
+                self.metrics.connections_refused.inc();
+                debug!(%peer, "too many connections");
+                return;
+            };
+            let connection = Connection::new(Arc::clone(&self), peer, origin);
+            let (gauge, shutdown) = (self.metrics.connections.clone(), shutdown.clone());
+            self.tasks.spawn(async move {
+                gauge.inc();
+                listener::drive(stream, &shutdown, |request| connection.answer(request)).await;
+                gauge.dec();
+                drop(slot);
+            });
+        })
+        .await;
+    }
+
+    /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.
+    fn origin_of(&self, stream: &TcpStream, peer: std::net::SocketAddr) -> Option<Origin> {
+        match self.pipeline.origins.origin_of(stream.as_fd()) {
+            Ok(origin) => Some(origin),
+            Err(error) => {
+                self.metrics.unvouched_connections.inc();
+                warn!(%peer, error = chain(&error), "connection without origin");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::*;
+
+async fn start(debug: bool) -> (SocketAddr, Readiness) {
+    let mut registry = Registry::with_prefix("kube2ram");
+    registry.register("things", "Things", prometheus_client::metrics::counter::Counter::<u64>::default());
+    let readiness = Readiness::default();
+    let admin = Admin {
+        readiness: readiness.clone(),
+        registry,
+        debug_store: debug.then(|| Box::new(|| serde_json::json!({"pods": 1})) as _),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    tasks.spawn(Arc::new(admin).serve(listener, tasks.clone(), CancellationToken::new()));
+    (addr, readiness)
+}
+
+async fn ask(addr: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn is_alive_before_it_is_ready() {
+    let (addr, readiness) = start(false).await;
+    let pods = readiness.wait_for("pods");
+
+    assert!(ask(addr, "GET /healthz").await.starts_with("HTTP/1.0 200"));
+    let unready = ask(addr, "GET /readyz").await;
+    assert!(unready.starts_with("HTTP/1.0 503") && unready.ends_with("pending: pods\n"), "{unready}");
+    pods.ready();
+    assert!(ask(addr, "GET /readyz").await.starts_with("HTTP/1.0 200"));
+}
+
+#[tokio::test]
+async fn shows_metrics_as_open_metrics() {
+    let (addr, _) = start(false).await;
+
+    let metrics = ask(addr, "GET /metrics").await;
+
+    assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");
+    assert!(metrics.contains("kube2ram_things_total 0\n") && metrics.ends_with("# EOF\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn shows_the_store_only_with_debug() {
+    let (plain, _) = start(false).await;
+    let (debug, _) = start(true).await;
+
+    assert!(ask(plain, "GET /debug/store").await.starts_with("HTTP/1.0 404"));
+    let store = ask(debug, "GET /debug/store").await;
+    assert!(store.starts_with("HTTP/1.0 200") && store.contains("\"pods\": 1"), "{store}");
+}
+
+#[tokio::test]
+async fn answers_nothing_else() {
+    let (addr, _) = start(true).await;
+
+    assert!(ask(addr, "GET /").await.starts_with("HTTP/1.0 404"));
+    assert!(ask(addr, "GET /latest/meta-data/ram/security-credentials/").await.starts_with("HTTP/1.0 404"));
+    let posted = ask(addr, "POST /healthz").await;
+    assert!(posted.starts_with("HTTP/1.0 405") && posted.contains("allow: GET, HEAD"), "{posted}");
+}
+
+#[test]
+fn store_is_for_loopback_peers() {
+    let admin = Admin {
+        readiness: Readiness::default(),
+        registry: Registry::default(),
+        debug_store: Some(Box::new(|| 1.into())),
+    };
+    let status = |peer: &str| admin.answer(&Method::GET, "/debug/store", peer.parse().unwrap()).status();
+
+    assert_eq!(status("10.0.0.1:1"), StatusCode::NOT_FOUND);
+    assert_eq!(status("127.0.0.1:1"), StatusCode::OK);
+    assert_eq!(status("[::ffff:127.0.0.1]:1"), StatusCode::OK);
+}

@@ -1,0 +1,201 @@
+//! Why a request is not answered with what it asked for, and the one mapping of that to HTTP: status, message, kind, retry.
+//! Depends on the errors of all earlier steps; called by `connection`. Messages name no other pod, role or path and quote nobody.
+
+use std::{borrow::Cow, error::Error, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+use super::{path::TargetError, reply, route::Refusal};
+use crate::{
+    cloud::upstream::UpstreamError, credentials::CredentialError, identity::IdentityError,
+    kubernetes::PodError, policy::Denial, role::RoleError,
+};
+
+/// Why a request failed, by the step that failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("cannot get credentials")]
+    Credentials(#[source] CredentialError),
+    #[error("no answer within the deadline")]
+    Deadline,
+    #[error("the policy denies the role")]
+    Denied(#[source] Denial),
+    #[error("cannot write the credentials document")]
+    Document(#[source] serde_json::Error),
+    #[error("cannot tell the caller's pod")]
+    Identity(#[source] IdentityError),
+    #[error("cannot look the caller's pod up")]
+    Pod(#[source] PodError),
+    #[error("a proxy asks for a token")]
+    Proxied,
+    #[error("not served")]
+    Refused(Refusal),
+    #[error("cannot tell the pod's role")]
+    Role(#[source] RoleError),
+    #[error("cannot read the request target")]
+    Target(#[source] TargetError),
+    #[error("connection that no connect hook vouched for")]
+    Unvouched,
+    #[error("cannot pass the request on")]
+    Upstream(#[source] UpstreamError),
+}
+
+/// The closed set of reasons: in the access log and as a metrics label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ErrorKind {
+    AssumeRoleDenied,
+    CredentialsUnavailable,
+    Deadline,
+    Internal,
+    MalformedAllowList,
+    MalformedAnnotation,
+    MalformedTarget,
+    MethodNotAllowed,
+    NamespaceForbids,
+    NamespaceUnknown,
+    NoBaseArn,
+    NoRole,
+    NotFound,
+    OtherRole,
+    PodUnavailable,
+    Proxied,
+    Sensitive,
+    UnknownCaller,
+    Unvouched,
+    UpstreamFailed,
+    UpstreamTimeout,
+}
+
+impl ErrorKind {
+    /// The metrics label.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::AssumeRoleDenied => "assume_role_denied",
+            Self::CredentialsUnavailable => "credentials_unavailable",
+            Self::Deadline => "deadline",
+            Self::Internal => "internal",
+            Self::MalformedAllowList => "malformed_allow_list",
+            Self::MalformedAnnotation => "malformed_annotation",
+            Self::MalformedTarget => "malformed_target",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NamespaceForbids => "namespace_forbids",
+            Self::NamespaceUnknown => "namespace_unknown",
+            Self::NoBaseArn => "no_base_arn",
+            Self::NoRole => "no_role",
+            Self::NotFound => "not_found",
+            Self::OtherRole => "other_role",
+            Self::PodUnavailable => "pod_unavailable",
+            Self::Proxied => "proxied",
+            Self::Sensitive => "sensitive",
+            Self::UnknownCaller => "unknown_caller",
+            Self::Unvouched => "unvouched",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamTimeout => "upstream_timeout",
+        }
+    }
+}
+
+/// What clients wait, when nothing better is known, before they ask again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The most that clients are asked to wait.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+impl RequestError {
+    /// The one mapping to HTTP.
+    fn http(&self) -> (StatusCode, ErrorKind, Cow<'static, str>) {
+        use ErrorKind as Kind;
+        let (status, kind, message) = match self {
+            Self::Credentials(CredentialError::Full) => {
+                (503, Kind::CredentialsUnavailable, "credentials are not ready")
+            }
+            Self::Credentials(error) if error.is_transient() => {
+                (503, Kind::CredentialsUnavailable, "credentials are not ready")
+            }
+            Self::Credentials(_) => (403, Kind::AssumeRoleDenied, "the role cannot be assumed"),
+            Self::Deadline => (503, Kind::Deadline, "not ready in time"),
+            Self::Denied(denial) => (403, denial_kind(denial), denial.external_message()),
+            Self::Document(_) => (500, Kind::Internal, "internal error"),
+            Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
+            Self::Pod(PodError::Unavailable { .. }) => {
+                (503, Kind::PodUnavailable, "the caller's pod is not known yet")
+            }
+            Self::Pod(PodError::Ambiguous(_) | PodError::Unknown(_)) => {
+                (403, Kind::UnknownCaller, "the caller is no pod of this node")
+            }
+            Self::Proxied => (403, Kind::Proxied, "tokens are not issued to proxies"),
+            Self::Refused(Refusal::Method { .. }) => (405, Kind::MethodNotAllowed, "method not allowed"),
+            Self::Refused(Refusal::NotFound) => (404, Kind::NotFound, "not found"),
+            Self::Refused(Refusal::Sensitive) => (403, Kind::Sensitive, "this item is closed to pods"),
+            Self::Role(RoleError::Malformed { key, .. }) => {
+                let message = format!("the pod's annotation {key} is malformed");
+                return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
+            }
+            Self::Role(RoleError::NoBaseArn { .. }) => {
+                (403, Kind::NoBaseArn, "the pod's role is a bare name and the agent knows no base ARN")
+            }
+            Self::Role(RoleError::NoRole) => (404, Kind::NoRole, "the pod has no role"),
+            Self::Target(_) => (400, Kind::MalformedTarget, "ambiguous request target"),
+            Self::Unvouched => (403, Kind::Unvouched, "not a redirected connection"),
+            Self::Upstream(UpstreamError::Timeout) => {
+                (504, Kind::UpstreamTimeout, "the metadata server did not answer in time")
+            }
+            Self::Upstream(UpstreamError::Connect(_) | UpstreamError::Exchange(_)) => {
+                (502, Kind::UpstreamFailed, "the metadata server cannot be asked")
+            }
+        };
+        (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), kind, message.into())
+    }
+
+    pub(super) fn kind(&self) -> ErrorKind {
+        self.http().1
+    }
+
+    /// The response that tells the client. A caller without identity, or one that speaks in riddles, is also disconnected.
+    pub(super) fn response(&self) -> Response<Full<Bytes>> {
+        let (status, _, message) = self.http();
+        let mut response = reply::text(format!("{message}\n"));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, self.retry_after_seconds().into());
+        }
+        if let Self::Refused(Refusal::Method { allow }) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if matches!(self, Self::Identity(_) | Self::Target(_) | Self::Unvouched) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn retry_after_seconds(&self) -> u64 {
+        let asked = match self {
+            Self::Credentials(error) => error.retry_after().unwrap_or(RETRY_AFTER),
+            _ => RETRY_AFTER,
+        };
+        asked.clamp(RETRY_AFTER, RETRY_AFTER_MAX).as_millis().div_ceil(1000).try_into().unwrap_or(1)
+    }
+}
+
+fn denial_kind(denial: &Denial) -> ErrorKind {
+    match denial {
+        Denial::MalformedAllowList { .. } => ErrorKind::MalformedAllowList,
+        Denial::NamespaceForbids { .. } => ErrorKind::NamespaceForbids,
+        Denial::NamespaceUnknown => ErrorKind::NamespaceUnknown,
+        Denial::OtherRole { .. } => ErrorKind::OtherRole,
+    }
+}
+
+/// Writes an error with its causes on one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,178 @@
+//! Accepting and driving HTTP/1 connections within bounds: how many, how long, how large. The home of hyper's server.
+//! Depends on nothing of ours but the cgroup id that slots are counted by; called by `server` and `admin`.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt;
+use http::{HeaderValue, Request, Response, header};
+use hyper::{
+    body::{Body, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::identity::CgroupId;
+
+/// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How large a request head may be. SDKs send less than 1 KiB.
+pub(crate) const HEAD_LIMIT_BYTES: usize = 8 * 1024;
+/// How long a connection may last, whatever the client does: also the bound for one that does not read its responses.
+pub(crate) const CONNECTION_MAX_AGE: Duration = Duration::from_secs(300);
+/// How long requests in flight may go on once a connection is to close.
+pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a fresh connection may still send its first request once the listener is to close: the client's connect(2) succeeded, and
+/// SDKs do not retry.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+/// How long to wait when accept(2) fails, which is when descriptors or memory run out.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// The connection slots of one server, shared by all of its listeners; a caller cannot take those of the others.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    total: usize,
+    per_caller: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: usize,
+    by_caller: HashMap<Option<CgroupId>, usize>,
+}
+
+/// One taken slot; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
+    caller: Option<CgroupId>,
+}
+
+impl Slots {
+    pub(crate) fn new(total: usize, per_caller: usize) -> Arc<Self> {
+        Arc::new(Self { total, per_caller, taken: Mutex::default() })
+    }
+
+    /// Takes a slot for `caller`; callers that nothing vouches for share one allowance. `None` when it or the server is full.
+    pub(crate) fn take(self: &Arc<Self>, caller: Option<CgroupId>) -> Option<Slot> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_caller = taken.by_caller.get(&caller).copied().unwrap_or_default();
+        if taken.total >= self.total || of_caller >= self.per_caller {
+            return None;
+        }
+        taken.total += 1;
+        taken.by_caller.insert(caller, of_caller + 1);
+        drop(taken);
+        Some(Slot { slots: Arc::clone(self), caller })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.total -= 1;
+        if let Some(of_caller) = taken.by_caller.get_mut(&self.caller) {
+            *of_caller -= 1;
+            if *of_caller == 0 {
+                taken.by_caller.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// Hands each accepted connection to `on_accept` until `shutdown`; then also those that wait in the backlog already.
+///
+/// # Cancel safety
+/// Dropping the future closes the listener; connections that were handed over go on.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    shutdown: &CancellationToken,
+    mut on_accept: impl FnMut(TcpStream, SocketAddr),
+) {
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => on_accept(stream, peer),
+            Err(error) => {
+                warn!(error = %error, "cannot accept a connection");
+                sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        on_accept(stream, peer);
+    }
+}
+
+/// Serves one connection until it ends, grows too old or `shutdown` has drained it. Bodies of requests that `handle` does not read are
+/// not waited for: hyper closes the connection instead.
+pub(crate) async fn drive<H, F, B>(stream: TcpStream, shutdown: &CancellationToken, handle: H)
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(error = %error, "cannot set TCP_NODELAY");
+    }
+    let begun = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        begun.store(true, Ordering::Relaxed);
+        let response = handle(request);
+        async {
+            let mut response = response.await;
+            if shutdown.is_cancelled() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(HEAD_LIMIT_BYTES)
+        .max_buf_size(2 * HEAD_LIMIT_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = shutdown.cancelled() => None,
+        () = sleep(CONNECTION_MAX_AGE) => None,
+    };
+    let ended = match ended {
+        None if !begun.load(Ordering::Relaxed) => {
+            timeout(FIRST_REQUEST_GRACE, connection.as_mut()).await.ok()
+        }
+        ended => ended,
+    };
+    let ended = match ended {
+        None => {
+            connection.as_mut().graceful_shutdown();
+            timeout(DRAIN_DEADLINE, connection).await.ok()
+        }
+        ended => ended,
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => debug!(error = %error, "connection failed"),
+        None => debug!("connection cut off"),
+    }
+}

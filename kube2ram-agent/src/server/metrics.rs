@@ -1,0 +1,151 @@
+//! What the metadata service counts. Depends on `error` for the reasons; written by `server` and `connection`.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+    },
+    registry::{Registry, Unit},
+};
+
+use super::error::ErrorKind;
+
+/// The metrics of the metadata service.
+#[derive(Clone, Debug)]
+pub(super) struct Metrics {
+    pub(super) connections: Gauge,
+    pub(super) connections_refused: Counter,
+    pub(super) unvouched_connections: Counter,
+    denials: Family<DenialLabels, Counter>,
+    pass_through: Family<PassThroughLabels, Counter>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Histogram, DurationBuckets>,
+}
+
+/// What a request was about: a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RouteLabel {
+    Credentials,
+    PassThrough,
+    RamList,
+    Refused,
+    RoleList,
+}
+
+/// What came of a pass-through: a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PassThroughResult {
+    Failed,
+    Relayed,
+    TimedOut,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DenialLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PassThroughLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: &'static str,
+}
+
+impl RouteLabel {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::PassThrough => "pass_through",
+            Self::RamList => "ram_list",
+            Self::Refused => "refused",
+            Self::RoleList => "role_list",
+        }
+    }
+}
+
+/// From a cached answer (tens of µs) to the 1 s at which SDKs give up.
+#[derive(Clone, Copy, Debug, Default)]
+struct DurationBuckets;
+
+impl MetricConstructor<Histogram> for DurationBuckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new([0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 1.0])
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            unvouched_connections: Counter::default(),
+            denials: Family::default(),
+            pass_through: Family::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(DurationBuckets),
+        };
+        registry.register("connections", "Open connections of pods", metrics.connections.clone());
+        registry.register(
+            "connections_refused",
+            "Connections closed at once because the server or the caller had too many",
+            metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "unvouched_connections",
+            "Connections that no connect hook vouched for",
+            metrics.unvouched_connections.clone(),
+        );
+        registry.register("denials", "Requests refused, by reason", metrics.denials.clone());
+        registry.register(
+            "pass_through",
+            "Requests passed to the real metadata server",
+            metrics.pass_through.clone(),
+        );
+        registry.register("http_requests", "Requests of pods", metrics.requests.clone());
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time from a request's head to its response's head",
+            Unit::Seconds,
+            metrics.durations.clone(),
+        );
+        metrics
+    }
+
+    /// Counts one answered request.
+    pub(super) fn observe(&self, route: RouteLabel, status: StatusCode, took: Duration) {
+        let route = route.as_str();
+        self.requests.get_or_create(&RequestLabels { route, status: status.as_u16() }).inc();
+        self.durations.get_or_create(&RouteLabels { route }).observe(took.as_secs_f64());
+    }
+
+    /// Counts one denial.
+    pub(super) fn deny(&self, reason: ErrorKind) {
+        self.denials.get_or_create(&DenialLabels { reason: reason.as_str() }).inc();
+    }
+
+    /// Counts one pass-through.
+    pub(super) fn pass_through(&self, result: PassThroughResult) {
+        let result = match result {
+            PassThroughResult::Failed => "failed",
+            PassThroughResult::Relayed => "relayed",
+            PassThroughResult::TimedOut => "timed_out",
+        };
+        self.pass_through.get_or_create(&PassThroughLabels { result }).inc();
+    }
+}

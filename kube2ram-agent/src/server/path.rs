@@ -1,0 +1,250 @@
+//! Raw request target → [`Target`]: the one spelling of a path that both this agent and the real metadata server understand alike.
+//! Pure; called by `connection`, read by `route`; takes the address from `datapath`. What has two readings is refused, for a path that slips past the route table
+//! reaches the node's own credentials (CVE-2022-23551 was a backslash).
+
+use crate::datapath::MetadataAddr;
+
+/// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any server
+/// (RFC 3986 `pchar` without `;` and `%`). A trailing slash is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NormalPath(String);
+
+impl NormalPath {
+    /// The path as it is sent upstream.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The segments; none of them is empty.
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        segments(&self.0)
+    }
+}
+
+/// A request target that has one meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The path.
+    pub path: NormalPath,
+    /// The query, still escaped; `None` also for a bare `?`, which credentials-go sends on every request.
+    pub query: Option<Box<str>>,
+}
+
+/// Why a target is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// An absolute-form target names another server.
+    #[error("authority is not the metadata service")]
+    Authority,
+    /// A byte that servers read differently: a backslash, `;`, `#`, a control or non-ASCII byte and the like.
+    #[error("ambiguous byte")]
+    Byte,
+    /// A `..` segment, escaped or not.
+    #[error("dot-dot segment")]
+    DotDot,
+    /// A `%` that starts no escape, or an escape of a byte that would be ambiguous unescaped.
+    #[error("ambiguous escape")]
+    Escape,
+    /// Neither origin-form nor absolute-form.
+    #[error("neither a path nor a URL")]
+    Form,
+}
+
+impl Target {
+    /// Parses a raw request target in origin-form or absolute-form (RFC 9112 §3.2).
+    ///
+    /// Escapes are decoded once; empty and `.` segments are dropped. Behind `…/security-credentials/` an escaped slash is a
+    /// slash, because some clients escape the whole role ARN and no reading of it leaves that directory.
+    ///
+    /// # Errors
+    /// As [`TargetError`] says; all of them are 400.
+    pub fn parse(raw: &[u8], metadata: MetadataAddr) -> Result<Self, TargetError> {
+        let raw = str::from_utf8(raw).map_err(|_not_utf8| TargetError::Byte)?;
+        let raw = origin_form(raw, metadata)?;
+        let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
+        let query = query.filter(|query| !query.is_empty());
+        if query.is_some_and(|query| !query.bytes().all(is_query_byte)) {
+            return Err(TargetError::Byte);
+        }
+        Ok(Self { path: normalise(path)?, query: query.map(Box::from) })
+    }
+}
+
+fn origin_form(raw: &str, metadata: MetadataAddr) -> Result<&str, TargetError> {
+    const SCHEME: &str = "http://";
+    if raw.starts_with('/') {
+        return Ok(raw);
+    }
+    if !raw.get(..SCHEME.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME)) {
+        return Err(TargetError::Form);
+    }
+    let rest = &raw[SCHEME.len()..];
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let MetadataAddr(addr) = metadata;
+    let is_metadata =
+        authority == addr.to_string() || (addr.port() == 80 && authority == addr.ip().to_string());
+    if !is_metadata {
+        return Err(TargetError::Authority);
+    }
+    Ok(if path.is_empty() { "/" } else { path })
+}
+
+fn normalise(raw: &str) -> Result<NormalPath, TargetError> {
+    let decoded = decode(raw)?;
+    let mut path = String::with_capacity(decoded.len());
+    for segment in segments(&decoded) {
+        if segment == ".." {
+            return Err(TargetError::DotDot);
+        }
+        path.push('/');
+        path.push_str(segment);
+    }
+    if path.is_empty() || decoded.ends_with('/') || decoded.ends_with("/.") {
+        path.push('/');
+    }
+    Ok(NormalPath(path))
+}
+
+fn decode(raw: &str) -> Result<String, TargetError> {
+    let mut decoded = String::with_capacity(raw.len());
+    let mut bytes = raw.bytes();
+    while let Some(byte) = bytes.next() {
+        let unescaped = match byte {
+            b'%' => unescape(bytes.next(), bytes.next()).ok_or(TargetError::Escape)?,
+            _ => byte,
+        };
+        let legal = match (unescaped, byte) {
+            (b'/', b'%') => in_role_directory(&decoded),
+            (b'/', _) => true,
+            _ => is_path_byte(unescaped),
+        };
+        if !legal {
+            return Err(if byte == b'%' { TargetError::Escape } else { TargetError::Byte });
+        }
+        decoded.push(char::from(unescaped));
+    }
+    Ok(decoded)
+}
+
+fn unescape(high: Option<u8>, low: Option<u8>) -> Option<u8> {
+    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+}
+
+/// Whether `path` is `/<version>/meta-data/ram/security-credentials/<something>`.
+fn in_role_directory(path: &str) -> bool {
+    let mut segments = segments(path).skip(1);
+    ["meta-data", "ram", "security-credentials"]
+        .iter()
+        .all(|name| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(name)))
+        && segments.next().is_some()
+}
+
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|segment| !matches!(*segment, "" | "."))
+}
+
+const fn is_path_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')')
+        || matches!(byte, b'*' | b'+' | b',' | b'=' | b':' | b'@')
+}
+
+const fn is_query_byte(byte: u8) -> bool {
+    is_path_byte(byte) || matches!(byte, b'%' | b'/' | b';' | b'?')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(raw: &str) -> Result<Target, TargetError> {
+        Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap()))
+    }
+
+    #[track_caller]
+    fn path(raw: &str) -> String {
+        parse(raw).unwrap().path.as_str().to_owned()
+    }
+
+    #[test]
+    fn gives_one_spelling_to_equivalent_paths() {
+        assert_eq!(path("/"), "/");
+        assert_eq!(path("/."), "/");
+        assert_eq!(path("/a/b"), "/a/b");
+        assert_eq!(path("/a/b/"), "/a/b/");
+        assert_eq!(path("//a///b//"), "/a/b/");
+        assert_eq!(path("/./a/./b/."), "/a/b/");
+        assert_eq!(path("/%61/b%2Dc/%2e"), "/a/b-c/");
+        assert_eq!(
+            path("/network/interfaces/macs/00:16:3e:0f:11:22/"),
+            "/network/interfaces/macs/00:16:3e:0f:11:22/"
+        );
+    }
+
+    #[test]
+    fn accepts_the_metadata_servers_own_url_only() {
+        assert_eq!(path("http://100.100.100.200/a"), "/a");
+        assert_eq!(path("HTTP://100.100.100.200:80/a"), "/a");
+        assert_eq!(path("http://100.100.100.200"), "/");
+        assert_eq!(parse("http://100.100.100.200.example/a"), Err(TargetError::Authority));
+        assert_eq!(parse("http://x@100.100.100.200/a"), Err(TargetError::Authority));
+        assert_eq!(parse("http://100.100.100.200:8080/a"), Err(TargetError::Authority));
+        assert_eq!(parse("https://100.100.100.200/a"), Err(TargetError::Form));
+    }
+
+    #[test]
+    fn refuses_what_has_two_readings() {
+        for (raw, expected) in [
+            ("", TargetError::Form),
+            ("*", TargetError::Form),
+            ("100.100.100.200:80", TargetError::Form),
+            ("\t/a", TargetError::Form),
+            (" /a", TargetError::Form),
+            ("/a\\b", TargetError::Byte),
+            ("/a;x", TargetError::Byte),
+            ("/a#", TargetError::Byte),
+            ("/a?b#c", TargetError::Byte),
+            ("/a?b\\c", TargetError::Byte),
+            ("/a b", TargetError::Byte),
+            ("/a\0", TargetError::Byte),
+            ("/a\u{ff0f}b", TargetError::Byte),
+            ("/a%2fb", TargetError::Escape),
+            ("/a%5Cb", TargetError::Escape),
+            ("/a%252fb", TargetError::Escape),
+            ("/a%00", TargetError::Escape),
+            ("/a%3fb", TargetError::Escape),
+            ("/a%c0%afb", TargetError::Escape),
+            ("/a%", TargetError::Escape),
+            ("/a%2", TargetError::Escape),
+            ("/a%+1", TargetError::Escape),
+            ("/a%u002f", TargetError::Escape),
+            ("/a/../b", TargetError::DotDot),
+            ("/a/%2e%2E/b", TargetError::DotDot),
+            ("/..", TargetError::DotDot),
+        ] {
+            assert_eq!(parse(raw), Err(expected), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn unescapes_a_slash_only_inside_the_role_directory() {
+        let role = path("/latest/meta-data/RAM/security-credentials/acs:ram::1:role%2Fa%2fb");
+
+        assert_eq!(role, "/latest/meta-data/RAM/security-credentials/acs:ram::1:role/a/b");
+        for refused in [
+            "/latest/meta-data/ram%2fsecurity-credentials/a",
+            "/latest/meta-data/ram/security-credentials%2fa",
+            "/latest/x/ram/security-credentials/a%2fb",
+        ] {
+            assert_eq!(parse(refused), Err(TargetError::Escape), "{refused}");
+        }
+    }
+
+    #[test]
+    fn keeps_the_query_apart() {
+        assert_eq!(parse("/a?audience=x%20y").unwrap().query.as_deref(), Some("audience=x%20y"));
+        assert_eq!(parse("/a?").unwrap().query, None);
+        assert_eq!(path("/a?/../b"), "/a");
+    }
+}

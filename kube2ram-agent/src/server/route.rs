@@ -1,0 +1,137 @@
+//! Method + [`Target`] → [`Route`]: what is asked. Pure; depends on `path`, called by `connection`.
+//! Nothing that might mean the node's credentials becomes a [`Route::PassThrough`]: what is passed is rebuilt from the normal path,
+//! so the real server cannot read anything else than was routed here.
+
+use http::Method;
+
+use super::{
+    node_role::NodeRole,
+    path::{NormalPath, Target},
+};
+
+/// Which of the real server's sensitive items pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed
+/// in either case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MetadataPolicy {
+    /// User data, vendor data and the signed identity document are closed: a node's user data carries its join secrets.
+    #[default]
+    Closed,
+    /// They pass.
+    Open,
+}
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The credentials of a role, by the name the client wrote: `…/security-credentials/<requested>`.
+    Credentials {
+        /// As written, without a trailing slash.
+        requested: Box<str>,
+    },
+    /// Anything that the real metadata server may answer.
+    PassThrough(UpstreamTarget),
+    /// The directory `…/meta-data/ram`.
+    RamList,
+    /// Nothing that is served.
+    Refuse(Refusal),
+    /// The name of the caller's role: `…/security-credentials`.
+    RoleList,
+}
+
+/// Why a request is not served, whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The method is not served here.
+    Method {
+        /// The `Allow` header.
+        allow: &'static str,
+    },
+    /// Below `ram/` but nothing that exists.
+    NotFound,
+    /// An item that the policy closes.
+    Sensitive,
+}
+
+/// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the [`NodeRole`] token.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UpstreamTarget(String);
+
+impl UpstreamTarget {
+    /// Opens a credential path of the real server to a holder of the node's role.
+    pub fn of_node_role(_: NodeRole, path: &NormalPath) -> Self {
+        Self(path.as_str().to_owned())
+    }
+
+    /// The target in origin-form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+const RAM: &[&str] = &["meta-data", "ram"];
+const SECURITY_CREDENTIALS: &str = "security-credentials";
+const READ: &str = "GET, HEAD";
+
+/// Tells what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
+/// asks for `Ram`).
+pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route {
+    let segments: Vec<&str> = target.path.segments().collect();
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+
+    if contains(&segments, RAM) || contains(&segments, &[SECURITY_CREDENTIALS]) {
+        return match segments.get(1..) {
+            Some(below) if starts_with(below, RAM) => {
+                if reads {
+                    credential_route(&below[RAM.len()..])
+                } else {
+                    Route::Refuse(Refusal::Method { allow: READ })
+                }
+            }
+            _ => Route::Refuse(Refusal::NotFound),
+        };
+    }
+    if is_sensitive(&segments, policy) {
+        return Route::Refuse(Refusal::Sensitive);
+    }
+    let is_token =
+        *method == Method::PUT && segments.len() == 3 && starts_with(&segments[1..], &["api", "token"]);
+    if !reads && !is_token {
+        return Route::Refuse(Refusal::Method { allow: READ });
+    }
+    let path = target.path.as_str();
+    Route::PassThrough(UpstreamTarget(match &target.query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }))
+}
+
+fn credential_route(below_ram: &[&str]) -> Route {
+    match below_ram {
+        [] => Route::RamList,
+        [directory, role @ ..] if directory.eq_ignore_ascii_case(SECURITY_CREDENTIALS) => match role {
+            [] => Route::RoleList,
+            _ => Route::Credentials { requested: role.join("/").into() },
+        },
+        _ => Route::Refuse(Refusal::NotFound),
+    }
+}
+
+/// Whether the path names a closed item, at any depth. `meta-data/all` dumps the whole tree, perhaps with credentials: it is closed
+/// whatever the policy.
+fn is_sensitive(segments: &[&str], policy: MetadataPolicy) -> bool {
+    const CLOSED: &[&[&str]] = &[&["dynamic", "instance-identity"], &["user-data"], &["vendor-data"]];
+    contains(segments, &["meta-data", "all"])
+        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| contains(segments, names)))
+}
+
+fn contains(segments: &[&str], names: &[&str]) -> bool {
+    segments.windows(names.len()).any(|window| starts_with(window, names))
+}
+
+fn starts_with(segments: &[&str], names: &[&str]) -> bool {
+    segments.len() >= names.len()
+        && segments.iter().zip(names).all(|(segment, name)| segment.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests;

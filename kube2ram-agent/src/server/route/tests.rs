@@ -1,0 +1,265 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::datapath::MetadataAddr;
+
+/// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
+fn routed(method: Method, raw: &[u8]) -> Option<Route> {
+    let target = Target::parse(raw, MetadataAddr("100.100.100.200:80".parse().unwrap())).ok()?;
+    Some(route(&method, &target, MetadataPolicy::Closed))
+}
+
+fn get(raw: &str) -> Option<Route> {
+    routed(Method::GET, raw.as_bytes())
+}
+
+fn credentials(requested: &str) -> Option<Route> {
+    Some(Route::Credentials { requested: requested.into() })
+}
+
+fn passes(target: &str) -> Option<Route> {
+    Some(Route::PassThrough(UpstreamTarget(target.to_owned())))
+}
+
+fn refuses(refusal: Refusal) -> Option<Route> {
+    Some(Route::Refuse(refusal))
+}
+
+/// The rows of the ancestors' behaviour that the route decides; the numbers are those of the conformance table.
+#[test]
+fn routes_as_the_ancestors_did_or_better() {
+    const LIST: &str = "/latest/meta-data/ram/security-credentials";
+    for (row, raw, expected) in [
+        ("4.1", LIST.to_owned(), Some(Route::RoleList)),
+        ("4.2", format!("{LIST}/"), Some(Route::RoleList)),
+        ("4.2 bare ?", format!("{LIST}/?"), Some(Route::RoleList)),
+        ("4.3", "/2016-01-01/meta-data/ram/security-credentials/".into(), Some(Route::RoleList)),
+        ("4.3 any version", "/x/meta-data/ram/security-credentials/".into(), Some(Route::RoleList)),
+        ("4.4", "//latest//meta-data/ram/security-credentials/".into(), Some(Route::RoleList)),
+        ("4.6", format!("{LIST}/my-role"), credentials("my-role")),
+        ("4.6 bare ?", format!("{LIST}/my-role?"), credentials("my-role")),
+        ("4.6 Ram", "/latest/meta-data/Ram/security-credentials/my-role".into(), credentials("my-role")),
+        ("4.7", format!("{LIST}/acs:ram::1:role/my-role"), credentials("acs:ram::1:role/my-role")),
+        ("4.8", format!("{LIST}/acs:ram::1:role%2Fmy-role"), credentials("acs:ram::1:role/my-role")),
+        ("4.10", format!("{LIST}/my-role/"), credentials("my-role")),
+        ("4.10 path", format!("{LIST}/team/my-role"), credentials("team/my-role")),
+        ("4.17", "/latest/meta-data/instance-id".into(), passes("/latest/meta-data/instance-id")),
+        ("4.17 list", "/latest/meta-data/".into(), passes("/latest/meta-data/")),
+        ("4.17 root", "/".into(), passes("/")),
+        ("4.17 query", "/latest/x?a=b".into(), passes("/latest/x?a=b")),
+        ("ram", "/latest/meta-data/ram".into(), Some(Route::RamList)),
+        ("ram/", "/latest/meta-data/RAM/".into(), Some(Route::RamList)),
+    ] {
+        assert_eq!(get(&raw), expected, "row {row}: {raw}");
+    }
+}
+
+#[test]
+fn serves_only_methods_that_read_and_the_token_request() {
+    for (row, method, raw, expected) in [
+        ("4.18", Method::PUT, "/latest/api/token", passes("/latest/api/token")),
+        ("4.18 bare ?", Method::PUT, "/latest/api/token?", passes("/latest/api/token")),
+        ("4.18 GET", Method::GET, "/latest/api/token", passes("/latest/api/token")),
+        ("4.23 HEAD", Method::HEAD, "/latest/meta-data/ram/security-credentials/", Some(Route::RoleList)),
+        ("4.23 HEAD", Method::HEAD, "/latest/meta-data/instance-id", passes("/latest/meta-data/instance-id")),
+    ] {
+        assert_eq!(routed(method, raw.as_bytes()), expected, "row {row}");
+    }
+    let refused = refuses(Refusal::Method { allow: "GET, HEAD" });
+    for (method, raw) in [
+        (Method::POST, "/latest/meta-data/ram/security-credentials/"),
+        (Method::POST, "/latest/meta-data/ram/security-credentials/my-role"),
+        (Method::PUT, "/latest/meta-data/ram/security-credentials/my-role"),
+        (Method::OPTIONS, "/latest/meta-data/ram"),
+        (Method::PUT, "/latest/api/token/x"),
+        (Method::PUT, "/a/b/api/token"),
+        (Method::PUT, "/latest/meta-data/instance-id"),
+        (Method::POST, "/latest/api/token"),
+        (Method::DELETE, "/latest/meta-data/instance-id"),
+        (Method::TRACE, "/"),
+    ] {
+        assert_eq!(routed(method.clone(), raw.as_bytes()), refused, "{method} {raw}");
+    }
+}
+
+#[test]
+fn closes_sensitive_items_at_any_depth_and_in_any_case() {
+    for raw in [
+        "/latest/meta-data/all",
+        "/latest/Meta-Data/ALL/",
+        "/meta-data/all",
+        "/latest/user-data",
+        "/2016-01-01/User-Data/",
+        "/user-data",
+        "/latest/vendor-data",
+        "/latest/dynamic/instance-identity/document",
+        "/latest/dynamic/instance-identity/pkcs7?audience=x",
+        "/latest//dynamic/%69nstance-identity/",
+    ] {
+        assert_eq!(get(raw), refuses(Refusal::Sensitive), "{raw}");
+    }
+    for raw in ["/latest/meta-data/allx", "/latest/dynamic/", "/latest/user-datum"] {
+        assert_eq!(get(raw), passes(raw), "{raw}");
+    }
+}
+
+#[test]
+fn open_policy_opens_everything_but_credentials() {
+    let open = |raw: &str| {
+        let target =
+            Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap())).unwrap();
+        route(&Method::GET, &target, MetadataPolicy::Open)
+    };
+
+    assert_eq!(Some(open("/latest/user-data")), passes("/latest/user-data"));
+    assert_eq!(open("/latest/meta-data/all"), Route::Refuse(Refusal::Sensitive));
+    assert_eq!(open("/latest/meta-data/ram/x"), Route::Refuse(Refusal::NotFound));
+}
+
+/// §4b of the conformance table: spellings of the credential paths that must be intercepted or refused.
+#[test]
+fn never_passes_a_confusing_spelling_of_a_credential_path() {
+    for (raw, expected) in [
+        ("/latest/meta-data/ram\\security-credentials/", None),
+        ("/latest/meta-data\\ram\\security-credentials\\", None),
+        ("/latest/meta-data/\\ram/security-credentials/", None),
+        ("/latest\\\\\\meta-data\\ram\\\\security-credentials/", None),
+        ("/latest/meta-data/RAM/security-credentials/", Some(Route::RoleList)),
+        ("/latest/meta-data/Ram/security-credentials/", Some(Route::RoleList)),
+        ("/LATEST/Meta-Data/ram/Security-Credentials/x", credentials("x")),
+        ("/latest/meta-data/ram/security-credentials;x/", None),
+        ("/latest/meta-data/ram;x/security-credentials/", None),
+        ("/latest/meta-data/ram/%73ecurity-credentials/", Some(Route::RoleList)),
+        ("/latest/meta-data/%72%61%6d/security-credentials/", Some(Route::RoleList)),
+        ("/latest/meta-data/ram/%2573ecurity-credentials/", None),
+        ("/latest/meta-data/ram%2fsecurity-credentials%2f", None),
+        ("/latest/meta-data%2fram/security-credentials/", None),
+        ("/latest/meta-data/ram%5csecurity-credentials", None),
+        ("/latest/meta-data/ram/security-credentials%00", None),
+        ("/latest/meta-data/ram/security-credentials\0", None),
+        ("/latest/meta-data/ram%00/security-credentials", None),
+        ("/latest/meta-data/x/../ram/security-credentials/", None),
+        ("/latest/meta-data/x/%2e%2e/ram/security-credentials/", None),
+        ("/latest/./meta-data/ram/security-credentials/", Some(Route::RoleList)),
+        ("/latest/meta-data/./ram/%2e/security-credentials/", Some(Route::RoleList)),
+        ("//latest/meta-data/ram/security-credentials/", Some(Route::RoleList)),
+        ("/latest/meta-data//ram//security-credentials//", Some(Route::RoleList)),
+        ("/latest/meta-data/ram/security-credentials/?x", Some(Route::RoleList)),
+        ("/latest/meta-data/ram/security-credentials#", None),
+        ("/latest/meta-data/ram#/security-credentials", None),
+        ("/latest/meta-data/ram%23", None),
+        ("/latest/meta-data/ram%3f", None),
+        ("http://100.100.100.200/latest/meta-data/ram/security-credentials/", Some(Route::RoleList)),
+        ("HTTP://100.100.100.200:80/latest/meta-data/ram/security-credentials/x", credentials("x")),
+        ("http://example.com/latest/meta-data/ram/security-credentials/", None),
+        ("\t/latest/meta-data/ram/security-credentials/", None),
+        (" /latest/meta-data/ram/security-credentials/", None),
+        ("/ latest/meta-data/ram/security-credentials/", None),
+        ("latest/meta-data/ram/security-credentials/", None),
+        ("/latest/meta-data/ram/other", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram/security-credentialsx", refuses(Refusal::NotFound)),
+        ("/meta-data/ram/security-credentials/", refuses(Refusal::NotFound)),
+        ("/a/b/meta-data/ram/security-credentials/", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/meta-data/ram/", refuses(Refusal::NotFound)),
+        ("/latest/security-credentials/x", refuses(Refusal::NotFound)),
+    ] {
+        assert_eq!(get(raw), expected, "{raw:?}");
+        assert!(could_mean_credentials(raw.as_bytes()), "the model must see through {raw:?}");
+    }
+    assert_eq!(get("/latest/meta-data/rambling"), passes("/latest/meta-data/rambling"));
+}
+
+/// An independent, deliberately generous reader: decodes up to three times, ignores case, blanks and parameters, cuts where some
+/// server might, folds slashes and dots. Whether any such reading lands below a closed directory. Only that the first raw `?` ends the
+/// path is taken for granted.
+fn could_mean_credentials(raw: &[u8]) -> bool {
+    let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let mut views = vec![path.to_vec()];
+    for level in 0..3 {
+        views.push(decoded_once(&views[level]));
+    }
+    let mut readings = Vec::new();
+    for view in views {
+        let text = String::from_utf8_lossy(&view).to_lowercase().replace('\\', "/");
+        let text: String = text.chars().filter(|c| !matches!(c, ' ' | '\t' | '\r' | '\n')).collect();
+        for cut in [&[][..], &['?'], &['#'], &['\0'], &[';'], &['?', '#', '\0'], &['?', '#', '\0', ';']] {
+            readings.push(text.split(cut).next().unwrap_or_default().to_owned());
+        }
+        let without_parameters = |s: &str| s.split(';').next().unwrap_or_default().to_owned();
+        readings.push(text.split('/').map(without_parameters).collect::<Vec<_>>().join("/"));
+    }
+    readings.iter().any(|reading| {
+        let mut resolved: Vec<&str> = Vec::new();
+        for segment in reading.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." => drop(resolved.pop()),
+                _ => resolved.push(segment),
+            }
+        }
+        let kept =
+            reading.split('/').filter(|segment| !matches!(*segment, "" | "." | "..")).collect::<Vec<_>>();
+        [resolved, kept].iter().any(|path| {
+            path.windows(2).any(|pair| matches!(pair, ["meta-data", "ram" | "all"]))
+                || path.iter().any(|segment| *segment == "security-credentials")
+        })
+    })
+}
+
+fn decoded_once(raw: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < raw.len() {
+        let escape =
+            raw.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
+        match (raw[at], escape) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// Targets made of the pieces that confuse parsers.
+fn confusing() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        4 => Just("/"),
+        2 => Just("latest"), 3 => Just("meta-data"), 1 => Just("Meta-Data"), 1 => Just("meta%2ddata"),
+        3 => Just("ram"), 1 => Just("RAM"), 1 => Just("%72am"), 1 => Just("%2572am"),
+        2 => Just("security-credentials"), 1 => Just("all"), 1 => Just("user-data"),
+        1 => Just("//"), 1 => Just("\\"), 1 => Just("%2f"), 1 => Just("%5c"), 1 => Just("%252f"), 1 => Just("%255c"),
+        1 => Just("/./"), 1 => Just("/../"), 1 => Just("/%2e%2e/"), 1 => Just("/%2e/"), 1 => Just("x"),
+        1 => Just(";x"), 1 => Just("%3b"), 1 => Just("?"), 1 => Just("%3f"), 1 => Just("#"), 1 => Just("%23"),
+        1 => Just("%00"), 1 => Just("%20"), 1 => Just("%09"), 1 => Just("\t"), 1 => Just("http://100.100.100.200"),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| {
+        let target = pieces.concat();
+        (if target.starts_with(['/', 'h']) { target } else { format!("/{target}") }).into_bytes()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn never_passes_what_could_mean_credentials(raw in prop_oneof![confusing(), prop::collection::vec(any::<u8>(), 0..64)]) {
+        if let Some(Route::PassThrough(target)) = routed(Method::GET, &raw) {
+            prop_assert!(!could_mean_credentials(&raw), "passed {:?} as {:?}", raw.escape_ascii().to_string(), target);
+            prop_assert!(!could_mean_credentials(target.as_str().as_bytes()));
+        }
+    }
+
+    #[test]
+    fn passes_a_target_that_reads_the_same_again(raw in confusing()) {
+        if let Some(Route::PassThrough(target)) = routed(Method::GET, &raw) {
+            prop_assert!(target.as_str().parse::<http::Uri>().is_ok());
+            prop_assert_eq!(get(target.as_str()), passes(target.as_str()));
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Clients that do not play by the rules: bounded, answered or cut off, and never passed on.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+
+use super::harness::*;
+use crate::server::{
+    CONNECTIONS_PER_CGROUP,
+    listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT},
+};
+
+/// Every spelling of §4b over the wire, alone and as the second request of a connection whose first was passed on.
+#[tokio::test]
+async fn no_spelling_of_a_credential_path_reaches_the_real_server() {
+    let harness = Harness::start().await;
+    let targets = [
+        "/latest/meta-data/ram\\security-credentials/node",
+        "/latest/meta-data/RAM/security-credentials/node",
+        "/LATEST/Meta-Data/ram/security-credentials/node",
+        "/latest/meta-data/ram/security-credentials;x/node",
+        "/latest/meta-data/ram/%73ecurity-credentials/node",
+        "/latest/meta-data/ram/%2573ecurity-credentials/node",
+        "/latest/meta-data/ram%2fsecurity-credentials%2fnode",
+        "/latest/meta-data/ram%5csecurity-credentials",
+        "/latest/meta-data/ram/security-credentials%00",
+        "/latest/meta-data/x/../ram/security-credentials/node",
+        "/latest/./meta-data/ram/security-credentials/node",
+        "//latest/meta-data/ram/security-credentials/node",
+        "/latest/meta-data/ram/security-credentials/node?x",
+        "/latest/meta-data/ram/security-credentials/node#",
+        "/latest/meta-data/ram#/security-credentials/node",
+        "http://100.100.100.200/latest/meta-data/ram/security-credentials/node",
+        "http://other/latest/meta-data/ram/security-credentials/node",
+        "\t/latest/meta-data/ram/security-credentials/node",
+        " /latest/meta-data/ram/security-credentials/node",
+        "/latest/meta-data/ram/security-credentials/\u{ff0f}node",
+    ];
+
+    let ordinary = "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n";
+    for target in targets {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let alone = harness.raw(&request).await;
+        assert!(alone.starts_with("HTTP/1.1 ") && !alone.contains(UPSTREAM_BODY), "{target:?}: {alone}");
+        let second = harness.raw(format!("{ordinary}{request}")).await;
+        assert_eq!(second.matches("HTTP/1.1 ").count(), 2, "{target:?}: {second}");
+        assert_eq!(second.matches(UPSTREAM_BODY).count(), 1, "{target:?}: {second}");
+    }
+
+    let heads = harness.upstream_heads();
+    assert_eq!(heads.len(), targets.len(), "only the ordinary requests pass");
+    assert!(
+        heads.iter().all(|head| head.starts_with("GET /latest/meta-data/instance-id HTTP/1.1\r\n")),
+        "{heads:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_smuggled_request_is_not_a_request_of_its_own() {
+    let harness = Harness::start().await;
+    let smuggled = "GET /latest/user-data HTTP/1.1\r\nHost: x\r\n\r\n";
+    let length = 5 + smuggled.len();
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\n";
+
+    for head in [
+        format!("{put}Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{put}Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{put}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{put}Content-Length: 0\r\nContent-Length: {length}\r\n\r\n{smuggled}"),
+        format!("{put}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{smuggled}"),
+    ] {
+        let answers = harness.raw(&head).await;
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answers}");
+    }
+    for head in harness.upstream_heads() {
+        assert!(head.starts_with("PUT /latest/api/token HTTP/1.1\r\n"), "{head}");
+        assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_and_each_by_its_own_route() {
+    let harness = Harness::start().await;
+
+    let answers = harness
+        .raw(format!(
+            "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\nGET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n\
+             GET /latest/user-data HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ))
+        .await;
+
+    let at = |text: &str| answers.find(text).unwrap_or_else(|| panic!("no {text} in {answers}"));
+    assert!(at(UPSTREAM_BODY) < at("my-role") && at("my-role") < at("closed to pods"), "{answers}");
+}
+
+#[tokio::test]
+async fn speaks_http_1_0_without_host() {
+    let harness = Harness::start().await;
+
+    let list = harness.raw(format!("GET {LIST} HTTP/1.0\r\n\r\n")).await;
+
+    assert_eq!(response(&list).body(), "my-role");
+}
+
+#[tokio::test]
+async fn refuses_to_tunnel_and_ignores_upgrades() {
+    let harness = Harness::start().await;
+
+    let tunnel = harness
+        .raw("CONNECT 100.100.100.200:80 HTTP/1.1\r\nHost: 100.100.100.200\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+        .await;
+    assert_eq!(tunnel.matches("HTTP/1.1 ").count(), 1, "{tunnel}");
+    assert!(response(&tunnel).status().is_client_error());
+    // The JDK's client offers h2c on every plain request.
+    let upgrade = harness.send("GET", LIST, "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n").await;
+    assert_eq!((upgrade.status(), upgrade.body().as_str()), (StatusCode::OK, "my-role"));
+    assert!(harness.upstream_heads().is_empty());
+}
+
+#[tokio::test]
+async fn cuts_off_garbage_and_oversized_heads() {
+    let harness = Harness::start().await;
+
+    for (what, bytes, status) in [
+        ("garbage", "\u{16}\u{3}\u{1}\u{2}\r\n\r\n".to_owned(), "400"),
+        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), ""),
+        ("long target", format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(20_000)), "4"),
+        ("long header", format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(20_000)), "431"),
+        ("many headers", format!("GET / HTTP/1.1\r\n{}\r\n", "X: 1\r\n".repeat(200)), "431"),
+    ] {
+        let answer = harness.raw(bytes).await;
+        assert!(answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")), "{what}: {answer}");
+    }
+    let mut endless = harness.connect().await;
+    let mut sent = 0;
+    while endless.write_all(&[b'a'; 1024]).await.is_ok() {
+        sent += 1024;
+        assert!(sent < 16 * 1024 * 1024, "an endless head must be cut off");
+    }
+    assert!(harness.upstream_heads().is_empty());
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::OK, "and the others are still served");
+}
+
+#[tokio::test]
+async fn a_body_nobody_asked_for_is_not_waited_for() {
+    let harness = Harness::start().await;
+
+    let answer =
+        harness.raw(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\npart")).await;
+
+    assert_eq!(response(&answer).body(), "my-role");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_sent_head_costs_bounded_time() {
+    let harness = Harness::start().await;
+    for part in ["", "GET / HT", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+        let started = Instant::now();
+
+        let answer = harness.raw(part).await;
+
+        assert!(!answer.contains("200 OK"), "{answer}");
+        assert!(
+            started.elapsed() <= HEAD_TIMEOUT + Duration::from_secs(1),
+            "{part:?} {:?}",
+            started.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_kept_busy_ends_of_age() {
+    let harness = Harness::start().await;
+    let started = Instant::now();
+    let mut stream = harness.connect().await;
+    let request = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n");
+
+    while stream.write_all(request.as_bytes()).await.is_ok() {
+        let answer =
+            tokio::time::timeout(Duration::from_secs(1), try_read_response(&mut stream)).await.unwrap();
+        if answer.is_none() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(started.elapsed() < 2 * CONNECTION_MAX_AGE);
+    }
+
+    assert!(started.elapsed() >= CONNECTION_MAX_AGE, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn one_cgroup_cannot_take_all_connections() {
+    let harness = Harness::start().await;
+    let mut held: Vec<TcpStream> = Vec::new();
+    for _ in 0..CONNECTIONS_PER_CGROUP {
+        held.push(harness.connect().await);
+    }
+
+    assert_eq!(harness.raw(format!("GET {LIST} HTTP/1.1\r\n\r\n")).await, "", "closed at once");
+
+    assert!(harness.metrics().contains("connections_refused_total 1"), "{}", harness.metrics());
+    *harness.world.cgroup.lock().unwrap() = Some(crate::identity::CgroupId(8));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "another cgroup is still heard");
+    *harness.world.cgroup.lock().unwrap() = Some(crate::identity::CgroupId(7));
+    drop(held);
+    eventually(async || {
+        harness.raw(format!("GET {LIST} HTTP/1.1\r\nConnection: close\r\n\r\n")).await.contains("my-role")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_is_under_way_and_then_ends() {
+    let harness = Harness::start().await;
+    let mut fresh = harness.connect().await;
+    let mut kept = harness.connect().await;
+    let request = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n");
+    kept.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(read_response(&mut kept).await.body(), "my-role");
+
+    harness.shutdown.cancel();
+    fresh.write_all(request.as_bytes()).await.unwrap();
+
+    let answer = response(&read_to_end(&mut fresh).await);
+    assert_eq!(answer.body(), "my-role", "a connection accepted before the shutdown is served");
+    assert_eq!(answer.headers()["connection"], "close");
+    assert_eq!(read_to_end(&mut kept).await, "", "an idle connection is closed");
+    harness.tasks.close();
+    tokio::time::timeout(DRAIN_DEADLINE, harness.tasks.wait()).await.expect("every task ends");
+    assert!(TcpStream::connect(harness.addr).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_does_not_wait_for_a_client_that_stalls() {
+    let harness = Harness::start().await;
+    let mut stalled = harness.connect().await;
+    stalled.write_all(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\nGET /half").as_bytes()).await.unwrap();
+    assert_eq!(read_response(&mut stalled).await.body(), "my-role");
+
+    let started = Instant::now();
+    harness.shutdown.cancel();
+    read_to_end(&mut stalled).await;
+
+    assert!(started.elapsed() <= DRAIN_DEADLINE + Duration::from_secs(1), "{:?}", started.elapsed());
+}

@@ -1,0 +1,309 @@
+//! What a pod gets for itself: lists, credentials, denials.
+
+use std::sync::atomic::Ordering;
+
+use http::StatusCode;
+
+use super::harness::*;
+use crate::{
+    credentials::IssueErrorKind,
+    identity::{CgroupId, PodUid},
+    kubernetes::PodError,
+    policy::PatternFormat,
+    server::HostNetworkPods,
+};
+
+#[tokio::test]
+async fn serves_the_role_name_and_its_credentials() {
+    let harness = Harness::start().await;
+
+    for (row, target) in [
+        ("4.1", "/latest/meta-data/ram/security-credentials"),
+        ("4.2", LIST),
+        ("4.2 bare ?", "/latest/meta-data/ram/security-credentials/?"),
+        ("4.3", "/2016-01-01/meta-data/ram/security-credentials/"),
+        ("4.4", "//latest//meta-data/ram/security-credentials/"),
+    ] {
+        let list = harness.get(target).await;
+        assert_eq!((list.status(), list.body().as_str()), (StatusCode::OK, "my-role"), "row {row}");
+        assert_eq!(list.headers()["server"], "ECSws", "row 4.22");
+        assert_eq!(list.headers()["content-type"], "text/plain; charset=utf-8", "row 4.22");
+        assert_eq!(list.headers()["content-length"], "7");
+    }
+    for (row, role) in [
+        ("4.6", "my-role"),
+        ("4.7", "acs:ram::123456789012:role/my-role"),
+        ("4.8", "acs:ram::123456789012:role%2Fmy-role"),
+        ("4.10", "my-role/"),
+    ] {
+        let document = harness.get(&format!("{LIST}{role}")).await;
+        assert_eq!(document.status(), StatusCode::OK, "row {row}");
+        assert_eq!(document.headers()["content-type"], "application/json");
+        let document: serde_json::Value = serde_json::from_str(document.body()).unwrap();
+        assert_eq!(document["Code"], "Success", "row {row}");
+        assert_eq!(document["AccessKeyId"], "STS.acs:ram::123456789012:role/my-role", "row {row}");
+        assert_eq!(document["AccessKeySecret"], "fake-secret");
+    }
+    assert_eq!(harness.world.issued.load(Ordering::Relaxed), 1, "the second request is a cache hit");
+    assert!(harness.upstream_heads().is_empty());
+    let metrics = harness.metrics();
+    assert!(metrics.contains(r#"http_requests_total{route="role_list",status="200"} 5"#), "{metrics}");
+    assert!(metrics.contains(r#"http_requests_total{route="credentials",status="200"} 4"#), "{metrics}");
+}
+
+/// Row 4.5.
+#[tokio::test]
+async fn lists_a_role_of_another_account_by_its_arn() {
+    let harness = Harness::start().await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "acs:ram::999999999999:role/cross-role")]));
+
+    assert_eq!(harness.get(LIST).await.body(), "acs:ram::999999999999:role/cross-role");
+}
+
+/// Rows 4.9 and 4.16: also the node's own role is another role.
+#[tokio::test]
+async fn denies_another_role_than_the_pods() {
+    let harness = Harness::start().await;
+
+    for other in ["different-role", "KubernetesWorkerRole-x", "role", "acs:ram::999999999999:role/my-role"] {
+        let denied = harness.get(&format!("{LIST}{other}")).await;
+        assert_eq!(denied.status(), StatusCode::FORBIDDEN, "{other}");
+        assert_eq!(denied.body(), "the requested role is not the pod's role\n");
+    }
+
+    assert_eq!(harness.get(&format!("{LIST}my-role")).await.status(), StatusCode::OK);
+    assert!(harness.upstream_heads().is_empty());
+    assert!(harness.metrics().contains(r#"denials_total{reason="other_role"} 4"#));
+    assert_eq!(harness.notice_reasons(), ["RoleDenied"; 4]);
+}
+
+#[tokio::test]
+async fn answers_nobody_whom_the_kernel_does_not_vouch_for() {
+    let harness = Harness::start().await;
+    *harness.world.cgroup.lock().unwrap() = None;
+
+    let both = "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2);
+    let denied = harness.raw(both).await;
+
+    assert_eq!(denied.matches("HTTP/1.1").count(), 1, "the connection ends after one answer: {denied}");
+    assert_eq!(response(&denied).status(), StatusCode::FORBIDDEN);
+    assert!(harness.upstream_heads().is_empty());
+    assert!(harness.metrics().contains("unvouched_connections_total 1"));
+    *harness.world.cgroup.lock().unwrap() = Some(CgroupId(7));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
+}
+
+/// Row 4.11.
+#[tokio::test]
+async fn denies_a_caller_that_is_no_known_pod() {
+    let harness = Harness::start().await;
+    let uid = || PodUid::parse(UID).unwrap();
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
+
+    for (error, status) in [
+        ((|| PodError::Unknown(PodUid::parse(UID).unwrap())) as fn() -> PodError, StatusCode::FORBIDDEN),
+        (|| PodError::Ambiguous(PodUid::parse(UID).unwrap()), StatusCode::FORBIDDEN),
+        (
+            || PodError::Unavailable { uid: PodUid::parse(UID).unwrap(), source: None },
+            StatusCode::SERVICE_UNAVAILABLE,
+        ),
+    ] {
+        *harness.world.pod.lock().unwrap() = Err(error);
+        for target in [LIST.to_owned(), format!("{LIST}my-role"), "/latest/meta-data/ram".to_owned()] {
+            let denied = harness.get(&target).await;
+            assert_eq!(denied.status(), status, "{}", error());
+            assert_eq!(
+                denied.headers().contains_key("retry-after"),
+                status == StatusCode::SERVICE_UNAVAILABLE
+            );
+            assert!(!denied.body().contains(uid().as_str()), "{}", denied.body());
+        }
+    }
+    *harness.world.cgroup.lock().unwrap() = Some(CgroupId(8));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "a cgroup of no pod");
+    assert_eq!(harness.get("/latest/meta-data/instance-id").await.status(), StatusCode::FORBIDDEN);
+    assert!(harness.upstream_heads().is_empty());
+}
+
+/// Rows 4.12 and 4.13.
+#[tokio::test]
+async fn obeys_the_namespaces_allow_list() {
+    let harness = Harness::start_with(Some(PatternFormat::Glob), |_| {}).await;
+
+    for (allow_list, status, reasons) in [
+        (None, StatusCode::FORBIDDEN, &["RoleDenied"][..]),
+        (Some(None), StatusCode::FORBIDDEN, &["RoleDenied"]),
+        (Some(Some(r#"["other-*"]"#.into())), StatusCode::FORBIDDEN, &["RoleDenied"]),
+        (Some(Some("my-role".into())), StatusCode::FORBIDDEN, &["MalformedAllowList", "RoleDenied"]),
+        (Some(Some(r#"["my-*"]"#.into())), StatusCode::OK, &[]),
+    ] {
+        *harness.world.allow_list.lock().unwrap() = allow_list.clone();
+        for target in [format!("{LIST}my-role"), LIST.to_owned(), "/latest/meta-data/ram/".to_owned()] {
+            harness.world.notices.lock().unwrap().clear();
+            assert_eq!(harness.get(&target).await.status(), status, "{target} {allow_list:?}");
+            assert_eq!(harness.notice_reasons(), reasons, "{target} {allow_list:?}");
+        }
+    }
+}
+
+/// Row 4.14: what STS says goes to the log and an Event, not to the pod.
+#[tokio::test]
+async fn tells_transient_from_final_failures_of_sts() {
+    for (kind, status, reasons) in [
+        (IssueErrorKind::Denied, StatusCode::FORBIDDEN, &["AssumeRoleDenied"][..]),
+        (IssueErrorKind::NoSuchRole, StatusCode::FORBIDDEN, &["AssumeRoleDenied"]),
+        (IssueErrorKind::Throttled, StatusCode::SERVICE_UNAVAILABLE, &[]),
+        (IssueErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, &[]),
+        (IssueErrorKind::BaseCredentials, StatusCode::SERVICE_UNAVAILABLE, &[]),
+    ] {
+        let harness = Harness::start().await;
+        *harness.world.refusal.lock().unwrap() = Some(kind);
+
+        let failed = harness.get(&format!("{LIST}my-role")).await;
+
+        assert_eq!(failed.status(), status, "{kind:?}");
+        assert!(!failed.body().contains("SomeCode") && !failed.body().contains("STS"), "{}", failed.body());
+        assert_eq!(failed.headers().contains_key("retry-after"), status == StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(harness.notice_reasons(), reasons);
+        assert_eq!(harness.get(LIST).await.body(), "my-role", "the list needs no STS");
+    }
+}
+
+/// Row 4.15: 404, which SDKs read as "no role", never an empty 200.
+#[tokio::test]
+async fn a_pod_without_role_gets_404() {
+    let harness = Harness::start().await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[]));
+
+    for target in [LIST.to_owned(), format!("{LIST}my-role"), "/latest/meta-data/ram/".to_owned()] {
+        assert_eq!(harness.get(&target).await.status(), StatusCode::NOT_FOUND, "{target}");
+    }
+    assert!(harness.upstream_heads().is_empty());
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "my-role")]));
+    assert_eq!(harness.get("/latest/meta-data/ram/").await.body(), "security-credentials/");
+}
+
+#[tokio::test]
+async fn a_malformed_annotation_denies_and_says_so() {
+    let harness = Harness::start().await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "")]));
+
+    let denied = harness.get(LIST).await;
+
+    assert_eq!(denied.status(), StatusCode::FORBIDDEN);
+    assert_eq!(denied.body(), "the pod's annotation ram.aliyuncs.com/role is malformed\n");
+    assert_eq!(harness.notice_reasons(), ["MalformedAnnotation"]);
+}
+
+#[tokio::test]
+async fn only_an_unannotated_host_network_pod_keeps_the_nodes_role() {
+    let host_network =
+        |annotations: &[(&str, &str)]| Ok(crate::kubernetes::Pod { host_network: true, ..pod(annotations) });
+    let pass = Harness::start().await;
+    let deny = Harness::start_with(None, |config| config.host_network_pods = HostNetworkPods::Deny).await;
+    for harness in [&pass, &deny] {
+        *harness.world.pod.lock().unwrap() = host_network(&[]);
+    }
+
+    let role = credentials_of("node-role");
+    assert_eq!(pass.get(LIST).await.body(), UPSTREAM_BODY);
+    assert_eq!(pass.get(&role).await.body(), UPSTREAM_BODY);
+    assert_eq!(deny.get(LIST).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(deny.get(&role).await.status(), StatusCode::NOT_FOUND);
+    let heads = pass.upstream_heads();
+    assert_eq!(heads.len(), 2);
+    assert!(heads[1].starts_with("GET /latest/meta-data/ram/security-credentials/node-role HTTP/1.1\r\n"));
+
+    *pass.world.pod.lock().unwrap() = host_network(&[(ROLE_KEY, "my-role")]);
+    assert_eq!(pass.get(LIST).await.body(), "my-role");
+    assert_eq!(pass.get(&role).await.status(), StatusCode::FORBIDDEN);
+    *pass.world.pod.lock().unwrap() = host_network(&[(ROLE_KEY, "")]);
+    assert_eq!(pass.get(LIST).await.status(), StatusCode::FORBIDDEN, "a broken annotation is no missing one");
+    assert_eq!(pass.upstream_heads().len(), 2);
+    assert!(deny.upstream_heads().is_empty());
+}
+
+fn credentials_of(role: &str) -> String {
+    format!("{LIST}{role}")
+}
+
+/// Row 4.23.
+#[tokio::test]
+async fn serves_reading_methods_only() {
+    let harness = Harness::start().await;
+
+    let head = harness.send("HEAD", LIST, "").await;
+    assert_eq!((head.status(), head.body().as_str()), (StatusCode::OK, ""));
+    assert_eq!(head.headers()["content-length"], "7");
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"] {
+        let refused = harness.send(method, &format!("{LIST}my-role"), "Content-Length: 0\r\n").await;
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{method}");
+        assert_eq!(refused.headers()["allow"], "GET, HEAD");
+    }
+}
+
+#[tokio::test]
+async fn an_annotation_that_changes_applies_to_a_kept_connection() {
+    use tokio::io::AsyncWriteExt as _;
+    let harness = Harness::start().await;
+    let mut stream = harness.connect().await;
+
+    stream.write_all(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let first = read_response(&mut stream).await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "new-role")]));
+    stream.write_all(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let second = read_response(&mut stream).await;
+
+    assert_eq!((first.body().as_str(), second.body().as_str()), ("my-role", "new-role"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_503_before_sdks_give_up() {
+    let harness = Harness::start().await;
+    *harness.world.pod_never_comes.lock().unwrap() = true;
+
+    let started = tokio::time::Instant::now();
+    let late = harness.get(LIST).await;
+
+    assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(late.headers()["retry-after"], "1");
+    assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+/// One line per request, and never a secret.
+#[tokio::test]
+async fn the_access_log_tells_who_asked_for_what() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let harness = Harness::start().await;
+
+    harness.send("GET", &credentials_of("my-role"), "X-aliyun-ecs-metadata-token: fake-token\r\n").await;
+    harness.get(&credentials_of("other%00")).await;
+    harness.get(&credentials_of("other")).await;
+
+    let lines: Vec<String> = log.lines().into_iter().filter(|line| line.contains("request ")).collect();
+    let [answered, malformed, refused] = lines.as_slice() else { panic!("{lines:#?}") };
+    for field in [
+        "INFO",
+        "request answered",
+        "pod.namespace=\"team-a\"",
+        "pod.name=\"web-0\"",
+        "cgroup.id=7",
+        "method=\"GET\"",
+        "path=\"/latest/meta-data/ram/security-credentials/my-role\"",
+        "status=200",
+        "latency_ms=",
+        "role=\"acs:ram::123456789012:role/my-role\"",
+    ] {
+        assert!(answered.contains(field), "{field} in {answered}");
+    }
+    for field in ["WARN", "status=400", "kind=\"malformed_target\"", "ambiguous escape"] {
+        assert!(malformed.contains(field), "{field} in {malformed}");
+    }
+    for field in
+        ["WARN", "pod.name=\"web-0\"", "status=403", "kind=\"other_role\"", "\\\"other\\\" was requested"]
+    {
+        assert!(refused.contains(field), "{field} in {refused}");
+    }
+    assert!(log.lines().iter().all(|line| !line.contains("fake-")), "{:#?}", log.lines());
+}

@@ -1,0 +1,73 @@
+//! The metadata server's wire format: the credentials document. Pure; called by `connection`.
+//! The one place outside of request signing where secrets are exposed.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+
+use crate::credentials::Credentials;
+
+/// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a string: the C# SDK
+/// reads a `Dictionary<string, string>`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document<'a> {
+    access_key_id: &'a str,
+    access_key_secret: &'a str,
+    expiration: &'a str,
+    security_token: &'a str,
+    last_updated: &'a str,
+    code: &'static str,
+}
+
+/// Writes the credentials document.
+///
+/// # Errors
+/// Those of the JSON writer, which none of these values can cause.
+pub(super) fn document(credentials: &Credentials) -> serde_json::Result<Bytes> {
+    serde_json::to_vec(&Document {
+        access_key_id: &credentials.access_key_id,
+        access_key_secret: credentials.access_key_secret.expose_secret(),
+        expiration: &time(credentials.expires_at),
+        security_token: credentials.security_token.expose_secret(),
+        last_updated: &time(credentials.issued_at),
+        code: "Success",
+    })
+    .map(Bytes::from)
+}
+
+/// 20 characters, UTC, whole seconds: the Java, Python and Node SDKs parse nothing else.
+fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials() -> Credentials {
+        Credentials {
+            access_key_id: "STS.FAKE".into(),
+            access_key_secret: "fake-secret".into(),
+            security_token: "CAIS/fake+token==\"\\".into(),
+            issued_at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
+            expires_at: "2026-01-02T12:04:05.999+08:00".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn writes_six_strings_in_the_documented_order() {
+        let document = document(&credentials()).unwrap();
+
+        insta::assert_snapshot!(str::from_utf8(&document).unwrap(), @r#"{"AccessKeyId":"STS.FAKE","AccessKeySecret":"fake-secret","Expiration":"2026-01-02T04:04:05Z","SecurityToken":"CAIS/fake+token==\"\\","LastUpdated":"2026-01-02T03:04:05Z","Code":"Success"}"#);
+    }
+
+    #[test]
+    fn writes_times_of_twenty_characters_in_utc() {
+        let document: serde_json::Value = serde_json::from_slice(&document(&credentials()).unwrap()).unwrap();
+
+        assert_eq!(document["LastUpdated"], "2026-01-02T03:04:05Z");
+        assert_eq!(document["Expiration"], "2026-01-02T04:04:05Z");
+    }
+}
