@@ -1,1 +1,277 @@
-//! To come.
+//! The composition root: makes every part of what it needs, spawns the long-running ones, and stops when one of them does.
+//! Depends on all other modules; called by `main`.
+
+mod discovery;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use prometheus_client::registry::Registry;
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    admin::{Admin, Readiness},
+    args::{ApiServer, Config},
+    clock::{Clock, SystemClock},
+    cloud::{
+        alibaba::{
+            base::{Base, BaseCredentials, BaseError},
+            metadata::{HardenedMode, Metadata},
+        },
+        upstream::MetadataServer,
+    },
+    credentials,
+    datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
+    identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
+    policy::check_allow_list,
+    server::{self, Pipeline, Server},
+};
+
+/// Connections in progress get this long to end before the process does.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The static keys in the environment are incomplete or malformed.
+    #[error("cannot use the static keys in the environment")]
+    BaseCredentials(#[source] BaseError),
+    /// A listener could not be bound.
+    #[error("cannot listen on {address} ({flag})")]
+    Bind {
+        /// What was tried.
+        address: SocketAddr,
+        /// The flag to change.
+        flag: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A part that the agent cannot do without ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+    /// The cgroups are not where they should be.
+    #[error("cannot find the pods' cgroups")]
+    Cgroups(#[source] MountError),
+    /// The kernel half is not in force.
+    #[error("cannot bring the kernel half in force")]
+    Datapath(#[source] DatapathError),
+    /// The node's address is not known.
+    #[error("cannot tell this node's IPv4 address: set --host-ip")]
+    HostIp(#[source] Option<io::Error>),
+    /// The API server's address or credentials are unusable.
+    #[error("cannot make a client for the API server")]
+    Kubernetes(#[source] ClientError),
+    /// A part panicked.
+    #[error("a part of the agent panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+/// Runs the agent until `shutdown`, then drains. `environment` looks a variable up.
+///
+/// The API server, the metadata server and STS may all be away: what they are needed for is then answered with 503.
+///
+/// # Errors
+/// [`AppError`]: something without which no pod could be served.
+///
+/// # Cancel safety
+/// Dropping the future stops serving at once. The kernel half stays in force either way.
+pub async fn run(
+    config: Config,
+    environment: impl Fn(&str) -> Option<String>,
+    shutdown: CancellationToken,
+) -> Result<(), AppError> {
+    for notice in &config.notices {
+        warn!("{notice}");
+    }
+    // An error means that somebody did it before us, in a test.
+    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let tasks = TaskTracker::new();
+    let mut registry = Registry::with_prefix("kube2ram");
+    let mut parts = Parts::default();
+    let readiness = Readiness::default();
+
+    // Listening comes before attaching: a pod is never sent to a port on which nobody listens.
+    let host_ip = host_ip(config.host_ip)?;
+    let agent = SocketAddrV4::new(host_ip, config.app_port);
+    let app_listener = bind(agent.into(), "--app-port").await?;
+    let admin_listener = bind((Ipv4Addr::UNSPECIFIED, config.metrics_port).into(), "--metrics-port").await?;
+
+    let cgroup_root = find_cgroup_root(config.cgroup_root.as_deref()).map_err(AppError::Cgroups)?;
+    let pods_cgroup =
+        find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
+    let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
+    let settings = Settings {
+        bpf_dir: config.bpf_dir.clone(),
+        own_cgroup: own_cgroup(&cgroup_root).map_err(AppError::Cgroups)?,
+        pods_cgroup,
+        metadata: MetadataAddr(config.metadata_addr),
+        agent: AgentAddr(agent),
+        debug: config.debug,
+    };
+    let datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
+    let origins = datapath.origins().map_err(AppError::Datapath)?;
+    let pass = datapath.pass().map_err(AppError::Datapath)?;
+    registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
+    parts.spawn("the kernel half", datapath.run(config.debug));
+
+    let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, Arc::new(pass))));
+    let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {
+        Some(keys) => Base::of_keys(keys),
+        None => Base::of_node_role(Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock)),
+    };
+
+    let cluster = Cluster::connect(
+        client_config(&config),
+        cluster_config(&config),
+        Arc::clone(&clock),
+        registry.sub_registry_with_prefix("kubernetes"),
+    )
+    .await
+    .map_err(AppError::Kubernetes)?;
+    parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
+    parts.spawn("readiness", {
+        let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.run_until_cancelled(cluster.synced()).await;
+            pending.ready();
+            shutdown.cancelled().await;
+        }
+    });
+
+    let entitlements = Arc::new(OnceLock::new());
+    let pipeline = Pipeline {
+        origins: Arc::new(origins),
+        cgroups: Arc::new(cgroups),
+        directory: Arc::clone(&cluster) as _,
+        entitlements: Arc::clone(&entitlements),
+        notices: Arc::clone(&cluster) as _,
+        upstream: Arc::clone(&upstream) as _,
+    };
+    let server_config = server::Config {
+        metadata: MetadataAddr(config.metadata_addr),
+        metadata_policy: server::MetadataPolicy::Closed,
+        host_network_pods: config.host_network_pods,
+    };
+    let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);
+    parts.spawn("the metadata service", server.serve(app_listener, shutdown.clone()));
+
+    let discovery = discovery::Discovery {
+        metadata: Metadata::new(upstream),
+        clock,
+        base,
+        tasks: tasks.clone(),
+        shutdown: shutdown.clone(),
+        cache_metrics: credentials::Metrics::new(&mut registry),
+        pending: readiness.wait_for("account and region"),
+    };
+    let debug_store = config.debug.then(|| debug_store(&cluster));
+    let shown = Arc::new(Admin { readiness, registry, debug_store });
+    parts.spawn("the admin service", shown.serve(admin_listener, tasks.clone(), shutdown.clone()));
+    info!(%agent, metadata = %config.metadata_addr, node = config.node, "serving");
+    parts.spawn("discovery", discovery.run(config, entitlements));
+
+    parts.until(&shutdown).await?;
+    tasks.close();
+    if timeout(DRAIN_DEADLINE, tasks.wait()).await.is_err() {
+        warn!(connections = tasks.len(), "not everything ended in time");
+    }
+    Ok(())
+}
+
+/// The long-running parts, none of which may end before the shutdown.
+#[derive(Default)]
+struct Parts(JoinSet<&'static str>);
+
+impl Parts {
+    fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            part.await;
+            name
+        });
+    }
+
+    async fn until(&mut self, shutdown: &CancellationToken) -> Result<(), AppError> {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(()),
+            ended = self.0.join_next() => match ended {
+                Some(Ok(name)) => Err(AppError::Ended(name)),
+                Some(Err(error)) => Err(AppError::Panicked(error)),
+                None => Err(AppError::Ended("everything")),
+            },
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, flag, source })
+}
+
+/// The configured address, or the one from which this node would send to the outside. Nothing is sent.
+fn host_ip(configured: Option<IpAddr>) -> Result<Ipv4Addr, AppError> {
+    /// TEST-NET-1: somewhere outside.
+    const OUTSIDE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    let found = match configured {
+        Some(address) => address,
+        None => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+            .and_then(|socket| socket.connect(OUTSIDE).and_then(|()| socket.local_addr()))
+            .map_err(|error| AppError::HostIp(Some(error)))?
+            .ip(),
+    };
+    match found {
+        IpAddr::V4(address) if !address.is_unspecified() => Ok(address),
+        _ => Err(AppError::HostIp(None)),
+    }
+}
+
+fn client_config(config: &Config) -> ClientConfig {
+    match &config.api_server {
+        ApiServer::InCluster => ClientConfig::InCluster,
+        ApiServer::Kubeconfig(path) => ClientConfig::Kubeconfig(path.clone()),
+        ApiServer::Url { url, token, insecure } => {
+            ClientConfig::Server { url: url.to_string(), token: token.clone(), insecure: *insecure }
+        }
+    }
+}
+
+fn cluster_config(config: &Config) -> ClusterConfig {
+    let format = config.namespace_restrictions;
+    ClusterConfig {
+        node: config.node.as_str().into(),
+        pod_annotations: config.annotation_keys.all().map(Into::into).into(),
+        allow_list_annotation: config.namespace_key.clone(),
+        // Without restrictions nobody reads the lists.
+        check_allow_list: Arc::new(move |text| {
+            format.map_or(Ok(()), |format| check_allow_list(text, format))
+        }),
+    }
+}
+
+/// What `/debug/store` shows: who is known, and by which annotations. No secrets are among them.
+fn debug_store(cluster: &Arc<Cluster>) -> Box<dyn Fn() -> serde_json::Value + Send + Sync> {
+    let cluster = Arc::clone(cluster);
+    Box::new(move || {
+        let mut pods = cluster.pods();
+        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let pods: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                serde_json::json!({
+                    "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
+                    "hostNetwork": pod.host_network, "annotations": pod.annotations,
+                })
+            })
+            .collect();
+        serde_json::json!({ "synced": cluster.is_synced(), "pods": pods })
+    })
+}

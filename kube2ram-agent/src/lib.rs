@@ -5,15 +5,18 @@
 
 #![deny(unsafe_code)]
 
-pub mod admin;
-pub mod app;
 pub mod args;
 pub mod clock;
-pub mod cloud;
-pub mod credentials;
+pub mod telemetry;
+
 pub mod datapath;
 pub mod identity;
 pub mod kubernetes;
-pub mod policy;
 pub mod role;
+pub mod policy;
+pub mod credentials;
+pub mod cloud;
 pub mod server;
+
+pub mod admin;
+pub mod app;

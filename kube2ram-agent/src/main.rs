@@ -1,1 +1,55 @@
-fn main() {}
+//! The `kube2ram` command: flags and environment, the runtime, signals and exit codes. Everything else is in the library.
+
+use std::{env, process::ExitCode};
+
+use kube2ram_agent::{
+    app,
+    args::{ArgsError, Config},
+    telemetry,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What a process that could not be set up, or lost a part that it cannot do without, exits with.
+const EXIT_FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let config = match Config::from_args(env::args_os(), &|name| env::var_os(name)) {
+        Ok(config) => config,
+        Err(error) => return tell(&error),
+    };
+    telemetry::init(config.log_format, config.log_level);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "kube2ram stops");
+            EXIT_FAILURE.into()
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "there is no log yet")]
+fn tell(error: &ArgsError) -> ExitCode {
+    match error {
+        ArgsError::Help(text) => print!("{text}"),
+        ArgsError::Usage(line) => eprintln!("kube2ram: {line}"),
+    }
+    error.exit_code().into()
+}
+
+#[tokio::main]
+async fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let environment = |name: &str| env::var(name).ok();
+    let app = app::run(config, environment, shutdown.clone());
+    tokio::pin!(app);
+    tokio::select! {
+        ended = &mut app => return Ok(ended?),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining: new connections are refused until the next start");
+    shutdown.cancel();
+    Ok(app.await?)
+}

@@ -2,7 +2,10 @@
 //! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
 //! The home of hyper, with `admin`.
 
-use std::{os::fd::AsFd, sync::Arc};
+use std::{
+    os::fd::AsFd,
+    sync::{Arc, OnceLock},
+};
 
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
@@ -21,9 +24,10 @@ mod reply;
 pub mod route;
 mod wire;
 
-use self::{connection::Connection, error::chain, listener::Slots, metrics::Metrics};
-pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
+pub use self::route::MetadataPolicy;
+use self::{connection::Connection, listener::Slots, metrics::Metrics};
 use crate::{
+    args::HostNetworkPods,
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
@@ -31,6 +35,7 @@ use crate::{
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
+    telemetry::chain,
 };
 
 /// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
@@ -58,16 +63,22 @@ pub struct Pipeline {
     pub cgroups: Arc<dyn CgroupPods>,
     /// Pod UID → pod; namespace → allow-list.
     pub directory: Arc<dyn Directory>,
-    /// Pod → role session.
-    pub roles: Arc<Roles>,
-    /// Role session → permit.
-    pub policy: Arc<Policy>,
-    /// Permit → credentials.
-    pub credentials: Cache,
+    /// Pod → credentials; empty until account and region are known.
+    pub entitlements: Arc<OnceLock<Entitlements>>,
     /// What pods' owners should read.
     pub notices: Arc<dyn Notices>,
     /// The real metadata server.
     pub upstream: Arc<dyn Upstream>,
+}
+
+/// The steps that need to know the account and the region.
+pub struct Entitlements {
+    /// Pod → role session.
+    pub roles: Roles,
+    /// Role session → permit.
+    pub policy: Policy,
+    /// Permit → credentials.
+    pub credentials: Cache,
 }
 
 /// The metadata service.

@@ -1,7 +1,7 @@
 //! Typed views of the pinned maps. Called by `attach`; the views are handed to `server`, `cloud` and `admin`.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
@@ -16,6 +16,12 @@ use super::{
     AgentAddr, DatapathError, HOST_LISTENER, MetadataAddr, Origin, OriginError, Origins, PassGrant,
     pins::Pins,
 };
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter},
+};
+
 use crate::identity::CgroupId;
 
 /// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
@@ -99,10 +105,28 @@ impl Counters {
     }
 
     /// Label and value of each, summed over the CPUs; what cannot be read is left out.
+    #[must_use]
     pub fn read(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Counter::ALL.iter().filter_map(|(counter, label)| {
             let values = self.0.get(&(*counter as u32), 0).ok()?;
             Some((*label, values.iter().sum()))
         })
+    }
+}
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.read()).finish()
+    }
+}
+
+impl Collector for Counters {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "What the kernel half did, by outcome";
+        let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
+        for (label, value) in self.read() {
+            ConstCounter::new(value).encode(family.encode_family(&[("outcome", label)])?)?;
+        }
+        Ok(())
     }
 }

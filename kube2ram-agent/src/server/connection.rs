@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::{
     Server,
-    error::{RequestError, chain},
+    error::RequestError,
     metrics::{PassThroughResult, RouteLabel},
     node_role::NodeRole,
     notices::notices_of,
@@ -27,7 +27,9 @@ use super::{
     route::{Route, UpstreamTarget, route},
     wire,
 };
-use crate::{cloud::upstream::UpstreamError, datapath::Origin, identity::PodUid, kubernetes::Pod};
+use crate::{
+    cloud::upstream::UpstreamError, datapath::Origin, identity::PodUid, kubernetes::Pod, telemetry::chain,
+};
 
 /// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);
@@ -134,7 +136,8 @@ impl Connection {
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
-        let session = match pipeline.roles.session_for(pod) {
+        let entitlements = pipeline.entitlements.get().ok_or(RequestError::Starting)?;
+        let session = match entitlements.roles.session_for(pod) {
             Ok(session) => session,
             Err(error) => match NodeRole::of(pod, &error, self.server.config.host_network_pods) {
                 Some(node_role) => {
@@ -152,18 +155,18 @@ impl Connection {
             Item::RamList | Item::RoleList => None,
         };
         let allow_list = pipeline.directory.allow_list(&pod.namespace);
-        let permit = pipeline
+        let permit = entitlements
             .policy
             .permit(session, allow_list.as_ref().map(Option::as_deref), requested)
             .map_err(RequestError::Denied)?;
         let response = match item {
             Item::Credentials { .. } => {
                 let credentials =
-                    pipeline.credentials.get(permit).await.map_err(RequestError::Credentials)?;
+                    entitlements.credentials.get(permit).await.map_err(RequestError::Credentials)?;
                 reply::json(wire::document(&credentials).map_err(RequestError::Document)?)
             }
             Item::RamList => reply::text("security-credentials/"),
-            Item::RoleList => reply::text(pipeline.roles.wire_name(&permit.session().role).to_owned()),
+            Item::RoleList => reply::text(entitlements.roles.wire_name(&permit.session().role).to_owned()),
         };
         Ok(response.map(Either::Left))
     }

@@ -1,7 +1,7 @@
 //! Why a request is not answered with what it asked for, and the one mapping of that to HTTP: status, message, kind, retry.
 //! Depends on the errors of all earlier steps; called by `connection`. Messages name no other pod, role or path and quote nobody.
 
-use std::{borrow::Cow, error::Error, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -32,6 +32,8 @@ pub(super) enum RequestError {
     Proxied,
     #[error("not served")]
     Refused(Refusal),
+    #[error("the agent does not know its account and region yet")]
+    Starting,
     #[error("cannot tell the pod's role")]
     Role(#[source] RoleError),
     #[error("cannot read the request target")]
@@ -62,6 +64,7 @@ pub(super) enum ErrorKind {
     PodUnavailable,
     Proxied,
     Sensitive,
+    Starting,
     UnknownCaller,
     Unvouched,
     UpstreamFailed,
@@ -89,6 +92,7 @@ impl ErrorKind {
             Self::PodUnavailable => "pod_unavailable",
             Self::Proxied => "proxied",
             Self::Sensitive => "sensitive",
+            Self::Starting => "starting",
             Self::UnknownCaller => "unknown_caller",
             Self::Unvouched => "unvouched",
             Self::UpstreamFailed => "upstream_failed",
@@ -115,6 +119,10 @@ impl RequestError {
             }
             Self::Credentials(_) => (403, Kind::AssumeRoleDenied, "the role cannot be assumed"),
             Self::Deadline => (503, Kind::Deadline, "not ready in time"),
+            // Its watch event may be a moment late; a final answer would be kept by the client.
+            Self::Denied(denial @ Denial::NamespaceUnknown) => {
+                (503, Kind::NamespaceUnknown, denial.external_message())
+            }
             Self::Denied(denial) => (403, denial_kind(denial), denial.external_message()),
             Self::Document(_) => (500, Kind::Internal, "internal error"),
             Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
@@ -136,6 +144,7 @@ impl RequestError {
                 (403, Kind::NoBaseArn, "the pod's role is a bare name and the agent knows no base ARN")
             }
             Self::Role(RoleError::NoRole) => (404, Kind::NoRole, "the pod has no role"),
+            Self::Starting => (503, Kind::Starting, "the agent is starting"),
             Self::Target(_) => (400, Kind::MalformedTarget, "ambiguous request target"),
             Self::Unvouched => (403, Kind::Unvouched, "not a redirected connection"),
             Self::Upstream(UpstreamError::Timeout) => {
@@ -186,16 +195,4 @@ fn denial_kind(denial: &Denial) -> ErrorKind {
         Denial::NamespaceUnknown => ErrorKind::NamespaceUnknown,
         Denial::OtherRole { .. } => ErrorKind::OtherRole,
     }
-}
-
-/// Writes an error with its causes on one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

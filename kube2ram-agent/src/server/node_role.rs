@@ -1,17 +1,7 @@
 //! The right to the node's own role, which an unannotated hostNetwork pod keeps: CNI, CSI and cloud controllers live on it.
 //! Pure; made by `pipeline`, demanded by `route`. [`NodeRole::of`] is the one place that gives it.
 
-use crate::{kubernetes::Pod, role::RoleError};
-
-/// What becomes of hostNetwork pods that are entitled to no role of their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HostNetworkPods {
-    /// They get no role, like any other pod.
-    Deny,
-    /// They keep the node's role, through the agent. Such a pod is node-equivalent anyway.
-    #[default]
-    Pass,
-}
+use crate::{args::HostNetworkPods, kubernetes::Pod, role::RoleError};
 
 /// The proof that a pod may use the node's role.
 #[derive(Debug)]

@@ -169,15 +169,6 @@ impl Agent {
         &self.pod
     }
 
-    /// Removes what it leaves in the kernel: program and arguments.
-    pub(crate) fn uninstall(&self) -> Vec<String> {
-        let mut command = vec![self.binary.display().to_string(), "uninstall".to_owned()];
-        let datapath = ["--cgroup-root=", "--pods-cgroup=", "--bpf-dir="];
-        let args = self.args.iter().filter(|arg| datapath.iter().any(|flag| arg.starts_with(flag)));
-        command.extend(args.cloned());
-        command
-    }
-
     fn log_tail(&self) -> String {
         let log = self.log();
         let lines = log.lines().collect::<Vec<_>>();

@@ -181,12 +181,6 @@ impl Node {
         self.record.save()
     }
 
-    /// Records a command that removes what a program leaves in the kernel; it runs when the node goes, however it goes.
-    pub(crate) fn on_removal(&mut self, uninstall: Vec<String>) -> Result<()> {
-        self.record.uninstall = uninstall;
-        self.record.save()
-    }
-
     /// A command that will run as a host daemon: outside kubepods, in the node's namespaces.
     pub fn host_command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         pod::join(&self.record.cgroup.join("host"), None, program.as_ref())

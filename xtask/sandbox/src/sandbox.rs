@@ -114,7 +114,6 @@ impl Sandbox {
         let pod = self.node.add_pod(&spec)?;
         self.api.apply(manifest(&spec).to_json())?;
         let mut agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
-        self.node.on_removal(agent.uninstall())?;
         agent.start()?;
         Ok(self.agent.insert(agent))
     }

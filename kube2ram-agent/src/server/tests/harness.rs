@@ -98,20 +98,9 @@ impl Harness {
             session_name: "session-name".into(),
         };
         let base = BaseArn::parse("acs:ram::123456789012:role/").unwrap();
-        let roles =
-            Arc::new(Roles::try_new(keys, Some(base), None, std::time::Duration::from_secs(3600)).unwrap());
-        let upstream = upstream(Arc::clone(&world)).await;
-        let mut config = Config {
-            metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
-            metadata_policy: MetadataPolicy::default(),
-            host_network_pods: HostNetworkPods::default(),
-        };
-        configure(&mut config);
-        let pipeline = Pipeline {
-            origins: Arc::clone(&world) as _,
-            cgroups: Arc::clone(&world) as _,
-            directory: Arc::clone(&world) as _,
-            policy: Arc::new(Policy::new(restrictions, &roles)),
+        let roles = Roles::try_new(keys, Some(base), None, std::time::Duration::from_secs(3600)).unwrap();
+        let entitlements = Entitlements {
+            policy: Policy::new(restrictions, &roles),
             roles,
             credentials: Cache::new(
                 Arc::clone(&world) as _,
@@ -121,6 +110,19 @@ impl Harness {
                 credentials::Limits::default(),
                 credentials::Metrics::new(&mut registry),
             ),
+        };
+        let upstream = upstream(Arc::clone(&world)).await;
+        let mut config = Config {
+            metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
+            metadata_policy: MetadataPolicy::default(),
+            host_network_pods: HostNetworkPods::Pass,
+        };
+        configure(&mut config);
+        let pipeline = Pipeline {
+            origins: Arc::clone(&world) as _,
+            cgroups: Arc::clone(&world) as _,
+            directory: Arc::clone(&world) as _,
+            entitlements: Arc::new(OnceLock::from(entitlements)),
             notices: Arc::clone(&world) as _,
             upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
         };

@@ -6,11 +6,11 @@ use http::StatusCode;
 
 use super::harness::*;
 use crate::{
+    args::HostNetworkPods,
     credentials::IssueErrorKind,
     identity::{CgroupId, PodUid},
     kubernetes::PodError,
     policy::PatternFormat,
-    server::HostNetworkPods,
 };
 
 #[tokio::test]

@@ -23,8 +23,6 @@ pub struct Record {
     pub pid: u32,
     /// The pods, by name.
     pub pods: BTreeMap<String, PodRecord>,
-    /// Removes what the agent leaves in the kernel outside bpffs: program and arguments.
-    pub(super) uninstall: Vec<String>,
     pub(super) cgroup: PathBuf,
     pub(super) links: Vec<String>,
     pub(super) netns: Vec<String>,
@@ -120,12 +118,7 @@ impl Record {
             }
         };
         attempt(cgroup::remove(&self.cgroup));
-        // The binary may be gone, with a `cargo clean`; what it pinned goes with the bpffs in any case.
-        if let [program, args @ ..] = &self.uninstall[..]
-            && let Err(error) = netns::run(Command::new(program).args(args))
-        {
-            say(&format!("could not uninstall the agent: {error:#}"));
-        }
+        // What the agent pinned goes with the bpffs.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let bpffs = self.bpffs();
         if mounts.lines().any(|line| line.split(' ').nth(1).map(Path::new) == Some(&bpffs)) {

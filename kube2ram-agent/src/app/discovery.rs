@@ -1,0 +1,163 @@
+//! What must be asked of the metadata server before the first credential can be issued: account, node role, region. Retried until it
+//! answers; pods get 503 meanwhile. Called by `app`.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::Pending,
+    args::{Config, Source, StsEndpoint},
+    clock::Clock,
+    cloud::alibaba::{
+        base::Base,
+        endpoint::{Endpoint, EndpointError},
+        metadata::{Metadata, MetadataError},
+        sts::StsIssuer,
+    },
+    credentials::{self, Cache, Limits},
+    policy::Policy,
+    role::{BaseArn, RoleError, Roles, ValueError},
+    server::Entitlements,
+    telemetry::chain,
+};
+
+/// The pause after the first failure; doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Why credentials cannot be issued yet.
+#[derive(Debug, thiserror::Error)]
+enum DiscoveryError {
+    /// The account id makes no base ARN.
+    #[error("cannot make a base ARN of the account id")]
+    BaseArn(#[source] ValueError),
+    /// `--auto-discover-default-role`, but no role is attached to the node.
+    #[error("--auto-discover-default-role: no role is attached to the node")]
+    NoNodeRole,
+    /// The region or the endpoint is unusable.
+    #[error("cannot tell the STS endpoint")]
+    Endpoint(#[source] EndpointError),
+    /// The metadata server.
+    #[error("cannot ask the metadata server")]
+    Metadata(#[source] MetadataError),
+    /// The HTTP client.
+    #[error("cannot make a client for STS")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The default role.
+    #[error("cannot use the default role")]
+    DefaultRole(#[source] RoleError),
+}
+
+/// What discovery works with; most of it goes into the entitlements.
+pub(super) struct Discovery {
+    pub(super) metadata: Metadata,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) base: Base,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
+    pub(super) cache_metrics: credentials::Metrics,
+    pub(super) pending: Pending,
+}
+
+impl Discovery {
+    /// Fills `entitlements`, however long it takes; then waits for the shutdown.
+    pub(super) async fn run(self, config: Config, entitlements: Arc<OnceLock<Entitlements>>) {
+        let shutdown = self.shutdown.clone();
+        let all = async {
+            let (roles, endpoints) = self.until_known(&config).await;
+            self.finish(&config, roles, endpoints, &entitlements);
+            shutdown.cancelled().await;
+        };
+        shutdown.run_until_cancelled(Box::pin(all)).await;
+    }
+
+    async fn until_known(&self, config: &Config) -> (Roles, Vec<Endpoint>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.ask(config).await {
+                Ok(known) => return known,
+                Err(error) => warn!(error = chain(&error), "cannot issue credentials yet"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn ask(&self, config: &Config) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
+        let base = match &config.base_arn {
+            Source::Discover => {
+                let text = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
+                Some(BaseArn::parse(&text).map_err(DiscoveryError::BaseArn)?)
+            }
+            Source::Given(base) => Some(base.clone()),
+            Source::Unset => None,
+        };
+        let default_role = match &config.default_role {
+            Source::Discover => {
+                // In the node's own account, whatever --base-role-arn says.
+                let account = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
+                let name = self.metadata.node_role_name().await.map_err(DiscoveryError::Metadata)?;
+                Some(format!("{account}{}", name.ok_or(DiscoveryError::NoNodeRole)?))
+            }
+            Source::Given(text) => Some(text.clone()),
+            Source::Unset => None,
+        };
+        let roles = Roles::try_new(
+            config.annotation_keys.clone(),
+            base,
+            default_role.as_deref(),
+            config.session_duration,
+        )
+        .map_err(DiscoveryError::DefaultRole)?;
+        let endpoints = match &config.sts_endpoint {
+            StsEndpoint::Global => vec![Endpoint::global()],
+            StsEndpoint::Regional => {
+                let region = self.metadata.region_id().await.map_err(DiscoveryError::Metadata)?;
+                region.sts_endpoints().map_err(DiscoveryError::Endpoint)?
+            }
+            StsEndpoint::Url(url) => vec![Endpoint::parse(url.as_str()).map_err(DiscoveryError::Endpoint)?],
+        };
+        Ok((roles, endpoints))
+    }
+
+    fn finish(
+        self,
+        config: &Config,
+        roles: Roles,
+        endpoints: Vec<Endpoint>,
+        entitlements: &OnceLock<Entitlements>,
+    ) {
+        let issuer = match StsIssuer::try_new(endpoints, self.base, Arc::clone(&self.clock)) {
+            Ok(issuer) => issuer,
+            Err(source) => {
+                error!(error = chain(&DiscoveryError::Client(source.into())), "no credentials can be issued");
+                return;
+            }
+        };
+        info!(
+            base_arn = roles.base().map(tracing::field::display),
+            default_role = roles.default_role().map(tracing::field::display),
+            "issuing credentials"
+        );
+        let policy = Policy::new(config.namespace_restrictions, &roles);
+        let credentials = Cache::new(
+            Arc::new(issuer),
+            self.clock,
+            self.tasks,
+            self.shutdown,
+            Limits::default(),
+            self.cache_metrics,
+        );
+        if entitlements.set(Entitlements { roles, policy, credentials }).is_err() {
+            unreachable!("set only here, once");
+        }
+        self.pending.ready();
+    }
+}
