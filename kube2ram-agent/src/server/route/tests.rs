@@ -201,7 +201,7 @@ fn could_mean_credentials(raw: &[u8]) -> bool {
             reading.split('/').filter(|segment| !matches!(*segment, "" | "." | "..")).collect::<Vec<_>>();
         [resolved, kept].iter().any(|path| {
             path.windows(2).any(|pair| matches!(pair, ["meta-data", "ram" | "all"]))
-                || path.iter().any(|segment| *segment == "security-credentials")
+                || path.contains(&"security-credentials")
         })
     })
 }

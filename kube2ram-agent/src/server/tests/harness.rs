@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use http::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -174,8 +175,6 @@ impl Harness {
     }
 }
 
-use http::Response;
-
 pub(super) async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let reading = async {
@@ -272,7 +271,8 @@ impl PassGrant for World {
 impl Issuer for World {
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
         self.issued.fetch_add(1, Ordering::Relaxed);
-        if let Some(kind) = *self.refusal.lock().unwrap() {
+        let refusal = *self.refusal.lock().unwrap();
+        if let Some(kind) = refusal {
             return Err(IssueError {
                 kind,
                 code: "SomeCode".into(),
