@@ -1,5 +1,7 @@
 //! Rung 2: the kernel half in the running kernel, below the rest of the agent. Each "pod" is a cgroup of the test's own in the host's network namespace.
 
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},

@@ -5,6 +5,8 @@ mod ebpf;
 mod setup;
 mod steps;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -18,7 +20,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Builds the kernel half and the agent: target/<profile>/kube2ram
+    /// Builds the kernel half and the agent: target/{debug,release}/kube2ram
     Build {
         /// Optimised, with thin symbols
         #[arg(long)]
@@ -44,8 +46,19 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+#[expect(clippy::print_stderr, reason = "for the person at the terminal")]
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
         Task::Build { release } => build::agent(release).map(drop),
         Task::BuildEbpf => ebpf::build().map(drop),
         Task::Lint => steps::lint(),

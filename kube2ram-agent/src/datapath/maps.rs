@@ -105,7 +105,6 @@ impl Counters {
     }
 
     /// Label and value of each, summed over the CPUs; what cannot be read is left out.
-    #[must_use]
     pub fn read(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Counter::ALL.iter().filter_map(|(counter, label)| {
             let values = self.0.get(&(*counter as u32), 0).ok()?;

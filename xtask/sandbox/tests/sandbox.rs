@@ -1,7 +1,5 @@
 //! The sandbox around an agent that does nothing: its life, and a shop window that must not look good.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
-
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
