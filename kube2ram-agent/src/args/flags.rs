@@ -1,6 +1,8 @@
 //! The flags, with the ancestors' names and defaults. Doc comments are the help text: unit, default, effect on security.
 //! Depends on clap; read by the parent only.
 
+#![allow(rustdoc::invalid_html_tags, reason = "doc comments are the help text")]
+
 use std::{
     net::{IpAddr, SocketAddrV4},
     path::PathBuf,

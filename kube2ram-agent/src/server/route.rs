@@ -52,7 +52,7 @@ pub enum Refusal {
     Sensitive,
 }
 
-/// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the [`NodeRole`] token.
+/// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the `NodeRole` token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UpstreamTarget(String);
 
