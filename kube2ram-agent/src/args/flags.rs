@@ -183,7 +183,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "PATH", help_heading = "Node")]
     pub(super) pods_cgroup: Option<PathBuf>,
 
-    /// Show pods, namespaces and roles at the metrics port. It tells whoever reaches that port which pod has which role
+    /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
     #[arg(long, help_heading = "Observability")]
     pub(super) debug: bool,
     /// How logs are written: text or json

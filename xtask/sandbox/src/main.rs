@@ -2,6 +2,7 @@
 //! Depends on the library. Called by `cargo xtask sandbox`, people, and tests.
 
 use std::{
+    env,
     io::{Write as _, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
@@ -99,8 +100,9 @@ fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
     if keep {
         writeln!(
             stdout(),
-            "\nThe sandbox is yours until Ctrl-C. In another terminal:\n  \
-             kube2ram-sandbox exec orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/"
+            "\nThe sandbox is yours until Ctrl-C. In another terminal, as root:\n  \
+             {} exec orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/",
+            env::current_exe()?.display()
         )?;
         loop {
             thread::park();

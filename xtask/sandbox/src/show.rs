@@ -134,7 +134,31 @@ fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
     table.add("locked (not allowed)", "credentials", "403", || locked.curl(&role("locked-role")).map(body));
     table.add("host process", "which role?", Accounts::NODE_ROLE, || sandbox.host_curl(LIST).map(body));
 
+    sandbox.agent()?.kill()?;
+    let orders = sandbox.pod("orders")?;
+    table.add("orders", "which role?, the agent killed", REFUSED, || refusal(orders.curl(LIST)));
+    table.add("host process", "which role?, the agent killed", Accounts::NODE_ROLE, || {
+        sandbox.host_curl(LIST).map(body)
+    });
+    sandbox.agent()?.start()?;
+    let orders = sandbox.pod("orders")?;
+    table.add("orders", "credentials, the agent back", "orders-role", || {
+        orders.curl(&role("orders-role")).map(credentials_of)
+    });
+
     Ok(())
+}
+
+const REFUSED: &str = "connection refused";
+
+/// A refused connection is an answer here.
+fn refusal(reply: Result<Reply>) -> Result<Answer> {
+    match reply {
+        Err(error) if format!("{error:#}").to_lowercase().contains(REFUSED) => {
+            Ok(Answer { latency: Duration::ZERO, status: 0, text: REFUSED.into() })
+        }
+        reply => reply.map(body),
+    }
 }
 
 const INSTANCE_ID: &str = crate::standin::Metadata::INSTANCE_ID;
@@ -195,7 +219,7 @@ impl Table {
             }
         };
         let (got, latency) = match answer {
-            Ok(answer) => (answer.text, Some(answer.latency)),
+            Ok(answer) => (answer.text, (!answer.latency.is_zero()).then_some(answer.latency)),
             Err(error) => (format!("{error:#}"), None),
         };
         self.push(Row { who: who.into(), asked: asked.into(), expected: expected.into(), got, latency });
