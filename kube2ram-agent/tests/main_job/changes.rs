@@ -1,9 +1,11 @@
 //! Pods come, change and go while the agent runs.
 
 use kube2ram_sandbox::{
+    client::Request,
     node::PodSpec,
     standin::{Accounts, Role},
 };
+use serde_json::Value;
 
 use crate::support::{LIST, Lab, ROLE, assert_in_time, assert_try_again, eventually, owner};
 
@@ -97,6 +99,42 @@ fn a_deleted_pod_is_refused_although_its_processes_still_run() {
     assert_eq!(lab.ask("orders", LIST).status, 403);
     assert_eq!(lab.ask("billing", LIST).body, "billing-role");
     assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_terminating_pod_keeps_its_role_until_it_is_gone() {
+    let lab = Lab::with_agent("terminating", &[PodSpec::new("orders").role("orders-role")], &[]);
+    let url = lab.api().url() + "/api/v1/namespaces/default/pods/orders";
+    let mut object: Value = serde_json::from_str(&Request::get(url).send().unwrap().body).unwrap();
+    object["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z".into();
+    // So that the change is seen to have arrived.
+    object["metadata"]["annotations"][ROLE] = "last-role".into();
+    lab.accounts().add_role(Accounts::role_arn("last-role"), Role::default());
+
+    lab.api().apply(object).unwrap();
+
+    eventually("last-role".to_owned(), || lab.ask("orders", LIST).body);
+    assert_eq!(lab.credentials("orders", "last-role"), "last-role");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_happened_while_the_api_server_was_away_is_learnt_when_it_is_back() {
+    let pods = ["orders", "billing"].map(|name| PodSpec::new(name).role(&format!("{name}-role")));
+    let lab = Lab::with_agent("relist", &pods, &[]);
+    lab.accounts().add_role(Accounts::role_arn("refunds-role"), Role::default());
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    lab.api().down();
+    lab.annotate("billing", ROLE, "refunds-role").unwrap();
+    lab.api().delete_pod("default", "orders");
+    lab.api().expire();
+
+    lab.api().up().unwrap();
+
+    eventually(("403".into(), "refunds-role".into()), || {
+        (lab.credentials("orders", "orders-role"), lab.credentials("billing", "refunds-role"))
+    });
 }
 
 #[test]

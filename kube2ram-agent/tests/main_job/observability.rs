@@ -120,17 +120,11 @@ fn debug_logs_the_verdicts_of_the_kernel_half() {
     let port = lab.curl("orders", &["--silent", "http://100.100.100.200:443/"]);
     assert_ne!(port.0, Some(0), "another port is closed");
 
-    let verdicts = |lab: &mut Lab| {
+    let mut logged = |verdict: &str| {
         let log = lab.agent().unwrap().log();
-        let verdicts =
-            log.lines().filter(|line| line.contains("kube2ram::kernel")).collect::<Vec<_>>().join("\n");
-        verdicts
+        log.lines().any(|line| line.contains("kube2ram::kernel") && line.contains(verdict))
     };
-    eventually((true, true), || {
-        let verdicts = verdicts(&mut lab).to_lowercase();
-        (verdicts.contains("redirect"), verdicts.contains("deny"))
-    });
-    println!("{}", verdicts(&mut lab));
+    eventually((true, true), || (logged("verdict=redirect cgroup="), logged("verdict=deny cgroup=")));
 }
 
 #[test]

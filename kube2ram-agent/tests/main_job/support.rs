@@ -128,6 +128,7 @@ impl DerefMut for Lab {
 }
 
 impl Drop for Lab {
+    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
     fn drop(&mut self) {
         let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
         if thread::panicking() {
