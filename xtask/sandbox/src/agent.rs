@@ -25,6 +25,7 @@ pub struct Agent {
     args: Vec<String>,
     binary: PathBuf,
     child: Option<Child>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
     metrics_addr: SocketAddrV4,
     pod: Pod,
@@ -62,7 +63,13 @@ impl Agent {
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
         let log = node.directory().join("agent.log");
 
-        Ok(Self { app_addr, args, binary: binary.to_owned(), child: None, log, metrics_addr, pod })
+        let (binary, environment) = (binary.to_owned(), Vec::new());
+        Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod })
+    }
+
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts it and waits until `/readyz` says 200.
@@ -94,7 +101,8 @@ impl Agent {
         anyhow::ensure!(self.child.is_none(), "the agent is running");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = self.pod.command(Self::CONTAINER, &self.binary)?;
-        command.args(&self.args).stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
+        command.envs(self.environment.iter().cloned()).args(&self.args);
+        command.stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);
 
         Ok(())
@@ -162,6 +170,11 @@ impl Agent {
     /// Where redirected connections arrive in the node's namespace.
     pub fn app_addr(&self) -> SocketAddrV4 {
         self.app_addr
+    }
+
+    /// Where its admin listener is on the node's address.
+    pub fn admin_addr(&self) -> SocketAddrV4 {
+        self.metrics_addr
     }
 
     /// The pod it runs in.

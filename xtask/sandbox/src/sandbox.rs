@@ -100,11 +100,31 @@ impl Sandbox {
         self.node.remove_pod(pod)
     }
 
+    /// Changes an annotation of a pod that exists, and tells the API server.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn annotate(&self, name: &str, key: &str, value: &str) -> Result<()> {
+        let spec = self.pod(name)?.pod().spec().clone().annotation(key, value);
+        self.api.apply(manifest(&spec).to_json())
+    }
+
     /// Runs the agent in a pod of its own and waits until it is ready.
     ///
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_agent(&mut self, binary: &Path, extra: &[&str]) -> Result<&mut Agent> {
+        self.add_agent(binary, extra)?;
+        let agent = self.agent()?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// Makes the agent's pod, and starts nothing in it yet.
+    ///
+    /// # Errors
+    /// When there is an agent, or no such binary.
+    pub fn add_agent(&mut self, binary: &Path, extra: &[&str]) -> Result<&mut Agent> {
         ensure!(self.agent.is_none(), "the sandbox has an agent already");
         let binary = binary
             .canonicalize()
@@ -113,8 +133,7 @@ impl Sandbox {
             PodSpec::new("kube2ram").namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
         let pod = self.node.add_pod(&spec)?;
         self.api.apply(manifest(&spec).to_json())?;
-        let mut agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
-        agent.start()?;
+        let agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
         Ok(self.agent.insert(agent))
     }
 
@@ -241,7 +260,7 @@ fn manifest(spec: &PodSpec) -> PodManifest {
         namespace: spec.namespace.clone(),
         node: Sandbox::NODE.to_owned(),
         service_account: spec.service_account.clone(),
-        uid: spec.uid.clone(),
+        uid: spec.mirror_uid.as_ref().unwrap_or(&spec.uid).clone(),
     }
 }
 

@@ -26,6 +26,8 @@ pub struct PodSpec {
     pub containers: Vec<String>,
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
+    /// The UID of its mirror in the API server, when it is a static pod.
+    pub mirror_uid: Option<String>,
     /// Its name, which is unique on the node here.
     pub name: String,
     /// Its namespace.
@@ -34,7 +36,7 @@ pub struct PodSpec {
     pub qos: Qos,
     /// Its service account.
     pub service_account: String,
-    /// Its UID.
+    /// Its UID, by which its cgroup is called.
     pub uid: String,
 }
 
@@ -45,6 +47,7 @@ impl PodSpec {
             annotations: BTreeMap::new(),
             containers: vec!["app".into()],
             host_network: false,
+            mirror_uid: None,
             name: name.into(),
             namespace: "default".into(),
             qos: Qos::Burstable,
@@ -80,10 +83,26 @@ impl PodSpec {
         self
     }
 
+    /// Makes it a static pod: its UID is the hash of a file, and the API server knows a mirror of it.
+    #[must_use]
+    pub fn static_pod(mut self) -> Self {
+        self.uid = Uuid::new_v4().simple().to_string();
+        self.mirror_uid = Some(Uuid::new_v4().to_string());
+        let hash = self.uid.clone();
+        self.annotation("kubernetes.io/config.hash", &hash).annotation("kubernetes.io/config.mirror", &hash)
+    }
+
     /// Sets the namespace.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
         self.namespace = namespace.into();
+        self
+    }
+
+    /// Sets the service account.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> Self {
+        self.service_account = name.into();
         self
     }
 

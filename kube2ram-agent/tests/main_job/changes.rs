@@ -1,0 +1,151 @@
+//! Pods come, change and go while the agent runs.
+
+use kube2ram_sandbox::{
+    client::Request,
+    node::PodSpec,
+    standin::{Accounts, Role},
+};
+use serde_json::Value;
+
+use crate::support::{LIST, Lab, ROLE, assert_in_time, assert_try_again, eventually, owner};
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_that_connects_before_its_watch_event_gets_its_own_role_at_once() {
+    let mut lab = Lab::with_agent("early", &[], &["--default-role=default-role"]);
+    lab.accounts().add_role(Accounts::role_arn("default-role"), Role::default());
+    lab.api().hold_watches();
+    lab.add(&PodSpec::new("early").role("early-role"));
+    lab.add(&PodSpec::new("plain"));
+
+    let list = lab.ask("early", LIST);
+    let credentials = lab.ask("early", &format!("{LIST}early-role"));
+
+    assert_eq!((list.status, list.body.as_str()), (200, "early-role"));
+    assert_in_time(&list);
+    assert_eq!(owner(&credentials), "early-role");
+    assert_in_time(&credentials);
+    assert_eq!(lab.ask("plain", LIST).body, "default-role", "who is known and has none");
+    let waits = lab.metric("kube2ram_kubernetes_pod_waits_total{result=\"found\"}");
+    let lists = lab.metric("kube2ram_kubernetes_pod_lists_total{result=\"ok\"}");
+    assert_eq!((waits, lists), (1.0, 1.0), "one direct list brought both");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_that_cannot_be_looked_up_never_gets_the_default_role() {
+    let mut lab = Lab::with_agent("unknown", &[PodSpec::new("plain")], &["--default-role=default-role"]);
+    lab.accounts().add_role(Accounts::role_arn("default-role"), Role::default());
+    assert_eq!(lab.ask("plain", LIST).body, "default-role");
+    lab.api().down();
+    lab.add(&PodSpec::new("late").role("late-role"));
+
+    for _ in 0..3 {
+        assert_try_again(&lab.ask("late", LIST));
+        assert_try_again(&lab.ask("late", &format!("{LIST}default-role")));
+    }
+
+    lab.api().up().unwrap();
+    eventually("late-role".to_owned(), || lab.credentials("late", "late-role"));
+    assert_eq!(lab.credentials("late", "default-role"), "403");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_changed_annotation_changes_the_role_of_the_next_request() {
+    let lab = Lab::with_agent("annotate", &[PodSpec::new("orders").role("orders-role")], &[]);
+    lab.accounts().add_role(Accounts::role_arn("refunds-role"), Role::default());
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+    lab.annotate("orders", ROLE, "refunds-role").unwrap();
+
+    eventually("refunds-role".to_owned(), || lab.ask("orders", LIST).body);
+    assert_eq!(lab.credentials("orders", "refunds-role"), "refunds-role");
+    assert_eq!(lab.credentials("orders", "orders-role"), "403", "though its credentials are still cached");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_other_annotations_reach_sts() {
+    let policy = r#"{"Version":"1","Statement":[]}"#;
+    let pod = PodSpec::new("orders")
+        .role("orders-role")
+        .annotation("ram.aliyuncs.com/external-id", "ext:42")
+        .annotation("ram.aliyuncs.com/policy", policy)
+        .annotation("ram.aliyuncs.com/session-duration", "20m")
+        .annotation("ram.aliyuncs.com/session-name", "orders@night");
+    let lab = Lab::with_agent("annotations", &[pod], &[]);
+    let external_id = Some("ext:42".to_owned());
+    lab.accounts().add_role(Accounts::role_arn("orders-role"), Role { external_id, ..Role::default() });
+
+    let reply = lab.ask("orders", &format!("{LIST}orders-role"));
+
+    assert!(lab.caller(&reply).ends_with(":assumed-role/orders-role/orders@night"));
+    let calls = lab.sts().assumed(&Accounts::role_arn("orders-role"));
+    let params = ["ExternalId", "Policy", "DurationSeconds"].map(|name| calls[0].param(name).unwrap());
+    assert_eq!(params, ["ext:42", policy, "1200"]);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_deleted_pod_is_refused_although_its_processes_still_run() {
+    let pods = [PodSpec::new("orders").role("orders-role"), PodSpec::new("billing").role("billing-role")];
+    let lab = Lab::with_agent("deleted", &pods, &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+    lab.api().delete_pod("default", "orders");
+
+    eventually("403".to_owned(), || lab.credentials("orders", "orders-role"));
+    assert_eq!(lab.ask("orders", LIST).status, 403);
+    assert_eq!(lab.ask("billing", LIST).body, "billing-role");
+    assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_terminating_pod_keeps_its_role_until_it_is_gone() {
+    let lab = Lab::with_agent("terminating", &[PodSpec::new("orders").role("orders-role")], &[]);
+    let url = lab.api().url() + "/api/v1/namespaces/default/pods/orders";
+    let mut object: Value = serde_json::from_str(&Request::get(url).send().unwrap().body).unwrap();
+    object["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z".into();
+    // So that the change is seen to have arrived.
+    object["metadata"]["annotations"][ROLE] = "last-role".into();
+    lab.accounts().add_role(Accounts::role_arn("last-role"), Role::default());
+
+    lab.api().apply(object).unwrap();
+
+    eventually("last-role".to_owned(), || lab.ask("orders", LIST).body);
+    assert_eq!(lab.credentials("orders", "last-role"), "last-role");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_happened_while_the_api_server_was_away_is_learnt_when_it_is_back() {
+    let pods = ["orders", "billing"].map(|name| PodSpec::new(name).role(&format!("{name}-role")));
+    let lab = Lab::with_agent("relist", &pods, &[]);
+    lab.accounts().add_role(Accounts::role_arn("refunds-role"), Role::default());
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    lab.api().down();
+    lab.annotate("billing", ROLE, "refunds-role").unwrap();
+    lab.api().delete_pod("default", "orders");
+    lab.api().expire();
+
+    lab.api().up().unwrap();
+
+    eventually(("403".into(), "refunds-role".into()), || {
+        (lab.credentials("orders", "orders-role"), lab.credentials("billing", "refunds-role"))
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_that_is_made_again_under_its_name_gets_what_the_new_one_says() {
+    let mut lab = Lab::with_agent("again", &[PodSpec::new("orders").role("orders-role")], &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    lab.remove_pod("orders").unwrap();
+
+    lab.add(&PodSpec::new("orders").role("refunds-role"));
+
+    assert_eq!(lab.ask("orders", LIST).body, "refunds-role", "at once: its UID is another");
+    assert_eq!(lab.credentials("orders", "orders-role"), "403");
+}

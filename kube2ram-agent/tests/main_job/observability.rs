@@ -1,0 +1,185 @@
+//! What the operator sees, what pods do not see of it, and what nobody sees: secrets.
+
+use std::net::Ipv4Addr;
+
+use kube2ram_sandbox::{
+    client::{Family, Request},
+    node::PodSpec,
+    standin::AccessKey,
+};
+use serde_json::Value;
+
+use crate::support::{INSTANCE_ID, LIST, Lab, assert_no_secrets, eventually, url};
+
+fn orders() -> PodSpec {
+    PodSpec::new("orders").namespace("shop").role("orders-role")
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn health_and_metrics_are_served_on_the_admin_port() {
+    let mut lab = Lab::with_agent("metrics", &[orders(), PodSpec::new("plain")], &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.ask("plain", LIST).status, 404);
+
+    let agent = lab.agent().unwrap();
+    assert_eq!(agent.admin("/healthz").unwrap().status, 200);
+    assert_eq!(agent.admin("/readyz").unwrap().body, "ready\n");
+    let metrics = agent.admin("/metrics").unwrap();
+    assert!(metrics.headers["content-type"].starts_with("application/openmetrics-text"));
+    assert!(metrics.body.ends_with("# EOF\n"));
+    for sample in [
+        r#"kube2ram_http_requests_total{route="credentials",status="200"} 1"#,
+        r#"kube2ram_http_requests_total{route="role_list",status="404"} 1"#,
+        r#"kube2ram_sts_requests_total{result="ok"} 1"#,
+        "kube2ram_credential_cache_entries 1",
+        "kube2ram_kubernetes_pods 3",
+    ] {
+        assert!(metrics.body.lines().any(|line| line == sample), "no {sample} in\n{}", metrics.body);
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn metrics_have_one_prefix_help_and_no_labels_without_bounds() {
+    let mut lab = Lab::with_agent("names", &[orders()], &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.credentials("orders", "billing-role"), "403");
+    let metrics = lab.agent().unwrap().admin("/metrics").unwrap().body;
+
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let (name, labels) = line.split_at(line.find(['{', ' ']).unwrap());
+        let is_sane = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        assert!(name.starts_with("kube2ram_") && name.chars().all(is_sane), "{line}");
+        let repeats = ["kube2ram_kube2ram", "total_total", "seconds_seconds"];
+        assert!(!repeats.iter().any(|twice| name.contains(twice)), "{line}");
+        for unbounded in ["orders", "shop", "billing", "pod=", "namespace=", "cgroup="] {
+            assert!(!labels.contains(unbounded), "{line}");
+        }
+    }
+    let described = |what: &str| metrics.lines().filter(|line| line.starts_with(what)).count();
+    assert!(described("# HELP ") > 10);
+    assert_eq!(described("# HELP "), described("# TYPE "));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_do_not_reach_health_metrics_or_debug_through_the_metadata_address() {
+    let mut lab = Lab::with_agent("app-port", &[orders()], &["--debug"]);
+    let app = lab.agent().unwrap().app_addr();
+    let admin_port = lab.agent().unwrap().admin_addr().port();
+
+    for path in ["/metrics", "/healthz", "/readyz", "/debug/store"] {
+        let redirected = lab.ask("orders", path);
+        assert_eq!(redirected.status, 404, "{path}: passed on, and unknown to the real server");
+        assert_eq!(redirected.headers["server"], "ECSws");
+        let pod = lab.pod("orders").unwrap();
+        let direct = pod.curl_from("app", Family::V4, &format!("http://{app}{path}")).unwrap();
+        assert_eq!(direct.status, 403, "{path}");
+    }
+    let other_port = lab.pod("orders").unwrap().curl_from(
+        "app",
+        Family::V4,
+        &format!("http://100.100.100.200:{admin_port}/metrics"),
+    );
+    assert!(other_port.is_err(), "{other_port:?}");
+    assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn debug_shows_the_store_to_loopback_only_and_not_at_all_without_the_flag() {
+    for (flags, status) in [(&["--debug"][..], 200), (&[], 404)] {
+        let mut lab = Lab::with_agent("store", &[orders()], flags);
+        let admin = lab.agent().unwrap().admin_addr();
+        let from =
+            |ip: Ipv4Addr| Request::get(format!("http://{ip}:{}/debug/store", admin.port())).send().unwrap();
+
+        let store = from(Ipv4Addr::LOCALHOST);
+
+        assert_eq!(store.status, status, "{flags:?}");
+        assert_eq!(from(*admin.ip()).status, 404);
+        let pod = lab.pod("orders").unwrap();
+        assert_eq!(
+            pod.curl_from("app", Family::V4, &format!("http://{admin}/debug/store")).unwrap().status,
+            404
+        );
+        if status == 200 {
+            let store: Value = serde_json::from_str(&store.body).unwrap();
+            let pods = store["pods"].as_array().unwrap();
+            assert!(pods.iter().any(|pod| pod["name"] == "orders" && pod["namespace"] == "shop"), "{store}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn debug_logs_the_verdicts_of_the_kernel_half() {
+    let mut lab = Lab::with_agent("verdicts", &[orders()], &["--debug", "--verbose"]);
+    assert_eq!(lab.ask("orders", LIST).body, "orders-role");
+    let port = lab.curl("orders", &["--silent", "http://100.100.100.200:443/"]);
+    assert_ne!(port.0, Some(0), "another port is closed");
+
+    let mut logged = |verdict: &str| {
+        let log = lab.agent().unwrap().log();
+        log.lines().any(|line| line.contains("kube2ram::kernel") && line.contains(verdict))
+    };
+    eventually((true, true), || (logged("verdict=redirect cgroup="), logged("verdict=deny cgroup=")));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn each_request_is_one_line_of_the_log() {
+    let mut lab = Lab::with_agent("access-log", &[orders()], &["--log-format=json"]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.credentials("orders", "billing-role"), "403");
+
+    let log = lab.agent().unwrap().log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |path: &str| {
+        let mut of = lines.iter().filter(|line| line["path"] == format!("{LIST}{path}"));
+        let line = of.next().unwrap();
+        assert!(of.next().is_none(), "{log}");
+        line
+    };
+    let (answered, refused) = (of("orders-role"), of("billing-role"));
+    for line in [answered, refused] {
+        assert_eq!((&line["pod.namespace"], &line["pod.name"]), (&"shop".into(), &"orders".into()), "{line}");
+    }
+    assert_eq!((&answered["level"], &answered["status"]), (&"INFO".into(), &200.into()), "{answered}");
+    assert_eq!((&refused["level"], &refused["kind"]), (&"WARN".into(), &"other_role".into()), "{refused}");
+}
+
+/// Every other test here looks for secrets in its own log as well, when its [`Lab`] goes.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_secret_is_in_the_log_the_metrics_or_the_debug_store_at_the_most_talkative_level() {
+    let mut lab = Lab::with_agent("secrets", &[orders()], &["--debug", "--log-level=trace"]);
+    let credentials = lab.ask("orders", &format!("{LIST}orders-role")).body;
+    assert!(credentials.contains(AccessKey::SECRET_MARKER), "this is what must not be found");
+    assert_eq!(lab.credentials("orders", "billing-role"), "403");
+    let token = lab.curl(
+        "orders",
+        &[
+            "--silent",
+            "-X",
+            "PUT",
+            "-H",
+            "X-aliyun-ecs-metadata-token-ttl-seconds: 60",
+            &url("/latest/api/token"),
+        ],
+    );
+    assert!(token.1.contains("SandboxToken"), "{token:?}");
+    let header = format!("X-aliyun-ecs-metadata-token: {}", token.1);
+    assert_eq!(lab.curl("orders", &["--silent", "-H", &header, &url(INSTANCE_ID)]).0, Some(0));
+
+    let agent = lab.agent().unwrap();
+    let admin = agent.admin_addr();
+    let store = Request::get(format!("http://127.0.0.1:{}/debug/store", admin.port())).send().unwrap();
+    for text in [agent.log(), agent.admin("/metrics").unwrap().body, store.body] {
+        assert!(text.len() > 100, "{text}");
+        assert_no_secrets(&text);
+    }
+    let events = serde_json::to_string(&lab.api().events()).unwrap();
+    assert_no_secrets(&events);
+}

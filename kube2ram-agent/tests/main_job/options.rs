@@ -1,0 +1,114 @@
+//! The ways in which operators run it: other base credentials, hardened mode, and the ancestors' manifests as they stand.
+
+use kube2ram_sandbox::{
+    node::PodSpec,
+    standin::{Accounts, Role, Tokens},
+};
+
+use crate::support::{INSTANCE_ID, LIST, Lab, run, url};
+
+fn orders() -> PodSpec {
+    PodSpec::new("orders").role("orders-role")
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn static_keys_of_the_environment_sign_instead_of_the_nodes_role() {
+    for (id, secret) in [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"),
+        ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET"),
+    ] {
+        let mut lab = Lab::new("static-keys", &[orders()]);
+        let key = lab.accounts().add_user("kube2ram");
+        lab.prepare(&[]);
+        let agent = lab.agent().unwrap();
+        agent.set_env(id, &key.id);
+        agent.set_env(secret, &key.secret);
+        agent.start().unwrap();
+
+        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+        let signers = lab.sts().calls().into_iter().map(|call| call.access_key_id).collect::<Vec<_>>();
+        assert_eq!(signers, [key.id], "{id}");
+        let asked = lab.metadata().seen();
+        assert!(!asked.iter().any(|seen| seen.target.contains("security-credentials")), "{asked:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn half_a_pair_of_static_keys_stops_the_agent_instead_of_the_nodes_role_stepping_in() {
+    let mut lab = Lab::new("half-a-key", &[orders()]);
+    lab.prepare(&[]);
+    lab.agent().unwrap().set_env("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAI.half");
+
+    let error = lab.agent().unwrap().start().unwrap_err().to_string();
+
+    assert!(error.contains("ALIBABA_CLOUD_ACCESS_KEY_SECRET is not"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn hardened_mode_changes_nothing_for_pods() {
+    let pods = [orders(), PodSpec::new("cni").host_network()];
+    let mut lab = Lab::new("hardened", &pods);
+    lab.metadata().set_tokens(Tokens::Required);
+    lab.start(&[]);
+    assert_eq!(lab.host_curl(INSTANCE_ID).unwrap().status, 403, "the real server is in hardened mode");
+
+    // Twice: before and after the real server has forgotten the agent's token.
+    for _ in 0..2 {
+        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+        assert_eq!(lab.ask("orders", INSTANCE_ID).status, 200, "without a token");
+        assert_eq!(lab.credentials("cni", Accounts::NODE_ROLE), Accounts::NODE_ROLE);
+        lab.metadata().forget_tokens();
+    }
+
+    // As the SDKs do it.
+    let script = format!(
+        "token=$(curl -sf -X PUT -H 'X-aliyun-ecs-metadata-token-ttl-seconds: 60' {}) && \
+         for item in {} {}; do curl -sf -H \"X-aliyun-ecs-metadata-token: $token\" $item; echo; done",
+        url("/latest/api/token"),
+        url(LIST),
+        url(INSTANCE_ID)
+    );
+    let sdk = run(lab.pod("orders").unwrap().pod().command("app", "sh").unwrap().args(["-c", &script]));
+    assert_eq!(sdk, (Some(0), "orders-role\ni-bp1sandbox0000000001".into()));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_ancestors_manifest_starts_it_as_it_stands() {
+    let mut lab = Lab::new("ancestor", &[orders(), PodSpec::new("plain")]);
+    lab.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
+    // Its ports and addresses come from the sandbox: `--app-port=<port>`, `--host-ip=<address>`, `--node=<name>`.
+    lab.start(&["--iptables=true", "--host-interface=cni0", "--verbose", "--auto-discover-default-role"]);
+
+    assert_eq!(lab.ask("plain", LIST).body, Accounts::NODE_ROLE);
+    let credentials = lab.ask("plain", &format!("{LIST}{}", Accounts::NODE_ROLE));
+    let session = format!("assumed-role/{}/default.default", Accounts::NODE_ROLE);
+    assert!(lab.caller(&credentials).ends_with(&session), "a session of its own, not the node's key");
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.credentials("orders", Accounts::NODE_ROLE), "403");
+    let log = lab.agent().unwrap().log();
+    for flag in ["--iptables has no effect", "--host-interface has no effect"] {
+        assert_eq!(log.matches(flag).count(), 1, "{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_environment_of_the_ancestors_manifest_stands_for_flags() {
+    let mut lab = Lab::new("environment", &[orders()]);
+    lab.prepare(&[]);
+    let agent = lab.agent().unwrap();
+    // The command line wins; what it leaves open is taken.
+    agent.set_env("HOST_IP", "192.0.2.1");
+    agent.set_env("NODE_NAME", "another-node");
+    agent.set_env("KUBE2RAM_LOG_FORMAT", "json");
+    agent.start().unwrap();
+
+    assert_eq!(lab.ask("orders", LIST).body, "orders-role");
+    let log = lab.agent().unwrap().log();
+    assert!(log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{log}");
+}

@@ -1,0 +1,160 @@
+//! The API server, the metadata server or STS is away: what is known keeps working, the rest is told to ask again, within the time
+//! that SDKs wait. Nobody ever falls back to another role.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use kube2ram_sandbox::{
+    node::PodSpec,
+    standin::{Accounts, MetadataMode, Role, StsMode},
+};
+
+use crate::support::{INSTANCE_ID, LIST, Lab, assert_in_time, assert_try_again, eventually, owner};
+
+fn orders() -> PodSpec {
+    PodSpec::new("orders").role("orders-role")
+}
+
+/// Starts the agent and waits until pods reach it, but not until it is ready.
+fn start_unready(lab: &mut Lab, extra: &[&str]) {
+    lab.prepare(extra);
+    lab.agent().unwrap().spawn().unwrap();
+    eventually(Some(503), || lab.agent().unwrap().admin("/readyz").ok().map(|reply| reply.status));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_api_server_that_is_away_at_the_start_is_waited_for() {
+    let mut lab = Lab::new("api-start", &[orders(), PodSpec::new("plain")]);
+    lab.api().down();
+    start_unready(&mut lab, &["--default-role=orders-role"]);
+
+    for pod in ["orders", "plain"] {
+        assert_try_again(&lab.ask(pod, LIST));
+        assert_try_again(&lab.ask(pod, &format!("{LIST}orders-role")));
+    }
+    assert_eq!(lab.agent().unwrap().admin("/healthz").unwrap().status, 200, "a restart would not help");
+
+    lab.api().up().unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
+    eventually(200, || lab.agent().unwrap().admin("/readyz").unwrap().status);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_api_server_that_goes_away_later_is_missed_by_new_pods_only() {
+    let mut lab =
+        Lab::with_agent("api-later", &[orders(), PodSpec::new("billing").role("billing-role")], &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+    lab.api().down();
+    lab.add(&PodSpec::new("late").role("late-role"));
+
+    assert_try_again(&lab.ask("late", LIST));
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.credentials("billing", "billing-role"), "billing-role", "known, though it never asked");
+
+    lab.api().up().unwrap();
+    eventually("late-role".to_owned(), || lab.credentials("late", "late-role"));
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_metadata_server_that_is_away_at_the_start_is_waited_for() {
+    let mut lab = Lab::new("metadata-start", &[orders()]);
+    lab.metadata().set_mode(MetadataMode::Down).unwrap();
+    start_unready(&mut lab, &[]);
+
+    for target in [LIST, &format!("{LIST}orders-role"), &format!("{LIST}{}", Accounts::NODE_ROLE)] {
+        assert_try_again(&lab.ask("orders", target));
+    }
+    let passed = lab.ask("orders", INSTANCE_ID);
+    assert_eq!(passed.status, 502);
+    assert_in_time(&passed);
+
+    lab.metadata().set_mode(MetadataMode::Up).unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
+    assert_eq!(lab.ask("orders", INSTANCE_ID).status, 200);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_metadata_server_that_goes_away_later_leaves_cached_credentials_alone() {
+    let lab = Lab::with_agent("metadata-later", &[orders()], &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+    for (mode, status) in [(MetadataMode::Down, 502), (MetadataMode::Slow(Duration::from_secs(5)), 504)] {
+        lab.metadata().set_mode(mode).unwrap();
+
+        let passed = lab.ask("orders", INSTANCE_ID);
+        assert_eq!(passed.status, status, "{mode:?}");
+        assert_in_time(&passed);
+        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role", "{mode:?}");
+    }
+
+    lab.metadata().set_mode(MetadataMode::Up).unwrap();
+    eventually(200, || lab.ask("orders", INSTANCE_ID).status);
+}
+
+/// A pod for each fault, since failures are remembered for each role session.
+const FAULTS: &[(&str, StsMode)] = &[
+    ("broken", StsMode::Error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
+    ("refuse", StsMode::Refuse),
+    ("slow", StsMode::Slow(Duration::from_secs(3))),
+    ("throttle", StsMode::Throttle),
+    ("unavailable", StsMode::Unavailable),
+];
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_sts_that_cannot_answer_now_is_a_503_and_spoils_nothing_that_is_cached() {
+    let mut pods =
+        FAULTS.iter().map(|(name, _)| PodSpec::new(name).role(&format!("{name}-role"))).collect::<Vec<_>>();
+    pods.push(orders());
+    let lab = Lab::with_agent("sts-away", &pods, &[]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+
+    for (pod, mode) in FAULTS {
+        lab.sts().set_mode(mode.clone()).unwrap();
+
+        let reply = lab.ask(pod, &format!("{LIST}{pod}-role"));
+        println!(
+            "{pod}: {} after {} µs, Retry-After {:?}",
+            reply.status,
+            reply.latency_us,
+            reply.headers.get("retry-after")
+        );
+        assert_try_again(&reply);
+        assert_eq!(lab.ask(pod, LIST).status, 200, "{pod}: the name needs no STS");
+        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role", "{pod}: cached");
+    }
+
+    lab.sts().set_mode(StsMode::Ok).unwrap();
+    for (pod, _) in FAULTS {
+        eventually(format!("{pod}-role"), || lab.credentials(pod, &format!("{pod}-role")));
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_sts_that_says_no_is_a_403_that_is_remembered_and_told() {
+    let pods = ["stranger", "missing", "orders"].map(|name| PodSpec::new(name).role(&format!("{name}-role")));
+    let lab = Lab::with_agent("sts-denies", &pods, &[]);
+    let [stranger, missing] = ["stranger-role", "missing-role"].map(Accounts::role_arn);
+    lab.accounts().add_role(&stranger, Role { trusts_node: false, ..Role::default() });
+    lab.accounts().remove_role(&missing);
+
+    for _ in 0..3 {
+        for pod in ["stranger", "missing"] {
+            let reply = lab.ask(pod, &format!("{LIST}{pod}-role"));
+            assert_eq!((owner(&reply), reply.body.trim()), ("403".into(), "the role cannot be assumed"));
+            assert_in_time(&reply);
+        }
+    }
+
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!((lab.sts().assumed(&stranger).len(), lab.sts().assumed(&missing).len()), (1, 1));
+    let told = |pod: &str| lab.api().events().iter().any(|event| event["regarding"]["name"] == pod);
+    eventually((true, true, false), || (told("stranger"), told("missing"), told("orders")));
+}
