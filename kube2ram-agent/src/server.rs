@@ -31,7 +31,7 @@ use crate::{
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
-    identity::CgroupPods,
+    identity::{CgroupPods, PodUid},
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
@@ -40,8 +40,9 @@ use crate::{
 
 /// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
 const CONNECTIONS: usize = 1024;
-/// How many of them one cgroup may have, so that a pod cannot lock out its neighbours.
-const CONNECTIONS_PER_CGROUP: usize = 256;
+/// How many of them one pod may have, so that it cannot lock out its neighbours, however many cgroups it makes. Callers that are no pod
+/// share one such allowance.
+const CONNECTIONS_PER_POD: usize = 128;
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
@@ -86,15 +87,17 @@ pub struct Server {
     config: Config,
     pipeline: Pipeline,
     metrics: Metrics,
-    slots: Arc<Slots>,
+    log: AccessLog,
+    slots: Arc<Slots<Option<PodUid>>>,
     tasks: TaskTracker,
 }
 
 impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
-        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_CGROUP);
-        Arc::new(Self { config, pipeline, metrics: Metrics::new(registry), slots, tasks })
+        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_POD);
+        let (metrics, log) = (Metrics::new(registry), AccessLog::default());
+        Arc::new(Self { config, pipeline, metrics, log, slots, tasks })
     }
 
     /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
@@ -104,8 +107,8 @@ impl Server {
     /// Dropping the future closes the listener only.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
         listener::accept(listener, &shutdown, |stream, peer| {
-            let origin = self.origin_of(&stream, peer);
-            let Some(slot) = self.slots.take(origin.map(|origin| origin.cgroup)) else {
+            let connection = Connection::new(Arc::clone(&self), peer, self.origin_of(&stream, peer));
+            let Some(slot) = self.slots.take(connection.pod_uid()) else {
                 self.metrics.connections_refused.inc();
                 debug!(%peer, "too many connections");
                 return;

@@ -66,6 +66,11 @@ impl Connection {
         Self { server, peer, origin, uid: OnceLock::new() }
     }
 
+    /// The calling pod, when there is one.
+    pub(super) fn pod_uid(&self) -> Option<PodUid> {
+        self.uid(self.origin?).ok().cloned()
+    }
+
     /// Answers one request. Its body, if any, is not read.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Either<Full<Bytes>, Relayed>> {
         let started = Instant::now();

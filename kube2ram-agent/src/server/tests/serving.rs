@@ -89,7 +89,7 @@ async fn answers_nobody_whom_the_kernel_does_not_vouch_for() {
     assert_eq!(response(&denied).status(), StatusCode::FORBIDDEN);
     assert!(harness.upstream_heads().is_empty());
     assert!(harness.metrics().contains("unvouched_connections_total 1"));
-    *harness.world.cgroup.lock().unwrap() = Some(CgroupId(7));
+    *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
     assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
 }
 
