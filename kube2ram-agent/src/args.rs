@@ -92,7 +92,7 @@ pub enum ApiServer {
 /// What becomes of a hostNetwork pod that is annotated with no role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostNetworkPods {
-    /// It gets nothing.
+    /// It gets what other pods get: the default role, or nothing.
     Deny,
     /// It keeps the node's own role.
     Pass,

@@ -103,7 +103,8 @@ pub(super) struct Flags {
     )]
     pub(super) ram_session_name_key: Box<str>,
 
-    /// What unannotated hostNetwork pods get: pass gives them the node's own role, deny gives them nothing
+    /// What unannotated hostNetwork pods get: pass gives them the node's own role, also when there is a default role; deny treats them
+    /// as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
     /// Annotation key of a namespace's allow-list, a JSON array of patterns
@@ -227,7 +228,8 @@ pub(super) struct Base {
     /// What completes bare role names: acs:ram::<account>:role/, with or without a path
     #[arg(long, value_name = "ARN")]
     pub(super) base_role_arn: Option<String>,
-    /// Role of pods without annotation, a name or an ARN; they have none otherwise. It is exempt from --namespace-restrictions
+    /// Role of pods without annotation, a name or an ARN; they have none otherwise. It is exempt from --namespace-restrictions, and not
+    /// for hostNetwork pods unless --host-network-pods=deny
     #[arg(long, value_name = "ROLE")]
     pub(super) default_role: Option<String>,
 }

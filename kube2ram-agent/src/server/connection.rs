@@ -142,18 +142,12 @@ impl Connection {
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
         let entitlements = pipeline.entitlements.get().ok_or(RequestError::Starting)?;
-        let session = match entitlements.roles.session_for(pod) {
-            Ok(session) => session,
-            Err(error) => match NodeRole::of(pod, &error, self.server.config.host_network_pods) {
-                Some(node_role) => {
-                    record.route = RouteLabel::PassThrough;
-                    return self
-                        .pass_through(request, &UpstreamTarget::of_node_role(node_role, &target.path))
-                        .await;
-                }
-                None => return Err(RequestError::Role(error)),
-            },
-        };
+        let host_network_pods = self.server.config.host_network_pods;
+        if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
+            record.route = RouteLabel::PassThrough;
+            return self.pass_through(request, &UpstreamTarget::of_node_role(node_role, &target.path)).await;
+        }
+        let session = entitlements.roles.session_for(pod).map_err(RequestError::Role)?;
         record.role = Some(session.role.to_string());
         let requested = match &item {
             Item::Credentials { requested } => Some(&**requested),
