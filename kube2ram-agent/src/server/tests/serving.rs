@@ -131,7 +131,7 @@ async fn obeys_the_namespaces_allow_list() {
     let harness = Harness::start_with(Some(PatternFormat::Glob), |_| {}).await;
 
     for (allow_list, status, reasons) in [
-        (None, StatusCode::FORBIDDEN, &["RoleDenied"][..]),
+        (None, StatusCode::SERVICE_UNAVAILABLE, &[][..]),
         (Some(None), StatusCode::FORBIDDEN, &["RoleDenied"]),
         (Some(Some(r#"["other-*"]"#.into())), StatusCode::FORBIDDEN, &["RoleDenied"]),
         (Some(Some("my-role".into())), StatusCode::FORBIDDEN, &["MalformedAllowList", "RoleDenied"]),
