@@ -174,7 +174,7 @@ where
     };
     match ended {
         Some(Ok(())) => {}
-        Some(Err(error)) => debug!(error = %error, "connection failed"),
+        Some(Err(error)) => debug!(error = chain(&error), "connection failed"),
         None => debug!("connection cut off"),
     }
 }
