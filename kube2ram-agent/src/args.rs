@@ -1,5 +1,5 @@
 //! Command line and environment → [`Config`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
-//! Depends on `role` and `policy` for their types; called by `main`, and read by `app`.
+//! Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by `app`.
 
 use std::{
     ffi::OsString,
@@ -15,6 +15,7 @@ use url::Url;
 
 use self::flags::Flags;
 use crate::{
+    cloud::alibaba::endpoint::Endpoint,
     policy::PatternFormat,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
 };
@@ -39,7 +40,7 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// Whether the admin listener shows what the agent knows.
+    /// Whether the admin listener shows what the agent knows, and the kernel half logs.
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
@@ -123,10 +124,10 @@ pub enum Source<T> {
 pub enum StsEndpoint {
     /// `sts.aliyuncs.com`.
     Global,
+    /// Here and nowhere else.
+    Only(Endpoint),
     /// The endpoints of the node's region.
     Regional,
-    /// Here and nowhere else: a host and perhaps a port, HTTPS unless it is a loopback address.
-    Url(Url),
 }
 
 /// Why there is no [`Config`]. `Display` is all there is to say.
@@ -240,7 +241,7 @@ impl Config {
             pods_cgroup: flags.pods_cgroup,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
-                (Some(url), _) => StsEndpoint::Url(url),
+                (Some(endpoint), _) => StsEndpoint::Only(endpoint),
                 (None, true) => StsEndpoint::Regional,
                 (None, false) => StsEndpoint::Global,
             },

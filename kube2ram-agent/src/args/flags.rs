@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use super::{HostNetworkPods, LogFormat, value};
-use crate::policy::PatternFormat;
+use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {
@@ -155,9 +155,9 @@ pub(super) struct Flags {
         help_heading = "Cloud"
     )]
     pub(super) metadata_addr: SocketAddrV4,
-    /// The only STS endpoint to use. It sees the node's signed requests: https, or http on loopback for tests
+    /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
-    pub(super) sts_endpoint: Option<Url>,
+    pub(super) sts_endpoint: Option<Endpoint>,
     /// Use STS in the node's region, which needs no way out of the VPC, instead of sts.aliyuncs.com
     #[arg(long, default_value = "true", help_heading = "Cloud")]
     pub(super) use_regional_sts_endpoint: bool,

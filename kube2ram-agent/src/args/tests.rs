@@ -108,7 +108,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.node, "m");
     assert_eq!(config.annotation_keys.all(), ["k/r", "k/e", "k/p", "k/d", "s"]);
     assert_eq!(config.session_duration, Duration::from_secs(7200));
-    assert_eq!(config.sts_endpoint, StsEndpoint::Url("https://sts.example:8443".parse().unwrap()));
+    assert_eq!(config.sts_endpoint, StsEndpoint::Only(Endpoint::parse("https://sts.example:8443").unwrap()));
     assert!(config.notices.is_empty());
 }
 
@@ -227,23 +227,21 @@ fn finds_the_api_server() {
 
 #[test]
 fn sts_endpoints_are_https_or_loopback() {
-    for endpoint in ["https://sts.aliyuncs.com", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"]
-    {
+    for endpoint in ["https://sts.aliyuncs.com", "sts.aliyuncs.com", "http://127.0.0.1:1", "http://[::1]:1"] {
         assert!(config(&format!("--sts-endpoint={endpoint}")).is_ok(), "{endpoint}");
     }
     for endpoint in [
         "http://sts.aliyuncs.com",
-        "http://localhost.example",
+        "http://localhost:1",
         "ftp://localhost",
         "https://sts/path",
         "https://sts/?query",
         "https://sts/#fragment",
         "https://user@sts",
         "https://:password@sts",
-        "sts.aliyuncs.com",
     ] {
         let line = refusal(&format!("--sts-endpoint={endpoint}"));
-        assert!(line.contains("give https://<host>[:<port>]; http:// for loopback hosts only"), "{line}");
+        assert!(line.contains("give https://<host>[:<port>]; http:// for loopback addresses only"), "{line}");
     }
     assert_eq!(config("--use-regional-sts-endpoint=false").unwrap().sts_endpoint, StsEndpoint::Global);
 }
