@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+mod access_log;
 mod connection;
 mod error;
 pub(crate) mod listener;
@@ -25,7 +26,7 @@ pub mod route;
 mod wire;
 
 pub use self::route::MetadataPolicy;
-use self::{connection::Connection, listener::Slots, metrics::Metrics};
+use self::{access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics};
 use crate::{
     args::HostNetworkPods,
     cloud::upstream::Upstream,
@@ -113,7 +114,6 @@ impl Server {
                 debug!(%peer, "too many connections");
                 return;
             };
-            let connection = Connection::new(Arc::clone(&self), peer, origin);
             let (gauge, shutdown) = (self.metrics.connections.clone(), shutdown.clone());
             self.tasks.spawn(async move {
                 gauge.inc();
@@ -131,7 +131,9 @@ impl Server {
             Ok(origin) => Some(origin),
             Err(error) => {
                 self.metrics.unvouched_connections.inc();
-                warn!(%peer, error = chain(&error), "connection without origin");
+                if self.log.admit(None).is_some() {
+                    warn!(%peer, error = chain(&error), "connection without origin");
+                }
                 None
             }
         }
