@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::build::{capture, cargo, root, run, say, target_dir};
+use crate::command::{capture, cargo, root, run, say, target_dir};
 
 const PACKAGE: &str = "kube2ram-ebpf";
 const TARGET: &str = "bpfel-unknown-none";

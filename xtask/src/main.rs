@@ -1,7 +1,9 @@
 //! `cargo xtask`: everything that a developer or CI does with this repository.
 
-mod build;
+mod command;
+
 mod ebpf;
+mod build;
 mod setup;
 mod steps;
 

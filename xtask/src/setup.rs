@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    build::{capture, cargo, root, run, say},
+    command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
 };
 

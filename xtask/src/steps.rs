@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use crate::{
-    build::{self, capture, cargo, run, say, target_dir},
+    build,
+    command::{capture, cargo, run, say, target_dir},
     ebpf, setup,
 };
 
