@@ -161,7 +161,7 @@ pub async fn run(
     };
     let server_config = server::Config {
         metadata: MetadataAddr(config.metadata_addr),
-        metadata_policy: server::MetadataPolicy::Closed,
+        metadata_policy: config.metadata_policy,
         host_network_pods: config.host_network_pods,
     };
     let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);

@@ -54,6 +54,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The real metadata server.
     pub metadata_addr: SocketAddrV4,
+    /// Which sensitive items of the real metadata server pods may read.
+    pub metadata_policy: MetadataPolicy,
     /// The TCP port of health, metrics and debug.
     pub metrics_port: u16,
     /// The key of the namespaces' allow-list annotation.
@@ -106,6 +108,16 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// Which of the real server's sensitive items pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed
+/// in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MetadataPolicy {
+    /// User data, vendor data and the signed identity document are closed: a node's user data carries its join secrets.
+    Closed,
+    /// They pass.
+    Open,
 }
 
 /// Where a setting comes from.
@@ -233,6 +245,7 @@ impl Config {
                 LevelFilter::INFO
             }),
             metadata_addr: flags.metadata_addr,
+            metadata_policy: flags.metadata_policy,
             metrics_port: flags.metrics_port,
             namespace_key: flags.namespace_key,
             namespace_restrictions: flags.namespace_restrictions.then_some(format),

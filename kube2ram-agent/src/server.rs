@@ -25,10 +25,9 @@ mod reply;
 pub mod route;
 mod wire;
 
-pub use self::route::MetadataPolicy;
 use self::{access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics};
 use crate::{
-    args::HostNetworkPods,
+    args::{HostNetworkPods, MetadataPolicy},
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},

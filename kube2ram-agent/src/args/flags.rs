@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{HostNetworkPods, LogFormat, value};
+use super::{HostNetworkPods, LogFormat, MetadataPolicy, value};
 use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
@@ -107,6 +107,10 @@ pub(super) struct Flags {
     /// as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
+    /// Whether pods may read the node's user data (which carries its join secrets), vendor data and signed identity document: closed or
+    /// open
+    #[arg(long, value_enum, default_value = "closed", hide_possible_values = true, help_heading = "Policy")]
+    pub(super) metadata_policy: MetadataPolicy,
     /// Annotation key of a namespace's allow-list, a JSON array of patterns
     #[arg(
         long,

@@ -62,6 +62,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
+    assert_eq!(config.metadata_policy, MetadataPolicy::Closed);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
     assert_eq!(config.metadata_addr, "100.100.100.200:80".parse().unwrap());
     assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
@@ -85,7 +86,7 @@ fn defaults_are_the_ancestors() {
 fn takes_every_other_flag() {
     let config = config(
         "--app-port 1 --metrics-port 2 --base-role-arn acs:ram::1:role/team --default-role worker --bpf-dir /b \
-         --cgroup-root /c --pods-cgroup /c/kubepods --debug --host-network-pods=deny --log-format=JSON --log-level=warning \
+         --cgroup-root /c --pods-cgroup /c/kubepods --debug --host-network-pods=deny --metadata-policy=open --log-format=JSON --log-level=warning \
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
@@ -101,6 +102,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.pods_cgroup, Some(PathBuf::from("/c/kubepods")));
     assert!(config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Deny);
+    assert_eq!(config.metadata_policy, MetadataPolicy::Open);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
     assert_eq!(config.metadata_addr, "10.9.8.7:8080".parse().unwrap());
     assert_eq!(&*config.namespace_key, "k/n");

@@ -118,7 +118,7 @@ impl Harness {
         let upstream = upstream(Arc::clone(&world)).await;
         let mut config = Config {
             metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
-            metadata_policy: MetadataPolicy::default(),
+            metadata_policy: MetadataPolicy::Closed,
             host_network_pods: HostNetworkPods::Pass,
         };
         configure(&mut config);
