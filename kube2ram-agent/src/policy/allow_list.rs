@@ -10,9 +10,9 @@ use crate::role::is_arn;
 /// Annotations of one object have 256 KiB together; nobody reads a list near this one.
 pub(super) const MAX_TEXT_BYTES: usize = 64 * 1024;
 const MAX_PATTERNS: usize = 1024;
-/// What the regular expressions of a list may compile to, each for ARNs and for names, and each again for matching backwards: enough
-/// for a hundred names of ten characters. The parent remembers [`MAX_TEXTS`](super::memo::MAX_TEXTS) lists: 8 MiB.
-const MAX_LIST_PROGRAM_BYTES: usize = 128 * 1024;
+/// What the regular expressions of a list may compile to, each for ARNs and for names: enough for 75 names of ten characters. With the
+/// engine's other tables, the [`MAX_TEXTS`](super::memo::MAX_TEXTS) lists that are remembered were measured at 14 MiB at worst.
+const MAX_LIST_PROGRAM_BYTES: usize = 96 * 1024;
 /// What matching may take beside that for each thread; with less the engine falls back to a slower way.
 const MAX_LIST_CACHE_BYTES: usize = 64 * 1024;
 
