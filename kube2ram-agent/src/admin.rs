@@ -16,8 +16,11 @@ mod readiness;
 
 pub use readiness::{Pending, Readiness};
 
-/// How many connections are served at once: kubelet's, Prometheus's and an operator's.
-const CONNECTIONS: usize = 64;
+/// How many connections are served at once.
+const CONNECTIONS: usize = 256;
+/// How many of them one address may have. Pods reach this listener too, and one that took all connections would fail the kubelet's
+/// probes and have the agent restarted.
+const CONNECTIONS_PER_ADDRESS: usize = 16;
 
 /// What the admin listener shows.
 pub struct Admin {
@@ -40,9 +43,9 @@ impl Admin {
         tasks: TaskTracker,
         shutdown: CancellationToken,
     ) {
-        let slots = Slots::new(CONNECTIONS, CONNECTIONS);
+        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
         listener::accept(listener, &shutdown, |stream, peer| {
-            let Some(slot) = slots.take(None) else { return };
+            let Some(slot) = slots.take(peer.ip()) else { return };
             let (admin, shutdown) = (Arc::clone(&self), shutdown.clone());
             tasks.spawn(async move {
                 let _slot = slot;

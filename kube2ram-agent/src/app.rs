@@ -11,6 +11,7 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -91,6 +92,7 @@ pub async fn run(
     for notice in &config.notices {
         warn!("{notice}");
     }
+    raise_descriptor_limit();
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -159,7 +161,7 @@ pub async fn run(
     };
     let server_config = server::Config {
         metadata: MetadataAddr(config.metadata_addr),
-        metadata_policy: server::MetadataPolicy::Closed,
+        metadata_policy: config.metadata_policy,
         host_network_pods: config.host_network_pods,
     };
     let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);
@@ -210,6 +212,15 @@ impl Parts {
                 None => Err(AppError::Ended("everything")),
             },
         }
+    }
+}
+
+/// Each connection takes a descriptor, and some runtimes give 1,024 to whoever does not ask for more: the server's own bound is to be
+/// reached first, because without descriptors nothing else works either.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -1,5 +1,5 @@
 //! Command line and environment → [`Config`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
-//! Depends on `role` and `policy` for their types; called by `main`, and read by `app`.
+//! Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by `app`.
 
 use std::{
     ffi::OsString,
@@ -15,6 +15,7 @@ use url::Url;
 
 use self::flags::Flags;
 use crate::{
+    cloud::alibaba::endpoint::Endpoint,
     policy::PatternFormat,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
 };
@@ -39,7 +40,7 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// Whether the admin listener shows what the agent knows.
+    /// Whether the admin listener shows what the agent knows, and the kernel half logs.
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
@@ -53,6 +54,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The real metadata server.
     pub metadata_addr: SocketAddrV4,
+    /// Which sensitive items of the real metadata server pods may read.
+    pub metadata_policy: MetadataPolicy,
     /// The TCP port of health, metrics and debug.
     pub metrics_port: u16,
     /// The key of the namespaces' allow-list annotation.
@@ -92,7 +95,7 @@ pub enum ApiServer {
 /// What becomes of a hostNetwork pod that is annotated with no role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostNetworkPods {
-    /// It gets nothing.
+    /// It gets what other pods get: the default role, or nothing.
     Deny,
     /// It keeps the node's own role.
     Pass,
@@ -105,6 +108,16 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// Which of the real server's sensitive items pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed
+/// in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MetadataPolicy {
+    /// User data, vendor data and the signed identity document are closed: a node's user data carries its join secrets.
+    Closed,
+    /// They pass.
+    Open,
 }
 
 /// Where a setting comes from.
@@ -123,10 +136,10 @@ pub enum Source<T> {
 pub enum StsEndpoint {
     /// `sts.aliyuncs.com`.
     Global,
+    /// Here and nowhere else.
+    Only(Endpoint),
     /// The endpoints of the node's region.
     Regional,
-    /// Here and nowhere else: a host and perhaps a port, HTTPS unless it is a loopback address.
-    Url(Url),
 }
 
 /// Why there is no [`Config`]. `Display` is all there is to say.
@@ -232,6 +245,7 @@ impl Config {
                 LevelFilter::INFO
             }),
             metadata_addr: flags.metadata_addr,
+            metadata_policy: flags.metadata_policy,
             metrics_port: flags.metrics_port,
             namespace_key: flags.namespace_key,
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
@@ -240,7 +254,7 @@ impl Config {
             pods_cgroup: flags.pods_cgroup,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
-                (Some(url), _) => StsEndpoint::Url(url),
+                (Some(endpoint), _) => StsEndpoint::Only(endpoint),
                 (None, true) => StsEndpoint::Regional,
                 (None, false) => StsEndpoint::Global,
             },

@@ -155,9 +155,8 @@ impl CredentialError {
     /// Whether asking again later may help; a denial otherwise.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Full => false,
+            Self::Full | Self::NotReady { .. } => true,
             Self::Issue { source, .. } => source.kind.is_transient(),
-            Self::NotReady { .. } => true,
         }
     }
 

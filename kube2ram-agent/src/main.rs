@@ -1,6 +1,10 @@
 //! The `kube2ram` command: flags and environment, the runtime, signals and exit codes. Everything else is in the library.
 
-use std::{env, process::ExitCode};
+use std::{
+    env,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use kube2ram_agent::{
     app,
@@ -28,12 +32,12 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "there is no log yet")]
+/// There is no log yet. Whoever reads may have gone (`kube2ram --help | head -1`), which is no reason to panic.
 fn tell(error: &ArgsError) -> ExitCode {
-    match error {
-        ArgsError::Help(text) => print!("{text}"),
-        ArgsError::Usage(line) => eprintln!("kube2ram: {line}"),
-    }
+    drop(match error {
+        ArgsError::Help(text) => io::stdout().write_all(text.as_bytes()),
+        ArgsError::Usage(line) => writeln!(io::stderr(), "kube2ram: {line}"),
+    });
     error.exit_code().into()
 }
 

@@ -149,6 +149,11 @@ impl Roles {
         self.default_role.as_ref()
     }
 
+    /// Whether `pod` is annotated with a role, usable or not.
+    pub fn is_asked_for_by(&self, pod: &Pod) -> bool {
+        pod.annotations.contains_key(&self.keys.role)
+    }
+
     /// Tells the role session that `pod` is entitled to by its annotations. An annotation that cannot be used is an error, an
     /// empty one too: it never means the default.
     ///

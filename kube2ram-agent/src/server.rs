@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+mod access_log;
 mod connection;
 mod error;
 pub(crate) mod listener;
@@ -24,14 +25,13 @@ mod reply;
 pub mod route;
 mod wire;
 
-pub use self::route::MetadataPolicy;
-use self::{connection::Connection, listener::Slots, metrics::Metrics};
+use self::{access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics};
 use crate::{
-    args::HostNetworkPods,
+    args::{HostNetworkPods, MetadataPolicy},
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
-    identity::CgroupPods,
+    identity::{CgroupPods, PodUid},
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
@@ -40,8 +40,9 @@ use crate::{
 
 /// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
 const CONNECTIONS: usize = 1024;
-/// How many of them one cgroup may have, so that a pod cannot lock out its neighbours.
-const CONNECTIONS_PER_CGROUP: usize = 256;
+/// How many of them one pod may have, so that it cannot lock out its neighbours, however many cgroups it makes. Callers that are no pod
+/// share one such allowance.
+const CONNECTIONS_PER_POD: usize = 128;
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
@@ -86,15 +87,17 @@ pub struct Server {
     config: Config,
     pipeline: Pipeline,
     metrics: Metrics,
-    slots: Arc<Slots>,
+    log: AccessLog,
+    slots: Arc<Slots<Option<PodUid>>>,
     tasks: TaskTracker,
 }
 
 impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
-        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_CGROUP);
-        Arc::new(Self { config, pipeline, metrics: Metrics::new(registry), slots, tasks })
+        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_POD);
+        let (metrics, log) = (Metrics::new(registry), AccessLog::default());
+        Arc::new(Self { config, pipeline, metrics, log, slots, tasks })
     }
 
     /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
@@ -104,13 +107,12 @@ impl Server {
     /// Dropping the future closes the listener only.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
         listener::accept(listener, &shutdown, |stream, peer| {
-            let origin = self.origin_of(&stream, peer);
-            let Some(slot) = self.slots.take(origin.map(|origin| origin.cgroup)) else {
+            let connection = Connection::new(Arc::clone(&self), peer, self.origin_of(&stream, peer));
+            let Some(slot) = self.slots.take(connection.pod_uid()) else {
                 self.metrics.connections_refused.inc();
                 debug!(%peer, "too many connections");
                 return;
             };
-            let connection = Connection::new(Arc::clone(&self), peer, origin);
             let (gauge, shutdown) = (self.metrics.connections.clone(), shutdown.clone());
             self.tasks.spawn(async move {
                 gauge.inc();
@@ -128,7 +130,9 @@ impl Server {
             Ok(origin) => Some(origin),
             Err(error) => {
                 self.metrics.unvouched_connections.inc();
-                warn!(%peer, error = chain(&error), "connection without origin");
+                if self.log.admit(None).is_some() {
+                    warn!(%peer, error = chain(&error), "connection without origin");
+                }
                 None
             }
         }

@@ -42,6 +42,25 @@ async fn is_alive_before_it_is_ready() {
 }
 
 #[tokio::test]
+async fn one_address_cannot_take_all_connections() {
+    let (addr, _) = start(false).await;
+    let from = async |ip: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+        socket.connect(addr).await.unwrap()
+    };
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_PER_ADDRESS {
+        held.push(from("127.0.0.2").await);
+    }
+
+    let mut surplus = from("127.0.0.2").await;
+
+    assert_eq!(surplus.read(&mut [0]).await.unwrap_or(0), 0, "closed at once");
+    assert!(ask(addr, "GET /healthz").await.starts_with("HTTP/1.0 200"), "the kubelet is still answered");
+}
+
+#[tokio::test]
 async fn shows_metrics_as_open_metrics() {
     let (addr, _) = start(false).await;
 

@@ -118,11 +118,11 @@ impl Discovery {
         .map_err(DiscoveryError::DefaultRole)?;
         let endpoints = match &config.sts_endpoint {
             StsEndpoint::Global => vec![Endpoint::global()],
+            StsEndpoint::Only(endpoint) => vec![endpoint.clone()],
             StsEndpoint::Regional => {
                 let region = self.metadata.region_id().await.map_err(DiscoveryError::Metadata)?;
                 region.sts_endpoints().map_err(DiscoveryError::Endpoint)?
             }
-            StsEndpoint::Url(url) => vec![Endpoint::parse(url.as_str()).map_err(DiscoveryError::Endpoint)?],
         };
         Ok((roles, endpoints))
     }

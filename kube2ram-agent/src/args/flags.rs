@@ -14,8 +14,8 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{HostNetworkPods, LogFormat, value};
-use crate::policy::PatternFormat;
+use super::{HostNetworkPods, LogFormat, MetadataPolicy, value};
+use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {
@@ -103,9 +103,14 @@ pub(super) struct Flags {
     )]
     pub(super) ram_session_name_key: Box<str>,
 
-    /// What unannotated hostNetwork pods get: pass gives them the node's own role, deny gives them nothing
+    /// What unannotated hostNetwork pods get: pass gives them the node's own role, also when there is a default role; deny treats them
+    /// as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
+    /// Whether pods may read the node's user data (which carries its join secrets), vendor data and signed identity document: closed or
+    /// open
+    #[arg(long, value_enum, default_value = "closed", hide_possible_values = true, help_heading = "Policy")]
+    pub(super) metadata_policy: MetadataPolicy,
     /// Annotation key of a namespace's allow-list, a JSON array of patterns
     #[arg(
         long,
@@ -154,9 +159,9 @@ pub(super) struct Flags {
         help_heading = "Cloud"
     )]
     pub(super) metadata_addr: SocketAddrV4,
-    /// The only STS endpoint to use. It sees the node's signed requests: https, or http on loopback for tests
+    /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
-    pub(super) sts_endpoint: Option<Url>,
+    pub(super) sts_endpoint: Option<Endpoint>,
     /// Use STS in the node's region, which needs no way out of the VPC, instead of sts.aliyuncs.com
     #[arg(long, default_value = "true", help_heading = "Cloud")]
     pub(super) use_regional_sts_endpoint: bool,
@@ -227,7 +232,8 @@ pub(super) struct Base {
     /// What completes bare role names: acs:ram::<account>:role/, with or without a path
     #[arg(long, value_name = "ARN")]
     pub(super) base_role_arn: Option<String>,
-    /// Role of pods without annotation, a name or an ARN; they have none otherwise. It is exempt from --namespace-restrictions
+    /// Role of pods without annotation, a name or an ARN; they have none otherwise. It is exempt from --namespace-restrictions, and not
+    /// for hostNetwork pods unless --host-network-pods=deny
     #[arg(long, value_name = "ROLE")]
     pub(super) default_role: Option<String>,
 }

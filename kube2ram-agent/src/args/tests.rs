@@ -62,6 +62,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
+    assert_eq!(config.metadata_policy, MetadataPolicy::Closed);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
     assert_eq!(config.metadata_addr, "100.100.100.200:80".parse().unwrap());
     assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
@@ -85,7 +86,7 @@ fn defaults_are_the_ancestors() {
 fn takes_every_other_flag() {
     let config = config(
         "--app-port 1 --metrics-port 2 --base-role-arn acs:ram::1:role/team --default-role worker --bpf-dir /b \
-         --cgroup-root /c --pods-cgroup /c/kubepods --debug --host-network-pods=deny --log-format=JSON --log-level=warning \
+         --cgroup-root /c --pods-cgroup /c/kubepods --debug --host-network-pods=deny --metadata-policy=open --log-format=JSON --log-level=warning \
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
@@ -101,6 +102,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.pods_cgroup, Some(PathBuf::from("/c/kubepods")));
     assert!(config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Deny);
+    assert_eq!(config.metadata_policy, MetadataPolicy::Open);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
     assert_eq!(config.metadata_addr, "10.9.8.7:8080".parse().unwrap());
     assert_eq!(&*config.namespace_key, "k/n");
@@ -108,7 +110,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.node, "m");
     assert_eq!(config.annotation_keys.all(), ["k/r", "k/e", "k/p", "k/d", "s"]);
     assert_eq!(config.session_duration, Duration::from_secs(7200));
-    assert_eq!(config.sts_endpoint, StsEndpoint::Url("https://sts.example:8443".parse().unwrap()));
+    assert_eq!(config.sts_endpoint, StsEndpoint::Only(Endpoint::parse("https://sts.example:8443").unwrap()));
     assert!(config.notices.is_empty());
 }
 
@@ -227,23 +229,21 @@ fn finds_the_api_server() {
 
 #[test]
 fn sts_endpoints_are_https_or_loopback() {
-    for endpoint in ["https://sts.aliyuncs.com", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"]
-    {
+    for endpoint in ["https://sts.aliyuncs.com", "sts.aliyuncs.com", "http://127.0.0.1:1", "http://[::1]:1"] {
         assert!(config(&format!("--sts-endpoint={endpoint}")).is_ok(), "{endpoint}");
     }
     for endpoint in [
         "http://sts.aliyuncs.com",
-        "http://localhost.example",
+        "http://localhost:1",
         "ftp://localhost",
         "https://sts/path",
         "https://sts/?query",
         "https://sts/#fragment",
         "https://user@sts",
         "https://:password@sts",
-        "sts.aliyuncs.com",
     ] {
         let line = refusal(&format!("--sts-endpoint={endpoint}"));
-        assert!(line.contains("give https://<host>[:<port>]; http:// for loopback hosts only"), "{line}");
+        assert!(line.contains("give https://<host>[:<port>]; http:// for loopback addresses only"), "{line}");
     }
     assert_eq!(config("--use-regional-sts-endpoint=false").unwrap().sts_endpoint, StsEndpoint::Global);
 }

@@ -10,9 +10,9 @@ use std::{
 use clap::{Arg, ArgAction};
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
-use url::{Host, Url};
+use url::Url;
 
-use crate::policy::PatternFormat;
+use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
 pub(super) fn switch(arg: Arg) -> Arg {
@@ -96,24 +96,11 @@ pub(super) fn api_server(text: &str) -> Result<Url, &'static str> {
     url.ok_or("give https://<host>[:<port>]")
 }
 
-pub(super) fn sts_endpoint(text: &str) -> Result<Url, &'static str> {
-    let legal = |url: &Url| {
-        let scheme = url.scheme() == "https" || url.scheme() == "http" && is_loopback(url);
-        scheme && is_plain(url) && url.path() == "/"
-    };
-    Url::parse(text).ok().filter(legal).ok_or("give https://<host>[:<port>]; http:// for loopback hosts only")
+pub(super) fn sts_endpoint(text: &str) -> Result<Endpoint, &'static str> {
+    Endpoint::parse(text).ok().ok_or("give https://<host>[:<port>]; http:// for loopback addresses only")
 }
 
 fn is_plain(url: &Url) -> bool {
     let credentials = !url.username().is_empty() || url.password().is_some();
     url.has_host() && !credentials && url.query().is_none() && url.fragment().is_none()
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }

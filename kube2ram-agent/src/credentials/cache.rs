@@ -19,7 +19,7 @@ use super::{
     CredentialError, Credentials, IssueError, IssueErrorKind, Issuer, Metrics,
     entry::{Answer, Entry, Next, Now},
 };
-use crate::{clock::Clock, policy::Permit, role::RoleSession};
+use crate::{clock::Clock, policy::Permit, role::RoleSession, telemetry::chain};
 
 /// What bounds a [`Cache`].
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +187,7 @@ impl Shared {
                 session,
                 kind = error.kind.as_str(),
                 request_id = error.request_id.as_deref(),
-                error = error as &dyn std::error::Error,
+                error = chain(error),
                 "credentials not issued"
             ),
         }

@@ -198,7 +198,9 @@ impl Cluster {
         let is_new = namespaces.known().get(&name).is_none_or(|known| *known != allow_list);
         put(&mut namespaces, name.clone(), allow_list.clone());
         drop(namespaces);
+        // All agents of the cluster hear of it; the one that has pods there speaks. A pod that comes later makes its denial say it.
         if let Some(allow_list) = allow_list.filter(|_| is_new)
+            && self.pods().iter().any(|pod| pod.namespace == name)
             && let Err(message) = (self.config.check_allow_list)(&allow_list)
         {
             self.warn(Notice { about: About::Namespace(name), reason: "MalformedAllowList", message });

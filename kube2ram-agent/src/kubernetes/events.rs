@@ -21,7 +21,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{About, Metrics, Notice};
-use crate::clock::Clock;
+use crate::{clock::Clock, telemetry::chain};
 
 pub(super) struct Events {
     said: Mutex<Said>,
@@ -87,11 +87,11 @@ impl Events {
             let result = match timeout(POST_TIMEOUT, events.create(&PostParams::default(), &event)).await {
                 Ok(Ok(_)) => "posted",
                 Ok(Err(error)) => {
-                    warn!(error = &error as &dyn std::error::Error, "cannot post an Event");
+                    warn!(error = chain(&error), "cannot post an Event");
                     "failed"
                 }
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "posting an Event timed out");
+                    warn!(error = chain(&error), "posting an Event timed out");
                     "failed"
                 }
             };

@@ -62,7 +62,7 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         .and_then(|hash| PodUid::parse(hash))
         .filter(PodUid::is_config_hash);
     let annotations =
-        keep.iter().filter_map(|key| Some((key.clone(), annotations.remove(&**key)?.into()))).collect();
+        keep.iter().filter_map(|key| Some((key.clone(), cut(&annotations.remove(&**key)?).into()))).collect();
     let pod = Pod {
         uid,
         namespace: object.metadata.namespace?.into(),
@@ -82,12 +82,19 @@ pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
     PodUid::parse(metadata.uid.as_deref()?)
 }
 
+/// What is cut here is too long for `role`, which refuses it.
+fn cut(value: &str) -> &str {
+    &value[..value.floor_char_boundary(POD_VALUE_LIMIT_BYTES)]
+}
+
 /// The value of one annotation; what is longer than any sane allow-list becomes a text that parses as none.
 pub(super) fn bounded_annotation(metadata: ObjectMeta, key: &str) -> Option<Arc<str>> {
     let value = metadata.annotations?.remove(key)?;
     Some(if value.len() > VALUE_LIMIT_BYTES { OVERSIZED.into() } else { value.into() })
 }
 
+/// Four times the bytes of the longest legal value, a session policy. A pod's annotations may have 256 KiB.
+const POD_VALUE_LIMIT_BYTES: usize = 32 * 1024;
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 const OVERSIZED: &str = "the annotation is longer than 64 KiB";
 
@@ -123,6 +130,16 @@ mod tests {
         assert_eq!((&*pod.namespace, &*pod.name, &*pod.service_account), ("team-a", "web", "sa"));
         assert!(pod.host_network);
         assert_eq!(pod.annotations, [("role".into(), "reader".into())].into());
+    }
+
+    #[test]
+    fn keeps_a_bounded_part_of_an_annotation() {
+        let value = "\u{00fc}".repeat(100_000);
+        let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": UID, "annotations": {"role": value}}, "spec": {}});
+
+        let pod = live(object, &["role"]).unwrap().pod;
+
+        assert_eq!(pod.annotations["role"].len(), POD_VALUE_LIMIT_BYTES);
     }
 
     #[test]

@@ -408,10 +408,17 @@ async fn follows_the_allow_list_of_a_namespace() {
 }
 
 #[tokio::test]
-async fn a_malformed_allow_list_raises_one_event_in_its_namespace() {
-    let running = Running::synced(ApiServer::start().await).await;
+async fn a_malformed_allow_list_raises_one_event_where_this_node_has_pods() {
+    let api = ApiServer::start().await;
+    for (n, namespace) in [(1, "team-a"), (2, "team-b"), (3, "team-c")] {
+        let mut pod = pod(n, "r");
+        pod["metadata"]["namespace"] = namespace.into();
+        api.put("pods", pod);
+    }
+    let running = Running::synced(api).await;
 
     running.api.put("namespaces", namespace("team-b", Some("[\"good\"]")));
+    running.api.put("namespaces", namespace("elsewhere", Some("not for us to tell")));
     running.api.put("namespaces", namespace("team-a", Some("oops")));
     running.api.put("namespaces", namespace("team-c", Some("last")));
     eventually("the last Event", || {

@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use crate::telemetry::chain;
+
 /// Bounds one page of a list. A watch itself is bounded by kube's idle timeout.
 const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -42,12 +44,12 @@ pub(super) async fn follow<K>(
                     continue;
                 }
                 Ok(Some(Err(error))) => {
-                    warn!(resource, error = &error as &dyn std::error::Error, "watch failed");
+                    warn!(resource, error = chain(&error), "watch failed");
                     is_expired(&error)
                 }
                 Ok(None) => true,
                 Err(error) => {
-                    warn!(resource, error = &error as &dyn std::error::Error, "list timed out");
+                    warn!(resource, error = chain(&error), "list timed out");
                     true
                 }
             };

@@ -10,8 +10,11 @@ use crate::role::is_arn;
 /// Annotations of one object have 256 KiB together; nobody reads a list near this one.
 pub(super) const MAX_TEXT_BYTES: usize = 64 * 1024;
 const MAX_PATTERNS: usize = 1024;
-/// What the regular expressions of a list may compile to: enough for 1,024 names of ten characters, or 500 of twenty.
-const MAX_LIST_PROGRAM_BYTES: usize = 1024 * 1024;
+/// What the regular expressions of a list may compile to, each for ARNs and for names: enough for 75 names of ten characters. With the
+/// engine's other tables, the [`MAX_TEXTS`](super::memo::MAX_TEXTS) lists that are remembered were measured at 14 MiB at worst.
+const MAX_LIST_PROGRAM_BYTES: usize = 96 * 1024;
+/// What matching may take beside that for each thread; with less the engine falls back to a slower way.
+const MAX_LIST_CACHE_BYTES: usize = 64 * 1024;
 
 /// How the patterns of an allow-list are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,7 @@ impl Patterns {
                 let set = RegexSetBuilder::new(patterns.iter().map(|pattern| anchored(pattern)))
                     .unicode(false)
                     .size_limit(MAX_LIST_PROGRAM_BYTES)
+                    .dfa_size_limit(MAX_LIST_CACHE_BYTES)
                     .build();
                 // Each was found legal before, so that only the size is left.
                 set.map(Self::Regexps).map_err(|_size| "has too large regular expressions".to_owned())

@@ -66,6 +66,11 @@ impl Connection {
         Self { server, peer, origin, uid: OnceLock::new() }
     }
 
+    /// The calling pod, when there is one.
+    pub(super) fn pod_uid(&self) -> Option<PodUid> {
+        self.uid(self.origin?).ok().cloned()
+    }
+
     /// Answers one request. Its body, if any, is not read.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Either<Full<Bytes>, Relayed>> {
         let started = Instant::now();
@@ -137,18 +142,12 @@ impl Connection {
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
         let entitlements = pipeline.entitlements.get().ok_or(RequestError::Starting)?;
-        let session = match entitlements.roles.session_for(pod) {
-            Ok(session) => session,
-            Err(error) => match NodeRole::of(pod, &error, self.server.config.host_network_pods) {
-                Some(node_role) => {
-                    record.route = RouteLabel::PassThrough;
-                    return self
-                        .pass_through(request, &UpstreamTarget::of_node_role(node_role, &target.path))
-                        .await;
-                }
-                None => return Err(RequestError::Role(error)),
-            },
-        };
+        let host_network_pods = self.server.config.host_network_pods;
+        if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
+            record.route = RouteLabel::PassThrough;
+            return self.pass_through(request, &UpstreamTarget::of_node_role(node_role, &target.path)).await;
+        }
+        let session = entitlements.roles.session_for(pod).map_err(RequestError::Role)?;
         record.role = Some(session.role.to_string());
         let requested = match &item {
             Item::Credentials { requested } => Some(&**requested),
@@ -188,7 +187,7 @@ impl Connection {
         Ok(response.map(Either::Right))
     }
 
-    /// Counts the request, writes its line of the access log and tells the pod's owners what they should know.
+    /// Counts the request, tells the pod's owners what they should know and logs it unless the caller is too loud.
     fn report(
         &self,
         method: &Method,
@@ -208,7 +207,32 @@ impl Connection {
             metrics.pass_through(result);
         }
 
+        if status == StatusCode::FORBIDDEN
+            && let Some(error) = error
+        {
+            metrics.deny(error.kind());
+        }
+        for notice in error.iter().zip(&record.pod).flat_map(|(error, pod)| notices_of(error, pod)) {
+            self.server.pipeline.notices.warn(notice);
+        }
+        match self.server.log.admit(self.uid.get()) {
+            Some(suppressed) => self.log(method, record, status, error, took, suppressed),
+            None => drop(metrics.log_lines_suppressed.inc()),
+        }
+    }
+
+    /// Writes the request's line of the access log. `suppressed` is how many of the caller's were not written since its last one.
+    fn log(
+        &self,
+        method: &Method,
+        record: &Record,
+        status: StatusCode,
+        error: Option<&RequestError>,
+        took: Duration,
+        suppressed: u64,
+    ) {
         let Record { path, pod, role, .. } = record;
+        let suppressed = (suppressed > 0).then_some(suppressed);
         let namespace = pod.as_ref().map(|pod| &*pod.namespace);
         let name = pod.as_ref().map(|pod| &*pod.name);
         let cgroup = self.origin.map(|origin| origin.cgroup.0);
@@ -217,21 +241,15 @@ impl Connection {
         let Some(error) = error else {
             info!(
                 pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
-                status = status.as_u16(), latency_ms, role, "request answered"
+                status = status.as_u16(), latency_ms, role, suppressed, "request answered"
             );
             return;
         };
-        let kind = error.kind();
-        if status == StatusCode::FORBIDDEN {
-            metrics.deny(kind);
-        }
         warn!(
             pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
-            status = status.as_u16(), latency_ms, role, kind = kind.as_str(), error = chain(error), "request refused"
+            status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
+            "request refused"
         );
-        for notice in pod.iter().flat_map(|pod| notices_of(error, pod)) {
-            self.server.pipeline.notices.warn(notice);
-        }
     }
 }
 

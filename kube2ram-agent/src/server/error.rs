@@ -111,9 +111,6 @@ impl RequestError {
     fn http(&self) -> (StatusCode, ErrorKind, Cow<'static, str>) {
         use ErrorKind as Kind;
         let (status, kind, message) = match self {
-            Self::Credentials(CredentialError::Full) => {
-                (503, Kind::CredentialsUnavailable, "credentials are not ready")
-            }
             Self::Credentials(error) if error.is_transient() => {
                 (503, Kind::CredentialsUnavailable, "credentials are not ready")
             }

@@ -1,9 +1,10 @@
 //! Accepting and driving HTTP/1 connections within bounds: how many, how long, how large. The home of hyper's server.
-//! Depends on nothing of ours but the cgroup id that slots are counted by; called by `server` and `admin`.
+//! Depends on nothing of ours; called by `server` and `admin`.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
+    hash::Hash,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -28,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::identity::CgroupId;
+use crate::telemetry::chain;
 
 /// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,45 +47,46 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// The connection slots of one server, shared by all of its listeners; a caller cannot take those of the others.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct Slots<C: Eq + Hash> {
     total: usize,
     per_caller: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<Taken<C>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<C> {
     total: usize,
-    by_caller: HashMap<Option<CgroupId>, usize>,
+    by_caller: HashMap<C, usize>,
 }
 
 /// One taken slot; dropping it gives it back.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    slots: Arc<Slots>,
-    caller: Option<CgroupId>,
+pub(crate) struct Slot<C: Eq + Hash> {
+    slots: Arc<Slots<C>>,
+    caller: C,
 }
 
-impl Slots {
+impl<C: Clone + Eq + Hash> Slots<C> {
     pub(crate) fn new(total: usize, per_caller: usize) -> Arc<Self> {
-        Arc::new(Self { total, per_caller, taken: Mutex::default() })
+        let taken = Mutex::new(Taken { total: 0, by_caller: HashMap::new() });
+        Arc::new(Self { total, per_caller, taken })
     }
 
-    /// Takes a slot for `caller`; callers that nothing vouches for share one allowance. `None` when it or the server is full.
-    pub(crate) fn take(self: &Arc<Self>, caller: Option<CgroupId>) -> Option<Slot> {
+    /// Takes a slot for `caller`. `None` when it or the server has no more.
+    pub(crate) fn take(self: &Arc<Self>, caller: C) -> Option<Slot<C>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of_caller = taken.by_caller.get(&caller).copied().unwrap_or_default();
         if taken.total >= self.total || of_caller >= self.per_caller {
             return None;
         }
         taken.total += 1;
-        taken.by_caller.insert(caller, of_caller + 1);
+        taken.by_caller.insert(caller.clone(), of_caller + 1);
         drop(taken);
         Some(Slot { slots: Arc::clone(self), caller })
     }
 }
 
-impl Drop for Slot {
+impl<C: Eq + Hash> Drop for Slot<C> {
     fn drop(&mut self) {
         let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.total -= 1;
@@ -172,7 +174,7 @@ where
     };
     match ended {
         Some(Ok(())) => {}
-        Some(Err(error)) => debug!(error = %error, "connection failed"),
+        Some(Err(error)) => debug!(error = chain(&error), "connection failed"),
         None => debug!("connection cut off"),
     }
 }

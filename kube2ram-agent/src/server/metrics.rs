@@ -21,6 +21,7 @@ use super::error::ErrorKind;
 pub(super) struct Metrics {
     pub(super) connections: Gauge,
     pub(super) connections_refused: Counter,
+    pub(super) log_lines_suppressed: Counter,
     pub(super) unvouched_connections: Counter,
     denials: Family<DenialLabels, Counter>,
     pass_through: Family<PassThroughLabels, Counter>,
@@ -94,6 +95,7 @@ impl Metrics {
         let metrics = Self {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            log_lines_suppressed: Counter::default(),
             unvouched_connections: Counter::default(),
             denials: Family::default(),
             pass_through: Family::default(),
@@ -105,6 +107,11 @@ impl Metrics {
             "connections_refused",
             "Connections closed at once because the server or the caller had too many",
             metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "log_lines_suppressed",
+            "Requests without a line in the access log because their caller made too many",
+            metrics.log_lines_suppressed.clone(),
         );
         registry.register(
             "unvouched_connections",

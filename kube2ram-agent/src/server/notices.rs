@@ -32,6 +32,8 @@ pub(super) fn notices_of(error: &RequestError, pod: &Pod) -> Vec<Notice> {
         RequestError::Denied(denial @ Denial::OtherRole { .. }) => {
             vec![on_pod("RoleDenied", denial.external_message().to_owned())]
         }
+        // Known in a moment.
+        RequestError::Denied(Denial::NamespaceUnknown) => Vec::new(),
         RequestError::Denied(denial) => vec![on_pod("RoleDenied", denial.to_string())],
         RequestError::Role(error @ (RoleError::Malformed { .. } | RoleError::NoBaseArn { .. })) => {
             vec![on_pod("MalformedAnnotation", error.to_string())]

@@ -8,17 +8,7 @@ use super::{
     node_role::NodeRole,
     path::{NormalPath, Target},
 };
-
-/// Which of the real server's sensitive items pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed
-/// in either case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MetadataPolicy {
-    /// User data, vendor data and the signed identity document are closed: a node's user data carries its join secrets.
-    #[default]
-    Closed,
-    /// They pass.
-    Open,
-}
+use crate::args::MetadataPolicy;
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    io::{Write as _, stdout},
+    io::{Write as _, stdin, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
-    client::{Family, Request, Storm, raw},
+    client::{Family, Hold, Request, Storm, raw},
     node::Record,
     show,
 };
@@ -63,6 +63,19 @@ enum Client {
         #[arg(short = 'H', long = "header")]
         headers: Vec<String>,
         url: String,
+    },
+    /// Keeps connections open and busy until standard input ends. Prints a line once all of them are open.
+    Hold {
+        #[arg(long)]
+        connect: SocketAddr,
+        #[arg(long)]
+        connections: usize,
+        /// Sent once on each connection, in hex.
+        #[arg(long)]
+        first: String,
+        /// Sent on each connection ten times a second, in hex.
+        #[arg(long)]
+        then: String,
     },
     /// Sends bytes and prints what comes back, both in hex.
     Raw {
@@ -139,6 +152,10 @@ fn run_client(client: Client) -> Result<()> {
                 request = request.header(name, value.trim());
             }
             serde_json::to_string(&request.send()?)?
+        }
+        Client::Hold { connect, connections, first, then } => {
+            return Hold { addr: connect, connections, first: hex::decode(first)?, then: hex::decode(then)? }
+                .run(stdin(), stdout());
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
         Client::Storm { connects, concurrency, expect, url } => {

@@ -227,8 +227,7 @@ impl<'a> InPod<'a> {
     /// # Errors
     /// As [`Self::curl`].
     pub fn curl_nested(&self, container: &str, target: &str) -> Result<Reply> {
-        let mut command = self.pod.nested_command(container, "nested/deeper", self.client)?;
-        reply(command.args(["client", "get", &url(target)]))
+        reply(self.nested_client(container, "nested/deeper")?.args(["get", &url(target)]))
     }
 
     /// A `kube2ram-sandbox client …` command in a container, for what is not a GET.
@@ -237,6 +236,16 @@ impl<'a> InPod<'a> {
     /// When the pod has no such container.
     pub fn client(&self, container: &str) -> Result<Command> {
         let mut command = self.pod.command(container, self.client)?;
+        command.arg("client");
+        Ok(command)
+    }
+
+    /// The same in a cgroup inside the container's.
+    ///
+    /// # Errors
+    /// As [`Self::client`]; when the cgroup cannot be made.
+    pub fn nested_client(&self, container: &str, nested: &str) -> Result<Command> {
+        let mut command = self.pod.nested_command(container, nested, self.client)?;
         command.arg("client");
         Ok(command)
     }

@@ -11,7 +11,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use tracing::warn;
 
 use super::metadata::{Metadata, MetadataError};
-use crate::clock::Clock;
+use crate::{clock::Clock, telemetry::chain};
 
 /// Credentials of the agent itself. Secrets print as redacted.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ impl NodeRole {
                 return Ok(cached.credentials);
             };
             return Ok(self.fetch().await.unwrap_or_else(|error| {
-                warn!(error = &error as &dyn std::error::Error, "node role's credentials not renewed");
+                warn!(error = chain(&error), "node role's credentials not renewed");
                 if let Some(cached) = &mut *self.cached() {
                     cached.renew_at = Instant::now() + RETRY_AFTER;
                 }

@@ -27,6 +27,9 @@ use crate::{
 };
 
 pub(super) const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
+pub(super) const POD_CGROUP: CgroupId = CgroupId(7);
+/// One that the pod made below its own.
+pub(super) const NESTED_CGROUP: CgroupId = CgroupId(70);
 pub(super) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// What the real metadata server answers everything with; the node's role is what must never leak.
 pub(super) const UPSTREAM_BODY: &str = "node-answer";
@@ -79,7 +82,7 @@ impl Harness {
         configure: impl FnOnce(&mut Config),
     ) -> Self {
         let world = Arc::new(World {
-            cgroup: Mutex::new(Some(CgroupId(7))),
+            cgroup: Mutex::new(Some(POD_CGROUP)),
             pod: Mutex::new(Ok(pod(&[(ROLE_KEY, "my-role")]))),
             pod_never_comes: Mutex::new(false),
             allow_list: Mutex::new(None),
@@ -115,7 +118,7 @@ impl Harness {
         let upstream = upstream(Arc::clone(&world)).await;
         let mut config = Config {
             metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
-            metadata_policy: MetadataPolicy::default(),
+            metadata_policy: MetadataPolicy::Closed,
             host_network_pods: HostNetworkPods::Pass,
         };
         configure(&mut config);
@@ -237,7 +240,11 @@ impl Origins for World {
 
 impl CgroupPods for World {
     fn pod_of(&self, cgroup: CgroupId) -> Result<PodUid, IdentityError> {
-        if cgroup == CgroupId(7) { Ok(PodUid::parse(UID).unwrap()) } else { Err(IdentityError::Gone(cgroup)) }
+        if [POD_CGROUP, NESTED_CGROUP].contains(&cgroup) {
+            Ok(PodUid::parse(UID).unwrap())
+        } else {
+            Err(IdentityError::Gone(cgroup))
+        }
     }
 }
 

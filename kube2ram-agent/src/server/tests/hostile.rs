@@ -6,9 +6,12 @@ use http::StatusCode;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 
 use super::harness::*;
-use crate::server::{
-    CONNECTIONS_PER_CGROUP,
-    listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT},
+use crate::{
+    identity::CgroupId,
+    server::{
+        CONNECTIONS_PER_POD,
+        listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT},
+    },
 };
 
 /// Every spelling of §4b over the wire, alone and as the second request of a connection whose first was passed on.
@@ -190,19 +193,25 @@ async fn a_connection_that_is_kept_busy_ends_of_age() {
 }
 
 #[tokio::test]
-async fn one_cgroup_cannot_take_all_connections() {
+async fn one_pod_cannot_take_all_connections_whatever_cgroups_it_makes() {
     let harness = Harness::start().await;
+    let come_from = |cgroup| *harness.world.cgroup.lock().unwrap() = Some(cgroup);
     let mut held: Vec<TcpStream> = Vec::new();
-    for _ in 0..CONNECTIONS_PER_CGROUP {
+    for turn in 0..CONNECTIONS_PER_POD {
+        come_from([POD_CGROUP, NESTED_CGROUP][turn % 2]);
         held.push(harness.connect().await);
     }
+    eventually(async || harness.metrics().contains(&format!("connections {CONNECTIONS_PER_POD}\n"))).await;
 
-    assert_eq!(harness.raw(format!("GET {LIST} HTTP/1.1\r\n\r\n")).await, "", "closed at once");
+    for cgroup in [POD_CGROUP, NESTED_CGROUP] {
+        come_from(cgroup);
+        assert_eq!(harness.raw(format!("GET {LIST} HTTP/1.1\r\n\r\n")).await, "", "closed at once");
+    }
 
-    assert!(harness.metrics().contains("connections_refused_total 1"), "{}", harness.metrics());
-    *harness.world.cgroup.lock().unwrap() = Some(crate::identity::CgroupId(8));
-    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "another cgroup is still heard");
-    *harness.world.cgroup.lock().unwrap() = Some(crate::identity::CgroupId(7));
+    assert!(harness.metrics().contains("connections_refused_total 2"), "{}", harness.metrics());
+    come_from(CgroupId(8));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "others are still heard");
+    come_from(POD_CGROUP);
     drop(held);
     eventually(async || {
         harness.raw(format!("GET {LIST} HTTP/1.1\r\nConnection: close\r\n\r\n")).await.contains("my-role")

@@ -89,7 +89,7 @@ async fn answers_nobody_whom_the_kernel_does_not_vouch_for() {
     assert_eq!(response(&denied).status(), StatusCode::FORBIDDEN);
     assert!(harness.upstream_heads().is_empty());
     assert!(harness.metrics().contains("unvouched_connections_total 1"));
-    *harness.world.cgroup.lock().unwrap() = Some(CgroupId(7));
+    *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
     assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
 }
 
@@ -131,7 +131,7 @@ async fn obeys_the_namespaces_allow_list() {
     let harness = Harness::start_with(Some(PatternFormat::Glob), |_| {}).await;
 
     for (allow_list, status, reasons) in [
-        (None, StatusCode::FORBIDDEN, &["RoleDenied"][..]),
+        (None, StatusCode::SERVICE_UNAVAILABLE, &[][..]),
         (Some(None), StatusCode::FORBIDDEN, &["RoleDenied"]),
         (Some(Some(r#"["other-*"]"#.into())), StatusCode::FORBIDDEN, &["RoleDenied"]),
         (Some(Some("my-role".into())), StatusCode::FORBIDDEN, &["MalformedAllowList", "RoleDenied"]),

@@ -1,0 +1,70 @@
+//! A client that means harm: many connections that are never done, each replaced when the server cuts it off.
+//! Depends on the standard library. Called inside pods by the binary's `client hold`.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// The server.
+    pub addr: SocketAddr,
+    /// How many connections.
+    pub connections: usize,
+    /// Sent once on each.
+    pub first: Vec<u8>,
+    /// Sent again and again on each.
+    pub then: Vec<u8>,
+}
+
+/// How often each connection sends.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A server that does not read must not keep the other connections from sending.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(1);
+
+impl Hold {
+    /// Opens all connections, says so, and keeps them busy until `until` ends.
+    ///
+    /// # Errors
+    /// When nobody listens to the report.
+    pub fn run(&self, mut until: impl Read + Send, mut report: impl Write) -> Result<()> {
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                drop(until.read_to_end(&mut Vec::new()));
+                ended.store(true, Ordering::Relaxed);
+            });
+            let mut held: Vec<_> = (0..self.connections).map(|_| self.open()).collect();
+            writeln!(report, "holding")?;
+            while !ended.load(Ordering::Relaxed) {
+                for connection in &mut held {
+                    let open = match connection.as_ref().map(|mut stream| stream.write_all(&self.then)) {
+                        Some(Ok(())) => true,
+                        // A socket that is full is still held.
+                        Some(Err(error)) => error.kind() == ErrorKind::WouldBlock,
+                        None => false,
+                    };
+                    if !open {
+                        *connection = self.open();
+                    }
+                }
+                thread::sleep(PAUSE);
+            }
+            Ok(())
+        })
+    }
+
+    fn open(&self) -> Option<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1)).ok()?;
+        stream.set_write_timeout(Some(WRITE_TIMEOUT)).ok()?;
+        stream.write_all(&self.first).ok()?;
+        Some(stream)
+    }
+}
