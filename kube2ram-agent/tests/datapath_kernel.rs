@@ -2,124 +2,20 @@
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod lab;
+
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
-    os::{
-        fd::{AsFd as _, AsRawFd as _},
-        unix::fs::MetadataExt as _,
-    },
-    path::{Path, PathBuf},
-    process::{self, Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    net::{Ipv4Addr, TcpListener},
+    os::fd::{AsFd as _, AsRawFd as _},
+    process::{self, Command, Output},
 };
 
-use kube2ram_agent::{
-    datapath::{AgentAddr, Datapath, MetadataAddr, OriginError, Origins as _, PassGrant as _, Settings},
-    identity::CgroupId,
-};
+use kube2ram_agent::datapath::{Datapath, OriginError, Origins as _, PassGrant as _};
 use kube2ram_common::names;
 use serde_json::Value;
 
-/// An address of TEST-NET-2: nobody owns it, so a connect that is not redirected harms nobody.
-const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 200), 80);
-
-/// A cgroup tree, a pin directory and the agent's listener; removed at the end.
-struct Lab {
-    cgroup: PathBuf,
-    bpf_dir: PathBuf,
-    listener: TcpListener,
-}
-
-impl Lab {
-    fn new() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kube2ram-test-{}-{}", process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
-        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-            .into_iter()
-            .map(Path::new)
-            .find(|root| root.join("cgroup.procs").exists())
-            .expect("a cgroup2 mount");
-        let cgroup = root.join(&name);
-        for child in ["pods/a/nested", "pods/b", "host"] {
-            fs::create_dir_all(cgroup.join(child)).expect("root may create cgroups");
-        }
-        let bpf_dir = Path::new("/sys/fs/bpf").join(name);
-        Self { cgroup, bpf_dir, listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap() }
-    }
-
-    fn agent(&self) -> SocketAddrV4 {
-        let SocketAddr::V4(agent) = self.listener.local_addr().unwrap() else {
-            unreachable!("bound to IPv4")
-        };
-        agent
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            bpf_dir: self.bpf_dir.clone(),
-            pods_cgroup: self.cgroup.join("pods"),
-            own_cgroup: own_cgroup(&self.cgroup),
-            metadata: MetadataAddr(METADATA),
-            agent: AgentAddr(self.agent()),
-            debug: false,
-        }
-    }
-
-    fn attach(&self) -> Datapath {
-        Datapath::attach(&self.settings()).expect("the kernel half attaches")
-    }
-
-    fn id(&self, cgroup: &str) -> CgroupId {
-        CgroupId(fs::metadata(self.cgroup.join(cgroup)).unwrap().ino())
-    }
-
-    /// Runs Python in a cgroup; its sockets are made there.
-    fn python(&self, cgroup: &str, script: &str) -> Child {
-        Command::new("sh")
-            .args(["-c", r#"echo $$ > "$1/cgroup.procs" && exec python3 -c "$2""#, "sh"])
-            .arg(self.cgroup.join(cgroup))
-            .arg(script)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
-
-    fn output(&self, cgroup: &str, script: &str) -> Output {
-        self.python(cgroup, script).wait_with_output().unwrap()
-    }
-
-    fn accept(&self) -> TcpStream {
-        self.listener.set_nonblocking(true).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "nobody connected: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // bpffs refuses nothing that we made: pins first, so that the links go with them.
-        drop(fs::remove_dir_all(&self.bpf_dir));
-        for child in ["pods/a/nested", "pods/a", "pods/b", "pods", "host", ""] {
-            drop(fs::remove_dir(self.cgroup.join(child)));
-        }
-    }
-}
-
-/// The cgroup of this process, which owns the listener.
-fn own_cgroup(lab: &Path) -> PathBuf {
-    let path = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = path.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
-    lab.parent().unwrap().join(path)
-}
+use self::lab::{Lab, METADATA, own_cgroup};
 
 fn connect(family: &str, host: &str, port: u16) -> String {
     format!(
@@ -130,6 +26,10 @@ fn connect(family: &str, host: &str, port: u16) -> String {
 
 fn dial() -> String {
     connect("AF_INET", &METADATA.ip().to_string(), METADATA.port())
+}
+
+fn output(lab: &Lab, cgroup: &str, script: &str) -> Output {
+    lab.python(cgroup, script).wait_with_output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -177,12 +77,12 @@ fn denies_other_ports_and_protocols() {
     let lab = Lab::new();
     let datapath = lab.attach();
 
-    let tcp = lab.output("pods/a", &connect("AF_INET", &METADATA.ip().to_string(), 443));
+    let tcp = output(&lab, "pods/a", &connect("AF_INET", &METADATA.ip().to_string(), 443));
     let udp = format!(
         "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('{}', 80))",
         METADATA.ip()
     );
-    let udp = lab.output("pods/a", &udp);
+    let udp = output(&lab, "pods/a", &udp);
 
     for output in [tcp, udp] {
         assert!(stderr(&output).contains("PermissionError"), "{output:?}");
@@ -246,7 +146,7 @@ fn fails_closed_without_the_agent_and_recovers_with_it() {
     drop(lab.attach());
     lab.listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(); // the old one is closed
 
-    let dead = lab.output("pods/a", &dial());
+    let dead = output(&lab, "pods/a", &dial());
     assert!(stderr(&dead).contains("ConnectionRefusedError"), "{dead:?}");
 
     // The next agent swaps the programs under the pinned links, and tells its own address.

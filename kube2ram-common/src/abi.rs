@@ -130,7 +130,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// A handshake's 4-tuple was claimed twice.
+    /// A handshake's 4-tuple was claimed twice, or dialled by a socket that was not redirected while it was claimed.
     Ambiguous = "ambiguous",
     /// Denied: the socket's storage could not be allocated.
     DeniedNoMemory = "denied_no_memory",
@@ -144,7 +144,7 @@ counters! {
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.
     HandedOver = "handed_over",
-    /// Not handed over: the record was too old, or vanished during the hand-over.
+    /// Not handed over: the record was contested, too old, or vanished during the hand-over.
     NotHandedOver = "not_handed_over",
     /// One of the agent's own sockets passed.
     Passed = "passed",

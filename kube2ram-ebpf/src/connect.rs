@@ -33,7 +33,10 @@ pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    let Some(addr_be) = v4_mapped(context.addr6_be()) else { return ALLOW };
+    let Some(addr_be) = v4_mapped(context.addr6_be()) else {
+        forget(&context);
+        return ALLOW;
+    };
     match judge(&context, addr_be, AF_INET6) {
         Verdict::Deny(_) => DENY,
         Verdict::Pass => ALLOW,
@@ -50,7 +53,8 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> Verdict {
     // The array's only element is always there; without it nothing is known, so nothing passes.
     let Some(config) = CONFIG.get(0) else { return Verdict::Deny(Counter::DeniedNoTarget) };
     if addr_be != config.metadata_addr_be {
-        return Verdict::Pass; // nearly every connect: before any helper is called
+        forget(context);
+        return Verdict::Pass; // nearly every connect: before any map is searched
     }
     let Some(socket) = context.socket() else { return Verdict::Deny(Counter::DeniedNoMemory) };
     let attempt = Attempt {
@@ -78,6 +82,17 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> Verdict {
     #[cfg(feature = "debug-log")]
     log(context, &attempt, judged);
     judged
+}
+
+/// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),
+/// is not vouched for by what an earlier connect(2) recorded. No peer has the address 0. Costs a null check for a socket that was never redirected.
+#[inline(always)]
+fn forget(context: &SockAddr) {
+    if let Some(socket) = context.socket()
+        && let Some(record) = socket.stored(&CLIENTS)
+    {
+        record.target_addr_be = 0;
+    }
 }
 
 /// The target of the outermost ancestor that has one, so that a nested cgroup cannot shadow its pod's; else the default.

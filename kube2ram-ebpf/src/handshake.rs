@@ -5,13 +5,13 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+        BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
     },
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, HANDSHAKE_MAX_AGE_NS};
+use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, HANDSHAKE_MAX_AGE_NS, Handshake};
 
 use crate::{
     context::{SockOps, now_ns},
@@ -35,60 +35,93 @@ pub(crate) fn k2r_sock_ops(context: SockOpsContext) -> u32 {
     let Some(socket) = context.socket() else { return CONTINUE };
     if operation == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
         hand_over(&context, socket);
-    } else if let Some(record) = socket.stored(&CLIENTS) {
-        if operation == BPF_SOCK_OPS_TCP_CONNECT_CB {
-            announce(&context, record);
-        } else if context.new_state() == BPF_TCP_CLOSE {
-            withdraw(&context, record);
-        }
+    } else if operation == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        announce(&context, socket);
+    } else if context.new_state() == BPF_TCP_CLOSE
+        && let Some(record) = socket.stored(&CLIENTS)
+    {
+        withdraw(&context, record);
     }
     CONTINUE
 }
 
 /// The client's SYN is about to be built: nobody can have seen the connection yet.
 #[inline(always)]
-fn announce(context: &SockOps, record: &ConnectRecord) {
+fn announce(context: &SockOps, client: Socket) {
+    let key = context.handshake_of_client();
+    let Some(record) = client.stored(&CLIENTS) else {
+        // Not redirected. If it dials the agent itself, it must not find what a dead socket left under its 4-tuple.
+        contest(key);
+        return;
+    };
     if context.remote() != (record.target_addr_be, record.target_port_be) {
         count(Counter::Superseded);
+        contest(key);
         return;
     }
-    let key = context.handshake_of_client();
-    if HANDSHAKES.insert(key, record, u64::from(BPF_NOEXIST)).is_err() {
-        let Some(other) = HANDSHAKES.get_ptr_mut(key) else {
-            count(Counter::HandshakesFull);
-            return;
-        };
-        // SAFETY: the element stays valid while the program runs (RCU).
-        let other = unsafe { &mut *other };
-        if other.cookie != record.cookie {
-            // In place: replacing the element would free it under a hand-over that is reading it.
-            other.flags = FLAG_AMBIGUOUS;
-            count(Counter::Ambiguous);
-            return;
-        }
-        // The same socket, reconnected. Replacing an element cannot fail for want of room.
-        let _replaced = HANDSHAKES.insert(key, record, u64::from(BPF_ANY));
+    if HANDSHAKES.insert(key, &*record, u64::from(BPF_NOEXIST)).is_ok() {
+        context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
+        return;
     }
-    context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
+    // SAFETY: the element stays readable while the program runs (RCU).
+    if let Some(other) = unsafe { HANDSHAKES.get(key) }
+        && other.cookie == record.cookie
+        && other.connected_at_ns == record.connected_at_ns
+    {
+        return; // announced a moment ago, by this program at another level of the cgroup tree
+    }
+    if !contest(key) {
+        count(Counter::HandshakesFull);
+    }
+}
+
+/// A second socket claims the 4-tuple: marks the first one's claim, if there is one, so that neither is vouched for.
+///
+/// In place: replacing or removing the element would free it under a hand-over that is reading it, and make room for a third claim.
+#[inline(always)]
+fn contest(key: Handshake) -> bool {
+    let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return false };
+    // SAFETY: the element stays writable while the program runs (RCU).
+    unsafe { (*claim).flags = FLAG_AMBIGUOUS };
+    count(Counter::Ambiguous);
+    true
 }
 
 /// The agent's listener completed a handshake; accept(2) returns the socket only after this.
 #[inline(always)]
 fn hand_over(context: &SockOps, accepted: Socket) {
     let key = context.handshake_of_accepted();
-    let Some(pending) = HANDSHAKES.get_ptr_mut(key) else { return };
-    let Some(record) = accepted.store_new(&ACCEPTED, pending) else {
+    let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return };
+    let record = accepted.store_new(&ACCEPTED, claim);
+    // A freed element is reused at once (Linux 6.1 and later), not after a grace period: if the client closed during the copy, another pod's record may
+    // have been copied, wholly or partly. So the copy is believed only if it is what the key leads to afterwards too, and is consumed now.
+    let confirmed = match (&record, HANDSHAKES.get_ptr(key)) {
+        // SAFETY: the element stays readable while the program runs (RCU).
+        (Some(record), Some(claim)) => is_same(record, unsafe { &*claim }),
+        _ => false,
+    };
+    let consumed = HANDSHAKES.remove(key).is_ok();
+    let Some(record) = record else {
         count(Counter::NotHandedOver);
         return;
     };
-    // Consumed before it is believed: an element that vanished meanwhile may have been recycled while it was copied.
-    let consumed = HANDSHAKES.remove(key).is_ok();
-    if !consumed || now_ns().wrapping_sub(record.connected_at_ns) > HANDSHAKE_MAX_AGE_NS {
+    let is_old = now_ns().wrapping_sub(record.connected_at_ns) > HANDSHAKE_MAX_AGE_NS;
+    if confirmed && consumed && !is_old && record.flags == 0 {
+        count(Counter::HandedOver);
+    } else {
         record.flags = FLAG_AMBIGUOUS;
         count(Counter::NotHandedOver);
-        return;
     }
-    count(Counter::HandedOver);
+}
+
+/// Compares what the agent relies on. Cookie and time together are never the same for two records.
+#[inline(always)]
+const fn is_same(one: &ConnectRecord, other: &ConnectRecord) -> bool {
+    one.cgroup == other.cgroup
+        && one.cookie == other.cookie
+        && one.connected_at_ns == other.connected_at_ns
+        && one.listener == other.listener
+        && one.flags == other.flags
 }
 
 /// The client socket closed before its handshake was completed.

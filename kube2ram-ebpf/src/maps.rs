@@ -39,7 +39,7 @@ static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: this CPU's own slot; programs of one CPU do not preempt each other here.
+        // SAFETY: this CPU's own slot. A softirq that counts in between may cost one increment, never more.
         unsafe { *value += 1 }
     }
 }

@@ -60,6 +60,10 @@ impl Datapath {
         for program in ORDER {
             ensure("pods", program, &settings.pods_cgroup)?;
         }
+        if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
+            // An agent that ran elsewhere would leave its program, never updated again, in force there.
+            links::remove(&pins.link("agent", program::SOCK_OPS))?;
+        }
         Ok(Self { pins, ebpf })
     }
 

@@ -52,7 +52,7 @@ pub(super) fn ensure(
             let mut aside = pin.as_os_str().to_owned();
             aside.push("_new"); // a bpf file system allows no dot
             let aside = PathBuf::from(aside);
-            remove_leftover(&aside)?;
+            remove(&aside)?; // of an agent that was killed between the pin and the rename
             attach(ebpf, program, cgroup, &directory, &aside)?;
             fs::rename(&aside, pin).map_err(io_error("replace", pin))?;
             Ok(Outcome::Reattached)
@@ -65,10 +65,10 @@ pub(super) fn ensure(
     }
 }
 
-/// Of an agent that was killed between the pin and the rename.
-fn remove_leftover(aside: &Path) -> Result<(), DatapathError> {
-    match fs::remove_file(aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", aside)(error)),
+/// Removes a pin, and so the link, if it is there.
+pub(super) fn remove(pin: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", pin)(error)),
         _ => Ok(()),
     }
 }

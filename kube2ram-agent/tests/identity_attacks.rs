@@ -1,0 +1,364 @@
+//! Rung 2: attacks on the hand-over of an identity, against the kernel half in the running kernel. A way to another's identity fails a test here, and so
+//! does an attack after which honest pods get none. All in a network namespace of the test's own.
+
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod lab;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    os::fd::AsFd as _,
+    process::{Child, Command},
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use kube2ram_agent::{
+    datapath::{AcceptedOrigins, Datapath, OriginError, Origins as _},
+    identity::CgroupId,
+};
+use kube2ram_common::{
+    abi::{ConnectRecord, Handshake, MAX_HANDSHAKES},
+    connection::{addr_be, port_be},
+    names,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use self::lab::{Lab, METADATA};
+
+/// A namespace for a test's thread and its children, so that ports and sysctls are the test's own. Removed at the end.
+struct Netns(String);
+
+impl Netns {
+    /// Makes one, with nothing but a loopback device.
+    fn new(name: &str) -> Self {
+        let name = format!("kube2ram-{name}-{}", std::process::id());
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self(name)
+    }
+
+    fn enter(&self) {
+        let file = fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        ip(&["netns", "delete", &self.0]);
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status().expect("iproute2");
+    assert!(status.success() || std::thread::panicking(), "ip {arguments:?}");
+}
+
+/// The kernel half in force in a namespace of its own, with the agent's side of it.
+struct Field {
+    lab: Lab,
+    datapath: Datapath,
+    origins: AcceptedOrigins,
+    _netns: Netns,
+}
+
+impl Field {
+    fn new(name: &str) -> Self {
+        let netns = Netns::new(name);
+        netns.enter();
+        let lab = Lab::new();
+        let datapath = lab.attach();
+        Self { origins: datapath.origins().unwrap(), lab, datapath, _netns: netns }
+    }
+
+    /// Who is behind the next connection, by the directory of the cgroup.
+    fn next(&self) -> (TcpStream, Result<CgroupId, OriginError>) {
+        let accepted = self.lab.accept();
+        let origin = self.origins.origin_of(accepted.as_fd()).map(|origin| origin.cgroup);
+        (accepted, origin)
+    }
+
+    /// Starts a client that has these in scope, and tells line by line what it does.
+    fn client(&self, cgroup: &str, script: &str) -> Client {
+        let scope = format!(
+            "import ctypes, os, struct, sys\nfrom socket import *\nMETADATA = ('{}', {})\nAGENT = ('{}', {})\nPODS = {:?}\n\
+             def tcp(port=0):\n  s = socket(AF_INET, SOCK_STREAM)\n  s.settimeout(20)\n  s.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\n  \
+             s.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack('ii', 1, 0))\n  s.bind(('127.0.0.1', port)) if port else None\n  return s\n\
+             def dissolve(s):\n  assert ctypes.CDLL(None, use_errno=True).connect(s.fileno(), bytes(16), 16) == 0\n\
+             def move(pod):\n  open(PODS + '/' + pod + '/cgroup.procs', 'w').write(str(os.getpid()))\n\
+             def wait():\n  sys.stdin.readline()\n",
+            METADATA.ip(),
+            METADATA.port(),
+            self.lab.agent().ip(),
+            self.lab.agent().port(),
+            self.lab.cgroup.join("pods"),
+        );
+        Client::new(self.lab.python(cgroup, &(scope + script)))
+    }
+
+    /// Connects from a port as an honest client, and tells whom the agent takes it for.
+    fn dial(&self, cgroup: &str, port: u16) -> Result<CgroupId, OriginError> {
+        let client =
+            self.client(cgroup, &format!("s = tcp({port})\ns.connect(METADATA)\ns.recv(1)\ns.close()"));
+        let (accepted, origin) = self.next();
+        drop(accepted);
+        client.finish();
+        origin
+    }
+
+    fn handshakes(&self) -> HashMap<MapData, Handshake, ConnectRecord> {
+        let pin = self.lab.bpf_dir.join("v1/maps").join(names::map::HANDSHAKES);
+        HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
+    }
+
+    fn pending(&self) -> usize {
+        self.handshakes().keys().count()
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        self.datapath.counters().unwrap().read().find(|(label, _)| *label == name).unwrap().1
+    }
+
+    /// The handshake that a client of this namespace has from that port.
+    fn handshake(&self, port: u16) -> Handshake {
+        let local = addr_be(Ipv4Addr::LOCALHOST);
+        Handshake::new((local, port_be(port)), (local, port_be(self.lab.agent().port())))
+    }
+}
+
+/// As the kernel half reads the clock.
+fn uptime_ns() -> u64 {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let (seconds, _) = uptime.split_once('.').unwrap();
+    seconds.parse::<u64>().unwrap() * 1_000_000_000
+}
+
+/// A client that waits for us, and that we wait for.
+struct Client {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Client {
+    fn new(mut child: Child) -> Self {
+        Self { lines: BufReader::new(child.stdout.take().unwrap()), child }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn finish(mut self) {
+        drop(self.child.stdin.take());
+        let output = self.child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn ports_that_are_reused_at_once_never_mix_identities() {
+    const CONNECTS: usize = 2_000;
+    let field = Field::new("reuse");
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40039").unwrap();
+    let script = |name: u8| {
+        format!(
+            "import time\nfor _ in range({CONNECTS}):\n  while True:\n    s = tcp()\n    try: s.connect(METADATA); break\n    \
+             except OSError as e:\n      assert e.errno == 99, e\n      s.close(); time.sleep(0.001)\n  \
+             s.sendall({:?}.encode()); s.recv(1); s.close()",
+            char::from(name).to_string()
+        )
+    };
+
+    let clients = [field.client("pods/a", &script(b'a')), field.client("pods/b", &script(b'b'))];
+    for _ in 0..2 * CONNECTS {
+        let (mut accepted, origin) = field.next();
+        accepted.set_nonblocking(false).unwrap();
+        let mut name = [0];
+        accepted.read_exact(&mut name).unwrap();
+        let expected = if name == *b"a" { "pods/a" } else { "pods/b" };
+        assert_eq!(origin.expect("vouched for"), field.lab.id(expected));
+        accepted.write_all(b".").unwrap();
+    }
+
+    clients.into_iter().for_each(Client::finish);
+    assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_forged_address_takes_nobodys_identity() {
+    let field = Field::new("forged");
+    let other = Netns::new("forger");
+    // The forger's namespace has the same addresses. Its own "agent" never answers, so that its claim stays pending.
+    let forge = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
+                 queue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n[s.connect_ex(AGENT) for s in queue]\n\
+                 s = tcp(41000)\ns.setblocking(False)\ns.connect_ex(METADATA)\nprint('claimed', flush=True)\nwait()\ns.close()";
+    let mut forger = field.client("pods/b", &forge.replace("NAME", &other.0));
+    assert_eq!(forger.line(), "claimed");
+    assert_eq!(field.pending(), 1, "the claim is pending");
+
+    let contested = field.dial("pods/a", 41_000);
+
+    assert!(matches!(contested, Err(OriginError::Ambiguous)), "{contested:?}");
+    assert_ne!(field.counter("ambiguous"), 0);
+    forger.finish();
+    for pod in ["pods/a", "pods/b"] {
+        assert_eq!(field.dial(pod, 41_000).unwrap(), field.lab.id(pod), "recovers");
+    }
+    assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_a_dead_socket_left_is_inherited_by_nobody() {
+    let field = Field::new("leftover");
+    let (port, mut handshakes) = (41_000, field.handshakes());
+    for (script, from) in [("AGENT", "a direct dial"), ("METADATA", "another pod's connect")] {
+        // As if another sock_ops program had taken away our notice of the close.
+        let left = ConnectRecord {
+            cgroup: field.lab.id("pods/a").0,
+            cookie: 1,
+            connected_at_ns: uptime_ns(),
+            listener: 1,
+            ..ConnectRecord::default()
+        };
+        handshakes.insert(field.handshake(port), left, 0).unwrap();
+
+        let client =
+            field.client("pods/b", &format!("s = tcp({port})\ns.connect({script})\ns.recv(1)\ns.close()"));
+        let (accepted, origin) = field.next();
+        drop(accepted);
+        client.finish();
+
+        assert!(matches!(origin, Err(OriginError::Ambiguous)), "{from}: {origin:?}");
+        assert_eq!(field.dial("pods/b", port).unwrap(), field.lab.id("pods/b"), "recovers");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_claim_is_consumed_by_the_accept_while_its_socket_lives() {
+    let field = Field::new("consumed");
+    let mut client = field
+        .client("pods/a", "s = tcp(41000)\ns.connect(METADATA)\ns.recv(1)\nprint('eof', flush=True)\nwait()");
+    let (accepted, origin) = field.next();
+
+    assert_eq!(origin.unwrap(), field.lab.id("pods/a"));
+    assert_eq!(field.pending(), 0, "nothing for a forged handshake to find");
+    drop(accepted);
+    assert_eq!(client.line(), "eof"); // now in CLOSE_WAIT
+    assert_eq!(field.pending(), 0);
+    client.finish();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_direct_dial_is_not_vouched_for_from_any_namespace_or_socket_history() {
+    let field = Field::new("direct");
+    // Redirected, dissolved, handed to another pod, which dials the agent itself, then properly.
+    let client = field.client(
+        "pods/a",
+        "s = tcp(41000)\ns.connect(METADATA)\ns.recv(1)\ndissolve(s)\nmove('b')\ns.connect(AGENT)\n\
+         assert s.getpeername() == AGENT\ns.recv(1)\ndissolve(s)\ns.connect(METADATA)\ns.recv(1)",
+    );
+    let origins: Vec<_> = (0..3).map(|_| field.next().1).collect();
+    client.finish();
+
+    assert_eq!(*origins[0].as_ref().unwrap(), field.lab.id("pods/a"));
+    assert!(matches!(origins[1], Err(OriginError::Unvouched)), "{:?}", origins[1]);
+    assert_eq!(*origins[2].as_ref().unwrap(), field.lab.id("pods/b"));
+    assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_socket_belongs_to_whoever_connects_it() {
+    let field = Field::new("passed");
+    // Made by one, connected by the other; then connected by the one, used by the other.
+    let client = field.client(
+        "pods/a",
+        "s = tcp()\nif os.fork() == 0:\n  move('b'); s.connect(METADATA); s.recv(1); os._exit(0)\nassert os.wait()[1] == 0\n\
+         s = tcp()\ns.connect(METADATA)\nmove('b')\ns.recv(1)",
+    );
+    let origins: Vec<_> = (0..2).map(|_| field.next().1.unwrap()).collect();
+    client.finish();
+
+    assert_eq!(origins, [field.lab.id("pods/b"), field.lab.id("pods/a")]);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn every_way_to_connect_carries_the_identity() {
+    let field = Field::new("ways");
+    let ways = [
+        ("MSG_FASTOPEN", "s.settimeout(None)\ns.sendto(b'x', MSG_FASTOPEN, METADATA)"),
+        ("TCP_FASTOPEN_CONNECT", "s.setsockopt(IPPROTO_TCP, 30, 1)\ns.connect(METADATA)\ns.sendall(b'x')"),
+        ("not blocking", "s.setblocking(False)\ns.connect_ex(METADATA)\ns.settimeout(20)"),
+        ("bound", "s = tcp(41000)\ns.connect(METADATA)"),
+        (
+            "mapped",
+            "s = socket(AF_INET6, SOCK_STREAM)\ns.bind(('::ffff:127.0.0.1', 41001))\ns.connect(('::ffff:' + METADATA[0], 80))",
+        ),
+        (
+            "mapped MSG_FASTOPEN",
+            "s = socket(AF_INET6, SOCK_STREAM)\ns.sendto(b'x', MSG_FASTOPEN, ('::ffff:' + METADATA[0], 80))",
+        ),
+        ("MPTCP", "s = socket(AF_INET, SOCK_STREAM, 262)\ns.connect(METADATA)"),
+    ];
+    for (way, script) in ways {
+        if way == "MPTCP" && !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
+            eprintln!("skipped MPTCP: not in this kernel (CONFIG_MPTCP, 5.6)");
+            continue;
+        }
+        let client = field.client("pods/a/nested", &format!("s = tcp()\n{script}\ns.recv(1)"));
+        let (accepted, origin) = field.next();
+        accepted.shutdown(Shutdown::Write).unwrap();
+        client.finish();
+
+        assert_eq!(origin.expect(way), field.lab.id("pods/a/nested"), "{way}");
+    }
+    assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_dead_agent_leaves_nothing_pending() {
+    let mut field = Field::new("dead");
+    let port = field.lab.agent().port();
+    field.lab.listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(); // the old one is closed
+
+    let refused = "for way in range(150):\n  s = tcp()\n  s.settimeout(None)\n  try:\n    s.connect(METADATA) if way % 3 else s.sendto(b'x', MSG_FASTOPEN, METADATA)\n    \
+                   assert False\n  except ConnectionRefusedError: pass\n  \
+                   if way % 3 == 2: dissolve(s)";
+    field.client("pods/a", refused).finish();
+
+    assert_eq!(field.pending(), 0);
+    assert_eq!(field.counter("redirected"), 150);
+    field.lab.listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    assert_eq!(field.dial("pods/a", 0).unwrap(), field.lab.id("pods/a"), "recovers");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_full_handshake_map_vouches_for_nobody() {
+    let field = Field::new("full");
+    let mut handshakes = field.handshakes();
+    let filler = |index: usize| Handshake { addrs_be: u64::MAX, ports_be: index as u64 };
+    for index in 0..MAX_HANDSHAKES {
+        handshakes.insert(filler(index), ConnectRecord::default(), 0).unwrap();
+    }
+
+    let denied = field.dial("pods/a", 0);
+
+    assert!(matches!(denied, Err(OriginError::Unvouched)), "{denied:?}");
+    assert_ne!(field.counter("handshakes_full"), 0);
+    for index in 0..MAX_HANDSHAKES {
+        handshakes.remove(&filler(index)).unwrap();
+    }
+    assert_eq!(field.dial("pods/a", 0).unwrap(), field.lab.id("pods/a"), "recovers");
+}
