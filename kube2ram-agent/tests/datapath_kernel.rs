@@ -59,6 +59,7 @@ impl Lab {
     fn settings(&self) -> Settings {
         Settings {
             bpf_dir: self.bpf_dir.clone(),
+            cgroup_root: self.cgroup.parent().unwrap().into(),
             pods_cgroup: self.cgroup.join("pods"),
             own_cgroup: own_cgroup(&self.cgroup),
             metadata: MetadataAddr(METADATA),
@@ -263,7 +264,7 @@ fn fails_closed_without_the_agent_and_recovers_with_it() {
 
     assert_eq!(origin.cgroup, lab.id("pods/a"));
     assert!(client.wait_with_output().unwrap().status.success());
-    assert_eq!((before.len(), &before), (5, &links(&lab)), "the links were kept");
+    assert_eq!((before.len(), &before), (8, &links(&lab)), "the links were kept");
 }
 
 #[test]
