@@ -113,6 +113,7 @@ pub async fn run(
     let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
+        cgroup_root: cgroup_root.clone(),
         own_cgroup: own_cgroup(&cgroup_root).map_err(AppError::Cgroups)?,
         pods_cgroup,
         metadata: MetadataAddr(config.metadata_addr),

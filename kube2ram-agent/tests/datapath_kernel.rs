@@ -163,7 +163,7 @@ fn fails_closed_without_the_agent_and_recovers_with_it() {
 
     assert_eq!(origin.cgroup, lab.id("pods/a"));
     assert!(client.wait_with_output().unwrap().status.success());
-    assert_eq!((before.len(), &before), (5, &links(&lab)), "the links were kept");
+    assert_eq!((before.len(), &before), (8, &links(&lab)), "the links were kept");
 }
 
 #[test]

@@ -25,8 +25,10 @@ macro_rules! abi {
 }
 
 abi!(
-    /// What the kernel half must know of the cloud: the only entry of the configuration map.
-    Config: 8 {
+    /// What the kernel half must know of the node and the cloud: the only entry of the configuration map.
+    Config: 16 {
+        /// The cgroup that holds all pods.
+        pods_cgroup: u64,
         /// IPv4 address of the metadata server, network byte order.
         metadata_addr_be: u32,
         /// TCP port of the metadata server, network byte order.
@@ -132,6 +134,10 @@ macro_rules! counters {
 counters! {
     /// A handshake's 4-tuple was claimed twice, or dialled by a socket that was not redirected while it was claimed.
     Ambiguous = "ambiguous",
+    /// Dropped: a packet to the metadata server, whatever socket it came from.
+    DeniedEgress = "denied_egress",
+    /// Denied: a datagram to the metadata server.
+    DeniedMessage = "denied_message",
     /// Denied: the socket's storage could not be allocated.
     DeniedNoMemory = "denied_no_memory",
     /// Denied: no target, not even the default.
@@ -140,6 +146,8 @@ counters! {
     DeniedPort = "denied_port",
     /// Denied: not TCP.
     DeniedProtocol = "denied_protocol",
+    /// Denied at the root: a pod's task with a socket that was made outside of the pods.
+    DeniedTask = "denied_task",
     /// Not vouched for: the handshake map is full.
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.

@@ -34,8 +34,35 @@ pub mod program {
     pub const PEER_NAME4: &str = "k2r_peer_name4";
     /// `cgroup/getpeername6`.
     pub const PEER_NAME6: &str = "k2r_peer_name6";
+    /// `cgroup_skb/egress`.
+    pub const EGRESS: &str = "k2r_egress";
+    /// `cgroup/sendmsg4`.
+    pub const SENDMSG4: &str = "k2r_sendmsg4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "k2r_sendmsg6";
     /// `sockops`.
     pub const SOCK_OPS: &str = "k2r_sock_ops";
+    /// `cgroup/connect4`, at the root.
+    pub const TASK_CONNECT4: &str = "k2r_task_conn4";
+    /// `cgroup/connect6`, at the root.
+    pub const TASK_CONNECT6: &str = "k2r_task_conn6";
+    /// `cgroup/sendmsg4`, at the root.
+    pub const TASK_SENDMSG4: &str = "k2r_task_send4";
+
+    /// All of them.
+    pub const ALL: [&str; 11] = [
+        CONNECT4,
+        CONNECT6,
+        EGRESS,
+        PEER_NAME4,
+        PEER_NAME6,
+        SENDMSG4,
+        SENDMSG6,
+        SOCK_OPS,
+        TASK_CONNECT4,
+        TASK_CONNECT6,
+        TASK_SENDMSG4,
+    ];
 }
 
 #[cfg(test)]
@@ -44,15 +71,7 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        let programs = [
-            program::CONNECT4,
-            program::CONNECT6,
-            program::PEER_NAME4,
-            program::PEER_NAME6,
-            program::SOCK_OPS,
-        ];
-
-        for name in map::ALL.iter().chain(&programs) {
+        for name in map::ALL.iter().chain(&program::ALL) {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }
     }

@@ -83,6 +83,7 @@ mod tests {
         metadata_addr_be: addr_be(Ipv4Addr::new(100, 100, 100, 200)),
         metadata_port_be: port_be(80),
         reserved: 0,
+        pods_cgroup: 0,
     };
     const ATTEMPT: Attempt = Attempt {
         addr_be: CONFIG.metadata_addr_be,

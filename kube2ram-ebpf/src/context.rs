@@ -12,7 +12,7 @@ use aya_ebpf::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
         bpf_get_socket_cookie, bpf_ktime_get_ns,
     },
-    programs::{SockAddrContext, SockOpsContext},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
 use kube2ram_common::{
     abi::Handshake,
@@ -159,6 +159,36 @@ impl SockOps {
         let flags = read!(self.raw(), bpf_sock_ops_cb_flags).cast_signed() | flag;
         // A refusal leaves a record behind, which then dies of age: HANDSHAKE_MAX_AGE_NS.
         let _refused = self.0.set_cb_flags(flags);
+    }
+}
+
+/// The context of the egress hook: a packet, from its IP header on.
+pub(crate) struct Packet(SkBuffContext);
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) const fn new(context: SkBuffContext) -> Self {
+        Self(context)
+    }
+
+    /// Packets of IPv4-mapped sockets are IPv4 packets.
+    #[inline(always)]
+    pub(crate) fn is_ipv4(&self) -> bool {
+        const ETH_P_IP: u16 = 0x0800;
+        read!(self.0.skb.skb, protocol) == u32::from(ETH_P_IP.to_be())
+    }
+
+    /// The destination in the IP header, network byte order.
+    #[inline(always)]
+    pub(crate) fn destination_be(&self) -> Option<u32> {
+        const OFFSET: usize = 16;
+        self.0.load(OFFSET).ok()
+    }
+
+    /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> Option<Socket> {
+        Socket::new(read!(self.0.skb.skb, __bindgen_anon_2.sk)).and_then(Socket::full)
     }
 }
 

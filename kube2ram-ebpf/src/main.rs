@@ -16,6 +16,10 @@ mod connect;
 mod handshake;
 mod peer_name;
 
+mod egress;
+mod message;
+mod task;
+
 #[cfg(not(target_arch = "bpf"))]
 #[expect(clippy::print_stderr, reason = "a hint for whoever runs the host build")]
 fn main() {

@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get},
 };
 
 /// A socket; never null.
@@ -17,6 +17,13 @@ impl Socket {
     #[inline(always)]
     pub(crate) const fn new(raw: *mut bpf_sock) -> Option<Self> {
         if raw.is_null() { None } else { Some(Self(raw)) }
+    }
+
+    /// The whole socket behind what a packet carries.
+    #[inline(always)]
+    pub(crate) fn full(self) -> Option<Self> {
+        // SAFETY: a socket pointer of the context, as the verifier checks.
+        Self::new(unsafe { bpf_sk_fullsock(self.0) })
     }
 
     /// What `map` stores for this socket.

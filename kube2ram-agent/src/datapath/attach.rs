@@ -15,6 +15,8 @@ use super::{
 pub struct Settings {
     /// Directory of the pins, on a bpf file system.
     pub bpf_dir: PathBuf,
+    /// The cgroup2 mount: the root of all cgroups.
+    pub cgroup_root: PathBuf,
     /// The cgroup that holds all pods.
     pub pods_cgroup: PathBuf,
     /// The agent's own cgroup, which owns its listener. It may lie below `pods_cgroup`.
@@ -34,9 +36,21 @@ pub struct Datapath {
     ebpf: Ebpf,
 }
 
-/// `sock_ops` first: without it a redirected connection is not vouched for. The peer names last: they are cosmetic.
-const ORDER: [&str; 5] =
-    [program::SOCK_OPS, program::CONNECT4, program::CONNECT6, program::PEER_NAME4, program::PEER_NAME6];
+/// On the pods' cgroup. Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not
+/// vouched for. The peer names last: they are cosmetic.
+const ON_PODS: [&str; 8] = [
+    program::EGRESS,
+    program::SOCK_OPS,
+    program::CONNECT4,
+    program::CONNECT6,
+    program::SENDMSG4,
+    program::SENDMSG6,
+    program::PEER_NAME4,
+    program::PEER_NAME6,
+];
+
+/// On the root: what sockets from elsewhere need. After the others, which rewrite what is legitimate.
+const ON_ROOT: [&str; 3] = [program::TASK_CONNECT4, program::TASK_CONNECT6, program::TASK_SENDMSG4];
 
 impl Datapath {
     /// Loads, configures and attaches. Blocks for some 30 ms.
@@ -47,7 +61,7 @@ impl Datapath {
         check_kernel()?;
         let pins = Pins::open(&settings.bpf_dir)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
-        maps::configure(&pins, settings.metadata, settings.agent)?;
+        maps::configure(&pins, settings)?;
         let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
             let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
             tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
@@ -57,8 +71,11 @@ impl Datapath {
         if !settings.own_cgroup.starts_with(&settings.pods_cgroup) {
             ensure("agent", program::SOCK_OPS, &settings.own_cgroup)?;
         }
-        for program in ORDER {
+        for program in ON_PODS {
             ensure("pods", program, &settings.pods_cgroup)?;
+        }
+        for program in ON_ROOT {
+            ensure("root", program, &settings.cgroup_root)?;
         }
         if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
             // An agent that ran elsewhere would leave its program, never updated again, in force there.

@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, links::FdLink},
 };
 
 use super::{
@@ -91,6 +91,10 @@ fn create(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, Box<dyn 
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     let cgroup: OwnedFd = cgroup.as_fd().try_clone_to_owned()?;
     Ok(match ebpf.program_mut(name) {
+        Some(Program::CgroupSkb(program)) => {
+            let id = program.attach(cgroup, CgroupSkbAttachType::Egress, MODE)?;
+            program.take_link(id)?.try_into()?
+        }
         Some(Program::CgroupSockAddr(program)) => {
             let id = program.attach(cgroup, MODE)?;
             program.take_link(id)?.try_into()?

@@ -48,6 +48,7 @@ pub(super) fn load(pins: &Pins, debug: bool) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(object).map_err(|error| load_error("the object", error))?;
     for (name, program) in ebpf.programs_mut() {
         match program {
+            Program::CgroupSkb(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::SockOps(program) => program.load(),
             _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
@@ -60,6 +61,7 @@ pub(super) fn load(pins: &Pins, debug: bool) -> Result<Ebpf, DatapathError> {
 /// The descriptor of a loaded program.
 pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd, DatapathError> {
     match ebpf.program(name) {
+        Some(Program::CgroupSkb(program)) => program.fd(),
         Some(Program::CgroupSockAddr(program)) => program.fd(),
         Some(Program::SockOps(program)) => program.fd(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),

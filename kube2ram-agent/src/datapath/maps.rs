@@ -13,8 +13,8 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, HOST_LISTENER, MetadataAddr, Origin, OriginError, Origins, PassGrant,
-    pins::Pins,
+    AgentAddr, DatapathError, HOST_LISTENER, MetadataAddr, Origin, OriginError, Origins, PassGrant, Settings,
+    io_error, pins::Pins,
 };
 use prometheus_client::{
     collector::Collector,
@@ -22,7 +22,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use crate::identity::CgroupId;
+use crate::identity::{CgroupId, cgroup_id};
 
 /// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
 fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
@@ -34,18 +34,20 @@ where
 }
 
 /// Writes what the kernel half must know; done before anything is attached.
-pub(super) fn configure(pins: &Pins, metadata: MetadataAddr, agent: AgentAddr) -> Result<(), DatapathError> {
+pub(super) fn configure(pins: &Pins, settings: &Settings) -> Result<(), DatapathError> {
     let failed = |name| move |source| DatapathError::Map { what: "write", name, source };
+    let Settings { metadata: MetadataAddr(metadata), agent: AgentAddr(agent), pods_cgroup, .. } = settings;
     let config = Config {
-        metadata_addr_be: addr_be(*metadata.0.ip()),
-        metadata_port_be: port_be(metadata.0.port()),
+        pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
+        metadata_addr_be: addr_be(*metadata.ip()),
+        metadata_port_be: port_be(metadata.port()),
         reserved: 0,
     };
     open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;
     let target = Target {
         listener: HOST_LISTENER,
-        addr_be: addr_be(*agent.0.ip()),
-        port_be: port_be(agent.0.port()),
+        addr_be: addr_be(*agent.ip()),
+        port_be: port_be(agent.port()),
         reserved: 0,
     };
     open::<HashMap<_, u64, Target>>(pins, map::TARGETS)?

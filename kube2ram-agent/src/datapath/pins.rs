@@ -44,7 +44,7 @@ impl Pins {
             }
         })?;
         let directory = bpf_dir.join(format!("v{ABI_VERSION}"));
-        for kind in ["maps", "links/agent", "links/pods"] {
+        for kind in ["maps", "links/agent", "links/pods", "links/root"] {
             let path = directory.join(kind);
             fs::create_dir_all(&path).map_err(io_error("create", &path))?;
         }
@@ -55,7 +55,7 @@ impl Pins {
         self.directory.join("maps").join(name)
     }
 
-    /// `place` tells apart the links of one program: `pods` or `agent`.
+    /// `place` tells apart the links of one program: `pods`, `agent` or `root`.
     pub(super) fn link(&self, place: &str, program: &str) -> PathBuf {
         self.directory.join("links").join(place).join(program)
     }

@@ -52,6 +52,7 @@ impl Lab {
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             bpf_dir: self.bpf_dir.clone(),
+            cgroup_root: self.cgroup.parent().unwrap().into(),
             pods_cgroup: self.cgroup.join("pods"),
             own_cgroup: own_cgroup(&self.cgroup),
             metadata: MetadataAddr(METADATA),

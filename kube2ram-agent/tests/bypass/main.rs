@@ -1,0 +1,227 @@
+//! Rung 2: every known way past the connect hook, tried from a pod of a sandbox, before and after the agent started. What counts is the sniffer in
+//! the namespace that really owns the metadata address: not one packet of a pod may arrive there.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use kube2ram_sandbox::{
+    Sandbox,
+    node::PodSpec,
+    standin::{Accounts, Role},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
+const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
+const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+/// What a way that was redirected prints: the pod's role.
+const REDIRECTED: &str = "pod-role";
+
+/// Name of the way, whether it needs the pod's address, what comes of it with the agent.
+const FROM_POD: [(&str, bool, &str); 26] = [
+    ("tcp4", false, REDIRECTED),
+    ("tcp4_443", false, "EPERM"),
+    ("tcp4_8080", false, "EPERM"),
+    ("nonblocking", false, REDIRECTED),
+    ("bind_first", true, REDIRECTED),
+    ("bind_to_device", false, REDIRECTED),
+    ("reconnect", false, REDIRECTED),
+    ("accepted_reused", true, REDIRECTED),
+    ("tcp6_mapped", false, REDIRECTED),
+    ("mptcp4", false, REDIRECTED),
+    ("mptcp6_mapped", false, REDIRECTED),
+    ("fast_open", false, REDIRECTED),
+    ("fast_open6_mapped", false, REDIRECTED),
+    ("fast_open_connect", false, REDIRECTED),
+    ("repair", true, "ECONNRESET"),
+    ("udp_connect", false, "EPERM"),
+    ("udp6_connect", false, "EPERM"),
+    ("udp_sendto", false, "EPERM"),
+    ("udp6_sendto", false, "EPERM"),
+    ("udp_reconnect", true, "EPERM"),
+    ("icmp_sendto", false, "EPERM"),
+    ("icmp_connect", false, "EPERM"),
+    ("raw_syn", true, "EPERM"),
+    ("nested_cgroup", false, REDIRECTED),
+    ("cgroup_namespace", false, REDIRECTED),
+    ("network_namespace", false, "ENETUNREACH"),
+];
+
+/// Ways of a process that is no pod's and becomes one, with a socket from before.
+const INTO_POD: [[&str; 2]; 4] = [["moved", "tcp4"], ["moved", "tcp6"], ["moved", "udp"], ["passed", "tcp4"]];
+
+fn sandbox(name: &str) -> Sandbox {
+    let mut sandbox = Sandbox::create(name).unwrap();
+    for role in [REDIRECTED, "host-role"] {
+        sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
+    }
+    sandbox.add_pod(&PodSpec::new("pod").role(REDIRECTED)).unwrap();
+    sandbox.add_pod(&PodSpec::new("host-pod").role("host-role").host_network()).unwrap();
+    sandbox
+}
+
+fn start_agent(sandbox: &mut Sandbox) {
+    sandbox.start_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
+}
+
+fn command(sandbox: &Sandbox, pod: &str, way: &str) -> Command {
+    let pod = sandbox.pod(pod).unwrap().pod();
+    match way {
+        "nested_cgroup" => pod.nested_command("app", "nested/deeper", "python3").unwrap(),
+        "cgroup_namespace" => prefixed(pod.command("app", "unshare").unwrap(), &["-C", "python3"]),
+        "network_namespace" => prefixed(pod.command("app", "unshare").unwrap(), &["-Urn", "python3"]),
+        _ => pod.command("app", "python3").unwrap(),
+    }
+}
+
+fn prefixed(mut command: Command, arguments: &[&str]) -> Command {
+    command.args(arguments);
+    command
+}
+
+fn outcome(mut command: Command, way: &str, arguments: &[&str]) -> String {
+    let function = match way {
+        "nested_cgroup" | "cgroup_namespace" | "network_namespace" => "tcp4",
+        way => way,
+    };
+    let output = command.arg(WAYS).arg(function).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Packets of pods: all that do not come from the node's own address.
+fn packets_of_pods(sandbox: &Sandbox) -> usize {
+    thread::sleep(Duration::from_millis(20)); // what is under way arrives
+    let node = sandbox.node().ip();
+    sandbox.node().sniffer().packets().iter().filter(|packet| *packet.source.ip() != node).count()
+}
+
+/// Packets that begin something, whoever sent them: those of the agent's and the host's old connections may still trickle in.
+fn openings(sandbox: &Sandbox) -> usize {
+    const SYN: u8 = 2;
+    thread::sleep(Duration::from_millis(20));
+    let tcp = u8::try_from(libc::IPPROTO_TCP).unwrap();
+    let packets = sandbox.node().sniffer().packets();
+    packets.iter().filter(|packet| packet.protocol != tcp || packet.tcp_flags & SYN != 0).count()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_way_out_of_a_pod_reaches_the_metadata_server() {
+    let mut sandbox = sandbox("bypass");
+    let ip = sandbox.pod("pod").unwrap().pod().ip().to_string();
+    let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
+        let before = packets_of_pods(sandbox);
+        let arguments: &[&str] = if needs_ip { &[&ip] } else { &[] };
+        let outcome = outcome(command(sandbox, "pod", way), way, arguments);
+        (outcome, packets_of_pods(sandbox) - before)
+    };
+
+    // The control: without the agent each way leads there, or the row proves nothing.
+    for (way, needs_ip, with_agent) in FROM_POD {
+        let (outcome, packets) = attempt(&sandbox, way, needs_ip);
+        assert!(
+            packets > 0 || outcome == with_agent && way == "network_namespace",
+            "{way} without the agent: {outcome}, {packets} packets"
+        );
+    }
+    start_agent(&mut sandbox);
+    assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, REDIRECTED);
+    let wrong: Vec<_> = FROM_POD
+        .into_iter()
+        .filter_map(|(way, needs_ip, expected)| {
+            let (outcome, packets) = attempt(&sandbox, way, needs_ip);
+            (outcome != expected || packets > 0)
+                .then(|| format!("{way}: {outcome} instead of {expected}, {packets} packets"))
+        })
+        .collect();
+
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_socket_from_outside_serves_a_pod() {
+    let mut sandbox = sandbox("bypass-task");
+    let pod = sandbox.pod("pod").unwrap().pod();
+    let procs = pod.container_cgroup("app").unwrap().join("cgroup.procs");
+    let netns = format!("--net={}", pod.netns().unwrap().display());
+    // In the pod's network namespace, so that its packets would be the pod's; and in the node's.
+    let attempt = |sandbox: &Sandbox, way: [&str; 2], namespace: &[&str]| {
+        let mut command = sandbox.node().host_command(namespace.first().unwrap_or(&"python3"));
+        command.args(namespace.get(1..).unwrap_or_default());
+        outcome(command, way[0], &[procs.to_str().unwrap(), way[1]])
+    };
+    let namespaces: [&[&str]; 2] = [&["nsenter", &netns, "python3"], &[]];
+
+    for way in INTO_POD {
+        for namespace in namespaces {
+            let without = attempt(&sandbox, way, namespace);
+            assert!(
+                without == Accounts::NODE_ROLE || without == "sent",
+                "{way:?} without the agent: {without}"
+            );
+        }
+    }
+    start_agent(&mut sandbox);
+    for way in INTO_POD {
+        for namespace in namespaces {
+            let before = openings(&sandbox);
+            assert_eq!(attempt(&sandbox, way, namespace), "EPERM", "{way:?} in {namespace:?}");
+            assert_eq!(openings(&sandbox), before, "{way:?} in {namespace:?}");
+        }
+    }
+    // Host processes are none of its business.
+    assert_eq!(sandbox.host_curl(LIST).unwrap().body, Accounts::NODE_ROLE);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn host_network_pods_are_pods() {
+    let mut sandbox = sandbox("bypass-host");
+    let node = sandbox.node().ip().to_string();
+    start_agent(&mut sandbox);
+    let rows: [(&str, &[&str], &str); 6] = [
+        ("tcp4", &[], "host-role"),
+        ("tcp6_mapped", &[], "host-role"),
+        ("udp_sendto", &[], "EPERM"),
+        ("icmp_sendto", &[], "EPERM"),
+        ("raw_syn", &[&node], "EPERM"),
+        ("source_route", &[&node], "EPERM"),
+    ];
+
+    for (way, arguments, expected) in rows {
+        let before = openings(&sandbox);
+        let outcome = outcome(command(&sandbox, "host-pod", way), way, arguments);
+        assert!(outcome == expected || way == "source_route" && outcome == "timeout", "{way}: {outcome}");
+        assert_eq!(openings(&sandbox), before, "{way}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_from_before_are_cut() {
+    let mut sandbox = sandbox("bypass-old");
+    let mut child = command(&sandbox, "pod", "existing")
+        .args([WAYS, "existing"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "connected");
+
+    start_agent(&mut sandbox);
+    let before = packets_of_pods(&sandbox);
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+
+    let outcome = lines.next().unwrap().unwrap();
+    child.wait().unwrap();
+    assert!(outcome == "timeout" || outcome == "EPERM", "{outcome}");
+    assert_eq!(packets_of_pods(&sandbox), before);
+}

@@ -1,0 +1,32 @@
+//! `sendmsg4`, `sendmsg6`: no datagram to the metadata server from a socket that never called connect(2).
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use kube2ram_common::{abi::Counter, connection::v4_mapped};
+
+use crate::{
+    context::SockAddr,
+    maps::{CONFIG, count},
+};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn k2r_sendmsg4(context: SockAddrContext) -> i32 {
+    judge(SockAddr::new(context).addr_be())
+}
+
+/// An IPv6 socket that sends to a mapped address is seen by `sendmsg4` (Linux 5.10–6.18); this one is for a kernel that thinks otherwise.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn k2r_sendmsg6(context: SockAddrContext) -> i32 {
+    v4_mapped(SockAddr::new(context).addr6_be()).map_or(ALLOW, judge)
+}
+
+#[inline(always)]
+fn judge(addr_be: u32) -> i32 {
+    if CONFIG.get(0).is_some_and(|config| addr_be != config.metadata_addr_be) {
+        return ALLOW;
+    }
+    count(Counter::DeniedMessage);
+    DENY
+}

@@ -1,0 +1,67 @@
+//! The task gate, at the cgroup root: a pod's task must not use a socket that was made outside of the pods (passed over, or kept while its
+//! process moved in). Which programs run is the socket's matter, so those on the pods' cgroup never see it; the calling task is what counts here.
+//!
+//! It runs after the pods' own programs, which have rewritten what is legitimate, so it only ever sees leftovers.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use kube2ram_common::{
+    abi::{Config, Counter, MAX_CGROUP_LEVEL},
+    connection::v4_mapped,
+};
+
+use crate::{
+    context::{SockAddr, current_ancestor_cgroup},
+    maps::{CONFIG, PASS, count},
+};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn k2r_task_conn4(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    judge(&context, context.addr_be())
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn k2r_task_conn6(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn k2r_task_send4(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    judge(&context, context.addr_be())
+}
+
+#[inline(always)]
+fn judge(context: &SockAddr, addr_be: u32) -> i32 {
+    // Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    if addr_be != config.metadata_addr_be || !is_pods_task(config) {
+        return ALLOW;
+    }
+    if context.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
+        return ALLOW;
+    }
+    count(Counter::DeniedTask);
+    DENY
+}
+
+/// By id on every level rather than at a level that user space tells: in a nested node, paths do not begin at the kernel's root.
+#[inline(always)]
+fn is_pods_task(config: &Config) -> bool {
+    let mut level = 1;
+    while level <= MAX_CGROUP_LEVEL {
+        let cgroup = current_ancestor_cgroup(level);
+        if cgroup == config.pods_cgroup {
+            return true;
+        }
+        if cgroup == 0 {
+            break;
+        }
+        level += 1;
+    }
+    false
+}
