@@ -4,6 +4,7 @@ mod command;
 
 mod ebpf;
 mod build;
+mod sdks;
 mod setup;
 mod steps;
 
@@ -45,6 +46,9 @@ enum Task {
         /// Counts a test that cannot run here as failed
         #[arg(long, env = "CI", num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
         no_skip: Option<bool>,
+        /// Runs unmodified SDKs in pods instead, and installs them under target/sdks
+        #[arg(long)]
+        sdks: bool,
     },
 }
 
@@ -66,6 +70,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => steps::lint(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
-        Task::Test { no_skip } => steps::test(no_skip.unwrap_or(false)),
+        Task::Test { no_skip, sdks: true } => sdks::test(no_skip.unwrap_or(false)),
+        Task::Test { no_skip, sdks: false } => steps::test(no_skip.unwrap_or(false)),
     }
 }

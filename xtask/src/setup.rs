@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -114,8 +114,14 @@ pub(crate) fn is_root() -> bool {
 
 /// Tells whether PATH, or the directories of administration programs, hold `program`.
 pub(crate) fn in_path(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where PATH, or the directories of administration programs, hold `program`.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).is_file())
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
 }

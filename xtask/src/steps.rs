@@ -50,7 +50,7 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
     run(&mut show)
 }
 
-fn sandbox_binary() -> Result<PathBuf> {
+pub(crate) fn sandbox_binary() -> Result<PathBuf> {
     say("building the sandbox");
     run(cargo().args(["build", "--locked", "--package", "kube2ram-sandbox"]))?;
     Ok(target_dir().join("debug/kube2ram-sandbox"))

@@ -7,6 +7,7 @@ pub mod client;
 pub mod clock;
 pub mod node;
 mod sandbox;
+pub mod sdk;
 pub mod show;
 pub mod standin;
 

@@ -1,8 +1,9 @@
-//! `kube2ram-sandbox`: the shop window (`show`), a way into its pods (`exec`) and the client that runs inside them (`client`).
+//! `kube2ram-sandbox`: the shop window (`show`), trials of real clients (`sdk`), a way into its pods (`exec`) and the client that runs inside them (`client`).
 //! Depends on the library. Called by `cargo xtask sandbox`, people, and tests.
 
 use std::{
     env,
+    ffi::OsString,
     io::{Write as _, stdin, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
     client::{Family, Hold, Request, Storm, raw},
     node::Record,
+    sdk::{self, Sdk},
     show,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +42,23 @@ enum Command {
         /// Leaves everything running until Ctrl-C.
         #[arg(long)]
         keep: bool,
+    },
+    /// Runs a real client in a pod, with nothing but the agent to get credentials from; prints a row of a table, and exits with 1 when
+    /// it does not get what it should.
+    #[command(hide = true)]
+    Sdk {
+        /// The agent's binary.
+        #[arg(long)]
+        agent: PathBuf,
+        /// The requests that it is known to make; recorded when there is no such file.
+        #[arg(long)]
+        fixture: PathBuf,
+        /// What to call it.
+        #[arg(long)]
+        name: String,
+        /// The client; the address of STS and the pod's role are appended.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
     },
     /// Runs a command in a pod of a sandbox that is being kept.
     Exec {
@@ -102,13 +121,19 @@ fn main() -> Result<ExitCode> {
     match Args::parse().command {
         Command::Client(client) => run_client(client)?,
         Command::Exec { target, command } => return exec(&target, &command),
+        Command::Sdk { agent, fixture, name, command } => {
+            remove_on_signal(sdk::NAME)?;
+            if !(Sdk { command, fixture, name }).run(&agent, &mut stdout())? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Show { agent, keep } => return run_show(&agent, keep),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
-    remove_on_signal()?;
+    remove_on_signal(show::NAME)?;
     let (sandbox, right) = show::show(agent, &mut stdout())?;
     if keep {
         writeln!(
@@ -126,7 +151,7 @@ fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
 }
 
 /// A signal ends the process without dropping anything, so what is on record is removed first.
-fn remove_on_signal() -> Result<()> {
+fn remove_on_signal(node: &'static str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
@@ -136,7 +161,7 @@ fn remove_on_signal() -> Result<()> {
                 return;
             };
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            Record::remove(show::NAME);
+            Record::remove(node);
             process::exit(130);
         });
     })?;

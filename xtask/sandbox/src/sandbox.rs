@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -168,6 +169,14 @@ impl Sandbox {
     /// STS.
     pub fn sts(&self) -> &Sts {
         &self.sts
+    }
+
+    /// The same STS once more, where pods reach it: at the node's address. It has a record of its own.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub fn sts_for_pods(&self) -> Result<Sts> {
+        Sts::start(Bind::new((self.node.ip(), 0).into(), TcpListener::bind), Arc::clone(&self.accounts))
     }
 
     /// A pod to run something in.

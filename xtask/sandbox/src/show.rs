@@ -3,6 +3,8 @@
 
 mod table;
 
+pub(crate) use self::table::mark;
+
 use std::{
     path::Path,
     thread,
@@ -55,7 +57,7 @@ pub fn show(agent: &Path, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool
     writeln!(
         out,
         "{} {arrived} packets from pods reached the metadata server ({leaked} did before kube2ram started)",
-        table::mark(arrived == 0)
+        mark(arrived == 0)
     )?;
     writeln!(out, "{:.1?} in all", started.elapsed())?;
 

@@ -66,7 +66,7 @@ impl fmt::Display for Table {
 }
 
 /// ✓ or ✗.
-pub(super) fn mark(right: bool) -> char {
+pub(crate) fn mark(right: bool) -> char {
     if right { '✓' } else { '✗' }
 }
 

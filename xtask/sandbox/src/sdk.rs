@@ -1,0 +1,153 @@
+//! A trial of a real client: unmodified, with no configuration at all, in a pod whose only source of credentials is the agent.
+//! Depends on `sandbox`. Called by the binary's `sdk`, which `cargo xtask test --sdks` runs for each client.
+
+mod client;
+mod requests;
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use self::client::{Answer, Client};
+use crate::{
+    Sandbox,
+    client::caller_identity,
+    node::PodSpec,
+    show::mark,
+    standin::{Accounts, Role, Sts, Tokens},
+};
+
+/// The client under trial.
+#[derive(Debug)]
+pub struct Sdk {
+    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each line of its input it obtains
+    /// credentials anew and prints them, in JSON, with its `Version` and, when it can make a signed call, the `Arn` that STS told it.
+    pub command: Vec<OsString>,
+    /// The requests that it is known to make, one a line.
+    pub fixture: PathBuf,
+    /// What to call it.
+    pub name: String,
+}
+
+/// The node's name; also how the signal handler finds what to remove.
+pub const NAME: &str = "sdks";
+
+const POD: &str = "orders";
+const ROLE: &str = "orders-role";
+
+impl Sdk {
+    /// Runs the trial and prints a row of the table. Returns whether everything was as it should be.
+    ///
+    /// # Errors
+    /// When the sandbox cannot be made or nobody listens.
+    pub fn run(&self, agent: &Path, out: &mut dyn Write) -> Result<bool> {
+        let mut sandbox = Sandbox::create(NAME)?;
+        sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
+        sandbox.add_pod(&PodSpec::new(POD).role(ROLE))?;
+        let sts = sandbox.sts_for_pods()?;
+
+        let verdict = self.try_out(&mut sandbox, &sts, agent);
+        let right = verdict.is_ok();
+        let text = match verdict {
+            Ok(Passed { requests, signature, version }) => {
+                format!("{version:<8}  {signature:<9}  {}", requests::abridged(&requests))
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        writeln!(out, "{} {:<31}  {text}", mark(right), self.name)?;
+        Ok(right)
+    }
+
+    fn try_out(&self, sandbox: &mut Sandbox, sts: &Sts, agent: &Path) -> Result<Passed> {
+        // Without an agent it talks to the metadata server itself, which tells what a client expects to find there.
+        let answer = self.start(sandbox, sts, Accounts::NODE_ROLE)?.ask()?;
+        ensure!(answer.role() == Accounts::NODE_ROLE, "got {:?} without an agent", answer.role());
+        let requests = requests::seen(&sandbox.metadata().seen(), Accounts::NODE_ROLE);
+        self.compare(&requests)?;
+
+        sandbox.add_agent(agent, &["--auto-discover-base-arn"])?.set_env("KUBE2RAM_LOG_FORMAT", "json");
+        sandbox.agent()?.start()?;
+        let leaked = packets_from_pods(sandbox);
+        let mut client = self.start(sandbox, sts, ROLE)?;
+        let answer = expect_own_role(sandbox, sts, &mut client, &requests).context("with the agent")?;
+        sandbox.agent()?.restart(None)?;
+        expect_own_role(sandbox, sts, &mut client, &requests).context("after a restart of the agent")?;
+        sandbox.agent()?.terminate()?;
+        sandbox.metadata().set_tokens(Tokens::Required);
+        sandbox.metadata().forget_tokens();
+        ensure!(
+            sandbox.host_curl(requests::LIST)?.status == 403,
+            "the metadata server is not in token-only mode"
+        );
+        sandbox.agent()?.start()?;
+        expect_own_role(sandbox, sts, &mut client, &requests).context("in token-only mode")?;
+        let arrived = packets_from_pods(sandbox) - leaked;
+        ensure!(arrived == 0, "{arrived} packets reached the metadata server");
+
+        let signature = sts.calls().last().map_or("-", |call| call.signature);
+        Ok(Passed { requests, signature, version: answer.version })
+    }
+
+    fn start(&self, sandbox: &Sandbox, sts: &Sts, role: &str) -> Result<Client> {
+        let (program, args) = self.command.split_first().context("no command")?;
+        let mut command = sandbox.pod(POD)?.pod().command("app", program)?;
+        command.args(args).arg(sts.url().trim_start_matches("http://")).arg(role);
+        Client::start(command, sandbox.node().directory())
+    }
+
+    /// Compares with the fixture, or records it.
+    fn compare(&self, requests: &[String]) -> Result<()> {
+        let path = self.fixture.display();
+        let made = requests.join("\n") + "\n";
+        if !self.fixture.exists() {
+            fs::write(&self.fixture, made).with_context(|| format!("cannot write {path}"))?;
+            return Ok(());
+        }
+        let known = fs::read_to_string(&self.fixture).with_context(|| format!("cannot read {path}"))?;
+        ensure!(
+            made == known,
+            "its requests are no longer those of {path} (remove it to record them): {requests:?}"
+        );
+        Ok(())
+    }
+}
+
+struct Passed {
+    requests: Vec<String>,
+    signature: &'static str,
+    version: String,
+}
+
+/// Asks once more, and checks whose credentials come, what STS says they are, and that the agent saw the known requests and no others.
+fn expect_own_role(
+    sandbox: &mut Sandbox,
+    sts: &Sts,
+    client: &mut Client,
+    requests: &[String],
+) -> Result<Answer> {
+    let logged = sandbox.agent()?.log().len();
+    let answer = client.ask()?;
+    ensure!(answer.role() == ROLE, "it got credentials of {:?}", answer.role());
+    let arn = match &answer.arn {
+        Some(arn) => arn.clone(),
+        None => caller_identity(&sandbox.sts().url(), &answer.credentials)?,
+    };
+    ensure!(arn.contains(&format!(":assumed-role/{ROLE}/")), "STS says that it is {arn}");
+    let calls = sts.calls();
+    ensure!(calls.iter().all(|call| call.outcome == "OK"), "a call of its own failed: {calls:?}");
+    let untokened = requests.iter().map(|request| request.trim_end_matches(requests::WITH_TOKEN));
+    let agent = sandbox.agent()?;
+    let answered = requests::answered(&agent.log()[logged..], ROLE)?;
+    ensure!(untokened.eq(&answered), "the agent answered {answered:?}, known are {requests:?}");
+    Ok(answer)
+}
+
+fn packets_from_pods(sandbox: &Sandbox) -> usize {
+    let node = sandbox.node().ip();
+    sandbox.node().sniffer().packets().iter().filter(|packet| *packet.source.ip() != node).count()
+}

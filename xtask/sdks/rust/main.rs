@@ -1,0 +1,35 @@
+//! Obtains credentials as the SDK does by itself; each line of input asks once more, with a new chain. Prints JSON lines.
+
+use std::io::stdin;
+
+use reqsign_aliyun_oss::DefaultCredentialProvider;
+use reqsign_core::{Context, OsEnv, ProvideCredential};
+use reqsign_file_read_tokio::TokioFileRead;
+use reqsign_http_send_reqwest::ReqwestHttpSend;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let context = Context::new()
+        .with_file_read(TokioFileRead)
+        .with_http_send(ReqwestHttpSend::new(reqwest::Client::new()))
+        .with_env(OsEnv);
+    for line in stdin().lines() {
+        line?;
+        let given = DefaultCredentialProvider::new().provide_credential(&context).await?;
+        let given = given.ok_or("the chain has no credentials")?;
+        let answer = serde_json::json!({
+            "AccessKeyId": given.access_key_id,
+            "AccessKeySecret": given.access_key_secret,
+            "SecurityToken": given.security_token,
+            "Version": version("reqsign-aliyun-oss"),
+        });
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// The locked version of a crate.
+fn version(name: &str) -> Option<&'static str> {
+    let package = format!("name = \"{name}\"\nversion = \"");
+    include_str!("Cargo.lock").split(&package).nth(1)?.split('"').next()
+}

@@ -1,0 +1,192 @@
+//! Real clients: installs pinned versions of unmodified SDKs under target/sdks and lets the sandbox try each of them.
+//! Depends on the package managers of their languages. Called by `main`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build,
+    command::{cargo, root, run, say, target_dir},
+    setup, steps,
+};
+
+/// SDKs that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy in `target/sdks/<name>` is where
+/// they are installed and built.
+struct Language {
+    name: &'static str,
+    /// What must be on the machine.
+    tools: &'static [&'static str],
+    /// Called in the copy.
+    install: fn(&Path) -> Result<()>,
+    /// Names, and commands, in which `./` stands for the copy.
+    clients: &'static [(&'static str, &'static [&'static str])],
+}
+
+const LANGUAGES: [Language; 5] = [
+    Language {
+        name: "python",
+        tools: &["python3"],
+        install: |here| {
+            run(Command::new("python3").current_dir(here).args(["-m", "venv", "venv"]))?;
+            let pip = here.join("venv/bin/pip");
+            run(Command::new(pip)
+                .current_dir(here)
+                .args(["install", "--quiet", "--no-deps", "--disable-pip-version-check"])
+                .args(["--requirement", "requirements.txt"]))
+        },
+        clients: &[
+            (
+                "python-alibabacloud-credentials",
+                &["./venv/bin/python", "./client.py", "alibabacloud-credentials"],
+            ),
+            (
+                "python-aliyun-python-sdk-core",
+                &["./venv/bin/python", "./client.py", "aliyun-python-sdk-core"],
+            ),
+            ("python-oss2", &["./venv/bin/python", "./client.py", "oss2"]),
+        ],
+    },
+    Language {
+        name: "node",
+        tools: &["node", "npm"],
+        install: |here| {
+            run(Command::new("npm").current_dir(here).args([
+                "ci",
+                "--silent",
+                "--ignore-scripts",
+                "--no-audit",
+                "--no-fund",
+            ]))
+        },
+        clients: &[("node-credentials", &["node", "./client.js"])],
+    },
+    Language {
+        name: "go",
+        tools: &["go"],
+        install: |here| run(Command::new("go").current_dir(here).args(["build", "-o", "client", "."])),
+        clients: &[("go-credentials-go", &["./client"])],
+    },
+    Language {
+        name: "java",
+        tools: &["java", "javac", "mvn"],
+        install: |here| {
+            run(Command::new("mvn").current_dir(here).args([
+                "--quiet",
+                "--batch-mode",
+                "compile",
+                "dependency:copy-dependencies",
+            ]))
+        },
+        clients: &[(
+            "java-credentials-java",
+            &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
+        )],
+    },
+    Language {
+        name: "rust",
+        tools: &[],
+        install: |here| {
+            run(cargo().current_dir(here).args(["build", "--quiet", "--locked", "--target-dir", "target"]))
+        },
+        clients: &[("rust-reqsign-aliyun-oss", &["./target/debug/client"])],
+    },
+];
+
+/// Installs every SDK whose language is on this machine, and tries each in a pod.
+pub(crate) fn test(no_skip: bool) -> Result<()> {
+    if !setup::is_root() && !setup::in_path("sudo") {
+        bail!("the sandbox makes cgroups, network namespaces and eBPF programs: run it as root");
+    }
+    setup::building()?;
+    setup::programs()?;
+    let (agent, sandbox) = (build::agent(false)?, steps::sandbox_binary()?);
+    let mut skipped = Vec::new();
+    let mut commands = Vec::new();
+    for language in &LANGUAGES {
+        let missing = language.tools.iter().find(|tool| !setup::in_path(tool));
+        if let Some(tool) = missing {
+            skipped.extend(language.clients.iter().map(|(name, _)| format!("{name} (no {tool})")));
+            continue;
+        }
+        let here = language.installed()?;
+        for (name, words) in language.clients {
+            commands.push((name, expanded(words, &here)));
+        }
+    }
+
+    say("real clients, each in a pod of its own sandbox");
+    say(format!("  {:<31}  {:<8}  {:<9}  REQUESTS", "CLIENT", "VERSION", "SIGNATURE"));
+    let mut failed = Vec::new();
+    for (name, command) in commands {
+        let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
+        let mut trial = setup::privileged(&sandbox);
+        trial.args(["sdk", "--name", name, "--agent"]).arg(&agent).arg("--fixture").arg(fixture);
+        if run(trial.arg("--").args(command)).is_err() {
+            failed.push(name);
+        }
+    }
+    for client in &skipped {
+        say(format!("SKIPPED: {client}"));
+    }
+    if !failed.is_empty() {
+        bail!("failed: {failed:?}");
+    }
+    if no_skip && !skipped.is_empty() {
+        bail!("skipped: {skipped:?}");
+    }
+    Ok(())
+}
+
+impl Language {
+    /// Installs unless exactly these sources have been; tells where.
+    fn installed(&self) -> Result<PathBuf> {
+        let (from, here) =
+            (root().join("xtask/sdks").join(self.name), target_dir().join("sdks").join(self.name));
+        let files = sources(&from)?;
+        let stamp = here.join("installed");
+        let wanted = files.iter().flat_map(|(_, text)| text.bytes()).collect::<Vec<_>>();
+        if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+            return Ok(here);
+        }
+        say(format!("installing the SDKs for {}", self.name));
+        if here.exists() {
+            fs::remove_dir_all(&here)?;
+        }
+        fs::create_dir_all(&here)?;
+        for (path, text) in files {
+            fs::write(here.join(path.file_name().context("a file has a name")?), text)?;
+        }
+        (self.install)(&here).with_context(|| format!("cannot install the SDKs for {}", self.name))?;
+        fs::write(&stamp, wanted)?;
+        Ok(here)
+    }
+}
+
+/// The command with absolute paths: the client is given no directory and no PATH of ours.
+fn expanded(words: &[&str], here: &Path) -> Vec<String> {
+    let here = format!("{}/", here.display());
+    let mut words = words.iter().map(|word| word.replace("./", &here)).collect::<Vec<_>>();
+    if let Some(program) = setup::find(&words[0]) {
+        words[0] = program.display().to_string();
+    }
+    words
+}
+
+/// The files of a directory, in order.
+fn sources(directory: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = fs::read_dir(directory)?
+        .map(|entry| {
+            let path = entry?.path();
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((path, text))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
+}
