@@ -1,11 +1,10 @@
 //! Obtains credentials as the SDK does by itself; each line of input asks once more, with a new chain. Prints JSON lines.
 
-use std::io::stdin;
-
 use reqsign_aliyun_oss::DefaultCredentialProvider;
 use reqsign_core::{Context, OsEnv, ProvideCredential};
 use reqsign_file_read_tokio::TokioFileRead;
 use reqsign_http_send_reqwest::ReqwestHttpSend;
+use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,8 +12,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .with_file_read(TokioFileRead)
         .with_http_send(ReqwestHttpSend::new(reqwest::Client::new()))
         .with_env(OsEnv);
-    for line in stdin().lines() {
-        line?;
+    // Not blocking: a pool notices that the server has closed a connection only while the runtime runs.
+    let mut lines = BufReader::new(stdin()).lines();
+    while lines.next_line().await?.is_some() {
         let given = DefaultCredentialProvider::new().provide_credential(&context).await?;
         let given = given.ok_or("the chain has no credentials")?;
         let answer = serde_json::json!({
