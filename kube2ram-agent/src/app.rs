@@ -6,13 +6,13 @@ mod discovery;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, sync::SetOnce, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -151,7 +151,7 @@ pub async fn run(
         }
     });
 
-    let entitlements = Arc::new(OnceLock::new());
+    let entitlements = Arc::new(SetOnce::new());
     let pipeline = Pipeline {
         origins: Arc::new(origins),
         cgroups: Arc::new(cgroups),

@@ -2,13 +2,13 @@
 //! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
 //! The home of hyper, with `admin`.
 
-use std::{
-    os::fd::AsFd,
-    sync::{Arc, OnceLock},
-};
+use std::{os::fd::AsFd, sync::Arc};
 
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::SetOnce,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
@@ -65,7 +65,7 @@ pub struct Pipeline {
     /// Pod UID → pod; namespace → allow-list.
     pub directory: Arc<dyn Directory>,
     /// Pod → credentials; empty until account and region are known.
-    pub entitlements: Arc<OnceLock<Entitlements>>,
+    pub entitlements: Arc<SetOnce<Entitlements>>,
     /// What pods' owners should read.
     pub notices: Arc<dyn Notices>,
     /// The real metadata server.

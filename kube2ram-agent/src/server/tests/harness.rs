@@ -126,7 +126,7 @@ impl Harness {
             origins: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
-            entitlements: Arc::new(OnceLock::from(entitlements)),
+            entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
             upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
         };
