@@ -95,6 +95,11 @@ fn install(packages: &[&str]) -> Result<()> {
         .stdin(Stdio::null()))
 }
 
+/// What runs other kernels.
+pub(crate) fn emulator() -> Result<()> {
+    if in_path("qemu-system-x86_64") { Ok(()) } else { install(&["qemu-system-x86"]) }
+}
+
 /// A command that runs as root: as it is, or through sudo.
 pub(crate) fn privileged(program: impl AsRef<std::ffi::OsStr>) -> Command {
     if is_root() {
