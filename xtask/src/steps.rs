@@ -74,6 +74,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
         return Ok(());
     }
     say(format!("kernel {}", capture(std::process::Command::new("uname").arg("-r")).unwrap_or_default()));
+    setup::bpf_file_system()?;
     // One at a time: they share the machine's routes and count packets.
     run(ebpf::embed(cargo().args(workspace), &objects).args(["--", "--ignored", "--test-threads=1"]))?;
     say("rung 3, other kernels, runs by itself: cargo xtask test --kernels");
