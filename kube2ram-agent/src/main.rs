@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return tell(&error),
     };
-    telemetry::init(config.log_format, config.log_level);
+    telemetry::init(config.log_format, config.log_level, config.debug);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
