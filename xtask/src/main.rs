@@ -74,7 +74,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => steps::lint(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
-Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
+        Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
         Task::Test { sdks: true, no_skip, .. } => sdks::test(no_skip.unwrap_or(false)),
         Task::Test { no_skip, .. } => steps::test(no_skip.unwrap_or(false)),
     }
