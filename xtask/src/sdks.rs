@@ -68,7 +68,9 @@ const LANGUAGES: [Language; 5] = [
     Language {
         name: "go",
         tools: &["go"],
-        install: |here| run(Command::new("go").current_dir(here).args(["build", "-o", "client", "."])),
+        install: |here| {
+            run(Command::new("go").current_dir(here).args(["build", "-buildvcs=false", "-o", "client", "."]))
+        },
         clients: &[("go-credentials-go", &["./client"])],
     },
     Language {

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use self::client::{Answer, Client};
 use crate::{
@@ -101,13 +101,13 @@ impl Sdk {
         Client::start(command, sandbox.node().directory())
     }
 
-    /// Compares with the fixture, or records it.
+    /// Compares with the fixture. A missing one is recorded, and fails all the same: someone must have looked at it.
     fn compare(&self, requests: &[String]) -> Result<()> {
         let path = self.fixture.display();
         let made = requests.join("\n") + "\n";
         if !self.fixture.exists() {
             fs::write(&self.fixture, made).with_context(|| format!("cannot write {path}"))?;
-            return Ok(());
+            bail!("recorded {path}: look at it and run this again");
         }
         let known = fs::read_to_string(&self.fixture).with_context(|| format!("cannot read {path}"))?;
         ensure!(
