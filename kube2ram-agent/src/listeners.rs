@@ -219,7 +219,8 @@ impl PodListeners {
         let now = Instant::now();
         let mut due = Vec::new();
         for (id, pod) in &mut self.pods {
-            let has_fired = pod.population.is_some_and(|watched| fired.contains(&watched));
+            // A pod whose listener cannot be opened costs everybody's time, so it does not decide when.
+            let has_fired = !pod.complained && pod.population.is_some_and(|watched| fired.contains(&watched));
             if has_fired {
                 pod.examined = 0;
             }
@@ -263,7 +264,8 @@ impl PodListeners {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
         let outcome = match netns::of_pod(&pod.cgroup, host) {
-            Found::Own(netns) if pod.open.as_ref().is_some_and(|open| open.netns == netns.id) => return,
+            // A sandbox that is being replaced may have its last process still.
+            Found::Own(netns) if pod.open.as_ref().is_some_and(|open| open.netns == netns.id) => Ok(false),
             Found::Own(netns) => self.open(id, &netns, shutdown),
             Found::Hosts => Ok(false),
             Found::Hidden => {
@@ -276,8 +278,7 @@ impl PodListeners {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         match outcome {
             Ok(true) => {
-                pod.complained = false;
-                return;
+                (pod.complained, pod.examined) = (false, PAUSES);
             }
             Ok(false) => {}
             Err(error) => {

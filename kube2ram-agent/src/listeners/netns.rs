@@ -9,10 +9,15 @@ use std::{
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
     thread,
+    time::Duration,
 };
 
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
+    io::Errno,
+    net::{
+        AddressFamily, SocketFlags, SocketType, accept, bind, connect, getsockname, listen, socket_with,
+        sockopt,
+    },
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -108,16 +113,31 @@ pub(super) fn listen_in(netns: &Netns, addr: Ipv4Addr) -> io::Result<(TcpListene
             let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
             // What a former agent's connections left on the same address must not stand in the way.
             sockopt::set_socket_reuseaddr(&socket, true)?;
-            // Fails where the loopback device is down: then nobody could connect either.
             bind(&socket, &SocketAddrV4::new(addr, 0))?;
             listen(&socket, BACKLOG)?;
-            let bound = rustix::net::getsockname(&socket)?;
-            Ok((TcpListener::from(socket), SocketAddrV4::try_from(bound)?))
+            let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
+            probe(bound)?;
+            // The probe's end, so that nobody has to serve it.
+            accept(&socket).map(drop)?;
+            Ok((TcpListener::from(socket), bound))
         })?;
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
 }
 
+/// Dials a listener from within its namespace: where the loopback device is down or filtered, a pod is not to be sent to it.
+fn probe(addr: SocketAddrV4) -> io::Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PROBE_TIMEOUT))?;
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?; // leaves no TIME_WAIT behind
+    match connect(&socket, &addr) {
+        Err(Errno::INPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected?),
+    }
+}
+
+/// The loopback device takes microseconds, and all other pods wait for one whose device drops packets.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 /// As tokio's own listeners.
 const BACKLOG: i32 = 1024;
 /// A container's cgroup is the pod's child; crun puts its processes one further down.

@@ -37,18 +37,6 @@ fn a_pod_that_cannot_reach_the_host_gets_its_role_from_its_own_listener() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn translation_of_the_pods_addresses_does_not_matter() {
-    let lab = Lab::with_agent("in-pod-snat", &pods());
-    lab.own_target("orders");
-    // On the host's side the hand-over would look for a 4-tuple that nobody announced.
-    ip_in(&lab, "orders", &["addr", "add", "192.0.2.77/32", "dev", "eth0"]);
-    ip_in(&lab, "orders", &["route", "change", "default", "dev", "eth0", "src", "192.0.2.77"]);
-
-    assert_eq!(lab.role("orders"), "orders-role");
-}
-
-#[test]
-#[ignore = "needs root: cargo xtask test"]
 fn ten_thousand_connects_of_two_pods_are_told_apart() {
     const EACH: usize = 5000;
     let lab = Lab::with_agent("in-pod-storm", &pods());
