@@ -91,8 +91,8 @@ enum ListenError {
 
 /// How often everything is looked at, whether something happened or not.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// A first process is in the pod's cgroup a few milliseconds before it is in the pod's namespace, and that is no event: it is looked at again after this,
-/// twice this and so on.
+/// A first process is in the pod's cgroup a few milliseconds before it is in the pod's namespace, and no event tells of that: after an event, a pod is
+/// looked at again after this, twice this and so on.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The last of these pauses is 2.6 s; after that, only the next event or the next full pass helps.
 const PAUSES: u32 = 10;
@@ -235,73 +235,84 @@ impl PodListeners {
         Ok(())
     }
 
-    /// Closes the listeners of pods that are gone.
+    /// Forgets pods that are gone.
     fn close_others(&mut self, living: &HashSet<CgroupId>) {
-        let Self { pods, targets, metrics, .. } = self;
-        pods.retain(|id, pod| {
-            if living.contains(id) {
-                return true;
+        let gone: Vec<_> = self.pods.keys().filter(|id| !living.contains(id)).copied().collect();
+        for id in gone {
+            if self.close(id) {
+                self.pods.remove(&id);
             }
-            let Some(open) = &pod.open else { return false };
-            // Nobody is to be sent to a listener that is closed. With the cgroup gone nobody can be, so it may be tried again later.
-            match targets.remove(*id) {
-                Ok(()) => {
-                    open.closing.cancel();
-                    debug!(cgroup.id = %id, addr = %open.addr, "listener in a pod closed");
-                    false
-                }
-                Err(error) => {
-                    metrics.failed("close");
-                    warn!(cgroup.id = %id, error = chain(&error), "cannot forget a pod's listener");
-                    true
-                }
-            }
-        });
+        }
     }
 
-    /// Gives a pod its listener, if it can have one now; otherwise notes when to look again.
+    /// Sends a pod to the host's listener, then closes its own; in this order, so that nobody is sent to one that is closed. Whether there is none now.
+    fn close(&mut self, id: CgroupId) -> bool {
+        let Some(pod) = self.pods.get_mut(&id) else { return true };
+        let Some(open) = pod.open.take() else { return true };
+        if let Err(error) = self.targets.remove(id) {
+            pod.open = Some(open); // to be tried again
+            self.metrics.failed("close");
+            warn!(cgroup.id = %id, error = chain(&error), "cannot forget a pod's listener");
+            return false;
+        }
+        open.closing.cancel();
+        debug!(cgroup.id = %id, addr = %open.addr, "listener in a pod closed");
+        true
+    }
+
+    /// Gives a pod the listener that it can have now, and notes when to look again.
     fn examine(&mut self, id: CgroupId, host: NetnsId, shutdown: &CancellationToken) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
-        let outcome = match netns::of_pod(&pod.cgroup, host) {
-            // A sandbox that is being replaced may have its last process still.
-            Found::Own(netns) if pod.open.as_ref().is_some_and(|open| open.netns == netns.id) => Ok(false),
-            Found::Own(netns) => self.open(id, &netns, shutdown),
-            Found::Hosts => Ok(false),
+        let found = match netns::of_pod(&pod.cgroup, host) {
+            Ok(found) => found,
+            Err(error) => {
+                self.metrics.failed("find");
+                return self.warn_once("cannot look at a pod's processes", Some(&error));
+            }
+        };
+        match found {
             Found::Hidden => {
                 self.metrics.failed("find");
-                self.warn_once("pods' processes are hidden (hostPID: true is missing); the host's listener serves all pods", None);
+                let what =
+                    "pods' processes are hidden: set hostPID: true; the host's listener serves all pods";
+                return self.warn_once(what, None);
+            }
+            // The listener would keep the namespace alive, for whose end the network plugin may wait.
+            Found::Nobody => {
+                self.close(id);
                 return;
             }
-            Found::Nobody => return,
-        };
-        let Some(pod) = self.pods.get_mut(&id) else { return };
-        match outcome {
-            Ok(true) => {
-                (pod.complained, pod.examined) = (false, PAUSES);
+            Found::Own(netns) if pod.open.as_ref().is_none_or(|open| open.netns != netns.id) => {
+                self.open_or_close(id, &netns, shutdown);
             }
-            Ok(false) => {}
-            Err(error) => {
-                self.metrics.failed(error.step());
-                if !pod.complained {
-                    pod.complained = true;
-                    warn!(cgroup.id = %id, error = chain(&error), "the host's listener serves a pod");
-                }
-            }
+            Found::Hosts | Found::Own(_) => {}
         }
-        if pod.examined < PAUSES {
+        // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new one's.
+        if let Some(pod) = self.pods.get_mut(&id).filter(|pod| pod.examined < PAUSES) {
             pod.again_at = Some(Instant::now() + FIRST_PAUSE * 2_u32.pow(pod.examined));
             pod.examined += 1;
         }
     }
 
+    /// Where it cannot be opened, the pod's listener in an earlier namespace is of no use either.
+    fn open_or_close(&mut self, id: CgroupId, netns: &Netns, shutdown: &CancellationToken) {
+        let outcome = self.open(id, netns, shutdown);
+        if let Err(error) = &outcome {
+            self.close(id);
+            self.metrics.failed(error.step());
+        }
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        let has_complained = std::mem::replace(&mut pod.complained, outcome.is_err());
+        if let Err(error) = outcome
+            && !has_complained
+        {
+            warn!(cgroup.id = %id, error = chain(&error), "the host's listener serves a pod");
+        }
+    }
+
     /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in an earlier namespace.
-    fn open(
-        &mut self,
-        id: CgroupId,
-        netns: &Netns,
-        shutdown: &CancellationToken,
-    ) -> Result<bool, ListenError> {
+    fn open(&mut self, id: CgroupId, netns: &Netns, shutdown: &CancellationToken) -> Result<(), ListenError> {
         let opens = || self.pods.values().filter_map(|pod| pod.open.as_ref());
         let (listener_id, addr) = self.names.next(|addr| opens().any(|open| open.addr == addr));
         let listen_error = |source| ListenError::Listen(addr, source);
@@ -316,7 +327,7 @@ impl PodListeners {
         if let Some(former) = self.pods.get_mut(&id).and_then(|pod| std::mem::replace(&mut pod.open, open)) {
             former.closing.cancel();
         }
-        Ok(true)
+        Ok(())
     }
 
     fn warn_once(&mut self, what: &'static str, error: Option<&io::Error>) {

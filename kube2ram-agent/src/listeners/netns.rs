@@ -59,12 +59,15 @@ pub(super) enum Found {
 /// The namespace of the oldest process outside of the host's namespace: the pause process, where there is one. (CRI-O keeps its monitors, which are
 /// older and the host's, in the pod's cgroup.) A process that moved itself elsewhere can be it only where nothing older is left, and harms its own pod
 /// alone, because the target holds for that pod's cgroup.
-pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> Found {
+///
+/// # Errors
+/// When descriptors or memory run out: then nothing is known.
+pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> io::Result<Found> {
     let (mut found, mut oldest) = (Found::Nobody, u64::MAX);
     let mut cgroups = VecDeque::from([(cgroup.to_owned(), 0)]);
     let mut left = MAX_CGROUPS;
     while let Some((cgroup, depth)) = cgroups.pop_front() {
-        for pid in pids(&cgroup) {
+        for pid in pids(&cgroup)? {
             if pid == 0 {
                 if oldest == u64::MAX {
                     found = Found::Hidden;
@@ -84,7 +87,7 @@ pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> Found {
             if let Ok(file) = File::open(&path)
                 && let Ok(id) = NetnsId::of(file.metadata())
                 && id != host
-                && pids(&cgroup).any(|again| again == pid)
+                && pids(&cgroup)?.contains(&pid)
             {
                 (found, oldest) = (Found::Own(Netns { file, id }), started);
             }
@@ -98,7 +101,7 @@ pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> Found {
             left -= cgroups.len() - before;
         }
     }
-    found
+    Ok(found)
 }
 
 /// Listens on `addr` in a namespace, on a port of the kernel's choice: a fixed one would take that port from the pod, because whoever binds the
@@ -140,8 +143,8 @@ fn probe(addr: SocketAddrV4) -> io::Result<()> {
 const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 /// As tokio's own listeners.
 const BACKLOG: i32 = 1024;
-/// A container's cgroup is the pod's child; crun puts its processes one further down.
-const MAX_DEPTH: usize = 2;
+/// A container's cgroup is the pod's child; crun puts its processes one further down, systemd in a container another one or two.
+const MAX_DEPTH: usize = 4;
 /// How many cgroups of a pod are searched: containers may make more. Nearest first.
 const MAX_CGROUPS: usize = 128;
 /// How much of a `cgroup.procs` is read. The kernel lists a cgroup's first processes first.
@@ -149,18 +152,20 @@ const MAX_PROCS_BYTES: u64 = 4096;
 /// `starttime` in proc_pid_stat(5), counted from behind the command's closing parenthesis, which ends the second field.
 const START_TIME: usize = 22 - 3;
 
-/// The processes in a cgroup; none when it is gone.
-fn pids(cgroup: &Path) -> impl Iterator<Item = u32> + use<> {
+/// The processes in a cgroup: none when it is gone, or of the kind that holds only threads.
+fn pids(cgroup: &Path) -> io::Result<Vec<u32>> {
     let mut text = String::new();
     let read = File::open(cgroup.join("cgroup.procs"))
         .and_then(|file| file.take(MAX_PROCS_BYTES).read_to_string(&mut text));
-    if read.is_err() {
-        text.clear();
+    if let Err(error) = read {
+        let is_empty = [Errno::NOENT, Errno::NODEV, Errno::OPNOTSUPP]
+            .iter()
+            .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+        return if is_empty { Ok(Vec::new()) } else { Err(error) };
     }
     // The last line may be cut.
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
-    text.truncate(whole);
-    text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>().into_iter()
+    Ok(text[..whole].lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 /// When a process started, in ticks since boot.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -9,7 +10,7 @@ use std::{
 use kube2ram_sandbox::node::PodSpec;
 
 use crate::{
-    pods,
+    LIST, pods,
     support::{Lab, eventually, ip_in, output},
 };
 
@@ -86,15 +87,36 @@ fn a_sandbox_made_anew_gets_a_listener_in_its_new_namespace() {
 
     let after = eventually(|| lab.target("billing").filter(|target| *target != before));
     let netns = format!("--net=/proc/{}/ns/net", sandbox.id());
-    let mut curl = lab.pod("billing").unwrap().pod().command("app", "nsenter").unwrap();
-    let url = format!("http://100.100.100.200{}", crate::LIST);
-    let role = output(curl.args([&netns, "curl", "--silent", "--max-time", "3", &url]));
+    let url = format!("http://100.100.100.200{LIST}");
+    let role = || {
+        let mut curl = lab.pod("billing").unwrap().pod().command("app", "nsenter").unwrap();
+        output(curl.args([&netns, "curl", "--silent", "--max-time", "3", &url]))
+    };
 
     assert!(after.listener > before.listener, "{before:?} {after:?}");
-    assert_eq!(role, "billing-role");
+    // It has no way to the host, so this is the pod's own listener.
+    eventually(|| (role() == "billing-role").then_some(()));
     eventually(|| (listening(&mut lab) == 2).then_some(()));
     sandbox.kill().unwrap();
     sandbox.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_without_the_hosts_pid_namespace_says_so_once_and_serves_on_the_host() {
+    let mut lab = Lab::without_agent("in-pod-hidden", &pods());
+    let wrapper = lab.node().directory().join("agent.sh");
+    let agent = env!("CARGO_BIN_EXE_kube2ram");
+    let unshare = "unshare --pid --fork --kill-child --mount-proc";
+    fs::write(&wrapper, format!("#!/bin/sh\nexec {unshare} {agent} \"$@\"\n")).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+
+    lab.start_agent(&wrapper, &["--auto-discover-base-arn"]).unwrap();
+    eventually(|| (lab.metric(r#"kube2ram_pod_listener_failures_total{step="find"}"#) >= 2.0).then_some(()));
+
+    assert_eq!(lab.role("orders"), "orders-role");
+    assert_eq!(lab.targets(), []);
+    assert_eq!(lab.agent().unwrap().log().matches("hostPID: true").count(), 1);
 }
 
 /// How many sockets the agent has that listen in pods: those that the host's namespace does not know.
