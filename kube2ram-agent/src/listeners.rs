@@ -191,7 +191,7 @@ impl PodListeners {
             }
         })?;
         let living: HashSet<_> = listed.iter().map(|(id, _)| *id).collect();
-        self.close_others(&living);
+        self.forget_others(&living, watch);
         for (id, cgroup) in listed {
             if self.pods.contains_key(&id) {
                 continue;
@@ -236,11 +236,14 @@ impl PodListeners {
     }
 
     /// Forgets pods that are gone.
-    fn close_others(&mut self, living: &HashSet<CgroupId>) {
+    fn forget_others(&mut self, living: &HashSet<CgroupId>, watch: Option<&watch::Handle>) {
         let gone: Vec<_> = self.pods.keys().filter(|id| !living.contains(id)).copied().collect();
         for id in gone {
-            if self.close(id) {
-                self.pods.remove(&id);
+            if self.close(id)
+                && let Some(pod) = self.pods.remove(&id)
+                && let (Some(watch), Some(population)) = (watch, pod.population)
+            {
+                watch.end(population);
             }
         }
     }

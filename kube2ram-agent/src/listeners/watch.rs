@@ -62,10 +62,18 @@ impl Handle {
     }
 
     /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
-    /// Ends with the cgroup.
+    /// To be ended with [`Self::end`], because it does not end with the cgroup: kernfs tells no watch that its file is removed.
     pub(super) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
         let file = cgroup.join("cgroup.events");
         inotify::add_watch(&*self.0, file, WatchFlags::MODIFY).map(WatchId).map_err(Into::into)
+    }
+
+    /// Ends a watch; an event of its own.
+    pub(super) fn end(&self, watch: WatchId) {
+        if let Err(error) = inotify::remove_watch(&*self.0, watch.0) {
+            // A kernel that ends watches with their files was faster.
+            tracing::debug!(%error, "cannot end a watch");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
 fn a_new_pod_gets_its_listener_by_event_and_a_deleted_one_leaves_nothing() {
     let mut lab = Lab::with_agent("in-pod-new", &pods());
     let before = [lab.own_target("orders"), lab.own_target("billing")];
+    let watches = watched(&mut lab);
     lab.add(&PodSpec::new("late").role("late-role"));
     let there = Instant::now();
     let first = lab.role("late");
@@ -34,6 +35,7 @@ fn a_new_pod_gets_its_listener_by_event_and_a_deleted_one_leaves_nothing() {
     eventually(|| lab.targets().iter().all(|(id, _)| *id != cgroup).then_some(()));
     eventually(|| (lab.metric("kube2ram_pod_listeners") == 2.0).then_some(()));
     assert_eq!(listening(&mut lab), 2);
+    assert_eq!(watched(&mut lab), watches);
 }
 
 #[test]
@@ -119,11 +121,21 @@ fn an_agent_without_the_hosts_pid_namespace_says_so_once_and_serves_on_the_host(
     assert_eq!(lab.agent().unwrap().log().matches("hostPID: true").count(), 1);
 }
 
+/// How many files the agent watches.
+fn watched(lab: &mut Lab) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fdinfo", pid(lab))).unwrap();
+    let texts = files.filter_map(|file| fs::read_to_string(file.ok()?.path()).ok());
+    texts.map(|text| text.lines().filter(|line| line.starts_with("inotify wd:")).count()).sum()
+}
+
+fn pid(lab: &mut Lab) -> String {
+    let procs = lab.agent().unwrap().pod().container_cgroup("agent").unwrap().join("cgroup.procs");
+    fs::read_to_string(procs).unwrap().trim().to_owned()
+}
+
 /// How many sockets the agent has that listen in pods: those that the host's namespace does not know.
 fn listening(lab: &mut Lab) -> usize {
-    let procs = lab.agent().unwrap().pod().container_cgroup("agent").unwrap().join("cgroup.procs");
-    let pid = fs::read_to_string(procs).unwrap();
-    let links = fs::read_dir(format!("/proc/{}/fd", pid.trim())).unwrap();
+    let links = fs::read_dir(format!("/proc/{}/fd", pid(lab))).unwrap();
     let inodes = links.filter_map(|link| {
         let link = fs::read_link(link.ok()?.path()).ok()?;
         Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
