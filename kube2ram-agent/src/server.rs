@@ -39,10 +39,10 @@ use crate::{
 };
 
 /// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
-const CONNECTIONS: usize = 1024;
+const CONNECTIONS: usize = 4096;
 /// How many of them one pod may have, so that it cannot lock out its neighbours, however many cgroups it makes. Callers that are no pod
 /// share one such allowance.
-const CONNECTIONS_PER_POD: usize = 128;
+const CONNECTIONS_PER_POD: usize = 512;
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]

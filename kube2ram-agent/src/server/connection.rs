@@ -241,7 +241,8 @@ impl Connection {
         let name = pod.as_ref().map(|pod| &*pod.name);
         let cgroup = self.origin.map(|origin| origin.cgroup.0);
         let method = cut(method.as_str());
-        let latency_ms = took.as_secs_f64() * 1000.0;
+        // Whole microseconds, or a decimal fraction prints as 0.055279999999999996.
+        let latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         let Some(error) = error else {
             info!(
                 pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
