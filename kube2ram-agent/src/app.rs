@@ -36,6 +36,7 @@ use crate::{
     datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
     identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
+    listeners::{self, PodListeners},
     policy::check_allow_list,
     server::{self, Pipeline, Server},
 };
@@ -124,13 +125,14 @@ pub async fn run(
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
         own_cgroup: own_cgroup(&cgroup_root).map_err(AppError::Cgroups)?,
-        pods_cgroup,
+        pods_cgroup: pods_cgroup.clone(),
         metadata: MetadataAddr(config.metadata_addr),
         agent: AgentAddr(agent),
         debug: config.debug,
     };
     let datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
     let origins = datapath.origins().map_err(AppError::Datapath)?;
+    let targets = datapath.targets().map_err(AppError::Datapath)?;
     let pass = datapath.pass().map_err(AppError::Datapath)?;
     registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
     parts.spawn("the kernel half", datapath.run(config.debug));
@@ -162,7 +164,6 @@ pub async fn run(
 
     let entitlements = Arc::new(SetOnce::new());
     let pipeline = Pipeline {
-        origins: Arc::new(origins),
         cgroups: Arc::new(cgroups),
         directory: Arc::clone(&cluster) as _,
         entitlements: Arc::clone(&entitlements),
@@ -175,7 +176,21 @@ pub async fn run(
         host_network_pods: config.host_network_pods,
     };
     let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);
-    parts.spawn("the metadata service", server.serve(app_listener, shutdown.clone()));
+    let pod_listeners = PodListeners::new(
+        &cgroup_root,
+        &pods_cgroup,
+        targets,
+        origins.clone(),
+        listeners::Metrics::new(&mut registry),
+        Box::new({
+            let (server, tasks) = (Arc::clone(&server), tasks.clone());
+            move |listener, origins, closing| {
+                tasks.spawn(Arc::clone(&server).serve(listener, origins, closing));
+            }
+        }),
+    );
+    parts.spawn("the metadata service", server.serve(app_listener, Arc::new(origins), shutdown.clone()));
+    parts.spawn("listeners in pods", pod_listeners.run(shutdown.clone()));
 
     let discovery = discovery::Discovery {
         metadata: Metadata::new(upstream),

@@ -18,7 +18,7 @@ use std::{
 
 pub use self::{
     attach::{Datapath, Settings},
-    maps::{AcceptedOrigins, Counters, PassMark},
+    maps::{AcceptedOrigins, Counters, PassMark, Targets},
 };
 use crate::identity::CgroupId;
 
@@ -37,6 +37,9 @@ pub enum OriginError {
     /// Two sockets claimed one 4-tuple, or the record was lost on its way: the kernel half vouches for nobody.
     #[error("ambiguous connection")]
     Ambiguous,
+    /// Another listener was meant: the caller dialled this one itself, or from a namespace that is not its pod's.
+    #[error("connection meant for another listener")]
+    Misdirected,
     /// Reading the socket's storage failed.
     #[error("cannot read the origin of a connection")]
     Read(#[source] io::Error),
@@ -130,8 +133,12 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Datapa
     move |source| DatapathError::Io { what, path: path.to_owned(), source }
 }
 
+/// Names a listener of the agent. Never reused for another one before a reboot, and the maps do not outlive that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerId(pub u64);
+
 /// The listener that holds for pods without one of their own: the one in the host's namespace.
-pub(crate) const HOST_LISTENER: u64 = 1;
+const HOST_LISTENER: ListenerId = ListenerId(1);
 
 /// The address that redirected connections are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
 //! The home of hyper, with `admin`.
 
-use std::{os::fd::AsFd, sync::Arc};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -58,8 +58,6 @@ pub struct Config {
 /// The steps that a request goes through.
 #[derive(Clone)]
 pub struct Pipeline {
-    /// Accepted socket → cgroup.
-    pub origins: Arc<dyn Origins>,
     /// Cgroup → pod UID.
     pub cgroups: Arc<dyn CgroupPods>,
     /// Pod UID → pod; namespace → allow-list.
@@ -101,13 +99,19 @@ impl Server {
     }
 
     /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
-    /// within 6 s.
+    /// within 6 s. `origins` tells who they come from, and refuses those meant for another listener.
     ///
     /// # Cancel safety
     /// Dropping the future closes the listener only.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        origins: Arc<dyn Origins>,
+        shutdown: CancellationToken,
+    ) {
         listener::accept(listener, &shutdown, |stream, peer| {
-            let connection = Connection::new(Arc::clone(&self), peer, self.origin_of(&stream, peer));
+            let origin = self.origin_of(&*origins, &stream, peer);
+            let connection = Connection::new(Arc::clone(&self), peer, origin);
             let Some(slot) = self.slots.take(connection.pod_uid()) else {
                 self.metrics.connections_refused.inc();
                 debug!(%peer, "too many connections");
@@ -125,8 +129,8 @@ impl Server {
     }
 
     /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.
-    fn origin_of(&self, stream: &TcpStream, peer: std::net::SocketAddr) -> Option<Origin> {
-        match self.pipeline.origins.origin_of(stream.as_fd()) {
+    fn origin_of(&self, origins: &dyn Origins, stream: &TcpStream, peer: SocketAddr) -> Option<Origin> {
+        match origins.origin_of(stream.as_fd()) {
             Ok(origin) => Some(origin),
             Err(error) => {
                 self.metrics.unvouched_connections.inc();

@@ -6,8 +6,8 @@ use aya::Ebpf;
 use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, HOST_LISTENER, MetadataAddr, PassMark, links, load,
-    log, maps, pins::Pins,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
+    maps, pins::Pins,
 };
 
 /// What the kernel half needs.
@@ -89,7 +89,15 @@ impl Datapath {
     /// # Errors
     /// When the pinned map cannot be opened.
     pub fn origins(&self) -> Result<AcceptedOrigins, DatapathError> {
-        AcceptedOrigins::open(&self.pins, HOST_LISTENER)
+        AcceptedOrigins::open(&self.pins)
+    }
+
+    /// Sends pods to listeners of their own.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be opened.
+    pub fn targets(&self) -> Result<Targets, DatapathError> {
+        Targets::open(&self.pins)
     }
 
     /// Grants the agent's own sockets their pass.

@@ -2,7 +2,9 @@
 
 use std::{
     fmt, io,
+    net::SocketAddrV4,
     os::fd::{AsRawFd as _, BorrowedFd},
+    sync::Arc,
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
@@ -13,8 +15,8 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, HOST_LISTENER, MetadataAddr, Origin, OriginError, Origins, PassGrant, Settings,
-    io_error, pins::Pins,
+    AgentAddr, DatapathError, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
+    PassGrant, Settings, io_error, pins::Pins,
 };
 use prometheus_client::{
     collector::Collector,
@@ -44,27 +46,84 @@ pub(super) fn configure(pins: &Pins, settings: &Settings) -> Result<(), Datapath
         reserved: 0,
     };
     open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;
-    let target = Target {
-        listener: HOST_LISTENER,
-        addr_be: addr_be(*agent.ip()),
-        port_be: port_be(agent.port()),
-        reserved: 0,
-    };
-    open::<HashMap<_, u64, Target>>(pins, map::TARGETS)?
-        .insert(DEFAULT_TARGET, target, 0)
-        .map_err(failed(map::TARGETS))
+    let mut targets = Targets::open(pins)?;
+    targets.set(DEFAULT_TARGET, HOST_LISTENER, *agent)?;
+    targets.forget_pods()
+}
+
+/// Where pods are redirected to, by the pod's cgroup.
+#[derive(Debug)]
+pub struct Targets(HashMap<MapData, u64, Target>);
+
+impl Targets {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        open(pins, map::TARGETS).map(Self)
+    }
+
+    /// Sends a pod's connections to a listener of its own, which must be listening.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses; what held for the pod before still does.
+    pub fn insert(
+        &mut self,
+        pod: CgroupId,
+        listener: ListenerId,
+        addr: SocketAddrV4,
+    ) -> Result<(), DatapathError> {
+        self.set(pod.0, listener, addr)
+    }
+
+    /// Sends a pod's connections to the host's listener again. Call it before the pod's own is closed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, pod: CgroupId) -> Result<(), DatapathError> {
+        match self.0.remove(&pod.0) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(()),
+            Err(source) => Err(DatapathError::Map { what: "remove from", name: map::TARGETS, source }),
+        }
+    }
+
+    fn set(&mut self, cgroup: u64, listener: ListenerId, addr: SocketAddrV4) -> Result<(), DatapathError> {
+        let target = Target {
+            listener: listener.0,
+            addr_be: addr_be(*addr.ip()),
+            port_be: port_be(addr.port()),
+            reserved: 0,
+        };
+        let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
+        self.0.insert(cgroup, target, 0).map_err(failed)
+    }
+
+    /// Removes what a former agent left: nobody listens there any more.
+    fn forget_pods(&mut self) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { what: "read", name: map::TARGETS, source };
+        let cgroups = self.0.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let mut pods = cgroups.into_iter().filter(|cgroup| *cgroup != DEFAULT_TARGET);
+        pods.try_for_each(|pod| self.remove(CgroupId(pod)))
+    }
 }
 
 /// Reads the records that the kernel half leaves with the sockets of one listener.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AcceptedOrigins {
-    records: SkStorage<MapData, ConnectRecord>,
-    listener: u64,
+    records: Arc<SkStorage<MapData, ConnectRecord>>,
+    listener: ListenerId,
+    /// The key of the listener's target.
+    target_cgroup: u64,
 }
 
 impl AcceptedOrigins {
-    pub(super) fn open(pins: &Pins, listener: u64) -> Result<Self, DatapathError> {
-        Ok(Self { records: open(pins, map::ACCEPTED)?, listener })
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let records = Arc::new(open(pins, map::ACCEPTED)?);
+        Ok(Self { records, listener: HOST_LISTENER, target_cgroup: DEFAULT_TARGET })
+    }
+
+    /// Reads those of a pod's own listener instead.
+    #[must_use]
+    pub fn of_pod(&self, pod: CgroupId, listener: ListenerId) -> Self {
+        Self { records: Arc::clone(&self.records), listener, target_cgroup: pod.0 }
     }
 }
 
@@ -74,8 +133,12 @@ impl Origins for AcceptedOrigins {
             MapError::KeyNotFound => OriginError::Unvouched,
             error => OriginError::Read(io::Error::other(error)),
         })?;
-        if record.flags & FLAG_AMBIGUOUS != 0 || record.listener != self.listener || record.cgroup == 0 {
+        if record.flags & FLAG_AMBIGUOUS != 0 || record.cgroup == 0 {
             return Err(OriginError::Ambiguous);
+        }
+        // Two independent facts: which listener, and under which pod's cgroup the caller's was found.
+        if record.listener != self.listener.0 || record.target_cgroup != self.target_cgroup {
+            return Err(OriginError::Misdirected);
         }
         Ok(Origin { cgroup: CgroupId(record.cgroup), tgid: record.tgid })
     }

@@ -24,6 +24,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -110,7 +111,12 @@ pub(crate) async fn accept(
 ) {
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => on_accept(stream, peer),
+            Ok((stream, peer)) => {
+                on_accept(stream, peer);
+                // A burst must not be accepted faster than it is served, or it meets its caller's bound without need: with several listeners,
+                // all of the runtime's threads could be accepting.
+                yield_now().await;
+            }
             Err(error) => {
                 warn!(error = %error, "cannot accept a connection");
                 sleep(ACCEPT_BACKOFF).await;

@@ -29,7 +29,8 @@ const FROM_POD: [(&str, bool, &str); 26] = [
     ("tcp4_8080", false, "EPERM"),
     ("nonblocking", false, REDIRECTED),
     ("bind_first", true, REDIRECTED),
-    ("bind_to_device", false, REDIRECTED),
+    // Bound to eth0, it cannot reach the agent's listener on the pod's loopback device: fails closed.
+    ("bind_to_device", false, "timeout"),
     ("reconnect", false, REDIRECTED),
     ("accepted_reused", true, REDIRECTED),
     ("tcp6_mapped", false, REDIRECTED),

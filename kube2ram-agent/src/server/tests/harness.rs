@@ -51,7 +51,7 @@ pub(super) struct World {
 
 pub(super) struct Harness {
     pub(super) world: Arc<World>,
-    pub(super) addr: std::net::SocketAddr,
+    pub(super) addr: SocketAddr,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) registry: Registry,
@@ -125,7 +125,6 @@ impl Harness {
         };
         configure(&mut config);
         let pipeline = Pipeline {
-            origins: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
             entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
@@ -135,7 +134,7 @@ impl Harness {
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        tasks.spawn(server.serve(listener, shutdown.clone()));
+        tasks.spawn(server.serve(listener, Arc::clone(&world) as _, shutdown.clone()));
         Self { world, addr, tasks, shutdown, registry }
     }
 
@@ -207,7 +206,7 @@ pub(super) fn response(text: &str) -> Response<String> {
 /// Stands in for the real metadata server: keeps every request head and answers it.
 async fn upstream(world: Arc<World>) -> std::net::SocketAddrV4 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let std::net::SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
+    let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let world = Arc::clone(&world);

@@ -1,0 +1,103 @@
+//! The pods' cgroups, as directories. Depends on `identity` for their names; called by `listeners`.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirEntryExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::identity::{CgroupId, pod_of_path};
+
+/// Where pods' cgroups are.
+#[derive(Debug)]
+pub(super) struct PodCgroups {
+    root: PathBuf,
+    pods: PathBuf,
+}
+
+impl PodCgroups {
+    pub(super) fn new(root: &Path, pods: &Path) -> Self {
+        Self { root: root.to_owned(), pods: pods.to_owned() }
+    }
+
+    /// All pods there are: the pods cgroup's children, and those of its classes. Each of these directories is shown to `before` before it is read, so
+    /// that a watch set there misses nothing.
+    ///
+    /// # Errors
+    /// When one cannot be read; one that is gone is empty.
+    pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<(CgroupId, PathBuf)>> {
+        let mut found = Vec::new();
+        before(&self.pods);
+        for (id, path) in children(&self.pods)? {
+            if self.is_pod(&path) {
+                found.push((id, path));
+                continue;
+            }
+            before(&path);
+            found.extend(children(&path)?.into_iter().filter(|(_, path)| self.is_pod(path)));
+        }
+        Ok(found)
+    }
+
+    fn is_pod(&self, path: &Path) -> bool {
+        match (path.strip_prefix(&self.root), self.pods.strip_prefix(&self.root)) {
+            (Ok(path), Ok(pods)) => pod_of_path(path, pods).is_some(),
+            _ => false,
+        }
+    }
+}
+
+fn children(directory: &Path) -> io::Result<Vec<(CgroupId, PathBuf)>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push((CgroupId(entry.ino()), entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::identity::cgroup_id;
+
+    #[test]
+    fn lists_pods_of_every_class_and_nothing_below_them() {
+        const UID: &str = "0b8c2a5e-1f6d-4f0e-9d1c-3a1d5f1f000";
+        let root = tempfile::tempdir().unwrap();
+        let pods = root.path().join("kubepods");
+        let expected =
+            [format!("pod{UID}1"), format!("burstable/pod{UID}2"), format!("besteffort/pod{UID}3")]
+                .map(|name| pods.join(name));
+        for path in &expected {
+            fs::create_dir_all(path.join(format!("pod{UID}4"))).unwrap();
+        }
+        fs::create_dir_all(pods.join(format!("burstable/other/pod{UID}5"))).unwrap();
+        let seen = RefCell::new(Vec::new());
+
+        let mut found =
+            PodCgroups::new(root.path(), &pods).list(|path| seen.borrow_mut().push(path.to_owned())).unwrap();
+
+        let mut expected = expected.map(|path| (cgroup_id(&path).unwrap(), path)).to_vec();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        seen.borrow_mut().sort();
+        assert_eq!(*seen.borrow(), [pods.clone(), pods.join("besteffort"), pods.join("burstable")]);
+    }
+
+    #[test]
+    fn without_the_pods_cgroup_there_are_no_pods() {
+        let root = tempfile::tempdir().unwrap();
+
+        assert_eq!(PodCgroups::new(root.path(), &root.path().join("kubepods")).list(|_| ()).unwrap(), []);
+    }
+}

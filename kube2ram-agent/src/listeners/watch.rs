@@ -1,0 +1,133 @@
+//! Tells when something happens to pods' cgroups, by inotify. Owns the one thread that waits for it. Called by `listeners`.
+
+use std::{io, mem::MaybeUninit, os::fd::OwnedFd, path::Path, sync::Arc, thread};
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::sync::mpsc;
+
+/// Names a watched file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct WatchId(i32);
+
+impl WatchId {
+    /// Events were dropped: anything may have happened (inotify(7), `IN_Q_OVERFLOW`).
+    pub(super) const OVERFLOW: Self = Self(-1);
+}
+
+/// The events. Dropping it ends the thread.
+#[derive(Debug)]
+pub(super) struct Watch {
+    handle: Handle,
+    events: mpsc::Receiver<WatchId>,
+    waker: i32,
+}
+
+/// Says what is watched.
+#[derive(Clone, Debug)]
+pub(super) struct Handle(Arc<OwnedFd>);
+
+/// How many events wait here; more wait in the kernel (16,384 by default), and then it says that it dropped some.
+const QUEUE: usize = 256;
+
+impl Watch {
+    /// Starts to watch nothing.
+    pub(super) fn start() -> io::Result<Self> {
+        let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
+        // Removing a watch is an event: the one that ends the thread. This watch has no other.
+        let waker = inotify::add_watch(&*inotify, "/", WatchFlags::DELETE_SELF)?;
+        let (sender, events) = mpsc::channel(QUEUE);
+        let reader = Arc::clone(&inotify);
+        thread::Builder::new().name("cgroup-events".into()).spawn(move || forward(&reader, &sender))?;
+        Ok(Self { handle: Handle(inotify), events, waker })
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits for events; `false` when none will come any more.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
+    pub(super) async fn next(&mut self, events: &mut Vec<WatchId>) -> bool {
+        self.events.recv_many(events, QUEUE).await > 0
+    }
+}
+
+impl Handle {
+    /// Watches a directory for children that come and go. Again, if it is watched already, which costs nothing.
+    pub(super) fn children(&self, directory: &Path) -> io::Result<()> {
+        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        inotify::add_watch(&*self.0, directory, flags).map(drop).map_err(Into::into)
+    }
+
+    /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
+    /// To be ended with [`Self::end`], because it does not end with the cgroup: kernfs tells no watch that its file is removed.
+    pub(super) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
+        let file = cgroup.join("cgroup.events");
+        inotify::add_watch(&*self.0, file, WatchFlags::MODIFY).map(WatchId).map_err(Into::into)
+    }
+
+    /// Ends a watch; an event of its own.
+    pub(super) fn end(&self, watch: WatchId) {
+        if let Err(error) = inotify::remove_watch(&*self.0, watch.0) {
+            // A kernel that ends watches with their files was faster.
+            tracing::debug!(%error, "cannot end a watch");
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.events.close();
+        if let Err(error) = inotify::remove_watch(&*self.handle.0, self.waker) {
+            tracing::warn!(%error, "cannot end the thread that watches cgroups");
+        }
+    }
+}
+
+/// Ends when nobody listens, or when reading fails, which it does for no reason that could pass.
+fn forward(inotify: &OwnedFd, events: &mpsc::Sender<WatchId>) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(inotify, &mut buffer);
+    loop {
+        match reader.next() {
+            Ok(event) if events.blocking_send(WatchId(event.wd())).is_err() => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot read what happens to cgroups");
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tells_of_children_and_ends_its_thread() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::start().unwrap();
+        let inotify = Arc::downgrade(&watch.handle.0);
+        watch.handle().children(directory.path()).unwrap();
+
+        fs::create_dir(directory.path().join("pod")).unwrap();
+
+        let mut events = Vec::new();
+        assert!(timeout(Duration::from_secs(10), watch.next(&mut events)).await.unwrap());
+        assert_eq!(events.len(), 1);
+        drop(watch);
+        let ended = async {
+            while inotify.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), ended).await.unwrap();
+    }
+}

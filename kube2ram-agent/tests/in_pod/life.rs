@@ -1,0 +1,147 @@
+//! Listeners come and go with pods and with the agent.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use kube2ram_sandbox::node::PodSpec;
+
+use crate::{
+    LIST, pods,
+    support::{Lab, eventually, ip_in, output},
+};
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_new_pod_gets_its_listener_by_event_and_a_deleted_one_leaves_nothing() {
+    let mut lab = Lab::with_agent("in-pod-new", &pods());
+    let before = [lab.own_target("orders"), lab.own_target("billing")];
+    let watches = watched(&mut lab);
+    lab.add(&PodSpec::new("late").role("late-role"));
+    let there = Instant::now();
+    let first = lab.role("late");
+
+    let own = lab.own_target("late");
+    println!("own listener after {:?}", there.elapsed());
+    let cgroup = lab.cgroup("late");
+
+    assert_eq!(first, "late-role", "by whichever listener");
+    assert!(before.iter().all(|target| target.addr != own.addr && target.listener != own.listener));
+    assert_eq!(lab.role("late"), "late-role");
+    lab.remove_pod("late").unwrap();
+    eventually(|| lab.targets().iter().all(|(id, _)| *id != cgroup).then_some(()));
+    eventually(|| (lab.metric("kube2ram_pod_listeners") == 2.0).then_some(()));
+    assert_eq!(listening(&mut lab), 2);
+    assert_eq!(watched(&mut lab), watches);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn where_no_listener_can_be_opened_the_hosts_serves() {
+    let mut lab = Lab::without_agent("in-pod-host", &pods());
+    ip_in(&lab, "orders", &["link", "set", "lo", "down"]);
+
+    lab.start();
+    lab.own_target("billing");
+    eventually(|| {
+        (lab.metric(r#"kube2ram_pod_listener_failures_total{step="listen"}"#) >= 2.0).then_some(())
+    });
+
+    assert_eq!(lab.role("orders"), "orders-role");
+    assert_eq!(lab.target("orders"), None);
+    assert_eq!(lab.agent().unwrap().log().matches("the host's listener serves a pod").count(), 1);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_that_is_back_opens_them_again_and_forgets_the_former_ones() {
+    let mut lab = Lab::with_agent("in-pod-back", &pods());
+    let before = lab.own_target("orders");
+    ip_in(&lab, "orders", &["link", "set", "eth0", "down"]);
+
+    lab.agent().unwrap().kill().unwrap();
+    let gone = lab.cgroup("billing");
+    lab.remove_pod("billing").unwrap();
+
+    assert!(lab.role("orders").contains("refused"), "{}", lab.role("orders"));
+    assert!(lab.targets().iter().any(|(id, _)| *id == gone), "nobody was there to forget it");
+    lab.agent().unwrap().start().unwrap();
+    let after = eventually(|| lab.target("orders").filter(|target| *target != before));
+    assert!(after.listener > before.listener && after.addr != before.addr, "{before:?} {after:?}");
+    assert_eq!(lab.role("orders"), "orders-role");
+    assert!(lab.targets().iter().all(|(id, _)| *id != gone));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_sandbox_made_anew_gets_a_listener_in_its_new_namespace() {
+    let mut lab = Lab::with_agent("in-pod-anew", &pods());
+    let before = lab.own_target("billing");
+    let pod = lab.pod("billing").unwrap().pod();
+    let pause = output(Command::new("cat").arg(pod.container_cgroup("pause").unwrap().join("cgroup.procs")));
+    output(Command::new("kill").arg(pause.trim()));
+    let script = "ip link set lo up; echo up; exec sleep 60";
+    let mut sandbox = pod.command("app", "unshare").unwrap();
+    let mut sandbox = sandbox.args(["--net", "sh", "-c", script]).stdout(Stdio::null()).spawn().unwrap();
+
+    let after = eventually(|| lab.target("billing").filter(|target| *target != before));
+    let netns = format!("--net=/proc/{}/ns/net", sandbox.id());
+    let url = format!("http://100.100.100.200{LIST}");
+    let role = || {
+        let mut curl = lab.pod("billing").unwrap().pod().command("app", "nsenter").unwrap();
+        output(curl.args([&netns, "curl", "--silent", "--max-time", "3", &url]))
+    };
+
+    assert!(after.listener > before.listener, "{before:?} {after:?}");
+    // It has no way to the host, so this is the pod's own listener.
+    eventually(|| (role() == "billing-role").then_some(()));
+    eventually(|| (listening(&mut lab) == 2).then_some(()));
+    sandbox.kill().unwrap();
+    sandbox.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_without_the_hosts_pid_namespace_says_so_once_and_serves_on_the_host() {
+    let mut lab = Lab::without_agent("in-pod-hidden", &pods());
+    let wrapper = lab.node().directory().join("agent.sh");
+    let agent = env!("CARGO_BIN_EXE_kube2ram");
+    let unshare = "unshare --pid --fork --kill-child --mount-proc";
+    fs::write(&wrapper, format!("#!/bin/sh\nexec {unshare} {agent} \"$@\"\n")).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+
+    lab.start_agent(&wrapper, &["--auto-discover-base-arn"]).unwrap();
+    eventually(|| (lab.metric(r#"kube2ram_pod_listener_failures_total{step="find"}"#) >= 2.0).then_some(()));
+
+    assert_eq!(lab.role("orders"), "orders-role");
+    assert_eq!(lab.targets(), []);
+    assert_eq!(lab.agent().unwrap().log().matches("hostPID: true").count(), 1);
+}
+
+/// How many files the agent watches.
+fn watched(lab: &mut Lab) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fdinfo", pid(lab))).unwrap();
+    let texts = files.filter_map(|file| fs::read_to_string(file.ok()?.path()).ok());
+    texts.map(|text| text.lines().filter(|line| line.starts_with("inotify wd:")).count()).sum()
+}
+
+fn pid(lab: &mut Lab) -> String {
+    let procs = lab.agent().unwrap().pod().container_cgroup("agent").unwrap().join("cgroup.procs");
+    fs::read_to_string(procs).unwrap().trim().to_owned()
+}
+
+/// How many sockets the agent has that listen in pods: those that the host's namespace does not know.
+fn listening(lab: &mut Lab) -> usize {
+    let links = fs::read_dir(format!("/proc/{}/fd", pid(lab))).unwrap();
+    let inodes = links.filter_map(|link| {
+        let link = fs::read_link(link.ok()?.path()).ok()?;
+        Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+    });
+    let hosts = fs::read_to_string("/proc/net/tcp").unwrap()
+        + &fs::read_to_string("/proc/net/unix").unwrap()
+        + &fs::read_to_string("/proc/net/tcp6").unwrap();
+    inodes.filter(|inode| !hosts.split_ascii_whitespace().any(|field| field == inode)).count()
+}

@@ -1,0 +1,97 @@
+//! Rung 2: the agent's listeners inside pods' network namespaces: nothing between pod and host can come between a pod and its role, and no pod can
+//! use another's. Needs root, `curl`, `ip` and `bpftool`; depends on the agent's binary and on `kube2ram-sandbox`.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod life;
+mod support;
+
+use kube2ram_sandbox::{client::StormReport, node::PodSpec};
+
+use crate::support::{LIST, Lab, ip_in, output};
+
+fn pods() -> [PodSpec; 3] {
+    [
+        PodSpec::new("orders").role("orders-role").containers(&["app", "sidecar"]),
+        PodSpec::new("billing").role("billing-role"),
+        PodSpec::new("daemon").role("daemon-role").host_network(),
+    ]
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pod_that_cannot_reach_the_host_gets_its_role_from_its_own_listener() {
+    let mut lab = Lab::with_agent("in-pod", &pods());
+    lab.own_target("orders");
+
+    for cut in [&["route", "del", "default"][..], &["link", "set", "eth0", "down"][..]] {
+        ip_in(&lab, "orders", cut);
+        assert_eq!(lab.role("orders"), "orders-role", "{cut:?}");
+    }
+    lab.remove_target("orders");
+    assert_ne!(lab.role("orders"), "orders-role", "the control: the host's listener is out of reach");
+    assert_eq!(lab.metric("kube2ram_pod_listeners"), 2.0, "none for the hostNetwork pod");
+    assert_eq!(lab.role("daemon"), "daemon-role");
+    assert_eq!(lab.target("daemon"), None);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn ten_thousand_connects_of_two_pods_are_told_apart() {
+    const EACH: usize = 5000;
+    let lab = Lab::with_agent("in-pod-storm", &pods());
+    let storms = ["orders", "billing"].map(|pod| {
+        lab.own_target(pod);
+        ip_in(&lab, pod, &["link", "set", "eth0", "down"]);
+        let mut storm = lab.pod(pod).unwrap().client("app").unwrap();
+        let (connects, role) = (format!("--connects={EACH}"), format!("--expect={pod}-role"));
+        storm.args(["storm", &connects, "--concurrency=8", &role, "http://100.100.100.200"]);
+        storm.stdout(std::process::Stdio::piped()).spawn().unwrap()
+    });
+
+    for storm in storms {
+        let report: StormReport = serde_json::from_slice(&storm.wait_with_output().unwrap().stdout).unwrap();
+
+        let StormReport { ok, wrong, missing, errors, error_samples, .. } = report;
+        assert_eq!((ok, wrong, missing, errors), (EACH, 0, 0, 0), "{error_samples:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_pod_can_use_anothers_listener() {
+    let lab = Lab::with_agent("in-pod-other", &pods());
+    let (orders, billing) = (lab.own_target("orders"), lab.own_target("billing"));
+    let metadata = format!("http://100.100.100.200{LIST}");
+    let direct = format!("http://{}{LIST}", orders.addr);
+    // A container of `billing` in the network namespace of `orders`.
+    let intrude = |url: &str| {
+        let netns = format!("--net={}", lab.pod("orders").unwrap().pod().netns().unwrap().display());
+        let mut command = lab.pod("billing").unwrap().pod().command("app", "nsenter").unwrap();
+        output(command.args([
+            &netns,
+            "curl",
+            "--silent",
+            "--max-time",
+            "3",
+            "--write-out",
+            " %{http_code}",
+            url,
+        ]))
+    };
+
+    assert_ne!(orders.addr, billing.addr);
+    assert_ne!(orders.listener, billing.listener);
+    for target in [&orders, &billing] {
+        assert!(target.addr.ip().octets()[0] == 127 && target.addr.ip().octets()[1] >= 64, "{target:?}");
+    }
+    assert!(intrude(&direct).ends_with(" 403"), "dialled directly");
+    assert_eq!(lab.get("orders", &direct).status, 403, "so does the owner, who was not redirected");
+    assert_eq!(intrude(&metadata), " 000", "redirected to its own listener, which is not there");
+    lab.set_target("billing", &orders);
+    assert!(intrude(&metadata).ends_with(" 403"), "redirected to the other's listener, were that possible");
+    lab.set_target("billing", &billing);
+
+    assert_eq!(lab.role("orders"), "orders-role");
+    assert_eq!(lab.role("billing"), "billing-role");
+}
