@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{Admin, Readiness},
-    args::{ApiServer, Config},
+    args::{ApiServer, Config, ForwardGuardMode},
     clock::{Clock, SystemClock},
     cloud::{
         alibaba::{
@@ -29,6 +29,7 @@ use crate::{
     },
     credentials,
     datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
+    guard::ForwardGuard,
     identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
     policy::check_allow_list,
@@ -125,6 +126,16 @@ pub async fn run(
     let pass = datapath.pass().map_err(AppError::Datapath)?;
     registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
     parts.spawn("the kernel half", datapath.run(config.debug));
+    match config.forward_guard {
+        ForwardGuardMode::Auto => {
+            let mut guard = ForwardGuard::new(*config.metadata_addr.ip(), &mut registry);
+            guard.check();
+            parts.spawn("the forward guard", guard.run());
+        }
+        ForwardGuardMode::Off => warn!(
+            "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
+        ),
+    }
 
     let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, Arc::new(pass))));
     let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {

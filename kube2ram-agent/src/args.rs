@@ -44,6 +44,8 @@ pub struct Config {
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
+    /// Whether the netfilter rule against forwarding to the metadata server is kept in force.
+    pub forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected.
     pub host_ip: Option<IpAddr>,
     /// What becomes of unannotated hostNetwork pods.
@@ -90,6 +92,15 @@ pub enum ApiServer {
         /// Whether any certificate will do.
         insecure: bool,
     },
+}
+
+/// Whether the agent keeps a netfilter rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardGuardMode {
+    /// It does, where the kernel has nf_tables.
+    Auto,
+    /// It does not.
+    Off,
 }
 
 /// What becomes of a hostNetwork pod that is annotated with no role.
@@ -236,6 +247,7 @@ impl Config {
             cgroup_root: flags.cgroup_root,
             debug: flags.debug,
             default_role,
+            forward_guard: flags.forward_guard,
             host_ip: flags.host_ip,
             host_network_pods: flags.host_network_pods,
             log_format: flags.log_format,

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod telemetry;
 
 pub mod datapath;
+pub mod guard;
 pub mod identity;
 pub mod kubernetes;
 pub mod role;

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{HostNetworkPods, LogFormat, MetadataPolicy, value};
+use super::{ForwardGuardMode, HostNetworkPods, LogFormat, MetadataPolicy, value};
 use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
@@ -181,6 +181,11 @@ pub(super) struct Flags {
     /// Where the cgroup2 hierarchy is mounted, instead of looking for it
     #[arg(long, value_name = "PATH", help_heading = "Node")]
     pub(super) cgroup_root: Option<PathBuf>,
+    /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
+    /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices and Services that point at
+    /// the metadata server get through
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
+    pub(super) forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,

@@ -61,6 +61,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/kube2ram"));
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
+    assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
     assert_eq!(config.metadata_policy, MetadataPolicy::Closed);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
