@@ -1,4 +1,4 @@
-//! Command line and environment → [`Config`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
+//! Command line and environment → [`Command`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
 //! Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by `app`.
 
 use std::{
@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use self::flags::Flags;
+use self::flags::{Flags, Subcommand};
 use crate::{
     cloud::alibaba::endpoint::Endpoint,
     policy::PatternFormat,
@@ -24,6 +24,18 @@ mod environment;
 mod flags;
 mod retired;
 mod value;
+
+/// What the process is for.
+#[derive(Debug)]
+pub enum Command {
+    /// To be the agent.
+    Agent(Box<Config>),
+    /// To take everything out of force, and end.
+    Uninstall {
+        /// The bpffs directory of the pins.
+        bpf_dir: PathBuf,
+    },
+}
 
 /// What the agent was told.
 #[derive(Debug)]
@@ -153,7 +165,7 @@ pub enum StsEndpoint {
     Regional,
 }
 
-/// Why there is no [`Config`]. `Display` is all there is to say.
+/// Why there is no [`Command`]. `Display` is all there is to say.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// `--help` or `--version` was asked for: clap's text, for standard output.
@@ -193,7 +205,7 @@ impl From<clap::Error> for ArgsError {
     }
 }
 
-impl Config {
+impl Command {
     /// Parses the command line (`args` begins with the program's name) and the environment (`env` looks up a variable). Flags on
     /// the command line win.
     ///
@@ -209,9 +221,15 @@ impl Config {
         let from_environment = environment::args(&command, env);
         let matches =
             command.try_get_matches_from([program].into_iter().chain(from_environment).chain(args))?;
-        Self::try_new(Flags::from_arg_matches(&matches)?, retired::notices(&matches))
+        let flags = Flags::from_arg_matches(&matches)?;
+        match flags.subcommand {
+            None => Ok(Self::Agent(Config::try_new(flags, retired::notices(&matches))?.into())),
+            Some(Subcommand::Uninstall) => Ok(Self::Uninstall { bpf_dir: flags.bpf_dir }),
+        }
     }
+}
 
+impl Config {
     fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
         if flags.app_port == flags.metrics_port {
             return Err(ArgsError::usage(format!(

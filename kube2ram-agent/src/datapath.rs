@@ -7,6 +7,7 @@ mod load;
 mod log;
 mod maps;
 mod pins;
+mod remove;
 mod sys;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 pub use self::{
     attach::{Datapath, Settings},
     maps::{AcceptedOrigins, Counters, PassMark},
+    remove::{Removed, remove},
 };
 use crate::identity::CgroupId;
 

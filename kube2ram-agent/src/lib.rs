@@ -20,4 +20,5 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod uninstall;
 pub mod app;

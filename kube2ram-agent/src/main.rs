@@ -8,8 +8,9 @@ use std::{
 
 use kube2ram_agent::{
     app,
-    args::{ArgsError, Config},
+    args::{ArgsError, Command, Config},
     telemetry,
+    uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 const EXIT_FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let config = match Config::from_args(env::args_os(), &|name| env::var_os(name)) {
-        Ok(config) => config,
+    let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
+        Ok(Command::Agent(config)) => *config,
+        Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
         Err(error) => return tell(&error),
     };
     telemetry::init(config.log_format, config.log_level);
@@ -39,6 +41,20 @@ fn tell(error: &ArgsError) -> ExitCode {
         ArgsError::Usage(line) => writeln!(io::stderr(), "kube2ram: {line}"),
     });
     error.exit_code().into()
+}
+
+/// How a subcommand ends: with what it has to say.
+fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
+    match outcome {
+        Ok(report) => {
+            drop(writeln!(io::stdout(), "{report}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            drop(writeln!(io::stderr(), "kube2ram: {error:#}"));
+            EXIT_FAILURE.into()
+        }
+    }
 }
 
 #[tokio::main]

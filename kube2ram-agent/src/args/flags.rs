@@ -34,11 +34,15 @@ pub(super) fn command() -> Command {
     name = "kube2ram",
     version,
     args_override_self = true,
+    disable_help_subcommand = true,
+    subcommand_value_name = "COMMAND",
     next_line_help = true,
     after_help = "Every flag is also a variable: --app-port is KUBE2RAM_APP_PORT. --node is NODE_NAME and --host-ip is HOST_IP, too. \
                   What the command line says wins. Durations are written like 90s, 15m or 1h30m."
 )]
 pub(super) struct Flags {
+    #[command(subcommand)]
+    pub(super) subcommand: Option<Subcommand>,
     #[command(flatten)]
     pub(super) base: Base,
 
@@ -176,7 +180,13 @@ pub(super) struct Flags {
     )]
     pub(super) app_port: u16,
     /// bpffs directory of the pins. Whoever can write there can undo the redirection
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/kube2ram", help_heading = "Node")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/kube2ram",
+        help_heading = "Node",
+        global = true
+    )]
     pub(super) bpf_dir: PathBuf,
     /// Where the cgroup2 hierarchy is mounted, instead of looking for it
     #[arg(long, value_name = "PATH", help_heading = "Node")]
@@ -221,6 +231,13 @@ pub(super) struct Flags {
     /// The same as --log-level=debug, unless that is given
     #[arg(long, help_heading = "Observability")]
     pub(super) verbose: bool,
+}
+
+/// What else it can do than be the agent.
+#[derive(clap::Subcommand)]
+pub(super) enum Subcommand {
+    /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
+    Uninstall,
 }
 
 /// The flags that together tell the base ARN and the default role.

@@ -1,4 +1,4 @@
-//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`.
+//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links` and `remove`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
@@ -16,6 +16,7 @@ use std::{
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Calls bpf(2).
 ///
@@ -114,4 +115,18 @@ pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     };
     // SAFETY: no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Takes a link's program out of force at once, while the link lives on without one (Linux 5.9).
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct LinkDetach {
+        link_fd: u32,
+    }
+    let mut attributes = LinkDetach { link_fd: number(link.as_fd()) };
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
