@@ -33,6 +33,7 @@ use crate::{
     identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
     policy::check_allow_list,
+    preflight::Preflight,
     server::{self, Pipeline, Server},
 };
 
@@ -71,6 +72,9 @@ pub enum AppError {
     /// The API server's address or credentials are unusable.
     #[error("cannot make a client for the API server")]
     Kubernetes(#[source] ClientError),
+    /// The node lacks something; each condition with its remedy.
+    #[error("this node is not ready for the agent: {0}")]
+    Preflight(String),
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
@@ -112,6 +116,10 @@ pub async fn run(
     let pods_cgroup =
         find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
     let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
+    let unmet: Vec<_> = Preflight::of_node(&config.node_paths()).failures().collect();
+    if !unmet.is_empty() {
+        return Err(AppError::Preflight(unmet.join("; ")));
+    }
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),

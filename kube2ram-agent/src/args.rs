@@ -17,6 +17,7 @@ use self::flags::{Flags, Subcommand};
 use crate::{
     cloud::alibaba::endpoint::Endpoint,
     policy::PatternFormat,
+    preflight::NodePaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
 };
 
@@ -30,6 +31,8 @@ mod value;
 pub enum Command {
     /// To be the agent.
     Agent(Box<Config>),
+    /// To tell whether an agent could run here, and end.
+    Preflight(NodePaths),
     /// To take everything out of force, and end.
     Uninstall {
         /// The bpffs directory of the pins.
@@ -224,12 +227,26 @@ impl Command {
         let flags = Flags::from_arg_matches(&matches)?;
         match flags.subcommand {
             None => Ok(Self::Agent(Config::try_new(flags, retired::notices(&matches))?.into())),
+            Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
+                bpf_dir: flags.bpf_dir,
+                cgroup_root: flags.cgroup_root,
+                pods_cgroup: flags.pods_cgroup,
+            })),
             Some(Subcommand::Uninstall) => Ok(Self::Uninstall { bpf_dir: flags.bpf_dir }),
         }
     }
 }
 
 impl Config {
+    /// What preflight looks at.
+    pub fn node_paths(&self) -> NodePaths {
+        NodePaths {
+            bpf_dir: self.bpf_dir.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            pods_cgroup: self.pods_cgroup.clone(),
+        }
+    }
+
     fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
         if flags.app_port == flags.metrics_port {
             return Err(ArgsError::usage(format!(

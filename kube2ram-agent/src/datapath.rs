@@ -2,6 +2,7 @@
 //! The only home of aya. Called by `app` (attach) and `server` (origin of an accepted connection).
 
 mod attach;
+mod attachment;
 mod links;
 mod load;
 mod log;
@@ -19,7 +20,10 @@ use std::{
 
 pub use self::{
     attach::{Datapath, Settings},
+    attachment::{Attachment, attachments},
+    load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark},
+    pins::check_bpffs,
     remove::{Removed, remove},
 };
 use crate::identity::CgroupId;

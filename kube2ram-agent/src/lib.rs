@@ -20,5 +20,6 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod preflight;
 pub mod uninstall;
 pub mod app;

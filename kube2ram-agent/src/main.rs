@@ -9,6 +9,7 @@ use std::{
 use kube2ram_agent::{
     app,
     args::{ArgsError, Command, Config},
+    preflight::{NodePaths, Preflight},
     telemetry,
     uninstall::uninstall,
 };
@@ -21,6 +22,7 @@ const EXIT_FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
         Ok(Command::Agent(config)) => *config,
+        Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
         Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
         Err(error) => return tell(&error),
     };
@@ -41,6 +43,14 @@ fn tell(error: &ArgsError) -> ExitCode {
         ArgsError::Usage(line) => writeln!(io::stderr(), "kube2ram: {line}"),
     });
     error.exit_code().into()
+}
+
+/// Fails with the whole list when one condition is not met.
+fn preflight(paths: &NodePaths) -> anyhow::Result<Preflight> {
+    let preflight = Preflight::of_node(paths);
+    let failures = preflight.failures().count();
+    anyhow::ensure!(failures == 0, "this node is not ready for the agent\n{preflight}");
+    Ok(preflight)
 }
 
 /// How a subcommand ends: with what it has to say.

@@ -189,7 +189,7 @@ pub(super) struct Flags {
     )]
     pub(super) bpf_dir: PathBuf,
     /// Where the cgroup2 hierarchy is mounted, instead of looking for it
-    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) cgroup_root: Option<PathBuf>,
     /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
     /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices and Services that point at
@@ -200,7 +200,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
-    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,
 
     /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
@@ -236,6 +236,8 @@ pub(super) struct Flags {
 /// What else it can do than be the agent.
 #[derive(clap::Subcommand)]
 pub(super) enum Subcommand {
+    /// Tells whether this node has what the agent needs, and what to do where it has not
+    Preflight,
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
 }

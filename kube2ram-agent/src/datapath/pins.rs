@@ -49,8 +49,11 @@ impl Pins {
     }
 }
 
-/// Tells whether the directory is, or would be, on a bpf file system.
-fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
+/// Checks that the directory is, or would be, on a bpf file system.
+///
+/// # Errors
+/// [`DatapathError::BpfFs`] when it is not, [`DatapathError::Io`] when nobody can tell.
+pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
     let parent = bpf_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let magic = statfs(parent).map_err(|error| io_error("examine", parent)(error.into()))?.f_type;
     if u64::try_from(magic) == Ok(BPF_FS_MAGIC) {
