@@ -6,13 +6,18 @@ mod discovery;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::SetOnce,
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -39,6 +44,10 @@ use crate::{
 
 /// Connections in progress get this long to end before the process does.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+
+/// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it
+/// full is only heard a second later, which is when SDKs give up.
+const BACKLOG: u32 = 4096;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -109,8 +118,8 @@ pub async fn run(
     // Listening comes before attaching: a pod is never sent to a port on which nobody listens.
     let host_ip = host_ip(config.host_ip)?;
     let agent = SocketAddrV4::new(host_ip, config.app_port);
-    let app_listener = bind(agent.into(), "--app-port").await?;
-    let admin_listener = bind((Ipv4Addr::UNSPECIFIED, config.metrics_port).into(), "--metrics-port").await?;
+    let app_listener = bind(agent.into(), "--app-port")?;
+    let admin_listener = bind((Ipv4Addr::UNSPECIFIED, config.metrics_port).into(), "--metrics-port")?;
 
     let cgroup_root = find_cgroup_root(config.cgroup_root.as_deref()).map_err(AppError::Cgroups)?;
     let pods_cgroup =
@@ -170,7 +179,7 @@ pub async fn run(
         }
     });
 
-    let entitlements = Arc::new(OnceLock::new());
+    let entitlements = Arc::new(SetOnce::new());
     let pipeline = Pipeline {
         origins: Arc::new(origins),
         cgroups: Arc::new(cgroups),
@@ -244,8 +253,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, flag, source })
+fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| AppError::Bind { address, flag, source })
 }
 
 /// The configured address, or the one from which this node would send to the outside. Nothing is sent.

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
         Err(error) => return tell(&error),
     };
-    telemetry::init(config.log_format, config.log_level);
+    telemetry::init(config.log_format, config.log_level, config.debug);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,13 +2,13 @@
 //! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
 //! The home of hyper, with `admin`.
 
-use std::{
-    os::fd::AsFd,
-    sync::{Arc, OnceLock},
-};
+use std::{os::fd::AsFd, sync::Arc};
 
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::SetOnce,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
@@ -39,10 +39,10 @@ use crate::{
 };
 
 /// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
-const CONNECTIONS: usize = 1024;
+const CONNECTIONS: usize = 4096;
 /// How many of them one pod may have, so that it cannot lock out its neighbours, however many cgroups it makes. Callers that are no pod
 /// share one such allowance.
-const CONNECTIONS_PER_POD: usize = 128;
+const CONNECTIONS_PER_POD: usize = 512;
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,7 @@ pub struct Pipeline {
     /// Pod UID → pod; namespace → allow-list.
     pub directory: Arc<dyn Directory>,
     /// Pod → credentials; empty until account and region are known.
-    pub entitlements: Arc<OnceLock<Entitlements>>,
+    pub entitlements: Arc<SetOnce<Entitlements>>,
     /// What pods' owners should read.
     pub notices: Arc<dyn Notices>,
     /// The real metadata server.

@@ -10,11 +10,15 @@ use tracing_subscriber::{
 
 use crate::args::LogFormat;
 
-/// Sets the process's log up. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
-pub fn init(format: LogFormat, level: LevelFilter) {
+/// The target of the kernel half's verdicts.
+pub(crate) const VERDICTS: &str = "kube2ram::kernel";
+
+/// Sets the process's log up; `verdicts` lets those of the kernel half through at any level. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
+pub fn init(format: LogFormat, level: LevelFilter, verdicts: bool) {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("kube2ram", level)
+        .with_target(VERDICTS, if verdicts { level.max(LevelFilter::DEBUG) } else { level })
         .with_target("kube2ram_agent", level);
     let layer = fmt::layer::<Registry>().with_writer(io::stderr);
     match format {

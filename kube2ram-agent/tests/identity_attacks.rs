@@ -258,7 +258,7 @@ fn a_claim_is_consumed_by_the_accept_while_its_socket_lives() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_direct_dial_is_not_vouched_for_from_any_namespace_or_socket_history() {
+fn a_direct_dial_is_not_vouched_for_by_what_the_socket_did_before() {
     let field = Field::new("direct");
     // Redirected, dissolved, handed to another pod, which dials the agent itself, then properly.
     let client = field.client(

@@ -20,14 +20,7 @@ const DENY: i32 = 0;
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    match judge(&context, context.addr_be(), AF_INET) {
-        Verdict::Deny(_) => DENY,
-        Verdict::Pass => ALLOW,
-        Verdict::Redirect(target) => {
-            context.set_destination(target.addr_be, target.port_be);
-            ALLOW
-        }
-    }
+    judge(&context, context.addr_be(), AF_INET)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -37,26 +30,20 @@ pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
         forget(&context);
         return ALLOW;
     };
-    match judge(&context, addr_be, AF_INET6) {
-        Verdict::Deny(_) => DENY,
-        Verdict::Pass => ALLOW,
-        Verdict::Redirect(target) => {
-            context.set_mapped_destination(target.addr_be, target.port_be);
-            ALLOW
-        }
-    }
+    judge(&context, addr_be, AF_INET6)
 }
 
-/// The verdict, carried out but for the destination, which each family writes in its own way.
+/// The verdict, carried out and counted. (The destination is written where the target is known: carried beyond the branches, LLVM reads it from the
+/// stack on every path, and 5.10 without CAP_PERFMON refuses to read what a path did not write.)
 #[inline(always)]
-fn judge(context: &SockAddr, addr_be: u32, family: u16) -> Verdict {
+fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
     // The array's only element is always there; without it nothing is known, so nothing passes.
-    let Some(config) = CONFIG.get(0) else { return Verdict::Deny(Counter::DeniedNoTarget) };
+    let Some(config) = CONFIG.get(0) else { return DENY };
     if addr_be != config.metadata_addr_be {
         forget(context);
-        return Verdict::Pass; // nearly every connect: before any map is searched
+        return ALLOW; // nearly every connect: before any map is searched
     }
-    let Some(socket) = context.socket() else { return Verdict::Deny(Counter::DeniedNoMemory) };
+    let Some(socket) = context.socket() else { return DENY };
     let attempt = Attempt {
         addr_be,
         port_be: context.port_be(),
@@ -69,19 +56,24 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> Verdict {
         Precheck::Deny(_) | Precheck::Pass => (DEFAULT_TARGET, None),
     };
     let mut judged = verdict(prechecked, target);
-    if let Verdict::Redirect(target) = judged
-        && !record(context, socket, &attempt, family, target_cgroup, target)
-    {
-        judged = Verdict::Deny(Counter::DeniedNoMemory);
+    if let Verdict::Redirect(target) = judged {
+        if !record(context, socket, &attempt, family, target_cgroup, target) {
+            judged = Verdict::Deny(Counter::DeniedNoMemory);
+        } else if family == AF_INET6 {
+            context.set_mapped_destination(target.addr_be, target.port_be);
+        } else {
+            context.set_destination(target.addr_be, target.port_be);
+        }
     }
-    count(match judged {
-        Verdict::Deny(reason) => reason,
-        Verdict::Pass => Counter::Passed,
-        Verdict::Redirect(_) => Counter::Redirected,
-    });
     #[cfg(feature = "debug-log")]
     log(context, &attempt, judged);
-    judged
+    let (answer, outcome) = match judged {
+        Verdict::Deny(reason) => (DENY, reason),
+        Verdict::Pass => (ALLOW, Counter::Passed),
+        Verdict::Redirect(_) => (ALLOW, Counter::Redirected),
+    };
+    count(outcome);
+    answer
 }
 
 /// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),

@@ -49,7 +49,7 @@ pub(crate) fn k2r_sock_ops(context: SockOpsContext) -> u32 {
 #[inline(always)]
 fn announce(context: &SockOps, client: Socket) {
     let key = context.handshake_of_client();
-    let Some(record) = client.stored(&CLIENTS) else {
+    let Some(&mut ref record) = client.stored(&CLIENTS) else {
         // Not redirected. If it dials the agent itself, it must not find what a dead socket left under its 4-tuple.
         contest(key);
         return;
@@ -59,7 +59,7 @@ fn announce(context: &SockOps, client: Socket) {
         contest(key);
         return;
     }
-    if HANDSHAKES.insert(key, &*record, u64::from(BPF_NOEXIST)).is_ok() {
+    if HANDSHAKES.insert(key, record, u64::from(BPF_NOEXIST)).is_ok() {
         context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
         return;
     }
@@ -92,26 +92,30 @@ fn contest(key: Handshake) -> bool {
 fn hand_over(context: &SockOps, accepted: Socket) {
     let key = context.handshake_of_accepted();
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return };
-    let record = accepted.store_new(&ACCEPTED, claim);
-    // A freed element is reused at once (Linux 6.1 and later), not after a grace period: if the client closed during the copy, another pod's record may
-    // have been copied, wholly or partly. So the copy is believed only if it is what the key leads to afterwards too, and is consumed now.
-    let confirmed = match (&record, HANDSHAKES.get_ptr(key)) {
-        // SAFETY: the element stays readable while the program runs (RCU).
-        (Some(record), Some(claim)) => is_same(record, unsafe { &*claim }),
-        _ => false,
-    };
-    let consumed = HANDSHAKES.remove(key).is_ok();
-    let Some(record) = record else {
+    let Some(record) = accepted.store_new(&ACCEPTED, claim) else {
+        let _gone_already = HANDSHAKES.remove(key);
         count(Counter::NotHandedOver);
         return;
     };
     let is_old = now_ns().wrapping_sub(record.connected_at_ns) > HANDSHAKE_MAX_AGE_NS;
-    if confirmed && consumed && !is_old && record.flags == 0 {
+    if confirm_and_consume(key, record) && !is_old && record.flags == 0 {
         count(Counter::HandedOver);
     } else {
         record.flags = FLAG_AMBIGUOUS;
         count(Counter::NotHandedOver);
     }
+}
+
+/// Removes the claim, and tells whether the record is a copy of it.
+///
+/// A freed element is reused at once (Linux 6.1 and later), not after a grace period: if the client closed during the copy, another pod's record may have
+/// been copied, wholly or partly. So the copy is believed only if it is what the key leads to afterwards too, and is removed now.
+#[inline(always)]
+fn confirm_and_consume(key: Handshake, record: &ConnectRecord) -> bool {
+    let Some(claim) = HANDSHAKES.get_ptr(key) else { return false };
+    // SAFETY: the element stays readable while the program runs (RCU).
+    let is_copy = is_same(record, unsafe { &*claim });
+    HANDSHAKES.remove(key).is_ok() && is_copy
 }
 
 /// Compares what the agent relies on. Cookie and time together are never the same for two records.

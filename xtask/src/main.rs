@@ -5,6 +5,7 @@ mod command;
 mod ebpf;
 mod build;
 mod setup;
+mod kernels;
 mod steps;
 
 use std::process::ExitCode;
@@ -42,6 +43,9 @@ enum Task {
     Setup,
     /// Runs every test that this machine can run, as root those in the kernel too
     Test {
+        /// Instead runs those of the kernel half on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
+        #[arg(long)]
+        kernels: bool,
         /// Counts a test that cannot run here as failed
         #[arg(long, env = "CI", num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
         no_skip: Option<bool>,
@@ -66,6 +70,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => steps::lint(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
-        Task::Test { no_skip } => steps::test(no_skip.unwrap_or(false)),
+        Task::Test { kernels: false, no_skip } => steps::test(no_skip.unwrap_or(false)),
+        Task::Test { kernels: true, no_skip } => kernels::test(no_skip.unwrap_or(false)),
     }
 }

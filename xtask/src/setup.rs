@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: brings what building and testing need, and says so. Nothing is installed that is there already.
 
 use std::{
-    env,
+    env, fs,
     path::Path,
     process::{Command, Stdio},
 };
@@ -94,6 +94,22 @@ fn install(packages: &[&str]) -> Result<()> {
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(packages)
         .stdin(Stdio::null()))
+}
+
+/// What runs other kernels.
+pub(crate) fn emulator() -> Result<()> {
+    if in_path("qemu-system-x86_64") { Ok(()) } else { install(&["qemu-system-x86"]) }
+}
+
+/// Mounts the bpf file system where systemd would have; tests pin there.
+pub(crate) fn bpf_file_system() -> Result<()> {
+    const PLACE: &str = "/sys/fs/bpf";
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq([PLACE, "bpf"])) {
+        return Ok(());
+    }
+    say(format!("mounting the bpf file system at {PLACE}"));
+    run(privileged("mount").args(["-t", "bpf", "bpf", PLACE]))
 }
 
 /// A command that runs as root: as it is, or through sudo.

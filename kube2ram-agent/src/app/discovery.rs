@@ -1,12 +1,9 @@
 //! What must be asked of the metadata server before the first credential can be issued: account, node role, region. Retried until it
 //! answers; pods get 503 meanwhile. Called by `app`.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::SetOnce, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -68,7 +65,7 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Fills `entitlements`, however long it takes; then waits for the shutdown.
-    pub(super) async fn run(self, config: Config, entitlements: Arc<OnceLock<Entitlements>>) {
+    pub(super) async fn run(self, config: Config, entitlements: Arc<SetOnce<Entitlements>>) {
         let shutdown = self.shutdown.clone();
         let all = async {
             let (roles, endpoints) = self.until_known(&config).await;
@@ -132,7 +129,7 @@ impl Discovery {
         config: &Config,
         roles: Roles,
         endpoints: Vec<Endpoint>,
-        entitlements: &OnceLock<Entitlements>,
+        entitlements: &SetOnce<Entitlements>,
     ) {
         let issuer = match StsIssuer::try_new(endpoints, self.base, Arc::clone(&self.clock)) {
             Ok(issuer) => issuer,

@@ -5,6 +5,8 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 
+use crate::telemetry::VERDICTS;
+
 /// Hands aya's log records on.
 #[derive(Debug)]
 struct Forward;
@@ -15,7 +17,7 @@ impl log::Log for Forward {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        tracing::debug!(target: "kube2ram::kernel", verdict = %record.args(), "connect");
+        tracing::debug!(target: VERDICTS, verdict = %record.args(), "connect");
     }
 
     fn flush(&self) {}

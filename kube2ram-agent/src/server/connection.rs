@@ -33,6 +33,8 @@ use crate::{
 
 /// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);
+/// How long a request waits for an agent that has just started: discovery takes some 100 ms when the metadata server is there.
+const START_PATIENCE: Duration = Duration::from_millis(700);
 /// How much of a client's text the access log keeps.
 const LOGGED_BYTES: usize = 256;
 
@@ -141,7 +143,9 @@ impl Connection {
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
-        let entitlements = pipeline.entitlements.get().ok_or(RequestError::Starting)?;
+        let entitlements = timeout(START_PATIENCE, pipeline.entitlements.wait())
+            .await
+            .map_err(|_elapsed| RequestError::Starting)?;
         let host_network_pods = self.server.config.host_network_pods;
         if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
             record.route = RouteLabel::PassThrough;
@@ -237,7 +241,8 @@ impl Connection {
         let name = pod.as_ref().map(|pod| &*pod.name);
         let cgroup = self.origin.map(|origin| origin.cgroup.0);
         let method = cut(method.as_str());
-        let latency_ms = took.as_secs_f64() * 1000.0;
+        // Whole microseconds, or a decimal fraction prints as 0.055279999999999996.
+        let latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         let Some(error) = error else {
             info!(
                 pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,

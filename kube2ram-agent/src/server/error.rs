@@ -122,6 +122,10 @@ impl RequestError {
             }
             Self::Denied(denial) => (403, denial_kind(denial), denial.external_message()),
             Self::Document(_) => (500, Kind::Internal, "internal error"),
+            // Out of descriptors or memory, which says nothing of the caller.
+            Self::Identity(IdentityError::Open { .. }) => {
+                (503, Kind::PodUnavailable, "the caller's pod is not known yet")
+            }
             Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
             Self::Pod(PodError::Unavailable { .. }) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")

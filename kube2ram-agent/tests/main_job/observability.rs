@@ -115,7 +115,7 @@ fn debug_shows_the_store_to_loopback_only_and_not_at_all_without_the_flag() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn debug_logs_the_verdicts_of_the_kernel_half() {
-    let mut lab = Lab::with_agent("verdicts", &[orders()], &["--debug", "--verbose"]);
+    let mut lab = Lab::with_agent("verdicts", &[orders()], &["--debug"]);
     assert_eq!(lab.ask("orders", LIST).body, "orders-role");
     let port = lab.curl("orders", &["--silent", "http://100.100.100.200:443/"]);
     assert_ne!(port.0, Some(0), "another port is closed");

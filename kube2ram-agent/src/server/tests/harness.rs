@@ -30,6 +30,8 @@ pub(super) const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 pub(super) const POD_CGROUP: CgroupId = CgroupId(7);
 /// One that the pod made below its own.
 pub(super) const NESTED_CGROUP: CgroupId = CgroupId(70);
+/// One that the kernel does not open.
+pub(super) const UNREADABLE_CGROUP: CgroupId = CgroupId(71);
 pub(super) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// What the real metadata server answers everything with; the node's role is what must never leak.
 pub(super) const UPSTREAM_BODY: &str = "node-answer";
@@ -126,7 +128,7 @@ impl Harness {
             origins: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
-            entitlements: Arc::new(OnceLock::from(entitlements)),
+            entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
             upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
         };
@@ -240,10 +242,13 @@ impl Origins for World {
 
 impl CgroupPods for World {
     fn pod_of(&self, cgroup: CgroupId) -> Result<PodUid, IdentityError> {
-        if [POD_CGROUP, NESTED_CGROUP].contains(&cgroup) {
-            Ok(PodUid::parse(UID).unwrap())
-        } else {
-            Err(IdentityError::Gone(cgroup))
+        match cgroup {
+            POD_CGROUP | NESTED_CGROUP => Ok(PodUid::parse(UID).unwrap()),
+            UNREADABLE_CGROUP => Err(IdentityError::Open {
+                id: cgroup,
+                source: std::io::Error::from_raw_os_error(libc::EMFILE),
+            }),
+            _ => Err(IdentityError::Gone(cgroup)),
         }
     }
 }

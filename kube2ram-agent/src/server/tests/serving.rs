@@ -122,6 +122,8 @@ async fn denies_a_caller_that_is_no_known_pod() {
     *harness.world.cgroup.lock().unwrap() = Some(CgroupId(8));
     assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "a cgroup of no pod");
     assert_eq!(harness.get("/latest/meta-data/instance-id").await.status(), StatusCode::FORBIDDEN);
+    *harness.world.cgroup.lock().unwrap() = Some(UNREADABLE_CGROUP);
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::SERVICE_UNAVAILABLE, "worth another try");
     assert!(harness.upstream_heads().is_empty());
 }
 

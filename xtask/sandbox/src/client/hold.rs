@@ -26,6 +26,8 @@ pub struct Hold {
 
 /// How often each connection sends.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How many are replaced each time: this is about connections that are held, not about a flood of new ones.
+const REPLACED: usize = 10;
 /// A server that does not read must not keep the other connections from sending.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -44,6 +46,7 @@ impl Hold {
             let mut held: Vec<_> = (0..self.connections).map(|_| self.open()).collect();
             writeln!(report, "holding")?;
             while !ended.load(Ordering::Relaxed) {
+                let mut replaced = 0;
                 for connection in &mut held {
                     let open = match connection.as_ref().map(|mut stream| stream.write_all(&self.then)) {
                         Some(Ok(())) => true,
@@ -51,8 +54,9 @@ impl Hold {
                         Some(Err(error)) => error.kind() == ErrorKind::WouldBlock,
                         None => false,
                     };
-                    if !open {
+                    if !open && replaced < REPLACED {
                         *connection = self.open();
+                        replaced += 1;
                     }
                 }
                 thread::sleep(PAUSE);
