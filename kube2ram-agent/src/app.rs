@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{Admin, Readiness},
-    args::{ApiServer, Config},
+    args::{ApiServer, Config, ForwardGuardMode},
     clock::{Clock, SystemClock},
     cloud::{
         alibaba::{
@@ -34,10 +34,12 @@ use crate::{
     },
     credentials,
     datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
+    guard::ForwardGuard,
     identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
     listeners::{self, PodListeners},
     policy::check_allow_list,
+    preflight::Preflight,
     server::{self, Pipeline, Server},
 };
 
@@ -80,6 +82,9 @@ pub enum AppError {
     /// The API server's address or credentials are unusable.
     #[error("cannot make a client for the API server")]
     Kubernetes(#[source] ClientError),
+    /// The node lacks something; each condition with its remedy.
+    #[error("this node is not ready for the agent: {0}")]
+    Preflight(String),
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
@@ -121,6 +126,10 @@ pub async fn run(
     let pods_cgroup =
         find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
     let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
+    let unmet: Vec<_> = Preflight::of_node(&config.node_paths()).failures().collect();
+    if !unmet.is_empty() {
+        return Err(AppError::Preflight(unmet.join("; ")));
+    }
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
@@ -136,6 +145,16 @@ pub async fn run(
     let pass = datapath.pass().map_err(AppError::Datapath)?;
     registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
     parts.spawn("the kernel half", datapath.run(config.debug));
+    match config.forward_guard {
+        ForwardGuardMode::Auto => {
+            let mut guard = ForwardGuard::new(*config.metadata_addr.ip(), &mut registry);
+            guard.check();
+            parts.spawn("the forward guard", guard.run());
+        }
+        ForwardGuardMode::Off => warn!(
+            "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
+        ),
+    }
 
     let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, Arc::new(pass))));
     let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {

@@ -1,4 +1,4 @@
-//! Command line and environment → [`Config`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
+//! Command line and environment → [`Command`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
 //! Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by `app`.
 
 use std::{
@@ -13,10 +13,11 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use self::flags::Flags;
+use self::flags::{Flags, Subcommand};
 use crate::{
     cloud::alibaba::endpoint::Endpoint,
     policy::PatternFormat,
+    preflight::NodePaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
 };
 
@@ -24,6 +25,20 @@ mod environment;
 mod flags;
 mod retired;
 mod value;
+
+/// What the process is for.
+#[derive(Debug)]
+pub enum Command {
+    /// To be the agent.
+    Agent(Box<Config>),
+    /// To tell whether an agent could run here, and end.
+    Preflight(NodePaths),
+    /// To take everything out of force, and end.
+    Uninstall {
+        /// The bpffs directory of the pins.
+        bpf_dir: PathBuf,
+    },
+}
 
 /// What the agent was told.
 #[derive(Debug)]
@@ -44,6 +59,8 @@ pub struct Config {
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
+    /// Whether the netfilter rule against forwarding to the metadata server is kept in force.
+    pub forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected.
     pub host_ip: Option<IpAddr>,
     /// What becomes of unannotated hostNetwork pods.
@@ -90,6 +107,15 @@ pub enum ApiServer {
         /// Whether any certificate will do.
         insecure: bool,
     },
+}
+
+/// Whether the agent keeps a netfilter rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardGuardMode {
+    /// It does, where the kernel has nf_tables.
+    Auto,
+    /// It does not.
+    Off,
 }
 
 /// What becomes of a hostNetwork pod that is annotated with no role.
@@ -142,7 +168,7 @@ pub enum StsEndpoint {
     Regional,
 }
 
-/// Why there is no [`Config`]. `Display` is all there is to say.
+/// Why there is no [`Command`]. `Display` is all there is to say.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// `--help` or `--version` was asked for: clap's text, for standard output.
@@ -182,7 +208,7 @@ impl From<clap::Error> for ArgsError {
     }
 }
 
-impl Config {
+impl Command {
     /// Parses the command line (`args` begins with the program's name) and the environment (`env` looks up a variable). Flags on
     /// the command line win.
     ///
@@ -198,7 +224,27 @@ impl Config {
         let from_environment = environment::args(&command, env);
         let matches =
             command.try_get_matches_from([program].into_iter().chain(from_environment).chain(args))?;
-        Self::try_new(Flags::from_arg_matches(&matches)?, retired::notices(&matches))
+        let flags = Flags::from_arg_matches(&matches)?;
+        match flags.subcommand {
+            None => Ok(Self::Agent(Config::try_new(flags, retired::notices(&matches))?.into())),
+            Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
+                bpf_dir: flags.bpf_dir,
+                cgroup_root: flags.cgroup_root,
+                pods_cgroup: flags.pods_cgroup,
+            })),
+            Some(Subcommand::Uninstall) => Ok(Self::Uninstall { bpf_dir: flags.bpf_dir }),
+        }
+    }
+}
+
+impl Config {
+    /// What preflight looks at.
+    pub fn node_paths(&self) -> NodePaths {
+        NodePaths {
+            bpf_dir: self.bpf_dir.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            pods_cgroup: self.pods_cgroup.clone(),
+        }
     }
 
     fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
@@ -236,6 +282,7 @@ impl Config {
             cgroup_root: flags.cgroup_root,
             debug: flags.debug,
             default_role,
+            forward_guard: flags.forward_guard,
             host_ip: flags.host_ip,
             host_network_pods: flags.host_network_pods,
             log_format: flags.log_format,

@@ -2,11 +2,13 @@
 //! The only home of aya. Called by `app` (attach) and `server` (origin of an accepted connection).
 
 mod attach;
+mod attachment;
 mod links;
 mod load;
 mod log;
 mod maps;
 mod pins;
+mod remove;
 mod sys;
 
 use std::{
@@ -18,7 +20,11 @@ use std::{
 
 pub use self::{
     attach::{Datapath, Settings},
+    attachment::{Attachment, attachments},
+    load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
+    pins::check_bpffs,
+    remove::{Removed, remove},
 };
 use crate::identity::CgroupId;
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 pub use self::{
     cgroup::{CgroupTree, cgroup_id},
     cgroup_path::pod_of_path,
-    mount::{MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
 };
 
 /// A cgroup2 id: the 64-bit file handle of its directory. Never reused on a 64-bit kernel while it is up.

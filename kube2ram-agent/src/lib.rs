@@ -10,6 +10,7 @@ pub mod clock;
 pub mod telemetry;
 
 pub mod datapath;
+pub mod guard;
 pub mod listeners;
 pub mod identity;
 pub mod kubernetes;
@@ -20,4 +21,6 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod preflight;
+pub mod uninstall;
 pub mod app;

@@ -8,8 +8,10 @@ use std::{
 
 use kube2ram_agent::{
     app,
-    args::{ArgsError, Config},
+    args::{ArgsError, Command, Config},
+    preflight::{NodePaths, Preflight},
     telemetry,
+    uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 const EXIT_FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let config = match Config::from_args(env::args_os(), &|name| env::var_os(name)) {
-        Ok(config) => config,
+    let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
+        Ok(Command::Agent(config)) => *config,
+        Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
+        Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
         Err(error) => return tell(&error),
     };
     telemetry::init(config.log_format, config.log_level, config.debug);
@@ -39,6 +43,28 @@ fn tell(error: &ArgsError) -> ExitCode {
         ArgsError::Usage(line) => writeln!(io::stderr(), "kube2ram: {line}"),
     });
     error.exit_code().into()
+}
+
+/// Fails with the whole list when one condition is not met.
+fn preflight(paths: &NodePaths) -> anyhow::Result<Preflight> {
+    let preflight = Preflight::of_node(paths);
+    let failures = preflight.failures().count();
+    anyhow::ensure!(failures == 0, "this node is not ready for the agent\n{preflight}");
+    Ok(preflight)
+}
+
+/// How a subcommand ends: with what it has to say.
+fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
+    match outcome {
+        Ok(report) => {
+            drop(writeln!(io::stdout(), "{report}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            drop(writeln!(io::stderr(), "kube2ram: {error:#}"));
+            EXIT_FAILURE.into()
+        }
+    }
 }
 
 #[tokio::main]

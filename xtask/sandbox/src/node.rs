@@ -1,5 +1,5 @@
 //! A Kubernetes node made of this machine: a cgroup tree as a kubelet lays it out, pods with namespaces of their own, and a network
-//! namespace that owns the metadata address and counts what arrives there. Depends on iproute2 and util-linux. Called by `sandbox`.
+//! namespace that owns the metadata address and counts what arrives there. Depends on iproute2, nftables and util-linux. Called by `sandbox`.
 //!
 //! Everything has a name of its own and is written down before it is made, so that a crashed run is cleaned up by the next one.
 

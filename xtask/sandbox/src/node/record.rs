@@ -1,5 +1,5 @@
 //! What a node has made on this machine, on disk before it exists, and how it is undone: by the node itself, by a signal, or by
-//! the next run. Depends on cgroup removal and iproute2. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
+//! the next run. Depends on cgroup removal, iproute2 and nftables. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
 
 use std::{
     collections::BTreeMap,
@@ -118,6 +118,11 @@ impl Record {
             }
         };
         attempt(cgroup::remove(&self.cgroup));
+        // The agent's netfilter table stays when the agent ends, and would hold for the next node's pods.
+        let tables = netns::run(Command::new("nft").args(["list", "tables"]));
+        if tables.is_ok_and(|tables| tables.lines().any(|table| table == GUARD)) {
+            attempt(netns::run(Command::new("nft").arg(format!("delete {GUARD}"))).map(drop));
+        }
         // What the agent pinned goes with the bpffs.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let bpffs = self.bpffs();
@@ -138,3 +143,6 @@ impl Record {
 }
 
 const FILE: &str = "state.json";
+
+/// The table of the agent's forward guard.
+const GUARD: &str = "table ip kube2ram";

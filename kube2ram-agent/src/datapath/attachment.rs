@@ -1,0 +1,42 @@
+//! What is attached to a cgroup at the hooks that the kernel half uses, by whomever. Called by `preflight`.
+
+use std::{fs::File, path::Path};
+
+use super::{DatapathError, io_error, sys::attach_flags};
+
+/// Programs at one hook of one cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The hook, as `bpftool cgroup show` calls it.
+    pub hook: &'static str,
+    /// Whether others may attach there and below, without replacing anybody.
+    pub shared: bool,
+}
+
+/// `enum bpf_attach_type` of include/uapi/linux/bpf.h.
+const HOOKS: [(u32, &str); 8] = [
+    (1, "cgroup_inet_egress"),
+    (3, "cgroup_sock_ops"),
+    (10, "cgroup_inet4_connect"),
+    (11, "cgroup_inet6_connect"),
+    (14, "cgroup_udp4_sendmsg"),
+    (15, "cgroup_udp6_sendmsg"),
+    (29, "cgroup_inet4_getpeername"),
+    (30, "cgroup_inet6_getpeername"),
+];
+
+/// Tells what is attached to the cgroup itself, not to its ancestors.
+///
+/// # Errors
+/// [`DatapathError::Io`]; without CAP_NET_ADMIN the kernel does not tell.
+pub fn attachments(cgroup: &Path) -> Result<Vec<Attachment>, DatapathError> {
+    /// Exclusive attachments have no flag, those to be overridden `BPF_F_ALLOW_OVERRIDE`; links are always of this kind.
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
+    let mut found = Vec::new();
+    for (kind, hook) in HOOKS {
+        let flags = attach_flags(&directory, kind).map_err(io_error("ask for programs on", cgroup))?;
+        found.extend(flags.map(|flags| Attachment { hook, shared: flags & BPF_F_ALLOW_MULTI != 0 }));
+    }
+    Ok(found)
+}

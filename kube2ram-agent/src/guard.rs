@@ -1,0 +1,168 @@
+//! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
+//! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
+
+use std::{io, net::Ipv4Addr, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+mod netlink;
+mod ruleset;
+
+use self::netlink::{Message, Reply, Socket};
+use crate::telemetry::chain;
+
+/// Why the guard's table could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// A request was refused.
+    #[error(
+        "cannot {0} the nf_tables table ip kube2ram: are nf_tables in the kernel and CAP_NET_ADMIN given?"
+    )]
+    Request(&'static str, #[source] io::Error),
+    /// There is no netlink socket of netfilter.
+    #[error("cannot speak with netfilter: is nfnetlink in the kernel?")]
+    Socket(#[source] io::Error),
+    /// Somebody else changes the table as fast as it is made.
+    #[error("the nf_tables table ip kube2ram is not what was written: who else writes it?")]
+    Unstable,
+}
+
+/// The guard of the network namespace that its first check runs in. Dropping it leaves the rule in force: nothing but [`remove`] takes it away.
+#[derive(Debug)]
+pub struct ForwardGuard {
+    metadata: Ipv4Addr,
+    metrics: Metrics,
+    socket: Option<Socket>,
+    /// What the last check found; `None` before the first.
+    in_force: Option<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Metrics {
+    in_force: Gauge,
+    repairs: Counter,
+}
+
+/// How long a rule that somebody removed may be missing.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+impl ForwardGuard {
+    /// Makes a guard that does nothing yet.
+    pub fn new(metadata: Ipv4Addr, registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        let help = "Whether the netfilter rule against forwarding to the metadata server is in force";
+        registry.register("forward_guard_in_force", help, metrics.in_force.clone());
+        let help = "How often the netfilter rule was found missing or changed, and made anew";
+        registry.register("forward_guard_repairs", help, metrics.repairs.clone());
+        Self { metadata, metrics, socket: None, in_force: None }
+    }
+
+    /// Makes the table unless it is there as it should be, reads it back, and tells whether it is in force. A failure is logged, not
+    /// returned: the hooks in the cgroups hold without the guard, so that pods are better served by a loud agent than by none.
+    ///
+    /// Waits for other writers of nf_tables, which is usually no time.
+    pub fn check(&mut self) -> bool {
+        let before = self.in_force;
+        let outcome = self.ensure();
+        self.in_force = Some(outcome.is_ok());
+        self.metrics.in_force.set(outcome.is_ok().into());
+        match outcome {
+            Ok(Found::AsItShouldBe) => {}
+            Ok(Found::MissingOrChanged) if before == Some(true) => {
+                self.metrics.repairs.inc();
+                warn!("the forward guard was removed or changed; it is in force again");
+            }
+            Ok(Found::MissingOrChanged) => info!(metadata = %self.metadata, "forward guard in force"),
+            Err(error) => {
+                self.socket = None;
+                if before != Some(false) {
+                    error!(
+                        error = chain(&error),
+                        "no forward guard: packet sockets, TUN devices and Services that point at the metadata server get through"
+                    );
+                }
+            }
+        }
+        self.in_force == Some(true)
+    }
+
+    /// Checks from time to time, for ever.
+    ///
+    /// # Cancel safety
+    /// Safe: the table is changed between waits, in one transaction.
+    pub async fn run(mut self) {
+        loop {
+            sleep(CHECK_INTERVAL).await;
+            self.check();
+        }
+    }
+
+    fn ensure(&mut self) -> Result<Found, GuardError> {
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            none => none.insert(Socket::open().map_err(GuardError::Socket)?),
+        };
+        if is_installed(socket, self.metadata)? {
+            return Ok(Found::AsItShouldBe);
+        }
+        socket
+            .request(&ruleset::install(self.metadata))
+            .map_err(|error| GuardError::Request("write", error))?;
+        if is_installed(socket, self.metadata)? {
+            Ok(Found::MissingOrChanged)
+        } else {
+            Err(GuardError::Unstable)
+        }
+    }
+}
+
+/// Removes the guard's table, and tells whether there was one.
+///
+/// # Errors
+/// [`GuardError`]: it may still be there.
+pub fn remove() -> Result<bool, GuardError> {
+    let mut socket = Socket::open().map_err(GuardError::Socket)?;
+    match socket.request(&ruleset::remove()) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(GuardError::Request("remove", error)),
+    }
+}
+
+enum Found {
+    AsItShouldBe,
+    MissingOrChanged,
+}
+
+fn is_installed(socket: &mut Socket, metadata: Ipv4Addr) -> Result<bool, GuardError> {
+    let mut replies = [const { Vec::new() }; 3];
+    for (query, reply) in ruleset::queries().into_iter().zip(&mut replies) {
+        match ask(socket, &[query]) {
+            Ok(Reply { messages, .. }) => *reply = messages,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+            Err(error) => return Err(GuardError::Request("read", error)),
+        }
+    }
+    Ok(ruleset::is_installed(metadata, &replies))
+}
+
+/// Somebody else's change of any table interrupts a dump: it is asked for again.
+fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Reply> {
+    const ATTEMPTS: u8 = 5;
+    let mut reply = socket.request(query);
+    for _ in 1..ATTEMPTS {
+        match &reply {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => reply = socket.request(query),
+            _ => break,
+        }
+    }
+    reply
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Rung 2: the table in the kernel, each time in a network namespace of the test's own.
+
+use std::process::Command;
+
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use tokio::time::advance;
+
+use super::*;
+
+const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+
+fn guard() -> ForwardGuard {
+    ForwardGuard::new(METADATA, &mut Registry::default())
+}
+
+/// Runs a test on a thread of its own, in a network namespace that goes away with it.
+fn isolated(test: impl FnOnce() + Send + 'static) {
+    let inside = std::thread::spawn(|| {
+        #[expect(unsafe_code, reason = "a namespace for this thread alone")]
+        // SAFETY: no file descriptors are unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        test();
+    });
+    inside.join().unwrap();
+}
+
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().expect("nft");
+    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn nft_reads_what_was_meant() {
+    isolated(|| {
+        assert!(guard().check());
+
+        assert_eq!(
+            nft("list ruleset"),
+            "table ip kube2ram {\n\tchain forward {\n\t\ttype filter hook forward priority raw; policy accept;\n\
+             \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n}\n"
+        );
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn makes_anew_what_was_removed_or_changed() {
+    isolated(|| {
+        let mut guard = guard();
+        assert!(guard.check());
+        let whole = nft("list ruleset");
+        let changes = [
+            "delete table ip kube2ram",
+            "flush ruleset",
+            "flush chain ip kube2ram forward",
+            "insert rule ip kube2ram forward accept",
+            "add table ip kube2ram { flags dormant; }",
+        ];
+
+        for (repairs, change) in changes.into_iter().enumerate() {
+            nft(change);
+            assert_ne!(nft("list ruleset"), whole, "{change}");
+
+            assert!(guard.check(), "{change}");
+
+            assert_eq!(nft("list ruleset"), whole, "{change}");
+            assert_eq!(guard.metrics.repairs.get(), repairs as u64 + 1, "{change}");
+        }
+        // Nothing to do is not a repair, nor are others' tables.
+        nft("add table ip other");
+        assert!(guard.check());
+        assert_eq!(guard.metrics.repairs.get(), changes.len() as u64);
+        assert!(nft("list tables").contains("ip other"));
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn another_metadata_address_replaces_the_rule() {
+    isolated(|| {
+        assert!(guard().check());
+
+        assert!(ForwardGuard::new(Ipv4Addr::LOCALHOST, &mut Registry::default()).check());
+
+        let ruleset = nft("list ruleset");
+        assert!(ruleset.contains("daddr 127.0.0.1") && !ruleset.contains("100.100.100.200"), "{ruleset}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn repairs_by_itself_in_time() {
+    isolated(|| {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut guard = guard();
+            assert!(guard.check());
+            let running = tokio::spawn(guard.run());
+            tokio::task::yield_now().await;
+            nft("delete table ip kube2ram");
+
+            advance(CHECK_INTERVAL).await;
+            tokio::task::yield_now().await;
+
+            assert!(nft("list ruleset").contains("table ip kube2ram"));
+            running.abort();
+        });
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn removal_leaves_nothing_and_can_be_repeated() {
+    isolated(|| {
+        assert!(guard().check());
+
+        assert!(remove().unwrap());
+        assert_eq!(nft("list ruleset"), "");
+        assert!(!remove().unwrap());
+    });
+}

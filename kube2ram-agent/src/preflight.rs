@@ -1,0 +1,239 @@
+//! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same checks at its start and refuses.
+//! Depends on `datapath` and `identity`, and on procfs; called by `main` and `app`.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::{
+    datapath::{Attachment, attachments, check_bpffs, kernel_version},
+    identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
+    telemetry::chain,
+};
+
+/// Where the agent's things are on this node.
+#[derive(Clone, Debug)]
+pub struct NodePaths {
+    /// The bpffs directory of the pins.
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 mount; found by looking when `None`.
+    pub cgroup_root: Option<PathBuf>,
+    /// The cgroup of all pods; found by looking when `None`.
+    pub pods_cgroup: Option<PathBuf>,
+}
+
+/// One condition: what is the case, or what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    condition: &'static str,
+    outcome: Result<String, String>,
+}
+
+/// All conditions, one a line.
+#[derive(Clone, Debug)]
+pub struct Preflight(Vec<Check>);
+
+impl Preflight {
+    /// Makes the checks. Nothing is changed.
+    pub fn of_node(paths: &NodePaths) -> Self {
+        let version = kernel_version();
+        let capabilities = read("/proc/self/status").map(|status| effective_capabilities(&status));
+        let outcomes = [
+            ("kernel", check_kernel(version)),
+            ("capabilities", capabilities.clone().and_then(check_capabilities)),
+            ("memory lock", capabilities.and_then(|held| check_memlock(version, held))),
+            (
+                "bpf file system",
+                check_bpffs(&paths.bpf_dir)
+                    .map(|()| paths.bpf_dir.display().to_string())
+                    .map_err(|error| chain(&error)),
+            ),
+            ("cgroup v1", read("/proc/self/mounts").and_then(|mounts| check_v1(version, &mounts))),
+        ];
+        let mut checks: Vec<_> =
+            outcomes.into_iter().map(|(condition, outcome)| Check { condition, outcome }).collect();
+        let root = find_cgroup_root(paths.cgroup_root.as_deref()).map_err(|error| chain(&error));
+        let pods = root.clone().and_then(|root| {
+            find_pods_cgroup(&root, paths.pods_cgroup.as_deref()).map_err(|error| chain(&error))
+        });
+        let others = root.clone().and_then(|root| check_attachments(&root, &pods.clone()?));
+        let shown = |path: PathBuf| path.display().to_string();
+        checks.push(Check { condition: "cgroup v2", outcome: root.map(shown) });
+        checks.push(Check { condition: "pods' cgroup", outcome: pods.and_then(|pods| check_pods(&pods)) });
+        checks.push(Check { condition: "other programs", outcome: others });
+        Self(checks)
+    }
+
+    /// The conditions that are not met, with their remedies.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        self.0.iter().filter_map(|Check { condition, outcome }| {
+            outcome.as_ref().err().map(|reason| format!("{condition}: {reason}"))
+        })
+    }
+}
+
+impl fmt::Display for Preflight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Check { condition, outcome }) in self.0.iter().enumerate() {
+            let (mark, text) = match outcome {
+                Ok(text) => ('✓', text),
+                Err(text) => ('✗', text),
+            };
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{mark} {condition:<16} {text}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A kernel's major and minor version.
+type Version = (u32, u32);
+
+fn read(path: &str) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))
+}
+
+fn check_kernel(version: Version) -> Result<String, String> {
+    let (major, minor) = version;
+    if version < (5, 10) {
+        return Err(format!("Linux {major}.{minor} is too old: 5.10 is needed"));
+    }
+    Ok(format!("Linux {major}.{minor}"))
+}
+
+/// Numbers of include/uapi/linux/capability.h.
+mod capability {
+    pub(super) const DAC_READ_SEARCH: u8 = 2;
+    pub(super) const NET_ADMIN: u8 = 12;
+    pub(super) const SYS_ADMIN: u8 = 21;
+    pub(super) const SYS_RESOURCE: u8 = 24;
+    pub(super) const BPF: u8 = 39;
+}
+
+/// The `CapEff` line of proc_pid_status(5); none when there is no such line.
+fn effective_capabilities(status: &str) -> u64 {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn has(held: u64, capability: u8) -> bool {
+    held >> capability & 1 == 1
+}
+
+fn check_capabilities(held: u64) -> Result<String, String> {
+    let needed = [
+        (has(held, capability::BPF) || has(held, capability::SYS_ADMIN), "BPF (or SYS_ADMIN)"),
+        (has(held, capability::NET_ADMIN), "NET_ADMIN"),
+        (has(held, capability::DAC_READ_SEARCH), "DAC_READ_SEARCH"),
+    ];
+    let missing: Vec<_> = needed.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        return Ok("enough".to_owned());
+    }
+    Err(format!("{} missing: add to the container's securityContext.capabilities", missing.join(", ")))
+}
+
+/// Below 5.11 maps count against `RLIMIT_MEMLOCK`; they take about 10 MB, and as much again when an upgrade makes new ones.
+fn check_memlock(version: Version, held: u64) -> Result<String, String> {
+    const NEEDED: u64 = 32 << 20;
+    let limit = getrlimit(Resource::Memlock).current;
+    if version >= (5, 11) || has(held, capability::SYS_RESOURCE) || limit.is_none_or(|limit| limit >= NEEDED)
+    {
+        return Ok("enough".to_owned());
+    }
+    Err("the limit is too low for a kernel below 5.11: raise `ulimit -l` to 32 MiB, or add CAP_SYS_RESOURCE"
+        .to_owned())
+}
+
+/// Below 5.15, a process that writes to net_cls or net_prio moves all new sockets to the root cgroup, past programs on others
+/// (kernel commit 8520e224f547).
+fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
+    let is_used = |line: &&str| {
+        let fields: Vec<_> = line.split(' ').collect();
+        let of = |name| fields.get(3).is_some_and(|options| options.split(',').any(|option| option == name));
+        fields.get(2) == Some(&"cgroup") && (of("net_cls") || of("net_prio"))
+    };
+    match mounts.lines().find(is_used).filter(|_| version < (5, 15)) {
+        None => Ok("takes no sockets away".to_owned()),
+        Some(line) => Err(format!(
+            "{} can move sockets past the programs on a kernel below 5.15: boot with cgroup_no_v1=net_cls,net_prio",
+            line.split(' ').nth(1).unwrap_or_default()
+        )),
+    }
+}
+
+fn check_pods(pods: &Path) -> Result<String, String> {
+    if is_populated(pods) {
+        return Ok(pods.display().to_string());
+    }
+    Err(format!("{} holds no process: are pods in cgroup v2, and is --pods-cgroup right?", pods.display()))
+}
+
+/// A program that was attached as exclusive, or to be overridden, tolerates no other: ours is refused below the former and replaces the
+/// latter for its cgroup.
+fn check_attachments(root: &Path, pods: &Path) -> Result<String, String> {
+    let own = own_cgroup(root).map_err(|error| chain(&error))?;
+    let mut cgroups: Vec<_> =
+        [pods, &own].into_iter().flat_map(Path::ancestors).filter(|path| path.starts_with(root)).collect();
+    cgroups.sort();
+    cgroups.dedup();
+    for cgroup in cgroups {
+        for attachment in attachments(cgroup).map_err(|error| chain(&error))? {
+            if let Attachment { hook, shared: false } = attachment {
+                return Err(format!(
+                    "a program of the kind {hook} on {} does not share its place: have its owner attach it with BPF_F_ALLOW_MULTI \
+                     (bpftool cgroup show {0} tells which)",
+                    cgroup.display()
+                ));
+            }
+        }
+    }
+    Ok("share their places".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = u64::MAX;
+
+    #[test]
+    fn reads_the_effective_capabilities() {
+        let status = "CapPrm:\t000001ffffffffff\nCapEff:\t0000008000001004\nCapBnd:\t0\n";
+
+        let held = effective_capabilities(status);
+
+        assert!(check_capabilities(held).is_ok(), "{held:#x}: BPF, NET_ADMIN, DAC_READ_SEARCH");
+        for needed in [capability::BPF, capability::NET_ADMIN, capability::DAC_READ_SEARCH] {
+            assert!(check_capabilities(held & !(1 << needed)).is_err(), "{needed}");
+        }
+        let admin = held & !(1 << capability::BPF) | 1 << capability::SYS_ADMIN;
+        assert!(check_capabilities(admin).is_ok());
+        assert!(check_capabilities(effective_capabilities("nothing")).is_err());
+    }
+
+    #[test]
+    fn old_kernels_are_refused_and_so_is_what_fails_open_on_them() {
+        let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/net_cls,net_prio cgroup rw,net_cls,net_prio 0 0";
+
+        assert!(check_kernel((5, 9)).is_err() && check_kernel((4, 19)).is_err());
+        assert!(check_kernel((5, 10)).is_ok() && check_kernel((6, 1)).is_ok());
+        assert!(check_v1((5, 10), mounts).unwrap_err().starts_with("/sys/fs/cgroup/net_cls,net_prio can"));
+        assert!(check_v1((5, 15), mounts).is_ok());
+        assert!(check_v1((5, 10), "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0").is_ok());
+        assert!(check_memlock((5, 11), 0).is_ok() && check_memlock((5, 10), ALL).is_ok());
+    }
+
+    #[test]
+    fn each_condition_has_a_line() {
+        let check = |outcome| Check { condition: "kernel", outcome };
+        let preflight =
+            Preflight(vec![check(Ok("new".to_owned())), check(Err("old: boot a new one".to_owned()))]);
+
+        assert_eq!(preflight.to_string(), "✓ kernel           new\n✗ kernel           old: boot a new one");
+        assert_eq!(preflight.failures().collect::<Vec<_>>(), ["kernel: old: boot a new one"]);
+    }
+}

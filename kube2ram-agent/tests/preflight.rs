@@ -1,0 +1,121 @@
+//! Rung 2: `kube2ram preflight` on a node that has everything, and on one where another program does not share its place.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use kube2ram_sandbox::{Sandbox, node::PodSpec};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
+
+fn preflight(sandbox: &Sandbox, bpf_dir: &Path) -> Output {
+    let mut command = sandbox.node().host_command(AGENT);
+    command.arg("preflight").arg("--bpf-dir").arg(bpf_dir);
+    command.arg("--cgroup-root").arg(sandbox.node().cgroup_root());
+    command.arg("--pods-cgroup").arg(sandbox.node().pods_cgroup()).output().unwrap()
+}
+
+fn pins(sandbox: &Sandbox) -> PathBuf {
+    sandbox.node().bpffs().join("kube2ram")
+}
+
+/// The lines of conditions that are not met.
+fn unmet(output: &Output) -> Vec<String> {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let lines = String::from_utf8(output.stderr.clone()).unwrap();
+    lines.lines().filter(|line| line.starts_with('✗')).map(str::to_owned).collect()
+}
+
+/// One of the agent's programs, as somebody else's: attached without a link, as before links there was.
+struct Legacy {
+    cgroup: PathBuf,
+    program: PathBuf,
+}
+
+impl Legacy {
+    fn attach(sandbox: &Sandbox, cgroup: &Path, mode: &[&str]) -> Self {
+        let program = sandbox.node().bpffs().join("legacy");
+        // Beside the directory of the profile.
+        let object = Path::new(AGENT).ancestors().nth(2).unwrap().join("ebpf/kube2ram.bpf.o");
+        let loaded =
+            Command::new("bpftool").args(["prog", "loadall"]).args([&object, &program]).output().unwrap();
+        assert!(loaded.status.success(), "{loaded:?}");
+        let program = program.join("k2r_connect4");
+        let mut attach = Command::new("bpftool");
+        attach.args(["cgroup", "attach"]).arg(cgroup).args(["connect4", "pinned"]).arg(&program).args(mode);
+        let attached = attach.output().unwrap();
+        assert!(attached.status.success(), "{attached:?}");
+        Self { cgroup: cgroup.to_owned(), program }
+    }
+}
+
+impl Drop for Legacy {
+    fn drop(&mut self) {
+        let mut detach = Command::new("bpftool");
+        detach.args(["cgroup", "detach"]).arg(&self.cgroup).args(["connect4", "pinned"]).arg(&self.program);
+        drop(detach.output());
+        drop(std::fs::remove_dir_all(self.program.parent().unwrap()));
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_node_that_has_everything_passes_before_and_while_an_agent_runs() {
+    let mut sandbox = Sandbox::create("preflight").unwrap();
+    sandbox.add_pod(&PodSpec::new("pod")).unwrap();
+
+    let before = preflight(&sandbox, &pins(&sandbox));
+    sandbox.start_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
+    let meanwhile = preflight(&sandbox, &pins(&sandbox));
+
+    for output in [before, meanwhile] {
+        assert!(output.status.success(), "{output:?}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        assert!(lines.lines().count() == 8 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn names_what_is_missing() {
+    let sandbox = Sandbox::create("preflight-missing").unwrap(); // without a pod
+
+    let unmet = unmet(&preflight(&sandbox, Path::new("/tmp/kube2ram")));
+
+    assert_eq!(unmet.len(), 2, "{unmet:?}");
+    assert!(unmet[0].contains("mount -t bpf bpf /sys/fs/bpf"), "{unmet:?}");
+    assert!(unmet[1].contains("holds no process"), "{unmet:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn programs_that_do_not_share_their_place_are_refused() {
+    let mut sandbox = Sandbox::create("preflight-legacy").unwrap();
+    sandbox.add_pod(&PodSpec::new("pod")).unwrap();
+    let pods = sandbox.node().pods_cgroup();
+    let ancestor = pods.parent().unwrap().to_owned();
+
+    for mode in [&[][..], &["override"]] {
+        let legacy = Legacy::attach(&sandbox, &ancestor, mode);
+
+        let unmet = unmet(&preflight(&sandbox, &pins(&sandbox)));
+
+        assert_eq!(unmet.len(), 1, "{unmet:?}");
+        assert!(
+            unmet[0].contains("cgroup_inet4_connect") && unmet[0].contains("BPF_F_ALLOW_MULTI"),
+            "{unmet:?}"
+        );
+        drop(legacy);
+    }
+    // The agent makes the same checks.
+    let legacy = Legacy::attach(&sandbox, &ancestor, &["override"]);
+    let refused = sandbox.start_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap_err().to_string();
+    assert!(refused.contains("this node is not ready") && refused.contains("BPF_F_ALLOW_MULTI"), "{refused}");
+    drop(legacy);
+    // The allowed twin: somebody who shares.
+    let _shares = Legacy::attach(&sandbox, &ancestor, &["multi"]);
+    sandbox.agent().unwrap().start().unwrap();
+}
