@@ -140,8 +140,7 @@ fn listening(lab: &mut Lab) -> usize {
         let link = fs::read_link(link.ok()?.path()).ok()?;
         Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
     });
-    let hosts = fs::read_to_string("/proc/net/tcp").unwrap()
-        + &fs::read_to_string("/proc/net/unix").unwrap()
-        + &fs::read_to_string("/proc/net/tcp6").unwrap();
+    let tables = ["netlink", "tcp", "tcp6", "unix"];
+    let hosts = tables.map(|table| fs::read_to_string(format!("/proc/net/{table}")).unwrap()).join("\n");
     inodes.filter(|inode| !hosts.split_ascii_whitespace().any(|field| field == inode)).count()
 }
