@@ -92,9 +92,8 @@ fn kernel(directory: &Path, series: &str, release: &str) -> Result<PathBuf> {
         fs::create_dir_all(apt.join(below))?;
     }
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let source = format!(
-        "deb [arch=amd64 signed-by={keys}] SECURITY_ARCHIVE {release}-security main\n"
-    );
+    let archive = security_archive().context("apt knows no Debian security archive")?;
+    let source = format!("deb [arch=amd64 signed-by={keys}] {archive} {release}-security main\n");
     fs::write(apt.join("sources.list"), source)?;
     // This machine's own sources and lists stay as they are.
     let with_apt = |program: &str| {
@@ -121,6 +120,17 @@ fn kernel(directory: &Path, series: &str, release: &str) -> Result<PathBuf> {
     let archive = downloaded.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     run(Command::new("dpkg-deb").arg("-x").arg(archive.context("nothing was downloaded")?).arg(&directory))?;
     image(&directory).context("the package holds no kernel")
+}
+
+/// Where this machine's own apt finds Debian's security updates; other releases are beside this one.
+fn security_archive() -> Option<String> {
+    let uris = capture(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+    ]))?;
+    uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("-security")).map(str::to_owned)
 }
 
 /// The signed cloud kernel of the highest version.
