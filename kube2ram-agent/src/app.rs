@@ -175,8 +175,9 @@ pub async fn run(
         let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
         let shutdown = shutdown.clone();
         async move {
-            shutdown.run_until_cancelled(cluster.synced()).await;
-            pending.ready();
+            if shutdown.run_until_cancelled(cluster.synced()).await.is_some() {
+                pending.ready();
+            }
             shutdown.cancelled().await;
         }
     });

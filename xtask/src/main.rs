@@ -42,7 +42,7 @@ enum Task {
     },
     /// Installs what building and testing need (Debian packages, bpf-linker, the Rust sources)
     Setup,
-    /// Runs every test that this machine can run, as root those in the kernel too
+    /// Runs unit and component tests, and as root those on the real kernel
     Test {
         /// Instead runs those of the kernel half on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
         #[arg(long)]
