@@ -87,6 +87,8 @@ pub struct Config {
     pub pods_cgroup: Option<PathBuf>,
     /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
     pub session_duration: Duration,
+    /// The directory that the agents of this node share.
+    pub state_dir: PathBuf,
     /// Where STS is.
     pub sts_endpoint: StsEndpoint,
 }
@@ -300,6 +302,7 @@ impl Config {
             notices,
             pods_cgroup: flags.pods_cgroup,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
+            state_dir: flags.state_dir,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),
                 (None, true) => StsEndpoint::Regional,

@@ -202,6 +202,9 @@ pub(super) struct Flags {
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,
+    /// Directory that agents of this node share, on a tmpfs, for root alone: whoever can write there can pose as the agent
+    #[arg(long, value_name = "PATH", default_value = "/run/kube2ram", help_heading = "Node", global = true)]
+    pub(super) state_dir: PathBuf,
 
     /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
     #[arg(long, help_heading = "Observability")]

@@ -80,6 +80,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!((config.app_port, config.metrics_port), (8181, 9181));
     assert_eq!((config.base_arn, config.default_role), (Source::Unset, Source::Unset));
     assert_eq!(config.bpf_dir, PathBuf::from("/sys/fs/bpf/kube2ram"));
+    assert_eq!(config.state_dir, PathBuf::from("/run/kube2ram"));
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
     assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
@@ -112,7 +113,7 @@ fn takes_every_other_flag() {
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
-         --use-regional-sts-endpoint=false",
+         --state-dir=/s --use-regional-sts-endpoint=false",
     )
     .unwrap();
 
@@ -120,6 +121,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.base_arn, base("acs:ram::1:role/team/"));
     assert_eq!(config.default_role, Source::Given("worker".to_owned()));
     assert_eq!(config.bpf_dir, PathBuf::from("/b"));
+    assert_eq!(config.state_dir, PathBuf::from("/s"));
     assert_eq!(config.cgroup_root, Some(PathBuf::from("/c")));
     assert_eq!(config.pods_cgroup, Some(PathBuf::from("/c/kubepods")));
     assert!(config.debug);
