@@ -68,7 +68,7 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
     let segments: Vec<&str> = target.path.segments().collect();
     let reads = matches!(*method, Method::GET | Method::HEAD);
 
-    if contains(&segments, RAM) || contains(&segments, &[SECURITY_CREDENTIALS]) {
+    if mentions(target, &segments, RAM) || mentions(target, &segments, &[SECURITY_CREDENTIALS]) {
         return match segments.get(1..) {
             Some(below) if starts_with(below, RAM) => {
                 if reads {
@@ -80,7 +80,7 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::NotFound),
         };
     }
-    if is_sensitive(&segments, policy) {
+    if is_sensitive(target, &segments, policy) {
         return Route::Refuse(Refusal::Sensitive);
     }
     let is_token =
@@ -106,16 +106,30 @@ fn credential_route(below_ram: &[&str]) -> Route {
     }
 }
 
-/// Whether the path names a closed item, at any depth. `meta-data/all` dumps the whole tree, perhaps with credentials: it is closed
+/// Whether the target names a closed item, at any depth. `meta-data/all` dumps the whole tree, perhaps with credentials: it is closed
 /// whatever the policy.
-fn is_sensitive(segments: &[&str], policy: MetadataPolicy) -> bool {
+fn is_sensitive(target: &Target, segments: &[&str], policy: MetadataPolicy) -> bool {
     const CLOSED: &[&[&str]] = &[&["dynamic", "instance-identity"], &["user-data"], &["vendor-data"]];
-    contains(segments, &["meta-data", "all"])
-        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| contains(segments, names)))
+    mentions(target, segments, &["meta-data", "all"])
+        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| mentions(target, segments, names)))
 }
 
-fn contains(segments: &[&str], names: &[&str]) -> bool {
-    segments.windows(names.len()).any(|window| starts_with(window, names))
+/// Whether some server could take the target for one at or below `names`: with the segments' bare names, or because it knows no queries
+/// and reads on behind the `?`, where the last of the names is one too many.
+fn mentions(target: &Target, segments: &[&str], names: &[&str]) -> bool {
+    let is = |segment: &str, name: &&str| bare(segment).eq_ignore_ascii_case(name);
+    segments
+        .windows(names.len())
+        .any(|window| window.iter().zip(names).all(|(segment, name)| is(segment, name)))
+        || target.query_words().any(|word| names.last().is_some_and(|name| is(&word, name)))
+}
+
+/// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot or blank (`ram.`, `ram+`) or
+/// a stream (`ram::$DATA`), as several do.
+fn bare(segment: &str) -> &str {
+    let segment = segment.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    let end = segment.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'));
+    &segment[..end.unwrap_or(segment.len())]
 }
 
 fn starts_with(segments: &[&str], names: &[&str]) -> bool {
