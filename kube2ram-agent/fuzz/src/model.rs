@@ -16,8 +16,8 @@ pub const SENSITIVE: &[&[&str]] = &[&["user-data"], &["vendor-data"], &["dynamic
 pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
     views(target).iter().any(|view| {
         let text = fold::text(view);
-        // Each of these is some server's separator, or none: a query that is no query, parameters that are a segment.
-        ["/", "/?", "/?#", "/&?=#"].iter().any(|separators| {
+        // A query may be none, or a path of its own, and a fragment too.
+        ["/", "/?", "/?#"].iter().any(|separators| {
             let segments: Vec<&str> = text.split(|c| separators.contains(c)).collect();
             [resolved(&segments), kept(&segments)]
                 .iter()

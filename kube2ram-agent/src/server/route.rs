@@ -68,7 +68,7 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
     let segments: Vec<&str> = target.path.segments().collect();
     let reads = matches!(*method, Method::GET | Method::HEAD);
 
-    if mentions(target, &segments, RAM) || mentions(target, &segments, &[SECURITY_CREDENTIALS]) {
+    if contains(&segments, RAM) || contains(&segments, &[SECURITY_CREDENTIALS]) {
         return match segments.get(1..) {
             Some(below) if starts_with(below, RAM) => {
                 if reads {
@@ -80,8 +80,11 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::NotFound),
         };
     }
-    if is_sensitive(target, &segments, policy) {
+    if is_sensitive(&segments, policy) {
         return Route::Refuse(Refusal::Sensitive);
+    }
+    if target.query_words().any(|word| names_closed(&word)) {
+        return Route::Refuse(Refusal::NotFound);
     }
     let is_token =
         *method == Method::PUT && segments.len() == 3 && starts_with(&segments[1..], &["api", "token"]);
@@ -108,20 +111,23 @@ fn credential_route(below_ram: &[&str]) -> Route {
 
 /// Whether the target names a closed item, at any depth. `meta-data/all` dumps the whole tree, perhaps with credentials: it is closed
 /// whatever the policy.
-fn is_sensitive(target: &Target, segments: &[&str], policy: MetadataPolicy) -> bool {
+fn is_sensitive(segments: &[&str], policy: MetadataPolicy) -> bool {
     const CLOSED: &[&[&str]] = &[&["dynamic", "instance-identity"], &["user-data"], &["vendor-data"]];
-    mentions(target, segments, &["meta-data", "all"])
-        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| mentions(target, segments, names)))
+    contains(segments, &["meta-data", "all"])
+        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| contains(segments, names)))
 }
 
-/// Whether some server could take the target for one at or below `names`: with the segments' bare names, or because it knows no queries
-/// and reads on behind the `?`, where the last of the names is one too many.
-fn mentions(target: &Target, segments: &[&str], names: &[&str]) -> bool {
-    let is = |segment: &str, name: &&str| bare(segment).eq_ignore_ascii_case(name);
-    segments
-        .windows(names.len())
-        .any(|window| window.iter().zip(names).all(|(segment, name)| is(segment, name)))
-        || target.query_words().any(|word| names.last().is_some_and(|name| is(&word, name)))
+/// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the `?`.
+fn names_closed(word: &str) -> bool {
+    const LAST_NAMES: [&str; 6] =
+        ["all", "instance-identity", "ram", SECURITY_CREDENTIALS, "user-data", "vendor-data"];
+    LAST_NAMES.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
+}
+
+/// Whether some server could take the path for one at or below `names`, at any depth.
+fn contains(segments: &[&str], names: &[&str]) -> bool {
+    let is = |(segment, name): (&&str, &&str)| bare(segment).eq_ignore_ascii_case(name);
+    segments.windows(names.len()).any(|window| window.iter().zip(names).all(is))
 }
 
 /// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot or blank (`ram.`, `ram+`) or

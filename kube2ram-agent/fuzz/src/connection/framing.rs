@@ -51,8 +51,11 @@ impl<'s> Framing<'s> {
                 }
             };
             framing.requests.push(Request { method, target, body: body.unwrap_or(after.len()) });
-            // A tunnel is no request any more, and a body that is cut off or malformed has nothing behind it.
-            let Some(body) = body.filter(|_| method != "CONNECT") else { return framing };
+            // A tunnel is no request any more, and what is behind a body that is cut off or malformed may be refused, but is no request.
+            let Some(body) = body.filter(|_| method != "CONNECT") else {
+                framing.ends_in_doubt = true;
+                return framing;
+            };
             rest = &after[body..];
         }
     }
@@ -116,23 +119,37 @@ fn decimal(text: &[u8]) -> Option<usize> {
     str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// How long a chunked body is. `None` when it is cut off, malformed, or has what some servers ignore (extensions, trailers).
+/// How long a chunked body is, extensions and trailers included (§7.1). `None` when it is cut off or malformed.
 fn chunked(stream: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
-        let line = &stream[at..];
-        let end = line.windows(2).position(|pair| pair == b"\r\n")?;
-        let digits =
-            str::from_utf8(&line[..end]).ok().filter(|text| text.bytes().all(|c| c.is_ascii_hexdigit()))?;
-        let size = usize::from_str_radix(digits, 16).ok()?;
-        at = at.checked_add(end + 2)?.checked_add(size)?;
-        let after = stream.get(at..)?;
-        after.strip_prefix(b"\r\n")?;
-        at += 2;
+        let line = line(stream.get(at..)?)?;
+        let size = line.split(|byte| *byte == b';').next()?.trim_ascii_end();
+        let digits = !size.is_empty() && size.iter().all(u8::is_ascii_hexdigit);
+        let size = usize::from_str_radix(str::from_utf8(size).ok().filter(|_| digits)?, 16).ok()?;
+        at += line.len() + 2;
         if size == 0 {
+            break;
+        }
+        at = at.checked_add(size)?;
+        stream.get(at..)?.strip_prefix(b"\r\n")?;
+        at += 2;
+    }
+    loop {
+        let trailer = line(stream.get(at..)?)?;
+        at += trailer.len() + 2;
+        if trailer.is_empty() {
             return Some(at);
         }
+        let name = &trailer[..trailer.iter().position(|byte| *byte == b':')?];
+        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
+            return None;
+        }
     }
+}
+
+fn line(stream: &[u8]) -> Option<&[u8]> {
+    Some(&stream[..stream.windows(2).position(|pair| pair == b"\r\n")?])
 }
 
 fn is_token(byte: u8) -> bool {
@@ -157,15 +174,15 @@ mod tests {
             ("GET /a HTTP/1.1\r\nHost: x\r\n\r\n", &["GET /a", "GET /b"][..], false),
             ("\r\nGET /a HTTP/1.1\n\n", &["GET /a", "GET /b"], false),
             ("PUT /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ", &["PUT /a", "GET /b"], false),
-            ("PUT /a HTTP/1.1\r\nContent-Length: 400\r\n\r\n", &["PUT /a"], false),
+            ("PUT /a HTTP/1.1\r\nContent-Length: 400\r\n\r\n", &["PUT /a"], true),
             (
                 "PUT /a HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nGET\r\n0\r\n\r\n",
                 &["PUT /a", "GET /b"],
                 false,
             ),
             (
-                "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nGET\r\n0\r\n\r\n",
-                &["PUT /a"],
+                "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nGET\r\n0\r\nA: b\r\n\r\n",
+                &["PUT /a", "GET /b"],
                 false,
             ),
             ("PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", &[], true),

@@ -72,6 +72,7 @@ fn calls_ordinary_items_harmless() {
         "/latest/meta-data/allocation",
         "/latest/dynamic/instance-identity/pkcs7?audience=ram/meta-data",
         "/latest/api/token?",
+        "/latest/meta-data&ram",
         "/2016-01-01/meta-data/region-id?a=b%20c",
     ] {
         assert!(!could_mean(target.as_bytes(), CREDENTIALS), "{target:?}");

@@ -184,7 +184,7 @@ fn passes_nothing_that_is_closed_but_for_a_suffix_a_parameter_or_a_query() {
         ("/latest/x?y=%2Fsecurity-credentials%2Fx", refuses(Refusal::NotFound)),
         ("/latest/x?/../meta-data/ram", None),
         ("/latest/user-data.txt", refuses(Refusal::Sensitive)),
-        ("/latest/?/user-data", refuses(Refusal::Sensitive)),
+        ("/latest/?/user-data", refuses(Refusal::NotFound)),
         ("/latest/meta-data/all.", refuses(Refusal::Sensitive)),
     ] {
         assert_eq!(get(raw), expected, "{raw:?}");
