@@ -59,7 +59,7 @@ impl Agent {
             format!("--cgroup-root={}", node.cgroup_root().display()),
             format!("--pods-cgroup={}", node.pods_cgroup().display()),
             format!("--bpf-dir={}", node.bpffs().join("kube2ram").display()),
-            format!("--state-dir={}", node.directory().join("agent").display()),
+            format!("--state-dir={}", node.agent_state().display()),
         ];
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
         let log = node.directory().join("agent.log");

@@ -82,6 +82,10 @@ impl Node {
         let bpffs = record.bpffs();
         fs::create_dir_all(&bpffs)?;
         netns::run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
+        // As /run is on a node; not everywhere that this runs.
+        let state = record.agent_state();
+        fs::create_dir_all(&state)?;
+        netns::run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=700", "tmpfs"]).arg(&state))?;
 
         let metadata = format!("kube2ram-{}-metadata", record.name);
         let (node_ip, metadata_ip) = veth_ips(net, METADATA_NET);
@@ -114,6 +118,11 @@ impl Node {
     /// A bpffs that belongs to this node.
     pub fn bpffs(&self) -> PathBuf {
         self.record.bpffs()
+    }
+
+    /// A tmpfs that this node's agents share, and that goes away with it.
+    pub fn agent_state(&self) -> PathBuf {
+        self.record.agent_state()
     }
 
     /// A directory for logs and the like, which goes away with the node.

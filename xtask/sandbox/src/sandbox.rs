@@ -193,7 +193,15 @@ impl Sandbox {
     /// # Errors
     /// When it gets no answer.
     pub fn host_curl(&self, target: &str) -> Result<Reply> {
-        reply(self.node.host_command(&self.client).args(["client", "get", &url(target)]))
+        self.host_curl_url(&url(target))
+    }
+
+    /// Sends a GET to any URL from a host daemon.
+    ///
+    /// # Errors
+    /// When it gets no answer.
+    pub fn host_curl_url(&self, url: &str) -> Result<Reply> {
+        reply(self.node.host_command(&self.client).args(["client", "get", url]))
     }
 }
 
