@@ -121,7 +121,6 @@ pub async fn run(
     let mut parts = Parts::default();
     let readiness = Readiness::default();
 
-    let tokens = tokens(&config.state_dir)?;
     // Listening comes before attaching: a pod is never sent to a port on which nobody listens.
     let host_ip = host_ip(config.host_ip)?;
     let agent = SocketAddrV4::new(host_ip, config.app_port);
@@ -136,6 +135,7 @@ pub async fn run(
     if !unmet.is_empty() {
         return Err(AppError::Preflight(unmet.join("; ")));
     }
+    let tokens = tokens(&config.state_dir)?;
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
