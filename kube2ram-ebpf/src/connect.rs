@@ -92,6 +92,14 @@ fn vouch(context: &SockAddr, config: &Config, addr_be: u32, family: u16) -> bool
     // SAFETY: the agent replaces entries, never writes into one.
     let Some(target) = (unsafe { TARGETS.get(DEFAULT_TARGET) }) else { return false };
     let Some(socket) = context.socket() else { return false };
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(
+        context.inner(),
+        "dial cgroup={} tgid={} port={}",
+        current_cgroup(),
+        current_tgid(),
+        u16::from_be(attempt.port_be)
+    );
     target.addr_be == addr_be
         && target.port_be == attempt.port_be
         && record(context, socket, &attempt, family, DEFAULT_TARGET, *target)
