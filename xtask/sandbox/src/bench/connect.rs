@@ -91,7 +91,8 @@ impl Took {
         let [(one, one_redirected), (thousand, thousand_redirected), (many, many_redirected)] = &self.rules;
         let mut line = |what: &str, rounds: &Rounds, baseline: &Rounds, target| {
             let value = format!("{:.2} µs", rounds.median() / 1000.0);
-            row(out, what, &value, Some(rounds.over(baseline)), target)
+            let ratio = (!std::ptr::eq(rounds, baseline)).then(|| rounds.over(baseline));
+            row(out, what, &value, ratio, target)
         };
         line("TCP, elsewhere: without kube2ram", &self.without, &self.without, Target::None)?;
         line("  with kube2ram / without", &self.with, &self.without, Target::AtMost(1.05))?;
