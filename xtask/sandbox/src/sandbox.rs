@@ -16,7 +16,7 @@ use crate::{
     agent::Agent,
     client::{Family, Reply},
     clock::Clock,
-    node::{CgroupDriver, Node, Pod, PodSpec},
+    node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Sts},
 };
 
@@ -166,6 +166,11 @@ impl Sandbox {
         &self.node
     }
 
+    /// The node, to make something on it that no cluster knows.
+    pub fn node_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
     /// STS.
     pub fn sts(&self) -> &Sts {
         &self.sts
@@ -281,7 +286,7 @@ fn reply(command: &mut Command) -> Result<Reply> {
 fn manifest(spec: &PodSpec) -> PodManifest {
     PodManifest {
         annotations: spec.annotations.clone(),
-        host_network: spec.host_network,
+        host_network: spec.network == PodNetwork::Host,
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
         node: Sandbox::NODE.to_owned(),
