@@ -35,7 +35,7 @@ const CUT: u8 = 4;
 /// Checks one connection.
 pub fn check(data: &[u8]) {
     let Some((&flags, stream)) = data.split_first() else { return };
-    let policy = if flags & OPEN == 0 { MetadataPolicy::Closed } else { MetadataPolicy::Open };
+    let policy = if flags & OPEN == 0 { MetadataPolicy::Standard } else { MetadataPolicy::Open };
     let origin = (flags & UNVOUCHED == 0).then_some(Origin { cgroup: CgroupId(7), tgid: 1 });
     let cut = if flags & CUT == 0 { 0 } else { usize::from(flags >> 3) * stream.len() / 32 };
 
@@ -55,7 +55,7 @@ pub fn check(data: &[u8]) {
     let passed: Vec<&str> = upstream.iter().map(|bytes| one_request(bytes)).collect();
     for target in &passed {
         assert!(!model::could_mean(target.as_bytes(), model::CREDENTIALS), "{target} passed: {shown}");
-        let closed = policy == MetadataPolicy::Closed;
+        let closed = policy == MetadataPolicy::Standard;
         assert!(
             !(closed && model::could_mean(target.as_bytes(), model::SENSITIVE)),
             "{target} passed: {shown}"

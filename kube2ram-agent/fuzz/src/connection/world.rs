@@ -25,7 +25,8 @@ use kube2ram_agent::{
     kubernetes::{Directory, Notice, Notices, Pod, PodError},
     policy::Policy,
     role::{AnnotationKeys, BaseArn, RoleSession, Roles},
-    server::{Config, Entitlements, Pipeline, Server},
+    server::{Config, Entitlements, Pipeline, Server, token::Tokens},
+    state_dir::Secret,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -105,6 +106,7 @@ impl Service {
             credentials::Metrics::new(&mut registry),
         );
         let pipeline = Pipeline {
+            clock: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
             entitlements: Arc::new(SetOnce::new_with(Some(Entitlements {
@@ -113,12 +115,15 @@ impl Service {
                 credentials,
             }))),
             notices: Arc::clone(&world) as _,
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
             upstream: Arc::clone(&world) as _,
         };
         let config = Config {
             metadata: MetadataAddr(SocketAddrV4::new([100, 100, 100, 200].into(), 80)),
             metadata_policy: policy,
             host_network_pods: HostNetworkPods::Pass,
+            pass_through_rate: 0,
+            require_token: false,
         };
         Arc::new(Self { server: Server::new(config, pipeline, TaskTracker::new(), &mut registry), world })
     }
