@@ -183,7 +183,7 @@ async fn row_4_17_status_and_headers_of_other_items_pass() {
     );
 }
 
-/// The token route: whoever answers it, a token of some length comes back and no proxy is named on the way.
+/// The ancestors pass it on. Here the agent answers, and the real server's tokens stay its own.
 #[tokio::test]
 async fn row_4_18_token_request() {
     let harness = Harness::start().await;
@@ -193,22 +193,19 @@ async fn row_4_18_token_request() {
 
     assert_eq!(token.status(), StatusCode::OK);
     assert!(!token.body().is_empty() && !token.body().contains('\n'), "{}", token.body());
-    for head in harness.upstream_heads() {
-        assert!(!head.to_ascii_lowercase().contains("forwarded"), "{head}");
-    }
+    assert!(token.body().len() >= 32 && harness.upstream_heads().is_empty());
 }
 
 /// Rows 4.18 and 4.19 ask this of requests with a token; [FIX] 4.20: the ancestor adds the header to all others.
 #[tokio::test]
 async fn row_4_19_and_4_20_nothing_that_names_a_proxy_reaches_the_real_server() {
     let harness = Harness::start().await;
+    let ttl = "X-aliyun-ecs-metadata-token-ttl-seconds: 60\r\n";
+    let token = harness.send("PUT", "/latest/api/token", ttl).await.into_body();
 
-    for headers in [
-        "",
-        "X-aliyun-ecs-metadata-token: TOKEN\r\n",
-        "X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\n",
-    ] {
-        assert_eq!(harness.send("GET", INSTANCE, headers).await.body(), UPSTREAM_BODY);
+    let with_token = format!("X-aliyun-ecs-metadata-token: {token}\r\n");
+    for headers in ["", &*with_token, "X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\n"] {
+        assert_eq!(harness.send("GET", INSTANCE, headers).await.body(), UPSTREAM_BODY, "{headers}");
     }
 
     let heads = harness.upstream_heads();
