@@ -2,6 +2,7 @@
 //! Depends on all other modules; called by `main`.
 
 mod discovery;
+mod prefetch;
 
 use std::{
     io,
@@ -211,6 +212,10 @@ pub async fn run(
     );
     parts.spawn("the metadata service", server.serve(app_listener, Arc::new(origins), shutdown.clone()));
     parts.spawn("listeners in pods", pod_listeners.run(shutdown.clone()));
+
+    let prefetch =
+        prefetch::Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
+    parts.spawn("prefetch", prefetch.run(shutdown.clone()));
 
     let discovery = discovery::Discovery {
         metadata: Metadata::new(upstream),

@@ -97,6 +97,11 @@ impl Cluster {
         self.lookups().pods.is_listed() && self.namespaces().is_listed()
     }
 
+    /// Whether what [`Self::pods`] tells can be taken for all pods there are.
+    pub fn is_known(&self) -> bool {
+        self.is_synced()
+    }
+
     /// Resolves when [`Self::is_synced`].
     ///
     /// # Cancel safety
