@@ -3,10 +3,12 @@
 
 mod discovery;
 mod prefetch;
+mod snapshot;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -36,12 +38,14 @@ use crate::{
     credentials,
     datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
     guard::ForwardGuard,
-    identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, live_pods, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
     listeners::{self, PodListeners},
     policy::check_allow_list,
     preflight::Preflight,
     server::{self, Pipeline, Server},
+    state_dir::StateDir,
+    telemetry::chain,
 };
 
 /// Connections in progress get this long to end before the process does.
@@ -165,12 +169,16 @@ pub async fn run(
 
     let cluster = Cluster::connect(
         client_config(&config),
-        cluster_config(&config),
+        cluster_config(&config, &cgroup_root, &pods_cgroup),
         Arc::clone(&clock),
         registry.sub_registry_with_prefix("kubernetes"),
     )
     .await
     .map_err(AppError::Kubernetes)?;
+    let snapshot = snapshot::Keeper::new(state_dir(&config.state_dir).as_ref(), &config.node, &mut registry);
+    let known_before = snapshot::offer(snapshot.left(), &cluster);
+    let discovered = Arc::clone(&snapshot.discovered);
+    parts.spawn("the snapshot", snapshot.run(Arc::clone(&cluster), shutdown.clone()));
     parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
     parts.spawn("readiness", {
         let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
@@ -224,6 +232,8 @@ pub async fn run(
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
         cache_metrics: credentials::Metrics::new(&mut registry),
+        known_before,
+        discovered,
         pending: readiness.wait_for("account and region"),
     };
     let debug_store = config.debug.then(|| debug_store(&cluster));
@@ -301,6 +311,11 @@ fn host_ip(configured: Option<IpAddr>) -> Result<Ipv4Addr, AppError> {
     }
 }
 
+/// An agent without one does what it can.
+fn state_dir(path: &Path) -> Option<StateDir> {
+    StateDir::open(path).inspect_err(|error| warn!(error = chain(error), "no state directory")).ok()
+}
+
 fn client_config(config: &Config) -> ClientConfig {
     match &config.api_server {
         ApiServer::InCluster => ClientConfig::InCluster,
@@ -311,8 +326,9 @@ fn client_config(config: &Config) -> ClientConfig {
     }
 }
 
-fn cluster_config(config: &Config) -> ClusterConfig {
+fn cluster_config(config: &Config, cgroup_root: &Path, pods_cgroup: &Path) -> ClusterConfig {
     let format = config.namespace_restrictions;
+    let (cgroup_root, pods_cgroup) = (cgroup_root.to_owned(), pods_cgroup.to_owned());
     ClusterConfig {
         node: config.node.as_str().into(),
         pod_annotations: config.annotation_keys.all().map(Into::into).into(),
@@ -321,6 +337,7 @@ fn cluster_config(config: &Config) -> ClusterConfig {
         check_allow_list: Arc::new(move |text| {
             format.map_or(Ok(()), |format| check_allow_list(text, format))
         }),
+        live_pods: Arc::new(move || live_pods(&cgroup_root, &pods_cgroup)),
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod clock;
+pub mod state_dir;
 pub mod telemetry;
 
 pub mod datapath;
@@ -21,6 +22,7 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod snapshot;
 pub mod preflight;
 pub mod uninstall;
 pub mod app;

@@ -23,6 +23,9 @@ use crate::{
     role::{ExternalId, RoleArn, SessionName, SessionPolicy},
 };
 
+mod day;
+mod fleet;
+
 const LIFE: Duration = Duration::from_hours(1);
 
 /// Goes with tokio's clock, but can be set.
