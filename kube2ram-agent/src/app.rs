@@ -43,9 +43,8 @@ use crate::{
     listeners::{self, PodListeners},
     policy::check_allow_list,
     preflight::Preflight,
-    server::{self, Pipeline, Server},
-    state_dir::StateDir,
-    telemetry::chain,
+    server::{self, Pipeline, Server, token::Tokens},
+    state_dir::{StateDir, StateDirError},
 };
 
 /// Connections in progress get this long to end before the process does.
@@ -90,6 +89,9 @@ pub enum AppError {
     /// The node lacks something; each condition with its remedy.
     #[error("this node is not ready for the agent: {0}")]
     Preflight(String),
+    /// The directory that agents share is unusable.
+    #[error("cannot use the state directory")]
+    StateDir(#[source] StateDirError),
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
@@ -135,6 +137,8 @@ pub async fn run(
     if !unmet.is_empty() {
         return Err(AppError::Preflight(unmet.join("; ")));
     }
+    let state_dir = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
+    let tokens = tokens(&state_dir)?;
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
@@ -175,7 +179,7 @@ pub async fn run(
     )
     .await
     .map_err(AppError::Kubernetes)?;
-    let snapshot = snapshot::Keeper::new(state_dir(&config.state_dir).as_ref(), &config.node, &mut registry);
+    let snapshot = snapshot::Keeper::new(&state_dir, &config.node, &mut registry);
     let known_before = snapshot::offer(snapshot.left(), &cluster);
     let discovered = Arc::clone(&snapshot.discovered);
     parts.spawn("the snapshot", snapshot.run(Arc::clone(&cluster), shutdown.clone()));
@@ -193,16 +197,20 @@ pub async fn run(
 
     let entitlements = Arc::new(SetOnce::new());
     let pipeline = Pipeline {
+        clock: Arc::clone(&clock),
         cgroups: Arc::new(cgroups),
         directory: Arc::clone(&cluster) as _,
         entitlements: Arc::clone(&entitlements),
         notices: Arc::clone(&cluster) as _,
+        tokens: Arc::new(tokens),
         upstream: Arc::clone(&upstream) as _,
     };
     let server_config = server::Config {
         metadata: MetadataAddr(config.metadata_addr),
         metadata_policy: config.metadata_policy,
         host_network_pods: config.host_network_pods,
+        pass_through_rate: config.pass_through_rate,
+        require_token: config.require_token,
     };
     let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);
     let pod_listeners = PodListeners::new(
@@ -275,6 +283,14 @@ impl Parts {
     }
 }
 
+/// The key outlives the agent, so that what it issued does too.
+fn tokens(state_dir: &StateDir) -> Result<Tokens, AppError> {
+    if !state_dir.is_volatile() {
+        warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
+    }
+    state_dir.secret("token-key").map(Tokens::new).map_err(AppError::StateDir)
+}
+
 /// Each connection takes a descriptor, and some runtimes give 1,024 to whoever does not ask for more: the server's own bound is to be
 /// reached first, because without descriptors nothing else works either.
 fn raise_descriptor_limit() {
@@ -309,11 +325,6 @@ fn host_ip(configured: Option<IpAddr>) -> Result<Ipv4Addr, AppError> {
         IpAddr::V4(address) if !address.is_unspecified() => Ok(address),
         _ => Err(AppError::HostIp(None)),
     }
-}
-
-/// An agent without one does what it can.
-fn state_dir(path: &Path) -> Option<StateDir> {
-    StateDir::open(path).inspect_err(|error| warn!(error = chain(error), "no state directory")).ok()
 }
 
 fn client_config(config: &Config) -> ClientConfig {

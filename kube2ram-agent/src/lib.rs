@@ -7,7 +7,6 @@
 
 pub mod args;
 pub mod clock;
-pub mod state_dir;
 pub mod telemetry;
 
 pub mod datapath;
@@ -24,5 +23,6 @@ pub mod server;
 pub mod admin;
 pub mod snapshot;
 pub mod preflight;
+pub mod state_dir;
 pub mod uninstall;
 pub mod app;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{OFlags, statfs};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -144,12 +144,7 @@ impl SnapshotFile {
     /// # Errors
     /// [`SnapshotError::OnDisk`]: external ids and policies of pods are nobody else's business, and must not outlive the machine.
     pub fn in_dir(dir: &StateDir) -> Result<Self, SnapshotError> {
-        let system = statfs(dir.path()).map_err(|error| SnapshotError::Read(error.into()))?;
-        // linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC.
-        match u64::try_from(system.f_type) {
-            Ok(0x0102_1994 | 0x8584_58f6) => Ok(Self(dir.path().join(FILE_NAME))),
-            _ => Err(SnapshotError::OnDisk),
-        }
+        if dir.is_volatile() { Ok(Self(dir.path().join(FILE_NAME))) } else { Err(SnapshotError::OnDisk) }
     }
 
     /// Reads the file; `None` when there is none.

@@ -39,16 +39,14 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Without a state directory, or with one on a disk, the agent does what it can without a snapshot.
-    pub(super) fn new(dir: Option<&StateDir>, node: &str, registry: &mut Registry) -> Self {
-        let file = dir.and_then(|dir| {
-            let opened = SnapshotFile::in_dir(dir).and_then(|file| Ok((file, Place::of_node(node)?)));
-            opened
-                .inspect_err(|error| {
-                    warn!(error = chain(error), "after a restart, pods will wait for the API server");
-                })
-                .ok()
-        });
+    /// With a state directory on a disk, the agent does what it can without a snapshot.
+    pub(super) fn new(dir: &StateDir, node: &str, registry: &mut Registry) -> Self {
+        let file = SnapshotFile::in_dir(dir)
+            .and_then(|file| Ok((file, Place::of_node(node)?)))
+            .inspect_err(|error| {
+                warn!(error = chain(error), "after a restart, pods will wait for the API server");
+            })
+            .ok();
         let writes = Writes::default();
         registry.register(
             "snapshot_writes",
