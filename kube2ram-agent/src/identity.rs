@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod cgroup_path;
+mod live;
 mod mount;
 
 use std::{fmt, str::FromStr};
@@ -12,6 +13,7 @@ use uuid::Uuid;
 pub use self::{
     cgroup::{CgroupTree, cgroup_id},
     cgroup_path::pod_of_path,
+    live::live_pods,
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
 };
 

@@ -8,6 +8,7 @@ mod lookup;
 mod metrics;
 mod object;
 mod pods;
+mod saved;
 mod store;
 mod watch;
 
@@ -19,6 +20,7 @@ pub use self::{
     client::{ClientConfig, ClientError},
     cluster::{Cluster, ClusterConfig},
     metrics::Metrics,
+    saved::Saved,
 };
 use crate::identity::PodUid;
 

@@ -21,6 +21,7 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod snapshot;
 pub mod preflight;
 pub mod state_dir;
 pub mod uninstall;

@@ -149,3 +149,30 @@ fn a_pod_that_is_made_again_under_its_name_gets_what_the_new_one_says() {
     assert_eq!(lab.ask("orders", LIST).body, "refunds-role", "at once: its UID is another");
     assert_eq!(lab.credentials("orders", "orders-role"), "403");
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pods_credentials_are_fetched_before_it_asks_and_others_are_not() {
+    let mut lab =
+        Lab::with_agent("prefetch", &[], &["--namespace-restrictions", "--default-role=default-role"]);
+    lab.accounts().add_role(Accounts::role_arn("default-role"), Role::default());
+    lab.api()
+        .apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["early-role", "new-role"]"#)])
+        .unwrap();
+    let assumed = |lab: &Lab, role: &str| lab.sts().assumed(&Accounts::role_arn(role)).len();
+
+    for (name, role) in [("early", "early-role"), ("locked", "locked-role")] {
+        lab.add(&PodSpec::new(name).role(role));
+    }
+    lab.add(&PodSpec::new("plain"));
+    eventually(1, || assumed(&lab, "early-role"));
+    lab.accounts().add_role(Accounts::role_arn("new-role"), Role::default());
+    lab.annotate("early", ROLE, "new-role").unwrap();
+    eventually(1, || assumed(&lab, "new-role"));
+
+    assert_eq!(assumed(&lab, "locked-role"), 0, "what is not permitted is not asked for");
+    assert_eq!(assumed(&lab, "default-role"), 0, "most pods never ask for it");
+    assert_eq!(lab.credentials("early", "new-role"), "new-role");
+    assert_eq!(assumed(&lab, "new-role"), 1, "from the cache");
+    eventually(1.0, || lab.metric("kube2ram_credential_cache_entries"));
+}
