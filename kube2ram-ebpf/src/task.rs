@@ -4,14 +4,12 @@
 //! It runs after the pods' own programs, which have rewritten what is legitimate, so it only ever sees leftovers.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use kube2ram_common::{
-    abi::{Config, Counter, MAX_CGROUP_LEVEL},
-    connection::v4_mapped,
-};
+use kube2ram_common::{abi::Counter, connection::v4_mapped};
 
 use crate::{
-    context::{SockAddr, current_ancestor_cgroup},
+    context::SockAddr,
     maps::{CONFIG, PASS, count},
+    pods::level_of_pods,
 };
 
 const ALLOW: i32 = 1;
@@ -39,7 +37,7 @@ pub(crate) fn k2r_task_send4(context: SockAddrContext) -> i32 {
 fn judge(context: &SockAddr, addr_be: u32) -> i32 {
     // Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
     let Some(config) = CONFIG.get(0) else { return ALLOW };
-    if addr_be != config.metadata_addr_be || !is_pods_task(config) {
+    if addr_be != config.metadata_addr_be || level_of_pods(config).is_none() {
         return ALLOW;
     }
     if context.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
@@ -47,21 +45,4 @@ fn judge(context: &SockAddr, addr_be: u32) -> i32 {
     }
     count(Counter::DeniedTask);
     DENY
-}
-
-/// By id on every level rather than at a level that user space tells: in a nested node, paths do not begin at the kernel's root.
-#[inline(always)]
-fn is_pods_task(config: &Config) -> bool {
-    let mut level = 1;
-    while level <= MAX_CGROUP_LEVEL {
-        let cgroup = current_ancestor_cgroup(level);
-        if cgroup == config.pods_cgroup {
-            return true;
-        }
-        if cgroup == 0 {
-            break;
-        }
-        level += 1;
-    }
-    false
 }
