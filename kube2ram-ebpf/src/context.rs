@@ -185,6 +185,27 @@ impl Packet {
         self.0.load(OFFSET).ok()
     }
 
+    /// Whether `addr_be` stands anywhere in the header's options: with source routing, the destination is only the next hop.
+    #[inline(always)]
+    pub(crate) fn options_name(&self, addr_be: u32) -> bool {
+        const OPTIONS: usize = 20;
+        const OPTIONS_MAX: usize = 40;
+        // A packet whose first byte cannot be read has no destination either.
+        let Ok(first) = self.0.load::<u8>(0) else { return true };
+        let end = usize::from(first & 0x0f) * 4;
+        if end <= OPTIONS {
+            return false; // nearly every packet
+        }
+        let mut offset = OPTIONS;
+        while offset < OPTIONS + OPTIONS_MAX && offset + 4 <= end {
+            if self.0.load::<u32>(offset) == Ok(addr_be) {
+                return true;
+            }
+            offset += 1;
+        }
+        false
+    }
+
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
