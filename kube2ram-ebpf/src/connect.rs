@@ -13,7 +13,7 @@ use kube2ram_common::{
 use crate::{
     context::{SockAddr, current_ancestor_cgroup, current_cgroup, current_tgid, now_ns},
     maps::{CLIENTS, CONFIG, PASS, TARGETS, count},
-    pods::{accountable_cgroup, level_of_pods},
+    pods::{accountable_cgroup, is_pods_task},
     socket::Socket,
 };
 
@@ -70,7 +70,7 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
     if addr_be != config.metadata_addr_be {
         return elsewhere(context, config, addr_be, place); // nearly every connect: before any map is searched
     }
-    if place == Place::Root && level_of_pods(config).is_none() {
+    if place == Place::Root && !is_pods_task(config) {
         return ALLOW;
     }
     let Some(socket) = context.socket() else { return DENY };
@@ -109,7 +109,7 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
 /// A connect(2) to anybody else.
 #[inline(always)]
 fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) -> i32 {
-    if addr_be == PROBE_BE && (place == Place::Pods || level_of_pods(config).is_some()) {
+    if addr_be == PROBE_BE && (place == Place::Pods || is_pods_task(config)) {
         count(Counter::Probed);
         return DENY;
     }

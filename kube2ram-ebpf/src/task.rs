@@ -9,7 +9,7 @@ use kube2ram_common::{abi::Counter, connection::v4_mapped};
 use crate::{
     context::SockAddr,
     maps::{CONFIG, PASS, count},
-    pods::level_of_pods,
+    pods::is_pods_task,
 };
 
 const ALLOW: i32 = 1;
@@ -37,7 +37,7 @@ pub(crate) fn k2r_task_send4(context: SockAddrContext) -> i32 {
 fn judge(context: &SockAddr, addr_be: u32) -> i32 {
     // Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
     let Some(config) = CONFIG.get(0) else { return ALLOW };
-    if addr_be != config.metadata_addr_be || level_of_pods(config).is_none() {
+    if addr_be != config.metadata_addr_be || !is_pods_task(config) {
         return ALLOW;
     }
     if context.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {

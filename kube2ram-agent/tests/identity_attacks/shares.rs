@@ -6,7 +6,8 @@ use kube2ram_common::abi::{HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, place_in
 use crate::field::{Field, Netns, uptime_ns};
 
 /// Connects more often than a share allows, to an "agent" that never answers, from a container and from cgroups that it made itself.
-const HANG: &str = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
+const HANG: &str = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\n\
+    open('/proc/sys/net/ipv4/ip_local_port_range', 'w').write('20000 29999')\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
     queue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n[s.connect_ex(AGENT) for s in queue]\n\
     hanging = []\nfor number in range(900):\n  if number % 300 == 0:\n    \
       os.makedirs(PODS + f'/a/nested/{number}', exist_ok=True)\n    move(f'a/nested/{number}')\n  \
