@@ -48,21 +48,28 @@ impl Datapath {
         let pins = Pins::open(&settings.bpf_dir)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
         maps::configure(&pins, settings)?;
-        let mut mode = Mode::known(&pins);
+        let mode = Mode::known(&pins);
         mode.put_in_force(&mut ebpf, &pins, settings)?;
+        let mut datapath = Self { pins, ebpf, settings: settings.clone(), mode };
         match probe::sees_pods(settings) {
             Ok(true) => {}
-            Ok(false) if mode == Mode::Pods => {
-                watch::fall_back(&mut ebpf, &pins, settings)?;
-                mode = Mode::Root;
-            }
+            Ok(false) if mode == Mode::Pods => datapath.fall_back()?,
             Ok(false) => return Err(DatapathError::Blind),
             Err(error) if watch::sockets_may_fall() => return Err(error),
             // Nothing is known that would make them blind there.
             Err(error) => tracing::debug!(error = chain(&error), "not probed"),
         }
-        let settings = settings.clone();
-        Ok(Self { pins, ebpf, settings, mode })
+        Ok(datapath)
+    }
+
+    /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
+    pub fn fall_back(&mut self) -> Result<(), DatapathError> {
+        watch::fall_back(&mut self.ebpf, &self.pins, &self.settings)?;
+        self.mode = Mode::Root;
+        Ok(())
     }
 
     /// Reads origins of connections that the host's listener accepted.

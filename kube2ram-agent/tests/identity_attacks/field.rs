@@ -55,8 +55,8 @@ fn ip(arguments: &[&str]) {
 pub(crate) struct Field {
     pub(crate) lab: Lab,
     pub(crate) datapath: Datapath,
-    origins: AcceptedOrigins,
-    _netns: Netns,
+    pub(crate) origins: AcceptedOrigins,
+    pub(crate) netns: Netns,
 }
 
 impl Field {
@@ -65,7 +65,7 @@ impl Field {
         netns.enter();
         let lab = Lab::new();
         let datapath = lab.attach();
-        Self { origins: datapath.origins().unwrap(), lab, datapath, _netns: netns }
+        Self { origins: datapath.origins().unwrap(), lab, datapath, netns }
     }
 
     /// Who is behind the next connection, by the directory of the cgroup.
