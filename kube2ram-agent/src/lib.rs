@@ -22,5 +22,6 @@ pub mod server;
 
 pub mod admin;
 pub mod preflight;
+pub mod state_dir;
 pub mod uninstall;
 pub mod app;

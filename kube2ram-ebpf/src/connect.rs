@@ -7,7 +7,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
     abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target, share_of},
     connection::{AF_INET, AF_INET6, PROBE_ADDR, addr_be, v4_mapped},
-    verdict::{Attempt, Precheck, Verdict, precheck, verdict},
+    verdict::{Attempt, Precheck, Verdict, dials_agent, precheck, verdict},
 };
 
 use crate::{
@@ -68,7 +68,7 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
     // The array's only element is always there; without it nothing is known, so nothing of a pod passes, and nobody can tell who is one.
     let Some(config) = CONFIG.get(0) else { return if place == Place::Root { ALLOW } else { DENY } };
     if addr_be != config.metadata_addr_be {
-        return elsewhere(context, config, addr_be, place); // nearly every connect: before any map is searched
+        return elsewhere(context, config, addr_be, family, place); // nearly every connect: before any map is searched
     }
     if place == Place::Root && !is_pods_task(config) {
         return ALLOW;
@@ -108,16 +108,49 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
 
 /// A connect(2) to anybody else.
 #[inline(always)]
-fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) -> i32 {
-    if addr_be == PROBE_BE && (place == Place::Pods || is_pods_task(config)) {
-        count(Counter::Probed);
-        return DENY;
+fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, family: u16, place: Place) -> i32 {
+    if (addr_be == PROBE_BE || addr_be == config.agent_addr_be)
+        && (place == Place::Pods || is_pods_task(config))
+    {
+        if addr_be == PROBE_BE {
+            count(Counter::Probed);
+            return DENY;
+        }
+        if vouch(context, config, addr_be, family) {
+            count(Counter::DialledAgent);
+            return ALLOW;
+        }
     }
     forget(context);
     ALLOW
 }
 
 const PROBE_BE: u32 = addr_be(PROBE_ADDR);
+
+/// Records a pod that dials the agent's listener on the host itself, as an `http_proxy` does, as if it had been redirected there. Who is not recorded
+/// is not vouched for.
+#[inline(always)]
+fn vouch(context: &SockAddr, config: &Config, addr_be: u32, family: u16) -> bool {
+    let attempt =
+        Attempt { addr_be, port_be: context.port_be(), protocol: context.protocol(), has_pass: false };
+    if !dials_agent(config, &attempt) {
+        return false;
+    }
+    // SAFETY: the agent replaces entries, never writes into one.
+    let Some(target) = (unsafe { TARGETS.get(DEFAULT_TARGET) }) else { return false };
+    let Some(socket) = context.socket() else { return false };
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(
+        context.inner(),
+        "dial cgroup={} tgid={} port={}",
+        current_cgroup(),
+        current_tgid(),
+        u16::from_be(attempt.port_be)
+    );
+    target.addr_be == addr_be
+        && target.port_be == attempt.port_be
+        && record(context, config, socket, &attempt, family, DEFAULT_TARGET, *target)
+}
 
 /// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),
 /// is not vouched for by what an earlier connect(2) recorded. No peer has the address 0. Costs a null check for a socket that was never redirected.

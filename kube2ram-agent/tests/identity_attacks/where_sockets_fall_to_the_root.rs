@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use kube2ram_agent::datapath::{Mode, OriginError};
+use kube2ram_agent::datapath::Mode;
 
 use crate::field::Field;
 
@@ -22,11 +22,13 @@ fn check_redirection_at_the_root(field: &Field) {
     // A process of the host goes where it wants: in this namespace, nowhere.
     let host = "s = tcp()\ntry: s.connect(METADATA)\nexcept OSError as e: assert e.errno == 101, e\nelse: raise AssertionError";
     field.client("host", host).finish();
-    let direct = field.client("pods/a", "s = tcp()\ns.connect(AGENT)\ns.recv(1)");
-    let (accepted, origin) = field.next();
-    drop(accepted);
-    direct.finish();
-    assert!(matches!(origin, Err(OriginError::Unvouched)), "{origin:?}");
+    for (cgroup, is_vouched) in [("pods/a", true), ("host", false)] {
+        let direct = field.client(cgroup, "s = tcp()\ns.connect(AGENT)\ns.recv(1)");
+        let (accepted, origin) = field.next();
+        drop(accepted);
+        direct.finish();
+        assert_eq!(origin.is_ok(), is_vouched, "{cgroup}: {origin:?}");
+    }
     assert_eq!(field.pending(), 0);
     let links = |place: &str| fs::read_dir(field.lab.bpf_dir.join("v1/links").join(place)).unwrap().count();
     assert_eq!((links("agent"), links("pods"), links("root")), (0, 3, 6));
