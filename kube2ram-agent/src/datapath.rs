@@ -8,8 +8,11 @@ mod load;
 mod log;
 mod maps;
 mod pins;
+mod place;
+mod probe;
 mod remove;
 mod sys;
+mod watch;
 
 use std::{
     io,
@@ -24,6 +27,7 @@ pub use self::{
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
     pins::check_bpffs,
+    place::Mode,
     remove::{Removed, remove},
 };
 use crate::identity::CgroupId;
@@ -86,6 +90,11 @@ pub enum DatapathError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The programs do not see what pods do, at the pods' cgroup nor at the root.
+    #[error(
+        "the programs do not see the sockets of pods: is --pods-cgroup right? below Linux 5.15 boot with cgroup_no_v1=net_cls,net_prio"
+    )]
+    Blind,
     /// The pin directory is not on a bpf file system.
     #[error("{} is on no bpf file system: mount one there (mount -t bpf bpf /sys/fs/bpf), or set --bpf-dir", .0.display())]
     BpfFs(PathBuf),

@@ -140,10 +140,10 @@ enum Found {
 }
 
 fn is_installed(socket: &mut Socket, metadata: Ipv4Addr) -> Result<bool, GuardError> {
-    let mut replies = [const { Vec::new() }; 3];
-    for (query, reply) in ruleset::queries().into_iter().zip(&mut replies) {
+    let mut replies = Vec::new();
+    for query in ruleset::queries() {
         match ask(socket, &[query]) {
-            Ok(Reply { messages, .. }) => *reply = messages,
+            Ok(Reply { messages, .. }) => replies.push(messages),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(GuardError::Request("read", error)),
         }

@@ -11,6 +11,8 @@ pub mod map {
     pub const TARGETS: &str = "k2r_targets";
     /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const HANDSHAKES: &str = "k2r_handshakes";
+    /// Hash: [`place_in`](crate::abi::place_in) a share → when it was taken, CLOCK_MONOTONIC nanoseconds.
+    pub const SHARES: &str = "k2r_shares";
     /// Socket storage of client sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const CLIENTS: &str = "k2r_clients";
     /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
@@ -21,7 +23,7 @@ pub mod map {
     pub const COUNTERS: &str = "k2r_counters";
 
     /// All of them.
-    pub const ALL: [&str; 7] = [CONFIG, TARGETS, HANDSHAKES, CLIENTS, ACCEPTED, PASS, COUNTERS];
+    pub const ALL: [&str; 8] = [CONFIG, TARGETS, HANDSHAKES, SHARES, CLIENTS, ACCEPTED, PASS, COUNTERS];
 }
 
 /// Programs.
@@ -40,6 +42,10 @@ pub mod program {
     pub const SENDMSG4: &str = "k2r_sendmsg4";
     /// `cgroup/sendmsg6`.
     pub const SENDMSG6: &str = "k2r_sendmsg6";
+    /// `cgroup/connect4`, at the root, where sockets fall to it.
+    pub const ROOT_CONNECT4: &str = "k2r_root_conn4";
+    /// `cgroup/connect6`, at the root, where sockets fall to it.
+    pub const ROOT_CONNECT6: &str = "k2r_root_conn6";
     /// `sockops`.
     pub const SOCK_OPS: &str = "k2r_sock_ops";
     /// `cgroup/connect4`, at the root.
@@ -50,12 +56,14 @@ pub mod program {
     pub const TASK_SENDMSG4: &str = "k2r_task_send4";
 
     /// All of them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 13] = [
         CONNECT4,
         CONNECT6,
         EGRESS,
         PEER_NAME4,
         PEER_NAME6,
+        ROOT_CONNECT4,
+        ROOT_CONNECT6,
         SENDMSG4,
         SENDMSG6,
         SOCK_OPS,

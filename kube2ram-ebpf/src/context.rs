@@ -185,6 +185,29 @@ impl Packet {
         self.0.load(OFFSET).ok()
     }
 
+    /// Whether `addr_be` stands anywhere in the header's options: with source routing, the destination is only the next hop.
+    #[inline(always)]
+    pub(crate) fn options_name(&self, addr_be: u32) -> bool {
+        const OPTIONS: usize = 20;
+        // A packet whose first byte cannot be read has no destination either.
+        let Ok(first) = self.0.load::<u8>(0) else { return true };
+        let end = usize::from(first & 0x0f) * 4;
+        if end <= OPTIONS {
+            return false; // nearly every packet
+        }
+        // Not a loop: see `pods`.
+        macro_rules! at {
+            ($($offset:literal)+) => {
+                $(if $offset + 4 <= end && self.0.load::<u32>($offset) == Ok(addr_be) {
+                    return true;
+                })+
+            };
+        }
+        at!(20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38);
+        at!(39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56);
+        false
+    }
+
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {

@@ -10,11 +10,13 @@
 
 mod context;
 mod maps;
+mod pods;
 mod socket;
 
 mod connect;
 mod handshake;
 mod peer_name;
+mod share;
 
 mod egress;
 mod message;

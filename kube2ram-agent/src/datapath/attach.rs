@@ -1,14 +1,14 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use aya::Ebpf;
-use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
-    maps, pins::Pins,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, Mode, PassMark, Targets, load, log,
+    maps, pins::Pins, probe, watch,
 };
+use crate::telemetry::chain;
 
 /// What the kernel half needs.
 #[derive(Clone, Debug)]
@@ -34,23 +34,9 @@ pub struct Settings {
 pub struct Datapath {
     pins: Pins,
     ebpf: Ebpf,
+    settings: Settings,
+    mode: Mode,
 }
-
-/// On the pods' cgroup. Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not
-/// vouched for. The peer names last: they are cosmetic.
-const ON_PODS: [&str; 8] = [
-    program::EGRESS,
-    program::SOCK_OPS,
-    program::CONNECT4,
-    program::CONNECT6,
-    program::SENDMSG4,
-    program::SENDMSG6,
-    program::PEER_NAME4,
-    program::PEER_NAME6,
-];
-
-/// On the root: what sockets from elsewhere need. After the others, which rewrite what is legitimate.
-const ON_ROOT: [&str; 3] = [program::TASK_CONNECT4, program::TASK_CONNECT6, program::TASK_SENDMSG4];
 
 impl Datapath {
     /// Loads, configures and attaches. Blocks for some 30 ms.
@@ -62,26 +48,28 @@ impl Datapath {
         let pins = Pins::open(&settings.bpf_dir)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
         maps::configure(&pins, settings)?;
-        let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
-            let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
-            tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
-            Ok(())
-        };
-        // An accepted socket belongs to the cgroup that made its listener: there the hand-over happens.
-        if !settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-            ensure("agent", program::SOCK_OPS, &settings.own_cgroup)?;
+        let mode = Mode::known(&pins);
+        mode.put_in_force(&mut ebpf, &pins, settings)?;
+        let mut datapath = Self { pins, ebpf, settings: settings.clone(), mode };
+        match probe::sees_pods(settings) {
+            Ok(true) => {}
+            Ok(false) if mode == Mode::Pods => datapath.fall_back()?,
+            Ok(false) => return Err(DatapathError::Blind),
+            Err(error) if watch::sockets_may_fall() => return Err(error),
+            // Nothing is known that would make them blind there.
+            Err(error) => tracing::debug!(error = chain(&error), "not probed"),
         }
-        for program in ON_PODS {
-            ensure("pods", program, &settings.pods_cgroup)?;
-        }
-        for program in ON_ROOT {
-            ensure("root", program, &settings.cgroup_root)?;
-        }
-        if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-            // An agent that ran elsewhere would leave its program, never updated again, in force there.
-            links::remove(&pins.link("agent", program::SOCK_OPS))?;
-        }
-        Ok(Self { pins, ebpf })
+        Ok(datapath)
+    }
+
+    /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
+    pub fn fall_back(&mut self) -> Result<(), DatapathError> {
+        watch::fall_back(&mut self.ebpf, &self.pins, &self.settings)?;
+        self.mode = Mode::Root;
+        Ok(())
     }
 
     /// Reads origins of connections that the host's listener accepted.
@@ -116,15 +104,21 @@ impl Datapath {
         Counters::open(&self.pins)
     }
 
-    /// Forwards the kernel half's log, if it has one, until dropped; keeps the pin directory locked meanwhile.
+    /// Which cgroup the sockets of pods belong to on this node.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Looks after the kernel half and forwards its log, if it has one, until dropped; keeps the pin directory locked meanwhile.
     pub async fn run(self, debug: bool) {
-        let Self { pins: _locked, ebpf } = self;
+        let Self { pins, ebpf, settings, mode } = self;
+        let watching = watch::run(pins, settings, mode);
         if debug {
-            log::forward(ebpf).await;
+            tokio::join!(watching, log::forward(ebpf));
         } else {
             drop(ebpf); // the links hold the programs
+            watching.await;
         }
-        std::future::pending().await
     }
 }
 

@@ -23,10 +23,11 @@ static DEBUG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 type Layout = (MapType, usize, usize, usize);
 
 /// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the kernel's.
-const LAYOUTS: [(&str, Layout); 7] = [
+const LAYOUTS: [(&str, Layout); 8] = [
     (map::CONFIG, (MapType::Array, 4, size_of::<Config>(), 1)),
     (map::TARGETS, (MapType::Hash, 8, size_of::<Target>(), MAX_TARGETS)),
     (map::HANDSHAKES, (MapType::Hash, size_of::<Handshake>(), size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
+    (map::SHARES, (MapType::Hash, 8, 8, MAX_HANDSHAKES)),
     (map::CLIENTS, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
     (map::ACCEPTED, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
     (map::PASS, (MapType::SkStorage, 4, 4, 0)),

@@ -27,7 +27,7 @@ use prometheus_client::{
 use crate::identity::{CgroupId, cgroup_id};
 
 /// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
-fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
+pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
 where
     T: TryFrom<Map, Error = MapError>,
 {

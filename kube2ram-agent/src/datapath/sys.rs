@@ -1,15 +1,22 @@
 //! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and `attachment`.
+//! And a child that connects from another cgroup, for `probe`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::{
     ffi::CString,
     io,
+    net::SocketAddrV4,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
+};
+
+use rustix::{
+    net::{AddressFamily, SocketType},
+    process::{WaitOptions, waitpid},
 };
 
 // Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
@@ -159,4 +166,42 @@ pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u3
     // SAFETY: no pointers.
     unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
     Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
+}
+
+/// Connects a datagram socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
+///
+/// # Errors
+/// When there was no child, or it could not join or make a socket.
+pub(super) fn connect_in_child(
+    procs: Option<BorrowedFd<'_>>,
+    to: SocketAddrV4,
+) -> io::Result<io::Result<()>> {
+    // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls, and nothing that allocates.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let status = join_and_connect(procs, to);
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(status) };
+    }
+    let Some(child) = rustix::process::Pid::from_raw(child).filter(|_| child > 0) else {
+        return Err(io::Error::last_os_error());
+    };
+    let waited = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
+    match waited.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(Ok(())),
+        Some(errno) if errno != UNABLE => Ok(Err(io::Error::from_raw_os_error(errno))),
+        _ => Err(io::Error::other("the child could not try")),
+    }
+}
+
+/// An exit status that is no error number; those are what the child ends with, or 0.
+const UNABLE: i32 = 255;
+
+/// What the child does.
+fn join_and_connect(procs: Option<BorrowedFd<'_>>, to: SocketAddrV4) -> i32 {
+    if procs.is_some_and(|procs| rustix::io::write(procs, b"0").is_err()) {
+        return UNABLE;
+    }
+    let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) else { return UNABLE };
+    rustix::net::connect(&socket, &to).map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
 }

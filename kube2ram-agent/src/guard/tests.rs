@@ -39,7 +39,10 @@ fn nft_reads_what_was_meant() {
         assert_eq!(
             nft("list ruleset"),
             "table ip kube2ram {\n\tchain forward {\n\t\ttype filter hook forward priority raw; policy accept;\n\
-             \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n}\n"
+             \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n\n\tchain postrouting {\n\
+             \t\ttype filter hook postrouting priority raw; policy accept;\n\
+             \t\tip daddr 100.100.100.200 meta skuid != 4294967295 accept\n\
+             \t\tip daddr 100.100.100.200 meta iif != 0 counter packets 0 bytes 0 drop\n\t}\n}\n"
         );
     });
 }
@@ -55,7 +58,10 @@ fn makes_anew_what_was_removed_or_changed() {
             "delete table ip kube2ram",
             "flush ruleset",
             "flush chain ip kube2ram forward",
+            "flush chain ip kube2ram postrouting",
             "insert rule ip kube2ram forward accept",
+            "insert rule ip kube2ram postrouting accept",
+            "delete chain ip kube2ram postrouting",
             "add table ip kube2ram { flags dormant; }",
         ];
 
