@@ -6,8 +6,8 @@ use aya::Ebpf;
 use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
-    maps, pins::Pins,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, boot, links, load,
+    log, maps, pins::Pins,
 };
 
 /// What the kernel half needs.
@@ -80,6 +80,11 @@ impl Datapath {
         if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
             // An agent that ran elsewhere would leave its program, never updated again, in force there.
             links::remove(&pins.link("agent", program::SOCK_OPS))?;
+        }
+        // Not before: from here on it would only be in the way, of the agent itself among others.
+        let retired = boot::retire(&settings.bpf_dir)?;
+        if retired > 0 {
+            tracing::info!("taken over from the boot guard");
         }
         Ok(Self { pins, ebpf })
     }
