@@ -21,6 +21,7 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod boot_guard;
 pub mod preflight;
 pub mod uninstall;
 pub mod app;
