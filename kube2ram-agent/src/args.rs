@@ -17,6 +17,7 @@ use self::flags::{Flags, Subcommand};
 use crate::{
     boot_guard::{Guard, Installation},
     cloud::alibaba::endpoint::Endpoint,
+    kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
@@ -104,6 +105,8 @@ pub struct Config {
     pub pods_cgroup: Option<PathBuf>,
     /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
     pub session_duration: Duration,
+    /// The taint to remove once the agent is ready.
+    pub startup_taint: Option<StartupTaint>,
     /// The directory that the agents of this node share.
     pub state_dir: PathBuf,
     /// Where STS is.
@@ -340,6 +343,7 @@ impl Config {
             notices,
             pods_cgroup: flags.pods_cgroup,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
+            startup_taint: flags.startup_taint,
             state_dir: flags.state_dir,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),

@@ -9,6 +9,7 @@ mod metrics;
 mod object;
 mod pods;
 mod store;
+mod taint;
 mod watch;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,6 +20,7 @@ pub use self::{
     client::{ClientConfig, ClientError},
     cluster::{Cluster, ClusterConfig},
     metrics::Metrics,
+    taint::{StartupTaint, TaintError},
 };
 use crate::identity::PodUid;
 

@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use super::{ForwardGuardMode, HostNetworkPods, LogFormat, MetadataPolicy, value};
-use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
+use crate::{cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {
@@ -153,6 +153,11 @@ pub(super) struct Flags {
     /// Name of this node's Node object; required
     #[arg(long, value_name = "NAME", value_parser = value::node_name, help_heading = "Kubernetes")]
     pub(super) node: Option<String>,
+
+    /// Taint of this node to be removed once the agent is ready, so that no pod comes before: <key>[=<value>][:<effect>]. Whoever has the
+    /// right to remove it, to patch nodes, may change every node of the cluster
+    #[arg(long, value_name = "TAINT", help_heading = "Kubernetes")]
+    pub(super) startup_taint: Option<StartupTaint>,
 
     /// The metadata server, at port 80 unless one is given. Pods' connections to it are redirected to the agent
     #[arg(
