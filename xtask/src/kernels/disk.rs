@@ -72,11 +72,9 @@ pub(super) fn write(directory: &Path, release: &str, kernel: &Path, programs: &[
     modules(kernel, &root)?;
 
     let image = directory.join("disk");
-    if image.exists() {
-        fs::remove_file(&image)?;
-    }
+    fs::File::create(&image)?.set_len(1 << 30)?;
     let mut make = Command::new(crate::setup::find("mke2fs").context("mke2fs is not installed")?);
-    make.args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"]).arg(&root).arg(&image).arg("1G");
+    make.args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"]).arg(&root).arg(&image);
     run(&mut make)?;
     Ok(image)
 }
