@@ -6,11 +6,12 @@ mod lab;
 
 use std::{
     fs,
+    os::fd::AsFd as _,
     process::{Command, Stdio},
 };
 
 use kube2ram_agent::datapath::{
-    BootGuard, BootOutcome, BootSettings, Datapath, apply_boot_guard, boot_guard, remove,
+    BootGuard, BootOutcome, BootSettings, Origins as _, apply_boot_guard, boot_guard, remove,
 };
 use kube2ram_common::names::boot;
 
@@ -113,11 +114,12 @@ fn an_agent_takes_over_and_is_not_guarded_again() {
     apply(&lab);
     assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::InForce { denied: 0 });
 
-    let datapath = Datapath::attach(&lab.settings()).unwrap();
+    let datapath = lab.attach();
 
     assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::TakenOver);
     let client = lab.python("pods/a", &script("s = socket.socket(); s.connect((a, 80)); s.recv(1)"));
-    drop(lab.accept());
+    let origin = datapath.origins().unwrap().origin_of(lab.accept().as_fd()).unwrap();
+    assert_eq!(origin.cgroup, lab.id("pods/a"));
     assert!(client.wait_with_output().unwrap().stdout.is_empty());
     assert_eq!(apply(&lab), BootOutcome::AgentInForce, "while it runs");
     drop(datapath);
