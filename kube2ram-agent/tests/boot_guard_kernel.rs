@@ -1,6 +1,6 @@
 //! Rung 2: the boot guard's programs in the running kernel, at the root of a cgroup tree of the test's own.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod lab;
 

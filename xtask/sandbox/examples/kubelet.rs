@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -23,6 +23,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const AGENT: &str = "/proof/kube2ram";
 const ROLE: &str = "pod-role";
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+/// An emulated processor on a busy machine takes its time.
+const READY_DEADLINE: Duration = Duration::from_secs(300);
 const METADATA: SocketAddrV4 = SocketAddrV4::new(Node::METADATA_IP, 80);
 /// The host's file system as a container has it.
 const HOST: &str = "/host";
@@ -52,7 +54,7 @@ fn main() -> Result<()> {
     };
     let is_right = outcome.is_ok();
     if let Err(error) = &outcome {
-        say(&format!("{boot}: {error:#}"))?;
+        say(&format!("{boot}: {error:#}").replace('\n', "\nk2r-says "))?;
     }
     writeln!(stdout(), "\nk2r-result {boot} {}", u8::from(!is_right))?;
     run(Command::new("systemctl").arg(if is_right && boot == "unguarded" { "reboot" } else { "poweroff" }))
@@ -96,7 +98,17 @@ fn guarded() -> Result<()> {
     ensure!(before.contains("in force until an agent takes over"), "{before}");
 
     let bpf_dir = "--bpf-dir=/sys/fs/bpf/kube2ram";
-    sandbox.start_agent(AGENT.as_ref(), &["--auto-discover-base-arn", bpf_dir])?;
+    let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn", bpf_dir])?;
+    agent.spawn()?;
+    let deadline = Instant::now() + READY_DEADLINE;
+    while !agent.admin("/readyz").is_ok_and(|reply| reply.status == 200) {
+        ensure!(
+            Instant::now() < deadline,
+            "the agent is not ready after {READY_DEADLINE:?}: {}",
+            agent.log()?
+        );
+        sleep(Duration::from_millis(100));
+    }
     for pod in ["pod", "static"] {
         let reply = sandbox.pod(pod)?.curl(LIST)?;
         ensure!(reply.body == ROLE, "{pod} gets {reply:?}");

@@ -232,7 +232,8 @@ impl State {
         if self.forbids_patches.load(Ordering::SeqCst) {
             return Err(StatusCode::FORBIDDEN);
         }
-        if let Some(node) = locked(&self.interference).take() {
+        let interference = locked(&self.interference).take();
+        if let Some(node) = interference {
             self.store.apply(node).or(Err(StatusCode::INTERNAL_SERVER_ERROR))?;
         }
         let patch = serde_json::from_slice::<Value>(request.body()).or(Err(StatusCode::BAD_REQUEST))?;
