@@ -13,8 +13,18 @@ use anyhow::{Context as _, Result, ensure};
 use super::apt::Apt;
 use crate::command::{run, say};
 
-const PACKAGES: [&str; 9] =
-    ["coreutils", "dash", "iproute2", "kmod", "mount", "nftables", "systemd", "systemd-sysv", "util-linux"];
+const PACKAGES: [&str; 10] = [
+    "ca-certificates",
+    "coreutils",
+    "dash",
+    "iproute2",
+    "kmod",
+    "mount",
+    "nftables",
+    "systemd",
+    "systemd-sysv",
+    "util-linux",
+];
 /// As on every Debian of today.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
@@ -69,6 +79,7 @@ pub(super) fn write(directory: &Path, release: &str, kernel: &Path, programs: &[
         let name = program.file_name().context("a program has a name")?;
         fs::copy(program, root.join("proof").join(name))?;
     }
+    certificates(&root)?;
     modules(kernel, &root)?;
 
     let image = directory.join("disk");
@@ -83,11 +94,12 @@ pub(super) fn write(directory: &Path, release: &str, kernel: &Path, programs: &[
 fn packages(directory: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let complete = directory.join("complete");
     let archives = directory.join("apt/cache/archives");
-    if !complete.exists() {
-        say(format!("downloading a node: {}", PACKAGES.join(" ")));
+    let list = PACKAGES.join(" ");
+    if fs::read_to_string(&complete).ok().as_ref() != Some(&list) {
+        say(format!("downloading a node: {list}"));
         let apt = Apt::open(&directory.join("apt"), &[release], &[&format!("{release}-security")])?;
         apt.download_all(&PACKAGES)?;
-        fs::write(&complete, "")?;
+        fs::write(&complete, list)?;
     }
     let entries = fs::read_dir(&archives)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     Ok(entries.into_iter().filter(|path| path.extension().is_some_and(|end| end == "deb")).collect())
@@ -102,6 +114,16 @@ fn unpack(package: &Path, root: &Path) -> Result<()> {
     run(tar.stdin(files.stdout.take().context("a pipe")?))?;
     ensure!(files.wait()?.success(), "cannot unpack {}", package.display());
     Ok(())
+}
+
+/// What update-ca-certificates makes: without any certificate the agent does not speak to STS.
+fn certificates(root: &Path) -> Result<()> {
+    let mut bundle = Vec::new();
+    for entry in fs::read_dir(root.join("usr/share/ca-certificates/mozilla"))? {
+        bundle.extend(fs::read(entry?.path())?);
+    }
+    fs::create_dir_all(root.join("etc/ssl/certs"))?;
+    Ok(fs::write(root.join("etc/ssl/certs/ca-certificates.crt"), bundle)?)
 }
 
 /// The kernel's modules, with the index that its package would have made.

@@ -29,7 +29,7 @@ pub(super) fn run(kernel: &Path, boot: &Boot<'_>, log: &Path) -> Result<String> 
         .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-kernel"])
         .arg(kernel);
-    let mut parameters = "console=ttyS0 random.trust_cpu=on no_timer_check".to_owned();
+    let mut parameters = "console=ttyS0 quiet random.trust_cpu=on no_timer_check".to_owned();
     match boot {
         Boot::Disk(image) => {
             // The cloud kernels have NVMe and ext4 built in, so that nothing must be loaded first.
