@@ -23,5 +23,6 @@ pub mod server;
 pub mod admin;
 pub mod boot_guard;
 pub mod preflight;
+pub mod state_dir;
 pub mod uninstall;
 pub mod app;
