@@ -244,6 +244,19 @@ pub async fn run(
         discovered,
         pending: readiness.wait_for("account and region"),
     };
+    if let Some(taint) = config.startup_taint.clone() {
+        parts.spawn("the start-up taint", {
+            let (cluster, readiness, shutdown) = (Arc::clone(&cluster), readiness.clone(), shutdown.clone());
+            async move {
+                let remove = async {
+                    readiness.ready().await;
+                    cluster.remove_taint(&taint).await;
+                };
+                shutdown.run_until_cancelled(remove).await;
+                shutdown.cancelled().await;
+            }
+        });
+    }
     let debug_store = config.debug.then(|| debug_store(&cluster));
     let shown = Arc::new(Admin { readiness, registry, debug_store });
     parts.spawn("the admin service", shown.serve(admin_listener, tasks.clone(), shutdown.clone()));

@@ -3,6 +3,7 @@
 
 mod attach;
 mod attachment;
+mod boot;
 mod links;
 mod load;
 mod log;
@@ -24,6 +25,7 @@ use std::{
 pub use self::{
     attach::{Datapath, Settings},
     attachment::{Attachment, attachments},
+    boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
     pins::check_bpffs,

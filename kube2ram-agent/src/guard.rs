@@ -121,6 +121,15 @@ impl ForwardGuard {
     }
 }
 
+/// Makes the table once, unless it is there as it should be.
+///
+/// # Errors
+/// [`GuardError`]: it may not be in force.
+pub fn install(metadata: Ipv4Addr) -> Result<(), GuardError> {
+    let mut guard = ForwardGuard { metadata, metrics: Metrics::default(), socket: None, in_force: None };
+    guard.ensure().map(drop)
+}
+
 /// Removes the guard's table, and tells whether there was one.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ mod object;
 mod pods;
 mod saved;
 mod store;
+mod taint;
 mod watch;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -21,6 +22,7 @@ pub use self::{
     cluster::{Cluster, ClusterConfig},
     metrics::Metrics,
     saved::Saved,
+    taint::{StartupTaint, TaintError},
 };
 use crate::identity::PodUid;
 

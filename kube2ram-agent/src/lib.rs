@@ -21,8 +21,9 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
-pub mod snapshot;
+pub mod boot_guard;
 pub mod preflight;
+pub mod snapshot;
 pub mod state_dir;
 pub mod uninstall;
 pub mod app;

@@ -1,5 +1,5 @@
 //! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same checks at its start and refuses.
-//! Depends on `datapath` and `identity`, and on procfs; called by `main` and `app`.
+//! Depends on `datapath`, `boot_guard` and `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
     fmt, fs,
@@ -9,7 +9,8 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    datapath::{Attachment, attachments, check_bpffs, kernel_version},
+    boot_guard,
+    datapath::{self, Attachment, BootGuard, attachments, check_bpffs, kernel_version},
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
 };
@@ -64,6 +65,7 @@ impl Preflight {
         checks.push(Check { condition: "cgroup v2", outcome: root.map(shown) });
         checks.push(Check { condition: "pods' cgroup", outcome: pods.and_then(|pods| check_pods(&pods)) });
         checks.push(Check { condition: "other programs", outcome: others });
+        checks.push(Check { condition: "boot guard", outcome: Ok(tell_boot_guard(&paths.bpf_dir)) });
         Self(checks)
     }
 
@@ -163,6 +165,25 @@ fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
             line.split(' ').nth(1).unwrap_or_default()
         ),
     })
+}
+
+/// No condition: an agent runs without it.
+fn tell_boot_guard(bpf_dir: &Path) -> String {
+    match datapath::boot_guard(bpf_dir) {
+        Ok(BootGuard::InForce { denied }) => {
+            format!("in force until an agent takes over; denied {denied} attempts")
+        }
+        Ok(BootGuard::TakenOver) => "was in force until an agent took over".to_owned(),
+        Ok(BootGuard::Absent) if boot_guard::is_installed() => {
+            "installed; in force from the next boot on".to_owned()
+        }
+        Ok(BootGuard::Absent) => {
+            "was not in force at this boot: pods that start before the agent of a boot reach the node's role \
+                                  (kube2ram boot-guard install)"
+                .to_owned()
+        }
+        Err(error) => format!("cannot tell: {}", chain(&error)),
+    }
 }
 
 fn check_pods(pods: &Path) -> Result<String, String> {

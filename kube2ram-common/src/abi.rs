@@ -117,6 +117,9 @@ pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
 /// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
 pub const MAX_CGROUP_LEVEL: i32 = 10;
 
+/// Cgroups that the boot guard takes for the host's own, at most.
+pub const MAX_HOST_CGROUPS: usize = 64;
+
 /// Pods on the node with a listener of their own, at most.
 pub const MAX_TARGETS: usize = 4096;
 

@@ -73,13 +73,39 @@ pub mod program {
     ];
 }
 
+/// What belongs to the boot guard, an object of its own.
+pub mod boot {
+    /// Array of one `u32`: the metadata server's address, network byte order.
+    pub const ADDR: &str = "k2r_boot_addr";
+    /// Per-CPU array of one `u64`: what was denied.
+    pub const DENIED: &str = "k2r_boot_denied";
+    /// Hash: the ids of the host's own cgroups → 1.
+    pub const HOSTS: &str = "k2r_boot_hosts";
+
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "k2r_boot_conn4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "k2r_boot_conn6";
+    /// `cgroup_skb/egress`.
+    pub const EGRESS: &str = "k2r_boot_egress";
+    /// `cgroup/sendmsg4`.
+    pub const SENDMSG4: &str = "k2r_boot_send4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "k2r_boot_send6";
+
+    /// The maps.
+    pub const MAPS: [&str; 3] = [ADDR, DENIED, HOSTS];
+    /// The programs, all at the cgroup root.
+    pub const PROGRAMS: [&str; 5] = [EGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn names_fit_the_kernel() {
-        for name in map::ALL.iter().chain(&program::ALL) {
+        for name in map::ALL.iter().chain(&program::ALL).chain(&boot::MAPS).chain(&boot::PROGRAMS) {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }
     }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{bpf_sock_addr, bpf_sock_ops},
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
-        bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_ancestor_cgroup_id,
     },
     programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
@@ -85,6 +85,16 @@ impl SockAddr {
     pub(crate) fn socket_cookie(&self) -> u64 {
         // SAFETY: the helper takes the program's own context.
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// Whether the socket is in the network namespace that the kernel began with. Linux 5.7.
+    #[inline(always)]
+    pub(crate) fn is_in_first_network(&self) -> bool {
+        // SAFETY: the helper takes the program's own context.
+        let of_socket = unsafe { bpf_get_netns_cookie(self.0.as_ptr()) };
+        // SAFETY: null stands for the first one.
+        let of_first = unsafe { bpf_get_netns_cookie(ptr::null_mut()) };
+        of_socket == of_first
     }
 
     #[inline(always)]
@@ -212,6 +222,13 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
         Socket::new(read!(self.0.skb.skb, __bindgen_anon_2.sk)).and_then(Socket::full)
+    }
+
+    /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own level.
+    #[inline(always)]
+    pub(crate) fn ancestor_cgroup(&self, level: i32) -> u64 {
+        // SAFETY: the program's own context, and a plain value.
+        unsafe { bpf_skb_ancestor_cgroup_id(self.0.skb.skb, level) }
     }
 }
 

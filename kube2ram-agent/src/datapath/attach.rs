@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use aya::Ebpf;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, Mode, PassMark, Targets, load, log,
-    maps, pins::Pins, probe, watch,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, Mode, PassMark, Targets, boot, load,
+    log, maps, pins::Pins, probe, watch,
 };
 use crate::telemetry::chain;
 
@@ -58,6 +58,10 @@ impl Datapath {
             Err(error) if watch::sockets_may_fall() => return Err(error),
             // Nothing is known that would make them blind there.
             Err(error) => tracing::debug!(error = chain(&error), "not probed"),
+        }
+        // Not before: from here on it would only be in the way, of the agent itself among others.
+        if boot::retire(&settings.bpf_dir)? > 0 {
+            tracing::info!("taken over from the boot guard");
         }
         Ok(datapath)
     }

@@ -36,16 +36,20 @@ const LAYOUTS: [(&str, Layout); 8] = [
 
 /// Loads the object and all of its programs; the maps are pinned, or found pinned.
 pub(super) fn load(pins: &Pins, debug: bool) -> Result<Ebpf, DatapathError> {
-    let object = if debug { DEBUG_OBJECT } else { OBJECT };
-    if object.is_empty() {
-        return Err(DatapathError::NoObject);
-    }
-    raise_memlock_limit();
     let mut loader = EbpfLoader::new();
     for (name, layout) in LAYOUTS {
         check_pinned(pins, name, layout)?;
         loader.map_pin_path(name, pins.map(name));
     }
+    load_object(&mut loader, if debug { DEBUG_OBJECT } else { OBJECT })
+}
+
+/// Loads an object and all of its programs.
+pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) -> Result<Ebpf, DatapathError> {
+    if object.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    raise_memlock_limit();
     let mut ebpf = loader.load(object).map_err(|error| load_error("the object", error))?;
     for (name, program) in ebpf.programs_mut() {
         match program {

@@ -27,9 +27,7 @@ pub(super) struct Pins {
 impl Pins {
     /// Makes the directories, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
     pub(super) fn open(bpf_dir: &Path) -> Result<Self, DatapathError> {
-        check_bpffs(bpf_dir)?;
-        fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
-        fs::set_permissions(bpf_dir, Permissions::from_mode(0o700)).map_err(io_error("protect", bpf_dir))?;
+        create(bpf_dir)?;
         let lock = lock(bpf_dir)?;
         let directory = bpf_dir.join(format!("v{ABI_VERSION}"));
         for kind in ["maps", "links/agent", "links/pods", "links/root"] {
@@ -47,6 +45,13 @@ impl Pins {
     pub(super) fn link(&self, place: &str, program: &str) -> PathBuf {
         self.directory.join("links").join(place).join(program)
     }
+}
+
+/// Makes the directory, for root's eyes only.
+pub(super) fn create(bpf_dir: &Path) -> Result<(), DatapathError> {
+    check_bpffs(bpf_dir)?;
+    fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
+    fs::set_permissions(bpf_dir, Permissions::from_mode(0o700)).map_err(io_error("protect", bpf_dir))
 }
 
 /// Checks that the directory is, or would be, on a bpf file system.

@@ -8,7 +8,7 @@ use std::{
 use kube2ram_common::names::program;
 
 use super::{
-    DatapathError, io_error,
+    DatapathError, boot, io_error,
     pins::lock,
     sys::{link_detach, open_pinned},
 };
@@ -52,6 +52,7 @@ pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
         removed.maps += children(&layout.join("maps"))?.len();
         fs::remove_dir_all(layout).map_err(io_error("remove", layout))?;
     }
+    removed.links += boot::forget(bpf_dir)?;
     match fs::remove_dir(bpf_dir) {
         // A mount point, or with something in it that is not ours.
         Err(error)
@@ -73,13 +74,13 @@ fn stage(link: &Path) -> u8 {
 }
 
 /// `v` and a number: the directory of one map layout.
-fn is_layout(path: &Path) -> bool {
+pub(super) fn is_layout(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
     name.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What a directory holds; nothing when there is none.
-fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(io_error("read", directory))?,

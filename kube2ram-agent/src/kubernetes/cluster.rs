@@ -34,6 +34,7 @@ use super::{
     object::{ApiPod, Sighting, bounded_annotation, pod_resource, sighting, uid_of},
     saved::Saved,
     store::Store,
+    taint::{self, StartupTaint},
     watch::follow,
 };
 use crate::{clock::Clock, identity::PodUid, telemetry::chain};
@@ -110,6 +111,14 @@ impl Cluster {
             )
         };
         shutdown.run_until_cancelled(Box::pin(all)).await;
+    }
+
+    /// Removes a taint from this node, however long that takes, and never again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the node with the taint or without.
+    pub async fn remove_taint(&self, taint: &StartupTaint) {
+        taint::remove(&self.client, &self.config.node, taint).await;
     }
 
     /// Whether pods and namespaces have each been listed once.
