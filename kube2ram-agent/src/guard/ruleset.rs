@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, all_in};
 
-const TABLE: &str = "kube2ram";
+pub(super) const TABLE: &str = "kube2ram";
 const CHAIN: &str = "forward";
 
 const NFPROTO_IPV4: u8 = 2;
