@@ -9,6 +9,7 @@ mod log;
 mod maps;
 mod pins;
 mod remove;
+mod repair;
 mod sys;
 
 use std::{
@@ -25,8 +26,10 @@ pub use self::{
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
     pins::check_bpffs,
     remove::{Removed, remove},
+    repair::{Drift, Found},
 };
 use crate::identity::CgroupId;
+use kube2ram_common::abi::ABI_VERSION;
 
 /// What the kernel vouches for about one accepted connection: who called connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +140,15 @@ pub enum DatapathError {
 /// Builds a `map_err` for a file operation.
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
     move |source| DatapathError::Io { what, path: path.to_owned(), source }
+}
+
+/// Which layout of the maps a set of pins has. Sets of different layouts know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout(pub u32);
+
+impl Layout {
+    /// The one of this build.
+    pub const OURS: Self = Self(ABI_VERSION);
 }
 
 /// Names a listener of the agent. Never reused for another one before a reboot, and the maps do not outlive that.

@@ -22,5 +22,6 @@ pub mod server;
 
 pub mod admin;
 pub mod preflight;
+pub mod reconcile;
 pub mod uninstall;
 pub mod app;

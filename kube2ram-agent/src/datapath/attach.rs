@@ -1,13 +1,20 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use aya::Ebpf;
 use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
-    maps, pins::Pins,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, PassMark, Removed, Targets,
+    links::Link,
+    load, log,
+    maps::{Configuration, PinnedMap},
+    pins::{self, Pins},
+    remove::remove_others,
 };
 
 /// What the kernel half needs.
@@ -30,10 +37,15 @@ pub struct Settings {
 }
 
 /// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
-#[derive(Debug)]
 pub struct Datapath {
-    pins: Pins,
-    ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) settings: Settings,
+    pub(super) configuration: Configuration,
+    pub(super) links: Vec<Link>,
+    pub(super) maps: Vec<PinnedMap>,
+    pub(super) targets: Targets,
+    /// Kept for its log.
+    debug: Option<Ebpf>,
 }
 
 /// On the pods' cgroup. Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not
@@ -49,6 +61,8 @@ const ON_PODS: [&str; 8] = [
     program::PEER_NAME6,
 ];
 
+const ON_AGENT: &str = "agent";
+
 /// On the root: what sockets from elsewhere need. After the others, which rewrite what is legitimate.
 const ON_ROOT: [&str; 3] = [program::TASK_CONNECT4, program::TASK_CONNECT6, program::TASK_SENDMSG4];
 
@@ -58,30 +72,43 @@ impl Datapath {
     /// # Errors
     /// As named; whatever was in force before stays in force.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
+        Self::attach_layout(settings, Layout::OURS)
+    }
+
+    /// The same with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
+    /// without programs.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_layout(settings: &Settings, layout: Layout) -> Result<Self, DatapathError> {
         check_kernel()?;
-        let pins = Pins::open(&settings.bpf_dir)?;
+        let pins = Pins::open(&settings.bpf_dir, layout)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
-        maps::configure(&pins, settings)?;
-        let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
-            let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
+        let maps = PinnedMap::open_all(&pins)?;
+        let mut configuration = Configuration::open(&pins)?;
+        configuration.ensure(settings)?;
+        let targets = Targets::open(&pins, settings.agent)?;
+        let mut links = Vec::new();
+        for (place, program, cgroup) in plan(settings) {
+            let (link, outcome) = Link::ensure(&mut ebpf, program, cgroup, pins.link(place, program))?;
             tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
-            Ok(())
-        };
-        // An accepted socket belongs to the cgroup that made its listener: there the hand-over happens.
-        if !settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-            ensure("agent", program::SOCK_OPS, &settings.own_cgroup)?;
+            links.push(link);
         }
-        for program in ON_PODS {
-            ensure("pods", program, &settings.pods_cgroup)?;
-        }
-        for program in ON_ROOT {
-            ensure("root", program, &settings.cgroup_root)?;
-        }
-        if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
+        if is_below_pods(settings) {
             // An agent that ran elsewhere would leave its program, never updated again, in force there.
-            links::remove(&pins.link("agent", program::SOCK_OPS))?;
+            pins::remove(&pins.link(ON_AGENT, program::SOCK_OPS))?;
         }
-        Ok(Self { pins, ebpf })
+        let others = remove_others(&pins)?;
+        if others != Removed::default() {
+            tracing::info!(
+                programs = others.links,
+                maps = others.maps,
+                "another layout's programs taken out"
+            );
+        }
+        // The links hold the programs.
+        let debug = settings.debug.then_some(ebpf);
+        Ok(Self { pins, settings: settings.clone(), configuration, links, maps, targets, debug })
     }
 
     /// Reads origins of connections that the host's listener accepted.
@@ -93,11 +120,8 @@ impl Datapath {
     }
 
     /// Sends pods to listeners of their own.
-    ///
-    /// # Errors
-    /// When the pinned map cannot be opened.
-    pub fn targets(&self) -> Result<Targets, DatapathError> {
-        Targets::open(&self.pins)
+    pub fn targets(&self) -> Targets {
+        self.targets.clone()
     }
 
     /// Grants the agent's own sockets their pass.
@@ -116,16 +140,32 @@ impl Datapath {
         Counters::open(&self.pins)
     }
 
-    /// Forwards the kernel half's log, if it has one, until dropped; keeps the pin directory locked meanwhile.
-    pub async fn run(self, debug: bool) {
-        let Self { pins: _locked, ebpf } = self;
-        if debug {
-            log::forward(ebpf).await;
-        } else {
-            drop(ebpf); // the links hold the programs
-        }
-        std::future::pending().await
+    /// Forwards the kernel half's log until dropped, if it has one.
+    pub fn log(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        self.debug.take().map(log::forward)
     }
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath")
+            .field("pins", &self.pins)
+            .field("links", &self.links)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What goes where, in this order: place of the pin, program, cgroup.
+fn plan(settings: &Settings) -> impl Iterator<Item = (&'static str, &'static str, &Path)> {
+    // An accepted socket belongs to the cgroup that made its listener: there the hand-over happens.
+    let agent = (!is_below_pods(settings)).then_some((ON_AGENT, program::SOCK_OPS, &*settings.own_cgroup));
+    let pods = ON_PODS.map(|program| ("pods", program, &*settings.pods_cgroup));
+    let root = ON_ROOT.map(|program| ("root", program, &*settings.cgroup_root));
+    agent.into_iter().chain(pods).chain(root)
+}
+
+fn is_below_pods(settings: &Settings) -> bool {
+    settings.own_cgroup.starts_with(&settings.pods_cgroup)
 }
 
 /// Cgroup links came with 5.7, `getpeername` hooks with 5.8; 5.10 is what is tested.
