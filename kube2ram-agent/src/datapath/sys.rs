@@ -62,8 +62,10 @@ struct Object {
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let pathname = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = Object { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the path outlives the call, which returns a descriptor.
-    unsafe { descriptor(bpf(BPF_OBJ_GET, &mut attributes)?) }
+    // SAFETY: the path outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: this command makes a descriptor.
+    unsafe { descriptor(fd) }
 }
 
 /// Pins an object where nothing is.
@@ -161,8 +163,10 @@ pub(super) fn link_create(program: impl AsFd, cgroup: impl AsFd, attach_type: u3
         attach_type,
         flags: 0,
     };
-    // SAFETY: no pointers; the call returns a descriptor.
-    unsafe { descriptor(bpf(BPF_LINK_CREATE, &mut attributes)?) }
+    // SAFETY: no pointers.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: this command makes a descriptor.
+    unsafe { descriptor(fd) }
 }
 
 /// Replaces the program of a link, atomically: no connect(2) runs without one.
