@@ -8,10 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -79,7 +76,7 @@ impl Reconciler {
     /// which is what a restart finds out, it returns.
     ///
     /// # Cancel safety
-    /// Safe: a look that is under way is brought to its end.
+    /// Safe: a look does not wait, and what it changes is whole when it ends.
     pub async fn run(mut self) {
         let mut watch = Watch::start()
             .inspect_err(|error| warn!(%error, "cannot watch cgroups and pins; repairs take a second"))
@@ -93,23 +90,16 @@ impl Reconciler {
             if with_targets {
                 targets_at = Instant::now() + LOOK_AT_TARGETS_EVERY;
             }
-            let look = spawn_blocking(move || {
-                let found = self.datapath.repair(with_targets);
-                (self, found)
-            });
-            // It panicked, which ends this part, or the runtime ends.
-            let Ok((looked, found)) = look.await else { return };
-            self = looked;
+            // Here rather than on another thread: whoever stops this part, to hand the pins over, must be sure that nothing writes any more.
+            let found = self.datapath.repair(with_targets);
+            self.tell(&found);
             if let Some(DatapathError::Locked(_)) = found.failed.first() {
-                self.tell(&found);
                 return;
             }
-            self.tell(&found);
             sleep(PAUSE).await;
-            let next_at = Instant::now() + LOOK_EVERY;
             tokio::select! {
                 is_watching = happens(watch.as_mut(), &mut events) => if !is_watching { watch = None },
-                () = sleep_until(next_at) => {}
+                () = sleep(LOOK_EVERY) => {}
             }
             events.clear();
         }

@@ -69,16 +69,21 @@ impl Datapath {
         above.chain([&**bpf_dir]).map(Path::to_owned).chain(pins)
     }
 
-    /// Compares everything with what it should be and repairs what it is not, in the order of a start: egress before what redirects. Takes some 100 system calls,
+    /// Compares everything with what it should be and repairs what it is not, in the order of a start: egress before what redirects. Blocks for some 100 system calls,
     /// and two more a pod if `with_targets`.
     ///
     /// Where others' programs stand in the same cgroup does not matter: whatever they rewrite, before or after ours, egress sees the address in the packet.
     pub fn repair(&mut self, with_targets: bool) -> Found {
         let mut found = Found::default();
-        if let Err(error) = self.pins.restore() {
+        match self.pins.restore() {
+            Ok(()) => {}
             // Nothing may be written without the lock.
-            found.failed.push(error);
-            return found;
+            Err(error @ DatapathError::Locked(_)) => {
+                found.failed.push(error);
+                return found;
+            }
+            // What is in force can be kept there even where nothing can be pinned.
+            Err(error) => found.failed.push(error),
         }
         for map in &self.maps {
             let outcome = map.repair(&self.pins).map(|done| done.then_some(Drift::MapPin));

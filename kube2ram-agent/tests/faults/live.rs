@@ -111,6 +111,31 @@ fn remove_tree(cgroup: &std::path::Path) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_back() {
+    let mut node = Node::new("live-bpffs", "off");
+    node.start_plainly("at first");
+    let (before, pins) = (node.leaks().len(), node.links());
+    let status = |node: &mut Node| node.sandbox.agent().unwrap().admin("/readyz").unwrap().status;
+    let bpffs = node.sandbox.node().bpffs();
+    assert!(Command::new("umount").arg("-l").arg(&bpffs).status().unwrap().success());
+
+    within(SOON, || status(&mut node) == 503);
+    assert_eq!(node.role(), ROLE);
+    assert_eq!(node.metric("kube2ram_datapath_in_force"), 0.0);
+    assert!(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status().unwrap().success());
+    within(SOON, || status(&mut node) == 200);
+
+    assert_eq!(node.links(), pins);
+    node.kill();
+    node.tries_again();
+    assert_eq!(node.leaks().len(), before, "pinned again, it holds without the agent");
+    node.start_plainly("in the end");
+    let log = node.sandbox.agent().unwrap().log();
+    assert_eq!(log.matches("the kernel half is not what it should be").count(), 1, "said once");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn a_start_that_an_uninstall_takes_the_directory_from_makes_it_anew() {
     let mut node = Node::new("live-race", "off");
     node.start_plainly("at first");

@@ -6,6 +6,7 @@ mod drift;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod layouts;
+mod others;
 
 use std::{
     os::fd::AsFd as _,
