@@ -9,17 +9,22 @@ use crate::{
     steps::{Fault, Step},
 };
 
-/// Every fault at every step; but a kill only where it makes a difference, and of the errors one where nothing changes. What a fault leaves there is what the one
-/// before it left, so that it needs no start of its own to make it good.
+/// A kill and an error at every step that changes something, and an error at those between. Of equal ones in a row between, the first is enough: they change nothing, so
+/// that what the fault leaves is what the one before it left.
 fn plan(steps: &[Step]) -> Vec<(Step, Fault)> {
     const ERRORS: [&str; 2] = ["EPERM", "ENOMEM"];
-    let of_step = |(index, step): (usize, &Step)| {
-        let errors = if step.changes() { &ERRORS[..] } else { &ERRORS[index % 2..][..1] };
-        let kill = step.changes().then_some(Fault::Kill);
-        let faults = kill.into_iter().chain(errors.iter().map(|error| Fault::Error(error)));
-        faults.map(|fault| (step.clone(), fault)).collect::<Vec<_>>()
-    };
-    steps.iter().enumerate().flat_map(of_step).collect()
+    let mut plan = Vec::new();
+    let mut before = None;
+    for (index, step) in steps.iter().enumerate() {
+        if step.changes() {
+            plan.push((step.clone(), Fault::Kill));
+        }
+        if step.changes() || before != Some(step.command()) {
+            plan.push((step.clone(), Fault::Error(ERRORS[index % ERRORS.len()])));
+        }
+        before = Some(step.command());
+    }
+    plan
 }
 
 /// Nothing more has arrived than had before, and nothing does while the pod tries again.

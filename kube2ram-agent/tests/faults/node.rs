@@ -156,9 +156,15 @@ impl Node {
         reply.map_or_else(|error| format!("{error:#}"), |reply| reply.body)
     }
 
-    /// Packets of the pod that have arrived at the metadata server.
+    /// Attempts of the pod that have arrived at the metadata server. Not what the kernel itself acknowledges for a connection of before: such a socket is in TIME_WAIT, of no
+    /// cgroup, and carries nothing.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
-        self.sandbox.node().sniffer().packets_from(self.sandbox.pod(POD).unwrap().pod().ip())
+        const SYN: u8 = 2;
+        let pod = self.sandbox.pod(POD).unwrap().pod().ip();
+        let mut packets = self.sandbox.node().sniffer().packets_from(pod);
+        packets
+            .retain(|packet| i32::from(packet.protocol) != libc::IPPROTO_TCP || packet.tcp_flags & SYN != 0);
+        packets
     }
 
     /// Waits until the pod has tried everything again.

@@ -30,6 +30,11 @@ impl Step {
         ["--output=/dev/null".to_owned(), format!("--inject={}:{what}:when={}", self.call, self.number)]
     }
 
+    /// The first argument: what bpf(2) is to do.
+    pub(crate) fn command(&self) -> &str {
+        self.arguments.split(',').next().unwrap_or_default()
+    }
+
     /// Whether it is a message to netfilter.
     pub(crate) fn is_netfilter(&self) -> bool {
         self.arguments.contains("NFNL") || self.arguments.contains("nfgen_family")
@@ -38,16 +43,15 @@ impl Step {
     /// Whether what is pinned, attached or written differs after it. A process that is killed at one that changes nothing leaves what one leaves that is
     /// killed at the next.
     pub(crate) fn changes(&self) -> bool {
-        const COMMANDS: [&str; 7] = [
+        const COMMANDS: [&str; 6] = [
             "BPF_OBJ_PIN",
             "BPF_LINK_CREATE",
             "BPF_LINK_UPDATE",
             "BPF_LINK_DETACH",
-            "BPF_MAP_CREATE",
             "BPF_MAP_UPDATE_ELEM",
             "BPF_MAP_DELETE_ELEM",
         ];
-        self.call != "bpf" || COMMANDS.iter().any(|command| self.arguments.starts_with(command))
+        self.call != "bpf" || COMMANDS.contains(&self.command())
     }
 }
 
