@@ -6,6 +6,7 @@ mod discovery;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -41,7 +42,8 @@ use crate::{
     policy::check_allow_list,
     preflight::Preflight,
     reconcile::{self, Reconciler},
-    server::{self, Pipeline, Server},
+    server::{self, Pipeline, Server, token::Tokens},
+    state_dir::{StateDir, StateDirError},
 };
 
 /// Connections in progress get this long to end before the process does.
@@ -86,6 +88,9 @@ pub enum AppError {
     /// The node lacks something; each condition with its remedy.
     #[error("this node is not ready for the agent: {0}")]
     Preflight(String),
+    /// The directory that agents share is unusable.
+    #[error("cannot use the state directory")]
+    StateDir(#[source] StateDirError),
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
@@ -131,6 +136,7 @@ pub async fn run(
     if !unmet.is_empty() {
         return Err(AppError::Preflight(unmet.join("; ")));
     }
+    let tokens = tokens(&config.state_dir)?;
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
@@ -189,16 +195,20 @@ pub async fn run(
 
     let entitlements = Arc::new(SetOnce::new());
     let pipeline = Pipeline {
+        clock: Arc::clone(&clock),
         cgroups: Arc::new(cgroups),
         directory: Arc::clone(&cluster) as _,
         entitlements: Arc::clone(&entitlements),
         notices: Arc::clone(&cluster) as _,
+        tokens: Arc::new(tokens),
         upstream: Arc::clone(&upstream) as _,
     };
     let server_config = server::Config {
         metadata: MetadataAddr(config.metadata_addr),
         metadata_policy: config.metadata_policy,
         host_network_pods: config.host_network_pods,
+        pass_through_rate: config.pass_through_rate,
+        require_token: config.require_token,
     };
     let server = Server::new(server_config, pipeline, tasks.clone(), &mut registry);
     let pod_listeners = PodListeners::new(
@@ -263,6 +273,15 @@ impl Parts {
             },
         }
     }
+}
+
+/// The key outlives the agent, so that what it issued does too.
+fn tokens(state_dir: &Path) -> Result<Tokens, AppError> {
+    let state_dir = StateDir::open(state_dir).map_err(AppError::StateDir)?;
+    if !state_dir.is_volatile() {
+        warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
+    }
+    state_dir.secret("token-key").map(Tokens::new).map_err(AppError::StateDir)
 }
 
 /// Each connection takes a descriptor, and some runtimes give 1,024 to whoever does not ask for more: the server's own bound is to be

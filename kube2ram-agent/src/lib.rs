@@ -23,5 +23,6 @@ pub mod server;
 pub mod admin;
 pub mod preflight;
 pub mod reconcile;
+pub mod state_dir;
 pub mod uninstall;
 pub mod app;

@@ -72,11 +72,13 @@ impl PinnedMap {
 
 /// The configuration that today's cgroups and these settings ask for.
 fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
-    let Settings { metadata: MetadataAddr(metadata), pods_cgroup, .. } = settings;
+    let Settings { metadata: MetadataAddr(metadata), agent: AgentAddr(agent), pods_cgroup, .. } = settings;
     Ok(Config {
         pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
         metadata_addr_be: addr_be(*metadata.ip()),
+        agent_addr_be: addr_be(*agent.ip()),
         metadata_port_be: port_be(metadata.port()),
+        agent_port_be: port_be(agent.port()),
         reserved: 0,
     })
 }

@@ -160,7 +160,7 @@ fn another_agent_that_took_the_directory_keeps_it() {
 fn a_changed_configuration_is_written_again() {
     let lab = Lab::new();
     let mut datapath = lab.attach();
-    let zeros = ["0"; 16];
+    let zeros = ["0"; size_of::<kube2ram_common::abi::Config>()];
     let update =
         ["map", "update", "pinned", &pin(&lab, "maps/k2r_config"), "key", "0", "0", "0", "0", "value"];
     bpftool(&[&update[..], &zeros].concat());
