@@ -61,13 +61,14 @@ impl Link {
             Ok(link) if adopt(&link, cgroup, program_fd(ebpf, name)?.as_fd(), &pin)? => {
                 (link, Outcome::Updated)
             }
-            // The cgroup was deleted and made anew, or somebody detached the link: what is pinned is dead, so that nothing is lost with it.
+            // The cgroup was deleted and made anew, or somebody detached the link: what is pinned is dead.
             Ok(_) => {
-                remove(&pin)?;
-                (attach(ebpf, name, cgroup, &pin)?, Outcome::Reattached)
+                let link = attach(ebpf, name, cgroup, &pin, remove)?;
+                (link, Outcome::Reattached)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (attach(ebpf, name, cgroup, &pin)?, Outcome::Attached)
+                let link = attach(ebpf, name, cgroup, &pin, |_| Ok(()))?;
+                (link, Outcome::Attached)
             }
             Err(error) => return Err(io_error("open", &pin)(error)),
         };
@@ -137,9 +138,17 @@ fn attach_error(program: &'static str, cgroup: &Path, source: Box<dyn Error + Se
     DatapathError::Attach { program, cgroup: cgroup.to_owned(), source }
 }
 
-fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &Path, pin: &Path) -> Result<OwnedFd, DatapathError> {
+/// Attaches, then makes room for the pin: should what is pinned be in force on another cgroup, it stays so until then.
+fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    cgroup: &Path,
+    pin: &Path,
+    make_room: impl FnOnce(&Path) -> Result<(), DatapathError>,
+) -> Result<OwnedFd, DatapathError> {
     let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
     let link = create(ebpf, name, &directory).map_err(|source| attach_error(name, cgroup, source))?;
+    make_room(pin)?;
     // The pin owns the link from here on; aya's handle only closes its descriptor when dropped.
     link.pin(pin).map(drop).map_err(|error| attach_error(name, cgroup, error.into()))?;
     open_pinned(pin).map_err(io_error("open", pin))
