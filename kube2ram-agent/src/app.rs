@@ -43,6 +43,7 @@ use crate::{
     listeners::{self, PodListeners},
     policy::check_allow_list,
     preflight::Preflight,
+    reconcile::{self, Reconciler},
     server::{self, Pipeline, Server, token::Tokens},
     state_dir::{StateDir, StateDirError},
 };
@@ -148,12 +149,16 @@ pub async fn run(
         agent: AgentAddr(agent),
         debug: config.debug,
     };
-    let datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
+    let mut datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
     let origins = datapath.origins().map_err(AppError::Datapath)?;
-    let targets = datapath.targets().map_err(AppError::Datapath)?;
+    let targets = datapath.targets();
     let pass = datapath.pass().map_err(AppError::Datapath)?;
     registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
-    parts.spawn("the kernel half", datapath.run(config.debug));
+    if let Some(log) = datapath.log() {
+        parts.spawn("the kernel half's log", log);
+    }
+    let reconciler = Reconciler::new(datapath, reconcile::Metrics::new(&mut registry), readiness.clone());
+    parts.spawn("the kernel half", reconciler.run());
     match config.forward_guard {
         ForwardGuardMode::Auto => {
             let mut guard = ForwardGuard::new(*config.metadata_addr.ip(), &mut registry);

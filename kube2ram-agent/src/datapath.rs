@@ -12,8 +12,9 @@ mod pins;
 mod place;
 mod probe;
 mod remove;
+mod repair;
 mod sys;
-mod watch;
+mod upkeep;
 
 use std::{
     io,
@@ -31,8 +32,10 @@ pub use self::{
     pins::check_bpffs,
     place::Mode,
     remove::{Removed, remove},
+    repair::{Drift, Found},
 };
 use crate::identity::CgroupId;
+use kube2ram_common::abi::ABI_VERSION;
 
 /// What the kernel vouches for about one accepted connection: who called connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +151,15 @@ pub enum DatapathError {
 /// Builds a `map_err` for a file operation.
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
     move |source| DatapathError::Io { what, path: path.to_owned(), source }
+}
+
+/// Which layout of the maps a set of pins has. Sets of different layouts know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout(pub u32);
+
+impl Layout {
+    /// The one of this build.
+    pub const OURS: Self = Self(ABI_VERSION);
 }
 
 /// Names a listener of the agent. Never reused for another one before a reboot, and the maps do not outlive that.

@@ -11,6 +11,7 @@ pub mod telemetry;
 
 pub mod datapath;
 pub mod guard;
+pub mod reconcile;
 pub mod listeners;
 pub mod identity;
 pub mod kubernetes;

@@ -1,12 +1,19 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use aya::Ebpf;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, Mode, PassMark, Targets, boot, load,
-    log, maps, pins::Pins, probe, watch,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, PassMark, Removed,
+    Targets, boot,
+    links::Link,
+    load, log,
+    maps::{Configuration, PinnedMap},
+    pins::Pins,
+    probe,
+    remove::remove_others,
+    upkeep,
 };
 use crate::telemetry::chain;
 
@@ -30,12 +37,16 @@ pub struct Settings {
 }
 
 /// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
-#[derive(Debug)]
 pub struct Datapath {
-    pins: Pins,
-    ebpf: Ebpf,
-    settings: Settings,
-    mode: Mode,
+    pub(super) pins: Pins,
+    pub(super) settings: Settings,
+    pub(super) configuration: Configuration,
+    pub(super) mode: Mode,
+    pub(super) links: Vec<Link>,
+    pub(super) maps: Vec<PinnedMap>,
+    pub(super) targets: Targets,
+    /// Kept for its log.
+    debug: Option<Ebpf>,
 }
 
 impl Datapath {
@@ -44,26 +55,62 @@ impl Datapath {
     /// # Errors
     /// As named; whatever was in force before stays in force.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
+        Self::attach_layout(settings, Layout::OURS)
+    }
+
+    /// The same with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
+    /// without programs.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_layout(settings: &Settings, layout: Layout) -> Result<Self, DatapathError> {
         check_kernel()?;
-        let pins = Pins::open(&settings.bpf_dir)?;
+        let pins = Pins::open(&settings.bpf_dir, layout)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
-        maps::configure(&pins, settings)?;
+        let maps = PinnedMap::open_all(&pins)?;
+        let mut configuration = Configuration::open(&pins)?;
+        configuration.ensure(settings)?;
+        let targets = Targets::open(&pins, settings.agent)?;
         let mode = Mode::known(&pins);
-        mode.put_in_force(&mut ebpf, &pins, settings)?;
-        let mut datapath = Self { pins, ebpf, settings: settings.clone(), mode };
-        match probe::sees_pods(settings) {
-            Ok(true) => {}
-            Ok(false) if mode == Mode::Pods => datapath.fall_back()?,
-            Ok(false) => return Err(DatapathError::Blind),
-            Err(error) if watch::sockets_may_fall() => return Err(error),
+        let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        // The links hold the programs.
+        let debug = settings.debug.then_some(ebpf);
+        let settings = settings.clone();
+        let mut datapath = Self { pins, settings, configuration, mode, links, maps, targets, debug };
+        datapath.find_mode()?;
+        datapath.take_out_others()?;
+        Ok(datapath)
+    }
+
+    /// Makes sure that the programs see the sockets of pods.
+    fn find_mode(&mut self) -> Result<(), DatapathError> {
+        match probe::sees_pods(&self.settings) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.mode == Mode::Pods => self.fall_back(),
+            Ok(false) => Err(DatapathError::Blind),
+            Err(error) if upkeep::sockets_may_fall() => Err(error),
             // Nothing is known that would make them blind there.
-            Err(error) => tracing::debug!(error = chain(&error), "not probed"),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "not probed");
+                Ok(())
+            }
         }
-        // Not before: from here on it would only be in the way, of the agent itself among others.
-        if boot::retire(&settings.bpf_dir)? > 0 {
+    }
+
+    /// Whoever was in force before would from here on only be in the way, of the agent itself among others.
+    fn take_out_others(&self) -> Result<(), DatapathError> {
+        let others = remove_others(&self.pins)?;
+        if others != Removed::default() {
+            tracing::info!(
+                programs = others.links,
+                maps = others.maps,
+                "another layout's programs taken out"
+            );
+        }
+        if boot::retire(&self.settings.bpf_dir)? > 0 {
             tracing::info!("taken over from the boot guard");
         }
-        Ok(datapath)
+        Ok(())
     }
 
     /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
@@ -71,9 +118,15 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
     pub fn fall_back(&mut self) -> Result<(), DatapathError> {
-        watch::fall_back(&mut self.ebpf, &self.pins, &self.settings)?;
+        tracing::warn!(
+            "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw \
+             sockets of hostNetwork pods get through until the node boots with cgroup_no_v1=net_cls,net_prio"
+        );
+        // The pinned maps are the same, so this is the same kernel half.
+        let mut ebpf = load::load(&self.pins, self.settings.debug)?;
+        self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
         self.mode = Mode::Root;
-        Ok(())
+        if probe::sees_pods(&self.settings)? { Ok(()) } else { Err(DatapathError::Blind) }
     }
 
     /// Reads origins of connections that the host's listener accepted.
@@ -85,11 +138,8 @@ impl Datapath {
     }
 
     /// Sends pods to listeners of their own.
-    ///
-    /// # Errors
-    /// When the pinned map cannot be opened.
-    pub fn targets(&self) -> Result<Targets, DatapathError> {
-        Targets::open(&self.pins)
+    pub fn targets(&self) -> Targets {
+        self.targets.clone()
     }
 
     /// Grants the agent's own sockets their pass.
@@ -113,16 +163,18 @@ impl Datapath {
         self.mode
     }
 
-    /// Looks after the kernel half and forwards its log, if it has one, until dropped; keeps the pin directory locked meanwhile.
-    pub async fn run(self, debug: bool) {
-        let Self { pins, ebpf, settings, mode } = self;
-        let watching = watch::run(pins, settings, mode);
-        if debug {
-            tokio::join!(watching, log::forward(ebpf));
-        } else {
-            drop(ebpf); // the links hold the programs
-            watching.await;
-        }
+    /// Forwards the kernel half's log until dropped, if it has one.
+    pub fn log(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        self.debug.take().map(log::forward)
+    }
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath")
+            .field("pins", &self.pins)
+            .field("links", &self.links)
+            .finish_non_exhaustive()
     }
 }
 

@@ -16,7 +16,9 @@ use aya::{
 use kube2ram_common::{connection::addr_be, names::boot};
 
 use super::{
-    DatapathError, io_error, links, load, pins,
+    DatapathError, io_error,
+    links::Link,
+    load, pins,
     remove::{children, is_layout},
     sys::{link_detach, link_info, open_pinned},
 };
@@ -69,8 +71,7 @@ pub enum BootGuard {
 /// # Errors
 /// As named; what was in force before stays.
 pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, DatapathError> {
-    pins::create(&settings.bpf_dir)?;
-    let _lock = match pins::lock(&settings.bpf_dir) {
+    let _lock = match pins::lock_made(&settings.bpf_dir) {
         Ok(lock) => lock,
         Err(DatapathError::Locked(_)) => return Ok(BootOutcome::AgentInForce),
         Err(error) => return Err(error),
@@ -93,7 +94,7 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
     let mut ebpf = load::load_object(&mut loader, OBJECT)?;
     let missing = configure(&guard, settings)?;
     for program in boot::PROGRAMS {
-        links::ensure(&mut ebpf, program, &settings.cgroup_root, &guard.links.join(program))?;
+        Link::ensure(&mut ebpf, program, &settings.cgroup_root, guard.links.join(program))?;
     }
     Ok(BootOutcome::InForce { missing })
 }

@@ -1,11 +1,15 @@
-//! Which program belongs on which cgroup, and how all of them get there. Called by `attach` and `watch`.
+//! Which program belongs on which cgroup, and how all of them get there. Called by `attach`.
 
 use std::path::Path;
 
 use aya::Ebpf;
 use kube2ram_common::names::program;
 
-use super::{DatapathError, Settings, links, pins::Pins};
+use super::{
+    DatapathError, Settings,
+    links::Link,
+    pins::{self, Pins},
+};
 
 /// Which cgroup the sockets of pods belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,21 +98,23 @@ impl Mode {
         ebpf: &mut Ebpf,
         pins: &Pins,
         settings: &Settings,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<Vec<Link>, DatapathError> {
         // An agent that once ran elsewhere would leave its program, never updated again, in force there.
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
         let programs = || self.programs().iter().filter(|(place, _)| is_needed(*place));
+        let mut links = Vec::new();
         for (place, program) in programs() {
             let cgroup = place.cgroup(settings);
-            let outcome = links::ensure(ebpf, program, cgroup, &pins.link(place.name(), program))?;
+            let (link, outcome) = Link::ensure(ebpf, program, cgroup, pins.link(place.name(), program))?;
             tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
+            links.push(link);
         }
         let others = PODS.iter().chain(&ROOT).filter(|other| programs().all(|program| program != *other));
         for (place, program) in others {
-            links::remove(&pins.link(place.name(), program))?;
+            pins::remove(&pins.link(place.name(), program))?;
         }
-        Ok(())
+        Ok(links)
     }
 }
 

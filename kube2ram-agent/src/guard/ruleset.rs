@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, all_in};
 
-const TABLE: &str = "kube2ram";
+pub(super) const TABLE: &str = "kube2ram";
 
 /// A chain of the table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
 /// source routing has changed the destination; the second one, being later, knows where a packet came in only from Linux 5.7 on.

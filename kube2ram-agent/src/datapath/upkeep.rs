@@ -1,5 +1,5 @@
 //! What the kernel half needs from time to time: entries that died of age are removed, and on kernels on which sockets can fall to the root cgroup, that
-//! is looked for. Called by `attach`; runs as long as the agent does.
+//! is looked for. Called by `reconcile`.
 
 use std::time::Duration;
 
@@ -9,14 +9,10 @@ use kube2ram_common::{
     names::map,
 };
 use rustix::time::{ClockId, clock_gettime};
-use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::warn;
 
-use super::{DatapathError, Mode, Settings, load, maps::open, pins::Pins, probe::sees_pods};
+use super::{Datapath, DatapathError, Mode, load, maps::open, pins::Pins, probe::sees_pods};
 use crate::telemetry::chain;
-
-/// How long pods may be refused, when somebody begins to use cgroup v1 `net_cls` or `net_prio`, before they are redirected at the root.
-const INTERVAL: Duration = Duration::from_secs(30);
 
 /// The first kernel on which sockets stay with their cgroup (kernel commit 8520e224f547).
 const SOCKETS_STAY: (u32, u32) = (5, 15);
@@ -26,47 +22,20 @@ pub(super) fn sockets_may_fall() -> bool {
     load::kernel_version() < SOCKETS_STAY
 }
 
-/// Looks again and again, for ever.
-///
-/// # Cancel safety
-/// Safe between two looks; a look does not wait.
-pub(super) async fn run(pins: Pins, settings: Settings, mut mode: Mode) {
-    loop {
-        sleep(INTERVAL).await;
-        if let Err(error) = remove_the_old(&pins) {
+impl Datapath {
+    /// Does what is due from time to time, some 30 s. A few system calls, and two more for each handshake that was never completed.
+    ///
+    /// # Errors
+    /// When nobody can tell whether the programs see the sockets of pods, or they do not; to be tried again.
+    pub fn upkeep(&mut self) -> Result<(), DatapathError> {
+        if let Err(error) = remove_the_old(&self.pins) {
             warn!(error = chain(&error), "cannot remove handshakes that were never completed");
         }
-        if mode == Mode::Pods && sockets_may_fall() {
-            match follow(&pins, &settings) {
-                Ok(found) => mode = found,
-                Err(error) => {
-                    error!(error = chain(&error), "cannot tell whether the programs see the pods' sockets");
-                }
-            }
+        if self.mode == Mode::Pods && sockets_may_fall() && !sees_pods(&self.settings)? {
+            self.fall_back()?;
         }
+        Ok(())
     }
-}
-
-fn follow(pins: &Pins, settings: &Settings) -> Result<Mode, DatapathError> {
-    if sees_pods(settings)? {
-        return Ok(Mode::Pods);
-    }
-    // The pinned maps are the same, so this is the same kernel half.
-    fall_back(&mut load::load(pins, false)?, pins, settings)?;
-    Ok(Mode::Root)
-}
-
-/// Redirects at the root, and makes sure that pods are seen there.
-///
-/// # Errors
-/// [`DatapathError::Blind`] when they are not; what is in force stays.
-pub(super) fn fall_back(ebpf: &mut aya::Ebpf, pins: &Pins, settings: &Settings) -> Result<(), DatapathError> {
-    warn!(
-        "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw sockets \
-         of hostNetwork pods get through until the node boots with cgroup_no_v1=net_cls,net_prio"
-    );
-    Mode::Root.put_in_force(ebpf, pins, settings)?;
-    if sees_pods(settings)? { Ok(()) } else { Err(DatapathError::Blind) }
 }
 
 /// An entry stays behind when another program takes our notice of the close away. It is never handed over, but it takes room.
