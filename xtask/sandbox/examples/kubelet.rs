@@ -105,7 +105,7 @@ fn guarded() -> Result<()> {
         ensure!(
             Instant::now() < deadline,
             "the agent is not ready after {READY_DEADLINE:?}: {}",
-            agent.log()?
+            agent.log()
         );
         sleep(Duration::from_millis(100));
     }
