@@ -113,7 +113,7 @@ fn is_for(metadata: Ipv4Addr) -> [Attribute; 2] {
     [expression("payload", load), compare(NFT_CMP_EQ, metadata.octets().into())]
 }
 
-/// `meta iif != 0`: it came in by a device, so it is not from a socket of this namespace. (The socket alone would not tell: one that was closed and still
+/// `iif != 0`: it came in by a device, so it is not from a socket of this namespace. (The socket alone would not tell: one that was closed and still
 /// has something to say has no owner any more.) Linux 5.7.
 fn came_in() -> [Attribute; 2] {
     const NFT_META_IIF: u32 = 4;
@@ -149,7 +149,7 @@ fn verdict(code: u32) -> Attribute {
 }
 
 /// `ip daddr <metadata> counter drop` where packets are forwarded; elsewhere `ip daddr <metadata> meta skuid != 4294967295 accept`, then
-/// `ip daddr <metadata> meta iif != 0 counter drop`.
+/// `ip daddr <metadata> iif != 0 counter drop`.
 fn rules(chain: Chain, metadata: Ipv4Addr) -> Vec<Vec<Attribute>> {
     const NFTA_RULE_EXPRESSIONS: u16 = 4;
     let expressions = if chain.hook == NF_INET_FORWARD {

@@ -42,7 +42,7 @@ fn nft_reads_what_was_meant() {
              \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n\n\tchain postrouting {\n\
              \t\ttype filter hook postrouting priority raw; policy accept;\n\
              \t\tip daddr 100.100.100.200 meta skuid != 4294967295 accept\n\
-             \t\tip daddr 100.100.100.200 meta iif != 0 counter packets 0 bytes 0 drop\n\t}\n}\n"
+             \t\tip daddr 100.100.100.200 iif != 0 counter packets 0 bytes 0 drop\n\t}\n}\n"
         );
     });
 }
