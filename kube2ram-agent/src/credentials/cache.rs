@@ -163,7 +163,8 @@ impl Cache {
         let mut keepers = Vec::new();
         for (session, (pod, prefetch)) in sessions {
             if prefetch && slots.len() < self.0.max_sessions {
-                let entry = Entry::claimed(now.tick + spread.mul_f64((self.0.jitter)()));
+                // The beginning belongs to those who ask.
+                let entry = Entry::claimed(now.tick + spread.mul_f64(0.05 + 0.95 * (self.0.jitter)()));
                 keepers.push(self.0.insert(&mut slots, session, entry, pod).1);
                 self.0.metrics.prefetches.inc();
             }

@@ -182,6 +182,7 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_the_pods_that_were
     lab.agent().unwrap().terminate().unwrap();
     lab.remove_pod("gone").unwrap();
     lab.agent().unwrap().spawn().unwrap();
+    eventually(Some(503), || lab.agent().unwrap().admin("/readyz").ok().map(|reply| reply.status));
     lab.add(&PodSpec::new("late").role("orders-role"));
 
     eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
