@@ -6,6 +6,7 @@ use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::SetOnce,
 };
@@ -142,6 +143,24 @@ impl Server {
             });
         })
         .await;
+    }
+
+    /// Serves one connection whose caller is known already, until it ends; `shutdown` drains it. `origin` is believed: it must be what an
+    /// [`Origins`] told of this very connection, or a test's own.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub async fn serve_stream<S>(
+        self: Arc<Self>,
+        stream: S,
+        peer: SocketAddr,
+        origin: Option<Origin>,
+        shutdown: &CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let connection = Connection::new(self, peer, origin);
+        listener::drive(stream, shutdown, |request| connection.answer(request)).await;
     }
 
     /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.

@@ -4,6 +4,7 @@ mod command;
 
 mod ebpf;
 mod build;
+mod fuzz;
 mod sdks;
 mod setup;
 mod kernels;
@@ -37,6 +38,8 @@ enum Task {
     },
     /// Builds the kernel half alone, reproducibly: target/ebpf/*.o
     BuildEbpf,
+    /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a wrong way
+    Fuzz(fuzz::Fuzz),
     /// Checks formatting, lints and docs
     Lint,
     /// Shows the main job on this machine: pods, each with its own role
@@ -80,6 +83,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench { subjects } => steps::bench(&subjects),
         Task::Build { release } => build::agent(release).map(drop),
         Task::BuildEbpf => ebpf::build().map(drop),
+        Task::Fuzz(fuzz) => fuzz.run(),
         Task::Lint => steps::lint(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),

@@ -23,8 +23,16 @@ struct Language {
     tools: &'static [&'static str],
     /// Called in the copy.
     install: fn(&Path) -> Result<()>,
-    /// Names, and commands, in which `./` stands for the copy.
-    clients: &'static [(&'static str, &'static [&'static str])],
+    clients: &'static [Client],
+}
+
+struct Client {
+    name: &'static str,
+    /// Its words, in which `./` stands for the copy.
+    command: &'static [&'static str],
+    /// How many seconds before their end it wants other credentials, by its source; `always`, or `untried` for the one that looks at its
+    /// own clock alone.
+    refresh: &'static str,
 }
 
 const LANGUAGES: [Language; 5] = [
@@ -40,15 +48,22 @@ const LANGUAGES: [Language; 5] = [
                 .args(["--requirement", "requirements.txt"]))
         },
         clients: &[
-            (
-                "python-alibabacloud-credentials",
-                &["./venv/bin/python", "./client.py", "alibabacloud-credentials"],
-            ),
-            (
-                "python-aliyun-python-sdk-core",
-                &["./venv/bin/python", "./client.py", "aliyun-python-sdk-core"],
-            ),
-            ("python-oss2", &["./venv/bin/python", "./client.py", "oss2"]),
+            Client {
+                name: "python-alibabacloud-credentials",
+                command: &["./venv/bin/python", "./client.py", "alibabacloud-credentials"],
+                refresh: "900",
+            },
+            Client {
+                name: "python-aliyun-python-sdk-core",
+                command: &["./venv/bin/python", "./client.py", "aliyun-python-sdk-core"],
+                refresh: "untried",
+            },
+            // 15 % of their whole life, that is of 24 s.
+            Client {
+                name: "python-oss2",
+                command: &["./venv/bin/python", "./client.py", "oss2"],
+                refresh: "4",
+            },
         ],
     },
     Language {
@@ -63,7 +78,7 @@ const LANGUAGES: [Language; 5] = [
                 "--no-fund",
             ]))
         },
-        clients: &[("node-credentials", &["node", "./client.js"])],
+        clients: &[Client { name: "node-credentials", command: &["node", "./client.js"], refresh: "3600" }],
     },
     Language {
         name: "go",
@@ -71,7 +86,7 @@ const LANGUAGES: [Language; 5] = [
         install: |here| {
             run(Command::new("go").current_dir(here).args(["build", "-buildvcs=false", "-o", "client", "."]))
         },
-        clients: &[("go-credentials-go", &["./client"])],
+        clients: &[Client { name: "go-credentials-go", command: &["./client"], refresh: "180" }],
     },
     Language {
         name: "java",
@@ -84,10 +99,11 @@ const LANGUAGES: [Language; 5] = [
                 "dependency:copy-dependencies",
             ]))
         },
-        clients: &[(
-            "java-credentials-java",
-            &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
-        )],
+        clients: &[Client {
+            name: "java-credentials-java",
+            command: &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
+            refresh: "900",
+        }],
     },
     Language {
         name: "rust",
@@ -95,7 +111,11 @@ const LANGUAGES: [Language; 5] = [
         install: |here| {
             run(cargo().current_dir(here).args(["build", "--quiet", "--locked", "--target-dir", "target"]))
         },
-        clients: &[("rust-reqsign-aliyun-oss", &["./target/debug/client"])],
+        clients: &[Client {
+            name: "rust-reqsign-aliyun-oss",
+            command: &["./target/debug/client"],
+            refresh: "always",
+        }],
     },
 ];
 
@@ -112,22 +132,26 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     for language in &LANGUAGES {
         let missing = language.tools.iter().find(|tool| !setup::in_path(tool));
         if let Some(tool) = missing {
-            skipped.extend(language.clients.iter().map(|(name, _)| format!("{name} (no {tool})")));
+            skipped.extend(language.clients.iter().map(|client| format!("{} (no {tool})", client.name)));
             continue;
         }
         let here = language.installed()?;
-        for (name, words) in language.clients {
-            commands.push((name, expanded(words, &here)));
+        for client in language.clients {
+            commands.push((client, expanded(client.command, &here)));
         }
     }
 
     say("real clients, each in a pod of its own sandbox");
     say(format!("  {:<31}  {:<8}  {:<9}  REQUESTS", "CLIENT", "VERSION", "SIGNATURE"));
     let mut failed = Vec::new();
-    for (name, command) in commands {
+    for (Client { name, refresh, .. }, command) in commands {
         let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
         let mut trial = setup::privileged(&sandbox);
-        trial.args(["sdk", "--name", name, "--agent"]).arg(&agent).arg("--fixture").arg(fixture);
+        trial
+            .args(["sdk", "--name", name, "--refresh", refresh, "--agent"])
+            .arg(&agent)
+            .arg("--fixture")
+            .arg(fixture);
         if run(trial.arg("--").args(command)).is_err() {
             failed.push(name);
         }

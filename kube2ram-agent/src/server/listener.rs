@@ -23,6 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::yield_now,
     time::{sleep, timeout},
@@ -112,6 +113,7 @@ pub(crate) async fn accept(
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
+                send_at_once(&stream);
                 on_accept(stream, peer);
                 // A burst must not be accepted faster than it is served, or it meets its caller's bound without need: with several listeners,
                 // all of the runtime's threads could be accepting.
@@ -124,22 +126,27 @@ pub(crate) async fn accept(
         }
     }
     while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        send_at_once(&stream);
         on_accept(stream, peer);
+    }
+}
+
+fn send_at_once(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(error = %error, "cannot set TCP_NODELAY");
     }
 }
 
 /// Serves one connection until it ends, grows too old or `shutdown` has drained it. Bodies of requests that `handle` does not read are
 /// not waited for: hyper closes the connection instead.
-pub(crate) async fn drive<H, F, B>(stream: TcpStream, shutdown: &CancellationToken, handle: H)
+pub(crate) async fn drive<S, H, F, B>(stream: S, shutdown: &CancellationToken, handle: H)
 where
+    S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(error = %error, "cannot set TCP_NODELAY");
-    }
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);

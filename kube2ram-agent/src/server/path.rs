@@ -5,7 +5,7 @@
 use crate::datapath::MetadataAddr;
 
 /// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any server
-/// (RFC 3986 `pchar` without `;` and `%`). A trailing slash is kept.
+/// (RFC 3986 `pchar` without `;`, `~` and `%`). A trailing slash is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalPath(String);
 
@@ -36,7 +36,7 @@ pub enum TargetError {
     /// An absolute-form target names another server.
     #[error("authority is not the metadata service")]
     Authority,
-    /// A byte that servers read differently: a backslash, `;`, `#`, a control or non-ASCII byte and the like.
+    /// A byte that servers read differently: a backslash, `;`, `#`, `~` (Windows' short names), a control or non-ASCII byte and the like.
     #[error("ambiguous byte")]
     Byte,
     /// A `..` segment, escaped or not.
@@ -62,12 +62,51 @@ impl Target {
         let raw = str::from_utf8(raw).map_err(|_not_utf8| TargetError::Byte)?;
         let raw = origin_form(raw, metadata)?;
         let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
-        let query = query.filter(|query| !query.is_empty());
-        if query.is_some_and(|query| !query.bytes().all(is_query_byte)) {
+        let target =
+            Self { path: normalise(path)?, query: query.filter(|query| !query.is_empty()).map(Box::from) };
+        target.check_query()?;
+        Ok(target)
+    }
+
+    /// The query's words, unescaped: what stands between any of its separators.
+    pub(super) fn query_words(&self) -> impl Iterator<Item = String> {
+        let query = self.query.as_deref().unwrap_or_default();
+        let unescaped: String = unescaped(query).filter_map(Result::ok).map(char::from).collect();
+        let words: Vec<String> = unescaped.split(QUERY_SEPARATORS).map(str::to_owned).collect();
+        words.into_iter()
+    }
+
+    /// A server that knows no queries must not find another meaning behind the `?`.
+    fn check_query(&self) -> Result<(), TargetError> {
+        let query = self.query.as_deref().unwrap_or_default();
+        if !query.bytes().all(is_query_byte) {
             return Err(TargetError::Byte);
         }
-        Ok(Self { path: normalise(path)?, query: query.map(Box::from) })
+        for byte in unescaped(query) {
+            if !matches!(byte?, b' '..=b'~') {
+                return Err(TargetError::Escape);
+            }
+        }
+        if self.query_words().any(|word| word == "..") {
+            return Err(TargetError::DotDot);
+        }
+        Ok(())
     }
+}
+
+const QUERY_SEPARATORS: [char; 7] = ['/', '\\', '?', '&', '=', '#', ';'];
+
+/// The bytes of a query, unescaped once. What would be an escape again, or a short name of Windows, is none.
+fn unescaped(query: &str) -> impl Iterator<Item = Result<u8, TargetError>> {
+    let mut bytes = query.bytes();
+    std::iter::from_fn(move || {
+        Some(match bytes.next()? {
+            b'%' => unescape(bytes.next(), bytes.next())
+                .filter(|byte| !matches!(byte, b'%' | b'~'))
+                .ok_or(TargetError::Escape),
+            byte => Ok(byte),
+        })
+    })
 }
 
 fn origin_form(raw: &str, metadata: MetadataAddr) -> Result<&str, TargetError> {
@@ -146,7 +185,7 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
 
 const fn is_path_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
-        || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')')
+        || matches!(byte, b'-' | b'.' | b'_' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')')
         || matches!(byte, b'*' | b'+' | b',' | b'=' | b':' | b'@')
 }
 
@@ -206,6 +245,15 @@ mod tests {
             ("/a#", TargetError::Byte),
             ("/a?b#c", TargetError::Byte),
             ("/a?b\\c", TargetError::Byte),
+            ("/a~1", TargetError::Byte),
+            ("/a?b~1", TargetError::Byte),
+            ("/a?%7e1", TargetError::Escape),
+            ("/a?b%252f", TargetError::Escape),
+            ("/a?b%c0%af", TargetError::Escape),
+            ("/a?b%0a", TargetError::Escape),
+            ("/a?b%2", TargetError::Escape),
+            ("/a?b/../c", TargetError::DotDot),
+            ("/a?b%2f..%5cc", TargetError::DotDot),
             ("/a b", TargetError::Byte),
             ("/a\0", TargetError::Byte),
             ("/a\u{ff0f}b", TargetError::Byte),
@@ -245,6 +293,9 @@ mod tests {
     fn keeps_the_query_apart() {
         assert_eq!(parse("/a?audience=x%20y").unwrap().query.as_deref(), Some("audience=x%20y"));
         assert_eq!(parse("/a?").unwrap().query, None);
-        assert_eq!(path("/a?/../b"), "/a");
+        assert_eq!(
+            parse("/a?audience=https://x/y%2Fz").unwrap().query.as_deref(),
+            Some("audience=https://x/y%2Fz")
+        );
     }
 }

@@ -98,6 +98,9 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
     if let Some(refusal) = items::refusal(&segments, policy) {
         return Route::Refuse(refusal);
     }
+    if target.query_words().any(|word| names_closed(&word)) {
+        return Route::Refuse(Refusal::NotFound);
+    }
     if !reads {
         return Route::Refuse(Refusal::Method { allow: READ });
     }
@@ -119,8 +122,25 @@ fn credential_route(below_ram: &[&str]) -> Route {
     }
 }
 
+/// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the `?`.
+fn names_closed(word: &str) -> bool {
+    const LAST_NAMES: [&str; 6] =
+        ["all", "instance-identity", "ram", SECURITY_CREDENTIALS, "user-data", "vendor-data"];
+    LAST_NAMES.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
+}
+
+/// Whether some server could take the path for one at or below `names`, at any depth.
 fn contains(segments: &[&str], names: &[&str]) -> bool {
-    segments.windows(names.len()).any(|window| starts_with(window, names))
+    let is = |(segment, name): (&&str, &&str)| bare(segment).eq_ignore_ascii_case(name);
+    segments.windows(names.len()).any(|window| window.iter().zip(names).all(is))
+}
+
+/// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot or blank (`ram.`, `ram+`) or
+/// a stream (`ram::$DATA`), as several do.
+fn bare(segment: &str) -> &str {
+    let segment = segment.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    let end = segment.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'));
+    &segment[..end.unwrap_or(segment.len())]
 }
 
 fn starts_with(segments: &[&str], names: &[&str]) -> bool {

@@ -1,5 +1,8 @@
 //! Component tests over real sockets; the rows are those of the ancestors' conformance table.
 
+mod conformance;
+mod conformance_credentials;
+mod conformance_paths;
 mod harness;
 mod hostile;
 mod pass_through;

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{self, ExitCode},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -18,7 +19,7 @@ use kube2ram_sandbox::{
     bench::{self, Subject},
     client::{Dial, Family, Hold, Request, Storm, raw},
     node::Record,
-    sdk::{self, Sdk},
+    sdk::{self, Refresh, Sdk},
     show,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -67,6 +68,9 @@ enum Command {
         /// What to call it.
         #[arg(long)]
         name: String,
+        /// How many seconds before their end a kept client wants other credentials, `always` or `untried`.
+        #[arg(long, value_parser = refresh)]
+        refresh: Refresh,
         /// The client; the address of STS and the pod's role are appended.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
@@ -148,15 +152,23 @@ fn main() -> Result<ExitCode> {
         }
         Command::Client(client) => run_client(client)?,
         Command::Exec { target, command } => return exec(&target, &command),
-        Command::Sdk { agent, fixture, name, command } => {
+        Command::Sdk { agent, fixture, name, refresh, command } => {
             remove_on_signal(sdk::NAME)?;
-            if !(Sdk { command, fixture, name }).run(&agent, &mut stdout())? {
+            if !(Sdk { command, fixture, name, refresh }).run(&agent, &mut stdout())? {
                 return Ok(ExitCode::FAILURE);
             }
         }
         Command::Show { agent, keep } => return run_show(&agent, keep),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn refresh(text: &str) -> Result<Refresh, std::num::ParseIntError> {
+    Ok(match text {
+        "always" => Refresh::Always,
+        "untried" => Refresh::Untried,
+        seconds => Refresh::Left(Duration::from_secs(seconds.parse()?)),
+    })
 }
 
 fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {

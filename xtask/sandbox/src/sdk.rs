@@ -9,11 +9,13 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use self::client::{Answer, Client};
+use self::client::{Answer, Client, With};
 use crate::{
     Sandbox,
     client::caller_identity,
@@ -25,13 +27,27 @@ use crate::{
 /// The client under trial.
 #[derive(Debug)]
 pub struct Sdk {
-    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each line of its input it obtains
-    /// credentials anew and prints them, in JSON, with its `Version` and, when it can make a signed call, the `Arn` that STS told it.
+    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each line of its input, `new` or
+    /// `kept`, it obtains credentials with a new client of the SDK or the kept one, and prints them, in JSON, with its `Version` and, when
+    /// it can make a signed call, the `Arn` that STS told it.
     pub command: Vec<OsString>,
     /// The requests that it is known to make, one a line.
     pub fixture: PathBuf,
     /// What to call it.
     pub name: String,
+    /// When a kept client wants other credentials than those that it has.
+    pub refresh: Refresh,
+}
+
+/// When an SDK asks for other credentials, by what its source says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// At each call.
+    Always,
+    /// When they last no longer than this.
+    Left(Duration),
+    /// By its own clock alone, far from now: not tried.
+    Untried,
 }
 
 /// The node's name; also how the signal handler finds what to remove.
@@ -65,7 +81,7 @@ impl Sdk {
 
     fn try_out(&self, sandbox: &mut Sandbox, sts: &Sts, agent: &Path) -> Result<Passed> {
         // Without an agent it talks to the metadata server itself, which tells what a client expects to find there.
-        let answer = self.start(sandbox, sts, Accounts::NODE_ROLE)?.ask()?;
+        let answer = self.start(sandbox, sts, Accounts::NODE_ROLE)?.ask(With::New)?;
         ensure!(answer.role() == Accounts::NODE_ROLE, "got {:?} without an agent", answer.role());
         let requests = requests::seen(&sandbox.metadata().seen(), Accounts::NODE_ROLE);
         self.compare(&requests)?;
@@ -75,9 +91,10 @@ impl Sdk {
         let leaked = packets_from_pods(sandbox);
         let mut client = self.start(sandbox, sts, ROLE)?;
         let (answer, rounds) =
-            expect_own_role(sandbox, sts, &mut client, &requests).context("with the agent")?;
+            expect_own_role(sandbox, sts, &mut client, With::New, &requests).context("with the agent")?;
         sandbox.agent()?.restart(None)?;
-        expect_own_role(sandbox, sts, &mut client, &requests).context("after a restart of the agent")?;
+        expect_own_role(sandbox, sts, &mut client, With::New, &requests)
+            .context("after a restart of the agent")?;
         sandbox.agent()?.terminate()?;
         sandbox.metadata().set_tokens(Tokens::Required);
         sandbox.metadata().forget_tokens();
@@ -86,12 +103,58 @@ impl Sdk {
             "the metadata server is not in token-only mode"
         );
         sandbox.agent()?.start()?;
-        expect_own_role(sandbox, sts, &mut client, &requests).context("in token-only mode")?;
+        expect_own_role(sandbox, sts, &mut client, With::New, &requests).context("in token-only mode")?;
+        self.across_a_refresh(sandbox, sts, &mut client, &requests).context("across a refresh")?;
         let arrived = packets_from_pods(sandbox) - leaked;
         ensure!(arrived == 0, "{arrived} packets reached the metadata server");
 
         let signature = sts.calls().last().map_or("-", |call| call.signature);
         Ok(Passed { requests, rounds, signature, version: answer.version })
+    }
+
+    /// A kept client has credentials of which STS says that they soon become too old for it. Until then it uses them and asks nobody; then
+    /// it asks by itself, and signs with what it gets. Clocks are everybody's own: what is short is the credentials' life. Other ones are
+    /// there when it asks because the agent, which keeps nothing across a restart, has been restarted.
+    fn across_a_refresh(
+        &self,
+        sandbox: &mut Sandbox,
+        sts: &Sts,
+        client: &mut Client,
+        requests: &[String],
+    ) -> Result<()> {
+        let left = match self.refresh {
+            Refresh::Always => Duration::from_secs(3600),
+            Refresh::Left(left) => left + QUIET,
+            Refresh::Untried => return Ok(()),
+        };
+        sandbox.sts().set_lifetime(Some(left));
+        sandbox.agent()?.restart(None)?;
+        let deadline = Instant::now() + QUIET * 3;
+        let (first, _) = expect_own_role(sandbox, sts, client, With::Kept, requests)?;
+        sandbox.sts().set_lifetime(None);
+        sandbox.agent()?.restart(None)?;
+        let logged = sandbox.agent()?.log().len();
+
+        if self.refresh != Refresh::Always {
+            let quiet = client.ask(With::Kept)?;
+            ensure!(
+                quiet.credentials.access_key_id == first.credentials.access_key_id,
+                "it did not use what it has"
+            );
+            let log = sandbox.agent()?.log();
+            ensure!(requests::rounds(&log[logged..], ROLE, requests).is_err(), "it asked too early");
+        }
+        loop {
+            let answer = client.ask(With::Kept)?;
+            if answer.credentials.access_key_id != first.credentials.access_key_id {
+                break check_owner(sandbox, sts, &answer)?;
+            }
+            ensure!(Instant::now() < deadline, "it keeps using what is too old for it");
+            thread::sleep(Duration::from_millis(500));
+        }
+        let log = sandbox.agent()?.log();
+        requests::rounds(&log[logged..], ROLE, requests)?;
+        Ok(())
     }
 
     fn start(&self, sandbox: &Sandbox, sts: &Sts, role: &str) -> Result<Client> {
@@ -127,15 +190,27 @@ struct Passed {
     version: String,
 }
 
+/// How long a kept client has credentials that are not too old for it.
+const QUIET: Duration = Duration::from_secs(20);
+
 /// Asks once more, and checks whose credentials come, what STS says they are, and that the agent saw the known requests and no others.
 fn expect_own_role(
     sandbox: &mut Sandbox,
     sts: &Sts,
     client: &mut Client,
+    with: With,
     requests: &[String],
 ) -> Result<(Answer, usize)> {
     let logged = sandbox.agent()?.log().len();
-    let answer = client.ask()?;
+    let answer = client.ask(with)?;
+    check_owner(sandbox, sts, &answer)?;
+    let log = sandbox.agent()?.log();
+    let rounds = requests::rounds(&log[logged..], ROLE, requests)?;
+    Ok((answer, rounds))
+}
+
+/// Checks whose credentials these are, by their name and by what STS says of a call that they signed.
+fn check_owner(sandbox: &Sandbox, sts: &Sts, answer: &Answer) -> Result<()> {
     ensure!(answer.role() == ROLE, "it got credentials of {:?}", answer.role());
     let arn = match &answer.arn {
         Some(arn) => arn.clone(),
@@ -144,9 +219,12 @@ fn expect_own_role(
     ensure!(arn.contains(&format!(":assumed-role/{ROLE}/")), "STS says that it is {arn}");
     let calls = sts.calls();
     ensure!(calls.iter().all(|call| call.outcome == "OK"), "a call of its own failed: {calls:?}");
-    let log = sandbox.agent()?.log();
-    let rounds = requests::rounds(&log[logged..], ROLE, requests)?;
-    Ok((answer, rounds))
+    let signer = calls.last().map(|call| &*call.access_key_id);
+    ensure!(
+        answer.arn.is_none() || signer == Some(&*answer.credentials.access_key_id),
+        "it signed with other credentials than it has"
+    );
+    Ok(())
 }
 
 fn packets_from_pods(sandbox: &Sandbox) -> usize {

@@ -1,5 +1,5 @@
-// Obtains credentials as the SDK does by itself; each line of input asks once more, with a new provider. The argument is where STS
-// is (host:port). Prints JSON lines.
+// Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new provider, `kept` with the one that
+// lives as long as the process. The argument is where STS is (host:port). Prints JSON lines.
 package main
 
 import (
@@ -16,9 +16,20 @@ import (
 )
 
 func main() {
+	var kept credentials.Credential
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
-		line, err := ask(os.Args[1])
+		provider := kept
+		if lines.Text() != "kept" || kept == nil {
+			var err error
+			if provider, err = credentials.NewCredential(nil); err != nil {
+				log.Fatal(err)
+			}
+		}
+		if lines.Text() == "kept" {
+			kept = provider
+		}
+		line, err := ask(os.Args[1], provider)
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -28,11 +39,7 @@ func main() {
 	}
 }
 
-func ask(sts string) (map[string]any, error) {
-	provider, err := credentials.NewCredential(nil)
-	if err != nil {
-		return nil, err
-	}
+func ask(sts string, provider credentials.Credential) (map[string]any, error) {
 	given, err := provider.GetCredential()
 	if err != nil {
 		return nil, err

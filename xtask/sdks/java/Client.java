@@ -9,21 +9,26 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * Obtains credentials as the SDK does by itself; each line of input asks once more, with a new client. The argument is where STS
- * is (host:port). Prints JSON lines.
+ * Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new client, `kept` with the one
+ * that lives as long as the process. The argument is where STS is (host:port). Prints JSON lines.
  */
 final class Client {
   public static void main(String[] args) throws Exception {
     var lines = new BufferedReader(new InputStreamReader(System.in));
-    while (lines.readLine() != null) {
-      System.out.println(new Gson().toJson(ask(args[0])));
+    com.aliyun.credentials.Client kept = null;
+    for (var line = lines.readLine(); line != null; line = lines.readLine()) {
+      var isKept = line.equals("kept");
+      var provider = isKept && kept != null ? kept : new com.aliyun.credentials.Client();
+      if (isKept) {
+        kept = provider;
+      }
+      System.out.println(new Gson().toJson(ask(args[0], provider)));
     }
     // The SDK's refresh threads are no daemons.
     System.exit(0);
   }
 
-  private static Map<String, Object> ask(String sts) throws Exception {
-    var provider = new com.aliyun.credentials.Client();
+  private static Map<String, Object> ask(String sts, com.aliyun.credentials.Client provider) throws Exception {
     var given = provider.getCredential();
     var params = new Params()
         .setAction("GetCallerIdentity")

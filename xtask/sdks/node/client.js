@@ -1,5 +1,5 @@
-// Obtains credentials as the SDK does by itself; each line of input asks once more, with a new client. The argument is where STS
-// is (host:port). Prints JSON lines.
+// Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new client, `kept` with the one that
+// lives as long as the process. The argument is where STS is (host:port). Prints JSON lines.
 
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -22,8 +22,9 @@ const params = new $OpenApiUtil.Params({
   bodyType: "json",
 });
 
-for await (const _ of createInterface({ input: process.stdin })) {
-  const credential = new Credential();
+let kept;
+for await (const line of createInterface({ input: process.stdin })) {
+  const credential = line === "kept" ? (kept ??= new Credential()) : new Credential();
   const given = await credential.getCredential();
   const api = new OpenApi(new $OpenApiUtil.Config({ credential, endpoint: process.argv[2], protocol: "http" }));
   const answer = await api.callApi(params, new $OpenApiUtil.OpenApiRequest({}), new RuntimeOptions({}));

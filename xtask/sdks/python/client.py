@@ -1,4 +1,5 @@
-"""Obtains credentials as the SDK named first does by itself; each line of input asks once more, with a new provider.
+"""Obtains credentials as the SDK named first does by itself; each line of input asks once more: `new` with a new client, `kept` with
+the one that lives as long as the process.
 
 Arguments: the SDK, where STS is (host:port), the pod's role (for SDKs that cannot ask which role they have). Prints JSON lines.
 """
@@ -11,6 +12,7 @@ METADATA = "http://100.100.100.200/latest/meta-data/ram/security-credentials/"
 
 
 def credentials(sts, _role):
+    """A function that asks, with one client."""
     from alibabacloud_credentials.client import Client
     from alibabacloud_tea_openapi import models
     from alibabacloud_tea_openapi.client import Client as OpenApi
@@ -18,12 +20,16 @@ def credentials(sts, _role):
     from darabonba.runtime import RuntimeOptions
 
     client = Client()
-    given = client.get_credential()
     params = Params(action="GetCallerIdentity", version="2015-04-01", protocol="HTTP", pathname="/", method="POST",
                     auth_type="AK", style="RPC", req_body_type="formData", body_type="json")
     api = OpenApi(models.Config(credential=client, endpoint=sts, protocol="http"))
-    answer = api.call_api(params, OpenApiRequest(), RuntimeOptions(no_proxy=sts))
-    return [given.access_key_id, given.access_key_secret, given.security_token, answer["body"]["Arn"]]
+
+    def ask():
+        given = client.get_credential()
+        answer = api.call_api(params, OpenApiRequest(), RuntimeOptions(no_proxy=sts))
+        return [given.access_key_id, given.access_key_secret, given.security_token, answer["body"]["Arn"]]
+
+    return ask
 
 
 def core(sts, role):
@@ -33,25 +39,39 @@ def core(sts, role):
 
     host, port = sts.split(":")
     client = AcsClient(region_id="cn-hangzhou", credential=EcsRamRoleCredential(role), port=int(port))
-    request = CommonRequest(domain=host, version="2015-04-01", action_name="GetCallerIdentity")
-    request.set_protocol_type("http")
-    request.set_accept_format("json")
-    answer = json.loads(client.do_action_with_exception(request))
-    return [*client._signer._session_credential, answer["Arn"]]
+
+    def ask():
+        request = CommonRequest(domain=host, version="2015-04-01", action_name="GetCallerIdentity")
+        request.set_protocol_type("http")
+        request.set_accept_format("json")
+        answer = json.loads(client.do_action_with_exception(request))
+        return [*client._signer._session_credential, answer["Arn"]]
+
+    return ask
 
 
 def oss(_sts, role):
     from oss2.credentials import EcsRamRoleCredentialsProvider
 
-    given = EcsRamRoleCredentialsProvider(METADATA + role).get_credentials()
-    return [given.access_key_id, given.access_key_secret, given.security_token, None]
+    provider = EcsRamRoleCredentialsProvider(METADATA + role)
+
+    def ask():
+        given = provider.get_credentials()
+        return [given.access_key_id, given.access_key_secret, given.security_token, None]
+
+    return ask
 
 
 def main():
     sdk, sts, role = sys.argv[1:]
-    ask = {"alibabacloud-credentials": credentials, "aliyun-python-sdk-core": core, "oss2": oss}[sdk]
-    for _ in sys.stdin:
-        values = [*ask(sts, role), version(sdk)]
+    client = {"alibabacloud-credentials": credentials, "aliyun-python-sdk-core": core, "oss2": oss}[sdk]
+    kept = None
+    for line in sys.stdin:
+        if line.strip() == "kept":
+            kept = ask = kept or client(sts, role)
+        else:
+            ask = client(sts, role)
+        values = [*ask(), version(sdk)]
         names = ["AccessKeyId", "AccessKeySecret", "SecurityToken", "Arn", "Version"]
         print(json.dumps(dict(zip(names, values))), flush=True)
 

@@ -1,4 +1,5 @@
-//! Obtains credentials as the SDK does by itself; each line of input asks once more, with a new chain. Prints JSON lines.
+//! Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new chain, `kept` with the one that
+//! lives as long as the process. Prints JSON lines.
 
 use reqsign_aliyun_oss::DefaultCredentialProvider;
 use reqsign_core::{Context, OsEnv, ProvideCredential};
@@ -14,8 +15,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .with_env(OsEnv);
     // Not blocking: a pool notices that the server has closed a connection only while the runtime runs.
     let mut lines = BufReader::new(stdin()).lines();
-    while lines.next_line().await?.is_some() {
-        let given = DefaultCredentialProvider::new().provide_credential(&context).await?;
+    let kept = DefaultCredentialProvider::new();
+    while let Some(line) = lines.next_line().await? {
+        let new = DefaultCredentialProvider::new();
+        let chain = if line == "kept" { &kept } else { &new };
+        let given = chain.provide_credential(&context).await?;
         let given = given.ok_or("the chain has no credentials")?;
         let answer = serde_json::json!({
             "AccessKeyId": given.access_key_id,

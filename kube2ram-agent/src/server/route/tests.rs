@@ -220,6 +220,32 @@ fn never_passes_a_confusing_spelling_of_a_credential_path() {
     assert_eq!(get("/latest/meta-data/rambling"), passes("/latest/meta-data/rambling"));
 }
 
+/// What the fuzzer's model found: spellings that are no credential path here, but might be one to a server with other habits.
+#[test]
+fn passes_nothing_that_is_closed_but_for_a_suffix_a_parameter_or_a_query() {
+    for (raw, expected) in [
+        ("/latest/meta-data/ram.", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram./security-credentials./x", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram.json", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram,1.1/x", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram+/x", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/ram::$DATA", refuses(Refusal::NotFound)),
+        ("/latest/META-D~1/RAM/SECURI~1/x", None),
+        ("/latest/meta-data?/ram", refuses(Refusal::NotFound)),
+        ("/latest/x?y=%2Fsecurity-credentials%2Fx", refuses(Refusal::NotFound)),
+        ("/latest/x?/../meta-data/ram", None),
+        ("/latest/user-data.txt", refuses(Refusal::Sensitive)),
+        ("/latest/?/user-data", refuses(Refusal::NotFound)),
+        ("/latest/meta-data/all.", refuses(Refusal::Sensitive)),
+    ] {
+        assert_eq!(get(raw), expected, "{raw:?}");
+    }
+    for raw in ["/latest/meta-data/x.ram", "/latest/meta-data/network/x.json", "/latest/x?a=https://b/c%20d"]
+    {
+        assert_eq!(get(raw), passes(raw), "{raw}");
+    }
+}
+
 /// An independent, deliberately generous reader: decodes up to three times, ignores case, blanks and parameters, cuts where some
 /// server might, folds slashes and dots. Whether any such reading lands below a closed directory. Only that the first raw `?` ends the
 /// path is taken for granted.

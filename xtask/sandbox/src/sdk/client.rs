@@ -44,6 +44,15 @@ pub(super) struct Client {
     stderr: PathBuf,
 }
 
+/// With which of the SDK's own clients, in the one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum With {
+    /// The one that was used the last time.
+    Kept,
+    /// A new one, which holds nothing yet.
+    New,
+}
+
 /// How long one answer may take, the start of a JVM on a busy machine included.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -71,8 +80,11 @@ impl Client {
     }
 
     /// Asks for credentials.
-    pub(super) fn ask(&mut self) -> Result<Answer> {
-        let sent = self.input.write_all(b"\n");
+    pub(super) fn ask(&mut self, with: With) -> Result<Answer> {
+        let sent = self.input.write_all(match with {
+            With::Kept => b"kept\n",
+            With::New => b"new\n",
+        });
         let line = sent.ok().and_then(|()| self.lines.recv_timeout(DEADLINE).ok()).with_context(|| {
             let complaint = fs::read_to_string(&self.stderr).unwrap_or_default();
             format!("no answer from the client:\n{complaint}")

@@ -79,6 +79,7 @@ impl Sts {
         let state = State {
             accounts,
             calls: Mutex::default(),
+            lifetime: Mutex::default(),
             mode: Mutex::new(StsMode::Ok),
             nonces: Mutex::default(),
         };
@@ -106,6 +107,11 @@ impl Sts {
         self.server.up()
     }
 
+    /// Makes all that is issued from now on last this long, whatever is asked for; as the real one when `None`.
+    pub fn set_lifetime(&self, lifetime: Option<Duration>) {
+        *locked(&self.server.handler.lifetime) = lifetime;
+    }
+
     /// Every call so far, failed ones too.
     pub fn calls(&self) -> Vec<Call> {
         locked(&self.server.handler.calls).clone()
@@ -123,6 +129,7 @@ impl Sts {
 struct State {
     accounts: Arc<Accounts>,
     calls: Mutex<Vec<Call>>,
+    lifetime: Mutex<Option<Duration>>,
     mode: Mutex<StsMode>,
     nonces: Mutex<HashSet<String>>,
 }
@@ -269,6 +276,7 @@ impl State {
             ));
         }
         let lifetime = request::duration(call, role.max_session)?;
+        let lifetime = locked(&self.lifetime).unwrap_or(lifetime);
         let principal = Principal::AssumedRole { role: role_name.into(), session: session.into() };
         let key = self.accounts.issue(principal, Some(lifetime));
 

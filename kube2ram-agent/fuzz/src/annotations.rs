@@ -1,0 +1,85 @@
+//! A pod's annotations, which whoever may create pods writes: each value is taken whole or denies the pod, and none leads out of the base.
+//! The fields are separated by line feeds: role, external id, policy, duration, session name, namespace, service account, and what a
+//! client asks for.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use kube2ram_agent::{
+    identity::PodUid,
+    kubernetes::Pod,
+    policy::Policy,
+    role::{AnnotationKeys, BaseArn, Roles},
+};
+
+const BASE: &str = "acs:ram::123456789012:role/team/";
+const KEYS: [&str; 5] = ["role", "external-id", "policy", "duration", "session-name"];
+
+/// Checks one pod.
+pub fn check(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let fields: Vec<&str> = text.split('\n').collect();
+    let field = |index: usize| fields.get(index).copied().unwrap_or_default();
+    // A tilde alone is an annotation that is absent.
+    let annotations: BTreeMap<Box<str>, Box<str>> = KEYS
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| field(*index) != "~")
+        .map(|(index, key)| ((*key).into(), field(index).into()))
+        .collect();
+    let pod = Pod {
+        uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").expect("a UID"),
+        namespace: field(5).into(),
+        name: "web-0".into(),
+        service_account: field(6).into(),
+        host_network: false,
+        annotations,
+    };
+    let [role, external_id, policy, duration, session_name] = KEYS.map(Box::from);
+    let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
+    let base = BaseArn::parse(BASE).expect("a base ARN");
+    let roles = Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).expect("no default role");
+    let Ok(session) = roles.session_for(&pod) else { return };
+
+    let annotation = |key: &str| pod.annotations.get(key).map(|value| &**value);
+    let role = annotation("role").expect("a pod without role has no session");
+    let is_arn = role.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("acs:"));
+    let expected = if is_arn { role.to_owned() } else { format!("{BASE}{role}") };
+    assert_eq!(session.role.as_str(), expected, "of {role:?}");
+    assert!(is_role_arn(&expected), "{expected:?}");
+    assert_eq!(session.external_id.as_ref().map(|id| id.as_str()), annotation("external-id"));
+    assert_eq!(session.policy.as_ref().map(|policy| policy.as_str()), annotation("policy"));
+    assert!(session.policy.is_none_or(|policy| {
+        serde_json::from_str::<serde_json::Value>(policy.as_str()).is_ok_and(|policy| policy.is_object())
+    }));
+    let is_sts_name = |c: u8| c.is_ascii_alphanumeric() || b".@_-".contains(&c);
+    let name = session.session_name.as_str();
+    assert!((2..=64).contains(&name.len()) && name.bytes().all(is_sts_name), "{name:?}");
+    assert!(annotation("session-name").is_none_or(|annotated| annotated == name));
+    assert!((900..=43_200).contains(&session.duration.as_secs()));
+
+    // What the list says may be asked for, and nothing else but the role's other names.
+    let (arn, wire_name) = (session.role.clone(), roles.wire_name(&session.role).to_owned());
+    let permitted = |requested: &str| {
+        let session = roles.session_for(&pod).expect("it has one");
+        Policy::new(None, &roles).permit(session, None, Some(requested)).is_ok()
+    };
+    assert!(permitted(&wire_name), "{wire_name:?} of {arn}");
+    let requested = field(7);
+    let names = [arn.as_str(), arn.as_str().split_once(":role/").map_or("", |(_, name)| name), &wire_name];
+    let own =
+        names.iter().any(|name| name.eq_ignore_ascii_case(requested.strip_suffix('/').unwrap_or(requested)));
+    assert_eq!(permitted(requested), own, "{requested:?} of {arn}");
+}
+
+fn is_role_arn(text: &str) -> bool {
+    let Some((account, name)) =
+        text.get(4..).and_then(|rest| rest.strip_prefix("ram::")?.split_once(":role/"))
+    else {
+        return false;
+    };
+    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-/".contains(&c);
+    !account.is_empty()
+        && account.bytes().all(|c| c.is_ascii_digit())
+        && name.bytes().all(legal)
+        && name.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
+}

@@ -1,0 +1,91 @@
+//! An independent, deliberately generous reader of request targets: which items could *some* server take a target for? It shares nothing
+//! with the agent's parser, and errs on one side only: what it calls harmless is harmless to every server that we know of.
+
+mod fold;
+
+use std::collections::HashSet;
+
+/// Where a metadata server keeps credentials, whatever the policy: paths of which two neighbours, or one segment, tell.
+pub const CREDENTIALS: &[&[&str]] =
+    &[&["meta-data", "ram"], &["meta-data", "all"], &["security-credentials"]];
+
+/// What is closed to pods by default besides.
+pub const SENSITIVE: &[&[&str]] = &[&["user-data"], &["vendor-data"], &["dynamic", "instance-identity"]];
+
+/// Whether some server could take `target`, path and query, for an item at or below one of `items`.
+pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
+    views(target).iter().any(|view| {
+        let text = fold::text(view);
+        // A query may be none, or a path of its own, and a fragment too.
+        ["/", "/?", "/?#"].iter().any(|separators| {
+            let segments: Vec<&str> = text.split(|c| separators.contains(c)).collect();
+            [resolved(&segments), kept(&segments)]
+                .iter()
+                .any(|path| items.iter().any(|item| contains(path, item)))
+        })
+    })
+}
+
+/// The target as it is and as it becomes by decoding again and again, in any order of the ways to decode.
+fn views(target: &[u8]) -> Vec<Vec<u8>> {
+    const WAYS: [fn(&[u8]) -> Vec<u8>; 4] =
+        [fold::percent_decoded, fold::overlong_decoded, fold::without_eighth_bit, fold::plus_decoded];
+    let mut seen = HashSet::from([target.to_vec()]);
+    let mut views = vec![target.to_vec()];
+    let mut next = 0;
+    while next < views.len() && views.len() < MAX_VIEWS {
+        for way in WAYS {
+            let view = way(&views[next]);
+            if seen.insert(view.clone()) {
+                views.push(view);
+            }
+        }
+        next += 1;
+    }
+    views
+}
+
+/// Dot segments applied.
+fn resolved<'t>(segments: &[&'t str]) -> Vec<&'t str> {
+    let mut path = Vec::new();
+    for segment in segments {
+        match bare_dots(segment) {
+            "" | "." => {}
+            ".." => drop(path.pop()),
+            _ => path.push(*segment),
+        }
+    }
+    path
+}
+
+/// Dot segments dropped.
+fn kept<'t>(segments: &[&'t str]) -> Vec<&'t str> {
+    segments.iter().filter(|segment| !matches!(bare_dots(segment), "" | "." | "..")).copied().collect()
+}
+
+/// `..;x` is `..` to Tomcat.
+fn bare_dots(segment: &str) -> &str {
+    segment.split([';', '?', '#', '\0']).next().unwrap_or_default()
+}
+
+fn contains(path: &[&str], item: &[&str]) -> bool {
+    path.windows(item.len()).any(|window| window.iter().zip(item).all(|(segment, name)| is(segment, name)))
+}
+
+/// Whether a segment is this name to a server which drops parameters (`;` in most, `,` in RFC 3986), suffixes (`.json` in Spring), the
+/// dots and blanks that Windows does not store, streams (`::$DATA`), or knows short names (`SECURI~1`).
+fn is(segment: &str, name: &str) -> bool {
+    let segment = segment.trim_start_matches(|c: char| c.is_whitespace() || c == '.');
+    let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let bare = segment.split(|c| !is_name_char(c)).next().unwrap_or_default();
+    let short = segment.split_once('~').is_some_and(|(start, number)| {
+        start.len() >= 2 && name.starts_with(start) && number.starts_with(|c: char| c.is_ascii_digit())
+    });
+    bare == name || short
+}
+
+/// More than honest input has; keeps a hostile one from taking long.
+const MAX_VIEWS: usize = 64;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! The ancestors' conformance table, sections 5 (the document) and 6 (cache and back-off), over HTTP. Time is paused where it passes.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use http::StatusCode;
+use serde_json::Value;
+use tokio::{task::JoinSet, time::sleep};
+
+use super::harness::*;
+use crate::credentials::IssueErrorKind;
+
+fn my_role() -> String {
+    format!("{LIST}my-role")
+}
+
+fn issued(harness: &Harness) -> u32 {
+    harness.world.issued.load(Ordering::Relaxed)
+}
+
+async fn document(harness: &Harness) -> Value {
+    let answer = harness.get(&my_role()).await;
+    assert_eq!(answer.status(), StatusCode::OK, "{}", answer.body());
+    serde_json::from_str(answer.body()).unwrap()
+}
+
+/// In the order of Alibaba Cloud's own document and without a line end; the ancestors' order is another.
+#[tokio::test]
+async fn row_5_keys() {
+    let harness = Harness::start().await;
+
+    let text = harness.get(&my_role()).await.into_body();
+
+    let keys = ["AccessKeyId", "AccessKeySecret", "Expiration", "SecurityToken", "LastUpdated", "Code"];
+    let places: Vec<_> = keys.iter().map(|key| text.find(&format!("\"{key}\":\"")).expect(key)).collect();
+    assert!(places.is_sorted() && text.ends_with('}'), "{text}");
+    assert_eq!(text.matches("\":\"").count(), keys.len(), "all of them strings");
+}
+
+#[tokio::test]
+async fn row_5_code_is_success() {
+    assert_eq!(document(&Harness::start().await).await["Code"], "Success");
+}
+
+/// [FIX]: the ancestors print local time with a Z.
+#[tokio::test]
+async fn row_5_times_are_utc() {
+    let before = jiff::Timestamp::now();
+
+    let document = document(&Harness::start().await).await;
+
+    let time = |key: &str| document[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let life = time("Expiration").duration_since(time("LastUpdated"));
+    assert_eq!(life.as_secs(), 3600, "as STS said it");
+    assert!(time("LastUpdated").duration_since(before).abs().as_secs() <= 60);
+    for key in ["Expiration", "LastUpdated"] {
+        assert_eq!(document[key].as_str().unwrap().len(), "2006-01-02T15:04:05Z".len());
+    }
+}
+
+#[tokio::test]
+async fn row_5_keys_of_the_ack_reader_are_not_empty() {
+    let document = document(&Harness::start().await).await;
+
+    for key in ["AccessKeyId", "AccessKeySecret"] {
+        assert!(!document[key].as_str().unwrap().is_empty(), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn row_6_1_one_call_within_the_lifetime() {
+    let harness = Harness::start().await;
+
+    for _ in 0..5 {
+        document(&harness).await;
+    }
+
+    assert_eq!(issued(&harness), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_6_2_and_6_4_an_error_is_remembered() {
+    let harness = Harness::start().await;
+    *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Denied);
+
+    for _ in 0..5 {
+        assert_eq!(harness.get(&my_role()).await.status(), StatusCode::FORBIDDEN);
+    }
+
+    assert_eq!(issued(&harness), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_6_3_a_remembered_error_is_asked_about_again() {
+    let harness = Harness::start().await;
+    *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Denied);
+    assert_eq!(harness.get(&my_role()).await.status(), StatusCode::FORBIDDEN);
+    *harness.world.refusal.lock().unwrap() = None;
+
+    sleep(Duration::from_mins(10)).await;
+
+    document(&harness).await;
+    assert_eq!(issued(&harness), 2);
+}
+
+/// [FIX]: the ancestors call once for each of them.
+#[tokio::test]
+async fn row_6_5_concurrent_first_requests_share_a_call() {
+    let harness = std::sync::Arc::new(Harness::start().await);
+    let mut callers = JoinSet::new();
+    for _ in 0..20 {
+        let harness = std::sync::Arc::clone(&harness);
+        callers.spawn(async move { harness.get(&my_role()).await.status() });
+    }
+
+    let statuses = callers.join_all().await;
+
+    assert_eq!(statuses, [StatusCode::OK; 20]);
+    assert_eq!(issued(&harness), 1);
+}
+
+/// The ancestors fetch when the next caller comes, late, while it waits.
+#[tokio::test(start_paused = true)]
+async fn row_6_6_refreshed_before_anybody_asks() {
+    let harness = Harness::start().await;
+    document(&harness).await;
+
+    sleep(Duration::from_mins(40)).await;
+
+    assert_eq!(issued(&harness), 2);
+    document(&harness).await;
+    assert_eq!(issued(&harness), 2);
+}
+
+/// [FIX]: in the ancestor, pod B gets pod A's credentials.
+#[tokio::test]
+async fn row_6_7_an_external_id_is_a_session_of_its_own() {
+    let harness = Harness::start().await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "my-role"), ("external-id", "tenant:7")]));
+    document(&harness).await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "my-role")]));
+
+    document(&harness).await;
+
+    assert_eq!(issued(&harness), 2);
+}
+
+/// The ancestors let the SDK wait for two to three seconds, and then say 404: SDKs have given up by then.
+#[tokio::test(start_paused = true)]
+async fn row_6_8_a_pod_that_is_not_known_yet() {
+    let harness = Harness::start().await;
+    *harness.world.pod_never_comes.lock().unwrap() = true;
+    let started = tokio::time::Instant::now();
+
+    let early = harness.get(&my_role()).await;
+
+    assert_eq!(early.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(early.headers().contains_key("retry-after") && started.elapsed() < Duration::from_secs(1));
+    *harness.world.pod_never_comes.lock().unwrap() = false;
+    document(&harness).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_6_9_a_transient_failure_keeps_what_is_valid() {
+    let harness = Harness::start().await;
+    document(&harness).await;
+    *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Unavailable);
+
+    sleep(Duration::from_mins(40)).await;
+
+    assert!(issued(&harness) > 1, "it has tried");
+    document(&harness).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_6_9_a_denial_evicts() {
+    let harness = Harness::start().await;
+    document(&harness).await;
+    *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Denied);
+
+    sleep(Duration::from_mins(40)).await;
+
+    assert_eq!(harness.get(&my_role()).await.status(), StatusCode::FORBIDDEN);
+}
+
+/// kiam says 500 to the one and 404 to the other.
+#[tokio::test]
+async fn row_6_10_forbidden_and_without_role() {
+    let harness = Harness::start().await;
+
+    let forbidden = harness.get(&format!("{LIST}other")).await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[]));
+    let without = harness.get(&my_role()).await;
+
+    assert_eq!((forbidden.status(), without.status()), (StatusCode::FORBIDDEN, StatusCode::NOT_FOUND));
+    assert_eq!(issued(&harness), 0);
+}

@@ -1,0 +1,35 @@
+//! The fuzz targets without the fuzzer: what must hold of any input, held against the committed corpus.
+
+use std::{fs, panic::catch_unwind, path::Path};
+
+#[expect(unreachable_pub, reason = "a library of its own for the fuzzer, a module here")]
+#[path = "../fuzz/src/lib.rs"]
+mod fuzz;
+
+#[test]
+fn every_target_holds_on_its_whole_corpus() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut failed = Vec::new();
+    for (name, check) in fuzz::TARGETS {
+        let directory = corpus.join(name);
+        let inputs =
+            fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+        let inputs: Vec<_> = inputs.map(|input| input.unwrap().path()).collect();
+        assert!(inputs.len() >= 20, "{name} has {} inputs", inputs.len());
+        failed.extend(inputs.into_iter().filter(|path| {
+            let input = fs::read(path).unwrap();
+            catch_unwind(|| check(&input)).is_err()
+        }));
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// A target that is built but not listed would never be replayed.
+#[test]
+fn every_target_of_the_fuzzer_is_replayed() {
+    let manifest = include_str!("../fuzz/Cargo.toml");
+    for (name, _) in fuzz::TARGETS {
+        assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
+    }
+    assert_eq!(manifest.matches("[[bin]]").count(), fuzz::TARGETS.len());
+}

@@ -1,0 +1,139 @@
+//! `cargo xtask fuzz`: libFuzzer against what reads foreign input, for a bounded time. What it finds on the way stays under target;
+//! `--keep` puts it into the committed corpus. Depends on cargo-fuzz, which it installs. Called by `main`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    command::{capture, cargo, root, run, say, target_dir},
+    ebpf::tools_dir,
+};
+
+/// Of cargo-fuzz.
+const VERSION: &str = "0.13.2";
+/// How long an input may be, in bytes; more only makes it slow. Heads of requests are cut off at 8 KiB.
+const MAX_LENGTH: &str = "2048";
+/// How long one input may take, in seconds. Regular expressions of hostile size must not.
+const INPUT_TIMEOUT: &str = "10";
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Fuzz {
+    /// Only this target (a file of kube2ram-agent/fuzz/fuzz_targets, without .rs)
+    target: Option<String>,
+    /// How long, over all targets
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Puts the inputs that reach something new into the committed corpus, and drops those that no longer do
+    #[arg(long)]
+    keep: bool,
+    /// Also `address`: slower, for the unsafe code below us
+    #[arg(long, default_value = "none")]
+    sanitizer: String,
+}
+
+impl Fuzz {
+    pub(crate) fn run(&self) -> Result<()> {
+        install()?;
+        let all = targets()?;
+        let chosen: Vec<&String> =
+            all.iter().filter(|name| self.target.as_ref().is_none_or(|target| target == *name)).collect();
+        ensure!(!chosen.is_empty(), "no such target; there are {}", all.join(", "));
+        let seconds = (self.seconds / u64::try_from(chosen.len())?).max(1);
+        for name in chosen {
+            say(format!("fuzzing {name} for {seconds} s"));
+            let found = target_dir().join("fuzz/corpus").join(name);
+            fs::create_dir_all(&found)?;
+            let limits = ["-max_len", MAX_LENGTH, "-timeout", INPUT_TIMEOUT, "-print_final_stats", "1"];
+            let limits = limits.chunks(2).map(|flag| flag.join("="));
+            let dictionary = format!("-dict={}", crate_dir().join("dictionary").display());
+            // The first corpus is the one that grows.
+            run(self
+                .cargo_fuzz(name, &[&found, &corpus(name)])
+                .args(limits)
+                .args([format!("-max_total_time={seconds}"), dictionary]))?;
+            if self.keep {
+                self.keep(name, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the committed corpus anew of itself and of what was found: the smallest inputs that reach all that is reached.
+    fn keep(&self, name: &str, found: &Path) -> Result<()> {
+        let (corpus, merged) = (corpus(name), found.with_extension("merged"));
+        if merged.exists() {
+            fs::remove_dir_all(&merged)?;
+        }
+        fs::create_dir_all(&merged)?;
+        run(self
+            .cargo_fuzz(name, &[&merged, &corpus, found])
+            .args(["-merge=1", &format!("-max_len={MAX_LENGTH}")]))?;
+        fs::remove_dir_all(&corpus)?;
+        fs::create_dir_all(&corpus)?;
+        for input in fs::read_dir(&merged)? {
+            let input = input?;
+            fs::copy(input.path(), corpus.join(input.file_name()))?;
+        }
+        say(format!("{name} has {} inputs", fs::read_dir(&corpus)?.count()));
+        Ok(())
+    }
+
+    /// `cargo fuzz run`; what is added are libFuzzer's own flags.
+    fn cargo_fuzz(&self, target: &str, corpora: &[&Path]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .current_dir(root())
+            .args(["fuzz", "run", "--sanitizer", &self.sanitizer, "--fuzz-dir"])
+            .arg(crate_dir())
+            .arg("--target-dir")
+            .arg(target_dir().join("fuzz"))
+            .arg(target)
+            .args(corpora)
+            .arg("--")
+            // Sanitizers are unstable options; the pinned compiler takes them, for this child only.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO", cargo().get_program());
+        command
+    }
+}
+
+/// Where the fuzz crate is; it stands outside of the workspace.
+fn crate_dir() -> PathBuf {
+    root().join("kube2ram-agent/fuzz")
+}
+
+fn corpus(target: &str) -> PathBuf {
+    crate_dir().join("corpus").join(target)
+}
+
+fn program() -> PathBuf {
+    tools_dir().join("bin/cargo-fuzz")
+}
+
+fn targets() -> Result<Vec<String>> {
+    let sources = fs::read_dir(crate_dir().join("fuzz_targets")).context("cannot list the fuzz targets")?;
+    let mut names = Vec::new();
+    for source in sources {
+        let path = source?.path();
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { bail!("{}", path.display()) };
+        names.push(name.to_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn install() -> Result<()> {
+    if capture(Command::new(program()).arg("--version")).is_some_and(|version| version.ends_with(VERSION)) {
+        return Ok(());
+    }
+    say(format!("installing cargo-fuzz {VERSION} (once)"));
+    run(cargo()
+        .args(["install", "cargo-fuzz", "--version", VERSION, "--locked", "--force", "--root"])
+        .arg(tools_dir()))
+}
