@@ -12,7 +12,7 @@ fn main() {
     let path = |name| PathBuf::from(env::var_os(name).expect("set by cargo"));
     let objects = env::var_os("KUBE2RAM_EBPF_DIR")
         .map_or_else(|| path("CARGO_MANIFEST_DIR").join("../target/ebpf"), PathBuf::from);
-    for name in ["kube2ram.bpf.o", "kube2ram-debug.bpf.o"] {
+    for name in ["kube2ram.bpf.o", "kube2ram-debug.bpf.o", "kube2ram-boot-guard.bpf.o"] {
         let (from, to) = (objects.join(name), path("OUT_DIR").join(name));
         println!("cargo::rerun-if-changed={}", from.display());
         let object = fs::read(&from).unwrap_or_else(|error| {

@@ -2,6 +2,8 @@
 //! Depends on all other modules; called by `main`.
 
 mod discovery;
+mod prefetch;
+mod snapshot;
 
 use std::{
     io,
@@ -36,11 +38,12 @@ use crate::{
     credentials,
     datapath::{AgentAddr, Datapath, DatapathError, MetadataAddr, Settings},
     guard::ForwardGuard,
-    identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    identity::{CgroupTree, MountError, find_cgroup_root, find_pods_cgroup, live_pods, own_cgroup},
     kubernetes::{ClientConfig, ClientError, Cluster, ClusterConfig},
     listeners::{self, PodListeners},
     policy::check_allow_list,
     preflight::Preflight,
+    reconcile::{self, Reconciler},
     server::{self, Pipeline, Server, token::Tokens},
     state_dir::{StateDir, StateDirError},
 };
@@ -135,7 +138,8 @@ pub async fn run(
     if !unmet.is_empty() {
         return Err(AppError::Preflight(unmet.join("; ")));
     }
-    let tokens = tokens(&config.state_dir)?;
+    let state_dir = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
+    let tokens = tokens(&state_dir)?;
     let settings = Settings {
         bpf_dir: config.bpf_dir.clone(),
         cgroup_root: cgroup_root.clone(),
@@ -145,12 +149,16 @@ pub async fn run(
         agent: AgentAddr(agent),
         debug: config.debug,
     };
-    let datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
+    let mut datapath = Datapath::attach(&settings).map_err(AppError::Datapath)?;
     let origins = datapath.origins().map_err(AppError::Datapath)?;
-    let targets = datapath.targets().map_err(AppError::Datapath)?;
+    let targets = datapath.targets();
     let pass = datapath.pass().map_err(AppError::Datapath)?;
     registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
-    parts.spawn("the kernel half", datapath.run(config.debug));
+    if let Some(log) = datapath.log() {
+        parts.spawn("the kernel half's log", log);
+    }
+    let reconciler = Reconciler::new(datapath, reconcile::Metrics::new(&mut registry), readiness.clone());
+    parts.spawn("the kernel half", reconciler.run());
     match config.forward_guard {
         ForwardGuardMode::Auto => {
             let mut guard = ForwardGuard::new(*config.metadata_addr.ip(), &mut registry);
@@ -170,12 +178,16 @@ pub async fn run(
 
     let cluster = Cluster::connect(
         client_config(&config),
-        cluster_config(&config),
+        cluster_config(&config, &cgroup_root, &pods_cgroup),
         Arc::clone(&clock),
         registry.sub_registry_with_prefix("kubernetes"),
     )
     .await
     .map_err(AppError::Kubernetes)?;
+    let snapshot = snapshot::Keeper::new(&state_dir, &config.node, &mut registry);
+    let known_before = snapshot::offer(snapshot.left(), &cluster);
+    let discovered = Arc::clone(&snapshot.discovered);
+    parts.spawn("the snapshot", snapshot.run(Arc::clone(&cluster), shutdown.clone()));
     parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
     parts.spawn("readiness", {
         let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
@@ -222,6 +234,10 @@ pub async fn run(
     parts.spawn("the metadata service", server.serve(app_listener, Arc::new(origins), shutdown.clone()));
     parts.spawn("listeners in pods", pod_listeners.run(shutdown.clone()));
 
+    let prefetch =
+        prefetch::Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
+    parts.spawn("prefetch", prefetch.run(shutdown.clone()));
+
     let discovery = discovery::Discovery {
         metadata: Metadata::new(upstream),
         clock,
@@ -229,8 +245,23 @@ pub async fn run(
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
         cache_metrics: credentials::Metrics::new(&mut registry),
+        known_before,
+        discovered,
         pending: readiness.wait_for("account and region"),
     };
+    if let Some(taint) = config.startup_taint.clone() {
+        parts.spawn("the start-up taint", {
+            let (cluster, readiness, shutdown) = (Arc::clone(&cluster), readiness.clone(), shutdown.clone());
+            async move {
+                let remove = async {
+                    readiness.ready().await;
+                    cluster.remove_taint(&taint).await;
+                };
+                shutdown.run_until_cancelled(remove).await;
+                shutdown.cancelled().await;
+            }
+        });
+    }
     let debug_store = config.debug.then(|| debug_store(&cluster));
     let shown = Arc::new(Admin { readiness, registry, debug_store });
     parts.spawn("the admin service", shown.serve(admin_listener, tasks.clone(), shutdown.clone()));
@@ -271,8 +302,7 @@ impl Parts {
 }
 
 /// The key outlives the agent, so that what it issued does too.
-fn tokens(state_dir: &Path) -> Result<Tokens, AppError> {
-    let state_dir = StateDir::open(state_dir).map_err(AppError::StateDir)?;
+fn tokens(state_dir: &StateDir) -> Result<Tokens, AppError> {
     if !state_dir.is_volatile() {
         warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
     }
@@ -325,8 +355,9 @@ fn client_config(config: &Config) -> ClientConfig {
     }
 }
 
-fn cluster_config(config: &Config) -> ClusterConfig {
+fn cluster_config(config: &Config, cgroup_root: &Path, pods_cgroup: &Path) -> ClusterConfig {
     let format = config.namespace_restrictions;
+    let (cgroup_root, pods_cgroup) = (cgroup_root.to_owned(), pods_cgroup.to_owned());
     ClusterConfig {
         node: config.node.as_str().into(),
         pod_annotations: config.annotation_keys.all().map(Into::into).into(),
@@ -335,6 +366,7 @@ fn cluster_config(config: &Config) -> ClusterConfig {
         check_allow_list: Arc::new(move |text| {
             format.map_or(Ok(()), |format| check_allow_list(text, format))
         }),
+        live_pods: Arc::new(move || live_pods(&cgroup_root, &pods_cgroup)),
     }
 }
 

@@ -15,7 +15,9 @@ use url::Url;
 
 use self::flags::{Flags, Subcommand};
 use crate::{
+    boot_guard::{Guard, Installation},
     cloud::alibaba::endpoint::Endpoint,
+    kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
@@ -31,12 +33,28 @@ mod value;
 pub enum Command {
     /// To be the agent.
     Agent(Box<Config>),
+    /// To change what guards the node before an agent does, and end.
+    BootGuard(BootGuardCommand),
     /// To tell whether an agent could run here, and end.
     Preflight(NodePaths),
     /// To take everything out of force, and end.
     Uninstall {
         /// The bpffs directory of the pins.
         bpf_dir: PathBuf,
+    },
+}
+
+/// What becomes of the boot guard.
+#[derive(Debug)]
+pub enum BootGuardCommand {
+    /// It comes into force.
+    Apply(Guard),
+    /// It is put on the host.
+    Install(Installation),
+    /// It is removed from the host.
+    Remove {
+        /// The host's file system, as it is mounted here.
+        host_root: PathBuf,
     },
 }
 
@@ -91,6 +109,8 @@ pub struct Config {
     pub require_token: bool,
     /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
     pub session_duration: Duration,
+    /// The taint to remove once the agent is ready.
+    pub startup_taint: Option<StartupTaint>,
     /// The directory that the agents of this node share.
     pub state_dir: PathBuf,
     /// Where STS is.
@@ -235,6 +255,27 @@ impl Command {
         let flags = Flags::from_arg_matches(&matches)?;
         match flags.subcommand {
             None => Ok(Self::Agent(Config::try_new(flags, retired::notices(&matches))?.into())),
+            Some(Subcommand::BootGuard(command)) => {
+                let guard = |of: flags::Guard| Guard {
+                    bpf_dir: flags.bpf_dir,
+                    cgroup_root: flags.cgroup_root,
+                    forward_guard: flags.forward_guard == ForwardGuardMode::Auto,
+                    host_cgroups: of.host_cgroup,
+                    metadata: *flags.metadata_addr.ip(),
+                };
+                Ok(Self::BootGuard(match command {
+                    flags::BootGuard::Apply(of) => BootGuardCommand::Apply(guard(of)),
+                    flags::BootGuard::Install { guard: of, host, required_by_kubelet } => {
+                        let host_root = host.host_root;
+                        BootGuardCommand::Install(Installation {
+                            guard: guard(of),
+                            host_root,
+                            required_by_kubelet,
+                        })
+                    }
+                    flags::BootGuard::Remove(host) => BootGuardCommand::Remove { host_root: host.host_root },
+                }))
+            }
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,
@@ -310,6 +351,7 @@ impl Config {
             pods_cgroup: flags.pods_cgroup,
             require_token: flags.require_token,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
+            startup_taint: flags.startup_taint,
             state_dir: flags.state_dir,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),

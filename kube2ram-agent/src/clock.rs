@@ -1,12 +1,20 @@
 //! Wall-clock time, injected: everything that compares expiry times or signs a date takes a [`Clock`].
 //! Depends on nothing of ours; called by `credentials`, `cloud` and `server`.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Tells the time. Waiting is tokio's business, so that tests can pause it.
 pub trait Clock: Send + Sync + 'static {
     /// The current wall-clock time.
     fn now(&self) -> Timestamp;
+}
+
+/// The time since the machine booted, its sleep included. It never jumps, and is the same for one process after another.
+pub fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 /// The machine's own clock.

@@ -3,7 +3,9 @@
 
 mod cache;
 mod entry;
+mod gate;
 mod metrics;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +14,9 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use self::{
-    cache::{ANSWER_DEADLINE, Cache, ISSUE_DEADLINE, Limits},
+    cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
+    turns::Rate,
 };
 use crate::role::RoleSession;
 

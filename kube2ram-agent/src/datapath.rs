@@ -3,13 +3,18 @@
 
 mod attach;
 mod attachment;
+mod boot;
 mod links;
 mod load;
 mod log;
 mod maps;
 mod pins;
+mod place;
+mod probe;
 mod remove;
+mod repair;
 mod sys;
+mod upkeep;
 
 use std::{
     io,
@@ -21,12 +26,16 @@ use std::{
 pub use self::{
     attach::{Datapath, Settings},
     attachment::{Attachment, attachments},
+    boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
     pins::check_bpffs,
+    place::Mode,
     remove::{Removed, remove},
+    repair::{Drift, Found},
 };
 use crate::identity::CgroupId;
+use kube2ram_common::abi::ABI_VERSION;
 
 /// What the kernel vouches for about one accepted connection: who called connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +95,11 @@ pub enum DatapathError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The programs do not see what pods do, at the pods' cgroup nor at the root.
+    #[error(
+        "the programs do not see the sockets of pods: is --pods-cgroup right? below Linux 5.15 boot with cgroup_no_v1=net_cls,net_prio"
+    )]
+    Blind,
     /// The pin directory is not on a bpf file system.
     #[error("{} is on no bpf file system: mount one there (mount -t bpf bpf /sys/fs/bpf), or set --bpf-dir", .0.display())]
     BpfFs(PathBuf),
@@ -137,6 +151,15 @@ pub enum DatapathError {
 /// Builds a `map_err` for a file operation.
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
     move |source| DatapathError::Io { what, path: path.to_owned(), source }
+}
+
+/// Which layout of the maps a set of pins has. Sets of different layouts know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout(pub u32);
+
+impl Layout {
+    /// The one of this build.
+    pub const OURS: Self = Self(ABI_VERSION);
 }
 
 /// Names a listener of the agent. Never reused for another one before a reboot, and the maps do not outlive that.

@@ -1,7 +1,7 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{future::pending, io, net::Ipv4Addr, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -10,10 +10,14 @@ use prometheus_client::{
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+mod events;
 mod netlink;
 mod ruleset;
 
-use self::netlink::{Message, Reply, Socket};
+use self::{
+    events::Changes,
+    netlink::{Message, Reply, Socket},
+};
 use crate::telemetry::chain;
 
 /// Why the guard's table could not be read or written.
@@ -48,8 +52,10 @@ struct Metrics {
     repairs: Counter,
 }
 
-/// How long a rule that somebody removed may be missing.
+/// How long a rule that somebody removed may be missing, if the kernel does not tell.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// Whoever changes the table all the time, changes it this often at most.
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl ForwardGuard {
     /// Makes a guard that does nothing yet.
@@ -91,14 +97,26 @@ impl ForwardGuard {
         self.in_force == Some(true)
     }
 
-    /// Checks from time to time, for ever.
+    /// Checks when somebody changes the table, and from time to time, for ever.
     ///
     /// # Cancel safety
     /// Safe: the table is changed between waits, in one transaction.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let changes = Changes::of(ruleset::TABLE).inspect_err(|error| {
+            warn!(%error, "cannot hear of changes of netfilter's tables; a repair takes up to 30 s");
+        });
+        self.run_with(changes.ok()).await;
+    }
+
+    async fn run_with(mut self, mut changes: Option<Changes>) {
         loop {
-            sleep(CHECK_INTERVAL).await;
+            // After the first time of listening too: what happened before is not told.
             self.check();
+            sleep(PAUSE).await;
+            tokio::select! {
+                is_listening = changed(changes.as_mut()) => if !is_listening { changes = None },
+                () = sleep(CHECK_INTERVAL) => {}
+            }
         }
     }
 
@@ -121,6 +139,23 @@ impl ForwardGuard {
     }
 }
 
+/// Makes the table once, unless it is there as it should be.
+///
+/// # Errors
+/// [`GuardError`]: it may not be in force.
+pub fn install(metadata: Ipv4Addr) -> Result<(), GuardError> {
+    let mut guard = ForwardGuard { metadata, metrics: Metrics::default(), socket: None, in_force: None };
+    guard.ensure().map(drop)
+}
+
+/// Waits for a change; `false` when none will be told any more.
+async fn changed(changes: Option<&mut Changes>) -> bool {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => pending().await,
+    }
+}
+
 /// Removes the guard's table, and tells whether there was one.
 ///
 /// # Errors
@@ -140,10 +175,10 @@ enum Found {
 }
 
 fn is_installed(socket: &mut Socket, metadata: Ipv4Addr) -> Result<bool, GuardError> {
-    let mut replies = [const { Vec::new() }; 3];
-    for (query, reply) in ruleset::queries().into_iter().zip(&mut replies) {
+    let mut replies = Vec::new();
+    for query in ruleset::queries() {
         match ask(socket, &[query]) {
-            Ok(Reply { messages, .. }) => *reply = messages,
+            Ok(Reply { messages, .. }) => replies.push(messages),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(GuardError::Request("read", error)),
         }

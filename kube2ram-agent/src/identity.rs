@@ -3,15 +3,19 @@
 
 mod cgroup;
 mod cgroup_path;
+mod live;
 mod mount;
+mod watch;
 
 use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
+pub(crate) use self::watch::{Handle, Watch, WatchId};
 pub use self::{
     cgroup::{CgroupTree, cgroup_id},
     cgroup_path::pod_of_path,
+    live::live_pods,
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
 };
 

@@ -8,7 +8,9 @@ mod lookup;
 mod metrics;
 mod object;
 mod pods;
+mod saved;
 mod store;
+mod taint;
 mod watch;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,6 +21,8 @@ pub use self::{
     client::{ClientConfig, ClientError},
     cluster::{Cluster, ClusterConfig},
     metrics::Metrics,
+    saved::Saved,
+    taint::{StartupTaint, TaintError},
 };
 use crate::identity::PodUid;
 

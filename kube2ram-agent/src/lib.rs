@@ -11,6 +11,7 @@ pub mod telemetry;
 
 pub mod datapath;
 pub mod guard;
+pub mod reconcile;
 pub mod listeners;
 pub mod identity;
 pub mod kubernetes;
@@ -21,7 +22,9 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
+pub mod boot_guard;
 pub mod preflight;
+pub mod snapshot;
 pub mod state_dir;
 pub mod uninstall;
 pub mod app;

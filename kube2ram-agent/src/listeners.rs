@@ -8,7 +8,6 @@ mod metrics;
 mod names;
 mod netns;
 mod pods;
-mod watch;
 
 use std::{
     cell::Cell,
@@ -35,11 +34,10 @@ use self::{
     names::Names,
     netns::{Found, Netns, NetnsId},
     pods::PodCgroups,
-    watch::{Watch, WatchId},
 };
 use crate::{
     datapath::{AcceptedOrigins, DatapathError, Origins, Targets},
-    identity::CgroupId,
+    identity::{self, CgroupId, Watch, WatchId},
     telemetry::chain,
 };
 
@@ -179,7 +177,7 @@ impl PodListeners {
     fn pass(
         &mut self,
         host: NetnsId,
-        watch: Option<&watch::Handle>,
+        watch: Option<&identity::Handle>,
         fired: &HashSet<WatchId>,
         is_full: bool,
         shutdown: &CancellationToken,
@@ -236,7 +234,7 @@ impl PodListeners {
     }
 
     /// Forgets pods that are gone.
-    fn forget_others(&mut self, living: &HashSet<CgroupId>, watch: Option<&watch::Handle>) {
+    fn forget_others(&mut self, living: &HashSet<CgroupId>, watch: Option<&identity::Handle>) {
         let gone: Vec<_> = self.pods.keys().filter(|id| !living.contains(id)).copied().collect();
         for id in gone {
             if self.close(id)

@@ -8,7 +8,8 @@ use std::{
 
 use kube2ram_agent::{
     app,
-    args::{ArgsError, Command, Config},
+    args::{ArgsError, BootGuardCommand, Command, Config},
+    boot_guard,
     preflight::{NodePaths, Preflight},
     telemetry,
     uninstall::uninstall,
@@ -22,6 +23,15 @@ const EXIT_FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
         Ok(Command::Agent(config)) => *config,
+        Ok(Command::BootGuard(BootGuardCommand::Apply(guard))) => {
+            return conclude(boot_guard::apply(&guard).map_err(Into::into));
+        }
+        Ok(Command::BootGuard(BootGuardCommand::Install(installation))) => {
+            return conclude(boot_guard::install(&installation).map_err(Into::into));
+        }
+        Ok(Command::BootGuard(BootGuardCommand::Remove { host_root })) => {
+            return conclude(boot_guard::remove(&host_root).map_err(Into::into));
+        }
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
         Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
         Err(error) => return tell(&error),

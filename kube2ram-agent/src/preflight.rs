@@ -1,5 +1,5 @@
 //! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same checks at its start and refuses.
-//! Depends on `datapath` and `identity`, and on procfs; called by `main` and `app`.
+//! Depends on `datapath`, `boot_guard` and `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
     fmt, fs,
@@ -9,7 +9,8 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    datapath::{Attachment, attachments, check_bpffs, kernel_version},
+    boot_guard,
+    datapath::{self, Attachment, BootGuard, attachments, check_bpffs, kernel_version},
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
 };
@@ -64,6 +65,7 @@ impl Preflight {
         checks.push(Check { condition: "cgroup v2", outcome: root.map(shown) });
         checks.push(Check { condition: "pods' cgroup", outcome: pods.and_then(|pods| check_pods(&pods)) });
         checks.push(Check { condition: "other programs", outcome: others });
+        checks.push(Check { condition: "boot guard", outcome: Ok(tell_boot_guard(&paths.bpf_dir)) });
         Self(checks)
     }
 
@@ -149,19 +151,38 @@ fn check_memlock(version: Version, held: u64) -> Result<String, String> {
 }
 
 /// Below 5.15, a process that writes to net_cls or net_prio moves all new sockets to the root cgroup, past programs on others
-/// (kernel commit 8520e224f547).
+/// (kernel commit 8520e224f547). The agent asks the kernel again and again whether that is so, and follows them there; so this is no failure.
 fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
     let is_used = |line: &&str| {
         let fields: Vec<_> = line.split(' ').collect();
         let of = |name| fields.get(3).is_some_and(|options| options.split(',').any(|option| option == name));
         fields.get(2) == Some(&"cgroup") && (of("net_cls") || of("net_prio"))
     };
-    match mounts.lines().find(is_used).filter(|_| version < (5, 15)) {
-        None => Ok("takes no sockets away".to_owned()),
-        Some(line) => Err(format!(
-            "{} can move sockets past the programs on a kernel below 5.15: boot with cgroup_no_v1=net_cls,net_prio",
+    Ok(match mounts.lines().find(is_used).filter(|_| version < (5, 15)) {
+        None => "takes no sockets away".to_owned(),
+        Some(line) => format!(
+            "{} can take sockets away below 5.15; the agent follows them to the root cgroup. Better boot with cgroup_no_v1=net_cls,net_prio",
             line.split(' ').nth(1).unwrap_or_default()
-        )),
+        ),
+    })
+}
+
+/// No condition: an agent runs without it.
+fn tell_boot_guard(bpf_dir: &Path) -> String {
+    match datapath::boot_guard(bpf_dir) {
+        Ok(BootGuard::InForce { denied }) => {
+            format!("in force until an agent takes over; denied {denied} attempts")
+        }
+        Ok(BootGuard::TakenOver) => "was in force until an agent took over".to_owned(),
+        Ok(BootGuard::Absent) if boot_guard::is_installed() => {
+            "installed; in force from the next boot on".to_owned()
+        }
+        Ok(BootGuard::Absent) => {
+            "was not in force at this boot: pods that start before the agent of a boot reach the node's role \
+                                  (kube2ram boot-guard install)"
+                .to_owned()
+        }
+        Err(error) => format!("cannot tell: {}", chain(&error)),
     }
 }
 
@@ -216,14 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn old_kernels_are_refused_and_so_is_what_fails_open_on_them() {
+    fn old_kernels_are_refused_and_what_takes_sockets_away_is_told() {
         let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/net_cls,net_prio cgroup rw,net_cls,net_prio 0 0";
 
         assert!(check_kernel((5, 9)).is_err() && check_kernel((4, 19)).is_err());
         assert!(check_kernel((5, 10)).is_ok() && check_kernel((6, 1)).is_ok());
-        assert!(check_v1((5, 10), mounts).unwrap_err().starts_with("/sys/fs/cgroup/net_cls,net_prio can"));
-        assert!(check_v1((5, 15), mounts).is_ok());
-        assert!(check_v1((5, 10), "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0").is_ok());
+        assert!(check_v1((5, 10), mounts).unwrap().starts_with("/sys/fs/cgroup/net_cls,net_prio can"));
+        let harmless = [((5, 15), mounts), ((5, 10), "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0")];
+        for (version, mounts) in harmless {
+            assert_eq!(check_v1(version, mounts).unwrap(), "takes no sockets away");
+        }
         assert!(check_memlock((5, 11), 0).is_ok() && check_memlock((5, 10), ALL).is_ok());
     }
 

@@ -70,8 +70,9 @@ abi!(
 );
 
 abi!(
-    /// What the connect hook recorded of a connect(2) that was redirected, or that dialled the agent on the host itself. It travels with the connection: client socket → handshake → accepted socket.
-    ConnectRecord: 64 {
+    /// What the connect hook recorded of a connect(2) that was redirected, or that dialled the agent on the host itself. It travels with the connection:
+    /// client socket → handshake → accepted socket.
+    ConnectRecord: 72 {
         /// The cgroup of the task that called connect(2).
         cgroup: u64,
         /// The key under which the target was found: an ancestor cgroup, or [`DEFAULT_TARGET`].
@@ -82,6 +83,8 @@ abi!(
         connected_at_ns: u64,
         /// [`Target::listener`].
         listener: u64,
+        /// The key of what this handshake takes of its pod's share: [`share_of`], then [`place_in`] that.
+        share: u64,
         /// What the client asked for: address, network byte order.
         metadata_addr_be: u32,
         /// What the client asked for: port, network byte order.
@@ -114,11 +117,35 @@ pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
 /// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
 pub const MAX_CGROUP_LEVEL: i32 = 10;
 
+/// Cgroups that the boot guard takes for the host's own, at most.
+pub const MAX_HOST_CGROUPS: usize = 64;
+
 /// Pods on the node with a listener of their own, at most.
 pub const MAX_TARGETS: usize = 4096;
 
 /// Handshakes in flight, at most. Beyond it a connection is not vouched for, hence denied.
 pub const MAX_HANDSHAKES: usize = 16_384;
+
+/// Handshakes in flight that one pod may have. An honest one is over within the connect(2), or as soon as the agent accepts; a pod that lets
+/// them hang for the two minutes that TCP allows takes no more than this from the others.
+pub const MAX_HANDSHAKES_OF_POD: u64 = 256;
+
+/// How many places of its share a handshake tries. A pod that leaves every second place free is refused one connect in 256.
+pub const SHARE_PROBES: u64 = 8;
+
+/// The share of a pod's cgroup: the key of its place 0. Ids of cgroups are counted up from 1 since the boot, so that none is too long.
+#[inline(always)]
+#[must_use]
+pub const fn share_of(cgroup: u64) -> u64 {
+    cgroup << MAX_HANDSHAKES_OF_POD.trailing_zeros()
+}
+
+/// The key of a place in the share that any of its keys names; places are counted round.
+#[inline(always)]
+#[must_use]
+pub const fn place_in(share: u64, place: u64) -> u64 {
+    share & !(MAX_HANDSHAKES_OF_POD - 1) | place & (MAX_HANDSHAKES_OF_POD - 1)
+}
 
 /// Declares the counters once: enum, count and names.
 macro_rules! counters {
@@ -162,8 +189,12 @@ counters! {
     NotHandedOver = "not_handed_over",
     /// One of the agent's own sockets passed.
     Passed = "passed",
+    /// The agent asked whether the programs see a socket, and they do.
+    Probed = "probed",
     /// Redirected to the agent.
     Redirected = "redirected",
+    /// Not vouched for: the pod has its share of handshakes in flight.
+    ShareFull = "share_full",
     /// Not vouched for: another program changed the destination after us, or the socket went elsewhere.
     Superseded = "superseded",
 }
@@ -171,6 +202,20 @@ counters! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_of_different_shares_differ() {
+        let last = MAX_HANDSHAKES_OF_POD - 1;
+        let keys =
+            [(1, 0), (1, last), (2, 0), (2, 1)].map(|(cgroup, place)| place_in(share_of(cgroup), place));
+
+        for (position, key) in keys.iter().enumerate() {
+            assert!(!keys[..position].contains(key), "{key}");
+        }
+        assert_eq!(place_in(keys[1], 0), keys[0], "any key of a share names it");
+        assert_eq!(place_in(keys[0], MAX_HANDSHAKES_OF_POD), keys[0], "counted round");
+        assert!(MAX_HANDSHAKES_OF_POD.is_power_of_two());
+    }
 
     #[test]
     fn counters_are_numbered_by_position() {

@@ -13,6 +13,10 @@ pub const IPPROTO_TCP: u32 = 6;
 /// `IPPROTO_MPTCP`: what the connect hook sees on the first subflow of an MPTCP socket.
 pub const IPPROTO_MPTCP: u32 = 262;
 
+/// Where the connect hook of the pods' sockets refuses every connect(2): the agent asks so whether the hook sees a socket. A loopback address below
+/// those of its listeners, so that without a hook no packet comes of it.
+pub const PROBE_ADDR: Ipv4Addr = Ipv4Addr::new(127, 63, 255, 255);
+
 /// The address as the kernel half compares it.
 #[must_use]
 pub const fn addr_be(addr: Ipv4Addr) -> u32 {
@@ -66,6 +70,14 @@ impl Handshake {
             ports_be: client.1 as u64 | (agent.1 as u64) << 16,
         }
     }
+
+    /// The client's port as a number.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
+    pub const fn client_port(&self) -> u16 {
+        u16::from_be(self.ports_be as u16)
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +102,11 @@ mod tests {
         assert_eq!(v4_mapped([0, 0, 0, addr]), None);
         assert_eq!(v4_mapped([1, 0, mapped, addr]), None);
         assert_eq!(v4_mapped([0, 1, mapped, addr]), None);
+    }
+
+    #[test]
+    fn a_handshake_tells_the_clients_port() {
+        assert_eq!(Handshake::new((1, port_be(40_001)), (2, port_be(80))).client_port(), 40_001);
     }
 
     #[test]

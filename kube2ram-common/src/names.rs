@@ -11,6 +11,8 @@ pub mod map {
     pub const TARGETS: &str = "k2r_targets";
     /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const HANDSHAKES: &str = "k2r_handshakes";
+    /// Hash: [`place_in`](crate::abi::place_in) a share → when it was taken, CLOCK_MONOTONIC nanoseconds.
+    pub const SHARES: &str = "k2r_shares";
     /// Socket storage of client sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const CLIENTS: &str = "k2r_clients";
     /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
@@ -21,7 +23,7 @@ pub mod map {
     pub const COUNTERS: &str = "k2r_counters";
 
     /// All of them.
-    pub const ALL: [&str; 7] = [CONFIG, TARGETS, HANDSHAKES, CLIENTS, ACCEPTED, PASS, COUNTERS];
+    pub const ALL: [&str; 8] = [CONFIG, TARGETS, HANDSHAKES, SHARES, CLIENTS, ACCEPTED, PASS, COUNTERS];
 }
 
 /// Programs.
@@ -40,6 +42,10 @@ pub mod program {
     pub const SENDMSG4: &str = "k2r_sendmsg4";
     /// `cgroup/sendmsg6`.
     pub const SENDMSG6: &str = "k2r_sendmsg6";
+    /// `cgroup/connect4`, at the root, where sockets fall to it.
+    pub const ROOT_CONNECT4: &str = "k2r_root_conn4";
+    /// `cgroup/connect6`, at the root, where sockets fall to it.
+    pub const ROOT_CONNECT6: &str = "k2r_root_conn6";
     /// `sockops`.
     pub const SOCK_OPS: &str = "k2r_sock_ops";
     /// `cgroup/connect4`, at the root.
@@ -50,12 +56,14 @@ pub mod program {
     pub const TASK_SENDMSG4: &str = "k2r_task_send4";
 
     /// All of them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 13] = [
         CONNECT4,
         CONNECT6,
         EGRESS,
         PEER_NAME4,
         PEER_NAME6,
+        ROOT_CONNECT4,
+        ROOT_CONNECT6,
         SENDMSG4,
         SENDMSG6,
         SOCK_OPS,
@@ -65,13 +73,39 @@ pub mod program {
     ];
 }
 
+/// What belongs to the boot guard, an object of its own.
+pub mod boot {
+    /// Array of one `u32`: the metadata server's address, network byte order.
+    pub const ADDR: &str = "k2r_boot_addr";
+    /// Per-CPU array of one `u64`: what was denied.
+    pub const DENIED: &str = "k2r_boot_denied";
+    /// Hash: the ids of the host's own cgroups → 1.
+    pub const HOSTS: &str = "k2r_boot_hosts";
+
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "k2r_boot_conn4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "k2r_boot_conn6";
+    /// `cgroup_skb/egress`.
+    pub const EGRESS: &str = "k2r_boot_egress";
+    /// `cgroup/sendmsg4`.
+    pub const SENDMSG4: &str = "k2r_boot_send4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "k2r_boot_send6";
+
+    /// The maps.
+    pub const MAPS: [&str; 3] = [ADDR, DENIED, HOSTS];
+    /// The programs, all at the cgroup root.
+    pub const PROGRAMS: [&str; 5] = [EGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn names_fit_the_kernel() {
-        for name in map::ALL.iter().chain(&program::ALL) {
+        for name in map::ALL.iter().chain(&program::ALL).chain(&boot::MAPS).chain(&boot::PROGRAMS) {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }
     }

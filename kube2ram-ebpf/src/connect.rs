@@ -1,15 +1,19 @@
 //! `connect4`, `connect6`: the verdict on a connect(2), and the record of who called, left in the client socket's storage.
+//!
+//! Twice: for the cgroup of the pods, and for the root where sockets fall to it (cgroup v1 `net_cls` or `net_prio` in use below Linux 5.15). There the
+//! calling task tells whether it is a pod's; the host's processes go where they want.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
-    abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target},
-    connection::{AF_INET, AF_INET6, v4_mapped},
+    abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target, share_of},
+    connection::{AF_INET, AF_INET6, PROBE_ADDR, addr_be, v4_mapped},
     verdict::{Attempt, Precheck, Verdict, dials_agent, precheck, verdict},
 };
 
 use crate::{
     context::{SockAddr, current_ancestor_cgroup, current_cgroup, current_tgid, now_ns},
     maps::{CLIENTS, CONFIG, PASS, TARGETS, count},
+    pods::{accountable_cgroup, is_pods_task},
     socket::Socket,
 };
 
@@ -17,35 +21,57 @@ use crate::{
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 
+/// Where a program is attached, and so which sockets it sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The pods' alone.
+    Pods,
+    /// Everybody's.
+    Root,
+}
+
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    judge(&context, context.addr_be(), AF_INET)
+    judge(&context, context.addr_be(), AF_INET, Place::Pods)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
+    judge_mapped(&SockAddr::new(context), Place::Pods)
+}
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn k2r_root_conn4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
+    judge(&context, context.addr_be(), AF_INET, Place::Root)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn k2r_root_conn6(context: SockAddrContext) -> i32 {
+    judge_mapped(&SockAddr::new(context), Place::Root)
+}
+
+#[inline(always)]
+fn judge_mapped(context: &SockAddr, place: Place) -> i32 {
     let Some(addr_be) = v4_mapped(context.addr6_be()) else {
-        forget(&context);
+        forget(context);
         return ALLOW;
     };
-    judge(&context, addr_be, AF_INET6)
+    judge(context, addr_be, AF_INET6, place)
 }
 
 /// The verdict, carried out and counted. (The destination is written where the target is known: carried beyond the branches, LLVM reads it from the
 /// stack on every path, and 5.10 without CAP_PERFMON refuses to read what a path did not write.)
 #[inline(always)]
-fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
-    // The array's only element is always there; without it nothing is known, so nothing passes.
-    let Some(config) = CONFIG.get(0) else { return DENY };
+fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
+    // The array's only element is always there; without it nothing is known, so nothing of a pod passes, and nobody can tell who is one.
+    let Some(config) = CONFIG.get(0) else { return if place == Place::Root { ALLOW } else { DENY } };
     if addr_be != config.metadata_addr_be {
-        if addr_be == config.agent_addr_be && vouch(context, config, addr_be, family) {
-            count(Counter::DialledAgent);
-        } else {
-            forget(context);
-        }
-        return ALLOW; // nearly every connect: before any map is searched
+        return elsewhere(context, config, addr_be, family, place); // nearly every connect: before any map is searched
+    }
+    if place == Place::Root && !is_pods_task(config) {
+        return ALLOW;
     }
     let Some(socket) = context.socket() else { return DENY };
     let attempt = Attempt {
@@ -61,7 +87,7 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
     };
     let mut judged = verdict(prechecked, target);
     if let Verdict::Redirect(target) = judged {
-        if !record(context, socket, &attempt, family, target_cgroup, target) {
+        if !record(context, config, socket, &attempt, family, target_cgroup, target) {
             judged = Verdict::Deny(Counter::DeniedNoMemory);
         } else if family == AF_INET6 {
             context.set_mapped_destination(target.addr_be, target.port_be);
@@ -79,6 +105,27 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
     count(outcome);
     answer
 }
+
+/// A connect(2) to anybody else.
+#[inline(always)]
+fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, family: u16, place: Place) -> i32 {
+    if (addr_be == PROBE_BE || addr_be == config.agent_addr_be)
+        && (place == Place::Pods || is_pods_task(config))
+    {
+        if addr_be == PROBE_BE {
+            count(Counter::Probed);
+            return DENY;
+        }
+        if vouch(context, config, addr_be, family) {
+            count(Counter::DialledAgent);
+            return ALLOW;
+        }
+    }
+    forget(context);
+    ALLOW
+}
+
+const PROBE_BE: u32 = addr_be(PROBE_ADDR);
 
 /// Records a pod that dials the agent's listener on the host itself, as an `http_proxy` does, as if it had been redirected there. Who is not recorded
 /// is not vouched for.
@@ -102,7 +149,7 @@ fn vouch(context: &SockAddr, config: &Config, addr_be: u32, family: u16) -> bool
     );
     target.addr_be == addr_be
         && target.port_be == attempt.port_be
-        && record(context, socket, &attempt, family, DEFAULT_TARGET, *target)
+        && record(context, config, socket, &attempt, family, DEFAULT_TARGET, *target)
 }
 
 /// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),
@@ -139,6 +186,7 @@ fn find_target() -> (u64, Option<Target>) {
 #[inline(always)]
 fn record(
     context: &SockAddr,
+    config: &Config,
     socket: Socket,
     attempt: &Attempt,
     family: u16,
@@ -151,6 +199,7 @@ fn record(
     record.cookie = context.socket_cookie();
     record.connected_at_ns = now_ns();
     record.listener = target.listener;
+    record.share = share_of(accountable_cgroup(config));
     record.metadata_addr_be = attempt.addr_be;
     record.metadata_port_be = attempt.port_be;
     record.family = family;

@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{bpf_sock_addr, bpf_sock_ops},
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
-        bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_ancestor_cgroup_id,
     },
     programs::{SkBuffContext, SockAddrContext, SockOpsContext},
 };
@@ -85,6 +85,16 @@ impl SockAddr {
     pub(crate) fn socket_cookie(&self) -> u64 {
         // SAFETY: the helper takes the program's own context.
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// Whether the socket is in the network namespace that the kernel began with. Linux 5.7.
+    #[inline(always)]
+    pub(crate) fn is_in_first_network(&self) -> bool {
+        // SAFETY: the helper takes the program's own context.
+        let of_socket = unsafe { bpf_get_netns_cookie(self.0.as_ptr()) };
+        // SAFETY: null stands for the first one.
+        let of_first = unsafe { bpf_get_netns_cookie(ptr::null_mut()) };
+        of_socket == of_first
     }
 
     #[inline(always)]
@@ -185,10 +195,40 @@ impl Packet {
         self.0.load(OFFSET).ok()
     }
 
+    /// Whether `addr_be` stands anywhere in the header's options: with source routing, the destination is only the next hop.
+    #[inline(always)]
+    pub(crate) fn options_name(&self, addr_be: u32) -> bool {
+        const OPTIONS: usize = 20;
+        // A packet whose first byte cannot be read has no destination either.
+        let Ok(first) = self.0.load::<u8>(0) else { return true };
+        let end = usize::from(first & 0x0f) * 4;
+        if end <= OPTIONS {
+            return false; // nearly every packet
+        }
+        // Not a loop: see `pods`.
+        macro_rules! at {
+            ($($offset:literal)+) => {
+                $(if $offset + 4 <= end && self.0.load::<u32>($offset) == Ok(addr_be) {
+                    return true;
+                })+
+            };
+        }
+        at!(20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38);
+        at!(39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56);
+        false
+    }
+
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
         Socket::new(read!(self.0.skb.skb, __bindgen_anon_2.sk)).and_then(Socket::full)
+    }
+
+    /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own level.
+    #[inline(always)]
+    pub(crate) fn ancestor_cgroup(&self, level: i32) -> u64 {
+        // SAFETY: the program's own context, and a plain value.
+        unsafe { bpf_skb_ancestor_cgroup_id(self.0.skb.skb, level) }
     }
 }
 

@@ -1,5 +1,5 @@
 //! `cgroup_skb/egress`: no packet of a pod's socket to the metadata server, however it came about: raw sockets, connections older than the
-//! connect hook, another program's rewrite, DNAT in the pod's namespace (it runs after that).
+//! connect hook, another program's rewrite, DNAT in the pod's namespace (it runs after that), source routing.
 
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 use kube2ram_common::abi::Counter;
@@ -20,7 +20,7 @@ pub(crate) fn k2r_egress(context: SkBuffContext) -> i32 {
     }
     // Nothing is known without it, and a packet too short to have a destination goes nowhere good.
     let (Some(config), Some(addr_be)) = (CONFIG.get(0), packet.destination_be()) else { return DROP };
-    if addr_be != config.metadata_addr_be {
+    if addr_be != config.metadata_addr_be && !packet.options_name(config.metadata_addr_be) {
         return ALLOW;
     }
     if packet.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {

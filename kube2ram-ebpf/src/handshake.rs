@@ -16,6 +16,7 @@ use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, HANDSHAKE_MAX
 use crate::{
     context::{SockOps, now_ns},
     maps::{ACCEPTED, CLIENTS, HANDSHAKES, count},
+    share,
     socket::Socket,
 };
 
@@ -49,7 +50,7 @@ pub(crate) fn k2r_sock_ops(context: SockOpsContext) -> u32 {
 #[inline(always)]
 fn announce(context: &SockOps, client: Socket) {
     let key = context.handshake_of_client();
-    let Some(&mut ref record) = client.stored(&CLIENTS) else {
+    let Some(record) = client.stored(&CLIENTS) else {
         // Not redirected. If it dials the agent itself, it must not find what a dead socket left under its 4-tuple.
         contest(key);
         return;
@@ -59,19 +60,32 @@ fn announce(context: &SockOps, client: Socket) {
         contest(key);
         return;
     }
-    if HANDSHAKES.insert(key, record, u64::from(BPF_NOEXIST)).is_ok() {
+    let Some(place) = share::take(record.share, u64::from(key.client_port())) else {
+        if !is_announced(key, record) {
+            count(Counter::ShareFull);
+            contest(key);
+        }
+        return;
+    };
+    record.share = place;
+    let announced: &ConnectRecord = record;
+    if HANDSHAKES.insert(key, announced, u64::from(BPF_NOEXIST)).is_ok() {
         context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
         return;
     }
-    // SAFETY: the element stays readable while the program runs (RCU).
-    if let Some(other) = unsafe { HANDSHAKES.get(key) }
-        && other.cookie == record.cookie
-        && other.connected_at_ns == record.connected_at_ns
-    {
-        return; // announced a moment ago, by this program at another level of the cgroup tree
-    }
-    if !contest(key) {
+    share::give_back(place);
+    if !is_announced(key, record) && !contest(key) {
         count(Counter::HandshakesFull);
+    }
+}
+
+/// Announced a moment ago, by this program at another level of the cgroup tree?
+#[inline(always)]
+fn is_announced(key: Handshake, record: &ConnectRecord) -> bool {
+    // SAFETY: the element stays readable while the program runs (RCU).
+    match unsafe { HANDSHAKES.get(key) } {
+        Some(other) => other.cookie == record.cookie && other.connected_at_ns == record.connected_at_ns,
+        None => false,
     }
 }
 
@@ -93,7 +107,8 @@ fn hand_over(context: &SockOps, accepted: Socket) {
     let key = context.handshake_of_accepted();
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return };
     let Some(record) = accepted.store_new(&ACCEPTED, claim) else {
-        let _gone_already = HANDSHAKES.remove(key);
+        // SAFETY: the element stays readable while the program runs (RCU).
+        consume(key, unsafe { (*claim).share });
         count(Counter::NotHandedOver);
         return;
     };
@@ -114,8 +129,19 @@ fn hand_over(context: &SockOps, accepted: Socket) {
 fn confirm_and_consume(key: Handshake, record: &ConnectRecord) -> bool {
     let Some(claim) = HANDSHAKES.get_ptr(key) else { return false };
     // SAFETY: the element stays readable while the program runs (RCU).
-    let is_copy = is_same(record, unsafe { &*claim });
-    HANDSHAKES.remove(key).is_ok() && is_copy
+    let claim = unsafe { &*claim };
+    let is_copy = is_same(record, claim);
+    consume(key, claim.share) && is_copy
+}
+
+/// Removes a claim and gives its place back; whether it still was there.
+#[inline(always)]
+fn consume(key: Handshake, place: u64) -> bool {
+    let is_removed = HANDSHAKES.remove(key).is_ok();
+    if is_removed {
+        share::give_back(place);
+    }
+    is_removed
 }
 
 /// Compares what the agent relies on. Cookie and time together are never the same for two records.
@@ -136,6 +162,6 @@ fn withdraw(context: &SockOps, record: &ConnectRecord) {
     if let Some(pending) = unsafe { HANDSHAKES.get(key) }
         && pending.cookie == record.cookie
     {
-        let _gone_already = HANDSHAKES.remove(key);
+        consume(key, pending.share);
     }
 }

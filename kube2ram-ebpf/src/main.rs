@@ -3,21 +3,33 @@
 //! On the BPF target this is the object; on the host it is a program that only says so, which keeps `cargo build`, `cargo test` and clippy on the
 //! workspace independent of the BPF toolchain while clippy still reads the code.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(
-    not(target_arch = "bpf"),
-    expect(dead_code, reason = "the programs are entry points of the object only")
-)]
+#![expect(dead_code, reason = "two objects are made of the same modules, and neither on the host")]
 
 mod context;
-mod maps;
 mod socket;
 
-mod connect;
-mod handshake;
-mod peer_name;
+#[cfg(feature = "boot-guard")]
+mod boot_guard;
 
+#[cfg(not(feature = "boot-guard"))]
+mod maps;
+#[cfg(not(feature = "boot-guard"))]
+mod pods;
+
+#[cfg(not(feature = "boot-guard"))]
+mod connect;
+#[cfg(not(feature = "boot-guard"))]
+mod handshake;
+#[cfg(not(feature = "boot-guard"))]
+mod peer_name;
+#[cfg(not(feature = "boot-guard"))]
+mod share;
+
+#[cfg(not(feature = "boot-guard"))]
 mod egress;
+#[cfg(not(feature = "boot-guard"))]
 mod message;
+#[cfg(not(feature = "boot-guard"))]
 mod task;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -23,6 +23,10 @@ pub(crate) static HANDSHAKES: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
+/// Room for every handshake: who has one has a place here.
+#[btf_map(name = "k2r_shares")]
+pub(crate) static SHARES: HashMap<u64, u64, MAX_HANDSHAKES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
 #[btf_map(name = "k2r_clients")]
 pub(crate) static CLIENTS: SkStorage<ConnectRecord> = SkStorage::new();
 

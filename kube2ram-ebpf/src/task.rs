@@ -4,14 +4,12 @@
 //! It runs after the pods' own programs, which have rewritten what is legitimate, so it only ever sees leftovers.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use kube2ram_common::{
-    abi::{Config, Counter, MAX_CGROUP_LEVEL},
-    connection::v4_mapped,
-};
+use kube2ram_common::{abi::Counter, connection::v4_mapped};
 
 use crate::{
-    context::{SockAddr, current_ancestor_cgroup},
+    context::SockAddr,
     maps::{CONFIG, PASS, count},
+    pods::is_pods_task,
 };
 
 const ALLOW: i32 = 1;
@@ -47,21 +45,4 @@ fn judge(context: &SockAddr, addr_be: u32) -> i32 {
     }
     count(Counter::DeniedTask);
     DENY
-}
-
-/// By id on every level rather than at a level that user space tells: in a nested node, paths do not begin at the kernel's root.
-#[inline(always)]
-fn is_pods_task(config: &Config) -> bool {
-    let mut level = 1;
-    while level <= MAX_CGROUP_LEVEL {
-        let cgroup = current_ancestor_cgroup(level);
-        if cgroup == config.pods_cgroup {
-            return true;
-        }
-        if cgroup == 0 {
-            break;
-        }
-        level += 1;
-    }
-    false
 }

@@ -17,12 +17,16 @@ use crate::command::{capture, cargo, root, run, say, target_dir};
 const PACKAGE: &str = "kube2ram-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
 /// The object's name, and the features it is built with. The second one replaces the first when the agent runs with `--debug`.
-const OBJECTS: [(&str, &[&str]); 2] = [("kube2ram.bpf.o", &[]), ("kube2ram-debug.bpf.o", &["debug-log"])];
+const OBJECTS: [(&str, &[&str]); 3] = [
+    ("kube2ram.bpf.o", &[]),
+    ("kube2ram-debug.bpf.o", &["debug-log"]),
+    ("kube2ram-boot-guard.bpf.o", &["boot-guard"]),
+];
 
 /// Of the linker: 0.13.0 is built against LLVM 22, as the pinned compiler is. An older LLVM cannot read newer bitcode.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
 
-/// Builds both objects and returns the directory that holds them.
+/// Builds the objects and returns the directory that holds them.
 pub(crate) fn build() -> Result<PathBuf> {
     let compiler = Compiler::find()?;
     let Some(linker) = linker() else {

@@ -2,18 +2,22 @@
 //!
 //! A machine is QEMU without hardware help, a kernel of Debian's, and an initial RAM file system made of this machine's own programs. Called by `steps`.
 
+mod apt;
+mod disk;
 mod initramfs;
+mod machine;
+mod reboot;
 
 use std::{
     cmp::Reverse,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+
+use self::{apt::Apt, machine::Boot};
 
 use crate::{
     command::{capture, cargo, run, say, target_dir},
@@ -23,12 +27,12 @@ use crate::{
 /// The series, and the Debian release whose security suite holds its newest kernel.
 const SERIES: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "bookworm")];
 /// The tests that need nothing but the kernel, cgroups and a loopback device.
-const TESTS: [&str; 2] = ["datapath_kernel", "identity_attacks"];
+const TESTS: [&str; 3] = ["boot_guard_kernel", "datapath_kernel", "identity_attacks"];
 /// What they call, and what starts them.
-const PROGRAMS: [&str; 10] =
-    ["bpftool", "cat", "ip", "mkdir", "mount", "python3", "setpriv", "sh", "sleep", "uname"];
-/// An emulated processor takes its time.
-const DEADLINE: Duration = Duration::from_secs(900);
+const PROGRAMS: [&str; 11] =
+    ["bpftool", "cat", "ip", "mkdir", "mount", "python3", "setpriv", "sh", "sleep", "uname", "unshare"];
+/// The series and the release of the node that reboots.
+const REBOOTS: (&str, &str) = ("6.1", "bookworm");
 
 /// Runs the tests on every kernel. What does not run here is said, and is an error with `no_skip`.
 pub(crate) fn test(no_skip: bool) -> Result<()> {
@@ -47,7 +51,8 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
         match kernel(&directory, series, release) {
             Ok(kernel) => {
                 say(format!("booting {}", kernel.file_name().unwrap_or_default().display()));
-                if let Err(error) = boot(&kernel, &archive, &directory.join(format!("{series}.log"))) {
+                let log = directory.join(format!("{series}.log"));
+                if let Err(error) = boot(&kernel, &archive, &log) {
                     say(format!("Linux {series}: {error:#}"));
                     failed.push(series);
                 }
@@ -58,6 +63,17 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     }
     ensure!(failed.is_empty(), "the kernel half fails on Linux {}", failed.join(", "));
     Ok(())
+}
+
+/// Reboots a node, to see the boot guard.
+pub(crate) fn reboot() -> Result<()> {
+    setup::building()?;
+    setup::emulator()?;
+    let objects = ebpf::build()?;
+    say("rung 3: a node that reboots");
+    let (series, release) = REBOOTS;
+    let kernel = kernel(&target_dir().join("kernels"), series, release)?;
+    reboot::prove(&kernel, release, &objects)
 }
 
 /// Builds the tests and finds where cargo put them.
@@ -87,50 +103,19 @@ fn kernel(directory: &Path, series: &str, release: &str) -> Result<PathBuf> {
     if let Some(image) = image(&directory) {
         return Ok(image);
     }
-    let apt = directory.join("apt");
-    for below in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(below))?;
-    }
-    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let archive = security_archive().context("apt knows no Debian security archive")?;
-    let source = format!("deb [arch=amd64 signed-by={keys}] {archive} {release}-security main\n");
-    fs::write(apt.join("sources.list"), source)?;
-    // This machine's own sources and lists stay as they are.
-    let with_apt = |program: &str| {
-        let mut command = Command::new(program);
-        for (option, value) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            command.arg("-o").arg(format!("{option}={}", apt.join(value).display()));
-        }
-        command
-            .args(["-o", "Dir::Etc::sourceparts=/dev/null", "-o", "APT::Sandbox::User=root"])
-            .current_dir(&apt);
-        command
-    };
-    run(with_apt("apt-get").args(["update", "-qq"]))?;
-    let names = capture(with_apt("apt-cache").args(["pkgnames", &format!("linux-image-{series}.")]))
-        .context("apt-cache fails")?;
-    let package = newest(&names).with_context(|| format!("{release}-security has no kernel {series}"))?;
+    let suite = format!("{release}-security");
+    let apt = Apt::open(&directory.join("apt"), &[], &[&suite])?;
+    let names = apt.names(&format!("linux-image-{series}."))?;
+    let package = newest(&names).with_context(|| format!("{suite} has no kernel {series}"))?;
     say(format!("downloading {package}"));
-    run(with_apt("apt-get").args(["download", "-qq", package]))?;
-    let mut downloaded = fs::read_dir(&apt)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let archive = downloaded.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    run(Command::new("dpkg-deb").arg("-x").arg(archive.context("nothing was downloaded")?).arg(&directory))?;
+    let archive = apt.download(package)?;
+    // Beside, and renamed: what is half unpacked is never taken for a kernel.
+    let unpacked = directory.join("unpacked");
+    run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&unpacked))?;
+    for name in ["lib", "boot"] {
+        fs::rename(unpacked.join(name), directory.join(name))?;
+    }
     image(&directory).context("the package holds no kernel")
-}
-
-/// Where this machine's own apt finds Debian's security updates; other releases are beside this one.
-fn security_archive() -> Option<String> {
-    let uris = capture(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(REPO_URI)",
-        "Created-By: Packages",
-    ]))?;
-    uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("-security")).map(str::to_owned)
 }
 
 /// The signed cloud kernel of the highest version.
@@ -143,31 +128,7 @@ fn newest(names: &str) -> Option<&str> {
 
 /// Boots, waits for the machine to turn itself off, and reads the results off its console.
 fn boot(kernel: &Path, archive: &Path, log: &Path) -> Result<()> {
-    let mut machine = Command::new("qemu-system-x86_64")
-        // cmpxchg16b is broken in QEMU 7.2's emulation: Linux 6.12 panics now and then.
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(archive)
-        .stdin(Stdio::null())
-        .stdout(File::create(log)?)
-        .stderr(Stdio::inherit())
-        .spawn()
-        .context("cannot start QEMU")?;
-    let deadline = Instant::now() + DEADLINE;
-    while machine.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            machine.kill()?;
-            machine.wait()?;
-            bail!("not done after {DEADLINE:?}; see {}", log.display());
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    let console = fs::read(log)?;
-    let console = String::from_utf8_lossy(&console);
+    let console = machine::run(kernel, &Boot::Memory(archive), log)?;
     let lines = || console.lines().map(str::trim);
     for line in lines().filter(|line| line.starts_with("test ") || line.contains("skipped")) {
         say(line);

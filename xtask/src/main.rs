@@ -32,7 +32,7 @@ enum Task {
     },
     /// Builds the kernel half and the agent: target/{debug,release}/kube2ram
     Build {
-        /// Optimised, with thin symbols
+        /// Optimised, and one static file: target/<architecture>-unknown-linux-gnu/release/kube2ram
         #[arg(long)]
         release: bool,
     },
@@ -55,6 +55,9 @@ enum Task {
         /// Instead runs those of the kernel half on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
         #[arg(long)]
         kernels: bool,
+        /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent (downloads Debian packages once)
+        #[arg(long, conflicts_with_all = ["kernels", "sdks"])]
+        reboot: bool,
         /// Counts a test that cannot run here as failed
         #[arg(long, env = "CI", num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
         no_skip: Option<bool>,
@@ -85,6 +88,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
         Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
+        Task::Test { reboot: true, .. } => kernels::reboot(),
         Task::Test { sdks: true, no_skip, .. } => sdks::test(no_skip.unwrap_or(false)),
         Task::Test { no_skip, .. } => steps::test(no_skip.unwrap_or(false)),
     }

@@ -21,13 +21,14 @@ const LLVM_PACKAGES: (&str, &[&str]) = (
     &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
 );
 /// What the sandbox and the tests call: a program that tells, and its package.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("bpftool", "bpftool"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("python3", "python3-minimal"),
+    ("strace", "strace"),
 ];
 
 /// Everything, for `cargo xtask setup`.

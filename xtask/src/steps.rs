@@ -16,17 +16,10 @@ pub(crate) fn lint() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     say("lints");
     run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args([
-        "clippy",
-        "--locked",
-        "--package",
-        "kube2ram-ebpf",
-        "--features",
-        "debug-log",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    for feature in ["debug-log", "boot-guard"] {
+        let kernel_half = ["clippy", "--locked", "--package", "kube2ram-ebpf", "--features", feature];
+        run(cargo().args(kernel_half).args(["--", "-D", "warnings"]))?;
+    }
     say("documentation");
     run(cargo()
         .args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"])

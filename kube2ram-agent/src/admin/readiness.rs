@@ -5,9 +5,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::Notify;
+
 /// The conditions that readiness still waits for. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+pub struct Readiness(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    pending: Mutex<BTreeMap<&'static str, usize>>,
+    met: Notify,
+}
 
 /// A condition that is not met yet. Dropping it does not meet it, so that a task that fails leaves the agent unready.
 #[derive(Debug)]
@@ -20,26 +28,45 @@ pub struct Pending {
 impl Readiness {
     /// Adds a condition, even after the agent was ready.
     pub fn wait_for(&self, condition: &'static str) -> Pending {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(condition).or_default() += 1;
+        *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).entry(condition).or_default() += 1;
         Pending { readiness: self.clone(), condition }
+    }
+
+    /// Resolves when every condition is met.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn ready(&self) {
+        loop {
+            // Listening from here on, so that nothing is missed between the look and the wait.
+            let met = self.0.met.notified();
+            let mut met = std::pin::pin!(met);
+            met.as_mut().enable();
+            if self.pending().is_empty() {
+                return;
+            }
+            met.await;
+        }
     }
 
     /// The conditions that are not met, in alphabetical order; none when the agent is ready.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 }
 
 impl Pending {
     /// Declares the condition met.
     pub fn ready(self) {
-        let mut conditions = self.readiness.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut conditions = self.readiness.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = conditions.get_mut(self.condition) {
             *count -= 1;
             if *count == 0 {
                 conditions.remove(self.condition);
             }
         }
+        drop(conditions);
+        self.readiness.0.met.notify_waiters();
     }
 }
 
@@ -58,6 +85,24 @@ mod tests {
         assert_eq!(readiness.pending(), ["links"]);
         links.ready();
         assert!(readiness.pending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_hears_of_the_last_one() {
+        let readiness = Readiness::default();
+        let (pods, links) = (readiness.wait_for("pods"), readiness.wait_for("links"));
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+
+        pods.ready();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        links.ready();
+
+        tokio::time::timeout(std::time::Duration::from_secs(1), waiting).await.unwrap().unwrap();
+        readiness.ready().await;
     }
 
     #[test]

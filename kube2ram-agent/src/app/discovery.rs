@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     cloud::alibaba::{
         base::Base,
-        endpoint::{Endpoint, EndpointError},
+        endpoint::{Endpoint, EndpointError, Region},
         metadata::{Metadata, MetadataError},
         sts::StsIssuer,
     },
@@ -21,6 +21,7 @@ use crate::{
     policy::Policy,
     role::{BaseArn, RoleError, Roles, ValueError},
     server::Entitlements,
+    snapshot::Discovered,
     telemetry::chain,
 };
 
@@ -50,6 +51,9 @@ enum DiscoveryError {
     /// The default role.
     #[error("cannot use the default role")]
     DefaultRole(#[source] RoleError),
+    /// The agent before had other flags, and did not ask for it.
+    #[error("the {0} is not known from before the restart")]
+    Undiscovered(&'static str),
 }
 
 /// What discovery works with; most of it goes into the entitlements.
@@ -61,6 +65,10 @@ pub(super) struct Discovery {
     pub(super) shutdown: CancellationToken,
     pub(super) cache_metrics: credentials::Metrics,
     pub(super) pending: Pending,
+    /// What an agent before this one was told.
+    pub(super) known_before: Option<Discovered>,
+    /// What this one is told, for the next.
+    pub(super) discovered: Arc<SetOnce<Discovered>>,
 }
 
 impl Discovery {
@@ -78,50 +86,40 @@ impl Discovery {
     async fn until_known(&self, config: &Config) -> (Roles, Vec<Endpoint>) {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.ask(config).await {
+            let error = match self.ask(config).await {
                 Ok(known) => return known,
-                Err(error) => warn!(error = chain(&error), "cannot issue credentials yet"),
+                Err(error) => error,
+            };
+            // Account, region and role of a node stay what they are while it is up.
+            if let (DiscoveryError::Metadata(_), Some(before)) = (&error, &self.known_before)
+                && let Ok(known) = derive(config, before)
+            {
+                warn!(error = chain(&error), "account and region are known from before the restart only");
+                return known;
             }
+            warn!(error = chain(&error), "cannot issue credentials yet");
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
     async fn ask(&self, config: &Config) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
-        let base = match &config.base_arn {
-            Source::Discover => {
-                let text = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
-                Some(BaseArn::parse(&text).map_err(DiscoveryError::BaseArn)?)
-            }
-            Source::Given(base) => Some(base.clone()),
-            Source::Unset => None,
-        };
-        let default_role = match &config.default_role {
-            Source::Discover => {
-                // In the node's own account, whatever --base-role-arn says.
-                let account = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
-                let name = self.metadata.node_role_name().await.map_err(DiscoveryError::Metadata)?;
-                Some(format!("{account}{}", name.ok_or(DiscoveryError::NoNodeRole)?))
-            }
-            Source::Given(text) => Some(text.clone()),
-            Source::Unset => None,
-        };
-        let roles = Roles::try_new(
-            config.annotation_keys.clone(),
-            base,
-            default_role.as_deref(),
-            config.session_duration,
-        )
-        .map_err(DiscoveryError::DefaultRole)?;
-        let endpoints = match &config.sts_endpoint {
-            StsEndpoint::Global => vec![Endpoint::global()],
-            StsEndpoint::Only(endpoint) => vec![endpoint.clone()],
-            StsEndpoint::Regional => {
-                let region = self.metadata.region_id().await.map_err(DiscoveryError::Metadata)?;
-                region.sts_endpoints().map_err(DiscoveryError::Endpoint)?
-            }
-        };
-        Ok((roles, endpoints))
+        let mut found = Discovered::default();
+        if matches!(config.base_arn, Source::Discover) || matches!(config.default_role, Source::Discover) {
+            let arn = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
+            found.account_arn = Some(arn.into());
+        }
+        if matches!(config.default_role, Source::Discover) {
+            found.node_role = self.metadata.node_role_name().await.map_err(DiscoveryError::Metadata)?;
+        }
+        if matches!(config.sts_endpoint, StsEndpoint::Regional) {
+            let region = self.metadata.region_id().await.map_err(DiscoveryError::Metadata)?;
+            found.region = Some(region.to_string().into());
+        }
+        let known = derive(config, &found)?;
+        // Once: this is asked until it succeeds.
+        let _first = self.discovered.set(found);
+        Ok(known)
     }
 
     fn finish(
@@ -157,4 +155,41 @@ impl Discovery {
         }
         self.pending.ready();
     }
+}
+
+/// Makes roles and endpoints of the flags and of what was discovered for them.
+fn derive(config: &Config, found: &Discovered) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
+    let account = || found.account_arn.as_deref().ok_or(DiscoveryError::Undiscovered("account"));
+    let base = match &config.base_arn {
+        Source::Discover => Some(BaseArn::parse(account()?).map_err(DiscoveryError::BaseArn)?),
+        Source::Given(base) => Some(base.clone()),
+        Source::Unset => None,
+    };
+    let default_role = match &config.default_role {
+        // In the node's own account, whatever --base-role-arn says.
+        Source::Discover => {
+            let name = found.node_role.as_deref().ok_or(DiscoveryError::NoNodeRole)?;
+            Some(format!("{}{name}", account()?))
+        }
+        Source::Given(text) => Some(text.clone()),
+        Source::Unset => None,
+    };
+    let roles = Roles::try_new(
+        config.annotation_keys.clone(),
+        base,
+        default_role.as_deref(),
+        config.session_duration,
+    )
+    .map_err(DiscoveryError::DefaultRole)?;
+    let endpoints = match &config.sts_endpoint {
+        StsEndpoint::Global => vec![Endpoint::global()],
+        StsEndpoint::Only(endpoint) => vec![endpoint.clone()],
+        StsEndpoint::Regional => {
+            let region = found.region.as_deref().ok_or(DiscoveryError::Undiscovered("region"))?;
+            Region::parse(region)
+                .and_then(|region| region.sts_endpoints())
+                .map_err(DiscoveryError::Endpoint)?
+        }
+    };
+    Ok((roles, endpoints))
 }

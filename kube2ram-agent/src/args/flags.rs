@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use super::{ForwardGuardMode, HostNetworkPods, LogFormat, MetadataPolicy, value};
-use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
+use crate::{cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {
@@ -172,13 +172,19 @@ pub(super) struct Flags {
     #[arg(long, value_name = "NAME", value_parser = value::node_name, help_heading = "Kubernetes")]
     pub(super) node: Option<String>,
 
+    /// Taint of this node to be removed once the agent is ready, so that no pod comes before: <key>[=<value>][:<effect>]. It takes the
+    /// right to patch nodes, which is a right over every node of the cluster
+    #[arg(long, value_name = "TAINT", help_heading = "Kubernetes")]
+    pub(super) startup_taint: Option<StartupTaint>,
+
     /// The metadata server, at port 80 unless one is given. Pods' connections to it are redirected to the agent
     #[arg(
         long,
         value_name = "IP[:PORT]",
         default_value = "100.100.100.200",
         value_parser = value::metadata_addr,
-        help_heading = "Cloud"
+        help_heading = "Cloud",
+        global = true
     )]
     pub(super) metadata_addr: SocketAddrV4,
     /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
@@ -213,7 +219,14 @@ pub(super) struct Flags {
     /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
     /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices and Services that point at
     /// the metadata server get through
-    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Node",
+        global = true
+    )]
     pub(super) forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected
     #[arg(long, value_name = "IP", help_heading = "Node")]
@@ -258,10 +271,55 @@ pub(super) struct Flags {
 /// What else it can do than be the agent.
 #[derive(clap::Subcommand)]
 pub(super) enum Subcommand {
+    /// Denies containers the metadata server from boot on, before the kubelet starts, until an agent takes over
+    #[command(subcommand)]
+    BootGuard(BootGuard),
     /// Tells whether this node has what the agent needs, and what to do where it has not
     Preflight,
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
+}
+
+/// What can be done with the boot guard.
+#[derive(clap::Subcommand)]
+pub(super) enum BootGuard {
+    /// Puts the guard in force now: what the unit runs at boot
+    Apply(Guard),
+    /// Puts this binary (/opt/kube2ram/bin/kube2ram) and a systemd unit (kube2ram-boot-guard.service, enabled) on the host, for the next boot
+    Install {
+        #[command(flatten)]
+        guard: Guard,
+        #[command(flatten)]
+        host: HostRoot,
+        /// Have the kubelet not start at all when the guard fails. Otherwise it starts, and pods reach the node's role until an agent is in
+        /// force
+        #[arg(long)]
+        required_by_kubelet: bool,
+    },
+    /// Removes from the host what install put there. What is in force stays so: see uninstall
+    Remove(HostRoot),
+}
+
+/// What the boot guard does.
+#[derive(Args)]
+pub(super) struct Guard {
+    /// Cgroup of the host's own services, relative to the root; repeat for each. Tasks outside of all of them, or in a network namespace of
+    /// their own, are denied
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_values = ["init.scope", "system.slice", "user.slice"],
+        value_parser = value::host_cgroup
+    )]
+    pub(super) host_cgroup: Vec<PathBuf>,
+}
+
+/// Where the host is.
+#[derive(Args)]
+pub(super) struct HostRoot {
+    /// The host's root directory, as it is mounted here
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub(super) host_root: PathBuf,
 }
 
 /// The flags that together tell the base ARN and the default role.

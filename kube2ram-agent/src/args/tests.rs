@@ -31,6 +31,46 @@ fn uninstall_needs_nothing_but_knows_the_pins() {
     assert_eq!(bpf_dir("uninstall", &variable), PathBuf::from("/b"));
 }
 
+#[test]
+fn the_boot_guard_takes_what_the_agent_takes() {
+    let guard = |flags: &str, env: &dyn Fn(&str) -> Option<OsString>| match command(flags, env).unwrap() {
+        Command::BootGuard(BootGuardCommand::Apply(guard)) => guard,
+        other => panic!("{flags}: {other:?}"),
+    };
+    let variable = |name: &str| (name == "KUBE2RAM_METADATA_ADDR").then(|| OsString::from("10.9.8.7:8080"));
+
+    let defaults = guard("boot-guard apply", &|_| None);
+    let other =
+        guard("boot-guard apply --forward-guard=off --host-cgroup=a.slice --host-cgroup b/c", &variable);
+
+    assert_eq!(defaults.host_cgroups, ["init.scope", "system.slice", "user.slice"].map(PathBuf::from));
+    assert!(defaults.forward_guard);
+    assert_eq!(defaults.metadata.to_string(), "100.100.100.200");
+    assert_eq!(other.host_cgroups, ["a.slice", "b/c"].map(PathBuf::from));
+    assert!(!other.forward_guard);
+    assert_eq!(other.metadata.to_string(), "10.9.8.7");
+}
+
+#[test]
+fn the_boot_guard_is_installed_and_removed_on_a_host() {
+    let host_root = |flags: &str| match command(flags, &|_| None).unwrap() {
+        Command::BootGuard(BootGuardCommand::Install(Installation {
+            host_root,
+            required_by_kubelet,
+            ..
+        })) => (host_root, Some(required_by_kubelet)),
+        Command::BootGuard(BootGuardCommand::Remove { host_root }) => (host_root, None),
+        other => panic!("{flags}: {other:?}"),
+    };
+
+    assert_eq!(host_root("boot-guard install"), ("/".into(), Some(false)));
+    assert_eq!(
+        host_root("boot-guard install --host-root=/host --required-by-kubelet"),
+        ("/host".into(), Some(true))
+    );
+    assert_eq!(host_root("boot-guard remove --host-root=/host"), ("/host".into(), None));
+}
+
 /// Parses `flags` on a node that is called `n`.
 fn config(flags: &str) -> Result<Config, ArgsError> {
     parse(flags, &[("NODE_NAME", "n")])
@@ -128,7 +168,7 @@ fn takes_every_other_flag() {
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
-         --pass-through-rate=0 --require-token --state-dir=/s --use-regional-sts-endpoint=false",
+         --pass-through-rate=0 --require-token --startup-taint=k/t=v:NoSchedule --state-dir=/s --use-regional-sts-endpoint=false",
     )
     .unwrap();
 
@@ -150,6 +190,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.node, "m");
     assert_eq!(config.annotation_keys.all(), ["k/r", "k/e", "k/p", "k/d", "s"]);
     assert_eq!(config.session_duration, Duration::from_secs(7200));
+    assert_eq!(config.startup_taint, Some("k/t=v:NoSchedule".parse().unwrap()));
     assert_eq!(config.sts_endpoint, StsEndpoint::Only(Endpoint::parse("https://sts.example:8443").unwrap()));
     assert!(config.notices.is_empty());
 }
@@ -396,6 +437,9 @@ fn refuses_malformed_values() {
         ("--api-server=10.0.0.1:6443", "give https://<host>[:<port>]"),
         ("--api-server=https://me:pass@api", "give https://<host>[:<port>]"),
         ("--kubeconfig", "a value is required for '--kubeconfig <PATH>' but none was supplied"),
+        ("--startup-taint=k:Never", "give <key>[=<value>][:<effect>], such as"),
+        ("boot-guard install --host-cgroup=/system.slice", "give a cgroup relative to the root, such as"),
+        ("boot-guard apply --host-cgroup=a/../b", "give a cgroup relative to the root, such as"),
         ("--verbos", "unexpected argument '--verbos' found tip: a similar argument exists: '--verbose'"),
         ("status", "unrecognized subcommand 'status'"),
     ];

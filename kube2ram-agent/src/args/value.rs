@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddrV4},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -55,6 +56,16 @@ pub(super) fn node_name(text: &str) -> Result<String, &'static str> {
         return Ok(text.to_owned());
     }
     Err("give the name of a Node: up to 253 of a-z, 0-9, '-' and '.'")
+}
+
+/// A cgroup below the root, as a relative path.
+pub(super) fn host_cgroup(text: &str) -> Result<PathBuf, &'static str> {
+    let path = Path::new(text);
+    let is_name = |part: Component<'_>| matches!(part, Component::Normal(_));
+    if !text.is_empty() && path.components().all(is_name) {
+        return Ok(path.to_owned());
+    }
+    Err("give a cgroup relative to the root, such as system.slice")
 }
 
 pub(super) fn log_level(text: &str) -> Result<LevelFilter, &'static str> {

@@ -1,15 +1,16 @@
 //! The credential cache: entries by role session, and one keeper task for each.
-//! Depends on `clock`, `policy` (for the permit) and an `Issuer`; called by `server`, composed by `app`.
+//! Depends on `clock`, `policy` (for the permit), `gate` and an `Issuer`; called by `server` and by `app`'s prefetch.
 
 use std::{
     collections::HashMap,
+    future::pending,
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,22 +19,51 @@ use tracing::{info, warn};
 use super::{
     CredentialError, Credentials, IssueError, IssueErrorKind, Issuer, Metrics,
     entry::{Answer, Entry, Next, Now},
+    gate::{Gate, Place},
+    turns::{Rank, Rate, Rates, TicketId},
 };
-use crate::{clock::Clock, policy::Permit, role::RoleSession, telemetry::chain};
+use crate::{clock::Clock, identity::PodUid, policy::Permit, role::RoleSession, telemetry::chain};
 
 /// What bounds a [`Cache`].
+///
+/// STS allows 100 requests a second to all nodes of an account together. One node in steady state asks for each of its sessions every
+/// 26 minutes, so the rates are for bad moments: the node's lets 50 roles start at once and makes one node a tenth of the account's
+/// limit at the most; a pod's is far above what one annotation needs, and keeps a pod that changes its own in a loop off the others.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// How many role sessions are kept.
     pub sessions: usize,
-    /// How many of them are issued at once. STS allows 100 requests a second to all nodes of an account together.
+    /// How many of them are issued at once.
     pub concurrent_issues: usize,
+    /// How fast the node asks STS.
+    pub node: Rate,
+    /// How fast it asks for one pod.
+    pub pod: Rate,
+    /// Spreads what would otherwise happen at the same moment everywhere: a random number in 0 – 1.
+    pub jitter: fn() -> f64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { sessions: 4096, concurrent_issues: 8 }
+        Self {
+            sessions: 4096,
+            concurrent_issues: 8,
+            node: Rate { burst: 50, interval: Duration::from_millis(100) },
+            pod: Rate { burst: 4, interval: Duration::from_secs(15) },
+            jitter,
+        }
     }
+}
+
+/// A pod that is alive, and what it is permitted: a reason to keep a role session fresh.
+#[derive(Debug)]
+pub struct Claim {
+    /// What it is permitted.
+    pub permit: Permit,
+    /// The pod.
+    pub pod: PodUid,
+    /// Whether to fetch before it asks.
+    pub prefetch: bool,
 }
 
 /// Credentials by role session, refreshed ahead of their expiry while they are in use.
@@ -45,9 +75,10 @@ struct Shared {
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     max_sessions: usize,
-    issuing: Semaphore,
+    jitter: fn() -> f64,
+    gate: Arc<Gate>,
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
 }
 
@@ -58,6 +89,10 @@ struct Slot {
     wake: Arc<Notify>,
     /// Tells who waits that a fetch has ended.
     fetched: watch::Sender<()>,
+    /// For whom the fetches are made: the first who asked, or the first who has a claim.
+    pod: PodUid,
+    /// The keeper's place before the gate.
+    place: Option<TicketId>,
 }
 
 impl Cache {
@@ -71,14 +106,17 @@ impl Cache {
         limits: Limits,
         metrics: Metrics,
     ) -> Self {
+        let metrics = Arc::new(metrics);
+        let rates = Rates { concurrent: limits.concurrent_issues, node: limits.node, pod: limits.pod };
         Self(Arc::new(Shared {
             issuer,
             clock,
             tasks,
             shutdown,
+            gate: Gate::new(rates, Arc::clone(&metrics)),
             metrics,
             max_sessions: limits.sessions,
-            issuing: Semaphore::new(limits.concurrent_issues),
+            jitter: limits.jitter,
             slots: Mutex::default(),
         }))
     }
@@ -90,13 +128,60 @@ impl Cache {
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: fetching is the keeper's.
-    pub async fn get(&self, permit: Permit) -> Result<Arc<Credentials>, CredentialError> {
-        self.of_session(permit.into_session()).await
+    pub async fn get(&self, permit: Permit, pod: &PodUid) -> Result<Arc<Credentials>, CredentialError> {
+        self.of_session(permit.into_session(), pod).await
     }
 
-    pub(super) async fn of_session(&self, session: RoleSession) -> Result<Arc<Credentials>, CredentialError> {
+    /// Tells all that the pods which are alive may have. What none of them may have any more is dropped, its credentials zeroised; the rest is
+    /// kept fresh until the next call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
+    pub fn set_claims(&self, claims: impl IntoIterator<Item = Claim>, spread: Duration) {
+        let mut sessions = HashMap::new();
+        for Claim { permit, pod, prefetch } in claims {
+            let (_, wanted) = sessions.entry(permit.into_session()).or_insert((pod, false));
+            *wanted |= prefetch;
+        }
+        self.set_claimed(sessions, spread);
+    }
+
+    pub(super) fn set_claimed(&self, mut sessions: HashMap<RoleSession, (PodUid, bool)>, spread: Duration) {
+        let now = self.0.now();
+        let mut slots = self.0.slots();
+        slots.retain(|session, slot| {
+            let is_kept = match sessions.remove(&**session) {
+                Some((pod, _)) => {
+                    slot.entry.claim();
+                    slot.pod = pod;
+                    true
+                }
+                None => slot.entry.unclaim(now),
+            };
+            if !is_kept {
+                self.0.let_go(slot);
+            }
+            is_kept
+        });
+        let mut keepers = Vec::new();
+        for (session, (pod, prefetch)) in sessions {
+            if prefetch && slots.len() < self.0.max_sessions {
+                // The beginning belongs to those who ask.
+                let entry = Entry::claimed(now.tick + spread.mul_f64(0.05 + 0.95 * (self.0.jitter)()));
+                keepers.push(self.0.insert(&mut slots, session, entry, pod).1);
+                self.0.metrics.prefetches.inc();
+            }
+        }
+        drop(slots);
+        for keeper in keepers {
+            self.0.tasks.spawn(keeper);
+        }
+    }
+
+    pub(super) async fn of_session(
+        &self,
+        session: RoleSession,
+        pod: &PodUid,
+    ) -> Result<Arc<Credentials>, CredentialError> {
         let Shared { metrics, .. } = &*self.0;
-        let (fallback, mut fetched) = match self.0.ask(&session) {
+        let (fallback, mut fetched) = match self.0.ask(&session, pod) {
             (Answer::Failed(error), _) => {
                 metrics.failed.inc();
                 return Err(error);
@@ -113,11 +198,14 @@ impl Cache {
         while let Some(receiver) = &mut fetched
             && let Ok(Ok(())) = timeout_at(deadline, receiver.changed()).await
         {
-            match self.0.ask(&session) {
+            match self.0.ask(&session, pod) {
                 (Answer::Failed(error), _) => return Err(error),
                 (Answer::Hit(credentials), _) => return Ok(credentials),
                 (Answer::Wait(_), again) => fetched = again,
             }
+        }
+        if fallback.is_some() {
+            metrics.below_floor.inc();
         }
         fallback.ok_or(CredentialError::NotReady { retry_after: RETRY_AFTER })
     }
@@ -125,7 +213,7 @@ impl Cache {
 
 impl Shared {
     /// Asks the entry, which is made if there is none. The receiver, when there is something to wait for, tells of the next fetch's end.
-    fn ask(self: &Arc<Self>, session: &RoleSession) -> (Answer, Option<watch::Receiver<()>>) {
+    fn ask(self: &Arc<Self>, session: &RoleSession, pod: &PodUid) -> (Answer, Option<watch::Receiver<()>>) {
         let now = self.now();
         let mut slots = self.slots();
         if let Some(slot) = slots.get_mut(session) {
@@ -133,39 +221,66 @@ impl Shared {
             if wake {
                 slot.wake.notify_one();
             }
-            let fetched = matches!(answer, Answer::Wait(_)).then(|| slot.fetched.subscribe());
+            let fetched = match &answer {
+                Answer::Wait(_) => {
+                    if let Some(place) = slot.place {
+                        self.gate.promote(place, pod, slot.entry.rank());
+                    }
+                    Some(slot.fetched.subscribe())
+                }
+                Answer::Hit(_) if slot.entry.is_below_floor(now) => {
+                    self.metrics.below_floor.inc();
+                    None
+                }
+                Answer::Failed(_) | Answer::Hit(_) => None,
+            };
             return (answer, fetched);
         }
 
         if slots.len() >= self.max_sessions && !self.evict(&mut slots) {
             return (Answer::Failed(CredentialError::Full), None);
         }
-        let session = Arc::new(session.clone());
-        let slot = Slot { entry: Entry::new(), wake: Arc::default(), fetched: watch::Sender::new(()) };
-        let tenure = Tenure { cache: Arc::clone(self), session: Arc::clone(&session) };
-        let keeper = tenure.keep(Arc::clone(&slot.wake));
-        let fetched = slot.fetched.subscribe();
-        slots.insert(session, slot);
-        self.metrics.entries.inc();
+        let (fetched, keeper) = self.insert(&mut slots, session.clone(), Entry::asked(now), pod.clone());
         // A runtime that shuts down drops the keeper on the spot, and that takes the lock.
         drop(slots);
         self.tasks.spawn(keeper);
         (Answer::Wait(None), Some(fetched))
     }
 
-    /// Makes room, at the cost of an entry that nobody used since its last fetch.
+    fn insert(
+        self: &Arc<Self>,
+        slots: &mut HashMap<Arc<RoleSession>, Slot>,
+        session: RoleSession,
+        entry: Entry,
+        pod: PodUid,
+    ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
+        let session = Arc::new(session);
+        let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
+        let tenure = Tenure { cache: Arc::clone(self), session: Arc::clone(&session) };
+        let keeper = tenure.keep(Arc::clone(&wake));
+        let receiver = fetched.subscribe();
+        slots.insert(session, Slot { entry, wake, fetched, pod, place: None });
+        self.metrics.entries.inc();
+        (receiver, keeper)
+    }
+
+    /// Makes room, at the cost of an entry that no pod has a claim to.
     fn evict(&self, slots: &mut HashMap<Arc<RoleSession>, Slot>) -> bool {
         let idle =
             slots.iter().find(|(_, slot)| slot.entry.is_idle()).map(|(session, _)| Arc::clone(session));
         let Some(slot) = idle.and_then(|session| slots.remove(&session)) else { return false };
-        // Its keeper finds the entry gone, and ends.
-        slot.wake.notify_one();
-        self.metrics.entries.dec();
+        self.let_go(&slot);
         true
     }
 
+    /// The keeper of a slot that is removed finds it gone, and ends.
+    fn let_go(&self, slot: &Slot) {
+        slot.wake.notify_one();
+        self.metrics.entries.dec();
+        self.metrics.dropped.inc();
+    }
+
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
-        let _permit = self.issuing.acquire().await;
         let started = Instant::now();
         let result = timeout(ISSUE_DEADLINE, self.issuer.issue(session)).await.unwrap_or_else(|_elapsed| {
             Err(IssueError {
@@ -191,6 +306,7 @@ impl Shared {
                 "credentials not issued"
             ),
         }
+        self.gate.heed(result.as_ref().map(drop), (self.jitter)());
         self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
         result
     }
@@ -213,24 +329,57 @@ struct Tenure {
 impl Tenure {
     async fn keep(self, wake: Arc<Notify>) {
         loop {
-            let result = self.cache.issue(&self.session).await;
-            let limit = self.session.duration;
-            self.with_slot(|slot, now| {
-                slot.entry.finish(result, limit, now, jitter());
-                slot.fetched.send_replace(());
-            });
             while let Some(until) = match self.next() {
                 Next::Drop => return,
                 Next::Fetch => None,
-                Next::Sleep(until) => Some(until),
+                Next::Idle => Some(None),
+                Next::Sleep(until) => Some(Some(until)),
             } {
+                let rest = async {
+                    match until {
+                        Some(until) => sleep_until(until).await,
+                        None => pending().await,
+                    }
+                };
                 tokio::select! {
                     () = self.cache.shutdown.cancelled() => return,
-                    () = sleep_until(until) => {}
+                    () = rest => {}
                     () = wake.notified() => {}
                 }
             }
+            let Some(place) = self.turn(&wake).await else { return };
+            let result = self.cache.issue(&self.session).await;
+            drop(place);
+            let (limit, jitter) = (self.session.duration, self.cache.jitter);
+            self.with_slot(|slot, now| {
+                slot.place = None;
+                slot.entry.finish(result, limit, now, jitter());
+                slot.fetched.send_replace(());
+            });
         }
+    }
+
+    /// Waits for its turn at STS; `None` when the entry is gone, or at a shutdown.
+    async fn turn(&self, wake: &Notify) -> Option<Place> {
+        let queued = Instant::now();
+        let mut place = self.with_slot(|slot, _| {
+            let place = self.cache.gate.join(slot.pod.clone(), slot.entry.rank());
+            slot.place = Some(place.id());
+            place
+        })?;
+        loop {
+            // Who waits during a drain is still served.
+            let is_ahead = self.with_slot(|slot, _| slot.entry.rank())? == Rank::Ahead;
+            tokio::select! {
+                biased;
+                () = self.cache.shutdown.cancelled(), if is_ahead => return None,
+                () = place.turn() => break,
+                () = wake.notified() => {}
+            }
+        }
+        let rank = self.with_slot(|slot, _| slot.entry.rank())?;
+        self.cache.metrics.turn(rank, queued.elapsed());
+        Some(place)
     }
 
     /// What to do next; an entry to drop is gone when this returns, before anybody can ask it again.
@@ -243,11 +392,10 @@ impl Tenure {
         next
     }
 
-    fn with_slot(&self, change: impl FnOnce(&mut Slot, Now)) {
+    /// `None` when the slot is gone.
+    fn with_slot<T>(&self, change: impl FnOnce(&mut Slot, Now) -> T) -> Option<T> {
         let now = self.cache.now();
-        if let Some(slot) = self.slot_of(&mut self.cache.slots()) {
-            change(slot, now);
-        }
+        self.slot_of(&mut self.cache.slots()).map(|slot| change(slot, now))
     }
 
     /// Its own slot: another entry may have the same key since this one was evicted.

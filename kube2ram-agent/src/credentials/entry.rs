@@ -3,10 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{CredentialError, Credentials, IssueError, IssueErrorKind};
+use super::{CredentialError, Credentials, IssueError, IssueErrorKind, turns::Rank};
 
 /// Both clocks: expiry is told by the wall, which may jump, so waiting and ageing go by the other one.
 #[derive(Clone, Copy)]
@@ -22,8 +22,11 @@ pub(super) struct Entry {
     failure: Option<Arc<IssueError>>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
-    /// Whether anybody asked since the last fetch ended.
-    used: bool,
+    /// Whether somebody has waited since the last fetch ended.
+    wanted: bool,
+    asked_at: Option<Instant>,
+    /// Whether a pod that is alive has a claim to it.
+    claimed: bool,
 }
 
 /// What an entry says to who asks.
@@ -43,71 +46,80 @@ pub(super) enum Next {
     Drop,
     /// Fetch.
     Fetch,
+    /// Wait until woken.
+    Idle,
     /// Wait, unless woken.
     Sleep(Instant),
 }
 
+#[derive(Clone, Copy)]
 enum Phase {
-    /// Nobody used it since the last fetch: kept while it may be of use, but not refreshed.
-    Dormant { until: Instant },
     /// The keeper fetches, or has been told to.
     Fetching,
-    /// Until the next refresh, or the end of a back-off.
+    /// Denied, and the denial is no longer taken for granted: the next one who asks finds out.
+    Forgotten,
+    /// Until the first fetch, the next refresh, or the end of a back-off.
     Resting { until: Instant },
 }
 
 struct Held {
     credentials: Arc<Credentials>,
-    /// From here on better ones are worth waiting for.
-    stale_at: Instant,
+    /// With less left, better ones are worth waiting for.
+    floor: Duration,
     /// When they expire even if the wall clock denies it.
     ends_at: Instant,
 }
 
 impl Held {
-    fn is_usable(&self, now: Now) -> bool {
+    /// What is left by either clock: the wall's may have jumped, and the other one stands still while the machine sleeps.
+    fn left(&self, now: Now) -> Duration {
         let by_wall = self.credentials.expires_at.duration_since(now.wall);
         let by_tick = self.ends_at.saturating_duration_since(now.tick);
-        by_wall > SignedDuration::from_secs(MIN_LEFT.as_secs().cast_signed()) && by_tick > MIN_LEFT
+        Duration::try_from(by_wall).unwrap_or_default().min(by_tick)
     }
 }
 
 impl Entry {
-    /// A new entry, whose keeper is about to fetch.
-    pub(super) fn new() -> Self {
-        Self { phase: Phase::Fetching, held: None, failure: None, failures: 0, used: true }
+    /// A new entry that somebody asks for; its keeper is about to fetch.
+    pub(super) fn asked(now: Now) -> Self {
+        Self { wanted: true, asked_at: Some(now.tick), ..Self::planned(Phase::Fetching, false) }
+    }
+
+    /// A new entry that a pod has a claim to; its keeper fetches at `at`, or when somebody asks.
+    pub(super) fn claimed(at: Instant) -> Self {
+        Self::planned(Phase::Resting { until: at }, true)
+    }
+
+    fn planned(phase: Phase, claimed: bool) -> Self {
+        Self { phase, held: None, failure: None, failures: 0, wanted: false, asked_at: None, claimed }
     }
 
     /// Answers; the flag says that the keeper must be woken.
     pub(super) fn ask(&mut self, now: Now) -> (Answer, bool) {
-        self.used = true;
-        let held = self.held.as_ref().filter(|held| held.is_usable(now));
-        let credentials = held.map(|held| Arc::clone(&held.credentials));
-        if let Phase::Resting { until } = self.phase {
-            match (credentials, &self.failure) {
-                (Some(credentials), _) => return (Answer::Hit(credentials), false),
-                (None, Some(failure)) => {
-                    let retry_after = until.saturating_duration_since(now.tick);
-                    let source = Arc::clone(failure);
-                    return (Answer::Failed(CredentialError::Issue { source, retry_after }), false);
-                }
-                // The wall clock has jumped.
-                (None, None) => {
-                    self.phase = Phase::Fetching;
-                    return (Answer::Wait(None), true);
-                }
+        self.asked_at = Some(now.tick);
+        let held = self.held.as_ref().map(|held| (held, held.left(now)));
+        let usable = held.filter(|(_, left)| *left > MIN_LEFT);
+        let credentials = usable.map(|(held, _)| Arc::clone(&held.credentials));
+        let is_above = usable.is_some_and(|(held, left)| left >= held.floor);
+        if let Some(credentials) = credentials.as_ref().filter(|_| is_above) {
+            return (Answer::Hit(Arc::clone(credentials)), false);
+        }
+        self.wanted = true;
+        // Below the floor only while STS fails: then waiting for it would help nobody.
+        if let Some(credentials) = credentials.as_ref().filter(|_| self.failure.is_some()) {
+            return (Answer::Hit(Arc::clone(credentials)), false);
+        }
+        if let (Phase::Resting { until }, Some(failure)) = (self.phase, &self.failure) {
+            let retry_after = until.saturating_duration_since(now.tick);
+            // A longer rest was meant for what nobody asks for.
+            if retry_after <= BACK_OFF_LIMIT || failure.retry_after.is_some() {
+                let source = Arc::clone(failure);
+                return (Answer::Failed(CredentialError::Issue { source, retry_after }), false);
             }
         }
-
         let wake = !matches!(self.phase, Phase::Fetching);
         self.phase = Phase::Fetching;
-        let answer = match credentials {
-            Some(credentials) if held.is_some_and(|held| now.tick < held.stale_at) => {
-                Answer::Hit(credentials)
-            }
-            credentials => Answer::Wait(credentials),
-        };
-        (answer, wake)
+        (Answer::Wait(credentials), wake)
     }
 
     /// Takes in what a fetch brought. `lifetime_limit` is what was asked for: a wall clock that is late must not lengthen it.
@@ -121,10 +133,11 @@ impl Entry {
     ) {
         let wait = match result.and_then(|credentials| Self::fresh(credentials, now, lifetime_limit)) {
             Ok((held, lifetime)) => {
+                let refresh_in = (lifetime - held.floor).min(lifetime / 2).mul_f64(0.8 + 0.15 * jitter);
                 self.held = Some(held);
                 self.failure = None;
                 self.failures = 0;
-                lifetime.mul_f64(0.45 + 0.1 * jitter)
+                refresh_in
             }
             Err(error) => {
                 let wait = self.back_off(&error, now, jitter);
@@ -132,7 +145,7 @@ impl Entry {
                 wait
             }
         };
-        self.used = false;
+        self.wanted = false;
         self.phase = Phase::Resting { until: now.tick + wait };
     }
 
@@ -140,39 +153,64 @@ impl Entry {
     pub(super) fn next(&mut self, now: Now) -> Next {
         match self.phase {
             Phase::Fetching => Next::Fetch,
-            Phase::Dormant { until } | Phase::Resting { until } if now.tick < until => Next::Sleep(until),
-            Phase::Dormant { .. } => Next::Drop,
-            // A denial is forgotten, and asked about again by whoever comes next.
-            Phase::Resting { .. } if self.failure.as_ref().is_some_and(|f| !f.kind.is_transient()) => {
-                Next::Drop
-            }
-            Phase::Resting { .. } if self.used => {
-                self.phase = Phase::Fetching;
-                Next::Fetch
+            Phase::Forgotten => Next::Idle,
+            Phase::Resting { until } if now.tick < until => Next::Sleep(until),
+            // Of no use to any pod that is alive; but a back-off must not begin anew for one that keeps asking.
+            Phase::Resting { .. } if !self.claimed && (!self.wanted || self.is_denied()) => Next::Drop,
+            Phase::Resting { .. } if self.is_denied() => {
+                self.phase = Phase::Forgotten;
+                self.failure = None;
+                Next::Idle
             }
             Phase::Resting { .. } => {
-                let until =
-                    self.held.as_ref().map_or(now.tick, |held| held.ends_at).max(now.tick + BACK_OFF_LIMIT);
-                self.phase = Phase::Dormant { until };
-                Next::Sleep(until)
+                self.phase = Phase::Fetching;
+                Next::Fetch
             }
         }
     }
 
-    /// Whether nobody would miss it.
+    /// What the fetch that is due is for.
+    pub(super) fn rank(&self) -> Rank {
+        match (self.wanted, self.failures) {
+            (false, _) => Rank::Ahead,
+            (true, 0) => Rank::Demand,
+            (true, _) => Rank::Retry,
+        }
+    }
+
+    /// A pod that is alive has a claim to it.
+    pub(super) fn claim(&mut self) {
+        self.claimed = true;
+    }
+
+    /// No pod that is known has a claim to it. `false` when it must go at once: it had one, or the pod that asked for it should be known by
+    /// now.
+    pub(super) fn unclaim(&mut self, now: Now) -> bool {
+        !self.claimed
+            && self.asked_at.is_some_and(|at| now.tick.saturating_duration_since(at) < CLAIM_PATIENCE)
+    }
+
+    /// Whether no pod has a claim to it, and nobody waits.
     pub(super) fn is_idle(&self) -> bool {
-        !self.used && !matches!(self.phase, Phase::Fetching)
+        !self.claimed && !matches!(self.phase, Phase::Fetching)
+    }
+
+    /// Whether what it would hand out now is below the floor.
+    pub(super) fn is_below_floor(&self, now: Now) -> bool {
+        self.held.as_ref().is_some_and(|held| held.left(now) < held.floor)
+    }
+
+    fn is_denied(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| !failure.kind.is_transient())
     }
 
     fn fresh(credentials: Credentials, now: Now, limit: Duration) -> Result<(Held, Duration), IssueError> {
-        let left = credentials.expires_at.duration_since(now.wall);
-        let lifetime = Duration::try_from(left).unwrap_or_default().min(limit);
-        let held = Held {
-            credentials: Arc::new(credentials),
-            stale_at: now.tick + lifetime.mul_f64(0.6),
-            ends_at: now.tick + lifetime,
-        };
-        if held.is_usable(now) {
+        let [by_wall, by_issuer] =
+            [now.wall, credentials.issued_at].map(|since| credentials.expires_at.duration_since(since));
+        let lifetime = Duration::try_from(by_wall.min(by_issuer)).unwrap_or_default().min(limit);
+        if lifetime > MIN_LEFT {
+            let floor = if lifetime < SHORT_LIFETIME { lifetime / 2 } else { FLOOR };
+            let held = Held { credentials: Arc::new(credentials), floor, ends_at: now.tick + lifetime };
             return Ok((held, lifetime));
         }
         Err(IssueError {
@@ -186,32 +224,43 @@ impl Entry {
     }
 
     fn back_off(&mut self, error: &IssueError, now: Now, jitter: f64) -> Duration {
+        let failures = self.failures;
+        self.failures = failures.saturating_add(1);
         if !error.kind.is_transient() {
             self.held = None;
             return DENIAL_MEMORY;
         }
-        let held = self.held.as_ref().filter(|held| held.is_usable(now));
-        let limit = held.map_or(BACK_OFF_LIMIT, |held| {
+        let left = self.held.as_ref().map(|held| held.left(now)).filter(|left| *left > MIN_LEFT);
+        let limit = match left {
             // The last moment at which asking again still helps before they run out.
-            let left = held.ends_at.saturating_duration_since(now.tick).saturating_sub(MIN_LEFT);
-            left.clamp(BACK_OFF, REFRESH_BACK_OFF_LIMIT)
-        });
-        let doubled = BACK_OFF.saturating_mul(1 << self.failures.min(16));
-        self.failures = self.failures.saturating_add(1);
+            Some(left) => (left - MIN_LEFT).clamp(BACK_OFF, QUIET_BACK_OFF_LIMIT),
+            None if self.wanted => BACK_OFF_LIMIT,
+            None => QUIET_BACK_OFF_LIMIT,
+        };
+        let doubled = BACK_OFF.saturating_mul(1 << failures.min(16));
         let wait = doubled.min(limit).mul_f64(0.5 + 0.5 * jitter);
-        wait.max(error.retry_after.unwrap_or_default().min(RETRY_AFTER_LIMIT))
+        // Whoever is told the same number by STS must not come back at the same moment.
+        let asked = error.retry_after.unwrap_or_default().min(RETRY_AFTER_LIMIT);
+        wait.max(asked.mul_f64(1.0 + 0.25 * jitter))
     }
 }
 
 /// Credentials that are about to expire are not handed out: they would expire on the way.
 const MIN_LEFT: Duration = Duration::from_secs(5);
+/// What is left of credentials when they are handed out, unless STS fails: as long as the real metadata server's always are, and SDKs
+/// fetch again on each call with less (`ack-ram-tool`).
+const FLOOR: Duration = Duration::from_mins(30);
+/// Credentials with a shorter life than this have half of it as their floor: with [`FLOOR`] they would hardly ever rest.
+const SHORT_LIFETIME: Duration = Duration::from_mins(45);
 /// How long a denial is remembered, so that a pod which keeps asking does not reach STS each time.
 const DENIAL_MEMORY: Duration = Duration::from_secs(30);
 /// The first back-off after a transient failure; it doubles.
 const BACK_OFF: Duration = Duration::from_secs(1);
-/// The longest back-off while there is nothing to hand out.
+/// The longest back-off while there is nothing to hand out to those who ask.
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
-/// The longest back-off while what is held is still valid.
-const REFRESH_BACK_OFF_LIMIT: Duration = Duration::from_secs(300);
+/// The longest back-off while what is held is still valid, or nobody asks.
+const QUIET_BACK_OFF_LIMIT: Duration = Duration::from_secs(300);
 /// How much of a wait that STS asks for is granted.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(300);
+/// How long an entry that was asked for may be without a claim: its pod's has not been looked at yet.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(10);

@@ -8,13 +8,25 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::IssueErrorKind;
+use super::{IssueErrorKind, turns::Rank};
 
 /// The credential cache's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     issues: Family<IssueLabels, Counter>,
     issue_seconds: Histogram,
+    turns: Family<TurnLabels, Counter>,
+    turn_seconds: Histogram,
+    /// Fetches that wait for their turn.
+    pub(super) queued: Gauge,
+    /// How often throttling has held back what nobody waits for.
+    pub(super) throttle_pauses: Counter,
+    /// Role sessions that were planned to be fetched before a pod asks.
+    pub(super) prefetches: Counter,
+    /// Role sessions that were dropped because no pod has a claim to them any more, or for want of room.
+    pub(super) dropped: Counter,
+    /// Credentials that were handed out with less left than the floor, because STS failed or was slow.
+    pub(super) below_floor: Counter,
     /// Requests that failed fast: on a remembered failure, or for want of room.
     pub(super) failed: Counter,
     /// Requests that were answered at once.
@@ -38,6 +50,32 @@ impl Metrics {
             "Time until STS answered, its retries included",
             issue_seconds.clone(),
         );
+        let (turns, turn_seconds) =
+            (Family::default(), Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0]));
+        registry.register(
+            "sts_turns",
+            "Turns at STS, by what they were for (demand, retry of what is asked for, ahead of demand)",
+            turns.clone(),
+        );
+        registry.register("sts_turn_wait_seconds", "Time until a turn at STS came", turn_seconds.clone());
+        let queued = Gauge::default();
+        registry.register("sts_queued", "Fetches that wait for their turn at STS", queued.clone());
+        let mut plain = |name, help| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let throttle_pauses =
+            plain("sts_throttle_pauses", "Pauses of all that no pod waits for, because STS throttled");
+        let prefetches = plain("credential_prefetches", "Role sessions to be fetched before a pod asks");
+        let dropped = plain(
+            "credential_cache_dropped",
+            "Role sessions dropped because no pod has a claim to them any more, or for want of room",
+        );
+        let below_floor = plain(
+            "credentials_below_floor",
+            "Credentials handed out with less than 30 minutes left, because STS failed or was slow",
+        );
         let requests = Family::<RequestLabels, Counter>::default();
         registry.register(
             "credential_cache_requests",
@@ -51,6 +89,13 @@ impl Metrics {
         Self {
             issues,
             issue_seconds,
+            turns,
+            turn_seconds,
+            queued,
+            throttle_pauses,
+            prefetches,
+            dropped,
+            below_floor,
             failed: counter("failed"),
             hit: counter("hit"),
             miss: counter("miss"),
@@ -59,11 +104,21 @@ impl Metrics {
         }
     }
 
+    pub(super) fn turn(&self, rank: Rank, waited: Duration) {
+        self.turns.get_or_create(&TurnLabels { rank: rank.as_str() }).inc();
+        self.turn_seconds.observe(waited.as_secs_f64());
+    }
+
     pub(super) fn issued(&self, result: Result<(), IssueErrorKind>, took: Duration) {
         let result = result.err().map_or("ok", IssueErrorKind::as_str);
         self.issues.get_or_create(&IssueLabels { result }).inc();
         self.issue_seconds.observe(took.as_secs_f64());
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TurnLabels {
+    rank: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

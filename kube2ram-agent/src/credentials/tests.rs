@@ -19,8 +19,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::*;
 use crate::{
     clock::Clock,
+    identity::PodUid,
     role::{ExternalId, RoleArn, SessionName, SessionPolicy},
 };
+
+mod day;
+mod fleet;
 
 const LIFE: Duration = Duration::from_hours(1);
 
@@ -116,7 +120,17 @@ impl Bench {
     }
 
     async fn ask(&self, session: &RoleSession) -> Result<Arc<Credentials>, CredentialError> {
-        self.cache.of_session(session.clone()).await
+        self.cache.of_session(session.clone(), &pod(1)).await
+    }
+
+    /// Pod 1 has a claim to these, and asks by itself.
+    fn claim(&self, sessions: &[&str]) {
+        self.claim_all(sessions.iter().map(|role| (session(role), pod(1), false)), Duration::ZERO);
+    }
+
+    fn claim_all(&self, claims: impl IntoIterator<Item = (RoleSession, PodUid, bool)>, spread: Duration) {
+        let claims = claims.into_iter().map(|(session, pod, prefetch)| (session, (pod, prefetch)));
+        self.cache.set_claimed(claims.collect(), spread);
     }
 
     async fn id(&self, session: &RoleSession) -> Box<str> {
@@ -143,8 +157,18 @@ impl Bench {
     }
 }
 
+/// As fast as one likes.
+fn unlimited() -> Limits {
+    let rate = Rate { burst: 10_000, interval: Duration::from_millis(1) };
+    Limits { node: rate, pod: rate, ..Limits::default() }
+}
+
 fn bench() -> Bench {
-    Bench::new(Limits::default())
+    Bench::new(unlimited())
+}
+
+fn pod(n: u32) -> PodUid {
+    PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap()
 }
 
 fn session(role: &str) -> RoleSession {
@@ -167,7 +191,9 @@ async fn many_concurrent_callers_cost_one_issue() {
     let mut callers = JoinSet::new();
     for _ in 0..200 {
         let cache = bench.cache.clone();
-        callers.spawn(async move { cache.of_session(session("a")).await.unwrap().access_key_id.clone() });
+        callers.spawn(
+            async move { cache.of_session(session("a"), &pod(1)).await.unwrap().access_key_id.clone() },
+        );
     }
 
     let ids = callers.join_all().await;
@@ -234,10 +260,11 @@ async fn gives_up_on_an_issuer_that_hangs() {
 async fn refreshes_at_about_half_life_what_is_in_use() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
 
-    sleep(minutes(26)).await;
+    sleep(minutes(23)).await;
     let before = bench.id(&session("a")).await;
-    sleep(minutes(8)).await;
+    sleep(minutes(6)).await;
     let calls = bench.issuer.calls();
     let after = bench.id(&session("a")).await;
 
@@ -246,65 +273,221 @@ async fn refreshes_at_about_half_life_what_is_in_use() {
 
 #[tokio::test(start_paused = true)]
 async fn refreshes_are_spread() {
-    let bench = Bench::new(Limits { concurrent_issues: 100, ..Limits::default() });
+    let bench = Bench::new(Limits { concurrent_issues: 100, ..unlimited() });
     for number in 0..40 {
         bench.ask(&session(&format!("r{number}"))).await.unwrap();
     }
+    let claims = (0..40).map(|number| (session(&format!("r{number}")), pod(1), false));
+    bench.claim_all(claims, Duration::ZERO);
     let mut calls_by_minute = Vec::new();
 
-    for _ in 0..34 {
+    for _ in 0..30 {
         sleep(minutes(1)).await;
         calls_by_minute.push(bench.issuer.calls());
     }
 
-    assert_eq!((calls_by_minute[25], calls_by_minute[33]), (40, 80));
+    assert_eq!((calls_by_minute[22], calls_by_minute[29]), (40, 80));
     calls_by_minute.dedup();
     assert!(calls_by_minute.len() > 3, "{calls_by_minute:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_entry_is_not_refreshed_and_goes_after_its_lifetime() {
+async fn what_no_pod_has_a_claim_to_is_not_refreshed() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
 
-    // One refresh, as it was used after the first fetch; then none.
-    sleep(minutes(75)).await;
-    let (calls, tasks) = (bench.issuer.calls(), bench.tasks.len());
-    sleep(minutes(60)).await;
+    sleep(minutes(29)).await;
 
-    assert_eq!((calls, tasks), (2, 1));
-    assert_eq!((bench.issuer.calls(), bench.tasks.len()), (2, 0));
+    assert_eq!((bench.issuer.calls(), bench.tasks.len()), (1, 0));
     assert!(bench.metrics().contains("credential_cache_entries 0"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_entry_that_is_asked_again_brings_fresh_credentials() {
+async fn what_a_pod_has_a_claim_to_is_refreshed_though_nobody_asks() {
     let bench = bench();
-    bench.ask(&session("a")).await.unwrap();
+    bench.claim_all([(session("a"), pod(1), true)], Duration::ZERO);
 
-    sleep(minutes(80)).await;
-    let answer = bench.ask(&session("a")).await.unwrap();
+    sleep(minutes(24 * 60)).await;
 
-    assert_eq!((&*answer.access_key_id, bench.issuer.calls()), ("STS.3", 3));
-    assert!(bench.metrics().contains(r#"credential_cache_requests_total{cache="refresh"} 1"#));
+    // Each is used for 24 to 28.5 minutes.
+    assert!((51..=61).contains(&bench.issuer.calls()), "{}", bench.issuer.calls());
 }
 
 #[tokio::test(start_paused = true)]
-async fn stale_credentials_are_better_than_none_when_sts_is_slow() {
+async fn credentials_go_with_the_last_pod_that_has_a_claim_to_them() {
+    let bench = bench();
+    let claim = |n| (session("a"), pod(n), true);
+    bench.claim_all([claim(1)], Duration::ZERO);
+    sleep(Duration::from_secs(1)).await;
+    let held = Arc::downgrade(&bench.ask(&session("a")).await.unwrap());
+
+    bench.claim_all([claim(2)], Duration::ZERO);
+    assert!(held.upgrade().is_some(), "another pod has one");
+    bench.claim_all([], Duration::ZERO);
+    sleep(minutes(120)).await;
+
+    assert!(held.upgrade().is_none(), "freed, and with that zeroised");
+    assert_eq!((bench.issuer.calls(), bench.tasks.len()), (1, 0));
+    assert!(bench.metrics().contains("credential_cache_dropped_total 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pod_has_just_asked_for_waits_a_while_for_its_claim() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
-    sleep(minutes(80)).await;
-    *bench.issuer.delay.lock().unwrap() = Duration::from_secs(5);
 
-    let answer = bench.ask(&session("a")).await.unwrap();
+    // Looked up before the pod was known.
+    bench.claim_all([], Duration::ZERO);
+    assert_eq!(&*bench.id(&session("a")).await, "STS.1");
+    sleep(Duration::from_secs(11)).await;
+    bench.claim_all([], Duration::ZERO);
 
-    assert_eq!(&*answer.access_key_id, "STS.2");
+    assert!(bench.metrics().contains("credential_cache_entries 0"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn prefetches_are_spread_and_a_pod_that_asks_does_not_wait_for_its_own() {
+    let bench = Bench::new(Limits { jitter: || 0.5, ..unlimited() });
+    let claims = (0..50).map(|n| (session(&format!("r{n}")), pod(n), true));
+    bench.claim_all(claims, minutes(20));
+
+    let before = Instant::now();
+    let answer = bench.ask(&session("r7")).await;
+    let (took, calls) = (before.elapsed(), bench.issuer.calls());
+    sleep(minutes(9)).await;
+    let early = bench.issuer.calls();
+    sleep(minutes(2)).await;
+
+    assert!(answer.is_ok() && took < Duration::from_millis(100), "{took:?}");
+    assert_eq!((calls, early, bench.issuer.calls()), (1, 1, 50));
+    assert!(bench.metrics().contains("credential_prefetches_total 50"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_overtakes_queued_prefetches_on_a_cold_start() {
+    let bench =
+        Bench::new(Limits { node: Rate { burst: 1, interval: Duration::from_secs(1) }, ..unlimited() });
+    bench.claim_all((0..100).map(|n| (session(&format!("r{n}")), pod(n), true)), Duration::ZERO);
+    sleep(Duration::from_millis(100)).await;
+
+    // One that is queued, and one that nobody has thought of.
+    let queued = bench.cache.of_session(session("r99"), &pod(99)).await;
+    let (first, new) = (queued.is_err(), bench.cache.of_session(session("new"), &pod(200)).await);
+    sleep(Duration::from_secs(1)).await;
+
+    assert!(first && new.is_err(), "one a second takes longer than a pod waits");
+    assert!(bench.cache.of_session(session("r99"), &pod(99)).await.is_ok());
+    assert!(bench.cache.of_session(session("new"), &pod(200)).await.is_ok());
+    assert!(bench.issuer.calls() <= 4, "{}", bench.issuer.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_changes_its_role_in_a_loop_starves_nobody_and_spares_sts() {
+    let bench = Bench::new(Limits::default());
+    let cache = bench.cache.clone();
+    let hostile = tokio::spawn(async move {
+        for n in 0..1200_u32 {
+            let role = session(&format!("hostile{n}"));
+            cache.set_claimed([(role.clone(), (pod(1), true))].into(), Duration::ZERO);
+            let _late = timeout(Duration::from_millis(250), cache.of_session(role, &pod(1))).await;
+            sleep(Duration::from_millis(250)).await;
+        }
+    });
+    let mut slowest = Duration::ZERO;
+
+    for n in 0..20 {
+        sleep(Duration::from_secs(10)).await;
+        let before = Instant::now();
+        bench.cache.of_session(session(&format!("victim{n}")), &pod(100 + n)).await.unwrap();
+        slowest = slowest.max(before.elapsed());
+    }
+    let calls = bench.issuer.calls();
+    hostile.abort();
+
+    assert!(slowest < Duration::from_millis(100), "{slowest:?}");
+    // Twenty for the others, four at once and one in fifteen seconds for it.
+    assert!(calls <= 20 + 4 + 200 / 15 + 1, "{calls}");
+    assert!(calls > 30, "{calls}: it gets its own share");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_failing_sessions_does_not_hold_up_another_pods_first() {
+    let bench = Bench::new(Limits::default());
+    bench.issuer.fail(IssueErrorKind::Unavailable, 1_000_000);
+    let mut crowd = JoinSet::new();
+    for n in 0..300 {
+        let cache = bench.cache.clone();
+        crowd.spawn(async move {
+            for _ in 0..200 {
+                let _failed = cache.of_session(session(&format!("r{n}")), &pod(n)).await;
+                sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    // Every one of them has failed at least once.
+    sleep(minutes(1)).await;
+    bench.issuer.failures.lock().unwrap().clear();
+
+    let before = Instant::now();
+    let answer = bench.cache.of_session(session("victim"), &pod(5000)).await;
+
+    assert!(answer.is_ok(), "{answer:?}");
+    assert!(before.elapsed() < Duration::from_millis(300), "{:?}", before.elapsed());
+    // The node's burst, and ten a second.
+    assert!(bench.issuer.calls() <= 50 + 10 * 62, "{}", bench.issuer.calls());
+    crowd.abort_all();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_sts_throttles_only_first_requests_reach_it() {
+    let bench = bench();
+    bench.claim_all((0..200).map(|n| (session(&format!("r{n}")), pod(n), true)), Duration::ZERO);
+    bench.issuer.fail(IssueErrorKind::Throttled, 1);
+    sleep(Duration::from_millis(900)).await;
+    let (paused, queued) = (bench.issuer.calls(), bench.metrics());
+
+    let asked = bench.ask(&session("r150")).await;
+    sleep(Duration::from_secs(2)).await;
+
+    assert!(paused <= 8, "{paused}: those that were on their way");
+    assert!(queued.contains("sts_throttle_pauses_total 1"), "{queued}");
+    assert!(asked.is_ok());
+    assert!(bench.issuer.calls() >= 200, "{}", bench.issuer.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_role_is_asked_about_again_only_when_a_pod_asks() {
+    let bench = bench();
+    bench.issuer.fail(IssueErrorKind::Denied, 1);
+    bench.claim_all([(session("a"), pod(1), true)], Duration::ZERO);
+
+    sleep(minutes(600)).await;
+    let calls = bench.issuer.calls();
+
+    assert_eq!(calls, 1);
+    assert!(bench.ask(&session("a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_asked_for_while_sts_failed_is_tried_at_once_when_a_pod_asks() {
+    let bench = bench();
+    bench.issuer.fail(IssueErrorKind::Unavailable, 12);
+    bench.claim_all([(session("a"), pod(1), true)], Duration::ZERO);
+    while bench.issuer.calls() < 12 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+
+    let answer = bench.ask(&session("a")).await;
+
+    assert_eq!(&*answer.unwrap().access_key_id, "STS.13");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_transient_failure_keeps_what_is_valid_and_nothing_else() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
     bench.issuer.fail(IssueErrorKind::Unavailable, 1000);
 
     let answered = bench.answered_for(&session("a")).await;
@@ -323,6 +506,7 @@ async fn a_transient_failure_keeps_what_is_valid_and_nothing_else() {
 async fn base_credentials_that_fail_keep_what_is_valid() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
     bench.issuer.fail(IssueErrorKind::BaseCredentials, 1);
 
     sleep(minutes(33)).await;
@@ -370,11 +554,12 @@ async fn a_denial_is_remembered_and_then_asked_about_again() {
 async fn a_denied_refresh_evicts_what_is_still_valid() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
     bench.issuer.fail(IssueErrorKind::Denied, 1);
 
     let answered = bench.answered_for(&session("a")).await;
 
-    assert!((minutes(26)..minutes(34)).contains(&answered), "{answered:?}");
+    assert!((minutes(24)..minutes(29)).contains(&answered), "{answered:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,11 +572,13 @@ async fn throttling_is_waited_out_as_long_as_sts_asks() {
     sleep(Duration::from_secs(89)).await;
     let second = bench.error(&session("a")).await;
     let calls = bench.issuer.calls();
-    sleep(Duration::from_secs(2)).await;
+    // The node's pause is twice a minute at the most.
+    sleep(Duration::from_secs(35)).await;
 
     assert_eq!(first.kind(), ErrorKind::Issue(IssueErrorKind::Throttled));
-    assert_eq!((first.retry_after(), calls), (Some(asked), 1));
-    assert!(second.retry_after().unwrap() <= Duration::from_secs(1));
+    assert_eq!(calls, 1);
+    assert!((asked..asked * 5 / 4).contains(&first.retry_after().unwrap()), "spread over a quarter more");
+    assert!(second.retry_after().unwrap() <= first.retry_after().unwrap() - Duration::from_secs(89));
     assert!(bench.ask(&session("a")).await.is_ok());
 }
 
@@ -421,6 +608,7 @@ async fn a_clock_that_jumps_forward_brings_fresh_credentials() {
 async fn a_clock_that_jumps_back_does_not_lengthen_a_life() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
     bench.clock.jump_seconds.store(-86_400, Ordering::SeqCst);
     bench.issuer.fail(IssueErrorKind::Unavailable, 1000);
 
@@ -450,15 +638,15 @@ async fn everything_that_changes_the_answer_is_the_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_cache_makes_room_of_what_is_idle_only() {
-    let bench = Bench::new(Limits { sessions: 2, ..Limits::default() });
+async fn a_full_cache_makes_room_of_what_no_pod_has_a_claim_to() {
+    let bench = Bench::new(Limits { sessions: 2, ..unlimited() });
     bench.ask(&session("a")).await.unwrap();
     bench.ask(&session("b")).await.unwrap();
 
+    bench.claim(&["a", "b"]);
     let refused = bench.error(&session("c")).await;
-    // Both are refreshed; then only one of them is used.
-    sleep(minutes(34)).await;
-    bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
+    bench.ask(&session("b")).await.unwrap();
     let calls = bench.issuer.calls();
     let taken = bench.ask(&session("c")).await;
     bench.ask(&session("a")).await.unwrap();
@@ -476,7 +664,7 @@ async fn bounds_how_many_are_issued_at_once() {
     let mut callers = JoinSet::new();
     for number in 0..50 {
         let cache = bench.cache.clone();
-        callers.spawn(async move { cache.of_session(session(&format!("r{number}"))).await.is_ok() });
+        callers.spawn(async move { cache.of_session(session(&format!("r{number}")), &pod(1)).await.is_ok() });
     }
 
     let answers = callers.join_all().await;
@@ -519,7 +707,7 @@ async fn a_keeper_that_panics_leaves_no_entry_behind() {
     );
 
     for calls in 1..3 {
-        let error = cache.of_session(session("a")).await.unwrap_err();
+        let error = cache.of_session(session("a"), &pod(1)).await.unwrap_err();
         assert_eq!((error.kind(), issuer.0.load(Ordering::SeqCst)), (ErrorKind::NotReady, calls));
     }
 }

@@ -1,14 +1,21 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
-use std::path::{Path, PathBuf};
+use std::{fmt, path::PathBuf};
 
 use aya::Ebpf;
-use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
-    maps, pins::Pins,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, PassMark, Removed,
+    Targets, boot,
+    links::Link,
+    load, log,
+    maps::{Configuration, PinnedMap},
+    pins::Pins,
+    probe,
+    remove::remove_others,
+    upkeep,
 };
+use crate::telemetry::chain;
 
 /// What the kernel half needs.
 #[derive(Clone, Debug)]
@@ -30,27 +37,17 @@ pub struct Settings {
 }
 
 /// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
-#[derive(Debug)]
 pub struct Datapath {
-    pins: Pins,
-    ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) settings: Settings,
+    pub(super) configuration: Configuration,
+    pub(super) mode: Mode,
+    pub(super) links: Vec<Link>,
+    pub(super) maps: Vec<PinnedMap>,
+    pub(super) targets: Targets,
+    /// Kept for its log.
+    debug: Option<Ebpf>,
 }
-
-/// On the pods' cgroup. Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not
-/// vouched for. The peer names last: they are cosmetic.
-const ON_PODS: [&str; 8] = [
-    program::EGRESS,
-    program::SOCK_OPS,
-    program::CONNECT4,
-    program::CONNECT6,
-    program::SENDMSG4,
-    program::SENDMSG6,
-    program::PEER_NAME4,
-    program::PEER_NAME6,
-];
-
-/// On the root: what sockets from elsewhere need. After the others, which rewrite what is legitimate.
-const ON_ROOT: [&str; 3] = [program::TASK_CONNECT4, program::TASK_CONNECT6, program::TASK_SENDMSG4];
 
 impl Datapath {
     /// Loads, configures and attaches. Blocks for some 30 ms.
@@ -58,30 +55,78 @@ impl Datapath {
     /// # Errors
     /// As named; whatever was in force before stays in force.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
+        Self::attach_layout(settings, Layout::OURS)
+    }
+
+    /// The same with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
+    /// without programs.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_layout(settings: &Settings, layout: Layout) -> Result<Self, DatapathError> {
         check_kernel()?;
-        let pins = Pins::open(&settings.bpf_dir)?;
+        let pins = Pins::open(&settings.bpf_dir, layout)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
-        maps::configure(&pins, settings)?;
-        let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
-            let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
-            tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
-            Ok(())
-        };
-        // An accepted socket belongs to the cgroup that made its listener: there the hand-over happens.
-        if !settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-            ensure("agent", program::SOCK_OPS, &settings.own_cgroup)?;
+        let maps = PinnedMap::open_all(&pins)?;
+        let mut configuration = Configuration::open(&pins)?;
+        configuration.ensure(settings)?;
+        let targets = Targets::open(&pins, settings.agent)?;
+        let mode = Mode::known(&pins);
+        let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        // The links hold the programs.
+        let debug = settings.debug.then_some(ebpf);
+        let settings = settings.clone();
+        let mut datapath = Self { pins, settings, configuration, mode, links, maps, targets, debug };
+        datapath.find_mode()?;
+        datapath.take_out_others()?;
+        Ok(datapath)
+    }
+
+    /// Makes sure that the programs see the sockets of pods.
+    fn find_mode(&mut self) -> Result<(), DatapathError> {
+        match probe::sees_pods(&self.settings) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.mode == Mode::Pods => self.fall_back(),
+            Ok(false) => Err(DatapathError::Blind),
+            Err(error) if upkeep::sockets_may_fall() => Err(error),
+            // Nothing is known that would make them blind there.
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "not probed");
+                Ok(())
+            }
         }
-        for program in ON_PODS {
-            ensure("pods", program, &settings.pods_cgroup)?;
+    }
+
+    /// Whoever was in force before would from here on only be in the way, of the agent itself among others.
+    fn take_out_others(&self) -> Result<(), DatapathError> {
+        let others = remove_others(&self.pins)?;
+        if others != Removed::default() {
+            tracing::info!(
+                programs = others.links,
+                maps = others.maps,
+                "another layout's programs taken out"
+            );
         }
-        for program in ON_ROOT {
-            ensure("root", program, &settings.cgroup_root)?;
+        if boot::retire(&self.settings.bpf_dir)? > 0 {
+            tracing::info!("taken over from the boot guard");
         }
-        if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-            // An agent that ran elsewhere would leave its program, never updated again, in force there.
-            links::remove(&pins.link("agent", program::SOCK_OPS))?;
-        }
-        Ok(Self { pins, ebpf })
+        Ok(())
+    }
+
+    /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
+    pub fn fall_back(&mut self) -> Result<(), DatapathError> {
+        tracing::warn!(
+            "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw \
+             sockets of hostNetwork pods get through until the node boots with cgroup_no_v1=net_cls,net_prio"
+        );
+        // The pinned maps are the same, so this is the same kernel half.
+        let mut ebpf = load::load(&self.pins, self.settings.debug)?;
+        self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
+        self.mode = Mode::Root;
+        if probe::sees_pods(&self.settings)? { Ok(()) } else { Err(DatapathError::Blind) }
     }
 
     /// Reads origins of connections that the host's listener accepted.
@@ -93,11 +138,8 @@ impl Datapath {
     }
 
     /// Sends pods to listeners of their own.
-    ///
-    /// # Errors
-    /// When the pinned map cannot be opened.
-    pub fn targets(&self) -> Result<Targets, DatapathError> {
-        Targets::open(&self.pins)
+    pub fn targets(&self) -> Targets {
+        self.targets.clone()
     }
 
     /// Grants the agent's own sockets their pass.
@@ -116,15 +158,23 @@ impl Datapath {
         Counters::open(&self.pins)
     }
 
-    /// Forwards the kernel half's log, if it has one, until dropped; keeps the pin directory locked meanwhile.
-    pub async fn run(self, debug: bool) {
-        let Self { pins: _locked, ebpf } = self;
-        if debug {
-            log::forward(ebpf).await;
-        } else {
-            drop(ebpf); // the links hold the programs
-        }
-        std::future::pending().await
+    /// Which cgroup the sockets of pods belong to on this node.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Forwards the kernel half's log until dropped, if it has one.
+    pub fn log(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        self.debug.take().map(log::forward)
+    }
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath")
+            .field("pins", &self.pins)
+            .field("links", &self.links)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,11 +1,12 @@
-//! Links: attaches a program to a cgroup and pins the link, or swaps the program under a link that is pinned already. Called by `attach`.
+//! Links: attaches a program to a cgroup and pins the link, or swaps the program under a link that is pinned already; and holds each to what it
+//! should be from then on. Called by `attach` and `repair`.
 
 use std::{
     error::Error,
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -17,73 +18,140 @@ use aya::{
 };
 
 use super::{
-    DatapathError, io_error,
+    DatapathError, Drift, io_error,
     load::program_fd,
-    sys::{link_info, link_update, open_pinned},
+    pins::{ensure_pinned, remove},
+    sys::{link_create, link_info, link_update, object_id, open_pinned, pin},
 };
 
-/// What happened to a link.
+/// What happened to a link at a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// There was none.
     Attached,
-    /// There was one on a cgroup that is gone; a new one took its place.
+    /// There was one that was in force nowhere, or elsewhere; a new one took its place.
     Reattached,
     /// The program was swapped.
     Updated,
 }
 
-/// Puts `program` in force on the cgroup, with no moment in which an older one is detached before.
-pub(super) fn ensure(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    cgroup: &Path,
-    pin: &Path,
-) -> Result<Outcome, DatapathError> {
-    let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
-    let id = directory.metadata().map_err(io_error("examine", cgroup))?.ino();
-    match open_pinned(pin) {
-        Ok(link) => {
-            if link_info(&link).map_err(io_error("examine", pin))?.cgroup == id {
-                link_update(&link, program_fd(ebpf, program)?.as_fd()).map_err(io_error("update", pin))?;
-                return Ok(Outcome::Updated);
+/// A program in force on a cgroup. Open, so that removing its pin takes nothing out of force; dropping it leaves the pin, which is what fails closed.
+#[derive(Debug)]
+pub(super) struct Link {
+    name: &'static str,
+    cgroup: PathBuf,
+    pin: PathBuf,
+    program: OwnedFd,
+    program_id: u32,
+    link: OwnedFd,
+    /// What it was attached to last.
+    cgroup_id: u64,
+    attach_type: u32,
+}
+
+impl Link {
+    /// Puts a program in force on a cgroup, with no moment in which an older one is detached before.
+    pub(super) fn ensure(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+        cgroup: &Path,
+        pin: PathBuf,
+    ) -> Result<(Self, Outcome), DatapathError> {
+        let (link, outcome) = match open_pinned(&pin) {
+            Ok(link) if adopt(&link, cgroup, program_fd(ebpf, name)?.as_fd(), &pin)? => {
+                (link, Outcome::Updated)
             }
-            // The cgroup was deleted and made anew: the pinned link is dead. Pinned aside and renamed over it.
-            let mut aside = pin.as_os_str().to_owned();
-            aside.push("_new"); // a bpf file system allows no dot
-            let aside = PathBuf::from(aside);
-            remove(&aside)?; // of an agent that was killed between the pin and the rename
-            attach(ebpf, program, cgroup, &directory, &aside)?;
-            fs::rename(&aside, pin).map_err(io_error("replace", pin))?;
-            Ok(Outcome::Reattached)
+            // The cgroup was deleted and made anew, or somebody detached the link: what is pinned is dead.
+            Ok(_) => {
+                let link = attach(ebpf, name, cgroup, &pin, remove)?;
+                (link, Outcome::Reattached)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let link = attach(ebpf, name, cgroup, &pin, |_| Ok(()))?;
+                (link, Outcome::Attached)
+            }
+            Err(error) => return Err(io_error("open", &pin)(error)),
+        };
+        let program = program_fd(ebpf, name)?.as_fd();
+        let program = program.try_clone_to_owned().map_err(io_error("keep the program of", &pin))?;
+        let program_id = object_id(&program).map_err(io_error("examine the program of", &pin))?;
+        let info = link_info(&link).map_err(io_error("examine", &pin))?;
+        let (cgroup_id, attach_type) = (info.cgroup, info.attach_type);
+        let cgroup = cgroup.to_owned();
+        Ok((Self { name, cgroup, pin, program, program_id, link, cgroup_id, attach_type }, outcome))
+    }
+
+    /// The program's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Compares the link with what it should be, and makes it so. `found` hears of each difference that was made good.
+    ///
+    /// # Errors
+    /// When it is not in force, or not pinned; to be tried again.
+    pub(super) fn repair(&mut self, mut found: impl FnMut(Drift)) -> Result<(), DatapathError> {
+        let today = cgroup_id(&self.cgroup)?;
+        let mut info = link_info(&self.link).map_err(io_error("examine", &self.pin))?;
+        if info.cgroup != today {
+            let directory = File::open(&self.cgroup).map_err(io_error("open", &self.cgroup))?;
+            let link = link_create(&self.program, &directory, self.attach_type)
+                .map_err(|error| attach_error(self.name, &self.cgroup, error.into()))?;
+            found(if self.cgroup_id == today { Drift::Detached } else { Drift::Cgroup });
+            self.link = link;
+            info = link_info(&self.link).map_err(io_error("examine", &self.pin))?;
+            self.cgroup_id = info.cgroup;
+            // Dead as well, or somebody else's.
+            remove(&self.pin)?;
+            return pin(&self.link, &self.pin).map_err(io_error("pin", &self.pin));
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            attach(ebpf, program, cgroup, &directory, pin)?;
-            Ok(Outcome::Attached)
+        if info.program_id != self.program_id {
+            link_update(&self.link, &self.program).map_err(io_error("update", &self.pin))?;
+            found(Drift::Program);
         }
-        Err(error) => Err(io_error("open", pin)(error)),
+        let is_ours = |pinned: &OwnedFd| link_info(pinned).map(|pinned| pinned.id == info.id);
+        if ensure_pinned(&self.link, &self.pin, is_ours)? {
+            found(Drift::LinkPin);
+        }
+        Ok(())
     }
 }
 
-/// Removes a pin, and so the link, if it is there.
-pub(super) fn remove(pin: &Path) -> Result<(), DatapathError> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", pin)(error)),
-        _ => Ok(()),
+/// Swaps the program under a pinned link. Not if the link is in force nowhere or elsewhere, or of another kind: then nothing was done.
+fn adopt(link: &OwnedFd, cgroup: &Path, program: BorrowedFd<'_>, pin: &Path) -> Result<bool, DatapathError> {
+    let info = link_info(link).map_err(io_error("examine", pin))?;
+    if info.cgroup != cgroup_id(cgroup)? {
+        return Ok(false);
+    }
+    match link_update(link, program) {
+        // Of another hook, or no link of a cgroup.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        updated => updated.map(|()| true).map_err(io_error("update", pin)),
     }
 }
 
+fn cgroup_id(cgroup: &Path) -> Result<u64, DatapathError> {
+    fs::metadata(cgroup).map(|metadata| metadata.ino()).map_err(io_error("examine", cgroup))
+}
+
+fn attach_error(program: &'static str, cgroup: &Path, source: Box<dyn Error + Send + Sync>) -> DatapathError {
+    DatapathError::Attach { program, cgroup: cgroup.to_owned(), source }
+}
+
+/// Attaches, then makes room for the pin: should what is pinned be in force on another cgroup, it stays so until then.
 fn attach(
     ebpf: &mut Ebpf,
     name: &'static str,
-    path: &Path,
-    cgroup: &File,
+    cgroup: &Path,
     pin: &Path,
-) -> Result<(), DatapathError> {
-    let failed = |source| DatapathError::Attach { program: name, cgroup: PathBuf::from(path), source };
-    let link = create(ebpf, name, cgroup).map_err(failed)?;
-    // The pin owns the link from here on; ours only closes its descriptor when dropped.
-    link.pin(pin).map(drop).map_err(|error| failed(error.into()))
+    make_room: impl FnOnce(&Path) -> Result<(), DatapathError>,
+) -> Result<OwnedFd, DatapathError> {
+    let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
+    let link = create(ebpf, name, &directory).map_err(|source| attach_error(name, cgroup, source))?;
+    make_room(pin)?;
+    // The pin owns the link from here on; aya's handle only closes its descriptor when dropped.
+    link.pin(pin).map(drop).map_err(|error| attach_error(name, cgroup, error.into()))?;
+    open_pinned(pin).map_err(io_error("open", pin))
 }
 
 /// `Single` is no mode: it leaves the flags 0, as links must have them, and a link is always one of many. Any other mode is EINVAL (aya#1078).

@@ -23,10 +23,11 @@ static DEBUG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 type Layout = (MapType, usize, usize, usize);
 
 /// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the kernel's.
-const LAYOUTS: [(&str, Layout); 7] = [
+const LAYOUTS: [(&str, Layout); 8] = [
     (map::CONFIG, (MapType::Array, 4, size_of::<Config>(), 1)),
     (map::TARGETS, (MapType::Hash, 8, size_of::<Target>(), MAX_TARGETS)),
     (map::HANDSHAKES, (MapType::Hash, size_of::<Handshake>(), size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
+    (map::SHARES, (MapType::Hash, 8, 8, MAX_HANDSHAKES)),
     (map::CLIENTS, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
     (map::ACCEPTED, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
     (map::PASS, (MapType::SkStorage, 4, 4, 0)),
@@ -35,16 +36,20 @@ const LAYOUTS: [(&str, Layout); 7] = [
 
 /// Loads the object and all of its programs; the maps are pinned, or found pinned.
 pub(super) fn load(pins: &Pins, debug: bool) -> Result<Ebpf, DatapathError> {
-    let object = if debug { DEBUG_OBJECT } else { OBJECT };
-    if object.is_empty() {
-        return Err(DatapathError::NoObject);
-    }
-    raise_memlock_limit();
     let mut loader = EbpfLoader::new();
     for (name, layout) in LAYOUTS {
         check_pinned(pins, name, layout)?;
         loader.map_pin_path(name, pins.map(name));
     }
+    load_object(&mut loader, if debug { DEBUG_OBJECT } else { OBJECT })
+}
+
+/// Loads an object and all of its programs.
+pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) -> Result<Ebpf, DatapathError> {
+    if object.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    raise_memlock_limit();
     let mut ebpf = loader.load(object).map_err(|error| load_error("the object", error))?;
     for (name, program) in ebpf.programs_mut() {
         match program {

@@ -23,7 +23,7 @@ impl log::Log for Forward {
     fn flush(&self) {}
 }
 
-/// Reads the log for as long as the agent runs. Cancel safe: what is unread stays in the ring buffer, and a full one drops.
+/// Reads the log for as long as the agent runs, if there is one. Cancel safe: what is unread stays in the ring buffer, and a full one drops.
 ///
 /// Asks on a timer rather than waits on the descriptor: tokio's registration of foreign descriptors is unsafe, and this is for debugging.
 pub(super) async fn forward(mut ebpf: Ebpf) {
@@ -31,7 +31,7 @@ pub(super) async fn forward(mut ebpf: Ebpf) {
         Ok(logger) => logger,
         Err(error) => {
             tracing::warn!(%error, "no log from the kernel half");
-            return;
+            return std::future::pending().await;
         }
     };
     let mut ticks = tokio::time::interval(READ_INTERVAL);

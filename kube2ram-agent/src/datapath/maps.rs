@@ -1,10 +1,11 @@
 //! Typed views of the pinned maps. Called by `attach`; the views are handed to `server`, `cloud` and `admin`.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddrV4,
-    os::fd::{AsRawFd as _, BorrowedFd},
-    sync::Arc,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
@@ -16,7 +17,9 @@ use kube2ram_common::{
 
 use super::{
     AgentAddr, DatapathError, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
-    PassGrant, Settings, io_error, pins::Pins,
+    PassGrant, Settings, io_error,
+    pins::{Pins, ensure_pinned},
+    sys::{object_id, open_pinned},
 };
 use prometheus_client::{
     collector::Collector,
@@ -27,7 +30,7 @@ use prometheus_client::{
 use crate::identity::{CgroupId, cgroup_id};
 
 /// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
-fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
+pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -35,31 +38,89 @@ where
     opened.map_err(|source| DatapathError::Map { what: "open", name, source })
 }
 
-/// Writes what the kernel half must know; done before anything is attached.
-pub(super) fn configure(pins: &Pins, settings: &Settings) -> Result<(), DatapathError> {
-    let failed = |name| move |source| DatapathError::Map { what: "write", name, source };
+/// A map that is pinned. Open, so that it can be pinned again.
+#[derive(Debug)]
+pub(super) struct PinnedMap {
+    name: &'static str,
+    map: OwnedFd,
+    id: u32,
+}
+
+impl PinnedMap {
+    /// Opens all of them.
+    pub(super) fn open_all(pins: &Pins) -> Result<Vec<Self>, DatapathError> {
+        let open = |name| {
+            let path = pins.map(name);
+            let map = open_pinned(&path).map_err(io_error("open", &path))?;
+            let id = object_id(&map).map_err(io_error("examine", &path))?;
+            Ok(Self { name, map, id })
+        };
+        map::ALL.into_iter().map(open).collect()
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Pins it again if its pin is gone or another map's, and tells whether something was done.
+    pub(super) fn repair(&self, pins: &Pins) -> Result<bool, DatapathError> {
+        let is_ours = |pinned: &OwnedFd| object_id(pinned).map(|id| id == self.id);
+        ensure_pinned(&self.map, &pins.map(self.name), is_ours)
+    }
+}
+
+/// The configuration that today's cgroups and these settings ask for.
+fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
     let Settings { metadata: MetadataAddr(metadata), agent: AgentAddr(agent), pods_cgroup, .. } = settings;
-    let config = Config {
+    Ok(Config {
         pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
         metadata_addr_be: addr_be(*metadata.ip()),
         agent_addr_be: addr_be(*agent.ip()),
         metadata_port_be: port_be(metadata.port()),
         agent_port_be: port_be(agent.port()),
         reserved: 0,
-    };
-    open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;
-    let mut targets = Targets::open(pins)?;
-    targets.set(DEFAULT_TARGET, HOST_LISTENER, *agent)?;
-    targets.forget_pods()
+    })
 }
 
-/// Where pods are redirected to, by the pod's cgroup.
+/// What the kernel half must know of the node and the cloud.
+pub(super) struct Configuration(Array<MapData, Config>);
+
+impl Configuration {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        open(pins, map::CONFIG).map(Self)
+    }
+
+    /// Writes it unless it is there, and tells whether something was done.
+    pub(super) fn ensure(&mut self, settings: &Settings) -> Result<bool, DatapathError> {
+        let failed = |what| move |source| DatapathError::Map { what, name: map::CONFIG, source };
+        let wanted = wanted_config(settings)?;
+        if self.0.get(&0, 0).map_err(failed("read"))? == wanted {
+            return Ok(false);
+        }
+        self.0.set(0, wanted, 0).map_err(failed("write"))?;
+        Ok(true)
+    }
+}
+
+/// Where pods are redirected to, by the pod's cgroup. Remembers what it wrote, so that it can be written again.
+#[derive(Clone, Debug)]
+pub struct Targets(Arc<Mutex<Written>>);
+
 #[derive(Debug)]
-pub struct Targets(HashMap<MapData, u64, Target>);
+struct Written {
+    map: HashMap<MapData, u64, Target>,
+    /// As many as the map has room for.
+    wanted: BTreeMap<u64, Target>,
+}
 
 impl Targets {
-    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        open(pins, map::TARGETS).map(Self)
+    /// Opens the map, and sends all pods to the host's listener: nobody listens any more where a former agent did.
+    pub(super) fn open(pins: &Pins, host: AgentAddr) -> Result<Self, DatapathError> {
+        let mut written = Written { map: open(pins, map::TARGETS)?, wanted: BTreeMap::new() };
+        written.set(DEFAULT_TARGET, target(HOST_LISTENER, host.0))?;
+        written.repair()?;
+        Ok(Self(Arc::new(Mutex::new(written))))
     }
 
     /// Sends a pod's connections to a listener of its own, which must be listening.
@@ -67,43 +128,75 @@ impl Targets {
     /// # Errors
     /// When the map is full, or the kernel refuses; what held for the pod before still does.
     pub fn insert(
-        &mut self,
+        &self,
         pod: CgroupId,
         listener: ListenerId,
         addr: SocketAddrV4,
     ) -> Result<(), DatapathError> {
-        self.set(pod.0, listener, addr)
+        self.written().set(pod.0, target(listener, addr))
     }
 
     /// Sends a pod's connections to the host's listener again. Call it before the pod's own is closed.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn remove(&mut self, pod: CgroupId) -> Result<(), DatapathError> {
-        match self.0.remove(&pod.0) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Ok(()) => Ok(()),
-            Err(source) => Err(DatapathError::Map { what: "remove from", name: map::TARGETS, source }),
-        }
+    pub fn remove(&self, pod: CgroupId) -> Result<(), DatapathError> {
+        self.written().remove(pod.0)
     }
 
-    fn set(&mut self, cgroup: u64, listener: ListenerId, addr: SocketAddrV4) -> Result<(), DatapathError> {
-        let target = Target {
-            listener: listener.0,
-            addr_be: addr_be(*addr.ip()),
-            port_be: port_be(addr.port()),
-            reserved: 0,
-        };
+    /// Compares the map with what was written, and makes it so: tells how many entries were missing, altered or somebody else's.
+    pub(super) fn repair(&self) -> Result<usize, DatapathError> {
+        self.written().repair()
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn target(listener: ListenerId, addr: SocketAddrV4) -> Target {
+    Target { listener: listener.0, addr_be: addr_be(*addr.ip()), port_be: port_be(addr.port()), reserved: 0 }
+}
+
+impl Written {
+    fn set(&mut self, cgroup: u64, target: Target) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
-        self.0.insert(cgroup, target, 0).map_err(failed)
+        self.map.insert(cgroup, target, 0).map_err(failed)?;
+        self.wanted.insert(cgroup, target);
+        Ok(())
     }
 
-    /// Removes what a former agent left: nobody listens there any more.
-    fn forget_pods(&mut self) -> Result<(), DatapathError> {
+    fn remove(&mut self, cgroup: u64) -> Result<(), DatapathError> {
+        match self.map.remove(&cgroup) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
+            Ok(()) => {}
+            Err(source) => {
+                return Err(DatapathError::Map { what: "remove from", name: map::TARGETS, source });
+            }
+        }
+        self.wanted.remove(&cgroup);
+        Ok(())
+    }
+
+    fn repair(&mut self) -> Result<usize, DatapathError> {
         let failed = |source| DatapathError::Map { what: "read", name: map::TARGETS, source };
-        let cgroups = self.0.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        let mut pods = cgroups.into_iter().filter(|cgroup| *cgroup != DEFAULT_TARGET);
-        pods.try_for_each(|pod| self.remove(CgroupId(pod)))
+        let found = self.map.keys().collect::<Result<BTreeSet<_>, _>>().map_err(failed)?;
+        let mut repaired = 0;
+        // First, because they take the room of those that are missing.
+        for cgroup in found.iter().filter(|cgroup| !self.wanted.contains_key(cgroup)) {
+            let failed = |source| DatapathError::Map { what: "remove from", name: map::TARGETS, source };
+            self.map.remove(cgroup).map_err(failed)?;
+            repaired += 1;
+        }
+        for (cgroup, target) in &self.wanted {
+            if found.contains(cgroup) && self.map.get(cgroup, 0).map_err(failed)? == *target {
+                continue;
+            }
+            let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
+            self.map.insert(*cgroup, *target, 0).map_err(failed)?;
+            repaired += 1;
+        }
+        Ok(repaired)
     }
 }
 
@@ -148,17 +241,17 @@ impl Origins for AcceptedOrigins {
 
 /// Grants the pass through the pinned map, which only root can open.
 #[derive(Debug)]
-pub struct PassMark(std::sync::Mutex<SkStorage<MapData, u32>>);
+pub struct PassMark(Mutex<SkStorage<MapData, u32>>);
 
 impl PassMark {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        Ok(Self(std::sync::Mutex::new(open(pins, map::PASS)?)))
+        Ok(Self(Mutex::new(open(pins, map::PASS)?)))
     }
 }
 
 impl PassGrant for PassMark {
     fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut marks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         marks.insert(&socket.as_raw_fd(), 1, 0).map_err(io::Error::other)
     }
 }

@@ -1,15 +1,17 @@
-//! Takes the kernel half out of force, of every layout that ever was in the directory. Called by `uninstall`.
+//! Takes the kernel half out of force: all of it, or that of other layouts once this one's is in force. Called by `uninstall` and `attach`.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use kube2ram_common::names::program;
 
 use super::{
-    DatapathError, io_error,
-    pins::lock,
+    DatapathError, boot, io_error, pins,
+    pins::{Pins, lock},
     sys::{link_detach, open_pinned},
 };
 
@@ -22,36 +24,18 @@ pub struct Removed {
     pub maps: usize,
 }
 
+/// A handshake between pod and agent takes microseconds, a task that is not run in the middle of its connect(2) some milliseconds.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(50);
+
 /// Detaches all programs and removes all pins below `bpf_dir`; what is not there needs not be removed.
 ///
 /// # Errors
 /// [`DatapathError::Locked`] when an agent runs: nothing was removed. Others may leave a part, which still denies.
 pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     let mut removed = Removed::default();
-    if !bpf_dir.exists() {
-        return Ok(removed);
-    }
-    let _lock = lock(bpf_dir)?;
-    let layouts = children(bpf_dir)?;
-    let layouts: Vec<_> = layouts.into_iter().filter(|path| is_layout(path)).collect();
-    let mut links = Vec::new();
-    for place in layouts.iter().map(|layout| children(&layout.join("links"))) {
-        for place in place? {
-            links.extend(children(&place)?);
-        }
-    }
-    links.sort_by_key(|link| stage(link));
-    for link in links {
-        // Unpinning alone lets the program run for a moment longer.
-        let opened = open_pinned(&link).map_err(io_error("open", &link))?;
-        link_detach(opened).map_err(io_error("detach", &link))?;
-        fs::remove_file(&link).map_err(io_error("remove", &link))?;
-        removed.links += 1;
-    }
-    for layout in &layouts {
-        removed.maps += children(&layout.join("maps"))?.len();
-        fs::remove_dir_all(layout).map_err(io_error("remove", layout))?;
-    }
+    let Some(_lock) = lock(bpf_dir)? else { return Ok(removed) };
+    take_out(&layouts(bpf_dir)?, Duration::ZERO, &mut removed)?;
+    removed.links += boot::forget(bpf_dir)?;
     match fs::remove_dir(bpf_dir) {
         // A mount point, or with something in it that is not ours.
         Err(error)
@@ -61,25 +45,80 @@ pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     Ok(removed)
 }
 
-/// Egress denies whatever the others no longer redirect, so it goes last; the hand-over is of use as long as somebody redirects.
-fn stage(link: &Path) -> u8 {
+/// Does the same with all layouts but this one, whose programs are in force already.
+///
+/// Until the others' connect hooks are gone, theirs run first, and ours see what they rewrote: an address of the other agent, which passes. From then on ours
+/// redirect. What the others redirected last gets the time to be handed over before their hand-over ends.
+pub(super) fn remove_others(pins: &Pins) -> Result<Removed, DatapathError> {
+    let mut others = layouts(pins.bpf_dir())?;
+    others.retain(|layout| *layout != pins.directory());
+    let mut removed = Removed::default();
+    take_out(&others, HANDSHAKE_GRACE, &mut removed)?;
+    Ok(removed)
+}
+
+fn take_out(layouts: &[PathBuf], grace: Duration, removed: &mut Removed) -> Result<(), DatapathError> {
+    let mut links = Vec::new();
+    for layout in layouts {
+        for place in children(&layout.join("links"))? {
+            links.extend(children(&place)?);
+        }
+    }
+    links.sort_by_key(|link| stage(link));
+    let mut reached = Stage::PeerName;
+    for link in links {
+        if reached < Stage::HandOver && stage(&link) >= Stage::HandOver {
+            thread::sleep(grace);
+        }
+        reached = stage(&link);
+        // Unpinning alone lets the program run for a moment longer.
+        let opened = open_pinned(&link).map_err(io_error("open", &link))?;
+        link_detach(opened).map_err(io_error("detach", &link))?;
+        pins::remove(&link)?;
+        removed.links += 1;
+    }
+    for layout in layouts {
+        removed.maps += children(&layout.join("maps"))?.len();
+        fs::remove_dir_all(layout).map_err(io_error("remove", layout))?;
+    }
+    Ok(())
+}
+
+/// The order in which programs go. Egress denies whatever the others no longer redirect, so it goes last; the hand-over is of use as long as
+/// somebody redirects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    PeerName,
+    Verdict,
+    HandOver,
+    Egress,
+}
+
+fn stage(link: &Path) -> Stage {
     let is = |names: &[&str]| names.iter().any(|name| link.file_name() == Some(name.as_ref()));
     match () {
-        () if is(&[program::PEER_NAME4, program::PEER_NAME6]) => 0,
-        () if is(&[program::SOCK_OPS]) => 2,
-        () if is(&[program::EGRESS]) => 3,
-        () => 1,
+        () if is(&[program::PEER_NAME4, program::PEER_NAME6]) => Stage::PeerName,
+        () if is(&[program::SOCK_OPS]) => Stage::HandOver,
+        () if is(&[program::EGRESS]) => Stage::Egress,
+        () => Stage::Verdict,
     }
 }
 
+/// The directories of all layouts.
+fn layouts(bpf_dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let mut layouts = children(bpf_dir)?;
+    layouts.retain(|path| is_layout(path));
+    Ok(layouts)
+}
+
 /// `v` and a number: the directory of one map layout.
-fn is_layout(path: &Path) -> bool {
+pub(super) fn is_layout(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
     name.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What a directory holds; nothing when there is none.
-fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(io_error("read", directory))?,

@@ -1,10 +1,12 @@
 //! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and `attachment`.
+//! And a child that connects from another cgroup, for `probe`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::{
     ffi::CString,
     io,
+    net::SocketAddrV4,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -12,10 +14,17 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    net::{AddressFamily, SocketType},
+    process::{WaitOptions, waitpid},
+};
+
 // Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -35,24 +44,47 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
+/// Takes the descriptor that a command returned.
+///
+/// # Safety
+/// The command must make a descriptor and return it.
+unsafe fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The `OBJ_*` member of `union bpf_attr`.
+#[repr(C)]
+struct Object {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
 /// Opens a pinned object.
 ///
 /// # Errors
 /// bpf(2)'s; [`io::ErrorKind::NotFound`] when nothing is pinned there.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct ObjGet {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
     let pathname = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = ObjGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the layout of the OBJ_* member; the path outlives the call.
+    let mut attributes = Object { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the path outlives the call.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel just made this descriptor, for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: this command makes a descriptor.
+    unsafe { descriptor(fd) }
+}
+
+/// Pins an object where nothing is.
+///
+/// # Errors
+/// bpf(2)'s; [`io::ErrorKind::AlreadyExists`] when something is there.
+pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes =
+        Object { pathname: pathname.as_ptr() as u64, bpf_fd: number(object.as_fd()), file_flags: 0 };
+    // SAFETY: the path outlives the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
 /// `struct bpf_link_info`, as far as cgroup links fill it.
@@ -60,13 +92,46 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CgroupLinkInfo {
     link_type: u32,
-    id: u32,
-    program_id: u32,
+    /// Never given twice before a reboot.
+    pub(super) id: u32,
+    /// The program that it runs.
+    pub(super) program_id: u32,
     reserved: u32,
-    /// The cgroup that the link is attached to; 0 once that is gone.
+    /// The cgroup that the link is attached to; 0 once that is gone, or somebody detached the link.
     pub(super) cgroup: u64,
-    attach_type: u32,
+    /// The hook.
+    pub(super) attach_type: u32,
     reserved2: u32,
+}
+
+/// What `struct bpf_prog_info` and `struct bpf_map_info` begin with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct ObjectInfo {
+    kind: u32,
+    id: u32,
+}
+
+/// Asks what an object is. The kernel fills as much as there is room for.
+///
+/// # Safety
+/// `I` must be `repr(C)`, integers only.
+unsafe fn info<I: Default>(object: BorrowedFd<'_>) -> io::Result<I> {
+    #[repr(C)]
+    struct GetInfo {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = I::default();
+    let mut attributes = GetInfo {
+        bpf_fd: number(object),
+        info_len: u32::try_from(size_of::<I>()).map_err(io::Error::other)?,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: `info` points to `info_len` writable bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 /// Tells what a link is attached to.
@@ -74,23 +139,41 @@ pub(super) struct CgroupLinkInfo {
 /// # Errors
 /// bpf(2)'s.
 pub(super) fn link_info(link: impl AsFd) -> io::Result<CgroupLinkInfo> {
+    // SAFETY: integers only.
+    unsafe { info(link.as_fd()) }
+}
+
+/// The number of a program or a map, never given twice before a reboot.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn object_id(object: impl AsFd) -> io::Result<u32> {
+    // SAFETY: integers only.
+    unsafe { info::<ObjectInfo>(object.as_fd()) }.map(|info| info.id)
+}
+
+/// Attaches a program to a cgroup, as one of many, for as long as the link is open or pinned.
+///
+/// # Errors
+/// bpf(2)'s; `EPERM` below a program that was attached as exclusive.
+pub(super) fn link_create(program: impl AsFd, cgroup: impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
-    struct GetInfo {
-        bpf_fd: u32,
-        info_len: u32,
-        info: u64,
+    struct LinkCreate {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
     }
-    #[expect(clippy::cast_possible_truncation, reason = "40 bytes")]
-    const INFO_LEN: u32 = size_of::<CgroupLinkInfo>() as u32;
-    let mut info = CgroupLinkInfo::default();
-    let mut attributes = GetInfo {
-        bpf_fd: number(link.as_fd()),
-        info_len: INFO_LEN,
-        info: std::ptr::from_mut(&mut info) as u64,
+    let mut attributes = LinkCreate {
+        prog_fd: number(program.as_fd()),
+        target_fd: number(cgroup.as_fd()),
+        attach_type,
+        flags: 0,
     };
-    // SAFETY: `info` points to `info_len` writable bytes.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    Ok(info)
+    // SAFETY: no pointers.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: this command makes a descriptor.
+    unsafe { descriptor(fd) }
 }
 
 /// Replaces the program of a link, atomically: no connect(2) runs without one.
@@ -159,4 +242,42 @@ pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u3
     // SAFETY: no pointers.
     unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
     Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
+}
+
+/// Connects a datagram socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
+///
+/// # Errors
+/// When there was no child, or it could not join or make a socket.
+pub(super) fn connect_in_child(
+    procs: Option<BorrowedFd<'_>>,
+    to: SocketAddrV4,
+) -> io::Result<io::Result<()>> {
+    // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls, and nothing that allocates.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let status = join_and_connect(procs, to);
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(status) };
+    }
+    let Some(child) = rustix::process::Pid::from_raw(child).filter(|_| child > 0) else {
+        return Err(io::Error::last_os_error());
+    };
+    let waited = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
+    match waited.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(Ok(())),
+        Some(errno) if errno != UNABLE => Ok(Err(io::Error::from_raw_os_error(errno))),
+        _ => Err(io::Error::other("the child could not try")),
+    }
+}
+
+/// An exit status that is no error number; those are what the child ends with, or 0.
+const UNABLE: i32 = 255;
+
+/// What the child does.
+fn join_and_connect(procs: Option<BorrowedFd<'_>>, to: SocketAddrV4) -> i32 {
+    if procs.is_some_and(|procs| rustix::io::write(procs, b"0").is_err()) {
+        return UNABLE;
+    }
+    let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) else { return UNABLE };
+    rustix::net::connect(&socket, &to).map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
 }

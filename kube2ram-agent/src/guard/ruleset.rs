@@ -3,13 +3,24 @@
 
 use std::net::Ipv4Addr;
 
-use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, all_in};
+use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, all_in};
 
-const TABLE: &str = "kube2ram";
-const CHAIN: &str = "forward";
+pub(super) const TABLE: &str = "kube2ram";
+
+/// A chain of the table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
+/// source routing has changed the destination; the second one, being later, knows where a packet came in only from Linux 5.7 on.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    name: &'static str,
+    hook: u32,
+}
+
+const FORWARD: Chain = Chain { name: "forward", hook: NF_INET_FORWARD };
+const POSTROUTING: Chain = Chain { name: "postrouting", hook: NF_INET_POST_ROUTING };
 
 const NFPROTO_IPV4: u8 = 2;
 const NF_INET_FORWARD: u32 = 2;
+const NF_INET_POST_ROUTING: u32 = 4;
 /// `NF_IP_PRI_RAW`: before any firewall's own rules. An *accept* there would not matter, since each chain decides for itself.
 const PRIORITY: i32 = -300;
 const NF_DROP: u32 = 0;
@@ -49,20 +60,20 @@ fn table() -> Vec<Attribute> {
     [table_name(), vec![Attribute::number(NFTA_TABLE_FLAGS, 0)]].concat()
 }
 
-fn chain_name() -> Vec<Attribute> {
+fn chain_name(chain: Chain) -> Vec<Attribute> {
     const NFTA_CHAIN_TABLE: u16 = 1;
     const NFTA_CHAIN_NAME: u16 = 3;
-    vec![Attribute::text(NFTA_CHAIN_TABLE, TABLE), Attribute::text(NFTA_CHAIN_NAME, CHAIN)]
+    vec![Attribute::text(NFTA_CHAIN_TABLE, TABLE), Attribute::text(NFTA_CHAIN_NAME, chain.name)]
 }
 
-fn chain() -> Vec<Attribute> {
+fn base_chain(chain: Chain) -> Vec<Attribute> {
     const NFTA_CHAIN_HOOK: u16 = 4;
     const NFTA_CHAIN_POLICY: u16 = 5;
     const NFTA_CHAIN_TYPE: u16 = 7;
     const NFTA_HOOK_HOOKNUM: u16 = 1;
     const NFTA_HOOK_PRIORITY: u16 = 2;
     let hook = vec![
-        Attribute::number(NFTA_HOOK_HOOKNUM, NF_INET_FORWARD),
+        Attribute::number(NFTA_HOOK_HOOKNUM, chain.hook),
         Attribute::number(NFTA_HOOK_PRIORITY, PRIORITY.cast_unsigned()),
     ];
     let rest = vec![
@@ -70,52 +81,88 @@ fn chain() -> Vec<Attribute> {
         Attribute::number(NFTA_CHAIN_POLICY, NF_ACCEPT),
         Attribute::text(NFTA_CHAIN_TYPE, "filter"),
     ];
-    [chain_name(), rest].concat()
+    [chain_name(chain), rest].concat()
 }
 
-fn rule_place() -> Vec<Attribute> {
+fn rule_place(chain: Chain) -> Vec<Attribute> {
     const NFTA_RULE_TABLE: u16 = 1;
     const NFTA_RULE_CHAIN: u16 = 2;
-    vec![Attribute::text(NFTA_RULE_TABLE, TABLE), Attribute::text(NFTA_RULE_CHAIN, CHAIN)]
+    vec![Attribute::text(NFTA_RULE_TABLE, TABLE), Attribute::text(NFTA_RULE_CHAIN, chain.name)]
 }
 
-/// `ip daddr <metadata> counter drop`.
-fn rule(metadata: Ipv4Addr) -> Vec<Attribute> {
-    const NFTA_RULE_EXPRESSIONS: u16 = 4;
-    const NFT_REG_VERDICT: u32 = 0;
-    const NFT_REG_1: u32 = 1;
+const NFT_REG_VERDICT: u32 = 0;
+const NFT_REG_1: u32 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+
+// Numbers of each expression's own attributes follow their order: NFTA_PAYLOAD_{DREG,BASE,OFFSET,LEN}, NFTA_CMP_{SREG,OP,DATA}, NFTA_META_{DREG,KEY},
+// NFTA_IMMEDIATE_{DREG,DATA}.
+
+/// `ip daddr <metadata>`.
+fn is_for(metadata: Ipv4Addr) -> [Attribute; 2] {
     const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
     /// RFC 791: where the destination stands in the header.
     const DESTINATION: (u32, u32) = (16, 4);
-    const NFT_CMP_EQ: u32 = 0;
-    const NFTA_DATA_VALUE: u16 = 1;
-    const NFTA_DATA_VERDICT: u16 = 2;
-    const NFTA_VERDICT_CODE: u16 = 1;
-    // Numbers of each expression's own attributes follow their order: NFTA_PAYLOAD_{DREG,BASE,OFFSET,LEN}, NFTA_CMP_{SREG,OP,DATA},
-    // NFTA_IMMEDIATE_{DREG,DATA}.
     let load = vec![
         Attribute::number(1, NFT_REG_1),
         Attribute::number(2, NFT_PAYLOAD_NETWORK_HEADER),
         Attribute::number(3, DESTINATION.0),
         Attribute::number(4, DESTINATION.1),
     ];
-    let compare = vec![
-        Attribute::number(1, NFT_REG_1),
-        Attribute::number(2, NFT_CMP_EQ),
-        Attribute::Nest(3, vec![Attribute::Value(NFTA_DATA_VALUE, metadata.octets().into())]),
-    ];
-    let verdict = vec![Attribute::number(NFTA_VERDICT_CODE, NF_DROP)];
-    let drop = vec![
-        Attribute::number(1, NFT_REG_VERDICT),
-        Attribute::Nest(2, vec![Attribute::Nest(NFTA_DATA_VERDICT, verdict)]),
-    ];
-    let expressions = vec![
-        expression("payload", load),
-        expression("cmp", compare),
-        expression("counter", vec![]), // whatever it has counted
-        expression("immediate", drop),
-    ];
-    [rule_place(), vec![Attribute::Nest(NFTA_RULE_EXPRESSIONS, expressions)]].concat()
+    [expression("payload", load), compare(NFT_CMP_EQ, metadata.octets().into())]
+}
+
+/// `iif != 0`: it came in by a device, so it is not from a socket of this namespace. (The socket alone would not tell: one that was closed and still
+/// has something to say has no owner any more.) Linux 5.7.
+fn came_in() -> [Attribute; 2] {
+    const NFT_META_IIF: u32 = 4;
+    [expression("meta", meta(NFT_META_IIF)), compare(NFT_CMP_NEQ, vec![0; 4])]
+}
+
+/// `meta skuid != 4294967295`, which nobody has: true of any socket, and of nothing else. Packets of raw sockets that bring their own header look as if
+/// they had come in.
+fn has_socket() -> [Attribute; 2] {
+    const NFT_META_SKUID: u32 = 10;
+    [expression("meta", meta(NFT_META_SKUID)), compare(NFT_CMP_NEQ, vec![0xff; 4])]
+}
+
+fn meta(key: u32) -> Vec<Attribute> {
+    vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, key)]
+}
+
+fn compare(operator: u32, value: Vec<u8>) -> Attribute {
+    let data = Attribute::Nest(3, vec![Attribute::Value(NFTA_DATA_VALUE, value)]);
+    expression("cmp", vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, operator), data])
+}
+
+fn counter() -> Attribute {
+    expression("counter", vec![]) // whatever it has counted
+}
+
+fn verdict(code: u32) -> Attribute {
+    const NFTA_DATA_VERDICT: u16 = 2;
+    const NFTA_VERDICT_CODE: u16 = 1;
+    let verdict = vec![Attribute::number(NFTA_VERDICT_CODE, code)];
+    let data = vec![Attribute::Nest(NFTA_DATA_VERDICT, verdict)];
+    expression("immediate", vec![Attribute::number(1, NFT_REG_VERDICT), Attribute::Nest(2, data)])
+}
+
+/// `ip daddr <metadata> counter drop` where packets are forwarded; elsewhere `ip daddr <metadata> meta skuid != 4294967295 accept`, then
+/// `ip daddr <metadata> iif != 0 counter drop`.
+fn rules(chain: Chain, metadata: Ipv4Addr) -> Vec<Vec<Attribute>> {
+    const NFTA_RULE_EXPRESSIONS: u16 = 4;
+    let expressions = if chain.hook == NF_INET_FORWARD {
+        vec![[&is_for(metadata)[..], &[counter(), verdict(NF_DROP)]].concat()]
+    } else {
+        vec![
+            [&is_for(metadata)[..], &has_socket(), &[verdict(NF_ACCEPT)]].concat(),
+            [&is_for(metadata)[..], &came_in(), &[counter(), verdict(NF_DROP)]].concat(),
+        ]
+    };
+    let rule =
+        |expressions| [rule_place(chain), vec![Attribute::Nest(NFTA_RULE_EXPRESSIONS, expressions)]].concat();
+    expressions.into_iter().map(rule).collect()
 }
 
 fn expression(name: &str, data: Vec<Attribute>) -> Attribute {
@@ -126,16 +173,24 @@ fn expression(name: &str, data: Vec<Attribute>) -> Attribute {
     Attribute::Nest(NFTA_LIST_ELEM, attributes)
 }
 
-/// Makes the table anew, whatever it was before, in one transaction: the old chain is unhooked when the new one is in place.
+/// Makes the table anew, whatever it was before, in one transaction: the old chains are unhooked when the new ones are in place.
 pub(super) fn install(metadata: Ipv4Addr) -> Vec<Message> {
-    batch(vec![
+    let mut messages = vec![
         // Added first, because what does not exist cannot be deleted.
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table_name()),
         message(NFT_MSG_DELTABLE, 0, table_name()),
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table()),
-        message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain()),
-        message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_ACK, rule(metadata)),
-    ])
+    ];
+    for chain in [FORWARD, POSTROUTING] {
+        messages.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, base_chain(chain)));
+        let rules = rules(chain, metadata).into_iter();
+        messages.extend(rules.map(|rule| message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule)));
+    }
+    // The acknowledgement of the last one is that of all.
+    if let Some(last) = messages.last_mut() {
+        last.flags |= NLM_F_ACK;
+    }
+    batch(messages)
 }
 
 /// Deletes the table. The kernel's error is `ENOENT` when there is none.
@@ -143,21 +198,28 @@ pub(super) fn remove() -> Vec<Message> {
     batch(vec![message(NFT_MSG_DELTABLE, NLM_F_ACK, table_name())])
 }
 
-/// The requests whose replies tell what is in force: table, chain, rules. The former two are errors when there is none.
-pub(super) fn queries() -> [Message; 3] {
-    [
-        message(NFT_MSG_GETTABLE, NLM_F_ACK, table_name()),
-        message(NFT_MSG_GETCHAIN, NLM_F_ACK, chain_name()),
-        message(NFT_MSG_GETRULE, NLM_F_DUMP, rule_place()),
-    ]
+/// The requests whose replies tell what is in force: the table, then chain and rules of each. All but those for rules are errors when there is none.
+pub(super) fn queries() -> Vec<Message> {
+    let of_chain = |chain| {
+        [
+            message(NFT_MSG_GETCHAIN, NLM_F_ACK, chain_name(chain)),
+            message(NFT_MSG_GETRULE, NLM_F_DUMP, rule_place(chain)),
+        ]
+    };
+    let table = message(NFT_MSG_GETTABLE, NLM_F_ACK, table_name());
+    [vec![table], of_chain(FORWARD).into(), of_chain(POSTROUTING).into()].concat()
 }
 
-/// Tells whether the replies are what [`install`] makes: that table, that chain in it, and that rule alone in the chain.
-pub(super) fn is_installed(metadata: Ipv4Addr, replies: &[Vec<Vec<u8>>; 3]) -> bool {
-    [table(), chain(), rule(metadata)]
-        .iter()
-        .zip(replies)
-        .all(|(wanted, found)| matches!(found.as_slice(), [one] if all_in(wanted, one)))
+/// Tells whether the replies are what [`install`] makes: that table, those chains in it, and in each its rules alone, in their order.
+pub(super) fn is_installed(metadata: Ipv4Addr, replies: &[Vec<Vec<u8>>]) -> bool {
+    let wanted = [FORWARD, POSTROUTING]
+        .into_iter()
+        .flat_map(|chain| [vec![base_chain(chain)], rules(chain, metadata)]);
+    let wanted: Vec<_> = [vec![table()]].into_iter().chain(wanted).collect();
+    wanted.len() == replies.len()
+        && wanted.iter().zip(replies).all(|(wanted, found)| {
+            wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, found)| all_in(one, found))
+        })
 }
 
 #[cfg(test)]
@@ -173,7 +235,14 @@ mod tests {
 
     #[test]
     fn only_the_whole_table_is_the_table() {
-        let whole = [told(table()), told(chain()), told(rule(METADATA))];
+        let all = |chain| rules(chain, METADATA).into_iter().flat_map(told).collect::<Vec<_>>();
+        let whole = [
+            told(table()),
+            told(base_chain(FORWARD)),
+            all(FORWARD),
+            told(base_chain(POSTROUTING)),
+            all(POSTROUTING),
+        ];
         let with = |at: usize, reply: Vec<Vec<u8>>| {
             let mut replies = whole.clone();
             replies[at] = reply;
@@ -182,11 +251,13 @@ mod tests {
 
         assert!(is_installed(METADATA, &whole));
         assert!(!is_installed(Ipv4Addr::new(100, 100, 100, 201), &whole));
+        assert!(!is_installed(METADATA, &whole[..4]));
         let dormant = [table_name(), vec![Attribute::number(2, 1)]].concat();
         assert!(!with(0, told(dormant)));
-        for at in 0..3 {
+        for at in 0..whole.len() {
             assert!(!with(at, vec![]), "{at}");
         }
-        assert!(!with(2, [told(rule_place()), told(rule(METADATA))].concat()), "a rule before ours");
+        assert!(!with(2, [told(rule_place(FORWARD)), all(FORWARD)].concat()), "a rule before ours");
+        assert!(!with(4, all(POSTROUTING).into_iter().rev().collect()), "another order");
     }
 }

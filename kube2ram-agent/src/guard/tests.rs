@@ -39,7 +39,10 @@ fn nft_reads_what_was_meant() {
         assert_eq!(
             nft("list ruleset"),
             "table ip kube2ram {\n\tchain forward {\n\t\ttype filter hook forward priority raw; policy accept;\n\
-             \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n}\n"
+             \t\tip daddr 100.100.100.200 counter packets 0 bytes 0 drop\n\t}\n\n\tchain postrouting {\n\
+             \t\ttype filter hook postrouting priority raw; policy accept;\n\
+             \t\tip daddr 100.100.100.200 meta skuid != 4294967295 accept\n\
+             \t\tip daddr 100.100.100.200 iif != 0 counter packets 0 bytes 0 drop\n\t}\n}\n"
         );
     });
 }
@@ -55,7 +58,10 @@ fn makes_anew_what_was_removed_or_changed() {
             "delete table ip kube2ram",
             "flush ruleset",
             "flush chain ip kube2ram forward",
+            "flush chain ip kube2ram postrouting",
             "insert rule ip kube2ram forward accept",
+            "insert rule ip kube2ram postrouting accept",
+            "delete chain ip kube2ram postrouting",
             "add table ip kube2ram { flags dormant; }",
         ];
 
@@ -91,21 +97,56 @@ fn another_metadata_address_replaces_the_rule() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn repairs_by_itself_in_time() {
+fn repairs_in_time_what_it_did_not_hear_of() {
     isolated(|| {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut guard = guard();
             assert!(guard.check());
-            let running = tokio::spawn(guard.run());
+            let running = tokio::spawn(guard.run_with(None));
             tokio::task::yield_now().await;
             nft("delete table ip kube2ram");
 
-            advance(CHECK_INTERVAL).await;
-            tokio::task::yield_now().await;
+            for wait in [PAUSE, CHECK_INTERVAL] {
+                advance(wait).await;
+                tokio::task::yield_now().await;
+            }
 
             assert!(nft("list ruleset").contains("table ip kube2ram"));
+            running.abort();
+        });
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn hears_of_a_change_and_repairs_it_long_before_it_looks() {
+    isolated(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut guard = guard();
+            assert!(guard.check());
+            let whole = nft("list ruleset");
+            let repairs = guard.metrics.repairs.clone();
+            let running = tokio::spawn(guard.run());
+
+            for (before, change) in
+                ["flush ruleset", "insert rule ip kube2ram forward accept"].iter().enumerate()
+            {
+                tokio::task::yield_now().await;
+                nft(change);
+                let repaired = async {
+                    while repairs.get() == before as u64 {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(5), repaired).await.expect(change);
+
+                assert_eq!(nft("list ruleset"), whole, "{change}");
+            }
+            // Others' changes are none of its business, and their number is not bounded.
+            nft("add table ip other");
             running.abort();
         });
     });

@@ -1,7 +1,15 @@
 //! The API server as the agent sees it: two watches, direct lists for what they have not shown yet, and Events.
 //! Puts the other parts of `kubernetes` together; made and run by `app`, asked by `server`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashSet,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Namespace;
@@ -13,9 +21,10 @@ use kube::{
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{
     About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
@@ -23,10 +32,12 @@ use super::{
     events::Events,
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
     object::{ApiPod, Sighting, bounded_annotation, pod_resource, sighting, uid_of},
+    saved::Saved,
     store::Store,
+    taint::{self, StartupTaint},
     watch::follow,
 };
-use crate::{clock::Clock, identity::PodUid};
+use crate::{clock::Clock, identity::PodUid, telemetry::chain};
 
 /// What to watch, and what to keep of it.
 pub struct ClusterConfig {
@@ -39,6 +50,8 @@ pub struct ClusterConfig {
     /// Tells what is wrong with an allow-list, for the people who wrote it. Grants nothing.
     #[expect(clippy::type_complexity, reason = "written out only here")]
     pub check_allow_list: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    /// Tells the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
+    pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
 }
 
 /// The pods and namespaces that the API server knows, and the way back to it for Events.
@@ -51,6 +64,10 @@ pub struct Cluster {
     changed: watch::Sender<()>,
     list_wanted: Notify,
     events: Events,
+    /// What an agent before this one knew, to be used when the API server turns out to be away.
+    offered: Mutex<Option<Saved>>,
+    /// Whether it is used.
+    restored: AtomicBool,
     pub(super) metrics: Metrics,
 }
 
@@ -75,6 +92,8 @@ impl Cluster {
             namespaces: Mutex::new(Store::new()),
             changed: watch::Sender::new(()),
             list_wanted: Notify::new(),
+            offered: Mutex::default(),
+            restored: AtomicBool::new(false),
             metrics,
         }))
     }
@@ -86,15 +105,104 @@ impl Cluster {
                 self.watch_pods(),
                 self.watch_namespaces(),
                 self.list_wanted_pods(),
+                self.forget_departed_pods(),
+                self.restore_late(),
                 self.events.post_all(&self.client)
             )
         };
         shutdown.run_until_cancelled(Box::pin(all)).await;
     }
 
+    /// Removes a taint from this node, however long that takes, and never again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the node with the taint or without.
+    pub async fn remove_taint(&self, taint: &StartupTaint) {
+        taint::remove(&self.client, &self.config.node, taint).await;
+    }
+
     /// Whether pods and namespaces have each been listed once.
     pub fn is_synced(&self) -> bool {
         self.lookups().pods.is_listed() && self.namespaces().is_listed()
+    }
+
+    /// Whether what [`Self::pods`] tells can be taken for all pods there are.
+    pub fn is_known(&self) -> bool {
+        self.is_synced() || self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Offers what an agent before this one knew. It is used when the API server fails to answer, or has not answered after five seconds,
+    /// and only until it does: an allow-list that was narrowed meanwhile counts as soon as the API server can be asked. To be called before
+    /// [`Self::run`].
+    pub fn offer(&self, saved: Saved) {
+        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+    }
+
+    /// What the next agent should know; `None` before the API server has told everything.
+    pub fn saved(&self) -> Option<Saved> {
+        self.is_synced().then(|| Saved::of(self.lookups().pods.all(), |name| self.allow_list(name)))
+    }
+
+    fn restore(&self) {
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(saved) = offered.filter(|_| !self.is_synced()) else { return };
+        let live = match (self.config.live_pods)() {
+            Ok(live) => live,
+            Err(error) => {
+                warn!(%error, "cannot read the pods' cgroups: nothing is restored");
+                return;
+            }
+        };
+        let (pods, namespaces) = saved.restore(&live);
+        self.metrics.restored_pods.set(i64::try_from(pods.len()).unwrap_or(i64::MAX));
+        warn!(pods = pods.len(), "API server is away: pods are known from before the restart only");
+        self.lookups().pods.restore(pods);
+        let mut store = self.namespaces();
+        if !store.is_listed() {
+            for (name, allow_list) in namespaces {
+                store.insert(name, allow_list.map(Arc::from));
+            }
+        }
+        drop(store);
+        self.restored.store(true, Ordering::Relaxed);
+        self.changed.send_replace(());
+    }
+
+    async fn restore_late(&self) {
+        sleep(RESTORE_PATIENCE).await;
+        self.restore();
+        self.synced().await;
+        self.metrics.restored_pods.set(0);
+    }
+
+    async fn forget_departed_pods(&self) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let departed = self.lookups().pods.departed();
+            self.metrics.departed_pods.set(i64::try_from(departed).unwrap_or(i64::MAX));
+            if departed == 0 {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            match (self.config.live_pods)() {
+                Ok(live) if self.lookups().pods.forget_departed(&live) => {
+                    self.changed.send_replace(());
+                }
+                Ok(_) => sleep(DEPARTED_INTERVAL).await,
+                Err(error) => {
+                    warn!(error = chain(&error), "cannot read the pods' cgroups");
+                    sleep(DEPARTED_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Whether the pod's namespace can be judged by. Without it every rule would deny, and a pod would take a 403 for the last word.
+    fn knows_namespace_of(&self, pod: &Pod) -> bool {
+        let namespaces = self.namespaces();
+        namespaces.is_listed() || namespaces.known().contains_key(&pod.namespace)
     }
 
     /// Resolves when [`Self::is_synced`].
@@ -108,7 +216,7 @@ impl Cluster {
 
     /// The pods of this node that are known, in no order.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.lookups().pods.all().cloned().collect()
+        self.lookups().pods.all().map(|known| Arc::clone(&known.pod)).collect()
     }
 
     /// Marked whenever [`Self::pods`] or an allow-list may have changed.
@@ -156,11 +264,15 @@ impl Cluster {
                     uid_of(&object.metadata).into_iter().for_each(|uid| pods.remove(uid))
                 }
             }
-            self.metrics.pods.set(i64::try_from(pods.all().len()).unwrap_or(i64::MAX));
+            self.metrics.pods.set(i64::try_from(pods.all().count()).unwrap_or(i64::MAX));
             drop(lookups);
             self.changed.send_replace(());
         };
-        follow(self.pod_api(), config, take, || self.metrics.watch_error("pods")).await;
+        let failed = || {
+            self.metrics.watch_error("pods");
+            self.restore();
+        };
+        follow(self.pod_api(), config, take, failed).await;
     }
 
     async fn watch_namespaces(&self) {
@@ -169,7 +281,7 @@ impl Cluster {
             match event {
                 Event::Init => self.namespaces().start_list(),
                 Event::InitApply(object) => self.take_namespace(object, Store::list),
-                Event::InitDone => self.namespaces().finish_list(),
+                Event::InitDone => drop(self.namespaces().finish_list()),
                 Event::Apply(object) => self.take_namespace(object, |store, name, allow_list| {
                     store.insert(name, allow_list);
                 }),
@@ -183,7 +295,11 @@ impl Cluster {
             self.changed.send_replace(());
         };
         // Not from a cache: an allow-list that was narrowed must not widen again because the agent restarts.
-        follow(api, watcher::Config::default(), take, || self.metrics.watch_error("namespaces")).await;
+        let failed = || {
+            self.metrics.watch_error("namespaces");
+            self.restore();
+        };
+        follow(api, watcher::Config::default(), take, failed).await;
     }
 
     fn take_namespace(
@@ -249,8 +365,7 @@ impl Cluster {
         let mut absent = false;
         loop {
             match self.look(uid) {
-                // Without namespaces every rule would deny, and a pod would take a 403 for the last word.
-                Look::Found(pod) if self.namespaces().is_listed() => return Ok(pod),
+                Look::Found(pod) if self.knows_namespace_of(&pod) => return Ok(pod),
                 Look::Found(_) | Look::Wanted => {}
                 Look::Ambiguous => return Err(PodError::Ambiguous(uid.clone())),
                 // A kubelet makes a pod's cgroup after it has the pod from the API server, except a static pod's: its mirror is
@@ -270,13 +385,18 @@ impl Cluster {
     }
 }
 
+/// How long the API server may take before what was known before the restart is used.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether the cgroups of deleted pods are gone.
+const DEPARTED_INTERVAL: Duration = Duration::from_secs(5);
+
 #[async_trait]
 impl Directory for Cluster {
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError> {
         // Before the first look, so that no change is lost between the two.
         let changed = self.changed.subscribe();
         if let Look::Found(pod) = self.look(uid)
-            && self.namespaces().is_listed()
+            && self.knows_namespace_of(&pod)
         {
             return Ok(pod);
         }

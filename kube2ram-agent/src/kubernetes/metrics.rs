@@ -13,6 +13,8 @@ type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
 pub struct Metrics {
     pub(super) pods: Gauge,
     pub(super) namespaces: Gauge,
+    pub(super) departed_pods: Gauge,
+    pub(super) restored_pods: Gauge,
     pub(super) watch_errors: Labelled,
     pub(super) pod_waits: Labelled,
     pub(super) pod_lists: Labelled,
@@ -25,6 +27,16 @@ impl Metrics {
         let metrics = Self::default();
         registry.register("pods", "Pods of this node that are known", metrics.pods.clone());
         registry.register("namespaces", "Namespaces that are known", metrics.namespaces.clone());
+        registry.register(
+            "departed_pods",
+            "Pods that are deleted, but whose cgroups are still there",
+            metrics.departed_pods.clone(),
+        );
+        registry.register(
+            "restored_pods",
+            "Pods known from before the agent's restart, while the API server is away",
+            metrics.restored_pods.clone(),
+        );
         registry.register(
             "watch_errors",
             "Failed or broken watches, by resource (pods, namespaces)",

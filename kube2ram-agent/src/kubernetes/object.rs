@@ -1,7 +1,7 @@
 //! API objects as they come over the wire, cut down to what is used while they are parsed.
 //! Pure; called by `kubernetes::cluster`.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use kube::core::{ApiResource, ObjectMeta, object::Object};
 use serde::Deserialize;
@@ -39,6 +39,13 @@ pub(super) enum Sighting {
 pub(super) struct Known {
     pub(super) pod: Arc<Pod>,
     pub(super) config_hash: Option<PodUid>,
+}
+
+impl Known {
+    /// Whether its cgroup is among `live`, under either name.
+    pub(super) fn is_among(&self, live: &HashSet<PodUid>) -> bool {
+        live.contains(&self.pod.uid) || self.config_hash.as_ref().is_some_and(|hash| live.contains(hash))
+    }
 }
 
 pub(super) fn pod_resource() -> ApiResource {

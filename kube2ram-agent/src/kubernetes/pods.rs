@@ -1,7 +1,10 @@
 //! The pods of the node, from two sources: the watch, and direct lists for pods that it has not shown yet.
 //! Pure; called by `kubernetes::cluster` and `kubernetes::lookup`.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Pod,
@@ -13,6 +16,10 @@ use crate::identity::PodUid;
 #[derive(Debug)]
 pub(super) struct Pods {
     store: Store<PodUid, Known>,
+    /// Deleted from the API server, by force perhaps, while their processes may still run: they keep their role until their cgroups are gone.
+    departed: HashMap<PodUid, Known>,
+    /// What the relist under way says has ended: they do not depart, they are gone.
+    ended: HashSet<PodUid>,
     /// While a direct list is under way: what the watch has said meanwhile, since the list may be older than that.
     meanwhile: Option<Meanwhile>,
 }
@@ -33,20 +40,40 @@ pub(super) enum Found {
 
 impl Pods {
     pub(super) fn new() -> Self {
-        Self { store: Store::new(), meanwhile: None }
+        Self { store: Store::new(), departed: HashMap::new(), ended: HashSet::new(), meanwhile: None }
     }
 
     pub(super) fn is_listed(&self) -> bool {
         self.store.is_listed()
     }
 
-    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
-        self.store.known().values().map(|known| &known.pod)
+    pub(super) fn all(&self) -> impl Iterator<Item = &Known> {
+        self.store.known().values().chain(self.departed.values())
+    }
+
+    pub(super) fn departed(&self) -> usize {
+        self.departed.len()
+    }
+
+    /// Forgets those that have departed and whose cgroups are gone too. Tells whether there were any.
+    pub(super) fn forget_departed(&mut self, live: &HashSet<PodUid>) -> bool {
+        let before = self.departed.len();
+        self.departed.retain(|_, known| known.is_among(live));
+        self.departed.len() < before
+    }
+
+    /// Adds what was known before a restart, until a list says better.
+    pub(super) fn restore(&mut self, pods: Vec<Known>) {
+        for known in pods {
+            if !self.store.is_listed() && !self.store.known().contains_key(&known.pod.uid) {
+                self.store.insert(known.pod.uid.clone(), known);
+            }
+        }
     }
 
     /// The pod whose cgroup is named after `uid`.
     pub(super) fn find(&self, uid: &PodUid) -> Found {
-        if let Some(known) = self.store.known().get(uid) {
+        if let Some(known) = self.store.known().get(uid).or_else(|| self.departed.get(uid)) {
             return Found::One(Arc::clone(&known.pod));
         }
         if !uid.is_config_hash() {
@@ -55,7 +82,11 @@ impl Pods {
         // Static pods are few and seldom ask, so an index of their own would cost more than it saves.
         let mut claims = self.store.known().values().filter(|known| known.config_hash.as_ref() == Some(uid));
         match (claims.next(), claims.next()) {
-            (None, _) => Found::None,
+            // A mirror pod that was deleted is made anew, unless the static pod itself is to go.
+            (None, _) => {
+                let departed = self.departed.values().find(|known| known.config_hash.as_ref() == Some(uid));
+                departed.map_or(Found::None, |known| Found::One(Arc::clone(&known.pod)))
+            }
             (Some(known), None) => Found::One(Arc::clone(&known.pod)),
             _ => Found::Ambiguous,
         }
@@ -63,30 +94,53 @@ impl Pods {
 
     pub(super) fn apply(&mut self, sighting: Sighting) {
         match sighting {
-            Sighting::Ended(uid) => self.remove(uid),
-            Sighting::Live(known) => drop(self.store.insert(known.pod.uid.clone(), known)),
+            Sighting::Ended(uid) => {
+                self.remove(uid.clone());
+                self.departed.remove(&uid);
+            }
+            Sighting::Live(known) => {
+                self.departed.remove(&known.pod.uid);
+                self.store.insert(known.pod.uid.clone(), known);
+            }
         }
     }
 
     pub(super) fn remove(&mut self, uid: PodUid) {
-        self.store.remove(&uid);
+        if let Some(known) = self.store.remove(&uid) {
+            self.depart(known);
+        }
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.removed.insert(uid);
         }
     }
 
+    fn depart(&mut self, known: Known) {
+        if self.departed.len() < DEPARTED_LIMIT {
+            self.departed.insert(known.pod.uid.clone(), known);
+        }
+    }
+
     pub(super) fn start_relist(&mut self) {
+        self.ended.clear();
         self.store.start_list();
     }
 
     pub(super) fn relist(&mut self, sighting: Sighting) {
-        if let Sighting::Live(known) = sighting {
-            self.store.list(known.pod.uid.clone(), known);
+        match sighting {
+            Sighting::Ended(uid) => drop(self.ended.insert(uid)),
+            Sighting::Live(known) => self.store.list(known.pod.uid.clone(), known),
         }
     }
 
     pub(super) fn finish_relist(&mut self) {
-        self.store.finish_list();
+        for (uid, known) in self.store.finish_list() {
+            if !self.store.known().contains_key(&uid) && !self.ended.contains(&uid) {
+                self.depart(known);
+            }
+        }
+        let known = self.store.known();
+        self.departed.retain(|uid, _| !known.contains_key(uid));
+        self.ended.clear();
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.relisted = true;
         }
@@ -114,6 +168,9 @@ impl Pods {
         true
     }
 }
+
+/// More than a node deletes at once.
+const DEPARTED_LIMIT: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -163,6 +220,7 @@ mod tests {
         pods.apply(Sighting::Ended(uid(2)));
 
         pods.finish_direct([sighting(1, "a"), sighting(2, "b"), sighting(3, "c")]);
+        pods.forget_departed(&HashSet::new());
 
         assert_eq!((name(&pods, 1), name(&pods, 2)), (None, None));
         assert_eq!(name(&pods, 3).as_deref(), Some("c"));
@@ -189,6 +247,47 @@ mod tests {
         assert_eq!((name(&pods, 1).as_deref(), name(&pods, 2)), (Some("old"), None));
 
         pods.finish_relist();
+        pods.forget_departed(&HashSet::new());
         assert_eq!((name(&pods, 1), name(&pods, 2).as_deref()), (None, Some("new")));
+    }
+
+    #[test]
+    fn a_deleted_pod_is_known_until_its_cgroup_is_gone_and_one_that_has_ended_is_not() {
+        let mut pods = Pods::new();
+        for n in 1..=4 {
+            pods.apply(sighting(n, "p"));
+        }
+
+        pods.remove(uid(1));
+        pods.apply(Sighting::Ended(uid(2)));
+        pods.start_relist();
+        pods.relist(Sighting::Ended(uid(3)));
+        pods.finish_relist();
+
+        assert_eq!([1, 2, 3, 4].map(|n| name(&pods, n).is_some()), [true, false, false, true]);
+        assert!(!pods.forget_departed(&[uid(1), uid(4)].into()));
+        assert!(pods.forget_departed(&[uid(4)].into()));
+        assert_eq!([1, 4].map(|n| name(&pods, n).is_some()), [false, true]);
+        pods.apply(sighting(4, "again"));
+        assert_eq!((pods.departed(), name(&pods, 4).as_deref()), (0, Some("again")));
+    }
+
+    #[test]
+    fn what_was_known_before_a_restart_gives_way_to_a_list() {
+        let known = |n| match sighting(n, "saved") {
+            Sighting::Live(known) => known,
+            Sighting::Ended(_) => unreachable!(),
+        };
+        let mut pods = Pods::new();
+        pods.restore(vec![known(1), known(2)]);
+        assert_eq!((name(&pods, 1).as_deref(), pods.is_listed()), (Some("saved"), false));
+
+        pods.start_relist();
+        pods.relist(sighting(1, "listed"));
+        pods.finish_relist();
+        pods.forget_departed(&HashSet::new());
+        pods.restore(vec![known(3)]);
+
+        assert_eq!((name(&pods, 1).as_deref(), name(&pods, 2), name(&pods, 3)), (Some("listed"), None, None));
     }
 }

@@ -29,8 +29,8 @@ impl<K: Eq + Hash, V> Store<K, V> {
         self.known.insert(key, value)
     }
 
-    pub(super) fn remove(&mut self, key: &K) {
-        self.known.remove(key);
+    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
+        self.known.remove(key)
     }
 
     pub(super) fn start_list(&mut self) {
@@ -41,8 +41,9 @@ impl<K: Eq + Hash, V> Store<K, V> {
         self.incoming.insert(key, value);
     }
 
-    pub(super) fn finish_list(&mut self) {
-        self.known = std::mem::take(&mut self.incoming);
+    /// Gives what was known before.
+    pub(super) fn finish_list(&mut self) -> HashMap<K, V> {
         self.listed = true;
+        std::mem::replace(&mut self.known, std::mem::take(&mut self.incoming))
     }
 }

@@ -18,6 +18,8 @@ use crate::clock::SystemClock;
 
 const ROLE: &str = "ram.aliyuncs.com/role";
 const ALLOWED: &str = "ram.aliyuncs.com/allowed-roles";
+/// The only pod that has a cgroup.
+const LIVE: u32 = 30;
 const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015";
 
 struct Running {
@@ -30,6 +32,11 @@ struct Running {
 impl Running {
     /// A cluster that runs against `api`, whether that is up or not.
     async fn start(api: ApiServer) -> Self {
+        Self::start_with(api, None).await
+    }
+
+    /// The same, with what an agent before knew.
+    async fn start_with(api: ApiServer, saved: Option<Saved>) -> Self {
         let config = ClusterConfig {
             node: "node-1".into(),
             pod_annotations: vec![ROLE.into()],
@@ -38,10 +45,12 @@ impl Running {
                 true => Ok(()),
                 false => Err(format!("not a list: {text}")),
             }),
+            live_pods: Arc::new(|| Ok([LIVE].map(uid).into())),
         };
         let client = ClientConfig::Server { url: api.url(), token: None, insecure: false };
         let cluster =
             Cluster::connect(client, config, Arc::new(SystemClock), &mut Registry::default()).await.unwrap();
+        saved.into_iter().for_each(|saved| cluster.offer(saved));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(Arc::clone(&cluster).run(shutdown.clone()));
         Self { cluster, api, shutdown, task }
@@ -455,5 +464,87 @@ async fn duplicate_notices_are_posted_once() {
     assert_eq!(posted[0]["metadata"]["namespace"], "team-a");
     assert_eq!(posted[0]["regarding"]["uid"], uid(1).as_str());
     assert_eq!(running.cluster.metrics.events.get_or_create(&[("result", "duplicate")]).get(), 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_deleted_by_force_keeps_its_role_while_it_has_a_cgroup() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(LIVE, "one"));
+    api.put("pods", pod(1, "two"));
+    let running = Running::synced(api).await;
+
+    for n in [LIVE, 1] {
+        running.api.remove("pods", uid(n).as_str());
+    }
+    eventually("pod 1 to go", || !running.knows(1)).await;
+
+    assert_eq!(role(&running.pod(LIVE).await.unwrap()), "one");
+    assert!(matches!(running.pod(1).await, Err(PodError::Unknown(_))));
+    running.stop().await;
+}
+
+/// What an agent saw of pods `LIVE` and 1, and of an allow-list.
+async fn saved() -> Saved {
+    let api = ApiServer::start().await;
+    api.put("namespaces", namespace("team-a", Some(r#"["saved"]"#)));
+    api.put("pods", pod(LIVE, "saved"));
+    api.put("pods", pod(1, "saved"));
+    let running = Running::synced(api).await;
+    let saved = running.cluster.saved().unwrap();
+    running.stop().await;
+    saved
+}
+
+#[tokio::test]
+async fn pods_from_before_a_restart_are_served_while_the_api_server_is_away() {
+    let saved = saved().await;
+    let api = ApiServer::start().await;
+    api.put("namespaces", namespace("team-a", Some(r#"["new"]"#)));
+    api.put("pods", pod(LIVE, "new"));
+    api.set_mode(Mode::Down);
+    let running = Running::start_with(api, Some(saved)).await;
+
+    eventually("the restored pod", || running.knows(LIVE)).await;
+    assert_eq!(role(&running.pod(LIVE).await.unwrap()), "saved");
+    assert_eq!(running.cluster.allow_list("team-a"), Some(Some(r#"["saved"]"#.into())));
+    assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })), "its cgroup is gone");
+    assert!(running.cluster.is_known() && !running.cluster.is_synced());
+    assert_eq!(running.cluster.saved(), None, "nobody vouches for it any longer");
+
+    running.api.set_mode(Mode::Up);
+    within(running.cluster.synced()).await;
+    assert_eq!(role(&running.pod(LIVE).await.unwrap()), "new");
+    assert_eq!(running.cluster.allow_list("team-a"), Some(Some(r#"["new"]"#.into())));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_known_before_a_restart_is_not_used_while_the_api_server_answers() {
+    let saved = saved().await;
+    let api = ApiServer::start().await;
+    api.put("namespaces", namespace("team-a", Some(r#"["new"]"#)));
+
+    let running = Running::start_with(api, Some(saved)).await;
+    within(running.cluster.synced()).await;
+
+    assert!(!running.knows(LIVE));
+    assert_eq!(running.cluster.allow_list("team-a"), Some(Some(r#"["new"]"#.into())));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn five_thousand_namespaces_are_listed_in_pages() {
+    let api = ApiServer::start().await;
+    for n in 0..5_000 {
+        api.put("namespaces", namespace(&format!("ns-{n}"), (n % 2 == 0).then_some(r#"["a"]"#)));
+    }
+
+    let running = Running::synced(api).await;
+
+    assert_eq!(running.cluster.allow_list("ns-4998"), Some(Some(r#"["a"]"#.into())));
+    assert_eq!(running.cluster.allow_list("ns-4999"), Some(None));
+    assert_eq!(running.cluster.allow_list("ns-5000"), None);
+    assert_eq!(running.api.namespace_pages(), 10, "pages of 500");
     running.stop().await;
 }

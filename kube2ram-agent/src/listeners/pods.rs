@@ -21,13 +21,13 @@ impl PodCgroups {
     }
 
     /// All pods there are: the pods cgroup's children, and those of its classes. Each of these directories is shown to `before` before it is read, so
-    /// that a watch set there misses nothing.
+    /// that a watch set there misses nothing; and before that those above the pods cgroup, which may be deleted and made anew.
     ///
     /// # Errors
     /// When one cannot be read; one that is gone is empty.
     pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<(CgroupId, PathBuf)>> {
         let mut found = Vec::new();
-        before(&self.pods);
+        self.pods.ancestors().take_while(|path| path.starts_with(&self.root)).for_each(&before);
         for (id, path) in children(&self.pods)? {
             if self.is_pod(&path) {
                 found.push((id, path));
@@ -91,7 +91,8 @@ mod tests {
         expected.sort();
         assert_eq!(found, expected);
         seen.borrow_mut().sort();
-        assert_eq!(*seen.borrow(), [pods.clone(), pods.join("besteffort"), pods.join("burstable")]);
+        let watched = [root.path().to_owned(), pods.clone(), pods.join("besteffort"), pods.join("burstable")];
+        assert_eq!(*seen.borrow(), watched);
     }
 
     #[test]

@@ -178,8 +178,11 @@ impl Connection {
             .map_err(RequestError::Denied)?;
         let response = match item {
             Item::Credentials { .. } => {
-                let credentials =
-                    entitlements.credentials.get(permit).await.map_err(RequestError::Credentials)?;
+                let credentials = entitlements
+                    .credentials
+                    .get(permit, &pod.uid)
+                    .await
+                    .map_err(RequestError::Credentials)?;
                 reply::json(wire::document(&credentials).map_err(RequestError::Document)?)
             }
             Item::RamList => reply::text("security-credentials/"),

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use serde::Serialize;
 
 use crate::credentials::Credentials;
@@ -26,15 +26,21 @@ struct Document<'a> {
 /// # Errors
 /// Those of the JSON writer, which none of these values can cause.
 pub(super) fn document(credentials: &Credentials) -> serde_json::Result<Bytes> {
-    serde_json::to_vec(&Document {
-        access_key_id: &credentials.access_key_id,
-        access_key_secret: credentials.access_key_secret.expose_secret(),
-        expiration: &time(credentials.expires_at),
-        security_token: credentials.security_token.expose_secret(),
-        last_updated: &time(credentials.issued_at),
-        code: "Success",
-    })
-    .map(Bytes::from)
+    let token = credentials.security_token.expose_secret();
+    // Zeroised when it has been sent; a vector that grows would leave copies behind, and escapes can double the token.
+    let mut document = Zeroizing::new(Vec::with_capacity(512 + 2 * token.len()));
+    serde_json::to_writer(
+        &mut *document,
+        &Document {
+            access_key_id: &credentials.access_key_id,
+            access_key_secret: credentials.access_key_secret.expose_secret(),
+            expiration: &time(credentials.expires_at),
+            security_token: token,
+            last_updated: &time(credentials.issued_at),
+            code: "Success",
+        },
+    )?;
+    Ok(Bytes::from_owner(document))
 }
 
 /// 20 characters, UTC, whole seconds: the Java, Python and Node SDKs parse nothing else.

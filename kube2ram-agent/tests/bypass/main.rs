@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
+    path::PathBuf,
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -23,7 +25,7 @@ const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const REDIRECTED: &str = "pod-role";
 
 /// Name of the way, whether it needs the pod's address, what comes of it with the agent.
-const FROM_POD: [(&str, bool, &str); 26] = [
+const FROM_POD: [(&str, bool, &str); 55] = [
     ("tcp4", false, REDIRECTED),
     ("tcp4_443", false, "EPERM"),
     ("tcp4_8080", false, "EPERM"),
@@ -48,13 +50,51 @@ const FROM_POD: [(&str, bool, &str); 26] = [
     ("icmp_sendto", false, "EPERM"),
     ("icmp_connect", false, "EPERM"),
     ("raw_syn", true, "EPERM"),
+    ("tcp6_443", false, "EPERM"),
+    ("fast_open6_connect", false, REDIRECTED),
+    ("mptcp_fast_open", false, REDIRECTED),
+    ("mptcp_fast_open_connect", false, REDIRECTED),
+    // The agent's listener answers to an address that is not the pod's, and so to nobody.
+    ("transparent", false, "timeout"),
+    ("uring", false, REDIRECTED),
+    ("uring6_mapped", false, REDIRECTED),
+    ("uring_polled", false, REDIRECTED),
+    ("uring_worker", false, REDIRECTED),
+    ("uring_socket", false, REDIRECTED),
+    ("uring_send", false, "EPERM"),
+    ("uring_send6_mapped", false, "EPERM"),
+    ("uring_send_polled", false, "EPERM"),
+    ("udp_dissolved", true, "EPERM"),
+    ("udp_other_address", true, "EPERM"),
+    ("udp_sendmsg", false, "EPERM"),
+    ("udp_sendmmsg", false, "EPERM"),
+    ("udplite_connect", false, "EPERM"),
+    ("udplite_sendto", false, "EPERM"),
+    ("udplite6_sendto", false, "EPERM"),
+    ("icmp_datagram", false, "EPERM"),
+    ("sctp", false, "timeout"),
+    ("sctp_one_to_many", false, "timeout"),
+    ("sctp_connectx", false, "timeout"),
+    ("dccp", false, "timeout"),
+    ("smc", false, REDIRECTED),
+    ("source_route", true, "timeout"),
+    ("raw_source_route", true, "EPERM"),
+    // Translated by the pod itself, behind the connect hook's back.
+    ("translated", false, "timeout"),
     ("nested_cgroup", false, REDIRECTED),
     ("cgroup_namespace", false, REDIRECTED),
     ("network_namespace", false, "ENETUNREACH"),
 ];
 
 /// Ways of a process that is no pod's and becomes one, with a socket from before.
-const INTO_POD: [[&str; 2]; 4] = [["moved", "tcp4"], ["moved", "tcp6"], ["moved", "udp"], ["passed", "tcp4"]];
+const INTO_POD: [[&str; 2]; 6] = [
+    ["moved", "tcp4"],
+    ["moved", "tcp6"],
+    ["moved", "udp"],
+    ["moved", "uring"],
+    ["moved", "uring_polled"],
+    ["passed", "tcp4"],
+];
 
 fn sandbox(name: &str) -> Sandbox {
     let mut sandbox = Sandbox::create(name).unwrap();
@@ -95,6 +135,43 @@ fn outcome(mut command: Command, way: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// What a way prints whose protocol this kernel does not have.
+const ABSENT: &str = "absent";
+
+#[expect(clippy::print_stderr, reason = "says what does not run here")]
+fn skip(way: &str) {
+    eprintln!("skipped {way}: not in this kernel");
+}
+
+/// The node as a router that follows source routes, which few do: both switches, of all devices and of each, are on.
+struct SourceRoutes(Vec<(PathBuf, String)>);
+
+impl SourceRoutes {
+    /// For the sandbox's devices, which exist already; what was there before comes back.
+    fn follow() -> Self {
+        let devices = fs::read_dir("/proc/sys/net/ipv4/conf").unwrap().map(|entry| entry.unwrap().path());
+        let ours = devices.filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name == "all" || name.starts_with("k2r")
+        });
+        let switches = ours.map(|path| path.join("accept_source_route"));
+        Self(switches.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()).turn_on()
+    }
+
+    fn turn_on(self) -> Self {
+        self.0.iter().for_each(|(path, _)| fs::write(path, "1").unwrap());
+        self
+    }
+}
+
+impl Drop for SourceRoutes {
+    fn drop(&mut self) {
+        for (path, before) in &self.0 {
+            drop(fs::write(path, before));
+        }
+    }
+}
+
 /// Packets of pods: all that do not come from the node's own address.
 fn packets_of_pods(sandbox: &Sandbox) -> usize {
     thread::sleep(Duration::from_millis(20)); // what is under way arrives
@@ -115,6 +192,7 @@ fn openings(sandbox: &Sandbox) -> usize {
 #[ignore = "needs root: cargo xtask test"]
 fn no_way_out_of_a_pod_reaches_the_metadata_server() {
     let mut sandbox = sandbox("bypass");
+    let _router = SourceRoutes::follow();
     let ip = sandbox.pod("pod").unwrap().pod().ip().to_string();
     let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
         let before = packets_of_pods(sandbox);
@@ -124,8 +202,14 @@ fn no_way_out_of_a_pod_reaches_the_metadata_server() {
     };
 
     // The control: without the agent each way leads there, or the row proves nothing.
+    let mut absent = Vec::new();
     for (way, needs_ip, with_agent) in FROM_POD {
         let (outcome, packets) = attempt(&sandbox, way, needs_ip);
+        if outcome == ABSENT {
+            skip(way);
+            absent.push(way);
+            continue;
+        }
         assert!(
             packets > 0 || outcome == with_agent && way == "network_namespace",
             "{way} without the agent: {outcome}, {packets} packets"
@@ -135,6 +219,7 @@ fn no_way_out_of_a_pod_reaches_the_metadata_server() {
     assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, REDIRECTED);
     let wrong: Vec<_> = FROM_POD
         .into_iter()
+        .filter(|(way, ..)| !absent.contains(way))
         .filter_map(|(way, needs_ip, expected)| {
             let (outcome, packets) = attempt(&sandbox, way, needs_ip);
             (outcome != expected || packets > 0)
@@ -205,9 +290,13 @@ fn host_network_pods_are_pods() {
 }
 
 /// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the forward guard.
-const FORWARDED: [(&str, bool, &str); 4] = [
+const FORWARDED: [(&str, bool, &str); 8] = [
     ("packet_socket", true, "sent"),
     ("packet_socket_bypass", true, "sent"),
+    ("packet_source_route", true, "sent"),
+    ("express", true, "sent"),
+    ("tunnel", true, "sent"),
+    ("rewritten", true, "timeout"),
     ("service", false, "timeout"),
     ("tun", true, "sent"),
 ];
@@ -238,6 +327,7 @@ fn nothing_of_a_pod_is_forwarded_to_the_metadata_server() {
     const GUARD: &str = "KUBE2RAM_FORWARD_GUARD";
     let mut sandbox = sandbox("bypass-fwd");
     let _service = Service::create();
+    let _router = SourceRoutes::follow();
     let ip = sandbox.pod("pod").unwrap().pod().ip().to_string();
     let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
         let before = openings(sandbox);

@@ -2,39 +2,14 @@
 
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
-import ctypes, errno, fcntl, os, socket, struct, sys, time
+import ctypes, errno, os, socket, struct, sys
+from base import MAPPED, M, REQUEST, Absent, answer, ask, dial, made, sent, tcp, udp
+from frames import *
+from uring import *
 
-M = ("100.100.100.200", 80)
-MAPPED = ("::ffff:" + M[0], M[1])
-REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_REPAIR, IPPROTO_MPTCP = 0x20000000, 30, 19, 262
-SOL_PACKET, PACKET_QDISC_BYPASS, ETH_P_IP = 263, 20, 0x0800
-TUNSETIFF, IFF_TUN, IFF_NO_PI, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x400454CA, 1, 0x1000, 0x8914, 1, 0x40
-
-
-def tcp(family=socket.AF_INET, protocol=0):
-    s = socket.socket(family, socket.SOCK_STREAM, protocol)
-    s.settimeout(2)
-    return s
-
-
-def answer(s):
-    data = b""
-    while chunk := s.recv(4096):
-        data += chunk
-    head, _, body = data.partition(b"\r\n\r\n")
-    status = head.split()[1].decode()
-    return body.decode().strip() if status == "200" else status
-
-
-def ask(s):
-    s.sendall(REQUEST)
-    return answer(s)
-
-
-def dial(s, to=M):
-    s.connect(to)
-    return ask(s)
+IP_TRANSPARENT, AF_SMC, SOCK_DCCP, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE = 19, 43, 6, 33, 132, 136
+SCTP_SOCKOPT_CONNECTX = 110
 
 
 def tcp4():
@@ -132,6 +107,77 @@ def fast_open_connect():
     return dial(s)
 
 
+def fast_open6_connect():
+    s = tcp(socket.AF_INET6)
+    s.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    return dial(s, MAPPED)
+
+
+def mptcp_fast_open():
+    return send_to(tcp(protocol=IPPROTO_MPTCP), M)
+
+
+def mptcp_fast_open_connect():
+    s = tcp(protocol=IPPROTO_MPTCP)
+    s.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    return dial(s)
+
+
+def tcp6_443():
+    return dial(tcp(socket.AF_INET6), (MAPPED[0], 443))
+
+
+def transparent():
+    """From an address that is not the pod's."""
+    s = tcp()
+    s.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+    s.bind(("10.99.0.3", 0))
+    return dial(s)
+
+
+def foreign_connect(s, to=M):
+    """connect(2) of a family whose addresses Python does not know."""
+    target = address(to)
+    if LIBC.connect(s.fileno(), target, len(target)):
+        raise OSError(ctypes.get_errno(), "")
+
+
+def smc():
+    s = made(AF_SMC, socket.SOCK_STREAM, 0)
+    s.settimeout(None)
+    foreign_connect(s)
+    return ask(s)
+
+
+def sctp():
+    s = made(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP)
+    s.settimeout(2)
+    s.connect(M)
+    return sent()
+
+
+def sctp_one_to_many():
+    s = made(socket.AF_INET, socket.SOCK_SEQPACKET, IPPROTO_SCTP)
+    s.settimeout(2)
+    s.sendto(b"x", M)
+    return sent()
+
+
+def sctp_connectx():
+    s = made(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP)
+    s.settimeout(2)
+    s.setsockopt(IPPROTO_SCTP, SCTP_SOCKOPT_CONNECTX, address(M))
+    return sent()
+
+
+def dccp():
+    s = made(socket.AF_INET, SOCK_DCCP, IPPROTO_DCCP)
+    s.settimeout(2)
+    s.setsockopt(269, 2, b"\0\0\0\1")
+    s.connect(M)
+    return sent()
+
+
 def repair(ip):
     """A connection put into the established state without a handshake; its first packet is data."""
     s = tcp()
@@ -140,14 +186,6 @@ def repair(ip):
     s.connect(M)
     s.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
     return ask(s)
-
-
-def udp(family=socket.AF_INET):
-    return socket.socket(family, socket.SOCK_DGRAM)
-
-
-def sent():
-    return "sent"
 
 
 def udp_connect():
@@ -182,6 +220,55 @@ def udp_reconnect(ip):
     return sent()
 
 
+def udp_dissolved(ip):
+    """Connected, dissolved, and used without a connection."""
+    s = udp()
+    s.connect((ip, 9))
+    dissolve(s)
+    s.sendto(b"x", M)
+    return sent()
+
+
+def udp_other_address(ip):
+    """Connected to somebody else."""
+    s = udp()
+    s.connect((ip, 9))
+    s.sendto(b"x", M)
+    return sent()
+
+
+def udp_sendmsg():
+    udp().sendmsg([b"x"], [], 0, M)
+    return sent()
+
+
+def udp_sendmmsg():
+    target, data = ctypes.create_string_buffer(address(M)), ctypes.create_string_buffer(b"x")
+    vector = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(data), 1))
+    message = struct.pack("=QI4xQQQQi4xI4x", ctypes.addressof(target), len(target) - 1, ctypes.addressof(vector), 1, 0, 0, 0, 0)
+    s = udp()
+    if LIBC.sendmmsg(s.fileno(), ctypes.create_string_buffer(message), 1, 0) < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return sent()
+
+
+def udplite_connect():
+    s = made(socket.AF_INET, socket.SOCK_DGRAM, IPPROTO_UDPLITE)
+    s.connect(M)
+    s.send(b"x")
+    return sent()
+
+
+def udplite_sendto():
+    made(socket.AF_INET, socket.SOCK_DGRAM, IPPROTO_UDPLITE).sendto(b"x", M)
+    return sent()
+
+
+def udplite6_sendto():
+    made(socket.AF_INET6, socket.SOCK_DGRAM, IPPROTO_UDPLITE).sendto(b"x", MAPPED)
+    return sent()
+
+
 ECHO = struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0)
 
 
@@ -197,69 +284,27 @@ def icmp_connect():
     return sent()
 
 
+def icmp_datagram():
+    """The socket of ping(8) without privileges."""
+    with open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
+        file.write("0 0")
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).sendto(ECHO, (M[0], 0))
+    return sent()
+
+
+def raw_source_route(ip):
+    """As below, with a header of our own: the destination in the header is a router, the metadata server's address is an option."""
+    hop = socket.inet_aton(gateway_address())
+    socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(whole_syn(ip, hop), (socket.inet_ntoa(hop), 0))
+    return sent()
+
+
 def raw_syn(ip):
     """A SYN with a header of our own making (IP_HDRINCL); the kernel fills in lengths and the IP checksum."""
     header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 1, 0, 64, socket.IPPROTO_TCP, 0, socket.inet_aton(ip), socket.inet_aton(M[0]))
     syn = struct.pack("!HHIIBBHHH", 40000, 80, 1, 0, 0x50, 2, 1024, 0, 0)
     socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(header + syn, (M[0], 0))
     return sent()
-
-
-def gateway():
-    """Interface and hardware address of the way out."""
-    for line in open("/proc/net/route"):
-        interface, destination, hop, *_ = line.split()
-        if destination == "00000000":
-            break
-    hop = socket.inet_ntoa(struct.pack("=I", int(hop, 16)))
-    udp().sendto(b"x", (hop, 9))
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:
-        for line in open("/proc/net/arp"):
-            address, _, flags, hardware, *_ = line.split()
-            if address == hop and flags == "0x2":
-                return interface, bytes.fromhex(hardware.replace(":", ""))
-    raise TimeoutError
-
-
-def whole_syn(ip):
-    """A SYN as it is on the wire; nobody but the receiver looks at the checksum of TCP."""
-    header = lambda checksum: struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, socket.IPPROTO_TCP, checksum, socket.inet_aton(ip), socket.inet_aton(M[0]))
-    total = sum(struct.unpack("!10H", header(0)))
-    total = (total & 0xFFFF) + (total >> 16)
-    return header(~total & 0xFFFF) + struct.pack("!HHIIBBHHH", 40000, 80, 1, 0, 0x50, 2, 1024, 0, 0)
-
-
-def packet_socket(ip, bypass=0):
-    """A frame that no socket layer sees; with the bypass, no queueing discipline either."""
-    interface, hardware = gateway()
-    s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-    s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
-    s.sendto(whole_syn(ip), (interface, ETH_P_IP, 0, 0, hardware))
-    return sent()
-
-
-def packet_socket_bypass(ip):
-    return packet_socket(ip, 1)
-
-
-def tun(_):
-    """A packet that comes in from a device of the pod's own, and is forwarded by the pod and then by the node."""
-    device = open("/dev/net/tun", "r+b", buffering=0)
-    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH14x", b"k2rtun", IFF_TUN | IFF_NO_PI))
-    fcntl.ioctl(udp(), SIOCSIFFLAGS, struct.pack("16sH14x", b"k2rtun", IFF_UP | IFF_RUNNING))
-    for device_name in ("all", "k2rtun"):
-        with open(f"/proc/sys/net/ipv4/conf/{device_name}/rp_filter", "w") as file:
-            file.write("0")
-    with open("/proc/sys/net/ipv4/conf/k2rtun/forwarding", "w") as file:
-        file.write("1")
-    device.write(whole_syn("10.99.0.2"))
-    return sent()
-
-
-def service():
-    """A virtual address that the node translates into the metadata server's."""
-    return dial(tcp(), ("10.96.0.9", 80))
 
 
 def source_route(ip):
@@ -280,10 +325,13 @@ def existing():
 
 
 def moved(procs, way="tcp4"):
-    """A socket that is made here and used after the process moved into another cgroup."""
-    made = {"tcp4": tcp, "tcp6": lambda: tcp(socket.AF_INET6), "udp": udp}[way]()
+    """A socket (and a ring, with its thread) that is made here and used after the process moved into another cgroup."""
+    made = {"tcp6": lambda: tcp(socket.AF_INET6), "udp": udp}.get(way, tcp)()
+    ring = {"uring": Ring, "uring_polled": lambda: Ring(SQPOLL)}.get(way, lambda: None)()
     with open(procs, "w") as file:
         file.write(str(os.getpid()))
+    if ring:
+        return ring.dial(made)
     if way == "udp":
         made.sendto(b"x", M)
         return sent()
@@ -309,6 +357,8 @@ def passed(procs, way="tcp4"):
 def run(way):
     try:
         result = way()
+    except Absent:
+        result = "absent"
     except TimeoutError:
         result = "timeout"
     except OSError as error:

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod life;
+mod policies;
 mod support;
 
 use kube2ram_sandbox::{client::StormReport, node::PodSpec};

@@ -88,15 +88,18 @@ fn the_other_annotations_reach_sts() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_deleted_pod_is_refused_although_its_processes_still_run() {
+fn a_pod_deleted_by_force_keeps_its_role_until_its_cgroup_is_gone() {
     let pods = [PodSpec::new("orders").role("orders-role"), PodSpec::new("billing").role("billing-role")];
-    let lab = Lab::with_agent("deleted", &pods, &[]);
+    let mut lab = Lab::with_agent("deleted", &pods, &[]);
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
 
     lab.api().delete_pod("default", "orders");
 
-    eventually("403".to_owned(), || lab.credentials("orders", "orders-role"));
-    assert_eq!(lab.ask("orders", LIST).status, 403);
+    eventually(1.0, || lab.metric("kube2ram_kubernetes_departed_pods"));
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    lab.remove_pod("orders").unwrap();
+    eventually(0.0, || lab.metric("kube2ram_kubernetes_departed_pods"));
+    eventually(1.0, || lab.metric("kube2ram_credential_cache_entries"));
     assert_eq!(lab.ask("billing", LIST).body, "billing-role");
     assert_eq!(lab.leaks(), []);
 }
@@ -122,7 +125,7 @@ fn a_terminating_pod_keeps_its_role_until_it_is_gone() {
 #[ignore = "needs root: cargo xtask test"]
 fn what_happened_while_the_api_server_was_away_is_learnt_when_it_is_back() {
     let pods = ["orders", "billing"].map(|name| PodSpec::new(name).role(&format!("{name}-role")));
-    let lab = Lab::with_agent("relist", &pods, &[]);
+    let mut lab = Lab::with_agent("relist", &pods, &[]);
     lab.accounts().add_role(Accounts::role_arn("refunds-role"), Role::default());
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
     lab.api().down();
@@ -132,9 +135,10 @@ fn what_happened_while_the_api_server_was_away_is_learnt_when_it_is_back() {
 
     lab.api().up().unwrap();
 
-    eventually(("403".into(), "refunds-role".into()), || {
-        (lab.credentials("orders", "orders-role"), lab.credentials("billing", "refunds-role"))
-    });
+    eventually("refunds-role".to_owned(), || lab.credentials("billing", "refunds-role"));
+    assert_eq!(lab.credentials("billing", "billing-role"), "403");
+    // Its cgroup is still there.
+    eventually(1.0, || lab.metric("kube2ram_kubernetes_departed_pods"));
 }
 
 #[test]
@@ -148,4 +152,31 @@ fn a_pod_that_is_made_again_under_its_name_gets_what_the_new_one_says() {
 
     assert_eq!(lab.ask("orders", LIST).body, "refunds-role", "at once: its UID is another");
     assert_eq!(lab.credentials("orders", "orders-role"), "403");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pods_credentials_are_fetched_before_it_asks_and_others_are_not() {
+    let mut lab =
+        Lab::with_agent("prefetch", &[], &["--namespace-restrictions", "--default-role=default-role"]);
+    lab.accounts().add_role(Accounts::role_arn("default-role"), Role::default());
+    lab.api()
+        .apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["early-role", "new-role"]"#)])
+        .unwrap();
+    let assumed = |lab: &Lab, role: &str| lab.sts().assumed(&Accounts::role_arn(role)).len();
+
+    for (name, role) in [("early", "early-role"), ("locked", "locked-role")] {
+        lab.add(&PodSpec::new(name).role(role));
+    }
+    lab.add(&PodSpec::new("plain"));
+    eventually(1, || assumed(&lab, "early-role"));
+    lab.accounts().add_role(Accounts::role_arn("new-role"), Role::default());
+    lab.annotate("early", ROLE, "new-role").unwrap();
+    eventually(1, || assumed(&lab, "new-role"));
+
+    assert_eq!(assumed(&lab, "locked-role"), 0, "what is not permitted is not asked for");
+    assert_eq!(assumed(&lab, "default-role"), 0, "most pods never ask for it");
+    assert_eq!(lab.credentials("early", "new-role"), "new-role");
+    assert_eq!(assumed(&lab, "new-role"), 1, "from the cache");
+    eventually(1.0, || lab.metric("kube2ram_credential_cache_entries"));
 }

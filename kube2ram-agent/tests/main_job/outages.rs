@@ -9,7 +9,10 @@ use kube2ram_sandbox::{
     standin::{Accounts, MetadataMode, Role, StsMode},
 };
 
-use crate::support::{INSTANCE_ID, LIST, Lab, assert_in_time, assert_try_again, eventually, owner};
+use crate::support::{
+    ALLOW_LIST, INSTANCE_ID, LIST, Lab, assert_in_time, assert_no_secrets, assert_try_again, eventually,
+    owner,
+};
 
 fn orders() -> PodSpec {
     PodSpec::new("orders").role("orders-role")
@@ -157,4 +160,63 @@ fn an_sts_that_says_no_is_a_403_that_is_remembered_and_told() {
     assert_eq!((lab.sts().assumed(&stranger).len(), lab.sts().assumed(&missing).len()), (1, 1));
     let told = |pod: &str| lab.api().events().iter().any(|event| event["regarding"]["name"] == pod);
     eventually((true, true, false), || (told("stranger"), told("missing"), told("orders")));
+}
+
+/// Where the sandbox's own state directory may be on a disk, which a snapshot must not be.
+fn state_dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("kube2ram-test").tempdir_in("/dev/shm").unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_that_restarts_while_the_api_server_is_away_serves_the_pods_that_were_known() {
+    let state = state_dir();
+    let flag = format!("--state-dir={}", state.path().display());
+    let pods = [orders(), PodSpec::new("locked").role("locked-role"), PodSpec::new("gone").role("gone-role")];
+    let mut lab = Lab::with_agent("api-restart", &pods, &[&flag, "--namespace-restrictions"]);
+    lab.api().apply_namespace("default", &[(ALLOW_LIST, r#"["orders-role", "gone-role"]"#)]).unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
+    assert_eq!(lab.credentials("locked", "locked-role"), "403");
+
+    lab.api().down();
+    lab.agent().unwrap().terminate().unwrap();
+    lab.remove_pod("gone").unwrap();
+    lab.agent().unwrap().spawn().unwrap();
+    eventually(Some(503), || lab.agent().unwrap().admin("/readyz").ok().map(|reply| reply.status));
+    lab.add(&PodSpec::new("late").role("orders-role"));
+
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
+    assert_eq!(lab.credentials("locked", "locked-role"), "403", "the allow-list is known too");
+    assert_try_again(&lab.ask("late", LIST));
+    assert_eq!(lab.metric("kube2ram_kubernetes_restored_pods"), 3.0, "two of these, and the agent's own");
+    let text = std::fs::read_to_string(state.path().join("snapshot")).unwrap();
+    assert!(text.contains("orders-role"));
+    assert_no_secrets(&text);
+
+    lab.api().up().unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("late", "orders-role"));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_snapshot_that_is_damaged_is_ignored_and_said_so() {
+    let state = state_dir();
+    let flag = format!("--state-dir={}", state.path().display());
+    let mut lab = Lab::with_agent("api-damaged", &[orders()], &[&flag]);
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    lab.agent().unwrap().terminate().unwrap();
+    let path = state.path().join("snapshot");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("orders-role", "secret-role")).unwrap();
+    lab.api().down();
+
+    lab.agent().unwrap().spawn().unwrap();
+    eventually(Some(503), || lab.agent().unwrap().admin("/readyz").ok().map(|reply| reply.status));
+
+    for role in ["orders-role", "secret-role"] {
+        assert_try_again(&lab.ask("orders", &format!("{LIST}{role}")));
+    }
+    assert!(lab.agent().unwrap().log().contains("snapshot ignored"));
+    lab.api().up().unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
 }

@@ -14,10 +14,10 @@ use anyhow::{Context as _, Result};
 use crate::command::capture;
 
 /// How many results [`INIT`] prints.
-pub(super) const RUNS: usize = 3;
+pub(super) const RUNS: usize = 5;
 
-/// The first process. The first run has the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and
-/// CAP_DAC_OVERRIDE, because the test makes cgroups below the root).
+/// The first process. The first runs have the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and
+/// CAP_DAC_OVERRIDE, because the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin PYTHONDONTWRITEBYTECODE=1 RUST_BACKTRACE=0
 mount -t devtmpfs dev /dev
@@ -36,11 +36,15 @@ run() {
   status=$?
   echo; echo "k2r-result $name $status"
 }
+unprivileged() {
+  run "unprivileged-$1" setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all "/tests/$1" "$2"
+}
 (
   ulimit -l unlimited
-  run unprivileged setpriv --bounding-set -all,+bpf,+dac_override,+net_admin --inh-caps -all \
-    /tests/datapath_kernel tells_the_cgroup_that_connected
+  unprivileged datapath_kernel tells_the_cgroup_that_connected
+  unprivileged boot_guard_kernel denies_all_but_the_hosts_own
 )
+run boot_guard /tests/boot_guard_kernel
 run datapath /tests/datapath_kernel
 run attacks /tests/identity_attacks
 echo o > /proc/sysrq-trigger

@@ -44,7 +44,8 @@ impl Region {
         if fits { Ok(Self(text.into())) } else { Err(EndpointError::Region) }
     }
 
-    /// The STS endpoints to try, in order: inside the VPC first, as a node without NAT reaches no other.
+    /// The STS endpoints to try, in order: inside the VPC first, as a node without NAT reaches no other, then in public, and the one of no
+    /// region last. What any of them issues is valid everywhere.
     ///
     /// # Errors
     /// [`EndpointError::Url`], when the region makes no host name after all (bad punycode).
@@ -57,6 +58,7 @@ impl Region {
         ["sts-vpc", "sts"]
             .iter()
             .map(|name| Endpoint::parse(&format!("{name}.{region}.aliyuncs.com")))
+            .chain([Ok(Endpoint::global())])
             .collect()
     }
 }
@@ -163,7 +165,11 @@ mod tests {
     fn prefers_the_endpoint_inside_the_vpc() {
         assert_eq!(
             hosts("cn-hangzhou"),
-            ["https://sts-vpc.cn-hangzhou.aliyuncs.com/", "https://sts.cn-hangzhou.aliyuncs.com/"]
+            [
+                "https://sts-vpc.cn-hangzhou.aliyuncs.com/",
+                "https://sts.cn-hangzhou.aliyuncs.com/",
+                "https://sts.aliyuncs.com/"
+            ]
         );
     }
 

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
+use secrecy::zeroize::Zeroize as _;
 
 pub use self::hardened::HardenedMode;
 use super::{
@@ -111,7 +112,12 @@ impl Metadata {
     /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the role has been detached or replaced.
     pub async fn node_credentials(&self, role: &str) -> Result<Issued, MetadataError> {
         let body = self.get(&format!("{CREDENTIALS}{role}")).await?;
-        parse_node_credentials(&body).map_err(MetadataError::Credentials)
+        let issued = parse_node_credentials(&body).map_err(MetadataError::Credentials);
+        // Nobody else holds it.
+        if let Ok(mut body) = body.try_into_mut() {
+            body.zeroize();
+        }
+        issued
     }
 
     async fn text(&self, path: &str) -> Result<String, MetadataError> {

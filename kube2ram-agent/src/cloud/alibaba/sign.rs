@@ -1,12 +1,10 @@
 //! The ACS3-HMAC-SHA256 request signature ("V3"). Pure: no I/O, no clock, no logs.
 //! Source: Alibaba Cloud, "V3 request structure and signature". Called by `sts` only.
 
-use std::fmt::Write as _;
-
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderName, HeaderValue, header::InvalidHeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use sha2::{Digest as _, Sha256};
 
 use super::base::BaseCredentials;
@@ -77,29 +75,39 @@ impl Request<'_> {
     /// The value of the `Authorization` header.
     fn authorization(&self, access_key_id: &str, access_key_secret: &SecretString) -> String {
         let (canonical, signed_headers) = self.canonical();
-        let text = format!("{ALGORITHM}\n{}", hex::encode(Sha256::digest(&canonical)));
+        let text = format!("{ALGORITHM}\n{}", hex::encode(Sha256::digest(canonical.as_bytes())));
         let signature = hmac_sha256(access_key_secret, &text);
         format!("{ALGORITHM} Credential={access_key_id},SignedHeaders={signed_headers},Signature={signature}")
     }
 
-    /// The canonical request, and the names of the headers in it.
-    fn canonical(&self) -> (String, String) {
+    /// The canonical request, which holds the security token, and the names of the headers in it.
+    fn canonical(&self) -> (Zeroizing<String>, String) {
         // Sorting by (name, value) also orders the values of a repeated name, which are then joined with commas.
         let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|&(n, v)| (n, v.trim())).collect();
         headers.sort_unstable();
 
-        let mut lines = String::new();
+        // A name, a value and two marks each; a string that grows would leave copies of the token behind.
+        let length: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        let mut lines = Zeroizing::new(String::with_capacity(length));
         let mut names = String::new();
         for group in headers.chunk_by(|(a, _), (b, _)| a == b) {
             let name = group[0].0;
-            let separator = if names.is_empty() { "" } else { ";" };
-            // Writing to a String cannot fail.
-            let _ = write!(names, "{separator}{name}");
-            let values: Vec<&str> = group.iter().map(|&(_, value)| value).collect();
-            let _ = writeln!(lines, "{name}:{}", values.join(","));
+            if !names.is_empty() {
+                names.push(';');
+            }
+            names.push_str(name);
+            lines.push_str(name);
+            for (number, (_, value)) in group.iter().enumerate() {
+                lines.push(if number == 0 { ':' } else { ',' });
+                lines.push_str(value);
+            }
+            lines.push('\n');
         }
         let Self { method, path, canonical_query, payload_sha256, .. } = self;
-        (format!("{method}\n{path}\n{canonical_query}\n{lines}\n{names}\n{payload_sha256}"), names)
+        let parts =
+            [method, "\n", path, "\n", canonical_query, "\n", &lines, "\n", &names, "\n", payload_sha256];
+        // `concat` allocates once.
+        (Zeroizing::new(parts.concat()), names)
     }
 }
 
@@ -136,7 +144,7 @@ mod tests {
     use super::*;
 
     fn canonical_sha256(request: &Request<'_>) -> String {
-        hex::encode(Sha256::digest(request.canonical().0))
+        hex::encode(Sha256::digest(request.canonical().0.as_bytes()))
     }
 
     #[test]

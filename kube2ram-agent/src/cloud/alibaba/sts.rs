@@ -7,14 +7,15 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::timeout;
+use secrecy::zeroize::Zeroizing;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use self::refusal::{Refusal, Remedy};
@@ -28,6 +29,7 @@ use crate::{
     clock::Clock,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::{RoleArn, RoleSession},
+    telemetry::chain,
 };
 
 /// Issues credentials through AssumeRole.
@@ -36,12 +38,19 @@ pub struct StsIssuer {
     endpoints: Box<[Endpoint]>,
     base: Base,
     clock: Arc<dyn Clock>,
-    /// Which endpoint answered last.
-    preferred: AtomicUsize,
+    /// Which endpoint answered last, after the first had not.
+    detour: Mutex<Option<Detour>>,
     /// How far STS's clock is ahead of ours; 0 until it complained.
     clock_offset_seconds: AtomicI64,
     /// Roles that refused more than an hour, for the life of the process.
     one_hour_roles: Mutex<HashSet<RoleArn>>,
+}
+
+/// Another endpoint than the first, which may cost more or leave the VPC: the first is tried again after a while.
+#[derive(Clone, Copy)]
+struct Detour {
+    endpoint: usize,
+    until: Instant,
 }
 
 impl StsIssuer {
@@ -67,7 +76,7 @@ impl StsIssuer {
             endpoints: endpoints.into(),
             base,
             clock,
-            preferred: AtomicUsize::new(0),
+            detour: Mutex::default(),
             clock_offset_seconds: AtomicI64::new(0),
             one_hour_roles: Mutex::default(),
         })
@@ -106,21 +115,12 @@ impl StsIssuer {
 
     async fn call(&self, session: &RoleSession, base: &BaseCredentials) -> Result<Credentials, Refusal> {
         let query = self.query(session);
-        let mut response = self.send(&query, base).await?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
-            if body.len() + chunk.len() > BODY_LIMIT_BYTES {
-                return Err(refusal::nonsense("answer too long", None));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        if !response.status().is_success() {
-            return Err(Refusal::parse(response.status(), response.headers(), &body));
-        }
-
+        let response = self.send(&query, base).await?;
+        let date = response.headers().get(http::header::DATE).cloned();
+        let body = read(response).await?;
         let issued = parse_assume_role(&body)
             .map_err(|error| refusal::nonsense("answer not understood", Some(error.into())))?;
-        let issued_at = self.clock.now();
+        let issued_at = self.issued_at(issued.expires_at, date.as_ref(), session);
         if issued.expires_at <= issued_at {
             return Err(refusal::nonsense("credentials that have already expired", None));
         }
@@ -131,6 +131,21 @@ impl StsIssuer {
             issued_at,
             expires_at: issued.expires_at,
         })
+    }
+
+    /// When STS says that it answered, so that a clock of ours that is wrong neither lengthens nor shortens what it issued; our own time when
+    /// it does not say so, or what it says cannot be.
+    fn issued_at(
+        &self,
+        expires_at: Timestamp,
+        date: Option<&http::HeaderValue>,
+        session: &RoleSession,
+    ) -> Timestamp {
+        let lifetime = |issued_at: &Timestamp| expires_at.duration_since(*issued_at);
+        let longest = session.duration + DATE_TOLERANCE;
+        date.and_then(refusal::parse_date)
+            .filter(|date| Duration::try_from(lifetime(date)).is_ok_and(|lifetime| lifetime <= longest))
+            .unwrap_or_else(|| self.clock.now())
     }
 
     fn query(&self, session: &RoleSession) -> String {
@@ -151,40 +166,55 @@ impl StsIssuer {
         canonical_query(&parameters)
     }
 
-    /// Sends to the endpoint that answered last; on to the next when one cannot be connected to.
+    /// Sends to the first endpoint, or to the one that had to take its place not long ago; on to the next when one cannot be connected to
+    /// or is silent. Asking twice is harmless: each answer is another set of credentials.
     async fn send(&self, query: &str, base: &BaseCredentials) -> Result<reqwest::Response, Refusal> {
-        let first = self.preferred.load(Ordering::Relaxed);
+        let first = self.detour().filter(|detour| Instant::now() < detour.until).map_or(0, |d| d.endpoint);
         let mut failure = refusal::nonsense("no endpoint", None);
         for step in 0..self.endpoints.len() {
             let index = (first + step) % self.endpoints.len();
             let endpoint = &self.endpoints[index];
-            let headers = RpcCall {
-                host: endpoint.host(),
-                action: "AssumeRole",
-                version: "2015-04-01",
-                canonical_query: query,
-                date: self.server_now(),
-                nonce: &uuid::Uuid::new_v4().to_string(),
-            }
-            .headers(base)
-            .map_err(refusal::unsendable)?;
-            let mut url = endpoint.url().clone();
-            url.set_query(Some(query));
-            let request = self.client.post(url).headers(headers).header("accept", "application/json");
-
-            match request.send().await {
-                Ok(response) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+            let sending = timeout(ANSWER_TIMEOUT, self.request(endpoint, query, base)?.send());
+            failure = match sending.await {
+                Ok(Ok(response)) => {
+                    if step > 0 {
+                        let until = Instant::now() + DETOUR;
+                        *self.detour() = (index > 0).then_some(Detour { endpoint: index, until });
+                    }
                     return Ok(response);
                 }
-                Err(error) if error.is_connect() => {
-                    failure = refusal::transport(error);
-                    warn!(endpoint = endpoint.host(), "cannot connect to STS endpoint");
-                }
-                Err(error) => return Err(refusal::transport(error)),
-            }
+                Ok(Err(error)) if error.is_connect() => refusal::transport(error),
+                Ok(Err(error)) => return Err(refusal::transport(error)),
+                Err(_elapsed) => refusal::silence(),
+            };
+            warn!(endpoint = endpoint.host(), error = chain(&failure.error), "STS endpoint out of reach");
         }
         Err(failure)
+    }
+
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        query: &str,
+        base: &BaseCredentials,
+    ) -> Result<reqwest::RequestBuilder, Refusal> {
+        let headers = RpcCall {
+            host: endpoint.host(),
+            action: "AssumeRole",
+            version: "2015-04-01",
+            canonical_query: query,
+            date: self.server_now(),
+            nonce: &uuid::Uuid::new_v4().to_string(),
+        }
+        .headers(base)
+        .map_err(refusal::unsendable)?;
+        let mut url = endpoint.url().clone();
+        url.set_query(Some(query));
+        Ok(self.client.post(url).headers(headers).header("accept", "application/json"))
+    }
+
+    fn detour(&self) -> MutexGuard<'_, Option<Detour>> {
+        self.detour.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn server_now(&self) -> Timestamp {
@@ -219,6 +249,22 @@ impl StsIssuer {
     }
 }
 
+/// Reads an answer to its end, into memory that is zeroised; an error's becomes a refusal. What TLS and HTTP have buffered of it is out of reach.
+async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    // All of it at once: a vector that grows leaves copies behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT_BYTES));
+    while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
+        if body.len() + chunk.len() > BODY_LIMIT_BYTES {
+            return Err(refusal::nonsense("answer too long", None));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if !response.status().is_success() {
+        return Err(Refusal::parse(response.status(), response.headers(), &body));
+    }
+    Ok(body)
+}
+
 #[async_trait]
 impl Issuer for StsIssuer {
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
@@ -237,8 +283,14 @@ impl Issuer for StsIssuer {
 
 /// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into the deadline. STS takes some 50 ms.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
 /// Bounds one issue with all its retries. No pod waits that long: the cache answers earlier and lets this go on.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
+const CALL_DEADLINE: Duration = Duration::from_secs(6);
+/// How long the first endpoint is left alone when another had to take its place.
+const DETOUR: Duration = Duration::from_mins(10);
+/// How much longer than asked for credentials may seem to live by STS's own `Date`, which is in whole seconds.
+const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_IDLE_CONNECTIONS: usize = 4;
 /// What every role allows: the smallest `MaxSessionDuration`.

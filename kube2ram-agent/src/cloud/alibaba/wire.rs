@@ -2,7 +2,7 @@
 //! a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS "Instance RAM roles". Called by `sts`, `metadata`.
 
 use jiff::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 /// Why a body was not understood. Says nothing of the body itself, which may hold secrets.
@@ -114,8 +114,9 @@ pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
 #[serde(rename_all = "PascalCase")]
 struct Credential {
     access_key_id: String,
-    access_key_secret: String,
-    security_token: String,
+    // Zeroised from here on, also when the document turns out to be malformed.
+    access_key_secret: SecretString,
+    security_token: SecretString,
     expiration: String,
 }
 
@@ -125,12 +126,12 @@ impl Credential {
         let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
         let check = |text: &str, key| if word(text) { Ok(()) } else { Err(WireError::Credential(key)) };
         check(&self.access_key_id, "AccessKeyId")?;
-        check(&self.access_key_secret, "AccessKeySecret")?;
-        check(&self.security_token, "SecurityToken")?;
+        check(self.access_key_secret.expose_secret(), "AccessKeySecret")?;
+        check(self.security_token.expose_secret(), "SecurityToken")?;
         Ok(Issued {
             access_key_id: self.access_key_id.into(),
-            access_key_secret: self.access_key_secret.into(),
-            security_token: self.security_token.into(),
+            access_key_secret: self.access_key_secret,
+            security_token: self.security_token,
             expires_at: parse_time(&self.expiration)?,
         })
     }
@@ -162,7 +163,6 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use secrecy::ExposeSecret as _;
 
     use super::*;
 

@@ -50,6 +50,7 @@ struct State {
     /// Older versions are refused with the status 410.
     oldest: u64,
     direct_lists: usize,
+    namespace_pages: usize,
     selectors: BTreeMap<&'static str, String>,
     posted: Vec<Value>,
 }
@@ -73,6 +74,7 @@ impl ApiServer {
             watches: Vec::new(),
             oldest: 0,
             direct_lists: 0,
+            namespace_pages: 0,
             selectors: BTreeMap::new(),
             posted: Vec::new(),
         }));
@@ -152,6 +154,11 @@ impl ApiServer {
         self.state().direct_lists
     }
 
+    /// How many pages of namespaces were asked for.
+    pub(super) fn namespace_pages(&self) -> usize {
+        self.state().namespace_pages
+    }
+
     /// The field selector of the last list.
     pub(super) fn selector(&self, kind: &'static str) -> String {
         self.state().selectors[kind].clone()
@@ -216,10 +223,15 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
     let mut state = state.lock().unwrap();
     if !watch {
         state.selectors.insert(kind, query.get("fieldSelector").cloned().unwrap_or_default());
-        let items: Vec<_> =
-            state.objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item).collect();
-        let list = json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items});
-        return Ok(respond(StatusCode::OK, &list));
+        state.namespace_pages += usize::from(kind == "namespaces");
+        let number = |name| query.get(name).and_then(|value| value.parse::<usize>().ok());
+        let (from, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
+        let all = state.objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item);
+        let items: Vec<_> = all.clone().skip(from).take(limit).collect();
+        let more = from + items.len() < all.count();
+        let token = if more { (from + items.len()).to_string() } else { String::new() };
+        let metadata = json!({"resourceVersion": state.version.to_string(), "continue": token});
+        return Ok(respond(StatusCode::OK, &json!({"metadata": metadata, "items": items})));
     }
     let from: u64 = query["resourceVersion"].parse().unwrap();
     if from < state.oldest {

@@ -1,5 +1,5 @@
-//! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or metadata only), GET, and
-//! Events. Depends on nothing of this crate but the server. Called over HTTP by the agent, and by tests to change the cluster.
+//! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or metadata only), GET, PATCH of nodes,
+//! and Events. Depends on nothing of this crate but the server. Called over HTTP by the agent, and by tests to change the cluster.
 //!
 //! Source: kubernetes.io/docs/reference/using-api/api-concepts.
 
@@ -9,12 +9,15 @@ mod watch;
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Result;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use self::store::{Kind, Selector, Store};
@@ -137,6 +140,21 @@ impl ApiServer {
         self.server.handler.store.expire();
     }
 
+    /// The Node object, as it is now.
+    pub fn node(&self, name: &str) -> Option<Value> {
+        self.server.handler.store.get(Kind::Node, name)
+    }
+
+    /// Changes a Node just before the next PATCH of it is looked at, as another controller might.
+    pub fn interfere(&self, node: Value) {
+        *locked(&self.server.handler.interference) = Some(node);
+    }
+
+    /// Refuses every PATCH of a node, or no longer: the role of the service account.
+    pub fn forbid_patches(&self, forbid: bool) {
+        self.server.handler.forbids_patches.store(forbid, Ordering::SeqCst);
+    }
+
     /// The Events that were posted or patched.
     pub fn events(&self) -> Vec<Value> {
         locked(&self.server.handler.events).clone()
@@ -151,6 +169,8 @@ impl ApiServer {
 #[derive(Debug, Default)]
 struct State {
     events: Mutex<Vec<Value>>,
+    forbids_patches: AtomicBool,
+    interference: Mutex<Option<Value>>,
     requests: Mutex<Vec<String>>,
     store: Arc<Store>,
 }
@@ -181,6 +201,7 @@ impl State {
             (&Method::GET, ["api", "v1", plural @ ("namespaces" | "nodes"), name]) => {
                 self.object(plural, "", name, metadata_only)
             }
+            (&Method::PATCH, ["api", "v1", "nodes", name]) => self.patch_node(name, request),
             (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => {
                 self.collection("pods", namespace, &query, metadata_only)
             }
@@ -200,6 +221,24 @@ impl State {
             }
             _ => Err(StatusCode::NOT_FOUND),
         }
+    }
+
+    /// A merge patch; one that names a resource version holds for that version only.
+    fn patch_node(&self, name: &str, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
+        let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        if content_type != Some(b"application/merge-patch+json") {
+            return Err(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        }
+        if self.forbids_patches.load(Ordering::SeqCst) {
+            return Err(StatusCode::FORBIDDEN);
+        }
+        let interference = locked(&self.interference).take();
+        if let Some(node) = interference {
+            self.store.apply(node).or(Err(StatusCode::INTERNAL_SERVER_ERROR))?;
+        }
+        let patch = serde_json::from_slice::<Value>(request.body()).or(Err(StatusCode::BAD_REQUEST))?;
+        let patched = self.store.merge(Kind::Node, name, &patch)?;
+        Ok(json_reply(StatusCode::OK, &patched))
     }
 
     fn collection(
@@ -261,6 +300,8 @@ fn json_reply(status: StatusCode, body: &Value) -> Response<Body> {
 /// A `Status`, as every failure is told.
 fn status_object(status: StatusCode, message: &str) -> Value {
     let reason = match status {
+        StatusCode::CONFLICT => "Conflict",
+        StatusCode::FORBIDDEN => "Forbidden",
         StatusCode::GONE => "Expired",
         StatusCode::NOT_FOUND => "NotFound",
         _ => "BadRequest",

@@ -3,7 +3,7 @@
 
 use std::{error::Error, time::Duration};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
 
 use crate::{
@@ -39,12 +39,12 @@ impl Refusal {
             let mut refusal = nonsense(status.as_str(), None);
             if status == StatusCode::TOO_MANY_REQUESTS {
                 refusal.error.kind = IssueErrorKind::Throttled;
+                refusal.error.retry_after = time_left(headers);
             }
             return refusal;
         };
         let kind = kind_of(status, &code);
         let throttled = kind == IssueErrorKind::Throttled;
-        let date = headers.get(http::header::DATE).and_then(|date| date.to_str().ok());
         Self {
             error: IssueError {
                 kind,
@@ -54,7 +54,7 @@ impl Refusal {
                 retry_after: throttled.then(|| time_left(headers)).flatten(),
                 source: None,
             },
-            server_time: date.and_then(|date| DateTimeParser::new().parse_timestamp(date).ok()),
+            server_time: headers.get(http::header::DATE).and_then(parse_date),
         }
     }
 
@@ -83,6 +83,16 @@ pub(super) fn transport(error: reqwest::Error) -> Refusal {
     // The URL holds external ids and policies.
     let source = Some(error.without_url().into());
     ours(IssueErrorKind::Unavailable, code, "cannot reach STS", source).into()
+}
+
+/// An endpoint that can be connected to, perhaps, and does not answer.
+pub(super) fn silence() -> Refusal {
+    ours(IssueErrorKind::Unavailable, "Timeout", "no answer from the endpoint in time", None).into()
+}
+
+/// Reads a `Date` header.
+pub(super) fn parse_date(date: &HeaderValue) -> Option<Timestamp> {
+    DateTimeParser::new().parse_timestamp(date.to_str().ok()?).ok()
 }
 
 /// An answer that STS would not give.
@@ -144,14 +154,18 @@ fn is_base(code: &str) -> bool {
         .any(|prefix| code.starts_with(prefix))
 }
 
-/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, and the same of the API; the longer of both.
+/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After: <s>` (RFC 9110, 10.2.3), which a
+/// gateway in between may send; the longest of them.
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
     ["x-ratelimit-user", "x-ratelimit-user-api"]
         .iter()
         .filter_map(|name| headers.get(*name)?.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|field| field.trim().strip_prefix("TimeLeft:")?.trim().parse().ok())
         .map(|milliseconds| Duration::from_millis(milliseconds).min(MAX_RETRY_AFTER))
+        .chain(retry_after)
         .max()
 }
 
@@ -164,9 +178,7 @@ mod tests {
     fn parse(status: u16, code: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
         let headers = headers
             .iter()
-            .map(|&(name, value)| {
-                (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
-            })
+            .map(|&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
         let body = format!(r#"{{"Code":"{code}","Message":"m","RequestId":"r"}}"#);
         Refusal::parse(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
@@ -224,6 +236,8 @@ mod tests {
             Some(Duration::from_millis(2500))
         );
         assert_eq!(left(&[("x-ratelimit-user", "TimeLeft:99999999999")]), Some(MAX_RETRY_AFTER));
+        assert_eq!(left(&[("retry-after", "7")]), Some(Duration::from_secs(7)));
+        assert_eq!(left(&[("retry-after", "Sat, 21 Nov 2026 21:30:00 GMT")]), None);
         assert_eq!(left(&[("x-ratelimit-user", "TimeLeft:-1")]), None);
         assert_eq!(left(&[]), None);
         assert_eq!(parse(403, "NoPermission", &[("x-ratelimit-user", "TimeLeft:1")]).error.retry_after, None);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::Ipv4Addr,
+    sync::atomic::AtomicUsize,
 };
 
 use bytes::Bytes;
@@ -282,10 +283,51 @@ async fn goes_on_to_the_next_endpoint_and_stays_there() {
 
     issuer.issue(&session(3600)).await.unwrap();
 
-    assert_eq!(issuer.preferred.load(Ordering::Relaxed), 1);
+    assert_eq!(issuer.detour().map(|detour| detour.endpoint), Some(1));
     assert_eq!(header(&server.asked()[0], "host"), server.address.to_string());
     issuer.issue(&session(3600)).await.unwrap();
     assert_eq!(server.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn goes_round_a_silent_endpoint_and_comes_back_to_it_later() {
+    let silent = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let first = Endpoint::parse(&format!("http://{}", silent.local_addr().unwrap())).unwrap();
+    let server = sts(vec![]).await;
+    let issuer = issuer_of(vec![first, endpoint(&server)], static_base(), &SetClock::at(NOW));
+    let before = Instant::now();
+
+    issuer.issue(&session(3600)).await.unwrap();
+    let round = before.elapsed();
+    issuer.issue(&session(3600)).await.unwrap();
+    let again = before.elapsed() - round;
+    issuer.detour().as_mut().unwrap().until = Instant::now();
+    issuer.issue(&session(3600)).await.unwrap();
+    let back = before.elapsed() - round - again;
+
+    assert!(round >= ANSWER_TIMEOUT && round < CALL_DEADLINE, "{round:?}");
+    assert!(again < ANSWER_TIMEOUT, "{again:?}");
+    assert!(back >= ANSWER_TIMEOUT, "{back:?}");
+}
+
+#[tokio::test]
+async fn the_answers_date_tells_when_they_were_issued_unless_it_cannot_be() {
+    for (date, issued_at) in [
+        ("Sat, 21 Nov 2026 21:30:00 GMT", "2026-11-21T21:30:00Z"),
+        // Our clock is ten minutes ahead, or behind.
+        ("Sat, 21 Nov 2026 21:40:00 GMT", "2026-11-21T21:40:00Z"),
+        ("Sat, 21 Nov 2026 21:20:00 GMT", NOW),
+        ("Sat, 21 Nov 2026 23:00:00 GMT", NOW),
+        ("nonsense", NOW),
+    ] {
+        let mut answer = issued();
+        answer.headers_mut().insert("date", http::HeaderValue::from_static(date));
+        let server = sts(vec![answer]).await;
+
+        let credentials = issuer(&server).issue(&session(3600)).await.unwrap();
+
+        assert_eq!(credentials.issued_at.to_string(), issued_at, "{date}");
+    }
 }
 
 #[tokio::test]
@@ -304,7 +346,7 @@ async fn gives_up_on_an_sts_that_is_silent() {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let silent = Endpoint::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let issuer = issuer_of(vec![silent], static_base(), &SetClock::at(NOW));
-    let before = tokio::time::Instant::now();
+    let before = Instant::now();
 
     let error = issuer.issue(&session(3600)).await.unwrap_err();
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -147,6 +148,28 @@ impl Store {
         Ok(())
     }
 
+    /// An object without a namespace.
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Value> {
+        locked(&self.cluster).objects.get(&(kind, String::new(), name.to_owned())).cloned()
+    }
+
+    /// Merges a patch (RFC 7386) into an object without a namespace, if that is at the version that the patch names.
+    pub(super) fn merge(&self, kind: Kind, name: &str, patch: &Value) -> Result<Value, StatusCode> {
+        let mut cluster = locked(&self.cluster);
+        let key = (kind, String::new(), name.to_owned());
+        let mut object = cluster.objects.get(&key).ok_or(StatusCode::NOT_FOUND)?.clone();
+        let version = &patch["metadata"]["resourceVersion"];
+        if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+            return Err(StatusCode::CONFLICT);
+        }
+        merge(&mut object, patch);
+        let object = cluster.record(kind, "MODIFIED", object);
+        cluster.objects.insert(key, object.clone());
+        drop(cluster);
+        self.changed.send_replace(());
+        Ok(object)
+    }
+
     pub(super) fn delete(&self, kind: Kind, namespace: &str, name: &str) {
         let mut cluster = locked(&self.cluster);
         if let Some(object) = cluster.objects.remove(&(kind, namespace.to_owned(), name.to_owned())) {
@@ -202,6 +225,23 @@ impl Store {
 
     pub(super) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+}
+
+/// RFC 7386, section 2.
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (name, value) in patch {
+        match target.as_object_mut() {
+            Some(target) if value.is_null() => drop(target.remove(name)),
+            _ => merge(&mut target[name], value),
+        }
     }
 }
 

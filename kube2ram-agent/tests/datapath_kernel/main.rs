@@ -2,6 +2,8 @@
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod coexistence;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{

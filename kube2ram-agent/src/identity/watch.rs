@@ -1,4 +1,5 @@
-//! Tells when something happens to pods' cgroups, by inotify. Owns the one thread that waits for it. Called by `listeners`.
+//! Tells when something happens in directories, by inotify: to cgroups, and to pins. Owns the thread that waits for it. Called by `listeners` and
+//! `reconcile`.
 
 use std::{io, mem::MaybeUninit, os::fd::OwnedFd, path::Path, sync::Arc, thread};
 
@@ -7,16 +8,16 @@ use tokio::sync::mpsc;
 
 /// Names a watched file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct WatchId(i32);
+pub(crate) struct WatchId(i32);
 
 impl WatchId {
     /// Events were dropped: anything may have happened (inotify(7), `IN_Q_OVERFLOW`).
-    pub(super) const OVERFLOW: Self = Self(-1);
+    pub(crate) const OVERFLOW: Self = Self(-1);
 }
 
 /// The events. Dropping it ends the thread.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     handle: Handle,
     events: mpsc::Receiver<WatchId>,
     waker: i32,
@@ -24,14 +25,14 @@ pub(super) struct Watch {
 
 /// Says what is watched.
 #[derive(Clone, Debug)]
-pub(super) struct Handle(Arc<OwnedFd>);
+pub(crate) struct Handle(Arc<OwnedFd>);
 
 /// How many events wait here; more wait in the kernel (16,384 by default), and then it says that it dropped some.
 const QUEUE: usize = 256;
 
 impl Watch {
     /// Starts to watch nothing.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
         // Removing a watch is an event: the one that ends the thread. This watch has no other.
         let waker = inotify::add_watch(&*inotify, "/", WatchFlags::DELETE_SELF)?;
@@ -41,7 +42,7 @@ impl Watch {
         Ok(Self { handle: Handle(inotify), events, waker })
     }
 
-    pub(super) fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
@@ -49,27 +50,27 @@ impl Watch {
     ///
     /// # Cancel safety
     /// No event is lost.
-    pub(super) async fn next(&mut self, events: &mut Vec<WatchId>) -> bool {
+    pub(crate) async fn next(&mut self, events: &mut Vec<WatchId>) -> bool {
         self.events.recv_many(events, QUEUE).await > 0
     }
 }
 
 impl Handle {
     /// Watches a directory for children that come and go. Again, if it is watched already, which costs nothing.
-    pub(super) fn children(&self, directory: &Path) -> io::Result<()> {
-        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+    pub(crate) fn children(&self, directory: &Path) -> io::Result<()> {
+        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::ONLYDIR;
         inotify::add_watch(&*self.0, directory, flags).map(drop).map_err(Into::into)
     }
 
     /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
     /// To be ended with [`Self::end`], because it does not end with the cgroup: kernfs tells no watch that its file is removed.
-    pub(super) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
+    pub(crate) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
         let file = cgroup.join("cgroup.events");
         inotify::add_watch(&*self.0, file, WatchFlags::MODIFY).map(WatchId).map_err(Into::into)
     }
 
     /// Ends a watch; an event of its own.
-    pub(super) fn end(&self, watch: WatchId) {
+    pub(crate) fn end(&self, watch: WatchId) {
         if let Err(error) = inotify::remove_watch(&*self.0, watch.0) {
             // A kernel that ends watches with their files was faster.
             tracing::debug!(%error, "cannot end a watch");

@@ -3,161 +3,24 @@
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod field;
+#[path = "../lab/mod.rs"]
 mod lab;
+mod race;
+mod shares;
+// The last in the alphabet: it changes the kernel until the next boot.
+mod where_sockets_fall_to_the_root;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
-    os::fd::AsFd as _,
-    process::{Child, Command},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpListener},
 };
 
-use aya::maps::{HashMap, Map, MapData};
-use kube2ram_agent::{
-    datapath::{AcceptedOrigins, Datapath, OriginError, Origins as _},
-    identity::CgroupId,
-};
-use kube2ram_common::{
-    abi::{ConnectRecord, Handshake, MAX_HANDSHAKES},
-    connection::{addr_be, port_be},
-    names,
-};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use kube2ram_agent::datapath::OriginError;
+use kube2ram_common::abi::{ConnectRecord, Handshake, MAX_HANDSHAKES};
 
-use self::lab::{Lab, METADATA};
-
-/// A namespace for a test's thread and its children, so that ports and sysctls are the test's own. Removed at the end.
-struct Netns(String);
-
-impl Netns {
-    /// Makes one, with nothing but a loopback device.
-    fn new(name: &str) -> Self {
-        let name = format!("kube2ram-{name}-{}", std::process::id());
-        ip(&["netns", "add", &name]);
-        ip(&["-n", &name, "link", "set", "lo", "up"]);
-        Self(name)
-    }
-
-    fn enter(&self) {
-        let file = fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        ip(&["netns", "delete", &self.0]);
-    }
-}
-
-fn ip(arguments: &[&str]) {
-    let status = Command::new("ip").args(arguments).status().expect("iproute2");
-    assert!(status.success() || std::thread::panicking(), "ip {arguments:?}");
-}
-
-/// The kernel half in force in a namespace of its own, with the agent's side of it.
-struct Field {
-    lab: Lab,
-    datapath: Datapath,
-    origins: AcceptedOrigins,
-    _netns: Netns,
-}
-
-impl Field {
-    fn new(name: &str) -> Self {
-        let netns = Netns::new(name);
-        netns.enter();
-        let lab = Lab::new();
-        let datapath = lab.attach();
-        Self { origins: datapath.origins().unwrap(), lab, datapath, _netns: netns }
-    }
-
-    /// Who is behind the next connection, by the directory of the cgroup.
-    fn next(&self) -> (TcpStream, Result<CgroupId, OriginError>) {
-        let accepted = self.lab.accept();
-        let origin = self.origins.origin_of(accepted.as_fd()).map(|origin| origin.cgroup);
-        (accepted, origin)
-    }
-
-    /// Starts a client that has these in scope, and tells line by line what it does.
-    fn client(&self, cgroup: &str, script: &str) -> Client {
-        let scope = format!(
-            "import ctypes, os, struct, sys\nfrom socket import *\nMETADATA = ('{}', {})\nAGENT = ('{}', {})\nPODS = {:?}\n\
-             def tcp(port=0):\n  s = socket(AF_INET, SOCK_STREAM)\n  s.settimeout(20)\n  s.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\n  \
-             s.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack('ii', 1, 0))\n  s.bind(('127.0.0.1', port)) if port else None\n  return s\n\
-             def dissolve(s):\n  assert ctypes.CDLL(None, use_errno=True).connect(s.fileno(), bytes(16), 16) == 0\n\
-             def move(pod):\n  open(PODS + '/' + pod + '/cgroup.procs', 'w').write(str(os.getpid()))\n\
-             def wait():\n  sys.stdin.readline()\n",
-            METADATA.ip(),
-            METADATA.port(),
-            self.lab.agent().ip(),
-            self.lab.agent().port(),
-            self.lab.cgroup.join("pods"),
-        );
-        Client::new(self.lab.python(cgroup, &(scope + script)))
-    }
-
-    /// Connects from a port as an honest client, and tells whom the agent takes it for.
-    fn dial(&self, cgroup: &str, port: u16) -> Result<CgroupId, OriginError> {
-        let client =
-            self.client(cgroup, &format!("s = tcp({port})\ns.connect(METADATA)\ns.recv(1)\ns.close()"));
-        let (accepted, origin) = self.next();
-        drop(accepted);
-        client.finish();
-        origin
-    }
-
-    fn handshakes(&self) -> HashMap<MapData, Handshake, ConnectRecord> {
-        let pin = self.lab.bpf_dir.join("v1/maps").join(names::map::HANDSHAKES);
-        HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
-    }
-
-    fn pending(&self) -> usize {
-        self.handshakes().keys().count()
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        self.datapath.counters().unwrap().read().find(|(label, _)| *label == name).unwrap().1
-    }
-
-    /// The handshake that a client of this namespace has from that port.
-    fn handshake(&self, port: u16) -> Handshake {
-        let local = addr_be(Ipv4Addr::LOCALHOST);
-        Handshake::new((local, port_be(port)), (local, port_be(self.lab.agent().port())))
-    }
-}
-
-/// As the kernel half reads the clock.
-fn uptime_ns() -> u64 {
-    let uptime = fs::read_to_string("/proc/uptime").unwrap();
-    let (seconds, _) = uptime.split_once('.').unwrap();
-    seconds.parse::<u64>().unwrap() * 1_000_000_000
-}
-
-/// A client that waits for us, and that we wait for.
-struct Client {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-}
-
-impl Client {
-    fn new(mut child: Child) -> Self {
-        Self { lines: BufReader::new(child.stdout.take().unwrap()), child }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    fn finish(mut self) {
-        drop(self.child.stdin.take());
-        let output = self.child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
+use self::field::{Client, Field, Netns, uptime_ns};
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]

@@ -1,0 +1,116 @@
+//! Keeps the snapshot up to date, and reads the one of the agent before. Depends on `snapshot` and `kubernetes`; composed by `app`.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::SetOnce,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    clock::since_boot,
+    kubernetes::Cluster,
+    snapshot::{Discovered, Place, Snapshot, SnapshotError, SnapshotFile},
+    state_dir::StateDir,
+    telemetry::chain,
+};
+
+/// Between two writes: a node whose pods all start at once is written once or twice.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is written although nothing has changed, which tells its age.
+const HEARTBEAT: Duration = Duration::from_mins(5);
+
+/// One label whose values are literals below.
+type Writes = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// The snapshot of this node; without a file when there can be none.
+pub(super) struct Keeper {
+    file: Option<(SnapshotFile, Place)>,
+    writes: Writes,
+    /// What the metadata server told.
+    pub(super) discovered: Arc<SetOnce<Discovered>>,
+}
+
+impl Keeper {
+    /// With a state directory on a disk, the agent does what it can without a snapshot.
+    pub(super) fn new(dir: &StateDir, node: &str, registry: &mut Registry) -> Self {
+        let file = SnapshotFile::in_dir(dir)
+            .and_then(|file| Ok((file, Place::of_node(node)?)))
+            .inspect_err(|error| {
+                warn!(error = chain(error), "after a restart, pods will wait for the API server");
+            })
+            .ok();
+        let writes = Writes::default();
+        registry.register(
+            "snapshot_writes",
+            "Snapshots for the next agent, by result (error, ok)",
+            writes.clone(),
+        );
+        Self { file, writes, discovered: Arc::default() }
+    }
+
+    /// What the agent before left, if it can be used.
+    pub(super) fn left(&self) -> Option<Snapshot> {
+        let (file, place) = self.file.as_ref()?;
+        let read = || match file.read()? {
+            Some(text) => Snapshot::decode(&text, place, since_boot()).map(Some),
+            None => Ok::<_, SnapshotError>(None),
+        };
+        read().inspect_err(|error| warn!(error = chain(error), "snapshot ignored")).ok().flatten()
+    }
+
+    /// Writes whenever something has changed, and at `shutdown`.
+    pub(super) async fn run(self, cluster: Arc<Cluster>, shutdown: CancellationToken) {
+        let mut written = Written { digest: None, at: Instant::now() };
+        let mut changes = cluster.changes();
+        while !shutdown.is_cancelled() {
+            changes.mark_unchanged();
+            self.write(&cluster, &mut written);
+            let rest = async {
+                sleep(PAUSE).await;
+                let _heartbeat = timeout(HEARTBEAT, changes.changed()).await;
+            };
+            shutdown.run_until_cancelled(rest).await;
+        }
+        written.digest = None;
+        self.write(&cluster, &mut written);
+    }
+
+    fn write(&self, cluster: &Cluster, written: &mut Written) {
+        // Nothing that the API server has not told this very agent: an old snapshot must not be made young.
+        let (Some((file, place)), Some(cluster)) = (&self.file, cluster.saved()) else { return };
+        let snapshot = Snapshot { cluster, discovered: self.discovered.get().cloned() };
+        let text = snapshot.encode(place, Duration::ZERO).map(Sha256::digest);
+        let digest = text.ok().map(<[u8; 32]>::from);
+        if digest.is_some() && digest == written.digest && written.at.elapsed() < HEARTBEAT {
+            return;
+        }
+        let result = snapshot.encode(place, since_boot()).and_then(|text| file.write(&text));
+        *written = Written { digest, at: Instant::now() };
+        self.writes.get_or_create(&[("result", if result.is_ok() { "ok" } else { "error" })]).inc();
+        if let Err(error) = result {
+            warn!(error = chain(&error), "snapshot not written");
+        }
+    }
+}
+
+/// What was written last: a digest of it without its time.
+struct Written {
+    digest: Option<[u8; 32]>,
+    at: Instant,
+}
+
+/// Tells what is known before anybody was asked.
+pub(super) fn offer(left: Option<Snapshot>, cluster: &Cluster) -> Option<Discovered> {
+    let Snapshot { cluster: saved, discovered } = left?;
+    info!("a snapshot of the agent before is at hand");
+    cluster.offer(saved);
+    discovered
+}

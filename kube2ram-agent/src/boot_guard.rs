@@ -1,0 +1,221 @@
+//! `kube2ram boot-guard`: a systemd unit on the host that denies containers the metadata server from boot on, before the kubelet starts, until
+//! an agent takes over. Depends on `datapath`, `guard` and `identity`; called by `main`, `preflight` and `uninstall`.
+
+mod binary;
+mod host_root;
+mod unit;
+
+use std::{
+    fmt, fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+pub use self::host_root::HostRootError;
+use self::{binary::is_static, host_root::HostRoot};
+use crate::{
+    datapath::{BootOutcome, BootSettings, DatapathError, apply_boot_guard},
+    guard::{self, GuardError},
+    identity::{MountError, find_cgroup_root},
+};
+
+/// The binary, below the host's root.
+const BINARY: (&str, &str) = ("opt/kube2ram/bin", "kube2ram");
+/// The unit.
+const UNIT: (&str, &str) = ("etc/systemd/system", "kube2ram-boot-guard.service");
+/// What `systemctl enable` would make: where, for what is in its `[Install]` section.
+const WANTED_BY: &str = "etc/systemd/system/multi-user.target.wants";
+const REQUIRED_BY: &str = "etc/systemd/system/kubelet.service.requires";
+/// Any of them tells that the host has systemd, also when it does not run (an image that is being made).
+const SYSTEMD: [&str; 2] = ["usr/lib/systemd", "lib/systemd"];
+
+/// What the guard does at boot; also the flags with which the unit calls [`apply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The bpffs directory of the agent's pins.
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 mount; found by looking when `None`.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whether the netfilter rule comes into force as well.
+    pub forward_guard: bool,
+    /// The host's own cgroups, relative to the root.
+    pub host_cgroups: Vec<PathBuf>,
+    /// What is denied.
+    pub metadata: Ipv4Addr,
+}
+
+/// How the guard is installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// What it does at boot.
+    pub guard: Guard,
+    /// The host's file system, as it is mounted here.
+    pub host_root: PathBuf,
+    /// Whether the kubelet does not start without the guard.
+    pub required_by_kubelet: bool,
+}
+
+/// Why the boot guard is not installed, removed or in force.
+#[derive(Debug, thiserror::Error)]
+pub enum BootGuardError {
+    /// The cgroups are not where they should be.
+    #[error("cannot find the cgroups")]
+    Cgroups(#[source] MountError),
+    /// The programs are not in force.
+    #[error("cannot bring the boot guard's programs in force")]
+    Datapath(#[source] DatapathError),
+    /// This binary needs libraries, which the host may not have.
+    #[error(
+        "this binary is not static, and would not run on the host: take the image's, or `cargo xtask build --release`"
+    )]
+    Dynamic,
+    /// The programs are in force, but the netfilter rule is not.
+    #[error("cannot bring the forward guard in force; --forward-guard=off does without it")]
+    ForwardGuard(#[source] GuardError),
+    /// A file of the host could not be read or written.
+    #[error("cannot change the host's files")]
+    HostRoot(#[source] HostRootError),
+    /// There is no systemd on the host.
+    #[error("{} has no systemd, and nothing else is supported: let the node's own init run `kube2ram boot-guard apply` before the kubelet", .0.display())]
+    NoSystemd(PathBuf),
+    /// The running binary could not be read.
+    #[error("cannot read this binary")]
+    OwnBinary(#[source] io::Error),
+}
+
+/// What [`install`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Installed {
+    changed: bool,
+}
+
+/// What [`remove`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    files: usize,
+}
+
+/// What [`apply`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied(BootOutcome);
+
+/// Puts this very binary and the unit on the host, for the next boot. What is there as it should be is not written again.
+///
+/// # Errors
+/// [`BootGuardError`]; each file is whole or not there, and another run goes on.
+pub fn install(installation: &Installation) -> Result<Installed, BootGuardError> {
+    let binary = fs::read("/proc/self/exe").map_err(BootGuardError::OwnBinary)?;
+    install_binary(&binary, installation)
+}
+
+fn install_binary(binary: &[u8], installation: &Installation) -> Result<Installed, BootGuardError> {
+    let Installation { guard, host_root, required_by_kubelet } = installation;
+    if !is_static(binary) {
+        return Err(BootGuardError::Dynamic);
+    }
+    let root = HostRoot::open(host_root).map_err(BootGuardError::HostRoot)?;
+    let unit = unit::text(guard, *required_by_kubelet);
+    let write = || {
+        if !SYSTEMD.iter().any(|directory| root.exists(directory)) {
+            return Ok(None);
+        }
+        let mut changed = root.write(BINARY, binary, 0o755)?;
+        changed |= root.write(UNIT, unit.as_bytes(), 0o644)?;
+        // Last: only what is whole is ever started.
+        changed |= root.link((WANTED_BY, UNIT.1), &unit_from_beside())?;
+        if *required_by_kubelet {
+            changed |= root.link((REQUIRED_BY, UNIT.1), &unit_from_beside())?;
+        } else {
+            changed |= root.remove((REQUIRED_BY, UNIT.1))?;
+        }
+        Ok(Some(Installed { changed }))
+    };
+    let installed = write().map_err(BootGuardError::HostRoot)?;
+    installed.ok_or_else(|| BootGuardError::NoSystemd(host_root.clone()))
+}
+
+/// Removes from the host what [`install`] put there. What is in force stays so, until an agent takes over, or `kube2ram uninstall`.
+///
+/// # Errors
+/// [`BootGuardError::HostRoot`]; another run goes on.
+pub fn remove(host_root: &Path) -> Result<Removed, BootGuardError> {
+    let root = HostRoot::open(host_root).map_err(BootGuardError::HostRoot)?;
+    let remove = || {
+        let mut files = 0;
+        // What starts it first.
+        for file in [(REQUIRED_BY, UNIT.1), (WANTED_BY, UNIT.1), UNIT, BINARY] {
+            files += usize::from(root.remove(file)?);
+        }
+        for directory in [REQUIRED_BY, "opt/kube2ram/bin", "opt/kube2ram"] {
+            root.remove_empty(directory)?;
+        }
+        Ok(Removed { files })
+    };
+    remove().map_err(BootGuardError::HostRoot)
+}
+
+/// Whether the unit is on this machine. In a container that tells nothing of the host.
+pub fn is_installed() -> bool {
+    Path::new("/").join(UNIT.0).join(UNIT.1).exists()
+}
+
+/// Puts the guard in force now, unless an agent is in force already.
+///
+/// # Errors
+/// [`BootGuardError`]. After [`BootGuardError::ForwardGuard`] all but packets that the node would forward are denied.
+pub fn apply(guard: &Guard) -> Result<Applied, BootGuardError> {
+    let cgroup_root = find_cgroup_root(guard.cgroup_root.as_deref()).map_err(BootGuardError::Cgroups)?;
+    let settings = BootSettings {
+        bpf_dir: guard.bpf_dir.clone(),
+        cgroup_root,
+        host_cgroups: guard.host_cgroups.clone(),
+        metadata: guard.metadata,
+    };
+    let outcome = apply_boot_guard(&settings).map_err(BootGuardError::Datapath)?;
+    if guard.forward_guard && matches!(outcome, BootOutcome::InForce { .. }) {
+        guard::install(guard.metadata).map_err(BootGuardError::ForwardGuard)?;
+    }
+    Ok(Applied(outcome))
+}
+
+/// The unit's path from a `.wants` directory.
+fn unit_from_beside() -> String {
+    format!("../{}", UNIT.1)
+}
+
+impl fmt::Display for Installed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let done = if self.changed { "installed" } else { "is installed already" };
+        write!(
+            f,
+            "boot guard {done}: /{}/{}, /{}/{}, enabled; in force from the next boot on (systemctl daemon-reload makes it known to this one)",
+            BINARY.0, BINARY.1, UNIT.0, UNIT.1
+        )
+    }
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.files {
+            0 => f.write_str("no boot guard was installed"),
+            _ => f.write_str(
+                "boot guard removed; from the next boot on, pods that start before the agent reach the node's role (what is in force now: kube2ram uninstall)",
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            BootOutcome::AgentInForce => f.write_str("an agent's programs are in force; nothing to guard"),
+            BootOutcome::InForce { missing } if missing.is_empty() => f.write_str("boot guard in force"),
+            BootOutcome::InForce { missing } => {
+                write!(f, "boot guard in force; denied as well, because they do not exist yet: {missing:?}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! The way to STS: who has a place in the queue waits for its turn. Depends on `turns`, tokio's clock and the metrics; called by `cache`.
+//! No task of its own: one of those who wait keeps the time for all.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    IssueError, IssueErrorKind, Metrics,
+    turns::{Rank, Rates, TicketId, Turns},
+};
+use crate::identity::PodUid;
+
+pub(super) struct Gate {
+    turns: Mutex<Turns>,
+    /// Held by whoever keeps the time.
+    timekeeper: tokio::sync::Mutex<()>,
+    /// Tells the timekeeper that what it waits for may have changed.
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+/// A place in the queue, then a turn; either ends with its drop.
+pub(super) struct Place {
+    gate: Arc<Gate>,
+    id: TicketId,
+    granted: oneshot::Receiver<()>,
+}
+
+impl Gate {
+    pub(super) fn new(rates: Rates, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            turns: Mutex::new(Turns::new(rates, Instant::now())),
+            timekeeper: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+            metrics,
+        })
+    }
+
+    pub(super) fn join(self: &Arc<Self>, pod: PodUid, rank: Rank) -> Place {
+        let (id, granted) = self.turns().join(pod, rank);
+        self.advance();
+        Place { gate: Arc::clone(self), id, granted }
+    }
+
+    /// Somebody asks for what is queued.
+    pub(super) fn promote(&self, id: TicketId, pod: &PodUid, rank: Rank) {
+        self.turns().promote(id, pod.clone(), rank);
+        self.advance();
+    }
+
+    /// Learns from what STS said.
+    pub(super) fn heed(&self, result: Result<(), &IssueError>, jitter: f64) {
+        match result {
+            Ok(()) => self.turns().unthrottle(),
+            Err(error) if error.kind == IssueErrorKind::Throttled => {
+                self.metrics.throttle_pauses.inc();
+                self.turns().throttle(error.retry_after, Instant::now(), jitter);
+                self.changed.notify_one();
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn advance(&self) {
+        self.grant();
+        self.changed.notify_one();
+    }
+
+    fn grant(&self) -> Option<Instant> {
+        let mut turns = self.turns();
+        let due = turns.grant(Instant::now());
+        self.metrics.queued.set(i64::try_from(turns.waiting()).unwrap_or(i64::MAX));
+        due
+    }
+
+    async fn keep_time(&self) {
+        let _timekeeper = self.timekeeper.lock().await;
+        loop {
+            match self.grant() {
+                Some(due) => tokio::select! {
+                    () = sleep_until(due) => {}
+                    () = self.changed.notified() => {}
+                },
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    pub(super) fn id(&self) -> TicketId {
+        self.id
+    }
+
+    /// Resolves when it is this one's turn, which then lasts until the drop.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: the place is kept.
+    pub(super) async fn turn(&mut self) {
+        let Self { gate, granted, .. } = self;
+        tokio::select! {
+            biased;
+            _ = granted => {}
+            () = gate.keep_time() => {}
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut turns = self.gate.turns();
+        if !turns.leave(self.id) {
+            turns.finish();
+        }
+        drop(turns);
+        self.gate.advance();
+    }
+}

@@ -1,0 +1,425 @@
+//! Whose turn at STS is next: one token bucket for the node, one for each pod, and turns by pod. Pure: time is passed in.
+//! Called by `gate` only, under its lock.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::identity::PodUid;
+
+/// What a fetch is for. The smaller number goes first, always: what has to wait until credentials fall below the floor becomes
+/// [`Self::Demand`] then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// Nobody waits: a prefetch, or a refresh ahead of time.
+    Ahead = 2,
+    /// Somebody waits.
+    Demand = 0,
+    /// Somebody waits for what has failed before: a crowd of those must not stand in the way of a first attempt.
+    Retry = 1,
+}
+
+impl Rank {
+    /// The metrics label.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ahead => "ahead",
+            Self::Demand => "demand",
+            Self::Retry => "retry",
+        }
+    }
+}
+
+/// What bounds the turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    /// How many turns are taken at once.
+    pub(super) concurrent: usize,
+    /// The node's.
+    pub(super) node: Rate,
+    /// Each pod's.
+    pub(super) pod: Rate,
+}
+
+/// A token bucket's measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// How many may be taken at once after a rest.
+    pub burst: u32,
+    /// The time in which one more comes.
+    pub interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TicketId(u64);
+
+/// Everybody who waits, and everything that is counted against them.
+pub(super) struct Turns {
+    rates: Rates,
+    node: Bucket,
+    pods: HashMap<PodUid, Bucket>,
+    lanes: [Lane; 3],
+    tickets: HashMap<TicketId, Ticket>,
+    next_id: u64,
+    running: usize,
+    /// Until when only [`Rank::Demand`] goes.
+    paused_until: Option<Instant>,
+    /// How often in a row STS has throttled.
+    throttled: u32,
+}
+
+struct Ticket {
+    rank: Rank,
+    granted: oneshot::Sender<()>,
+}
+
+/// The tickets of one rank by pod, and whose turn it is. A ticket may stand here for several pods, and may be void.
+#[derive(Default)]
+struct Lane {
+    order: VecDeque<PodUid>,
+    waiting: HashMap<PodUid, VecDeque<TicketId>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    counted_at: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { tokens: f64::from(rate.burst), counted_at: now }
+    }
+
+    fn count(&mut self, rate: Rate, now: Instant) {
+        let come = now.saturating_duration_since(self.counted_at).div_duration_f64(rate.interval);
+        self.tokens = (self.tokens + come).min(f64::from(rate.burst));
+        self.counted_at = now;
+    }
+
+    /// When there is a token; now, if there is one. To be counted first.
+    fn ready_at(&self, rate: Rate) -> Instant {
+        // The last digit of a floating-point sum is no reason to wait.
+        let missing = Some(1.0 - self.tokens).filter(|missing| *missing > 1e-9);
+        self.counted_at + rate.interval.mul_f64(missing.unwrap_or_default())
+    }
+
+    fn take(&mut self) {
+        self.tokens -= 1.0;
+    }
+}
+
+impl Turns {
+    pub(super) fn new(rates: Rates, now: Instant) -> Self {
+        Self {
+            rates,
+            node: Bucket::full(rates.node, now),
+            pods: HashMap::new(),
+            lanes: Default::default(),
+            tickets: HashMap::new(),
+            next_id: 0,
+            running: 0,
+            paused_until: None,
+            throttled: 0,
+        }
+    }
+
+    /// Queues; what is received tells of the grant.
+    pub(super) fn join(&mut self, pod: PodUid, rank: Rank) -> (TicketId, oneshot::Receiver<()>) {
+        let id = TicketId(self.next_id);
+        self.next_id += 1;
+        let (granted, receiver) = oneshot::channel();
+        self.tickets.insert(id, Ticket { rank, granted });
+        self.lanes[rank as usize].push(pod, id);
+        (id, receiver)
+    }
+
+    /// Somebody asks for what is queued: it is queued for `pod` as well, and never moves back.
+    pub(super) fn promote(&mut self, id: TicketId, pod: PodUid, rank: Rank) {
+        let Some(ticket) = self.tickets.get_mut(&id) else { return };
+        if (rank as usize) < ticket.rank as usize {
+            ticket.rank = rank;
+        }
+        let rank = ticket.rank;
+        self.lanes[rank as usize].push(pod, id);
+    }
+
+    /// Leaves the queue. `false` when the turn was granted before.
+    pub(super) fn leave(&mut self, id: TicketId) -> bool {
+        self.tickets.remove(&id).is_some()
+    }
+
+    /// A granted turn has ended.
+    pub(super) fn finish(&mut self) {
+        self.running -= 1;
+    }
+
+    /// STS works again.
+    pub(super) fn unthrottle(&mut self) {
+        self.throttled = 0;
+    }
+
+    /// STS throttles the whole account: what nobody waits for, and what has failed before, pauses for as long as STS says, longer each
+    /// time in a row. `jitter` lies in 0 – 1.
+    pub(super) fn throttle(&mut self, retry_after: Option<Duration>, now: Instant, jitter: f64) {
+        let doubled = PAUSE.saturating_mul(1 << self.throttled.min(8)).min(PAUSE_LIMIT);
+        self.throttled = self.throttled.saturating_add(1);
+        let pause = retry_after.unwrap_or_default().min(PAUSE_LIMIT).max(doubled).mul_f64(1.0 + jitter);
+        self.paused_until = self.paused_until.max(Some(now + pause));
+    }
+
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// Grants what may be granted now, in order. Tells when there may be more, if time alone can make it so.
+    pub(super) fn grant(&mut self, now: Instant) -> Option<Instant> {
+        while self.running < self.rates.concurrent && !self.tickets.is_empty() {
+            self.node.count(self.rates.node, now);
+            let ready_at = self.node.ready_at(self.rates.node);
+            if ready_at > now {
+                return Some(ready_at);
+            }
+            if let Err(due) = self.grant_one(now) {
+                return due;
+            }
+        }
+        None
+    }
+
+    fn grant_one(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+        let mut due: Option<Instant> = None;
+        let mut sooner = |at| due = Some(due.map_or(at, |due| due.min(at)));
+        for rank in [Rank::Demand, Rank::Retry, Rank::Ahead] {
+            if rank != Rank::Demand
+                && let Some(until) = self.paused_until.filter(|until| now < *until)
+            {
+                sooner(until);
+                continue;
+            }
+            let lane = &mut self.lanes[rank as usize];
+            for _ in 0..lane.order.len() {
+                let Some(pod) = lane.order.pop_front() else { break };
+                let Some(id) = lane.first(&pod, |id| self.tickets.get(&id).is_some_and(|t| t.rank == rank))
+                else {
+                    continue;
+                };
+                let bucket = Self::bucket(&mut self.pods, self.rates.pod, &pod, now);
+                let ready_at = bucket.ready_at(self.rates.pod);
+                lane.order.push_back(pod);
+                if ready_at > now {
+                    sooner(ready_at);
+                    continue;
+                }
+                bucket.take();
+                self.node.take();
+                self.running += 1;
+                if let Some(ticket) = self.tickets.remove(&id) {
+                    // A receiver that has gone gives the turn back.
+                    let _gone = ticket.granted.send(());
+                }
+                return Ok(());
+            }
+        }
+        Err(due)
+    }
+
+    fn bucket<'p>(
+        pods: &'p mut HashMap<PodUid, Bucket>,
+        rate: Rate,
+        pod: &PodUid,
+        now: Instant,
+    ) -> &'p mut Bucket {
+        if pods.len() >= PODS_LIMIT && !pods.contains_key(pod) {
+            // A full bucket says nothing that a new one would not.
+            pods.retain(|_, bucket| {
+                bucket.count(rate, now);
+                bucket.tokens < f64::from(rate.burst)
+            });
+        }
+        let bucket = pods.entry(pod.clone()).or_insert_with(|| Bucket::full(rate, now));
+        bucket.count(rate, now);
+        bucket
+    }
+}
+
+impl Lane {
+    fn push(&mut self, pod: PodUid, id: TicketId) {
+        let queue = self.waiting.entry(pod.clone()).or_insert_with(|| {
+            self.order.push_back(pod);
+            VecDeque::new()
+        });
+        if !queue.contains(&id) {
+            queue.push_back(id);
+        }
+    }
+
+    /// The pod's first ticket that is not void. A pod without any leaves the lane.
+    fn first(&mut self, pod: &PodUid, is_valid: impl Fn(TicketId) -> bool) -> Option<TicketId> {
+        let queue = self.waiting.get_mut(pod)?;
+        while let Some(id) = queue.front().copied() {
+            if is_valid(id) {
+                return Some(id);
+            }
+            queue.pop_front();
+        }
+        self.waiting.remove(pod);
+        None
+    }
+}
+
+/// The shortest pause after STS has throttled; it doubles.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// Pods whose buckets are kept although they may be full.
+const PODS_LIMIT: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pod(n: u32) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap()
+    }
+
+    fn turns(concurrent: usize, node: u32, pod: u32) -> (Turns, Instant) {
+        let now = Instant::now();
+        let rate = |burst| Rate { burst, interval: SECOND };
+        (Turns::new(Rates { concurrent, node: rate(node), pod: rate(pod) }, now), now)
+    }
+
+    /// Which of these have been granted, by index.
+    fn granted(receivers: &mut [oneshot::Receiver<()>]) -> Vec<usize> {
+        (0..receivers.len()).filter(|&n| receivers[n].try_recv().is_ok()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_goes_at_once_and_the_rest_at_the_nodes_rate() {
+        let (mut turns, now) = turns(100, 3, 100);
+        let mut places: Vec<_> = (0..5).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
+
+        assert_eq!(turns.grant(now), Some(now + SECOND));
+        assert_eq!(granted(&mut places), [0, 1, 2]);
+        assert_eq!(turns.grant(now + SECOND / 2), Some(now + SECOND));
+        assert_eq!(granted(&mut places), [0; 0]);
+        assert_eq!(turns.grant(now + SECOND), Some(now + 2 * SECOND));
+        assert_eq!(granted(&mut places), [3]);
+        assert_eq!(turns.grant(now + 2 * SECOND), None);
+        assert_eq!(granted(&mut places), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_with_many_requests_takes_turns_with_one_that_has_one() {
+        let (mut turns, now) = turns(2, 100, 100);
+        let mut places: Vec<_> = (0..10).map(|_| turns.join(pod(1), Rank::Demand).1).collect();
+        places.push(turns.join(pod(2), Rank::Demand).1);
+
+        turns.grant(now);
+
+        assert_eq!(granted(&mut places), [0, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_has_used_its_own_rate_leaves_the_nodes_to_others() {
+        let (mut turns, now) = turns(100, 100, 2);
+        let mut places: Vec<_> = (0..10).map(|_| turns.join(pod(1), Rank::Demand).1).collect();
+        places.push(turns.join(pod(2), Rank::Ahead).1);
+
+        let due = turns.grant(now);
+
+        assert_eq!((granted(&mut places), due), (vec![0, 1, 10], Some(now + SECOND)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_goes_before_what_has_failed_and_that_before_what_nobody_waits_for() {
+        let (mut turns, now) = turns(1, 100, 100);
+        let mut places =
+            [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| turns.join(pod(rank as u32), rank).1);
+        let mut order = Vec::new();
+
+        for _ in 0..3 {
+            turns.grant(now);
+            order.extend(granted(&mut places));
+            turns.finish();
+        }
+
+        assert_eq!(order, [2, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queued_prefetch_that_is_asked_for_overtakes_the_others() {
+        let (mut turns, now) = turns(1, 100, 100);
+        let mut ids = Vec::new();
+        let mut places = Vec::new();
+        for n in 0..5 {
+            let (id, place) = turns.join(pod(n), Rank::Ahead);
+            ids.push(id);
+            places.push(place);
+        }
+
+        turns.promote(ids[3], pod(9), Rank::Demand);
+        turns.grant(now);
+
+        assert_eq!(granted(&mut places), [3]);
+        turns.finish();
+        turns.grant(now);
+        assert_eq!(granted(&mut places), [0], "and is not granted twice");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_two_pods_ask_for_comes_at_the_rate_of_the_one_that_may() {
+        let (mut turns, now) = turns(100, 100, 1);
+        let (_, spent) = turns.join(pod(1), Rank::Demand);
+        turns.grant(now);
+        let (id, shared) = turns.join(pod(1), Rank::Demand);
+        let mut places = [spent, shared];
+        turns.grant(now);
+        assert_eq!(granted(&mut places), [0]);
+
+        turns.promote(id, pod(2), Rank::Demand);
+        // The pod that is out of turns asks again: it must not take the other's place away.
+        turns.promote(id, pod(1), Rank::Demand);
+        turns.grant(now);
+
+        assert_eq!(granted(&mut places), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttling_holds_back_what_nobody_waits_for_longer_each_time() {
+        let (mut turns, now) = turns(100, 100, 100);
+        turns.throttle(Some(5 * SECOND), now, 0.0);
+        let mut places = [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| turns.join(pod(1), rank).1);
+
+        assert_eq!(turns.grant(now), Some(now + 5 * SECOND));
+        assert_eq!(granted(&mut places), [2]);
+        assert_eq!(turns.grant(now + 5 * SECOND), None);
+        assert_eq!(granted(&mut places), [0, 1]);
+
+        let later = now + 10 * SECOND;
+        turns.join(pod(1), Rank::Ahead);
+        turns.throttle(None, later, 0.0);
+        assert_eq!(turns.grant(later), Some(later + 2 * SECOND));
+        turns.throttle(None, later, 1.0);
+        assert_eq!(turns.grant(later), Some(later + 8 * SECOND));
+        turns.unthrottle();
+        turns.throttle(None, later + 8 * SECOND, 0.0);
+        assert_eq!(turns.grant(later + 8 * SECOND), Some(later + 9 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_buckets_that_are_kept_are_bounded() {
+        let (mut turns, now) = turns(100_000, 100_000, 4);
+        for n in 0..20_000 {
+            turns.join(pod(n), Rank::Demand);
+            turns.grant(now + n * SECOND);
+        }
+
+        assert!(turns.pods.len() <= PODS_LIMIT, "{}", turns.pods.len());
+    }
+}

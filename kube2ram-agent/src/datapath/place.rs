@@ -1,0 +1,146 @@
+//! Which program belongs on which cgroup, and how all of them get there. Called by `attach`.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use kube2ram_common::names::program;
+
+use super::{
+    DatapathError, Settings,
+    links::Link,
+    pins::{self, Pins},
+};
+
+/// Which cgroup the sockets of pods belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The pods' own, as it should be.
+    Pods,
+    /// The root, since somebody has used cgroup v1 `net_cls` or `net_prio` on a kernel below 5.15 (kernel commit 8520e224f547). It stays so until the
+    /// next boot.
+    Root,
+}
+
+/// Pins of links stand in a directory for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The agent's own cgroup: an accepted socket belongs to the cgroup that made its listener, and there the hand-over happens.
+    Agent,
+    Pods,
+    Root,
+}
+
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Pods => "pods",
+            Self::Root => "root",
+        }
+    }
+
+    fn cgroup(self, settings: &Settings) -> &Path {
+        match self {
+            Self::Agent => &settings.own_cgroup,
+            Self::Pods => &settings.pods_cgroup,
+            Self::Root => &settings.cgroup_root,
+        }
+    }
+}
+
+/// Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
+/// names are cosmetic. What sockets from elsewhere need comes last, after what rewrites the legitimate.
+const PODS: [(Place, &str); 12] = [
+    (Place::Agent, program::SOCK_OPS),
+    (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SOCK_OPS),
+    (Place::Pods, program::CONNECT4),
+    (Place::Pods, program::CONNECT6),
+    (Place::Pods, program::SENDMSG4),
+    (Place::Pods, program::SENDMSG6),
+    (Place::Pods, program::PEER_NAME4),
+    (Place::Pods, program::PEER_NAME6),
+    (Place::Root, program::TASK_CONNECT4),
+    (Place::Root, program::TASK_CONNECT6),
+    (Place::Root, program::TASK_SENDMSG4),
+];
+
+/// What goes by the calling task works at the root as well. Egress does not: a packet has no task. It stays where it is, for sockets that are older.
+const ROOT: [(Place, &str); 9] = [
+    (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SENDMSG4),
+    (Place::Pods, program::SENDMSG6),
+    (Place::Root, program::SOCK_OPS),
+    (Place::Root, program::ROOT_CONNECT4),
+    (Place::Root, program::ROOT_CONNECT6),
+    (Place::Root, program::TASK_SENDMSG4),
+    (Place::Root, program::PEER_NAME4),
+    (Place::Root, program::PEER_NAME6),
+];
+
+impl Mode {
+    /// The one that an agent of this boot has found before.
+    pub(super) fn known(pins: &Pins) -> Self {
+        let is_root = pins.link(Place::Root.name(), program::ROOT_CONNECT4).exists();
+        if is_root { Self::Root } else { Self::Pods }
+    }
+
+    fn programs(self) -> &'static [(Place, &'static str)] {
+        match self {
+            Self::Pods => &PODS,
+            Self::Root => &ROOT,
+        }
+    }
+
+    /// Puts this mode's programs in force, then takes away what only the other one has. In between a redirected connection is not vouched for.
+    pub(super) fn put_in_force(
+        self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        settings: &Settings,
+    ) -> Result<Vec<Link>, DatapathError> {
+        // An agent that once ran elsewhere would leave its program, never updated again, in force there.
+        let is_needed =
+            |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
+        let programs = || self.programs().iter().filter(|(place, _)| is_needed(*place));
+        let mut links = Vec::new();
+        for (place, program) in programs() {
+            let cgroup = place.cgroup(settings);
+            let (link, outcome) = Link::ensure(ebpf, program, cgroup, pins.link(place.name(), program))?;
+            tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
+            links.push(link);
+        }
+        let others = PODS.iter().chain(&ROOT).filter(|other| programs().all(|program| program != *other));
+        for (place, program) in others {
+            pins::remove(&pins.link(place.name(), program))?;
+        }
+        Ok(links)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn egress_is_the_first_of_the_pods_programs_and_what_redirects_has_its_hand_over() {
+        for mode in [Mode::Pods, Mode::Root] {
+            let names: Vec<_> = mode.programs().iter().map(|(_, name)| *name).collect();
+            let at = |name| names.iter().rposition(|other| *other == name).unwrap();
+            let connect4 = if mode == Mode::Pods { program::CONNECT4 } else { program::ROOT_CONNECT4 };
+
+            assert!(
+                mode.programs().iter().find(|(place, _)| *place == Place::Pods).unwrap().1 == program::EGRESS
+            );
+            assert!(at(program::SOCK_OPS) < at(connect4), "{mode:?}");
+            assert!(at(connect4) < at(program::PEER_NAME4), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn every_program_has_its_place() {
+        for name in program::ALL {
+            assert!(PODS.iter().chain(&ROOT).any(|(_, program)| *program == name), "{name}");
+        }
+    }
+}

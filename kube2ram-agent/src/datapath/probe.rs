@@ -1,0 +1,53 @@
+//! Asks the kernel whether the programs see the sockets of pods: a child below the pods' cgroup connects to an address that they refuse. No packet comes of
+//! it either way. Called by `attach` and `watch`.
+
+use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf};
+
+use kube2ram_common::connection::PROBE_ADDR;
+
+use super::{DatapathError, Settings, io_error, sys::connect_in_child};
+
+/// Any port will do.
+const PROBE: SocketAddrV4 = SocketAddrV4::new(PROBE_ADDR, 9);
+
+/// Tells whether a socket made by a task of the pods' is seen by the programs that redirect.
+///
+/// # Errors
+/// [`DatapathError::Io`] when nobody can tell.
+pub(super) fn sees_pods(settings: &Settings) -> Result<bool, DatapathError> {
+    // The agent's own cgroup is as good as any pod's, if it lies there.
+    if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
+        return answer(connect_in_child(None, PROBE), settings);
+    }
+    let cgroup = ProbeCgroup::make(settings.pods_cgroup.join("kube2ram-probe"))?;
+    let path = cgroup.0.join("cgroup.procs");
+    let procs = fs::OpenOptions::new().write(true).open(&path).map_err(io_error("open", &path))?;
+    answer(connect_in_child(Some(procs.as_fd()), PROBE), settings)
+}
+
+fn answer(outcome: io::Result<io::Result<()>>, settings: &Settings) -> Result<bool, DatapathError> {
+    let connected = outcome.map_err(io_error("probe from below", &settings.pods_cgroup))?;
+    Ok(connected.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied))
+}
+
+/// A cgroup for the child, which no pod's name is like; removed at the end.
+struct ProbeCgroup(PathBuf);
+
+impl ProbeCgroup {
+    fn make(path: PathBuf) -> Result<Self, DatapathError> {
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(io_error("create", &path)(error))
+            }
+            _ => Ok(Self(path)),
+        }
+    }
+}
+
+impl Drop for ProbeCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            tracing::debug!(%error, cgroup = %self.0.display(), "the probe's cgroup stays"); // and is used again
+        }
+    }
+}

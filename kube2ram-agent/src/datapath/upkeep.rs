@@ -1,0 +1,59 @@
+//! What the kernel half needs from time to time: entries that died of age are removed, and on kernels on which sockets can fall to the root cgroup, that
+//! is looked for. Called by `reconcile`.
+
+use std::time::Duration;
+
+use aya::maps::HashMap;
+use kube2ram_common::{
+    abi::{ConnectRecord, HANDSHAKE_MAX_AGE_NS, Handshake},
+    names::map,
+};
+use rustix::time::{ClockId, clock_gettime};
+use tracing::warn;
+
+use super::{Datapath, DatapathError, Mode, load, maps::open, pins::Pins, probe::sees_pods};
+use crate::telemetry::chain;
+
+/// The first kernel on which sockets stay with their cgroup (kernel commit 8520e224f547).
+const SOCKETS_STAY: (u32, u32) = (5, 15);
+
+/// Whether sockets can fall to the root cgroup on this kernel; unless its vendor has back-ported the change, which the probe tells.
+pub(super) fn sockets_may_fall() -> bool {
+    load::kernel_version() < SOCKETS_STAY
+}
+
+impl Datapath {
+    /// Does what is due from time to time, some 30 s. A few system calls, and two more for each handshake that was never completed.
+    ///
+    /// # Errors
+    /// When nobody can tell whether the programs see the sockets of pods, or they do not; to be tried again.
+    pub fn upkeep(&mut self) -> Result<(), DatapathError> {
+        if let Err(error) = remove_the_old(&self.pins) {
+            warn!(error = chain(&error), "cannot remove handshakes that were never completed");
+        }
+        if self.mode == Mode::Pods && sockets_may_fall() && !sees_pods(&self.settings)? {
+            self.fall_back()?;
+        }
+        Ok(())
+    }
+}
+
+/// An entry stays behind when another program takes our notice of the close away. It is never handed over, but it takes room.
+fn remove_the_old(pins: &Pins) -> Result<(), DatapathError> {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now_ns = u64::try_from(Duration::try_from(now).unwrap_or_default().as_nanos()).unwrap_or_default();
+    let is_old = |since_ns: u64| now_ns.saturating_sub(since_ns) > HANDSHAKE_MAX_AGE_NS;
+    let mut handshakes: HashMap<_, Handshake, ConnectRecord> = open(pins, map::HANDSHAKES)?;
+    let old: Vec<_> =
+        handshakes.iter().flatten().filter(|(_, record)| is_old(record.connected_at_ns)).collect();
+    for (key, _) in old {
+        // Completed meanwhile, or taken by another socket of the same 4-tuple, which is then not vouched for.
+        let _gone_already = handshakes.remove(&key);
+    }
+    let mut shares: HashMap<_, u64, u64> = open(pins, map::SHARES)?;
+    let old: Vec<_> = shares.iter().flatten().filter(|(_, taken_at_ns)| is_old(*taken_at_ns)).collect();
+    for (key, _) in old {
+        let _gone_already = shares.remove(&key);
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! The pods that have a cgroup now. Depends on `cgroup_path` for their names; called by `kubernetes`, through `app`.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, ErrorKind},
+    path::Path,
+};
+
+use super::{PodUid, pod_of_path};
+
+/// The UIDs after which the cgroups directly below `pods` and below its classes are named; both are absolute paths, `pods` below `root`.
+///
+/// # Errors
+/// When a directory cannot be read; one that is gone is empty.
+pub fn live_pods(root: &Path, pods: &Path) -> io::Result<HashSet<PodUid>> {
+    let mut found = HashSet::new();
+    let below = |path: &Path| path.strip_prefix(root).map(Path::to_owned).unwrap_or_default();
+    let pods_below = below(pods);
+    for path in directories(pods)? {
+        match pod_of_path(&below(&path), &pods_below) {
+            Some(uid) => drop(found.insert(uid)),
+            None => {
+                found.extend(
+                    directories(&path)?.iter().filter_map(|path| pod_of_path(&below(path), &pods_below)),
+                );
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn directories(parent: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_pods_of_every_class_under_either_driver() {
+        const UID: &str = "0b8c2a5e-1f6d-4f0e-9d1c-3a1d5f1f000";
+        let root = tempfile::tempdir().unwrap();
+        let systemd = UID.replace('-', "_");
+        for path in [
+            format!("kubepods/pod{UID}1"),
+            format!("kubepods/burstable/pod{UID}2/app/pod{UID}9"),
+            format!("kubepods.slice/kubepods-pod{systemd}3.slice"),
+            format!("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{systemd}4.slice"),
+        ] {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let live = |pods: &str| {
+            let mut found: Vec<_> =
+                live_pods(root.path(), &root.path().join(pods)).unwrap().into_iter().collect();
+            found.sort();
+            found
+        };
+        let uid = |n: u8| PodUid::parse(&format!("{UID}{n}")).unwrap();
+
+        assert_eq!(live("kubepods"), [uid(1), uid(2)]);
+        assert_eq!(live("kubepods.slice"), [uid(3), uid(4)]);
+        assert_eq!(live("absent"), []);
+    }
+}

@@ -1,0 +1,148 @@
+//! What of the cluster outlives the agent: the pods of this node, and the allow-lists of their namespaces. Bounded.
+//! Pure; made and taken back by `kubernetes::cluster`, written by `snapshot`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Pod, object::Known};
+use crate::identity::PodUid;
+
+/// The pods of this node and the allow-lists of their namespaces, as the API server last told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pods: Vec<SavedPod>,
+    namespaces: BTreeMap<Box<str>, Option<Box<str>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedPod {
+    uid: Box<str>,
+    config_hash: Option<Box<str>>,
+    namespace: Box<str>,
+    name: Box<str>,
+    service_account: Box<str>,
+    host_network: bool,
+    annotations: BTreeMap<Box<str>, Box<str>>,
+}
+
+impl Saved {
+    /// Takes pods up to the bounds, and their namespaces. Pods whose annotations are longer than any legal ones are left out: they have no
+    /// role anyway, and must not take the others' room.
+    pub(super) fn of<'p>(
+        pods: impl Iterator<Item = &'p Known>,
+        allow_list: impl Fn(&str) -> Option<Option<Arc<str>>>,
+    ) -> Self {
+        let annotated =
+            |known: &Known| known.pod.annotations.values().map(|value| value.len()).sum::<usize>();
+        let mut pods: Vec<_> = pods
+            .filter(|known| annotated(known) <= ANNOTATIONS_LIMIT_BYTES)
+            .take(PODS_LIMIT)
+            .map(SavedPod::of)
+            .collect();
+        pods.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let names: BTreeSet<_> = pods.iter().map(|pod| pod.namespace.clone()).collect();
+        let namespaces = names
+            .into_iter()
+            .filter_map(|name| {
+                let allow_list = allow_list(&name)?;
+                Some((name, allow_list.map(|text| (*text).into())))
+            })
+            .collect();
+        Self { pods, namespaces }
+    }
+
+    /// The pods whose cgroups are among `live`, and the namespaces.
+    #[expect(clippy::type_complexity, reason = "written out only here")]
+    pub(super) fn restore(
+        self,
+        live: &HashSet<PodUid>,
+    ) -> (Vec<Known>, BTreeMap<Box<str>, Option<Box<str>>>) {
+        let pods = self.pods.into_iter().filter_map(SavedPod::restore);
+        let pods = pods.filter(|known| known.is_among(live)).collect();
+        (pods, self.namespaces)
+    }
+}
+
+impl SavedPod {
+    fn of(known: &Known) -> Self {
+        let Pod { uid, namespace, name, service_account, host_network, annotations } = &*known.pod;
+        Self {
+            uid: uid.as_str().into(),
+            config_hash: known.config_hash.as_ref().map(|hash| hash.as_str().into()),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            service_account: service_account.clone(),
+            host_network: *host_network,
+            annotations: annotations.clone(),
+        }
+    }
+
+    fn restore(self) -> Option<Known> {
+        let Self { uid, config_hash, namespace, name, service_account, host_network, annotations } = self;
+        let config_hash = match config_hash {
+            Some(hash) => Some(PodUid::parse(&hash).filter(PodUid::is_config_hash)?),
+            None => None,
+        };
+        let uid = PodUid::parse(&uid)?;
+        let pod = Pod { uid, namespace, name, service_account, host_network, annotations };
+        Some(Known { pod: Arc::new(pod), config_hash })
+    }
+}
+
+/// More than the longest legal values together: a session policy of 2,048 characters of four bytes, an external id, and so on.
+const ANNOTATIONS_LIMIT_BYTES: usize = 16 * 1024;
+/// More pods than any node has.
+const PODS_LIMIT: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uid(n: u32) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap()
+    }
+
+    fn known(n: u32, annotation: &str) -> Known {
+        let pod = Pod {
+            uid: uid(n),
+            namespace: format!("n{}", n % 3).into(),
+            name: "p".into(),
+            service_account: "default".into(),
+            host_network: n == 2,
+            annotations: [("role".into(), annotation.into())].into(),
+        };
+        let config_hash = (n == 2).then(|| PodUid::parse("9f86d081884c7d659a2feaa0c55ad015").unwrap());
+        Known { pod: Arc::new(pod), config_hash }
+    }
+
+    #[test]
+    fn comes_back_as_it_was_for_pods_whose_cgroups_are_still_there() {
+        let pods = [known(1, "a"), known(2, "b"), known(3, "c")];
+        let allow_list = |name: &str| (name != "n0").then(|| (name == "n1").then(|| "[\"a\"]".into()));
+        let saved = Saved::of(pods.iter(), allow_list);
+        let text = serde_json::to_string(&saved).unwrap();
+
+        let live = [uid(1), pods[1].config_hash.clone().unwrap()].into();
+        let (restored, namespaces) = serde_json::from_str::<Saved>(&text).unwrap().restore(&live);
+
+        let shown = |pods: &[Known]| pods.iter().map(|known| format!("{known:?}")).collect::<Vec<_>>();
+        assert_eq!(shown(&restored), shown(&pods[..2]));
+        let namespaces: Vec<_> = namespaces.into_iter().collect();
+        assert_eq!(namespaces, [("n1".into(), Some("[\"a\"]".into())), ("n2".into(), None)]);
+    }
+
+    #[test]
+    fn is_bounded_whatever_pods_are_annotated_with() {
+        let long = "x".repeat(ANNOTATIONS_LIMIT_BYTES + 1);
+        let pods: Vec<_> = (0..3000).map(|n| known(n, if n < 900 { &long } else { "a" })).collect();
+
+        let saved = Saved::of(pods.iter(), |_| None);
+
+        assert_eq!(saved.pods.len(), PODS_LIMIT);
+        assert!(saved.pods.iter().all(|pod| pod.annotations["role"].len() == 1));
+    }
+}

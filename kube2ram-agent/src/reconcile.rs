@@ -1,0 +1,155 @@
+//! Keeps the kernel half what it should be while the agent runs. Depends on `datapath`; called by `app`.
+//!
+//! What says so itself is repaired at once: a pods' cgroup that is made anew, a pin that somebody removes. The rest is found by looking.
+
+use std::{future::pending, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    admin::{Pending, Readiness},
+    datapath::{Datapath, DatapathError, Drift, Found},
+    identity::{Watch, WatchId},
+    telemetry::chain,
+};
+
+/// How long something that says nothing, such as a link that is detached by force, may be amiss.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The target map takes two system calls a pod, and an entry that is amiss makes no pod reach more than its own role.
+const LOOK_AT_TARGETS_EVERY: Duration = Duration::from_secs(10);
+/// How long pods may be refused, when somebody begins to use cgroup v1 `net_cls` or `net_prio`, before they are redirected at the root.
+const UPKEEP_EVERY: Duration = Duration::from_secs(30);
+/// Whoever changes things all the time, changes them this often at most.
+const PAUSE: Duration = Duration::from_millis(10);
+/// The condition of readiness.
+const CONDITION: &str = "the kernel half in force";
+
+/// What the reconciler counts.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    in_force: Gauge,
+    repairs: Family<[(&'static str, &'static str); 1], Counter>,
+    failures: Counter,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let help = "Whether all programs and maps of the kernel half are what they should be";
+        registry.register("datapath_in_force", help, metrics.in_force.clone());
+        registry.register(
+            "datapath_repairs",
+            "Differences from what should be that were made good, by kind (cgroup, config, detached, link_pin, map_pin, program, targets)",
+            metrics.repairs.clone(),
+        );
+        let help = "Looks at the kernel half that found something which could not be made good";
+        registry.register("datapath_repair_failures", help, metrics.failures.clone());
+        for drift in Drift::ALL {
+            drop(metrics.repairs.get_or_create(&[("kind", drift.label())]));
+        }
+        metrics
+    }
+}
+
+/// Looks at the kernel half, and repairs it. Owns it, and with it the lock on the pins: dropping it changes nothing.
+#[derive(Debug)]
+pub struct Reconciler {
+    datapath: Datapath,
+    metrics: Metrics,
+    readiness: Readiness,
+    /// While something could not be repaired.
+    pending: Option<Pending>,
+}
+
+impl Reconciler {
+    /// Takes a kernel half that is in force.
+    pub fn new(datapath: Datapath, metrics: Metrics, readiness: Readiness) -> Self {
+        metrics.in_force.set(1);
+        Self { datapath, metrics, readiness, pending: None }
+    }
+
+    /// Looks and repairs, for ever. What cannot be repaired makes the agent unready and is tried again; only when another agent has taken the pins over,
+    /// which is what a restart finds out, it returns.
+    ///
+    /// # Cancel safety
+    /// Safe: a look does not wait, and what it changes is whole when it ends.
+    pub async fn run(mut self) {
+        let mut watch = Watch::start()
+            .inspect_err(|error| warn!(%error, "cannot watch cgroups and pins; repairs take a second"))
+            .ok();
+        let mut targets_at = Instant::now() + LOOK_AT_TARGETS_EVERY;
+        let mut upkeep_at = Instant::now() + UPKEEP_EVERY;
+        let mut events = Vec::new();
+        loop {
+            // Before looking, so that nothing is missed.
+            self.watch(watch.as_ref());
+            let with_targets = targets_at <= Instant::now();
+            if with_targets {
+                targets_at = Instant::now() + LOOK_AT_TARGETS_EVERY;
+            }
+            // Here rather than on another thread: whoever stops this part, to hand the pins over, must be sure that nothing writes any more.
+            let mut found = self.datapath.repair(with_targets);
+            if upkeep_at <= Instant::now() {
+                upkeep_at = Instant::now() + UPKEEP_EVERY;
+                found.failed.extend(self.datapath.upkeep().err());
+            }
+            self.tell(&found);
+            if let Some(DatapathError::Locked(_)) = found.failed.first() {
+                return;
+            }
+            sleep(PAUSE).await;
+            tokio::select! {
+                is_watching = happens(watch.as_mut(), &mut events) => if !is_watching { watch = None },
+                () = sleep(LOOK_EVERY) => {}
+            }
+            events.clear();
+        }
+    }
+
+    fn watch(&self, watch: Option<&Watch>) {
+        let Some(handle) = watch.map(Watch::handle) else { return };
+        for directory in self.datapath.directories() {
+            // What is not there is made by the look that follows, or missed by it too.
+            if let Err(error) = handle.children(&directory) {
+                debug!(directory = %directory.display(), %error, "cannot watch");
+            }
+        }
+    }
+
+    /// Counts and logs, once for each failure that is new.
+    fn tell(&mut self, found: &Found) {
+        for drift in &found.repaired {
+            self.metrics.repairs.get_or_create(&[("kind", drift.label())]).inc();
+        }
+        self.metrics.in_force.set(found.failed.is_empty().into());
+        match (found.failed.first(), &self.pending) {
+            (Some(first), pending) => {
+                self.metrics.failures.inc();
+                if pending.is_none() {
+                    let failures = found.failed.len();
+                    error!(error = chain(first), failures, "the kernel half is not what it should be");
+                    self.pending = Some(self.readiness.wait_for(CONDITION));
+                }
+            }
+            (None, Some(_)) => {
+                info!("the kernel half is in force again");
+                self.pending.take().into_iter().for_each(Pending::ready);
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+/// Waits for events; `false` when none will come any more.
+async fn happens(watch: Option<&mut Watch>, events: &mut Vec<WatchId>) -> bool {
+    match watch {
+        Some(watch) => watch.next(events).await,
+        None => pending().await,
+    }
+}

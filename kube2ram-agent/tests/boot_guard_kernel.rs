@@ -1,0 +1,151 @@
+//! Rung 2: the boot guard's programs in the running kernel, at the root of a cgroup tree of the test's own.
+
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod lab;
+
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    process::{Command, Stdio},
+};
+
+use kube2ram_agent::datapath::{
+    BootGuard, BootOutcome, BootSettings, Origins as _, apply_boot_guard, boot_guard, remove,
+};
+use kube2ram_common::names::boot;
+
+use self::lab::{Lab, METADATA};
+
+/// Everything that a socket can try; prints the name of what was refused, or an empty line. Not refused may still be unreachable.
+const WAYS: [(&str, &str); 5] = [
+    ("connect", "s = socket.socket(); s.settimeout(.2); s.connect((a, 80))"),
+    (
+        "mapped connect",
+        "s = socket.socket(socket.AF_INET6); s.settimeout(.2); s.connect(('::ffff:' + a, 80))",
+    ),
+    ("datagram", "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (a, 9))"),
+    ("mapped datagram", "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ('::ffff:' + a, 9))"),
+    (
+        "raw",
+        "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0', (a, 0))",
+    ),
+];
+
+fn settings(lab: &Lab) -> BootSettings {
+    BootSettings {
+        bpf_dir: lab.bpf_dir.clone(),
+        cgroup_root: lab.cgroup.clone(),
+        host_cgroups: vec!["host".into(), "missing.slice".into()],
+        metadata: *METADATA.ip(),
+    }
+}
+
+fn apply(lab: &Lab) -> BootOutcome {
+    apply_boot_guard(&settings(lab)).unwrap()
+}
+
+fn in_force() -> BootOutcome {
+    BootOutcome::InForce { missing: vec!["missing.slice".into()] }
+}
+
+fn script(way: &str) -> String {
+    format!(
+        "import socket\na = '{}'\ntry:\n  {way}\nexcept PermissionError: print('refused')\nexcept OSError: pass",
+        METADATA.ip()
+    )
+}
+
+fn is_refused(lab: &Lab, cgroup: &str, way: &str) -> bool {
+    let output = lab.python(cgroup, &script(way)).wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout == b"refused\n"
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn denies_all_but_the_hosts_own() {
+    let lab = Lab::new();
+    for (name, way) in WAYS {
+        assert!(!is_refused(&lab, "pods/a", way), "{name} without a guard");
+    }
+
+    assert_eq!(apply(&lab), in_force());
+
+    for (name, way) in WAYS {
+        for cgroup in ["pods/a", "pods/a/nested", "pods/b"] {
+            assert!(is_refused(&lab, cgroup, way), "{name} in {cgroup}");
+        }
+        assert!(!is_refused(&lab, "host", way), "{name} in host");
+    }
+    let elsewhere = "s = socket.socket(); s.settimeout(.2); s.connect(('127.0.0.1', 9))";
+    assert!(!is_refused(&lab, "pods/a", elsewhere));
+    let BootGuard::InForce { denied } = boot_guard(&lab.bpf_dir).unwrap() else { panic!("not in force") };
+    assert_eq!(denied, 3 * WAYS.len() as u64);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_network_of_its_own_is_not_the_hosts_whatever_the_cgroup() {
+    let lab = Lab::new();
+    apply(&lab);
+    fs::create_dir(lab.cgroup.join("host/container")).unwrap();
+    let (_, connect) = WAYS[0];
+    let run = |unshare: &[&str]| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"echo $$ > "$1" && shift && exec "$@""#, "sh"]);
+        shell.arg(lab.cgroup.join("host/container/cgroup.procs")).args(unshare);
+        let output = shell.args(["python3", "-c", &script(connect)]).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout == b"refused\n"
+    };
+
+    assert!(run(&["unshare", "--net"]));
+    assert!(!run(&[]));
+
+    fs::remove_dir(lab.cgroup.join("host/container")).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_takes_over_and_is_not_guarded_again() {
+    let lab = Lab::new();
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::Absent);
+    apply(&lab);
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::InForce { denied: 0 });
+
+    let datapath = lab.attach();
+
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::TakenOver);
+    let client = lab.python("pods/a", &script("s = socket.socket(); s.connect((a, 80)); s.recv(1)"));
+    let origin = datapath.origins().unwrap().origin_of(lab.accept().as_fd()).unwrap();
+    assert_eq!(origin.cgroup, lab.id("pods/a"));
+    assert!(client.wait_with_output().unwrap().stdout.is_empty());
+    assert_eq!(apply(&lab), BootOutcome::AgentInForce, "while it runs");
+    drop(datapath);
+    assert_eq!(apply(&lab), BootOutcome::AgentInForce, "its programs stay");
+    let (_, datagram) = WAYS[2];
+    assert!(is_refused(&lab, "pods/a", datagram));
+
+    remove(&lab.bpf_dir).unwrap();
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::Absent);
+    assert!(!is_refused(&lab, "pods/a", datagram));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_second_time_swaps_and_an_uninstall_removes() {
+    let lab = Lab::new();
+    let (_, datagram) = WAYS[2];
+    apply(&lab);
+
+    assert_eq!(apply(&lab), in_force());
+
+    let pinned = |kind: &str| fs::read_dir(lab.bpf_dir.join("boot").join(kind)).unwrap().count();
+    assert_eq!((pinned("links"), pinned("maps")), (boot::PROGRAMS.len(), boot::MAPS.len()));
+    assert!(is_refused(&lab, "pods/a", datagram) && !is_refused(&lab, "host", datagram));
+
+    assert_eq!(remove(&lab.bpf_dir).unwrap().links, boot::PROGRAMS.len());
+    assert!(!lab.bpf_dir.exists());
+    assert!(!is_refused(&lab, "pods/a", datagram));
+}

