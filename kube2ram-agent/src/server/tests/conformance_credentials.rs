@@ -123,6 +123,7 @@ async fn row_6_5_concurrent_first_requests_share_a_call() {
 async fn row_6_6_refreshed_before_anybody_asks() {
     let harness = Harness::start().await;
     document(&harness).await;
+    harness.claim();
 
     sleep(Duration::from_mins(40)).await;
 
@@ -163,6 +164,7 @@ async fn row_6_8_a_pod_that_is_not_known_yet() {
 async fn row_6_9_a_transient_failure_keeps_what_is_valid() {
     let harness = Harness::start().await;
     document(&harness).await;
+    harness.claim();
     *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Unavailable);
 
     sleep(Duration::from_mins(40)).await;
@@ -175,10 +177,12 @@ async fn row_6_9_a_transient_failure_keeps_what_is_valid() {
 async fn row_6_9_a_denial_evicts() {
     let harness = Harness::start().await;
     document(&harness).await;
+    harness.claim();
     *harness.world.refusal.lock().unwrap() = Some(IssueErrorKind::Denied);
 
-    sleep(Duration::from_mins(40)).await;
+    sleep(Duration::from_mins(29)).await;
 
+    assert!(issued(&harness) > 1, "it has tried, and half of the first life is left");
     assert_eq!(harness.get(&my_role()).await.status(), StatusCode::FORBIDDEN);
 }
 

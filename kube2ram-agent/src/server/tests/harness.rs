@@ -59,6 +59,7 @@ pub(super) struct World {
 pub(super) struct Harness {
     pub(super) world: Arc<World>,
     pub(super) addr: SocketAddr,
+    entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) registry: Registry,
@@ -144,11 +145,21 @@ impl Harness {
             tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
             upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
         };
+        let entitlements = Arc::clone(&pipeline.entitlements);
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tasks.spawn(server.serve(listener, Arc::clone(&world) as _, shutdown.clone()));
-        Self { world, addr, tasks, shutdown, registry }
+        Self { world, addr, entitlements, tasks, shutdown, registry }
+    }
+
+    /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from now on.
+    pub(super) fn claim(&self) {
+        let Entitlements { roles, policy, credentials } = self.entitlements.get().unwrap();
+        let pod = self.world.pod.lock().unwrap().as_ref().unwrap().clone();
+        let permit = policy.permit(roles.session_for(&pod).unwrap(), None, None).unwrap();
+        let claim = credentials::Claim { permit, pod: pod.uid, prefetch: false };
+        credentials.set_claims([claim], std::time::Duration::ZERO);
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
