@@ -19,11 +19,11 @@ use std::{
 };
 
 pub use self::{
-    attach::{Datapath, Settings},
+    attach::{Datapath, Former, Settings},
     attachment::{Attachment, attachments},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
-    pins::check_bpffs,
+    pins::{Lock, check_bpffs},
     remove::{Removed, remove},
 };
 use crate::identity::CgroupId;
@@ -89,6 +89,9 @@ pub enum DatapathError {
     /// The pin directory is not on a bpf file system.
     #[error("{} is on no bpf file system: mount one there (mount -t bpf bpf /sys/fs/bpf), or set --bpf-dir", .0.display())]
     BpfFs(PathBuf),
+    /// The lock that was handed over is another directory's.
+    #[error("the running agent does not use {}: give both the same --bpf-dir", .0.display())]
+    ForeignLock(PathBuf),
     /// A pinned map is not what this agent would make, although its directory says so.
     #[error("pinned map {} does not fit this agent; remove it when no other agent runs", .0.display())]
     ForeignMap(PathBuf),

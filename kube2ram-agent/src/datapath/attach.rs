@@ -7,7 +7,8 @@ use kube2ram_common::names::program;
 
 use super::{
     AcceptedOrigins, AgentAddr, Counters, DatapathError, MetadataAddr, PassMark, Targets, links, load, log,
-    maps, pins::Pins,
+    maps,
+    pins::{Lock, Pins},
 };
 
 /// What the kernel half needs.
@@ -52,16 +53,33 @@ const ON_PODS: [&str; 8] = [
 /// On the root: what sockets from elsewhere need. After the others, which rewrite what is legitimate.
 const ON_ROOT: [&str; 3] = [program::TASK_CONNECT4, program::TASK_CONNECT6, program::TASK_SENDMSG4];
 
+/// What became of the agent that wrote to the pins before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// It is gone, and its listeners with it: where it sent pods, nobody listens.
+    Gone,
+    /// It hands its listeners over: pods are sent there as before.
+    HandsOver,
+}
+
 impl Datapath {
-    /// Loads, configures and attaches. Blocks for some 30 ms.
+    /// Loads, configures and attaches, where no agent runs. Blocks for some 30 ms.
     ///
     /// # Errors
-    /// As named; whatever was in force before stays in force.
+    /// As named; whatever was in force before stays in force. [`DatapathError::Locked`] when an agent runs.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
+        Self::succeed(settings, Lock::take(&settings.bpf_dir)?, Former::Gone)
+    }
+
+    /// The same with a lock that is held already.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn succeed(settings: &Settings, lock: Lock, former: Former) -> Result<Self, DatapathError> {
         check_kernel()?;
-        let pins = Pins::open(&settings.bpf_dir)?;
+        let pins = Pins::open(lock)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
-        maps::configure(&pins, settings)?;
+        maps::configure(&pins, settings, former)?;
         let mut ensure = |place, program, cgroup: &Path| -> Result<(), DatapathError> {
             let outcome = links::ensure(&mut ebpf, program, cgroup, &pins.link(place, program))?;
             tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
@@ -82,6 +100,27 @@ impl Datapath {
             links::remove(&pins.link("agent", program::SOCK_OPS))?;
         }
         Ok(Self { pins, ebpf })
+    }
+
+    /// Loads the programs beside an agent that runs, on its maps, and lets them go again: where the kernel refuses them, that agent had better
+    /// go on. Also grants passes by that agent's map.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; nothing was changed.
+    pub fn rehearse(settings: &Settings) -> Result<PassMark, DatapathError> {
+        check_kernel()?;
+        let pins = Pins::of_running(&settings.bpf_dir);
+        load::check_all_pinned(&pins)?; // or loading would make them
+        load::load(&pins, settings.debug).map(drop)?;
+        PassMark::open(&pins)
+    }
+
+    /// Whether a pass is granted by the map that is in force. It is not when everything was removed and made anew meanwhile.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be examined.
+    pub fn honours(&self, pass: &PassMark) -> Result<bool, DatapathError> {
+        pass.is_of(&self.pins)
     }
 
     /// Reads origins of connections that the host's listener accepted.

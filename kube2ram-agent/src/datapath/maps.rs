@@ -4,10 +4,10 @@ use std::{
     fmt, io,
     net::SocketAddrV4,
     os::fd::{AsRawFd as _, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage};
 use kube2ram_common::{
     abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
     connection::{addr_be, port_be},
@@ -15,7 +15,7 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
+    AgentAddr, DatapathError, Former, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
     PassGrant, Settings, io_error, pins::Pins,
 };
 use prometheus_client::{
@@ -36,7 +36,7 @@ where
 }
 
 /// Writes what the kernel half must know; done before anything is attached.
-pub(super) fn configure(pins: &Pins, settings: &Settings) -> Result<(), DatapathError> {
+pub(super) fn configure(pins: &Pins, settings: &Settings, former: Former) -> Result<(), DatapathError> {
     let failed = |name| move |source| DatapathError::Map { what: "write", name, source };
     let Settings { metadata: MetadataAddr(metadata), agent: AgentAddr(agent), pods_cgroup, .. } = settings;
     let config = Config {
@@ -48,7 +48,10 @@ pub(super) fn configure(pins: &Pins, settings: &Settings) -> Result<(), Datapath
     open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;
     let mut targets = Targets::open(pins)?;
     targets.set(DEFAULT_TARGET, HOST_LISTENER, *agent)?;
-    targets.forget_pods()
+    match former {
+        Former::Gone => targets.forget_pods(),
+        Former::HandsOver => Ok(()),
+    }
 }
 
 /// Where pods are redirected to, by the pod's cgroup.
@@ -146,17 +149,30 @@ impl Origins for AcceptedOrigins {
 
 /// Grants the pass through the pinned map, which only root can open.
 #[derive(Debug)]
-pub struct PassMark(std::sync::Mutex<SkStorage<MapData, u32>>);
+pub struct PassMark {
+    marks: Mutex<SkStorage<MapData, u32>>,
+    map_id: u32,
+}
 
 impl PassMark {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        Ok(Self(std::sync::Mutex::new(open(pins, map::PASS)?)))
+        let map_id = id_of_pinned(pins)?;
+        Ok(Self { marks: Mutex::new(open(pins, map::PASS)?), map_id })
     }
+
+    pub(super) fn is_of(&self, pins: &Pins) -> Result<bool, DatapathError> {
+        Ok(id_of_pinned(pins)? == self.map_id)
+    }
+}
+
+fn id_of_pinned(pins: &Pins) -> Result<u32, DatapathError> {
+    let failed = |source| DatapathError::Map { what: "examine", name: map::PASS, source };
+    MapInfo::from_pin(pins.map(map::PASS)).map(|info| info.id()).map_err(failed)
 }
 
 impl PassGrant for PassMark {
     fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut marks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         marks.insert(&socket.as_raw_fd(), 1, 0).map_err(io::Error::other)
     }
 }

@@ -5,7 +5,10 @@
 use std::{
     fs::{self, File, Permissions},
     io,
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -17,26 +20,99 @@ use super::{DatapathError, io_error};
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// The pin directory, locked by this agent.
+/// The right to write to the pins: an exclusive lock of their directory. It holds as long as any copy of it is open, in whatever process, so
+/// that it can be handed to another one without being free in between.
 #[derive(Debug)]
-pub(super) struct Pins {
-    directory: PathBuf,
-    _lock: File,
+pub struct Lock {
+    directory: File,
+    bpf_dir: PathBuf,
 }
 
-impl Pins {
-    /// Makes the directories, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
-    pub(super) fn open(bpf_dir: &Path) -> Result<Self, DatapathError> {
+impl Lock {
+    /// Makes the directory, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
+    ///
+    /// # Errors
+    /// [`DatapathError::Locked`] when an agent has it.
+    pub fn take(bpf_dir: &Path) -> Result<Self, DatapathError> {
         check_bpffs(bpf_dir)?;
         fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
         fs::set_permissions(bpf_dir, Permissions::from_mode(0o700)).map_err(io_error("protect", bpf_dir))?;
-        let lock = lock(bpf_dir)?;
-        let directory = bpf_dir.join(format!("v{ABI_VERSION}"));
+        Self::of_existing(bpf_dir)
+    }
+
+    /// Takes the lock of a directory that exists.
+    pub(super) fn of_existing(bpf_dir: &Path) -> Result<Self, DatapathError> {
+        check_bpffs(bpf_dir)?;
+        let directory = File::open(bpf_dir).map_err(io_error("open", bpf_dir))?;
+        let lock = Self { directory, bpf_dir: bpf_dir.to_owned() };
+        lock.hold()?;
+        Ok(lock)
+    }
+
+    /// Takes over the lock that another agent holds and passed on.
+    ///
+    /// # Errors
+    /// When it is not this directory's, or a third process has it.
+    pub fn adopt(bpf_dir: &Path, passed: OwnedFd) -> Result<Self, DatapathError> {
+        let passed = File::from(passed);
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let expected = fs::metadata(bpf_dir).map(identity).map_err(io_error("examine", bpf_dir))?;
+        if passed.metadata().map(identity).map_err(io_error("examine", bpf_dir))? != expected {
+            return Err(DatapathError::ForeignLock(bpf_dir.to_owned()));
+        }
+        let lock = Self { directory: passed, bpf_dir: bpf_dir.to_owned() };
+        lock.hold()?; // a matter of form where the former agent has it: the lock is the open file's, and so is ours
+        Ok(lock)
+    }
+
+    /// The same lock once more.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn try_clone(&self) -> Result<Self, DatapathError> {
+        let directory = self.directory.try_clone().map_err(io_error("open", &self.bpf_dir))?;
+        Ok(Self { directory, bpf_dir: self.bpf_dir.clone() })
+    }
+
+    fn hold(&self) -> Result<(), DatapathError> {
+        flock(&self.directory, FlockOperation::NonBlockingLockExclusive).map_err(
+            |error| match io::Error::from(error) {
+                error if error.kind() == io::ErrorKind::WouldBlock => {
+                    DatapathError::Locked(self.bpf_dir.clone())
+                }
+                error => io_error("lock", &self.bpf_dir)(error),
+            },
+        )
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// The pin directory, locked by this agent unless it only looks.
+#[derive(Debug)]
+pub(super) struct Pins {
+    directory: PathBuf,
+    _lock: Option<Lock>,
+}
+
+impl Pins {
+    /// Makes the directories.
+    pub(super) fn open(lock: Lock) -> Result<Self, DatapathError> {
+        let pins = Self { directory: layout(&lock.bpf_dir), _lock: Some(lock) };
         for kind in ["maps", "links/agent", "links/pods", "links/root"] {
-            let path = directory.join(kind);
+            let path = pins.directory.join(kind);
             fs::create_dir_all(&path).map_err(io_error("create", &path))?;
         }
-        Ok(Self { directory, _lock: lock })
+        Ok(pins)
+    }
+
+    /// Those of an agent that runs: to look at, not to be changed.
+    pub(super) fn of_running(bpf_dir: &Path) -> Self {
+        Self { directory: layout(bpf_dir), _lock: None }
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -63,13 +139,6 @@ pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Takes the lock of a directory that exists. It is held as long as the file is open.
-pub(super) fn lock(bpf_dir: &Path) -> Result<File, DatapathError> {
-    check_bpffs(bpf_dir)?;
-    let lock = File::open(bpf_dir).map_err(io_error("open", bpf_dir))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match io::Error::from(error) {
-        error if error.kind() == io::ErrorKind::WouldBlock => DatapathError::Locked(bpf_dir.to_owned()),
-        error => io_error("lock", bpf_dir)(error),
-    })?;
-    Ok(lock)
+fn layout(bpf_dir: &Path) -> PathBuf {
+    bpf_dir.join(format!("v{ABI_VERSION}"))
 }

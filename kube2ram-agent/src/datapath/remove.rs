@@ -9,7 +9,7 @@ use kube2ram_common::names::program;
 
 use super::{
     DatapathError, io_error,
-    pins::lock,
+    pins::Lock,
     sys::{link_detach, open_pinned},
 };
 
@@ -31,7 +31,7 @@ pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     if !bpf_dir.exists() {
         return Ok(removed);
     }
-    let _lock = lock(bpf_dir)?;
+    let _lock = Lock::of_existing(bpf_dir)?;
     let layouts = children(bpf_dir)?;
     let layouts: Vec<_> = layouts.into_iter().filter(|path| is_layout(path)).collect();
     let mut links = Vec::new();
