@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod clock;
+pub mod closing;
 pub mod telemetry;
 
 pub mod datapath;
@@ -21,7 +22,9 @@ pub mod cloud;
 pub mod server;
 
 pub mod admin;
-pub mod preflight;
 pub mod state_dir;
+pub mod handover;
+pub mod preflight;
+pub mod probe;
 pub mod uninstall;
 pub mod app;

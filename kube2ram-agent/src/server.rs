@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::SetOnce,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 mod access_log;
@@ -28,6 +28,7 @@ mod wire;
 use self::{access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics};
 use crate::{
     args::{HostNetworkPods, MetadataPolicy},
+    closing::Closing,
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
@@ -98,18 +99,18 @@ impl Server {
         Arc::new(Self { config, pipeline, metrics, log, slots, tasks })
     }
 
-    /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
-    /// within 6 s. `origins` tells who they come from, and refuses those meant for another listener.
+    /// Serves one of the listeners to which pods are redirected, until accepting ends. The connections it accepted then drain by themselves:
+    /// within 6 s, or, while another agent accepts, within 16 s. `origins` tells who they come from, and refuses those meant for another listener.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the listener only.
+    /// Dropping the future closes its handle of the listener only.
     pub async fn serve(
         self: Arc<Self>,
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         origins: Arc<dyn Origins>,
-        shutdown: CancellationToken,
+        closing: Closing,
     ) {
-        listener::accept(listener, &shutdown, |stream, peer| {
+        listener::accept(listener, &closing, |stream, peer| {
             let origin = self.origin_of(&*origins, &stream, peer);
             let connection = Connection::new(Arc::clone(&self), peer, origin);
             let Some(slot) = self.slots.take(connection.pod_uid()) else {
@@ -117,10 +118,10 @@ impl Server {
                 debug!(%peer, "too many connections");
                 return;
             };
-            let (gauge, shutdown) = (self.metrics.connections.clone(), shutdown.clone());
+            let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
             self.tasks.spawn(async move {
                 gauge.inc();
-                listener::drive(stream, &shutdown, |request| connection.answer(request)).await;
+                listener::drive(stream, &closing, |request| connection.answer(request)).await;
                 gauge.dec();
                 drop(slot);
             });

@@ -2,12 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use tokio::sync::Notify;
 
 /// The conditions that readiness still waits for. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+pub struct Readiness(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    conditions: Mutex<BTreeMap<&'static str, usize>>,
+    one_met: Notify,
+}
 
 /// A condition that is not met yet. Dropping it does not meet it, so that a task that fails leaves the agent unready.
 #[derive(Debug)]
@@ -20,26 +28,48 @@ pub struct Pending {
 impl Readiness {
     /// Adds a condition, even after the agent was ready.
     pub fn wait_for(&self, condition: &'static str) -> Pending {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(condition).or_default() += 1;
+        *self.0.lock().entry(condition).or_default() += 1;
         Pending { readiness: self.clone(), condition }
+    }
+
+    /// Waits until every condition is met.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn met(&self) {
+        loop {
+            let one_met = self.0.one_met.notified();
+            if self.0.lock().is_empty() {
+                return;
+            }
+            one_met.await;
+        }
     }
 
     /// The conditions that are not met, in alphabetical order; none when the agent is ready.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.0.lock().keys().copied().collect()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, usize>> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pending {
     /// Declares the condition met.
     pub fn ready(self) {
-        let mut conditions = self.readiness.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut conditions = self.readiness.0.lock();
         if let Some(count) = conditions.get_mut(self.condition) {
             *count -= 1;
             if *count == 0 {
                 conditions.remove(self.condition);
             }
         }
+        drop(conditions);
+        self.readiness.0.one_met.notify_waiters();
     }
 }
 
@@ -58,6 +88,23 @@ mod tests {
         assert_eq!(readiness.pending(), ["links"]);
         links.ready();
         assert!(readiness.pending().is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_hears_when_the_last_condition_is_met() {
+        let readiness = Readiness::default();
+        let (pods, links) = (readiness.wait_for("pods"), readiness.wait_for("links"));
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.met().await }
+        });
+
+        pods.ready();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        links.ready();
+
+        waiting.await.unwrap();
     }
 
     #[test]
