@@ -10,7 +10,7 @@ use kube2ram_agent::{
     app,
     args::{ArgsError, Command, Config},
     preflight::{NodePaths, Preflight},
-    telemetry,
+    probe, telemetry,
     uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,12 @@ fn main() -> ExitCode {
     let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
         Ok(Command::Agent(config)) => *config,
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
-        Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
+        Ok(Command::Ready { cgroup_root, state_dir }) => {
+            return conclude(probe::ask(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        }
+        Ok(Command::Uninstall { bpf_dir, state_dir }) => {
+            return conclude(uninstall(&bpf_dir, &state_dir).map_err(Into::into));
+        }
         Err(error) => return tell(&error),
     };
     telemetry::init(config.log_format, config.log_level, config.debug);
@@ -79,7 +84,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("draining: new connections are refused until the next start");
     shutdown.cancel();
     Ok(app.await?)
 }
