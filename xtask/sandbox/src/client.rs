@@ -3,12 +3,14 @@
 
 mod hold;
 mod http;
+mod load;
 mod storm;
 mod sts;
 
 pub use self::{
     hold::Hold,
     http::{Family, Reply, Request, raw},
+    load::{Load, LoadReport},
     storm::{Storm, StormReport},
     sts::{Credentials, assume_role, caller_identity},
 };

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
-    client::{Family, Hold, Request, Storm, raw},
+    client::{Family, Hold, Load, Request, Storm, raw},
     node::Record,
     sdk::{self, Sdk},
     show,
@@ -95,6 +95,14 @@ enum Client {
         /// Sent on each connection ten times a second, in hex.
         #[arg(long)]
         then: String,
+    },
+    /// Asks for a role's name and credentials until standard input ends, and tells what was not answered.
+    Load {
+        #[arg(long)]
+        connect: SocketAddr,
+        /// The role that every answer must be of.
+        #[arg(long)]
+        expect: String,
     },
     /// Sends bytes and prints what comes back, both in hex.
     Raw {
@@ -181,6 +189,9 @@ fn run_client(client: Client) -> Result<()> {
         Client::Hold { connect, connections, first, then } => {
             return Hold { addr: connect, connections, first: hex::decode(first)?, then: hex::decode(then)? }
                 .run(stdin(), stdout());
+        }
+        Client::Load { connect, expect } => {
+            serde_json::to_string(&Load { addr: connect, role: expect }.run(stdin())?)?
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
         Client::Storm { connects, concurrency, expect, url } => {
