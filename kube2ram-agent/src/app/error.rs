@@ -54,6 +54,9 @@ pub enum AppError {
     /// Nobody could ask whether the agent is ready.
     #[error("cannot answer for the agent's readiness")]
     Probe(#[source] ProbeError),
+    /// A part did not let go of what is to be handed over.
+    #[error("the listeners in pods were not let go of in time")]
+    Release,
     /// Everything was removed and made anew while this agent stood by.
     #[error("the kernel half is not the one that this agent prepared for; the next start prepares anew")]
     Replaced,

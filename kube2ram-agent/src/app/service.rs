@@ -44,6 +44,8 @@ use crate::{
 
 /// Connections in progress get this long to end before the process does.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+/// How long a part may take to let go of what is to be handed over: a look at the pods takes milliseconds, one in a namespace that does not answer 20 ms more.
+const RELEASE: Duration = Duration::from_secs(5);
 /// Where another agent serves already, clients may first be done with their connections themselves: longer than an idle one lives (15 s).
 const FAREWELL: Duration = Duration::from_secs(16);
 
@@ -214,8 +216,11 @@ impl Service {
     /// Hands over to an agent that stands by, if there is one, and lets connections end.
     pub(super) async fn end(self, heirs: Heirs, holdings: Holdings, parts: &mut Parts) {
         let release = async || {
-            parts.stop_writing().await;
-            holdings.listeners.estate(&holdings.pods).await
+            let released = async {
+                parts.stop_writing().await;
+                holdings.listeners.estate(&holdings.pods).await
+            };
+            timeout(RELEASE, released).await.unwrap_or(Err(AppError::Release))
         };
         let is_handed_over = heirs.hand_over(release).await.unwrap_or_else(|error| {
             error!(error = chain(&error), "cannot hand over");
