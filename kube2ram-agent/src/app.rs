@@ -77,7 +77,8 @@ pub async fn run(
     let pass = Arc::new(pass);
 
     let mut service =
-        Service::prepare(config, environment, &node, Arc::clone(&pass), &readiness, &mut parts).await?;
+        Service::prepare(config, environment, &node, &state, Arc::clone(&pass), &readiness, &mut parts)
+            .await?;
     if matches!(standing, Standing::By(_)) {
         service.warm_up(&readiness, &mut parts);
     }

@@ -92,8 +92,12 @@ pub struct Config {
     pub node: String,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
+    /// How many requests a second each pod may make of the real metadata server; zero is no limit.
+    pub pass_through_rate: u32,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
+    /// Whether requests without a session token are refused.
+    pub require_token: bool,
     /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
     pub session_duration: Duration,
     /// The directory that the agents of this node share.
@@ -147,14 +151,16 @@ pub enum LogFormat {
     Text,
 }
 
-/// Which of the real server's sensitive items pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed
-/// in either case.
+/// Which items of the real server pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MetadataPolicy {
-    /// User data, vendor data and the signed identity document are closed: a node's user data carries its join secrets.
-    Closed,
-    /// They pass.
+    /// All others.
     Open,
+    /// All but user data, vendor data and the signed identity document: a node's user data carries its join secrets.
+    #[value(alias = "closed")]
+    Standard,
+    /// Those of a list: where the pod runs, and the network there.
+    Strict,
 }
 
 /// Where a setting comes from.
@@ -314,7 +320,9 @@ impl Config {
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
             node,
             notices,
+            pass_through_rate: flags.pass_through_rate,
             pods_cgroup: flags.pods_cgroup,
+            require_token: flags.require_token,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             state_dir: flags.state_dir,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {

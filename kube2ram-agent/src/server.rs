@@ -21,13 +21,19 @@ mod node_role;
 mod notices;
 mod pass_through;
 pub mod path;
+mod quota;
 mod reply;
 pub mod route;
+pub mod token;
 mod wire;
 
-use self::{access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics};
+use self::{
+    access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics, quota::Quota,
+    token::Tokens,
+};
 use crate::{
     args::{HostNetworkPods, MetadataPolicy},
+    clock::Clock,
     closing::Closing,
     cloud::upstream::Upstream,
     credentials::Cache,
@@ -50,8 +56,12 @@ const CONNECTIONS_PER_POD: usize = 512;
 pub struct Config {
     /// Where the real metadata server is.
     pub metadata: MetadataAddr,
-    /// Which sensitive items pods may read.
+    /// Which items of the real server pods may read.
     pub metadata_policy: MetadataPolicy,
+    /// How many requests a second each pod may make of the real server; zero is no limit.
+    pub pass_through_rate: u32,
+    /// Whether requests without a session token are refused.
+    pub require_token: bool,
     /// What becomes of hostNetwork pods without a role of their own.
     pub host_network_pods: HostNetworkPods,
 }
@@ -59,6 +69,8 @@ pub struct Config {
 /// The steps that a request goes through.
 #[derive(Clone)]
 pub struct Pipeline {
+    /// For the expiry of tokens.
+    pub clock: Arc<dyn Clock>,
     /// Cgroup → pod UID.
     pub cgroups: Arc<dyn CgroupPods>,
     /// Pod UID → pod; namespace → allow-list.
@@ -67,6 +79,8 @@ pub struct Pipeline {
     pub entitlements: Arc<SetOnce<Entitlements>>,
     /// What pods' owners should read.
     pub notices: Arc<dyn Notices>,
+    /// Pods' session tokens.
+    pub tokens: Arc<Tokens>,
     /// The real metadata server.
     pub upstream: Arc<dyn Upstream>,
 }
@@ -87,6 +101,7 @@ pub struct Server {
     pipeline: Pipeline,
     metrics: Metrics,
     log: AccessLog,
+    quota: Quota,
     slots: Arc<Slots<Option<PodUid>>>,
     tasks: TaskTracker,
 }
@@ -95,8 +110,9 @@ impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
         let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_POD);
+        let quota = Quota::new(config.pass_through_rate);
         let (metrics, log) = (Metrics::new(registry), AccessLog::default());
-        Arc::new(Self { config, pipeline, metrics, log, slots, tasks })
+        Arc::new(Self { config, pipeline, metrics, log, quota, slots, tasks })
     }
 
     /// Serves one of the listeners to which pods are redirected, until accepting ends. The connections it accepted then drain by themselves:

@@ -96,24 +96,31 @@ fn denies_other_ports_and_protocols() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn vouches_for_no_direct_dial() {
+fn vouches_for_a_direct_dial_of_a_pod_and_of_nobody_else() {
     let lab = Lab::new();
-    let origins = lab.attach().origins().unwrap();
-
-    for cgroup in ["pods/a", "host"] {
-        let client =
-            lab.python(cgroup, &connect("AF_INET", &lab.agent().ip().to_string(), lab.agent().port()));
+    let datapath = lab.attach();
+    let origins = datapath.origins().unwrap();
+    let (ip, port) = (lab.agent().ip().to_string(), lab.agent().port());
+    let direct = |cgroup: &str, script: &str| {
+        let client = lab.python(cgroup, script);
         let accepted = lab.accept();
-
-        assert!(matches!(origins.origin_of(accepted.as_fd()), Err(OriginError::Unvouched)), "{cgroup}");
-
+        let origin = origins.origin_of(accepted.as_fd());
         drop(accepted);
         client.wait_with_output().unwrap();
+        origin
+    };
+
+    // As an http_proxy; the second as a JVM does it.
+    for script in [connect("AF_INET", &ip, port), connect("AF_INET6", &format!("::ffff:{ip}"), port)] {
+        assert_eq!(direct("pods/a", &script).unwrap().cgroup, lab.id("pods/a"));
+        assert!(matches!(direct("host", &script), Err(OriginError::Unvouched)));
     }
-    // The allowed twin.
-    let client = lab.python("pods/a", &dial());
-    assert!(origins.origin_of(lab.accept().as_fd()).is_ok());
-    client.wait_with_output().unwrap();
+    assert_eq!(direct("pods/a", &dial()).unwrap().cgroup, lab.id("pods/a"), "redirected");
+    let counters: Vec<_> = datapath.counters().unwrap().read().collect();
+    assert!(
+        counters.contains(&("dialled_agent", 2)) && counters.contains(&("redirected", 1)),
+        "{counters:?}"
+    );
 }
 
 #[test]

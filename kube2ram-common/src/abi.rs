@@ -26,15 +26,19 @@ macro_rules! abi {
 
 abi!(
     /// What the kernel half must know of the node and the cloud: the only entry of the configuration map.
-    Config: 16 {
+    Config: 24 {
         /// The cgroup that holds all pods.
         pods_cgroup: u64,
         /// IPv4 address of the metadata server, network byte order.
         metadata_addr_be: u32,
+        /// IPv4 address of the agent's listener on the host, network byte order; 0 when there is none.
+        agent_addr_be: u32,
         /// TCP port of the metadata server, network byte order.
         metadata_port_be: u16,
+        /// TCP port of the agent's listener on the host, network byte order.
+        agent_port_be: u16,
         /// Zero.
-        reserved: u16,
+        reserved: u32,
     }
 );
 
@@ -66,7 +70,7 @@ abi!(
 );
 
 abi!(
-    /// What the connect hook recorded of a redirected connect(2). It travels with the connection: client socket → handshake → accepted socket.
+    /// What the connect hook recorded of a connect(2) that was redirected, or that dialled the agent on the host itself. It travels with the connection: client socket → handshake → accepted socket.
     ConnectRecord: 64 {
         /// The cgroup of the task that called connect(2).
         cgroup: u64,
@@ -148,6 +152,8 @@ counters! {
     DeniedProtocol = "denied_protocol",
     /// Denied at the root: a pod's task with a socket that was made outside of the pods.
     DeniedTask = "denied_task",
+    /// A pod dialled the agent's listener on the host itself, and was recorded as if it had been redirected there.
+    DialledAgent = "dialled_agent",
     /// Not vouched for: the handshake map is full.
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.

@@ -58,6 +58,16 @@ pub const fn precheck(config: &Config, attempt: &Attempt) -> Precheck {
     Precheck::NeedTarget
 }
 
+/// Whether a pod's connect(2) to another address than the metadata server's dials the agent's listener on the host: what an `http_proxy`
+/// that names the agent does. It is not redirected, but recorded all the same.
+#[inline(always)]
+#[must_use]
+pub const fn dials_agent(config: &Config, attempt: &Attempt) -> bool {
+    attempt.addr_be == config.agent_addr_be
+        && attempt.port_be == config.agent_port_be
+        && (attempt.protocol == IPPROTO_TCP || attempt.protocol == IPPROTO_MPTCP)
+}
+
 /// Second half: the target is looked up for [`Precheck::NeedTarget`] only.
 #[inline(always)]
 #[must_use]
@@ -81,7 +91,9 @@ mod tests {
 
     const CONFIG: Config = Config {
         metadata_addr_be: addr_be(Ipv4Addr::new(100, 100, 100, 200)),
+        agent_addr_be: addr_be(Ipv4Addr::new(192, 0, 2, 1)),
         metadata_port_be: port_be(80),
+        agent_port_be: port_be(8181),
         reserved: 0,
         pods_cgroup: 0,
     };
@@ -130,6 +142,18 @@ mod tests {
             Verdict::Pass
         );
         assert_eq!(judge(Attempt { has_pass: true, port_be: 0, ..ATTEMPT }, TARGET), Verdict::Pass);
+    }
+
+    #[test]
+    fn sees_who_dials_the_agent_itself() {
+        let dial = Attempt { addr_be: CONFIG.agent_addr_be, port_be: CONFIG.agent_port_be, ..ATTEMPT };
+
+        assert!(dials_agent(&CONFIG, &dial));
+        assert!(dials_agent(&CONFIG, &Attempt { protocol: IPPROTO_MPTCP, ..dial }));
+        assert!(!dials_agent(&CONFIG, &Attempt { port_be: port_be(9181), ..dial }));
+        assert!(!dials_agent(&CONFIG, &Attempt { addr_be: addr_be(Ipv4Addr::LOCALHOST), ..dial }));
+        assert!(!dials_agent(&CONFIG, &Attempt { protocol: 17, ..dial }));
+        assert!(!dials_agent(&CONFIG, &ATTEMPT));
     }
 
     proptest! {

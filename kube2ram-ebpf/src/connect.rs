@@ -2,9 +2,9 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
-    abi::{ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target},
+    abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target},
     connection::{AF_INET, AF_INET6, v4_mapped},
-    verdict::{Attempt, Precheck, Verdict, precheck, verdict},
+    verdict::{Attempt, Precheck, Verdict, dials_agent, precheck, verdict},
 };
 
 use crate::{
@@ -40,7 +40,11 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
     // The array's only element is always there; without it nothing is known, so nothing passes.
     let Some(config) = CONFIG.get(0) else { return DENY };
     if addr_be != config.metadata_addr_be {
-        forget(context);
+        if addr_be == config.agent_addr_be && vouch(context, config, addr_be, family) {
+            count(Counter::DialledAgent);
+        } else {
+            forget(context);
+        }
         return ALLOW; // nearly every connect: before any map is searched
     }
     let Some(socket) = context.socket() else { return DENY };
@@ -74,6 +78,31 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16) -> i32 {
     };
     count(outcome);
     answer
+}
+
+/// Records a pod that dials the agent's listener on the host itself, as an `http_proxy` does, as if it had been redirected there. Who is not recorded
+/// is not vouched for.
+#[inline(always)]
+fn vouch(context: &SockAddr, config: &Config, addr_be: u32, family: u16) -> bool {
+    let attempt =
+        Attempt { addr_be, port_be: context.port_be(), protocol: context.protocol(), has_pass: false };
+    if !dials_agent(config, &attempt) {
+        return false;
+    }
+    // SAFETY: the agent replaces entries, never writes into one.
+    let Some(target) = (unsafe { TARGETS.get(DEFAULT_TARGET) }) else { return false };
+    let Some(socket) = context.socket() else { return false };
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(
+        context.inner(),
+        "dial cgroup={} tgid={} port={}",
+        current_cgroup(),
+        current_tgid(),
+        u16::from_be(attempt.port_be)
+    );
+    target.addr_be == addr_be
+        && target.port_be == attempt.port_be
+        && record(context, socket, &attempt, family, DEFAULT_TARGET, *target)
 }
 
 /// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),

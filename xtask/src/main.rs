@@ -24,6 +24,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measures what kube2ram costs beside what it is compared with, all in one run
+    Bench {
+        /// connect, kernel, scale or service; all of them when none is named
+        subjects: Vec<String>,
+    },
     /// Builds the kernel half and the agent: target/{debug,release}/kube2ram
     Build {
         /// Optimised, with thin symbols
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
 
 fn perform(task: Task) -> Result<()> {
     match task {
+        Task::Bench { subjects } => steps::bench(&subjects),
         Task::Build { release } => build::agent(release).map(drop),
         Task::BuildEbpf => ebpf::build().map(drop),
         Task::Lint => steps::lint(),

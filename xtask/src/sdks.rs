@@ -106,7 +106,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     }
     setup::building()?;
     setup::programs()?;
-    let (agent, sandbox) = (build::agent(false)?, steps::sandbox_binary()?);
+    let (agent, sandbox) = (build::agent(false)?, steps::sandbox_binary(false)?);
     let mut skipped = Vec::new();
     let mut commands = Vec::new();
     for language in &LANGUAGES {

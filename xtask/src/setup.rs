@@ -51,6 +51,14 @@ pub(crate) fn programs() -> Result<()> {
     install(&missing)
 }
 
+/// What a bench compares with, and what it loads servers with.
+pub(crate) fn bench() -> Result<()> {
+    let programs = [("iptables", "iptables"), ("wrk", "wrk")];
+    let missing: Vec<&str> =
+        programs.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
+    install(&missing)
+}
+
 fn rust_sources() -> Result<()> {
     if Compiler::find().is_ok() {
         return Ok(());

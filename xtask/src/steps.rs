@@ -41,7 +41,7 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
     setup::building()?;
     setup::programs()?;
     let agent = build::agent(false)?;
-    let sandbox = sandbox_binary()?;
+    let sandbox = sandbox_binary(false)?;
     let mut show = setup::privileged(sandbox);
     show.arg("show").arg("--agent").arg(agent);
     if keep {
@@ -50,10 +50,34 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
     run(&mut show)
 }
 
-pub(crate) fn sandbox_binary() -> Result<PathBuf> {
+/// Measures optimised builds.
+pub(crate) fn bench(subjects: &[String]) -> Result<()> {
+    const ALL: [&str; 4] = ["connect", "kernel", "service", "scale"];
+    if !setup::is_root() && !setup::in_path("sudo") {
+        bail!("a bench makes cgroups, network namespaces and eBPF programs: run it as root");
+    }
+    setup::building()?;
+    setup::programs()?;
+    setup::bench()?;
+    let agent = build::agent(true)?;
+    let mut bench = setup::privileged(sandbox_binary(true)?);
+    bench.args(["bench", "--agent"]).arg(agent);
+    match subjects {
+        [] => bench.args(ALL),
+        named => bench.args(named),
+    };
+    run(&mut bench)
+}
+
+pub(crate) fn sandbox_binary(release: bool) -> Result<PathBuf> {
     say("building the sandbox");
-    run(cargo().args(["build", "--locked", "--package", "kube2ram-sandbox"]))?;
-    Ok(target_dir().join("debug/kube2ram-sandbox"))
+    let mut build = cargo();
+    build.args(["build", "--locked", "--package", "kube2ram-sandbox"]);
+    if release {
+        build.arg("--release");
+    }
+    run(&mut build)?;
+    Ok(target_dir().join(if release { "release" } else { "debug" }).join("kube2ram-sandbox"))
 }
 
 /// Every rung that this machine's own kernel can run.

@@ -38,7 +38,8 @@ use crate::{
     handover::Heirs,
     kubernetes::Cluster,
     listeners::{self, HandOver, PodListeners},
-    server::{self, Entitlements, Pipeline, Server},
+    server::{self, Entitlements, Pipeline, Server, token::Tokens},
+    state_dir::StateDir,
     telemetry::chain,
 };
 
@@ -78,6 +79,7 @@ impl Service {
         config: Config,
         environment: impl Fn(&str) -> Option<String>,
         node: &Node,
+        state: &StateDir,
         pass: Arc<PassMark>,
         readiness: &Readiness,
         parts: &mut Parts,
@@ -116,16 +118,20 @@ impl Service {
 
         let entitlements = Arc::new(SetOnce::new());
         let pipeline = Pipeline {
+            clock: Arc::clone(&clock),
             cgroups: Arc::clone(&node.cgroups) as _,
             directory: Arc::clone(&cluster) as _,
             entitlements: Arc::clone(&entitlements),
             notices: Arc::clone(&cluster) as _,
+            tokens: Arc::new(tokens(state)?),
             upstream: Arc::clone(&upstream) as _,
         };
         let server_config = server::Config {
             metadata: MetadataAddr(config.metadata_addr),
             metadata_policy: config.metadata_policy,
             host_network_pods: config.host_network_pods,
+            pass_through_rate: config.pass_through_rate,
+            require_token: config.require_token,
         };
         let server = Server::new(server_config, pipeline, connections.clone(), &mut registry);
         let discovery = Discovery {
@@ -247,4 +253,12 @@ impl Service {
             warn!(connections = self.connections.len(), "not everything ended in time");
         }
     }
+}
+
+/// The key outlives the agent, so that what it issued does too.
+fn tokens(state_dir: &StateDir) -> Result<Tokens, AppError> {
+    if !state_dir.is_volatile() {
+        warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
+    }
+    state_dir.secret(Tokens::KEY_FILE).map(Tokens::new).map_err(AppError::StateDir)
 }

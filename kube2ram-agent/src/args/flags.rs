@@ -111,9 +111,18 @@ pub(super) struct Flags {
     /// as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
-    /// Whether pods may read the node's user data (which carries its join secrets), vendor data and signed identity document: closed or
-    /// open
-    #[arg(long, value_enum, default_value = "closed", hide_possible_values = true, help_heading = "Policy")]
+    /// What pods may read of the real metadata server, besides credentials, which they never may: open, everything; standard, not the
+    /// node's user data (which carries its join secrets), vendor data and signed identity document; strict, only instance-id,
+    /// instance/instance-type, instance/spot/termination-time, hostname, region-id, zone-id, owner-account-id, private-ipv4, mac,
+    /// network-type, network/interfaces/macs/, vpc-id, vpc-cidr-block, vswitch-id, vswitch-cidr-block, dns-conf/nameservers and
+    /// ntp-conf/ntp-servers of meta-data
+    #[arg(
+        long,
+        value_enum,
+        default_value = "standard",
+        hide_possible_values = true,
+        help_heading = "Policy"
+    )]
     pub(super) metadata_policy: MetadataPolicy,
     /// Annotation key of a namespace's allow-list, a JSON array of patterns
     #[arg(
@@ -137,6 +146,15 @@ pub(super) struct Flags {
     /// have every role
     #[arg(long, help_heading = "Policy")]
     pub(super) namespace_restrictions: bool,
+
+    /// Requests a second that each pod may make of the real metadata server, and twice as many at once; others get 429. It limits the
+    /// node as a whole, so that without a limit (0) one pod can take it away from all
+    #[arg(long, value_name = "NUMBER", default_value = "100", help_heading = "Policy")]
+    pub(super) pass_through_rate: u32,
+    /// Refuse every request without a session token (hardened mode, PUT /latest/api/token), which an attacker who can make a pod fetch
+    /// URLs does not have. Clients that know no tokens then get nothing, hostNetwork pods among them
+    #[arg(long, help_heading = "Policy")]
+    pub(super) require_token: bool,
 
     /// The API server's address, instead of the pod's service account. Who answers there decides which pod has which role
     #[arg(long, value_name = "URL", value_parser = value::api_server, help_heading = "Kubernetes")]
@@ -170,7 +188,8 @@ pub(super) struct Flags {
     #[arg(long, default_value = "true", help_heading = "Cloud")]
     pub(super) use_regional_sts_endpoint: bool,
 
-    /// TCP port at which redirected connections arrive. It answers nobody whom the kernel does not vouch for
+    /// TCP port at which redirected connections arrive, and those of pods that use the agent as their http_proxy. It answers nobody whom
+    /// the kernel does not vouch for
     #[arg(
         long,
         value_name = "PORT",

@@ -98,7 +98,8 @@ fn defaults_are_the_ancestors() {
     assert!(!config.debug);
     assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
-    assert_eq!(config.metadata_policy, MetadataPolicy::Closed);
+    assert_eq!(config.metadata_policy, MetadataPolicy::Standard);
+    assert_eq!((config.pass_through_rate, config.require_token), (100, false));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
     assert_eq!(config.metadata_addr, "100.100.100.200:80".parse().unwrap());
     assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
@@ -119,6 +120,20 @@ fn defaults_are_the_ancestors() {
 }
 
 #[test]
+fn knows_three_metadata_policies_and_the_former_name_of_one() {
+    for (name, policy) in [
+        ("open", MetadataPolicy::Open),
+        ("standard", MetadataPolicy::Standard),
+        ("closed", MetadataPolicy::Standard),
+        ("strict", MetadataPolicy::Strict),
+    ] {
+        let config = config(&format!("--node=n --metadata-policy={name}")).unwrap();
+        assert_eq!(config.metadata_policy, policy, "{name}");
+    }
+    assert!(config("--node=n --metadata-policy=none").is_err());
+}
+
+#[test]
 fn takes_every_other_flag() {
     let config = config(
         "--app-port 1 --metrics-port 2 --base-role-arn acs:ram::1:role/team --default-role worker --bpf-dir /b \
@@ -126,7 +141,7 @@ fn takes_every_other_flag() {
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
-         --state-dir=/s --use-regional-sts-endpoint=false",
+         --pass-through-rate=0 --require-token --state-dir=/s --use-regional-sts-endpoint=false",
     )
     .unwrap();
 
@@ -140,6 +155,7 @@ fn takes_every_other_flag() {
     assert!(config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Deny);
     assert_eq!(config.metadata_policy, MetadataPolicy::Open);
+    assert_eq!((config.pass_through_rate, config.require_token), (0, true));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
     assert_eq!(config.metadata_addr, "10.9.8.7:8080".parse().unwrap());
     assert_eq!(&*config.namespace_key, "k/n");

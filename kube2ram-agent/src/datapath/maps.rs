@@ -42,7 +42,9 @@ pub(super) fn configure(pins: &Pins, settings: &Settings, former: Former) -> Res
     let config = Config {
         pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
         metadata_addr_be: addr_be(*metadata.ip()),
+        agent_addr_be: addr_be(*agent.ip()),
         metadata_port_be: port_be(metadata.port()),
+        agent_port_be: port_be(agent.port()),
         reserved: 0,
     };
     open::<Array<_, Config>>(pins, map::CONFIG)?.set(0, config, 0).map_err(failed(map::CONFIG))?;

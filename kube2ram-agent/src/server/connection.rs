@@ -9,34 +9,32 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{Method, Request, Response, StatusCode, Uri, header, request};
+use http::{HeaderMap, Method, Request, Response, Uri, request};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
 
+mod report;
+
+use self::report::{Record, cut};
 use super::{
-    Server,
+    Pipeline, Server,
     error::RequestError,
-    metrics::{PassThroughResult, RouteLabel},
+    metrics::RouteLabel,
     node_role::NodeRole,
-    notices::notices_of,
     pass_through::{Relayed, relay},
     path::Target,
     reply,
     route::{Route, UpstreamTarget, route},
+    token::TokenError,
     wire,
 };
-use crate::{
-    cloud::upstream::UpstreamError, datapath::Origin, identity::PodUid, kubernetes::Pod, telemetry::chain,
-};
+use crate::{cloud::upstream::UpstreamError, datapath::Origin, identity::PodUid, kubernetes::Pod};
 
 /// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);
 /// How long a request waits for an agent that has just started: discovery takes some 100 ms when the metadata server is there.
 const START_PATIENCE: Duration = Duration::from_millis(700);
-/// How much of a client's text the access log keeps.
-const LOGGED_BYTES: usize = 256;
 
 /// One accepted connection.
 pub(super) struct Connection {
@@ -46,14 +44,6 @@ pub(super) struct Connection {
     origin: Option<Origin>,
     /// Memoised: a cgroup never changes its pod.
     uid: OnceLock<PodUid>,
-}
-
-/// What the access log and the metrics tell about a request.
-struct Record {
-    route: RouteLabel,
-    path: String,
-    pod: Option<Arc<Pod>>,
-    role: Option<String>,
 }
 
 /// Which of the agent's own items is asked for.
@@ -104,25 +94,48 @@ impl Connection {
         let raw = raw_target(&request.uri);
         record.path = cut(&raw).escape_default().to_string();
         let origin = self.origin.ok_or(RequestError::Unvouched)?;
+        if request.method == Method::CONNECT {
+            return Err(RequestError::Tunnel);
+        }
         let target = Target::parse(raw.as_bytes(), config.metadata).map_err(RequestError::Target)?;
         record.path = cut(target.path.as_str()).to_owned();
+        let uid = self.uid(origin)?;
 
-        let (label, item) = match route(&request.method, &target, config.metadata_policy) {
+        let route = route(&request.method, &target, config.metadata_policy);
+        if !matches!(route, Route::Refuse(_) | Route::Token)
+            && let Err(error) = self.check_token(uid, &request.headers)
+        {
+            record.pod = self.pod_if_known(uid);
+            return Err(RequestError::Token(error));
+        }
+        let (label, item) = match route {
             Route::Credentials { requested } => (RouteLabel::Credentials, Item::Credentials { requested }),
             Route::PassThrough(upstream_target) => {
                 record.route = RouteLabel::PassThrough;
-                let uid = self.uid(origin)?;
-                record.pod = self.server.pipeline.directory.pod(uid).now_or_never().and_then(Result::ok);
-                return self.pass_through(request, &upstream_target).await;
+                record.pod = self.pod_if_known(uid);
+                return self.pass_through(request, &upstream_target, uid).await;
             }
             Route::RamList => (RouteLabel::RamList, Item::RamList),
-            Route::Refuse(refusal) => return Err(RequestError::Refused(refusal)),
+            Route::Refuse(refusal) => {
+                record.pod = self.pod_if_known(uid);
+                return Err(RequestError::Refused(refusal));
+            }
             Route::RoleList => (RouteLabel::RoleList, Item::RoleList),
+            Route::Token => {
+                record.route = RouteLabel::Token;
+                record.pod = self.pod_if_known(uid);
+                return self.issue_token(uid, &request.headers);
+            }
         };
         record.route = label;
-        let pod = self.server.pipeline.directory.pod(self.uid(origin)?).await.map_err(RequestError::Pod)?;
+        let pod = self.server.pipeline.directory.pod(uid).await.map_err(RequestError::Pod)?;
         record.pod = Some(Arc::clone(&pod));
         self.serve_item(request, &target, item, &pod, record).await
+    }
+
+    /// For the log only.
+    fn pod_if_known(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.server.pipeline.directory.pod(uid).now_or_never().and_then(Result::ok)
     }
 
     fn uid(&self, origin: Origin) -> Result<&PodUid, RequestError> {
@@ -149,7 +162,8 @@ impl Connection {
         let host_network_pods = self.server.config.host_network_pods;
         if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
             record.route = RouteLabel::PassThrough;
-            return self.pass_through(request, &UpstreamTarget::of_node_role(node_role, &target.path)).await;
+            let upstream_target = UpstreamTarget::of_node_role(node_role, &target.path);
+            return self.pass_through(request, &upstream_target, &pod.uid).await;
         }
         let session = entitlements.roles.session_for(pod).map_err(RequestError::Role)?;
         record.role = Some(session.role.to_string());
@@ -174,87 +188,35 @@ impl Connection {
         Ok(response.map(Either::Left))
     }
 
+    fn issue_token(
+        &self,
+        uid: &PodUid,
+        headers: &HeaderMap,
+    ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
+        let Pipeline { tokens, clock, .. } = &self.server.pipeline;
+        let token = tokens.issue(uid, headers, clock.now()).map_err(RequestError::NoToken)?;
+        Ok(reply::text(token).map(Either::Left))
+    }
+
+    /// As the real server, with `--require-token` and without. Without, an expired token is as good as none: credentials-go before 1.4
+    /// never renews its own.
+    fn check_token(&self, uid: &PodUid, headers: &HeaderMap) -> Result<(), TokenError> {
+        let Pipeline { tokens, clock, .. } = &self.server.pipeline;
+        match tokens.check(uid, headers, clock.now()) {
+            Err(TokenError::Missing | TokenError::Expired) if !self.server.config.require_token => Ok(()),
+            checked => checked,
+        }
+    }
+
     async fn pass_through(
         &self,
         request: request::Parts,
         target: &UpstreamTarget,
+        uid: &PodUid,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
-        // The real server refuses tokens to requests that came through a proxy, against forgery through one. The header is not passed
-        // on, so the refusal is ours to make.
-        let is_proxied = request.headers.contains_key("x-forwarded-for")
-            || request.headers.contains_key(header::FORWARDED);
-        if request.method == Method::PUT && is_proxied {
-            return Err(RequestError::Proxied);
-        }
-        let response =
-            relay(&*self.server.pipeline.upstream, request, target).await.map_err(RequestError::Upstream)?;
-        Ok(response.map(Either::Right))
-    }
-
-    /// Counts the request, tells the pod's owners what they should know and logs it unless the caller is too loud.
-    fn report(
-        &self,
-        method: &Method,
-        record: &Record,
-        status: StatusCode,
-        error: Option<&RequestError>,
-        took: Duration,
-    ) {
-        let metrics = &self.server.metrics;
-        metrics.observe(record.route, status, took);
-        if record.route == RouteLabel::PassThrough {
-            let result = match error {
-                None => PassThroughResult::Relayed,
-                Some(RequestError::Upstream(UpstreamError::Timeout)) => PassThroughResult::TimedOut,
-                Some(_) => PassThroughResult::Failed,
-            };
-            metrics.pass_through(result);
-        }
-
-        if status == StatusCode::FORBIDDEN
-            && let Some(error) = error
-        {
-            metrics.deny(error.kind());
-        }
-        for notice in error.iter().zip(&record.pod).flat_map(|(error, pod)| notices_of(error, pod)) {
-            self.server.pipeline.notices.warn(notice);
-        }
-        match self.server.log.admit(self.uid.get()) {
-            Some(suppressed) => self.log(method, record, status, error, took, suppressed),
-            None => drop(metrics.log_lines_suppressed.inc()),
-        }
-    }
-
-    /// Writes the request's line of the access log. `suppressed` is how many of the caller's were not written since its last one.
-    fn log(
-        &self,
-        method: &Method,
-        record: &Record,
-        status: StatusCode,
-        error: Option<&RequestError>,
-        took: Duration,
-        suppressed: u64,
-    ) {
-        let Record { path, pod, role, .. } = record;
-        let suppressed = (suppressed > 0).then_some(suppressed);
-        let namespace = pod.as_ref().map(|pod| &*pod.namespace);
-        let name = pod.as_ref().map(|pod| &*pod.name);
-        let cgroup = self.origin.map(|origin| origin.cgroup.0);
-        let method = cut(method.as_str());
-        // Whole microseconds, or a decimal fraction prints as 0.055279999999999996.
-        let latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
-        let Some(error) = error else {
-            info!(
-                pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
-                status = status.as_u16(), latency_ms, role, suppressed, "request answered"
-            );
-            return;
-        };
-        warn!(
-            pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
-            status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
-            "request refused"
-        );
+        let share = self.server.quota.take(uid).map_err(RequestError::Quota)?;
+        let relayed = relay(&*self.server.pipeline.upstream, request, target, share).await;
+        Ok(relayed.map_err(RequestError::Upstream)?.map(Either::Right))
     }
 }
 
@@ -264,8 +226,4 @@ fn raw_target(uri: &Uri) -> std::borrow::Cow<'_, str> {
         (None, Some(target)) => target.as_str().into(),
         _ => uri.to_string().into(),
     }
-}
-
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(LOGGED_BYTES)]
 }

@@ -7,7 +7,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use super::{path::TargetError, reply, route::Refusal};
+use super::{
+    path::TargetError,
+    quota::QuotaError,
+    reply,
+    route::{READ, Refusal},
+    token::{IssueError, TokenError},
+};
 use crate::{
     cloud::upstream::UpstreamError, credentials::CredentialError, identity::IdentityError,
     kubernetes::PodError, policy::Denial, role::RoleError,
@@ -26,10 +32,12 @@ pub(super) enum RequestError {
     Document(#[source] serde_json::Error),
     #[error("cannot tell the caller's pod")]
     Identity(#[source] IdentityError),
+    #[error("no session token is issued")]
+    NoToken(#[source] IssueError),
     #[error("cannot look the caller's pod up")]
     Pod(#[source] PodError),
-    #[error("a proxy asks for a token")]
-    Proxied,
+    #[error("the pod has used its share of the metadata server")]
+    Quota(#[source] QuotaError),
     #[error("not served")]
     Refused(Refusal),
     #[error("the agent does not know its account and region yet")]
@@ -38,6 +46,10 @@ pub(super) enum RequestError {
     Role(#[source] RoleError),
     #[error("cannot read the request target")]
     Target(#[source] TargetError),
+    #[error("the session token is not accepted")]
+    Token(#[source] TokenError),
+    #[error("the agent is no tunnel")]
+    Tunnel,
     #[error("connection that no connect hook vouched for")]
     Unvouched,
     #[error("cannot pass the request on")]
@@ -54,17 +66,24 @@ pub(super) enum ErrorKind {
     MalformedAllowList,
     MalformedAnnotation,
     MalformedTarget,
+    MalformedTtl,
     MethodNotAllowed,
     NamespaceForbids,
     NamespaceUnknown,
     NoBaseArn,
     NoRole,
     NotFound,
+    NotListed,
     OtherRole,
+    OverRate,
     PodUnavailable,
     Proxied,
     Sensitive,
     Starting,
+    TokenExpired,
+    TokenForeign,
+    TokenMissing,
+    TooManyUnderWay,
     UnknownCaller,
     Unvouched,
     UpstreamFailed,
@@ -82,17 +101,24 @@ impl ErrorKind {
             Self::MalformedAllowList => "malformed_allow_list",
             Self::MalformedAnnotation => "malformed_annotation",
             Self::MalformedTarget => "malformed_target",
+            Self::MalformedTtl => "malformed_ttl",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::NamespaceForbids => "namespace_forbids",
             Self::NamespaceUnknown => "namespace_unknown",
             Self::NoBaseArn => "no_base_arn",
             Self::NoRole => "no_role",
             Self::NotFound => "not_found",
+            Self::NotListed => "not_listed",
             Self::OtherRole => "other_role",
+            Self::OverRate => "over_rate",
             Self::PodUnavailable => "pod_unavailable",
             Self::Proxied => "proxied",
             Self::Sensitive => "sensitive",
             Self::Starting => "starting",
+            Self::TokenExpired => "token_expired",
+            Self::TokenForeign => "token_foreign",
+            Self::TokenMissing => "token_missing",
+            Self::TooManyUnderWay => "too_many_under_way",
             Self::UnknownCaller => "unknown_caller",
             Self::Unvouched => "unvouched",
             Self::UpstreamFailed => "upstream_failed",
@@ -127,15 +153,22 @@ impl RequestError {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
             Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
+            // As the real server: "400 - Missing or Invalid Parameters", "403 - Forbidden".
+            Self::NoToken(IssueError::Proxied) => (403, Kind::Proxied, "tokens are not issued to proxies"),
+            Self::NoToken(IssueError::Ttl) => {
+                (400, Kind::MalformedTtl, "missing or invalid X-aliyun-ecs-metadata-token-ttl-seconds")
+            }
             Self::Pod(PodError::Unavailable { .. }) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
             Self::Pod(PodError::Ambiguous(_) | PodError::Unknown(_)) => {
                 (403, Kind::UnknownCaller, "the caller is no pod of this node")
             }
-            Self::Proxied => (403, Kind::Proxied, "tokens are not issued to proxies"),
+            Self::Quota(QuotaError::Rate { .. }) => (429, Kind::OverRate, "too many requests"),
+            Self::Quota(QuotaError::UnderWay) => (503, Kind::TooManyUnderWay, "too many requests under way"),
             Self::Refused(Refusal::Method { .. }) => (405, Kind::MethodNotAllowed, "method not allowed"),
             Self::Refused(Refusal::NotFound) => (404, Kind::NotFound, "not found"),
+            Self::Refused(Refusal::NotListed) => (403, Kind::NotListed, "this item is closed to pods"),
             Self::Refused(Refusal::Sensitive) => (403, Kind::Sensitive, "this item is closed to pods"),
             Self::Role(RoleError::Malformed { key, .. }) => {
                 let message = format!("the pod's annotation {key} is malformed");
@@ -146,8 +179,17 @@ impl RequestError {
             }
             Self::Role(RoleError::NoRole) => (404, Kind::NoRole, "the pod has no role"),
             Self::Starting => (503, Kind::Starting, "the agent is starting"),
+            // What pods hear whose http_proxy is the agent, and whose no_proxy is too short.
+            Self::Target(TargetError::Authority) => {
+                (400, Kind::MalformedTarget, "only the metadata server is served")
+            }
             Self::Target(_) => (400, Kind::MalformedTarget, "ambiguous request target"),
-            Self::Unvouched => (403, Kind::Unvouched, "not a redirected connection"),
+            // As the real server: 403 without a token in token-only mode, 401 with a wrong one in either.
+            Self::Token(TokenError::Expired) => (401, Kind::TokenExpired, "the session token has expired"),
+            Self::Token(TokenError::Foreign) => (401, Kind::TokenForeign, "the session token is not valid"),
+            Self::Token(TokenError::Missing) => (403, Kind::TokenMissing, "a session token is required"),
+            Self::Tunnel => (405, Kind::MethodNotAllowed, "method not allowed"),
+            Self::Unvouched => (403, Kind::Unvouched, "the kernel vouches for nobody"),
             Self::Upstream(UpstreamError::Timeout) => {
                 (504, Kind::UpstreamTimeout, "the metadata server did not answer in time")
             }
@@ -168,13 +210,17 @@ impl RequestError {
         let mut response = reply::text(format!("{message}\n"));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after_seconds().into());
         }
-        if let Self::Refused(Refusal::Method { allow }) = self {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        match self {
+            Self::Refused(Refusal::Method { allow }) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::Tunnel => drop(headers.insert(header::ALLOW, HeaderValue::from_static(READ))),
+            _ => {}
         }
-        if matches!(self, Self::Identity(_) | Self::Target(_) | Self::Unvouched) {
+        if matches!(self, Self::Identity(_) | Self::Target(_) | Self::Tunnel | Self::Unvouched) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -183,6 +229,7 @@ impl RequestError {
     fn retry_after_seconds(&self) -> u64 {
         let asked = match self {
             Self::Credentials(error) => error.retry_after().unwrap_or(RETRY_AFTER),
+            Self::Quota(QuotaError::Rate { retry_after }) => *retry_after,
             _ => RETRY_AFTER,
         };
         asked.clamp(RETRY_AFTER, RETRY_AFTER_MAX).as_millis().div_ceil(1000).try_into().unwrap_or(1)

@@ -37,6 +37,7 @@ pub(super) enum RouteLabel {
     RamList,
     Refused,
     RoleList,
+    Token,
 }
 
 /// What came of a pass-through: a closed set.
@@ -44,6 +45,7 @@ pub(super) enum RouteLabel {
 pub(super) enum PassThroughResult {
     Failed,
     Relayed,
+    Throttled,
     TimedOut,
 }
 
@@ -76,6 +78,7 @@ impl RouteLabel {
             Self::RamList => "ram_list",
             Self::Refused => "refused",
             Self::RoleList => "role_list",
+            Self::Token => "token",
         }
     }
 }
@@ -151,6 +154,7 @@ impl Metrics {
         let result = match result {
             PassThroughResult::Failed => "failed",
             PassThroughResult::Relayed => "relayed",
+            PassThroughResult::Throttled => "throttled",
             PassThroughResult::TimedOut => "timed_out",
         };
         self.pass_through.get_or_create(&PassThroughLabels { result }).inc();

@@ -14,19 +14,31 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::route::UpstreamTarget;
+use super::{quota::Share, route::UpstreamTarget};
 use crate::cloud::upstream::{Upstream, UpstreamError};
 
 /// How long the real server may be silent in the middle of a body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a whole body may take: the items have some KiB, from one hop away.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Headers that speak of one connection only (RFC 9110 §7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: &[&str] = &["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Request headers that are also dropped: what names a proxy, and what belongs to a body, which no item needs.
-const NOT_PASSED: &[&str] = &["content-length", "expect", "forwarded", "host", "via", "x-real-ip"];
+/// Request headers that are also dropped: what names a proxy, what belongs to a body, which no item needs, and the pod's session token,
+/// which is the agent's affair.
+const NOT_PASSED: &[&str] = &[
+    "content-length",
+    "expect",
+    "forwarded",
+    "host",
+    "via",
+    "x-aliyun-ecs-metadata-token",
+    "x-aliyun-ecs-metadata-token-ttl-seconds",
+    "x-real-ip",
+];
 
-/// Asks the real metadata server and returns its response as the head arrives.
+/// Asks the real metadata server and returns its response as the head arrives. The `share` is given back when the body has ended.
 ///
 /// # Errors
 /// As [`Upstream::send`]; informational responses are errors too, for nothing here may switch protocols.
@@ -37,6 +49,7 @@ pub(super) async fn relay(
     upstream: &dyn Upstream,
     request: request::Parts,
     target: &UpstreamTarget,
+    share: Share,
 ) -> Result<Response<Relayed>, UpstreamError> {
     let mut passed = Request::new(Full::new(Bytes::new()));
     *passed.method_mut() = request.method;
@@ -49,7 +62,7 @@ pub(super) async fn relay(
         passed.headers_mut().remove(*name);
     }
 
-    let mut response = upstream.send(passed).await?.map(Relayed::new);
+    let mut response = upstream.send(passed).await?.map(|body| Relayed::new(body, share));
     if response.status().is_informational() {
         return Err(UpstreamError::Exchange("unexpected informational response".into()));
     }
@@ -80,10 +93,12 @@ fn end_to_end(headers: HeaderMap) -> HeaderMap {
     kept
 }
 
-/// The real server's response body; fails when it stalls.
+/// The real server's response body; fails when it stalls or does not end.
 pub(super) struct Relayed {
     body: Incoming,
+    deadline: Instant,
     stalled: Pin<Box<Sleep>>,
+    _share: Share,
 }
 
 /// Why a relayed body ended early.
@@ -92,14 +107,15 @@ pub(super) enum RelayError {
     /// Reading failed.
     #[error("cannot read the metadata server's response")]
     Read(#[source] hyper::Error),
-    /// Nothing came for [`BODY_IDLE_TIMEOUT`].
+    /// Nothing came for [`BODY_IDLE_TIMEOUT`], or no end within [`BODY_DEADLINE`].
     #[error("the metadata server stalled")]
     Stalled,
 }
 
 impl Relayed {
-    fn new(body: Incoming) -> Self {
-        Self { body, stalled: Box::pin(sleep(BODY_IDLE_TIMEOUT)) }
+    fn new(body: Incoming, share: Share) -> Self {
+        let deadline = Instant::now() + BODY_DEADLINE;
+        Self { body, deadline, stalled: Box::pin(sleep(BODY_IDLE_TIMEOUT)), _share: share }
     }
 }
 
@@ -112,8 +128,12 @@ impl Body for Relayed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(_)) if Instant::now() >= self.deadline => {
+                Poll::Ready(Some(Err(RelayError::Stalled)))
+            }
             Poll::Ready(frame) => {
-                self.stalled.as_mut().reset(Instant::now() + BODY_IDLE_TIMEOUT);
+                let deadline = self.deadline.min(Instant::now() + BODY_IDLE_TIMEOUT);
+                self.stalled.as_mut().reset(deadline);
                 Poll::Ready(frame.map(|frame| frame.map_err(RelayError::Read)))
             }
             Poll::Pending => {

@@ -4,6 +4,8 @@
 
 use http::Method;
 
+mod items;
+
 use super::{
     node_role::NodeRole,
     path::{NormalPath, Target},
@@ -26,6 +28,8 @@ pub enum Route {
     Refuse(Refusal),
     /// The name of the caller's role: `…/security-credentials`.
     RoleList,
+    /// A session token: `PUT /<version>/api/token`.
+    Token,
 }
 
 /// Why a request is not served, whoever asks.
@@ -38,6 +42,8 @@ pub enum Refusal {
     },
     /// Below `ram/` but nothing that exists.
     NotFound,
+    /// An item that the strict policy does not list.
+    NotListed,
     /// An item that the policy closes.
     Sensitive,
 }
@@ -60,7 +66,9 @@ impl UpstreamTarget {
 
 const RAM: &[&str] = &["meta-data", "ram"];
 const SECURITY_CREDENTIALS: &str = "security-credentials";
-const READ: &str = "GET, HEAD";
+const TOKEN: &[&str] = &["api", "token"];
+/// What can be done with an item.
+pub(super) const READ: &str = "GET, HEAD";
 
 /// Tells what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
 /// asks for `Ram`).
@@ -80,12 +88,17 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::NotFound),
         };
     }
-    if is_sensitive(&segments, policy) {
-        return Route::Refuse(Refusal::Sensitive);
+    // Never the real server's: its tokens are the node's, and would serve a pod that finds another way there.
+    if segments.len() == 1 + TOKEN.len() && starts_with(&segments[1..], TOKEN) {
+        return match *method {
+            Method::PUT => Route::Token,
+            _ => Route::Refuse(Refusal::Method { allow: "PUT" }),
+        };
     }
-    let is_token =
-        *method == Method::PUT && segments.len() == 3 && starts_with(&segments[1..], &["api", "token"]);
-    if !reads && !is_token {
+    if let Some(refusal) = items::refusal(&segments, policy) {
+        return Route::Refuse(refusal);
+    }
+    if !reads {
         return Route::Refuse(Refusal::Method { allow: READ });
     }
     let path = target.path.as_str();
@@ -104,14 +117,6 @@ fn credential_route(below_ram: &[&str]) -> Route {
         },
         _ => Route::Refuse(Refusal::NotFound),
     }
-}
-
-/// Whether the path names a closed item, at any depth. `meta-data/all` dumps the whole tree, perhaps with credentials: it is closed
-/// whatever the policy.
-fn is_sensitive(segments: &[&str], policy: MetadataPolicy) -> bool {
-    const CLOSED: &[&[&str]] = &[&["dynamic", "instance-identity"], &["user-data"], &["vendor-data"]];
-    contains(segments, &["meta-data", "all"])
-        || (policy == MetadataPolicy::Closed && CLOSED.iter().any(|names| contains(segments, names)))
 }
 
 fn contains(segments: &[&str], names: &[&str]) -> bool {

@@ -4,5 +4,6 @@ mod harness;
 mod hostile;
 mod pass_through;
 mod serving;
+mod tokens;
 
 use super::*;

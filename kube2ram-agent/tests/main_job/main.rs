@@ -6,6 +6,8 @@
 mod changes;
 mod clients;
 mod denials;
+mod hardened;
+mod http_proxy;
 mod identity;
 mod lifecycle;
 mod load;

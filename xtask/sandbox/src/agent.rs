@@ -30,6 +30,7 @@ pub struct Agent {
     log: PathBuf,
     metrics_addr: SocketAddrV4,
     pod: Pod,
+    wrapper: Vec<String>,
 }
 
 /// How long the agent may take to be ready, or to end when it is told to.
@@ -60,13 +61,13 @@ impl Agent {
             format!("--cgroup-root={}", node.cgroup_root().display()),
             format!("--pods-cgroup={}", node.pods_cgroup().display()),
             format!("--bpf-dir={}", node.bpffs().join("kube2ram").display()),
-            format!("--state-dir={}", node.directory().join("agent").display()),
+            format!("--state-dir={}", node.agent_state().display()),
         ];
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
         let log = node.directory().join("agent.log");
 
-        let (binary, environment) = (binary.to_owned(), Vec::new());
-        Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod })
+        let (binary, environment, wrapper) = (binary.to_owned(), Vec::new(), Vec::new());
+        Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod, wrapper })
     }
 
     /// Another one of the same configuration and with the same log, in a pod of its own: what a rolling update with a surge starts.
@@ -132,6 +133,11 @@ impl Agent {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Has it started by another program, which becomes it (`setpriv …`), from the next start on.
+    pub fn set_wrapper(&mut self, command: &[&str]) {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     /// Starts it and waits until `/readyz` says 200.
     ///
     /// # Errors
@@ -164,7 +170,14 @@ impl Agent {
     pub fn spawn(&mut self) -> Result<()> {
         anyhow::ensure!(self.child.is_none(), "the agent is running");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = self.pod.command(Self::CONTAINER, &self.binary)?;
+        let mut command = match self.wrapper.split_first() {
+            None => self.pod.command(Self::CONTAINER, &self.binary)?,
+            Some((program, args)) => {
+                let mut command = self.pod.command(Self::CONTAINER, program)?;
+                command.args(args).arg(&self.binary);
+                command
+            }
+        };
         command.envs(self.environment.iter().cloned()).args(&self.args);
         command.stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);
@@ -247,6 +260,11 @@ impl Agent {
     /// Where its admin listener is on the node's address.
     pub fn admin_addr(&self) -> SocketAddrV4 {
         self.metrics_addr
+    }
+
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// The pod it runs in.

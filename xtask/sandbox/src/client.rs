@@ -1,6 +1,7 @@
 //! HTTP clients that hide nothing: one connection per request, raw bytes on demand, IPv4-mapped sockets, and STS requests signed
 //! with given credentials. Depends on the stand-ins' signatures. Called by `show` and tests, and inside pods by the binary's `client`.
 
+mod dial;
 mod hold;
 mod http;
 mod load;
@@ -8,6 +9,7 @@ mod storm;
 mod sts;
 
 pub use self::{
+    dial::Dial,
     hold::Hold,
     http::{Family, Reply, Request, raw},
     load::{Load, LoadReport},

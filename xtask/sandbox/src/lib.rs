@@ -3,6 +3,7 @@
 //! `cargo xtask sandbox` and by the agent's kernel tests.
 
 pub mod agent;
+pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod node;

@@ -4,7 +4,7 @@
 use std::{
     env,
     ffi::OsString,
-    io::{Write as _, stdin, stdout},
+    io::{Read as _, Write as _, stdin, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
-    client::{Family, Hold, Load, Request, Storm, raw},
+    bench::{self, Subject},
+    client::{Dial, Family, Hold, Load, Request, Storm, raw},
     node::Record,
     sdk::{self, Sdk},
     show,
@@ -31,6 +32,16 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measures what the agent costs, beside what it is compared with.
+    #[command(hide = true)]
+    Bench {
+        /// The agent's binary.
+        #[arg(long)]
+        agent: PathBuf,
+        /// What to measure.
+        #[arg(required = true)]
+        subjects: Vec<Subject>,
+    },
     /// Runs one request or many from where it is started; prints JSON.
     #[command(hide = true, subcommand)]
     Client(Client),
@@ -72,6 +83,13 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Client {
+    /// Connects as often as each line of standard input says, and prints the median of each, in nanoseconds.
+    Dial {
+        #[arg(long)]
+        connect: SocketAddr,
+        #[arg(long)]
+        udp: bool,
+    },
     /// Sends one request.
     Get {
         #[arg(long, value_enum, default_value = "4")]
@@ -82,6 +100,11 @@ enum Client {
         #[arg(short = 'H', long = "header")]
         headers: Vec<String>,
         url: String,
+    },
+    /// Is a server that answers every request with what standard input held.
+    Hello {
+        #[arg(long)]
+        listen: SocketAddr,
     },
     /// Keeps connections open and busy until standard input ends. Prints a line once all of them are open.
     Hold {
@@ -127,6 +150,10 @@ enum Client {
 
 fn main() -> Result<ExitCode> {
     match Args::parse().command {
+        Command::Bench { agent, subjects } => {
+            remove_on_signal(bench::NAME)?;
+            bench::bench(&agent, &subjects, &mut stdout())?;
+        }
         Command::Client(client) => run_client(client)?,
         Command::Exec { target, command } => return exec(&target, &command),
         Command::Sdk { agent, fixture, name, command } => {
@@ -185,6 +212,12 @@ fn run_client(client: Client) -> Result<()> {
                 request = request.header(name, value.trim());
             }
             serde_json::to_string(&request.send()?)?
+        }
+        Client::Dial { connect, udp } => return Dial { addr: connect, udp }.run(stdin().lock(), stdout()),
+        Client::Hello { listen } => {
+            let mut body = Vec::new();
+            stdin().read_to_end(&mut body)?;
+            return bench::hello(listen, body);
         }
         Client::Hold { connect, connections, first, then } => {
             return Hold { addr: connect, connections, first: hex::decode(first)?, then: hex::decode(then)? }

@@ -7,6 +7,7 @@ mod cgroup;
 mod netns;
 mod pod;
 mod record;
+mod router;
 mod sniffer;
 
 use std::{
@@ -24,8 +25,9 @@ use rustix::fs::{FlockOperation, flock};
 
 pub use self::{
     cgroup::{CgroupDriver, Qos},
-    pod::{Pod, PodSpec},
+    pod::{Pod, PodNetwork, PodSpec},
     record::{PodRecord, Record},
+    router::Router,
     sniffer::{Packet, Sniffer},
 };
 use self::{netns::ip, sniffer::Sniffed};
@@ -82,6 +84,10 @@ impl Node {
         let bpffs = record.bpffs();
         fs::create_dir_all(&bpffs)?;
         netns::run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
+        // As /run is on a node; not everywhere that this runs.
+        let state = record.agent_state();
+        fs::create_dir_all(&state)?;
+        netns::run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=700", "tmpfs"]).arg(&state))?;
 
         let metadata = format!("kube2ram-{}-metadata", record.name);
         let (node_ip, metadata_ip) = veth_ips(net, METADATA_NET);
@@ -116,6 +122,11 @@ impl Node {
         self.record.bpffs()
     }
 
+    /// A tmpfs that this node's agents share, and that goes away with it.
+    pub fn agent_state(&self) -> PathBuf {
+        self.record.agent_state()
+    }
+
     /// A directory for logs and the like, which goes away with the node.
     pub fn directory(&self) -> PathBuf {
         self.record.directory()
@@ -136,31 +147,42 @@ impl Node {
     /// Makes a pod: its cgroups, its network namespace unless it shares the node's, and its pause process.
     ///
     /// # Errors
-    /// When the node has 250 pods, or one of that name, or the machine refuses.
+    /// When the node has 250 pods with a way out, or one of that name, or the machine refuses.
     pub fn add_pod(&mut self, spec: &PodSpec) -> Result<Pod> {
         ensure!(!self.record.pods.contains_key(&spec.name), "there is a pod {:?} already", spec.name);
-        let index = self.next_pod;
-        ensure!(index < METADATA_NET, "a node has room for 250 pods");
-        self.next_pod += 1;
+        let index = match spec.network {
+            PodNetwork::Veth => Some(self.next_net()?),
+            PodNetwork::Alone | PodNetwork::Host => None,
+        };
 
         let cgroup = self.pods_cgroup().join(self.driver.pod(spec.qos, &spec.uid));
         let container_names = spec.containers.iter().map(String::as_str).chain([pod::PAUSE]);
         let containers = container_names
             .map(|name| (name.to_owned(), cgroup.join(self.driver.container(&spec.uid, name))))
             .collect::<BTreeMap<_, _>>();
-        let netns = (!spec.host_network).then(|| format!("kube2ram-{}-{index}", self.record.name));
+        let netns = (spec.network != PodNetwork::Host).then(|| match index {
+            Some(index) => format!("kube2ram-{}-{index}", self.record.name),
+            None => format!("kube2ram-{}-{}", self.record.name, spec.name),
+        });
         let pod_record = PodRecord { cgroup, containers, netns };
         self.record.pods.insert(spec.name.clone(), pod_record.clone());
         self.record.save()?;
         for directory in pod_record.containers.values() {
             fs::create_dir_all(directory)?;
         }
-        let (node_ip, pod_ip) = veth_ips(self.net, index);
-        if let Some(netns) = &pod_record.netns {
-            let link = self.record.link(index);
-            netns::add(&mut self.record, netns, &link, node_ip, pod_ip)?;
-        }
-        let ip = if spec.host_network { self.ip() } else { pod_ip };
+        let ip = match (&pod_record.netns, index) {
+            (Some(netns), Some(index)) => {
+                let (node_ip, pod_ip) = veth_ips(self.net, index);
+                let link = self.record.link(index);
+                netns::add(&mut self.record, netns, &link, node_ip, pod_ip)?;
+                pod_ip
+            }
+            (Some(netns), None) => {
+                netns::add_alone(&mut self.record, netns)?;
+                Ipv4Addr::LOCALHOST
+            }
+            (None, _) => self.ip(),
+        };
 
         Pod::start(spec.clone(), pod_record, ip)
     }
@@ -185,6 +207,31 @@ impl Node {
             self.record.netns.retain(|known| known != netns);
         }
         self.record.save()
+    }
+
+    /// Makes a namespace that routes with rules of its own, and a client behind it.
+    ///
+    /// # Errors
+    /// As [`Self::add_pod`].
+    pub fn add_router(&mut self) -> Result<Router> {
+        let (outer, inner) = (self.next_net()?, self.next_net()?);
+        let (name, client) = (
+            format!("kube2ram-{}-router", self.record.name),
+            format!("kube2ram-{}-client", self.record.name),
+        );
+        let (node_ip, router_ip) = veth_ips(self.net, outer);
+        let link = self.record.link(outer);
+        netns::add(&mut self.record, &name, &link, node_ip, router_ip)?;
+        let (ip, client_ip) = veth_ips(self.net, inner);
+        netns::add_behind(&mut self.record, &name, &client, ip, client_ip)?;
+        Ok(Router { cgroup: self.record.cgroup.join("host"), client, ip, name })
+    }
+
+    fn next_net(&mut self) -> Result<u8> {
+        let index = self.next_pod;
+        ensure!(index < METADATA_NET, "a node has room for 250 pods");
+        self.next_pod += 1;
+        Ok(index)
     }
 
     /// A command that will run as a host daemon: outside kubepods, in the node's namespaces.

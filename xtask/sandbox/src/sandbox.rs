@@ -16,7 +16,7 @@ use crate::{
     agent::Agent,
     client::{Family, Reply},
     clock::Clock,
-    node::{CgroupDriver, Node, Pod, PodSpec},
+    node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Sts},
 };
 
@@ -201,6 +201,11 @@ impl Sandbox {
         &self.node
     }
 
+    /// The node, to make something on it that no cluster knows.
+    pub fn node_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
     /// STS.
     pub fn sts(&self) -> &Sts {
         &self.sts
@@ -228,7 +233,15 @@ impl Sandbox {
     /// # Errors
     /// When it gets no answer.
     pub fn host_curl(&self, target: &str) -> Result<Reply> {
-        reply(self.node.host_command(&self.client).args(["client", "get", &url(target)]))
+        self.host_curl_url(&url(target))
+    }
+
+    /// Sends a GET to any URL from a host daemon.
+    ///
+    /// # Errors
+    /// When it gets no answer.
+    pub fn host_curl_url(&self, url: &str) -> Result<Reply> {
+        reply(self.node.host_command(&self.client).args(["client", "get", url]))
     }
 }
 
@@ -308,7 +321,7 @@ fn reply(command: &mut Command) -> Result<Reply> {
 fn manifest(spec: &PodSpec) -> PodManifest {
     PodManifest {
         annotations: spec.annotations.clone(),
-        host_network: spec.host_network,
+        host_network: spec.network == PodNetwork::Host,
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
         node: Sandbox::NODE.to_owned(),

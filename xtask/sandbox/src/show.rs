@@ -129,8 +129,11 @@ fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
     table.add("orders", "billing's credentials", "403", || orders.curl(&role("billing-role")).map(body));
     table
         .add("orders", "the node's credentials", "403", || orders.curl(&role(Accounts::NODE_ROLE)).map(body));
-    table.add("orders", "the agent's port, dialled directly", "403", || {
+    table.add("orders", "which role?, the agent dialled", "orders-role", || {
         orders.curl_from("app", Family::V4, &direct).map(body)
+    });
+    table.add("host process", "which role?, the agent dialled", "403", || {
+        sandbox.host_curl_url(&direct).map(body)
     });
     table.add("plain (no role)", "which role?", "404", || plain.curl(LIST).map(body));
     table.add("locked (not allowed)", "credentials", "403", || locked.curl(&role("locked-role")).map(body));

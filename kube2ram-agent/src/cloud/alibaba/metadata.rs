@@ -47,19 +47,6 @@ pub enum MetadataError {
     },
 }
 
-impl MetadataError {
-    /// Whether asking again later may help.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Upstream { .. } => true,
-            Self::Status { status, .. } => {
-                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
-            }
-            Self::Credentials(_) | Self::Malformed(_) | Self::Region(_) => false,
-        }
-    }
-}
-
 /// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed strictly.
 pub struct Metadata {
     upstream: Arc<HardenedMode>,

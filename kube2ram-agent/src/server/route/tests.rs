@@ -6,7 +6,7 @@ use crate::datapath::MetadataAddr;
 /// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
 fn routed(method: Method, raw: &[u8]) -> Option<Route> {
     let target = Target::parse(raw, MetadataAddr("100.100.100.200:80".parse().unwrap())).ok()?;
-    Some(route(&method, &target, MetadataPolicy::Closed))
+    Some(route(&method, &target, MetadataPolicy::Standard))
 }
 
 fn get(raw: &str) -> Option<Route> {
@@ -57,9 +57,10 @@ fn routes_as_the_ancestors_did_or_better() {
 #[test]
 fn serves_only_methods_that_read_and_the_token_request() {
     for (row, method, raw, expected) in [
-        ("4.18", Method::PUT, "/latest/api/token", passes("/latest/api/token")),
-        ("4.18 bare ?", Method::PUT, "/latest/api/token?", passes("/latest/api/token")),
-        ("4.18 GET", Method::GET, "/latest/api/token", passes("/latest/api/token")),
+        ("4.18", Method::PUT, "/latest/api/token", Some(Route::Token)),
+        ("4.18 bare ?", Method::PUT, "/latest/api/token?", Some(Route::Token)),
+        ("4.18 version", Method::PUT, "/2016-01-01/api/token", Some(Route::Token)),
+        ("4.18 case", Method::PUT, "/latest/API/Token/", Some(Route::Token)),
         ("4.23 HEAD", Method::HEAD, "/latest/meta-data/ram/security-credentials/", Some(Route::RoleList)),
         ("4.23 HEAD", Method::HEAD, "/latest/meta-data/instance-id", passes("/latest/meta-data/instance-id")),
     ] {
@@ -74,11 +75,14 @@ fn serves_only_methods_that_read_and_the_token_request() {
         (Method::PUT, "/latest/api/token/x"),
         (Method::PUT, "/a/b/api/token"),
         (Method::PUT, "/latest/meta-data/instance-id"),
-        (Method::POST, "/latest/api/token"),
         (Method::DELETE, "/latest/meta-data/instance-id"),
         (Method::TRACE, "/"),
     ] {
         assert_eq!(routed(method.clone(), raw.as_bytes()), refused, "{method} {raw}");
+    }
+    for method in [Method::GET, Method::HEAD, Method::POST, Method::DELETE] {
+        let refused = refuses(Refusal::Method { allow: "PUT" });
+        assert_eq!(routed(method, b"/latest/api/token"), refused);
     }
 }
 
@@ -101,6 +105,53 @@ fn closes_sensitive_items_at_any_depth_and_in_any_case() {
     for raw in ["/latest/meta-data/allx", "/latest/dynamic/", "/latest/user-datum"] {
         assert_eq!(get(raw), passes(raw), "{raw}");
     }
+}
+
+#[test]
+fn strict_policy_opens_a_list_in_its_own_spelling() {
+    let strict = |raw: &str| {
+        let target =
+            Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap())).unwrap();
+        Some(route(&Method::GET, &target, MetadataPolicy::Strict))
+    };
+
+    for raw in [
+        "/",
+        "/latest/",
+        "/latest/meta-data/",
+        "/latest/meta-data/instance-id",
+        "/2016-01-01/meta-data/region-id",
+        "/latest/meta-data/instance/spot/termination-time",
+        "/latest/meta-data/network/interfaces/macs/",
+        "/latest/meta-data/network/interfaces/macs/00:16:3e:0f:11:22/private-ipv4s",
+    ] {
+        assert_eq!(strict(raw), passes(raw), "{raw}");
+    }
+    for raw in [
+        "/latest/meta-data/Instance-Id",
+        "/latest/meta-data/instance-id/x",
+        "/latest/meta-data/instance/",
+        "/latest/meta-data/instance/spot/",
+        "/latest/meta-data/network/",
+        "/latest/meta-data/public-keys/",
+        "/latest/meta-data/eipv4",
+        "/latest/maintenance/active-system-events",
+        "/latest/dynamic/",
+        "/x/latest/meta-data/instance-id",
+        "/latest/latest",
+        "/latest/x/instance-id",
+    ] {
+        assert_eq!(strict(raw), refuses(Refusal::NotListed), "{raw}");
+    }
+    for raw in [
+        "/latest/user-data",
+        "/user-data",
+        "/latest/meta-data/all",
+        "/latest/dynamic/instance-identity/document",
+    ] {
+        assert_eq!(strict(raw), refuses(Refusal::Sensitive), "{raw}");
+    }
+    assert_eq!(strict("/latest/meta-data/ram/security-credentials/"), Some(Route::RoleList));
 }
 
 #[test]

@@ -24,10 +24,14 @@ use crate::{
     kubernetes::{Notice, Pod, PodError},
     policy::PatternFormat,
     role::{AnnotationKeys, BaseArn, RoleSession},
+    state_dir::Secret,
 };
 
 pub(super) const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 pub(super) const POD_CGROUP: CgroupId = CgroupId(7);
+/// Another pod's.
+pub(super) const OTHER_UID: &str = "0a1b2c3d-0000-4000-8000-000000000002";
+pub(super) const OTHER_POD_CGROUP: CgroupId = CgroupId(72);
 /// One that the pod made below its own.
 pub(super) const NESTED_CGROUP: CgroupId = CgroupId(70);
 /// One that the kernel does not open.
@@ -45,6 +49,9 @@ pub(super) struct World {
     pub(super) refusal: Mutex<Option<IssueErrorKind>>,
     pub(super) issued: AtomicU32,
     pub(super) notices: Mutex<Vec<Notice>>,
+    pub(super) now: Mutex<jiff::Timestamp>,
+    /// Whether the real server sends a byte of an endless body each second.
+    pub(super) upstream_drips: Mutex<bool>,
     pub(super) upstream_heads: Mutex<Vec<String>>,
     pub(super) upstream_response: Mutex<Option<Vec<u8>>>,
 }
@@ -91,6 +98,8 @@ impl Harness {
             refusal: Mutex::new(None),
             issued: AtomicU32::new(0),
             notices: Mutex::default(),
+            now: Mutex::new(jiff::Timestamp::now()),
+            upstream_drips: Mutex::new(false),
             upstream_heads: Mutex::default(),
             upstream_response: Mutex::new(None),
         });
@@ -120,15 +129,19 @@ impl Harness {
         let upstream = upstream(Arc::clone(&world)).await;
         let mut config = Config {
             metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
-            metadata_policy: MetadataPolicy::Closed,
+            metadata_policy: MetadataPolicy::Standard,
             host_network_pods: HostNetworkPods::Pass,
+            pass_through_rate: 0,
+            require_token: false,
         };
         configure(&mut config);
         let pipeline = Pipeline {
+            clock: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
             entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
             upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
         };
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);
@@ -217,6 +230,18 @@ async fn upstream(world: Arc<World>) -> std::net::SocketAddrV4 {
                     if head.ends_with(b"\r\n\r\n") {
                         let text = String::from_utf8(std::mem::take(&mut head)).unwrap();
                         world.upstream_heads.lock().unwrap().push(text);
+                        let drips = *world.upstream_drips.lock().unwrap();
+                        if drips
+                            && stream
+                                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                                .await
+                                .is_ok()
+                        {
+                            while stream.write_all(b".").await.is_ok() {
+                                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                            }
+                            return;
+                        }
                         let response = world.upstream_response.lock().unwrap().clone();
                         let length = UPSTREAM_BODY.len();
                         let usual = format!(
@@ -243,6 +268,7 @@ impl CgroupPods for World {
     fn pod_of(&self, cgroup: CgroupId) -> Result<PodUid, IdentityError> {
         match cgroup {
             POD_CGROUP | NESTED_CGROUP => Ok(PodUid::parse(UID).unwrap()),
+            OTHER_POD_CGROUP => Ok(PodUid::parse(OTHER_UID).unwrap()),
             UNREADABLE_CGROUP => Err(IdentityError::Open {
                 id: cgroup,
                 source: std::io::Error::from_raw_os_error(libc::EMFILE),
@@ -263,6 +289,12 @@ impl Directory for World {
 
     fn allow_list(&self, _: &str) -> Option<Option<Arc<str>>> {
         self.allow_list.lock().unwrap().clone()
+    }
+}
+
+impl Clock for World {
+    fn now(&self) -> jiff::Timestamp {
+        *self.now.lock().unwrap()
     }
 }
 

@@ -114,11 +114,34 @@ async fn refuses_to_tunnel_and_ignores_upgrades() {
         .raw("CONNECT 100.100.100.200:80 HTTP/1.1\r\nHost: 100.100.100.200\r\n\r\nGET / HTTP/1.1\r\n\r\n")
         .await;
     assert_eq!(tunnel.matches("HTTP/1.1 ").count(), 1, "{tunnel}");
-    assert!(response(&tunnel).status().is_client_error());
+    assert_eq!(response(&tunnel).status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(response(&tunnel).headers()["allow"], "GET, HEAD");
     // The JDK's client offers h2c on every plain request.
     let upgrade = harness.send("GET", LIST, "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n").await;
     assert_eq!((upgrade.status(), upgrade.body().as_str()), (StatusCode::OK, "my-role"));
     assert!(harness.upstream_heads().is_empty());
+}
+
+/// As a client asks whose http_proxy is the agent.
+#[tokio::test]
+async fn serves_as_a_proxy_for_the_metadata_server_and_no_other() {
+    let harness = Harness::start().await;
+    let proxied = async |host: &str, path: &str| {
+        harness.send("GET", &format!("http://{host}{path}"), "Proxy-Connection: keep-alive\r\n").await
+    };
+
+    assert_eq!(proxied("100.100.100.200", LIST).await.body(), "my-role");
+    assert_eq!(proxied("100.100.100.200", "/latest/meta-data/instance-id").await.body(), UPSTREAM_BODY);
+    assert!(!harness.upstream_heads()[0].to_lowercase().contains("proxy"), "{:?}", harness.upstream_heads());
+    for other in ["example.com", "100.100.100.200:8080", "127.0.0.1", "x@100.100.100.200"] {
+        let refused = proxied(other, LIST).await;
+        assert_eq!(
+            (refused.status(), refused.body().as_str()),
+            (StatusCode::BAD_REQUEST, "only the metadata server is served\n"),
+            "{other}"
+        );
+    }
+    assert_eq!(harness.upstream_heads().len(), 1);
 }
 
 #[tokio::test]

@@ -11,11 +11,14 @@ async fn passes_ordinary_items_with_their_headers() {
     *harness.world.upstream_response.lock().unwrap() =
         Some(b"HTTP/1.1 404 Not Found\r\nServer: real\r\nX-Item: a\r\nX-Item: b\r\nKeep-Alive: 5\r\nContent-Length: 4\r\n\r\ngone".to_vec());
 
+    let ttl = "X-aliyun-ecs-metadata-token-ttl-seconds: 60\r\n";
+    let token = harness.send("PUT", "/latest/api/token", ttl).await.into_body();
+
     let relayed = harness
         .send(
             "GET",
             "/latest/meta-data//spot/%74ermination-time?a=b",
-            "X-aliyun-ecs-metadata-token: TOKEN\r\nUser-Agent: sdk\r\n",
+            &format!("X-aliyun-ecs-metadata-token: {token}\r\n{ttl}User-Agent: sdk\r\n"),
         )
         .await;
 
@@ -29,12 +32,12 @@ async fn passes_ordinary_items_with_their_headers() {
         "{}",
         heads[0]
     );
-    assert!(heads[0].contains("x-aliyun-ecs-metadata-token: TOKEN\r\n"), "{}", heads[0]);
+    assert!(!heads[0].contains("x-aliyun"), "a pod's token means nothing there: {}", heads[0]);
     assert!(heads[0].contains("user-agent: sdk\r\n"), "{}", heads[0]);
     assert!(harness.metrics().contains(r#"pass_through_total{result="relayed"} 1"#));
 }
 
-/// Rows 4.18 and 4.20.
+/// Row 4.20.
 #[tokio::test]
 async fn passes_no_header_that_names_a_proxy_or_the_connection() {
     let harness = Harness::start().await;
@@ -43,17 +46,6 @@ async fn passes_no_header_that_names_a_proxy_or_the_connection() {
         HTTP2-Settings: x\r\nConnection: upgrade, http2-settings\r\nExpect: 100-continue\r\nX-Kept: 1\r\n";
 
     assert_eq!(harness.send("GET", "/latest/meta-data/instance-id", headers).await.body(), UPSTREAM_BODY);
-    assert_eq!(
-        harness
-            .send(
-                "PUT",
-                "/latest/api/token",
-                "X-aliyun-ecs-metadata-token-ttl-seconds: 60\r\nContent-Length: 0\r\n"
-            )
-            .await
-            .body(),
-        UPSTREAM_BODY
-    );
 
     let heads = harness.upstream_heads().join("").to_lowercase();
     for dropped in [
@@ -72,19 +64,110 @@ async fn passes_no_header_that_names_a_proxy_or_the_connection() {
         assert!(!heads.contains(&format!("\r\n{dropped}")), "{dropped} in {heads}");
     }
     assert!(heads.contains("x-kept: 1\r\n"));
-    assert!(heads.contains("put /latest/api/token http/1.1\r\n"));
-    assert!(heads.contains("x-aliyun-ecs-metadata-token-ttl-seconds: 60\r\n"));
 }
 
 #[tokio::test]
-async fn refuses_a_token_to_what_came_through_a_proxy() {
+async fn a_head_request_is_passed_and_its_length_kept() {
     let harness = Harness::start().await;
+    *harness.world.upstream_response.lock().unwrap() =
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n".to_vec());
 
-    let refused = harness.send("PUT", "/latest/api/token", "X-Forwarded-For: 1.2.3.4\r\n").await;
+    let head = harness.send("HEAD", "/latest/meta-data/instance-id", "").await;
 
-    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert_eq!((head.status(), head.body().as_str()), (StatusCode::OK, ""));
+    assert_eq!(head.headers()["content-length"], "1234");
+    assert!(harness.upstream_heads()[0].starts_with("HEAD /latest/meta-data/instance-id HTTP/1.1\r\n"));
+}
+
+/// Status and headers that some client goes by: spot instances ask until it is no longer 404, terway waits at 429.
+#[tokio::test]
+async fn passes_every_status_unchanged_and_adds_nothing_but_the_date() {
+    let harness = Harness::start().await;
+    for status in [200, 204, 301, 304, 400, 401, 403, 404, 405, 429, 500, 503] {
+        *harness.world.upstream_response.lock().unwrap() = Some(
+            format!("HTTP/1.1 {status} Any\r\nLocation: /x\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")
+                .into_bytes(),
+        );
+
+        let relayed = harness.get("/latest/meta-data/spot/termination-time").await;
+
+        assert_eq!(relayed.status().as_u16(), status);
+        assert_eq!(
+            (&relayed.headers()["location"], &relayed.headers()["retry-after"]),
+            (&"/x".parse().unwrap(), &"7".parse().unwrap())
+        );
+        let added: Vec<_> = relayed
+            .headers()
+            .keys()
+            .filter(|name| {
+                !["location", "retry-after", "content-length", "connection", "date"].contains(&name.as_str())
+            })
+            .collect();
+        assert!(added.is_empty(), "{added:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_passed_on_as_it_comes() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let harness = Harness::start().await;
+    *harness.world.upstream_response.lock().unwrap() =
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin".to_vec());
+    let mut stream = harness.connect().await;
+
+    stream.write_all(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+
+    let mut seen = String::new();
+    while !seen.ends_with("\r\n\r\nbegin") {
+        seen.push(char::from(stream.read_u8().await.unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn one_pod_cannot_use_up_the_real_server_for_all() {
+    let harness = Harness::start_with(None, |config| config.pass_through_rate = 1).await;
+    let ask = async || harness.get("/latest/meta-data/instance-id").await;
+
+    let mut passed = 0;
+    let throttled = loop {
+        let answer = ask().await;
+        if answer.status() != StatusCode::OK {
+            break answer;
+        }
+        passed += 1;
+    };
+
+    assert!((2..20).contains(&passed), "two seconds' worth at once, but not {passed}");
+    assert_eq!(throttled.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(throttled.headers()["retry-after"], "1");
+    assert_eq!(harness.upstream_heads().len(), passed);
+    assert!(harness.metrics().contains(r#"pass_through_total{result="throttled"} 1"#));
+    assert_eq!(harness.get(LIST).await.body(), "my-role", "what the agent answers itself is not limited");
+    *harness.world.cgroup.lock().unwrap() = Some(OTHER_POD_CGROUP);
+    assert_eq!(ask().await.status(), StatusCode::OK, "nor are others");
+}
+
+#[tokio::test]
+async fn the_strict_policy_opens_its_list_and_nothing_else() {
+    let harness =
+        Harness::start_with(None, |config| config.metadata_policy = crate::args::MetadataPolicy::Strict)
+            .await;
+
+    for closed in ["/latest/meta-data/public-keys/", "/latest/user-data", "/latest/meta-data/Instance-Id"] {
+        let refused = harness.get(closed).await;
+        assert_eq!(
+            (refused.status(), refused.body().as_str()),
+            (StatusCode::FORBIDDEN, "this item is closed to pods\n"),
+            "{closed}"
+        );
+    }
+
     assert!(harness.upstream_heads().is_empty());
-    assert_eq!(harness.send("PUT", "/latest/api/token", "").await.status(), StatusCode::OK);
+    let metrics = harness.metrics();
+    assert!(metrics.contains(r#"denials_total{reason="not_listed"} 2"#), "{metrics}");
+    assert!(metrics.contains(r#"denials_total{reason="sensitive"} 1"#), "{metrics}");
+    assert_eq!(harness.get("/latest/meta-data/instance-id").await.body(), UPSTREAM_BODY);
+    assert_eq!(harness.get(LIST).await.body(), "my-role", "credentials are the agent's");
 }
 
 #[tokio::test]
@@ -145,4 +228,18 @@ async fn a_body_that_stalls_is_cut_off() {
 
     assert_eq!(cut.body(), "begin");
     assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+/// A byte now and then is no stall, but no end either.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_end_is_cut_off() {
+    let harness = Harness::start().await;
+    *harness.world.upstream_drips.lock().unwrap() = true;
+
+    let started = tokio::time::Instant::now();
+    let cut = harness.get("/latest/meta-data/instance-id").await;
+
+    assert!(cut.body().len() > 10, "{}", cut.body());
+    let took = started.elapsed().as_secs();
+    assert!((30..=35).contains(&took), "{took}");
 }

@@ -42,6 +42,31 @@ pub(super) fn add(
     ip(&["-n", netns, "route", "add", "default", "via", &node_ip.to_string()])
 }
 
+/// Makes a namespace with nothing but a loopback device.
+pub(super) fn add_alone(record: &mut Record, netns: &str) -> Result<()> {
+    record.netns.push(netns.to_owned());
+    record.save()?;
+    ip(&["netns", "add", netns])?;
+    ip(&["-n", netns, "link", "set", "lo", "up"])
+}
+
+/// Makes a namespace whose packets pass another one, `outer`.
+pub(super) fn add_behind(
+    record: &mut Record,
+    outer: &str,
+    netns: &str,
+    outer_ip: Ipv4Addr,
+    inner_ip: Ipv4Addr,
+) -> Result<()> {
+    add_alone(record, netns)?;
+    ip(&["-n", outer, "link", "add", "inner", "type", "veth", "peer", "name", "eth0", "netns", netns])?;
+    ip(&["-n", outer, "addr", "add", &format!("{outer_ip}/24"), "dev", "inner"])?;
+    ip(&["-n", outer, "link", "set", "inner", "up"])?;
+    ip(&["-n", netns, "addr", "add", &format!("{inner_ip}/24"), "dev", "eth0"])?;
+    ip(&["-n", netns, "link", "set", "eth0", "up"])?;
+    ip(&["-n", netns, "route", "add", "default", "via", &outer_ip.to_string()])
+}
+
 /// Where iproute2 keeps a namespace.
 pub(super) fn path(netns: &str) -> std::path::PathBuf {
     Path::new("/run/netns").join(netns)

@@ -17,6 +17,18 @@ use uuid::Uuid;
 
 use super::{PodRecord, Qos, netns};
 
+/// What network a pod has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// A namespace of its own with nothing but a loopback device.
+    Alone,
+    /// The node's.
+    Host,
+    /// A namespace of its own, on a veth to the node.
+    #[default]
+    Veth,
+}
+
 /// What a pod should be like.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
@@ -24,14 +36,14 @@ pub struct PodSpec {
     pub annotations: BTreeMap<String, String>,
     /// Names of its containers.
     pub containers: Vec<String>,
-    /// Whether it shares the node's network namespace.
-    pub host_network: bool,
     /// The UID of its mirror in the API server, when it is a static pod.
     pub mirror_uid: Option<String>,
     /// Its name, which is unique on the node here.
     pub name: String,
     /// Its namespace.
     pub namespace: String,
+    /// Its network.
+    pub network: PodNetwork,
     /// Its quality of service class.
     pub qos: Qos,
     /// Its service account.
@@ -46,10 +58,10 @@ impl PodSpec {
         Self {
             annotations: BTreeMap::new(),
             containers: vec!["app".into()],
-            host_network: false,
             mirror_uid: None,
             name: name.into(),
             namespace: "default".into(),
+            network: PodNetwork::default(),
             qos: Qos::Burstable,
             service_account: "default".into(),
             uid: Uuid::new_v4().to_string(),
@@ -79,7 +91,14 @@ impl PodSpec {
     /// Shares the node's network namespace.
     #[must_use]
     pub fn host_network(mut self) -> Self {
-        self.host_network = true;
+        self.network = PodNetwork::Host;
+        self
+    }
+
+    /// Gives it a network namespace without a way out, which is cheap enough for a crowd.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.network = PodNetwork::Alone;
         self
     }
 

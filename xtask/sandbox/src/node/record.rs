@@ -103,6 +103,10 @@ impl Record {
         self.directory().join("bpf")
     }
 
+    pub(super) fn agent_state(&self) -> PathBuf {
+        self.directory().join("agent")
+    }
+
     /// The name of a veth's end on the node: at most 15 characters, and unlike any other node's.
     pub(super) fn link(&self, index: u8) -> String {
         format!("k2r{}p{index}", &hex_sha256(self.name.as_bytes())[..6])
@@ -125,9 +129,10 @@ impl Record {
         }
         // What the agent pinned goes with the bpffs.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let bpffs = self.bpffs();
-        if mounts.lines().any(|line| line.split(' ').nth(1).map(Path::new) == Some(&bpffs)) {
-            attempt(netns::run(Command::new("umount").arg("-l").arg(&bpffs)).map(drop));
+        for mount in [self.bpffs(), self.agent_state()] {
+            if mounts.lines().any(|line| line.split(' ').nth(1).map(Path::new) == Some(&mount)) {
+                attempt(netns::run(Command::new("umount").arg("-l").arg(&mount)).map(drop));
+            }
         }
         for link in self.links.iter().filter(|link| Path::new("/sys/class/net").join(link).exists()) {
             attempt(netns::ip(&["link", "delete", link]));

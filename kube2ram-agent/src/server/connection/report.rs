@@ -1,0 +1,104 @@
+//! What is told about an answered request: metrics, Events, and a line of the access log. Depends on `error`, `metrics`, `notices` and
+//! `access_log`; called by its parent.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, StatusCode};
+use tracing::{info, warn};
+
+use super::Connection;
+use crate::{
+    cloud::upstream::UpstreamError,
+    kubernetes::Pod,
+    server::{
+        error::RequestError,
+        metrics::{PassThroughResult, RouteLabel},
+        notices::notices_of,
+    },
+    telemetry::chain,
+};
+
+/// How much of a client's text the access log keeps.
+const LOGGED_BYTES: usize = 256;
+
+/// What the access log and the metrics tell about a request.
+pub(super) struct Record {
+    pub(super) route: RouteLabel,
+    pub(super) path: String,
+    pub(super) pod: Option<Arc<Pod>>,
+    pub(super) role: Option<String>,
+}
+
+impl Connection {
+    /// Counts the request, tells the pod's owners what they should know and logs it unless the caller is too loud.
+    pub(super) fn report(
+        &self,
+        method: &Method,
+        record: &Record,
+        status: StatusCode,
+        error: Option<&RequestError>,
+        took: Duration,
+    ) {
+        let metrics = &self.server.metrics;
+        metrics.observe(record.route, status, took);
+        if record.route == RouteLabel::PassThrough {
+            let result = match error {
+                None => PassThroughResult::Relayed,
+                Some(RequestError::Quota(_)) => PassThroughResult::Throttled,
+                Some(RequestError::Upstream(UpstreamError::Timeout)) => PassThroughResult::TimedOut,
+                Some(_) => PassThroughResult::Failed,
+            };
+            metrics.pass_through(result);
+        }
+
+        if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
+            && let Some(error) = error
+        {
+            metrics.deny(error.kind());
+        }
+        for notice in error.iter().zip(&record.pod).flat_map(|(error, pod)| notices_of(error, pod)) {
+            self.server.pipeline.notices.warn(notice);
+        }
+        match self.server.log.admit(self.uid.get()) {
+            Some(suppressed) => self.log(method, record, status, error, took, suppressed),
+            None => drop(metrics.log_lines_suppressed.inc()),
+        }
+    }
+
+    /// Writes the request's line of the access log. `suppressed` is how many of the caller's were not written since its last one.
+    fn log(
+        &self,
+        method: &Method,
+        record: &Record,
+        status: StatusCode,
+        error: Option<&RequestError>,
+        took: Duration,
+        suppressed: u64,
+    ) {
+        let Record { path, pod, role, .. } = record;
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        let namespace = pod.as_ref().map(|pod| &*pod.namespace);
+        let name = pod.as_ref().map(|pod| &*pod.name);
+        let cgroup = self.origin.map(|origin| origin.cgroup.0);
+        let method = cut(method.as_str());
+        // Whole microseconds, or a decimal fraction prints as 0.055279999999999996.
+        let latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
+        let Some(error) = error else {
+            info!(
+                pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
+                status = status.as_u16(), latency_ms, role, suppressed, "request answered"
+            );
+            return;
+        };
+        warn!(
+            pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
+            status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
+            "request refused"
+        );
+    }
+}
+
+/// As much of a client's text as is logged.
+pub(super) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LOGGED_BYTES)]
+}

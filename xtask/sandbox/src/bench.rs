@@ -1,0 +1,110 @@
+//! What kube2ram costs, each number beside what it is compared with, in one run on one machine. Depends on `Sandbox`.
+//! Called by the binary's `bench`, which `cargo xtask bench` runs.
+
+mod connect;
+mod hello;
+mod kernel;
+mod scale;
+mod service;
+mod table;
+mod wrk;
+
+use std::{
+    io::Write,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+
+pub use self::hello::hello;
+use crate::{
+    Sandbox,
+    node::PodSpec,
+    standin::{Accounts, Role},
+};
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subject {
+    /// connect(2), with kube2ram, without and with iptables rules.
+    Connect,
+    /// Each program, by the kernel's statistics.
+    Kernel,
+    /// Memory, processor time and start with many pods.
+    Scale,
+    /// Requests per second and latencies of the metadata service.
+    Service,
+}
+
+/// What the sandbox of a bench is called.
+pub const NAME: &str = "bench";
+
+/// Measures and prints.
+///
+/// # Errors
+/// When the sandbox cannot be made, or something that is measured fails; never because of a number.
+pub fn bench(agent: &Path, subjects: &[Subject], out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "medians; ratios of rounds in turn: median (lowest–highest)")?;
+    for subject in subjects {
+        let mut sandbox = Sandbox::create(NAME)?;
+        add_role(&sandbox, "orders-role");
+        match subject {
+            Subject::Connect => {
+                writeln!(out, "\nconnect(2)")?;
+                connect::compare(&mut sandbox, agent, out)?;
+            }
+            Subject::Kernel => {
+                writeln!(out, "\nprograms, by the kernel's own count")?;
+                programs(&mut sandbox, agent, out)?;
+            }
+            Subject::Scale => {
+                writeln!(out, "\nmany pods")?;
+                scale::grow(&mut sandbox, agent, out)?;
+            }
+            Subject::Service => {
+                writeln!(out, "\nmetadata service")?;
+                service::compare(&mut sandbox, agent, out)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One connect after the other, elsewhere and to the metadata server.
+fn programs(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
+    const CONNECTS: usize = 5000;
+    sandbox.add_pod(&PodSpec::new("dialer").role("orders-role"))?;
+    sandbox.start_agent(agent, &["--auto-discover-base-arn"])?;
+    let elsewhere = connect::sink(std::net::TcpListener::bind((sandbox.node().ip(), 0))?)?;
+    for (what, addr) in [("elsewhere", elsewhere), ("metadata server", connect::METADATA)] {
+        let mut worker = connect::Worker::start(sandbox.pod("dialer")?.client("app")?, addr, false)?;
+        let counting = kernel::Counting::start()?;
+        worker.dial(CONNECTS)?;
+        writeln!(out, "  TCP, {what}:")?;
+        counting.report(CONNECTS, out)?;
+    }
+    Ok(())
+}
+
+/// How long listeners in a thousand pods may take.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Waits until as many pods have a listener of their own.
+fn listeners_in(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let metrics = sandbox.agent()?.admin("/metrics")?.body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("kube2ram_pod_listeners "));
+        if line.and_then(|value| value.trim().parse().ok()) >= Some(pods) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "not every pod has its listener after {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn add_role(sandbox: &Sandbox, name: &str) {
+    sandbox.accounts().add_role(Accounts::role_arn(name), Role::default());
+}

@@ -1,0 +1,98 @@
+//! What grows with the number of pods and namespaces: memory, processor time, the time until ready, and what a connect costs.
+//! Depends on `Sandbox`. Called by `bench`.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    connect::{METADATA, Worker},
+    table::{Target, number},
+};
+use crate::{Sandbox, node::PodSpec};
+
+const NAMESPACES: usize = 5000;
+const ROLES: usize = 50;
+/// Pods, and how much memory the agent may have with them, in MiB.
+const CROWDS: [(usize, f64); 3] = [(1, f64::INFINITY), (110, 16.0), (1000, 24.0)];
+const CONNECTS: usize = 5000;
+/// Long enough for what the agent does every now and then.
+const IDLE: Duration = Duration::from_secs(35);
+
+/// Prints what the agent takes with more and more pods.
+pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
+    for index in 0..NAMESPACES {
+        let allowed = format!(r#"["team-{index}-*", "acs:ram::*:role/shared/*"]"#);
+        sandbox
+            .api()
+            .apply_namespace(&format!("team-{index}"), &[("ram.aliyuncs.com/allowed-roles", &allowed)])?;
+    }
+    for index in 0..ROLES {
+        super::add_role(sandbox, &format!("crowd-{index}"));
+    }
+    if sandbox.agent().is_err() {
+        sandbox.add_agent(agent, &["--auto-discover-base-arn"])?;
+    }
+    let mut there = 0;
+    for (pods, memory_mib) in CROWDS {
+        while there < pods {
+            let role = format!("crowd-{}", there % ROLES);
+            sandbox.add_pod(&PodSpec::new(&format!("crowd-{there}")).role(&role).alone())?;
+            there += 1;
+        }
+        measure(sandbox, pods, memory_mib, out)?;
+    }
+    Ok(())
+}
+
+fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Write) -> Result<()> {
+    let started = Instant::now();
+    sandbox.agent()?.start()?;
+    let ready = started.elapsed();
+    super::listeners_in(sandbox, pods)?;
+    let listening = started.elapsed();
+    let process = Process(sandbox.agent()?.pid().context("the agent does not run")?);
+    let cpu_before = process.cpu()?;
+    thread::sleep(IDLE);
+    let cpu = process.cpu()? - cpu_before;
+    let what = |what: &str| format!("{pods} pods, {NAMESPACES} namespaces: {what}");
+    let ready_target = if pods == 110 { Target::AtMost(1000.0) } else { Target::None };
+    number(out, &what("start to ready"), ready.as_secs_f64() * 1000.0, "ms", ready_target)?;
+    number(out, &what("a listener in each"), listening.as_secs_f64() * 1000.0, "ms", Target::None)?;
+    let memory_target = if memory_mib.is_finite() { Target::AtMost(memory_mib) } else { Target::None };
+    number(out, &what("resident"), process.resident_mib()?, "MiB", memory_target)?;
+    number(out, &what("processor, nobody asking"), cpu / IDLE.as_secs_f64() * 100.0, "%", Target::None)?;
+
+    let client = sandbox.pod("crowd-0")?.client("app")?;
+    let connect = Worker::start(client, METADATA, false)?.dial(CONNECTS)?;
+    number(out, &what("TCP, metadata server"), connect / 1000.0, "µs", Target::None)?;
+    sandbox.agent()?.terminate()?;
+    Ok(())
+}
+
+struct Process(u32);
+
+impl Process {
+    fn resident_mib(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib = line.trim().trim_end_matches(" kB").parse::<f64>()?;
+        Ok(kib / 1024.0)
+    }
+
+    /// Seconds, in user and kernel mode.
+    fn cpu(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0))?;
+        // Fields 14 and 15, counted after the name, which may hold anything.
+        let fields: Vec<_> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
+        let ticks = fields.get(11..13).context("too short")?.iter().map(|field| field.parse::<f64>());
+        let ticks = ticks.collect::<Result<Vec<_>, _>>()?.iter().sum::<f64>();
+        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+    }
+}

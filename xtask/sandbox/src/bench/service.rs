@@ -1,0 +1,151 @@
+//! The metadata service under load, beside a bare hyper server that returns the same bytes, and pass-through beside the metadata server itself.
+//! Depends on `Sandbox`, `hello` and `wrk`. Called by `bench`.
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    table::{Rounds, Target, number, row},
+    wrk::{Load, Seen},
+};
+use crate::{
+    Sandbox,
+    client::Family,
+    node::{Node, PodSpec},
+};
+
+const ROUNDS: usize = 5;
+const ROLE: &str = "orders-role";
+const HELLO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080);
+/// How many pods come up and ask at once.
+const COLD_PODS: usize = 20;
+
+/// Prints requests per second and latencies.
+pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
+    sandbox.add_pod(&PodSpec::new("client").role(ROLE))?;
+    if sandbox.agent().is_err() {
+        sandbox.add_agent(agent, &["--auto-discover-base-arn"])?;
+    }
+    sandbox.agent()?.start()?;
+    let url = format!("http://{}/latest/meta-data/ram/security-credentials/{ROLE}", Node::METADATA_IP);
+    let hello = Hello::start(sandbox, &url)?;
+
+    for (what, close, target) in [("keep-alive", false, 0.7), ("a connection per request", true, 0.6)] {
+        let load = Load { connections: 32, close, seconds: 3 };
+        let (ours, bare) = in_turn(sandbox, load, &url, &hello.url())?;
+        let value = format!("{:.0}/s", ours.median());
+        row(
+            out,
+            &format!("credentials, {what} / bare hyper"),
+            &value,
+            Some(ours.over(&bare)),
+            Target::AtLeast(target),
+        )?;
+    }
+    let load = Load { connections: 100, close: false, seconds: 5 };
+    let (ours, bare) = (pod_load(sandbox, load, &url)?, pod_load(sandbox, load, &hello.url())?);
+    for (what, seen, target) in [
+        ("100 clients at once, credentials", ours, Target::AtMost(5.0)),
+        ("100 clients at once, bare hyper", bare, Target::None),
+    ] {
+        number(out, &format!("{what}: p50"), seen.p50, "ms", Target::None)?;
+        number(out, &format!("{what}: p99"), seen.p99, "ms", target)?;
+        number(out, &format!("{what}: p99.9"), seen.p999, "ms", Target::None)?;
+    }
+    drop(hello);
+    pass_through(sandbox, out)?;
+    cold_pods(sandbox, out)
+}
+
+fn in_turn(sandbox: &Sandbox, load: Load, ours: &str, bare: &str) -> Result<(Rounds, Rounds)> {
+    let mut rounds = (Rounds::default(), Rounds::default());
+    for _ in 0..ROUNDS {
+        rounds.0.push(pod_load(sandbox, load, ours)?.per_second);
+        rounds.1.push(pod_load(sandbox, load, bare)?.per_second);
+    }
+    Ok(rounds)
+}
+
+fn pod_load(sandbox: &Sandbox, load: Load, url: &str) -> Result<Seen> {
+    load.run(sandbox.pod("client")?.pod().command("app", "wrk")?, &sandbox.node().directory(), url)
+}
+
+/// The stand-in is what limits both; what the way through the agent adds is the difference.
+fn pass_through(sandbox: &Sandbox, out: &mut dyn Write) -> Result<()> {
+    let url = format!("http://{}/latest/meta-data/instance-id", Node::METADATA_IP);
+    let load = Load { connections: 8, close: false, seconds: 2 };
+    let (mut through, mut direct) = (Rounds::default(), Rounds::default());
+    for _ in 0..ROUNDS {
+        through.push(pod_load(sandbox, load, &url)?.per_second);
+        let host = sandbox.node().host_command("wrk");
+        direct.push(load.run(host, &sandbox.node().directory(), &url)?.per_second);
+    }
+    let value = format!("{:.0}/s", through.median());
+    row(
+        out,
+        "pass-through, keep-alive / the metadata server itself",
+        &value,
+        Some(through.over(&direct)),
+        Target::None,
+    )
+}
+
+/// From a pod's first connect(2) to its credentials, the pod having existed for some milliseconds and its role being new.
+fn cold_pods(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
+    let list = format!("http://{}/latest/meta-data/ram/security-credentials/", Node::METADATA_IP);
+    let mut took = Rounds::default();
+    for index in 0..COLD_PODS {
+        let (name, role) = (format!("cold-{index}"), format!("cold-{index}-role"));
+        super::add_role(sandbox, &role);
+        sandbox.add_pod(&PodSpec::new(&name).role(&role))?;
+        let pod = sandbox.pod(&name)?;
+        let listed = pod.curl_from("app", Family::V4, &list)?;
+        let given = pod.curl_from("app", Family::V4, &format!("{list}{role}"))?;
+        ensure!(listed.body == role && given.status == 200, "{name}: {} {}", listed.body, given.body);
+        took.push((listed.latency_us + given.latency_us) as f64 / 1000.0);
+    }
+    number(out, "a cold pod: role and credentials, STS at once", took.median(), "ms", Target::None)
+}
+
+/// A bare server in the pod that asks.
+struct Hello(Child);
+
+impl Hello {
+    fn start(sandbox: &Sandbox, url: &str) -> Result<Self> {
+        let pod = sandbox.pod("client")?;
+        let body = pod.curl_from("app", Family::V4, url)?.body;
+        let mut command = pod.client("app")?;
+        command.args(["hello", "--listen", &HELLO.to_string()]).stdin(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        stdin.write_all(body.as_bytes())?;
+        drop(stdin);
+        let hello = Self(child);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while pod.curl_from("app", Family::V4, &hello.url()).is_err() {
+            ensure!(Instant::now() < deadline, "the bare server does not answer");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(hello)
+    }
+
+    fn url(&self) -> String {
+        format!("http://{HELLO}/")
+    }
+}
+
+impl Drop for Hello {
+    fn drop(&mut self) {
+        // Its own child, so the id cannot have been reused.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}

@@ -1,0 +1,65 @@
+//! Load from wrk (Debian package `wrk`), and what it measured. Called by `bench`.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// wrk's own report is for people.
+const SCRIPT: &str = r#"
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  io.write(string.format("numbers %d %d %d %d %d %d\n", summary.requests, summary.duration, failed,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
+end
+"#;
+
+/// What clients do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) connections: u16,
+    /// Whether each request has a connection of its own.
+    pub(super) close: bool,
+    pub(super) seconds: u16,
+}
+
+/// What wrk saw. Latencies in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) per_second: f64,
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    pub(super) p999: f64,
+}
+
+impl Load {
+    /// Runs `command`, which is `wrk`, against a URL. One failed request is an error: then it is not known what was measured.
+    pub(super) fn run(self, mut command: Command, directory: &Path, url: &str) -> Result<Seen> {
+        let script = directory.join("wrk.lua");
+        fs::write(&script, SCRIPT)?;
+        let threads = self.connections.min(2);
+        command
+            .arg(format!("-t{threads}"))
+            .arg(format!("-c{}", self.connections))
+            .arg(format!("-d{}s", self.seconds));
+        if self.close {
+            command.args(["-H", "Connection: close"]);
+        }
+        let output = command.arg("-s").arg(script).arg(url).output().context("cannot run wrk")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "wrk: {text}{}", String::from_utf8_lossy(&output.stderr));
+        let numbers =
+            text.lines().find_map(|line| line.strip_prefix("numbers ")).context("wrk said nothing")?;
+        let numbers = numbers.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+        let [requests, took_us, failed, p50, p99, p999] = numbers[..] else {
+            anyhow::bail!("wrk said {numbers:?}")
+        };
+        ensure!(failed == 0.0 && requests > 0.0, "{failed} of {requests} requests to {url} failed");
+        Ok(Seen {
+            per_second: requests / took_us * 1e6,
+            p50: p50 / 1000.0,
+            p99: p99 / 1000.0,
+            p999: p999 / 1000.0,
+        })
+    }
+}
