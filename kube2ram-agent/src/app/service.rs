@@ -193,7 +193,8 @@ impl Service {
             Arc::new(origins),
             self.closing.clone(),
         );
-        parts.spawn("the metadata service", app);
+        // Tracked as well: what it has accepted it has handed on before it ends.
+        parts.spawn("the metadata service", self.connections.track_future(app));
         let (pods, heirs) = mpsc::channel(1);
         parts.spawn("listeners in pods", pod_listeners.run(self.closing.clone(), heirs));
         parts.spawn_writer("the kernel half", datapath.run(self.config.debug));
@@ -202,7 +203,7 @@ impl Service {
         let debug_store = self.config.debug.then(|| debug_store(&self.cluster));
         let shown = Arc::new(Admin { readiness, registry, debug_store });
         let admin = shown.serve(Arc::clone(&listeners.admin), self.connections.clone(), self.closing.clone());
-        parts.spawn("the admin service", admin);
+        parts.spawn("the admin service", self.connections.track_future(admin));
         Ok(Holdings { listeners, pods })
     }
 

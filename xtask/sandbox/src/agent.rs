@@ -82,6 +82,7 @@ impl Agent {
             log: self.log.clone(),
             metrics_addr: self.metrics_addr,
             pod,
+            wrapper: self.wrapper.clone(),
         }
     }
 
