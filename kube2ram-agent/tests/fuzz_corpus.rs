@@ -2,7 +2,11 @@
 
 use std::{fs, panic::catch_unwind, path::Path};
 
-#[expect(unreachable_pub, reason = "a library of its own for the fuzzer, a module here")]
+#[expect(
+    unreachable_pub,
+    clippy::expect_used,
+    reason = "a library of its own for the fuzzer; a module, of tests, here"
+)]
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
 
@@ -10,7 +14,7 @@ mod fuzz;
 fn every_target_holds_on_its_whole_corpus() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut failed = Vec::new();
-    for (name, check) in fuzz::TARGETS {
+    for fuzz::Target { name, check } in fuzz::TARGETS {
         let directory = corpus.join(name);
         let inputs =
             fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
@@ -28,7 +32,7 @@ fn every_target_holds_on_its_whole_corpus() {
 #[test]
 fn every_target_of_the_fuzzer_is_replayed() {
     let manifest = include_str!("../fuzz/Cargo.toml");
-    for (name, _) in fuzz::TARGETS {
+    for fuzz::Target { name, .. } in fuzz::TARGETS {
         assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
     }
     assert_eq!(manifest.matches("[[bin]]").count(), fuzz::TARGETS.len());

@@ -24,11 +24,10 @@ fn check_below(path: &[u8], root: &str) {
     let Ok(below) = path.strip_prefix(root) else {
         panic!("{} lies outside of {}", path.display(), root.display())
     };
-    let text = below.to_string_lossy().to_lowercase().replace('_', "-");
-    let named = text
-        .split('/')
-        .take(2)
-        .any(|segment| segment.trim_end_matches(".slice").ends_with(&format!("pod{uid}")));
+    let named = below.components().take(2).any(|segment| {
+        let name = segment.as_os_str().to_string_lossy().to_lowercase().replace('_', "-");
+        name.trim_end_matches(".slice").ends_with(&format!("pod{uid}"))
+    });
     assert!(named, "{uid} of {}", path.display());
     assert_eq!(PodUid::parse(uid.as_str()).as_ref(), Some(uid));
     for nested in [

@@ -10,12 +10,20 @@ pub mod request_target;
 
 pub mod model;
 
-/// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
-    ("allow_list", allow_list::check),
-    ("annotations", annotations::check),
-    ("cgroup_path", cgroup_path::check),
-    ("connection", connection::check),
-    ("documents", documents::check),
-    ("request_target", request_target::check),
+/// A target.
+pub struct Target {
+    /// Its name, and that of its corpus.
+    pub name: &'static str,
+    /// Panics when something does not hold.
+    pub check: fn(&[u8]),
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "allow_list", check: allow_list::check },
+    Target { name: "annotations", check: annotations::check },
+    Target { name: "cgroup_path", check: cgroup_path::check },
+    Target { name: "connection", check: connection::check },
+    Target { name: "documents", check: documents::check },
+    Target { name: "request_target", check: request_target::check },
 ];

@@ -28,14 +28,18 @@ pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
 
 /// The target as it is and as it becomes by decoding again and again, in any order of the ways to decode.
 fn views(target: &[u8]) -> Vec<Vec<u8>> {
-    const WAYS: [fn(&[u8]) -> Vec<u8>; 4] =
-        [fold::percent_decoded, fold::overlong_decoded, fold::without_eighth_bit, fold::plus_decoded];
     let mut seen = HashSet::from([target.to_vec()]);
     let mut views = vec![target.to_vec()];
     let mut next = 0;
     while next < views.len() && views.len() < MAX_VIEWS {
-        for way in WAYS {
-            let view = way(&views[next]);
+        let view = &views[next];
+        let decoded = [
+            fold::percent_decoded(view),
+            fold::overlong_decoded(view),
+            fold::without_eighth_bit(view),
+            fold::plus_decoded(view),
+        ];
+        for view in decoded {
             if seen.insert(view.clone()) {
                 views.push(view);
             }

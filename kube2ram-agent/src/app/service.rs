@@ -59,6 +59,8 @@ pub(super) struct Service {
     server: Arc<Server>,
     cluster: Arc<Cluster>,
     entitlements: Arc<SetOnce<Entitlements>>,
+    /// Written only while this agent serves.
+    snapshot: Option<snapshot::Keeper>,
     /// Taken by the admin service.
     registry: Registry,
     closing: Closing,
@@ -110,7 +112,6 @@ impl Service {
         let snapshot = snapshot::Keeper::new(state, &config.node, &mut registry);
         let known_before = snapshot::offer(snapshot.left(), &cluster);
         let discovered = Arc::clone(&snapshot.discovered);
-        parts.spawn_writer("the snapshot", snapshot.run(Arc::clone(&cluster), shutdown.clone()));
         parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
         parts.spawn("readiness", {
             let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
@@ -155,7 +156,8 @@ impl Service {
         let prefetch = Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
         parts.spawn("prefetch", prefetch.run(shutdown.clone()));
         parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
-        Ok(Self { config, server, cluster, entitlements, registry, closing, connections, tasks })
+        let snapshot = Some(snapshot);
+        Ok(Self { config, server, cluster, entitlements, snapshot, registry, closing, connections, tasks })
     }
 
     /// Gets pods' credentials before they ask, as an agent can that need not serve yet.
@@ -214,6 +216,10 @@ impl Service {
         let metrics = reconcile::Metrics::new(&mut registry);
         parts.spawn_writer("the kernel half", Reconciler::new(datapath, metrics, readiness.clone()).run());
         self.guard(&mut registry, parts);
+        if let Some(snapshot) = self.snapshot.take() {
+            let shutdown = self.closing.draining().clone();
+            parts.spawn_writer("the snapshot", snapshot.run(Arc::clone(&self.cluster), shutdown));
+        }
 
         self.remove_taint(&readiness, parts);
         let debug_store = self.config.debug.then(|| debug_store(&self.cluster));

@@ -150,10 +150,12 @@ where
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
+        // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
+        let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
         let response = handle(request);
-        async {
+        async move {
             let mut response = response.await;
-            if closing.accepting().is_cancelled() {
+            if is_coded || closing.accepting().is_cancelled() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

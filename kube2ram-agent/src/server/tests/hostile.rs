@@ -72,6 +72,7 @@ async fn a_smuggled_request_is_not_a_request_of_its_own() {
         format!("{put}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{smuggled}"),
         format!("{put}Content-Length: 0\r\nContent-Length: {length}\r\n\r\n{smuggled}"),
         format!("{put}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!("{put}Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"),
     ] {
         let answers = harness.raw(&head).await;
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answers}");
