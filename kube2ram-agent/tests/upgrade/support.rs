@@ -115,7 +115,7 @@ impl Lab {
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
-        self.node().directory().join("agent")
+        self.node().agent_state()
     }
 
     /// What `kube2ram uninstall` says, or why it refuses.
