@@ -8,9 +8,12 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
-use crate::server::listener::{self, Slots};
+use crate::{
+    closing::Closing,
+    server::listener::{self, Slots},
+};
 
 mod readiness;
 
@@ -33,23 +36,18 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves until `shutdown`; connections are tasks of `tasks`, which drain by themselves.
+    /// Serves until accepting ends; connections are tasks of `tasks`, which drain by themselves.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the listener only.
-    pub async fn serve(
-        self: Arc<Self>,
-        listener: TcpListener,
-        tasks: TaskTracker,
-        shutdown: CancellationToken,
-    ) {
+    /// Dropping the future closes its handle of the listener only.
+    pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
         let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
-        listener::accept(listener, &shutdown, |stream, peer| {
+        listener::accept(listener, &closing, |stream, peer| {
             let Some(slot) = slots.take(peer.ip()) else { return };
-            let (admin, shutdown) = (Arc::clone(&self), shutdown.clone());
+            let (admin, closing) = (Arc::clone(&self), closing.clone());
             tasks.spawn(async move {
                 let _slot = slot;
-                listener::drive(stream, &shutdown, |request| {
+                listener::drive(stream, &closing, |request| {
                     ready(admin.answer(request.method(), request.uri().path(), peer))
                 })
                 .await;

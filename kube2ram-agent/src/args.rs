@@ -37,10 +37,19 @@ pub enum Command {
     BootGuard(BootGuardCommand),
     /// To tell whether an agent could run here, and end.
     Preflight(NodePaths),
+    /// To tell whether this container's agent is ready, and end.
+    Ready {
+        /// The cgroup2 mount; found by looking when `None`.
+        cgroup_root: Option<PathBuf>,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
     /// To take everything out of force, and end.
     Uninstall {
         /// The bpffs directory of the pins.
         bpf_dir: PathBuf,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
     },
 }
 
@@ -281,7 +290,12 @@ impl Command {
                 cgroup_root: flags.cgroup_root,
                 pods_cgroup: flags.pods_cgroup,
             })),
-            Some(Subcommand::Uninstall) => Ok(Self::Uninstall { bpf_dir: flags.bpf_dir }),
+            Some(Subcommand::Ready) => {
+                Ok(Self::Ready { cgroup_root: flags.cgroup_root, state_dir: flags.state_dir })
+            }
+            Some(Subcommand::Uninstall) => {
+                Ok(Self::Uninstall { bpf_dir: flags.bpf_dir, state_dir: flags.state_dir })
+            }
         }
     }
 }

@@ -24,12 +24,12 @@ use std::{
 };
 
 pub use self::{
-    attach::{Datapath, Settings},
+    attach::{Datapath, Former, Settings},
     attachment::{Attachment, attachments},
     boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
-    pins::check_bpffs,
+    pins::{Lock, check_bpffs},
     place::Mode,
     remove::{Removed, remove},
     repair::{Drift, Found},
@@ -103,6 +103,9 @@ pub enum DatapathError {
     /// The pin directory is not on a bpf file system.
     #[error("{} is on no bpf file system: mount one there (mount -t bpf bpf /sys/fs/bpf), or set --bpf-dir", .0.display())]
     BpfFs(PathBuf),
+    /// The lock that was handed over is another directory's.
+    #[error("the running agent does not use {}: give both the same --bpf-dir", .0.display())]
+    ForeignLock(PathBuf),
     /// A pinned map is not what this agent would make, although its directory says so.
     #[error("pinned map {} does not fit this agent; remove it when no other agent runs", .0.display())]
     ForeignMap(PathBuf),

@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod clock;
+pub mod closing;
 pub mod telemetry;
 
 pub mod datapath;
@@ -23,8 +24,10 @@ pub mod server;
 
 pub mod admin;
 pub mod boot_guard;
-pub mod preflight;
 pub mod snapshot;
 pub mod state_dir;
+pub mod handover;
+pub mod preflight;
+pub mod probe;
 pub mod uninstall;
 pub mod app;

@@ -8,12 +8,13 @@ mod metrics;
 mod names;
 mod netns;
 mod pods;
+mod succession;
 
 use std::{
     cell::Cell,
     collections::{HashMap, HashSet},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -23,26 +24,31 @@ use kube2ram_common::abi::MAX_TARGETS;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     net::TcpListener,
+    sync::mpsc,
     task::spawn_blocking,
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-pub use self::metrics::Metrics;
+pub use self::{
+    metrics::Metrics,
+    netns::NetnsId,
+    succession::{HandOver, PodListener},
+};
 use self::{
     names::Names,
-    netns::{Found, Netns, NetnsId},
+    netns::{Found, Netns},
     pods::PodCgroups,
 };
 use crate::{
-    datapath::{AcceptedOrigins, DatapathError, Origins, Targets},
+    closing::Closing,
+    datapath::{AcceptedOrigins, DatapathError, ListenerId, Origins, Targets},
     identity::{self, CgroupId, Watch, WatchId},
     telemetry::chain,
 };
 
-/// Starts to serve one listener, until the token is cancelled, and returns at once. Called within the runtime.
-pub type Serve = Box<dyn Fn(TcpListener, Arc<dyn Origins>, CancellationToken) + Send>;
+/// Starts to serve one listener, until it is told to end, and returns at once. Called within the runtime.
+pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing) + Send>;
 
 /// The listeners in pods.
 pub struct PodListeners {
@@ -53,6 +59,8 @@ pub struct PodListeners {
     metrics: Metrics,
     names: Names,
     pods: HashMap<CgroupId, Pod>,
+    /// Those of a former agent whose pods were not looked at yet.
+    inherited: HashMap<CgroupId, Open>,
     /// What was said once and need not be again.
     said: HashSet<&'static str>,
 }
@@ -71,9 +79,11 @@ struct Pod {
 
 #[derive(Debug)]
 struct Open {
-    addr: Ipv4Addr,
+    id: ListenerId,
+    addr: SocketAddrV4,
     netns: NetnsId,
-    closing: CancellationToken,
+    listener: Arc<TcpListener>,
+    closing: Closing,
 }
 
 /// Why a pod has no listener of its own.
@@ -112,14 +122,17 @@ impl PodListeners {
         let names = Names::starting_at(u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX / 2));
         let (cgroups, pods, said) =
             (PodCgroups::new(cgroup_root, pods_cgroup), HashMap::new(), HashSet::new());
-        Self { cgroups, targets, origins, serve, metrics, names, pods, said }
+        let inherited = HashMap::new();
+        Self { cgroups, targets, origins, serve, metrics, names, pods, inherited, said }
     }
 
-    /// Opens and closes listeners until `shutdown`, which closes them all. What the kernel half knows of them stays: pods are then refused.
+    /// Opens and closes listeners until they are to be closed, all of them, or handed over. What the kernel half knows of them stays: where
+    /// nobody took them over, pods are then refused.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the listeners that are open to whoever serves them.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(mut self, closing: Closing, mut heirs: mpsc::Receiver<HandOver>) {
+        let shutdown = closing.draining().clone();
         let host = match NetnsId::own() {
             Ok(host) => host,
             Err(error) => {
@@ -139,7 +152,7 @@ impl PodListeners {
         while !shutdown.is_cancelled() {
             let fired: HashSet<_> = events.drain(..).collect();
             let watching = watch.as_ref().map(Watch::handle);
-            let closing = shutdown.clone();
+            let closing = closing.clone();
             let is_full = full_at <= Instant::now() || fired.contains(&WatchId::OVERFLOW);
             let pass = spawn_blocking(move || {
                 if let Err(error) = self.pass(host, watching.as_ref(), &fired, is_full, &closing) {
@@ -163,6 +176,12 @@ impl PodListeners {
             };
             let is_watching = tokio::select! {
                 () = shutdown.cancelled() => return,
+                Some(heir) = heirs.recv() => {
+                    // Nobody to hear it: then nobody has taken anything over, and all ends with the shutdown.
+                    drop(heir.send(self.handed_over()));
+                    drop(self); // whoever still serves has the listeners, and a pod that is gone needs its namespace back
+                    return shutdown.cancelled().await;
+                }
                 is_watching = happens => is_watching,
                 () = sleep_until(next_at) => true,
             };
@@ -180,7 +199,7 @@ impl PodListeners {
         watch: Option<&identity::Handle>,
         fired: &HashSet<WatchId>,
         is_full: bool,
-        shutdown: &CancellationToken,
+        closing: &Closing,
     ) -> io::Result<()> {
         let unwatched = Cell::new(None);
         let listed = self.cgroups.list(|directory| {
@@ -190,6 +209,7 @@ impl PodListeners {
         })?;
         let living: HashSet<_> = listed.iter().map(|(id, _)| *id).collect();
         self.forget_others(&living, watch);
+        self.close_inherited_of_others(&living);
         for (id, cgroup) in listed {
             if self.pods.contains_key(&id) {
                 continue;
@@ -206,7 +226,8 @@ impl PodListeners {
                 None
             });
             let again_at = Some(Instant::now());
-            let pod = Pod { cgroup, population, examined: 0, again_at, open: None, complained: false };
+            let open = self.inherited.remove(&id);
+            let pod = Pod { cgroup, population, examined: 0, again_at, open, complained: false };
             self.pods.insert(id, pod);
         }
         if let Some(error) = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound) {
@@ -227,7 +248,7 @@ impl PodListeners {
             }
         }
         for id in due {
-            self.examine(id, host, shutdown);
+            self.examine(id, host, closing);
         }
         self.metrics.open.set(self.pods.values().filter(|pod| pod.open.is_some()).count() as i64);
         Ok(())
@@ -256,13 +277,13 @@ impl PodListeners {
             warn!(cgroup.id = %id, error = chain(&error), "cannot forget a pod's listener");
             return false;
         }
-        open.closing.cancel();
+        open.closing.close();
         debug!(cgroup.id = %id, addr = %open.addr, "listener in a pod closed");
         true
     }
 
     /// Gives a pod the listener that it can have now, and notes when to look again.
-    fn examine(&mut self, id: CgroupId, host: NetnsId, shutdown: &CancellationToken) {
+    fn examine(&mut self, id: CgroupId, host: NetnsId, closing: &Closing) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
         let found = match netns::of_pod(&pod.cgroup, host) {
@@ -285,7 +306,7 @@ impl PodListeners {
                 return;
             }
             Found::Own(netns) if pod.open.as_ref().is_none_or(|open| open.netns != netns.id) => {
-                self.open_or_close(id, &netns, shutdown);
+                self.open_or_close(id, &netns, closing);
             }
             Found::Hosts | Found::Own(_) => {}
         }
@@ -297,8 +318,8 @@ impl PodListeners {
     }
 
     /// Where it cannot be opened, the pod's listener in an earlier namespace is of no use either.
-    fn open_or_close(&mut self, id: CgroupId, netns: &Netns, shutdown: &CancellationToken) {
-        let outcome = self.open(id, netns, shutdown);
+    fn open_or_close(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) {
+        let outcome = self.open(id, netns, closing);
         if let Err(error) = &outcome {
             self.close(id);
             self.metrics.failed(error.step());
@@ -313,22 +334,28 @@ impl PodListeners {
     }
 
     /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in an earlier namespace.
-    fn open(&mut self, id: CgroupId, netns: &Netns, shutdown: &CancellationToken) -> Result<(), ListenError> {
-        let opens = || self.pods.values().filter_map(|pod| pod.open.as_ref());
-        let (listener_id, addr) = self.names.next(|addr| opens().any(|open| open.addr == addr));
+    fn open(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) -> Result<(), ListenError> {
+        let opens = || self.pods.values().filter_map(|pod| pod.open.as_ref()).chain(self.inherited.values());
+        let (listener_id, addr) = self.names.next(|addr| opens().any(|open| *open.addr.ip() == addr));
         let listen_error = |source| ListenError::Listen(addr, source);
         let (listener, bound) = netns::listen_in(netns, addr).map_err(listen_error)?;
         let listener = TcpListener::from_std(listener).map_err(listen_error)?;
         self.targets.insert(id, listener_id, bound).map_err(ListenError::Redirect)?;
 
-        let closing = shutdown.child_token();
-        (self.serve)(listener, Arc::new(self.origins.of_pod(id, listener_id)), closing.clone());
+        let listener = Arc::new(listener);
+        let open = Open { id: listener_id, addr: bound, netns: netns.id, listener, closing: closing.child() };
+        self.serve(id, &open);
         debug!(cgroup.id = %id, addr = %bound, "listener in a pod open");
-        let open = Some(Open { addr, netns: netns.id, closing });
-        if let Some(former) = self.pods.get_mut(&id).and_then(|pod| std::mem::replace(&mut pod.open, open)) {
-            former.closing.cancel();
+        let former = self.pods.get_mut(&id).and_then(|pod| pod.open.replace(open));
+        if let Some(former) = former {
+            former.closing.close();
         }
         Ok(())
+    }
+
+    fn serve(&self, pod: CgroupId, open: &Open) {
+        let origins = Arc::new(self.origins.of_pod(pod, open.id));
+        (self.serve)(Arc::clone(&open.listener), origins, open.closing.clone());
     }
 
     fn warn_once(&mut self, what: &'static str, error: Option<&io::Error>) {

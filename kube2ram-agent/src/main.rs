@@ -11,7 +11,7 @@ use kube2ram_agent::{
     args::{ArgsError, BootGuardCommand, Command, Config},
     boot_guard,
     preflight::{NodePaths, Preflight},
-    telemetry,
+    probe, telemetry,
     uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,7 +33,12 @@ fn main() -> ExitCode {
             return conclude(boot_guard::remove(&host_root).map_err(Into::into));
         }
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
-        Ok(Command::Uninstall { bpf_dir }) => return conclude(uninstall(&bpf_dir).map_err(Into::into)),
+        Ok(Command::Ready { cgroup_root, state_dir }) => {
+            return conclude(probe::ask(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        }
+        Ok(Command::Uninstall { bpf_dir, state_dir }) => {
+            return conclude(uninstall(&bpf_dir, &state_dir).map_err(Into::into));
+        }
         Err(error) => return tell(&error),
     };
     telemetry::init(config.log_format, config.log_level, config.debug);
@@ -89,7 +94,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("draining: new connections are refused until the next start");
     shutdown.cancel();
     Ok(app.await?)
 }

@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::SetOnce,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 mod access_log;
@@ -35,6 +35,7 @@ use self::{
 use crate::{
     args::{HostNetworkPods, MetadataPolicy},
     clock::Clock,
+    closing::Closing,
     cloud::upstream::Upstream,
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
@@ -115,18 +116,18 @@ impl Server {
         Arc::new(Self { config, pipeline, metrics, log, quota, slots, tasks })
     }
 
-    /// Serves one of the listeners to which pods are redirected, until `shutdown`. The connections it accepted then drain by themselves,
-    /// within 6 s. `origins` tells who they come from, and refuses those meant for another listener.
+    /// Serves one of the listeners to which pods are redirected, until accepting ends. The connections it accepted then drain by themselves:
+    /// within 6 s, or, while another agent accepts, within 16 s. `origins` tells who they come from, and refuses those meant for another listener.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the listener only.
+    /// Dropping the future closes its handle of the listener only.
     pub async fn serve(
         self: Arc<Self>,
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         origins: Arc<dyn Origins>,
-        shutdown: CancellationToken,
+        closing: Closing,
     ) {
-        listener::accept(listener, &shutdown, |stream, peer| {
+        listener::accept(listener, &closing, |stream, peer| {
             let origin = self.origin_of(&*origins, &stream, peer);
             let connection = Connection::new(Arc::clone(&self), peer, origin);
             let Some(slot) = self.slots.take(connection.pod_uid()) else {
@@ -134,10 +135,10 @@ impl Server {
                 debug!(%peer, "too many connections");
                 return;
             };
-            let (gauge, shutdown) = (self.metrics.connections.clone(), shutdown.clone());
+            let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
             self.tasks.spawn(async move {
                 gauge.inc();
-                listener::drive(stream, &shutdown, |request| connection.answer(request)).await;
+                listener::drive(stream, &closing, |request| connection.answer(request)).await;
                 gauge.dec();
                 drop(slot);
             });
@@ -145,7 +146,7 @@ impl Server {
         .await;
     }
 
-    /// Serves one connection whose caller is known already, until it ends; `shutdown` drains it. `origin` is believed: it must be what an
+    /// Serves one connection whose caller is known already, until it ends or is drained. `origin` is believed: it must be what an
     /// [`Origins`] told of this very connection, or a test's own.
     ///
     /// # Cancel safety
@@ -155,12 +156,12 @@ impl Server {
         stream: S,
         peer: SocketAddr,
         origin: Option<Origin>,
-        shutdown: &CancellationToken,
+        closing: &Closing,
     ) where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let connection = Connection::new(self, peer, origin);
-        listener::drive(stream, shutdown, |request| connection.answer(request)).await;
+        listener::drive(stream, closing, |request| connection.answer(request)).await;
     }
 
     /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.

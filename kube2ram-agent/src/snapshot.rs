@@ -200,7 +200,8 @@ pub const MAX_AGE: Duration = Duration::from_hours(24);
 /// Some 1,000 pods with every annotation at its longest; a thousand ordinary ones take 300 KiB.
 pub const LIMIT_BYTES: usize = 12 * 1024 * 1024;
 const LINE_LIMIT_BYTES: usize = 512;
-const FILE_NAME: &str = "snapshot";
+/// The name of its file in the state directory.
+pub const FILE_NAME: &str = "snapshot";
 const MAGIC: &str = "kube2ram-snapshot";
 const VERSION: &str = "1";
 

@@ -93,6 +93,12 @@ impl StateDir {
         &self.path
     }
 
+    /// A path by which a socket in it can be bound and dialled: short enough for a socket's address however deep the directory is, and it
+    /// leads into the directory that was checked.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
+    }
+
     /// Whether what it holds is in memory only, and ends with the boot.
     pub fn is_volatile(&self) -> bool {
         self.is_volatile

@@ -1,11 +1,19 @@
-//! `kube2ram uninstall`: takes everything out of force on this node. Depends on `datapath` and `guard`; called by `main`.
+//! `kube2ram uninstall`: takes everything out of force on this node. Depends on `datapath`, `guard` and what agents leave in the state directory;
+//! called by `main`.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     boot_guard,
     datapath::{self, DatapathError, Removed},
     guard::{self, GuardError},
+    handover, probe,
+    server::token::Tokens,
+    snapshot,
+    state_dir::{StateDir, StateDirError},
 };
 
 /// What was removed.
@@ -20,23 +28,69 @@ pub struct Report {
 /// Why something may be left. Running it again goes on where it stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
+    /// An agent runs, maybe one that stands by and would make everything anew.
+    #[error("an agent runs on this node (it answers in {}): delete the DaemonSet first", .0.display())]
+    AgentRuns(PathBuf),
     /// The kernel half.
     #[error("cannot remove the kernel half")]
     Datapath(#[source] DatapathError),
     /// The netfilter rule.
     #[error("cannot remove the forward guard")]
     Guard(#[source] GuardError),
+    /// What agents left in the state directory.
+    #[error("cannot empty {}", path.display())]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error("cannot use the state directory")]
+    StateDir(#[source] StateDirError),
 }
 
 /// Removes programs, maps and the netfilter rule, whatever is there. The order keeps pods away from the metadata server until the last
 /// steps, so that a crash in between leaves a node that fails closed.
 ///
 /// # Errors
-/// [`UninstallError`]; when an agent runs on the pins, nothing was removed.
-pub fn uninstall(bpf_dir: &Path) -> Result<Report, UninstallError> {
+/// [`UninstallError`]; when an agent runs, nothing was removed.
+pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallError> {
+    let state_error = |source| UninstallError::State { path: state_dir.to_owned(), source };
+    let state = state_dir.exists().then(|| StateDir::open(state_dir)).transpose();
+    let state = state.map_err(UninstallError::StateDir)?;
+    if let Some(state) = &state
+        && probe::any_agent(state).map_err(state_error)?
+    {
+        return Err(UninstallError::AgentRuns(state_dir.to_owned()));
+    }
     let kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
     let forward_guard = guard::remove().map_err(UninstallError::Guard)?;
+    if let Some(state) = &state {
+        empty(state).map_err(state_error)?;
+    }
     Ok(Report { kernel_half, forward_guard, boot_guard_installed: boot_guard::is_installed() })
+}
+
+/// Removes what is known to be an agent's, and the directory unless there is more in it, or something is mounted there.
+fn empty(state: &StateDir) -> io::Result<()> {
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let files = [handover::SOCKET, Tokens::KEY_FILE, snapshot::FILE_NAME].map(str::to_owned);
+    for name in probe::sockets(state)?.into_iter().chain(files) {
+        match fs::remove_file(state.path().join(name)) {
+            Err(error) if !missing(&error) => return Err(error),
+            _ => {}
+        }
+    }
+    match fs::remove_dir(state.path()) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 impl fmt::Display for Report {

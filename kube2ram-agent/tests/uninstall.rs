@@ -36,7 +36,12 @@ fn bpf_dir(sandbox: &Sandbox) -> PathBuf {
 
 fn uninstall(sandbox: &Sandbox) -> Output {
     let mut command = sandbox.node().host_command(AGENT);
-    command.arg("uninstall").arg("--bpf-dir").arg(bpf_dir(sandbox)).output().unwrap()
+    command.arg("uninstall").arg("--bpf-dir").arg(bpf_dir(sandbox));
+    command.arg("--state-dir").arg(state_dir(sandbox)).output().unwrap()
+}
+
+fn state_dir(sandbox: &Sandbox) -> PathBuf {
+    sandbox.node().agent_state()
 }
 
 fn said(output: &Output) -> String {
@@ -85,7 +90,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 
     let refused = uninstall(&sandbox);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("another agent uses"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("an agent runs on this node"), "{refused:?}");
     assert_eq!(role_of_pod(&sandbox), ROLE);
     sandbox.agent().unwrap().terminate().unwrap();
     assert!(guard_is_there());
@@ -96,6 +101,9 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
     assert!(removed.contains("forward guard: removed"), "{removed}");
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
     assert!(!bpf_dir(&sandbox).exists() && !guard_is_there());
+    // A mount stays, as a container's would.
+    let left = fs::read_dir(state_dir(&sandbox)).into_iter().flatten().count();
+    assert_eq!(left, 0, "in the state directory");
     assert!(ids("link").is_disjoint(&link_ids));
     let deadline = Instant::now() + Duration::from_secs(10);
     while !ids("prog").is_disjoint(&program_ids) {

@@ -7,6 +7,7 @@ mod world;
 
 use std::{net::SocketAddrV4, sync::Arc};
 
+use kube2ram_agent::closing::Closing;
 use kube2ram_agent::{
     args::MetadataPolicy,
     datapath::{MetadataAddr, Origin},
@@ -17,7 +18,6 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
     task::yield_now,
 };
-use tokio_util::sync::CancellationToken;
 
 use self::{
     framing::Framing,
@@ -77,9 +77,9 @@ async fn converse(
 ) -> (Vec<u8>, Vec<Vec<u8>>) {
     let (client, far) = duplex(16 * 1024);
     let (mut receiver, mut sender) = split(client);
-    let shutdown = CancellationToken::new();
+    let closing = Closing::new();
     let serving =
-        Arc::clone(&service.server).serve_stream(far, ([10, 0, 0, 1], 4711).into(), origin, &shutdown);
+        Arc::clone(&service.server).serve_stream(far, ([10, 0, 0, 1], 4711).into(), origin, &closing);
     let sending = async {
         let (first, second) = stream.split_at(cut);
         // The agent may have closed.

@@ -17,7 +17,7 @@ async fn start(debug: bool) -> (SocketAddr, Readiness) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    tasks.spawn(Arc::new(admin).serve(listener, tasks.clone(), CancellationToken::new()));
+    tasks.spawn(Arc::new(admin).serve(Arc::new(listener), tasks.clone(), Closing::new()));
     (addr, readiness)
 }
 

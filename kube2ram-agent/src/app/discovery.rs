@@ -73,7 +73,7 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Fills `entitlements`, however long it takes; then waits for the shutdown.
-    pub(super) async fn run(self, config: Config, entitlements: Arc<SetOnce<Entitlements>>) {
+    pub(super) async fn run(self, config: Arc<Config>, entitlements: Arc<SetOnce<Entitlements>>) {
         let shutdown = self.shutdown.clone();
         let all = async {
             let (roles, endpoints) = self.until_known(&config).await;

@@ -276,6 +276,8 @@ pub(super) enum Subcommand {
     BootGuard(BootGuard),
     /// Tells whether this node has what the agent needs, and what to do where it has not
     Preflight,
+    /// Tells, for the kubelet, whether the agent of this very container could serve: it does, or stands by for another one's end
+    Ready,
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
 }

@@ -20,7 +20,10 @@ fn command(flags: &str, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Comman
 #[test]
 fn uninstall_needs_nothing_but_knows_the_pins() {
     let bpf_dir = |flags: &str, env: &dyn Fn(&str) -> Option<OsString>| match command(flags, env).unwrap() {
-        Command::Uninstall { bpf_dir } => bpf_dir,
+        Command::Uninstall { bpf_dir, state_dir } => {
+            assert_eq!(state_dir, PathBuf::from("/run/kube2ram"));
+            bpf_dir
+        }
         other => panic!("{flags}: {other:?}"),
     };
     let variable = |name: &str| (name == "KUBE2RAM_BPF_DIR").then(|| OsString::from("/b"));
@@ -69,6 +72,16 @@ fn the_boot_guard_is_installed_and_removed_on_a_host() {
         ("/host".into(), Some(true))
     );
     assert_eq!(host_root("boot-guard remove --host-root=/host"), ("/host".into(), None));
+}
+
+#[test]
+fn ready_asks_the_agent_of_the_state_directory() {
+    match command("ready --state-dir=/s --cgroup-root=/c", &|_| None).unwrap() {
+        Command::Ready { cgroup_root, state_dir } => {
+            assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Parses `flags` on a node that is called `n`.

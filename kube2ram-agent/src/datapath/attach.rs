@@ -10,7 +10,7 @@ use super::{
     links::Link,
     load, log,
     maps::{Configuration, PinnedMap},
-    pins::Pins,
+    pins::{Lock, Pins},
     probe,
     remove::remove_others,
     upkeep,
@@ -49,28 +49,54 @@ pub struct Datapath {
     debug: Option<Ebpf>,
 }
 
+/// What became of the agent that wrote to the pins before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// It is gone, and its listeners with it: where it sent pods, nobody listens.
+    Gone,
+    /// It hands its listeners over: pods are sent there as before.
+    HandsOver,
+}
+
 impl Datapath {
-    /// Loads, configures and attaches. Blocks for some 30 ms.
+    /// Loads, configures and attaches, where no agent runs. Blocks for some 30 ms.
     ///
     /// # Errors
-    /// As named; whatever was in force before stays in force.
+    /// As named; whatever was in force before stays in force. [`DatapathError::Locked`] when an agent runs.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
-        Self::attach_layout(settings, Layout::OURS)
+        Self::succeed(settings, Lock::take(&settings.bpf_dir)?, Former::Gone)
     }
 
-    /// The same with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
+    /// The same with a lock that is held already.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn succeed(settings: &Settings, lock: Lock, former: Former) -> Result<Self, DatapathError> {
+        Self::put_in_force(settings, lock, former, Layout::OURS)
+    }
+
+    /// Attaches with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
     /// without programs.
     ///
     /// # Errors
     /// As [`Self::attach`].
     pub fn attach_layout(settings: &Settings, layout: Layout) -> Result<Self, DatapathError> {
+        Self::put_in_force(settings, Lock::take(&settings.bpf_dir)?, Former::Gone, layout)
+    }
+
+    fn put_in_force(
+        settings: &Settings,
+        lock: Lock,
+        former: Former,
+        layout: Layout,
+    ) -> Result<Self, DatapathError> {
         check_kernel()?;
-        let pins = Pins::open(&settings.bpf_dir, layout)?;
+        let pins = Pins::open(lock, layout)?;
         let mut ebpf = load::load(&pins, settings.debug)?;
         let maps = PinnedMap::open_all(&pins)?;
         let mut configuration = Configuration::open(&pins)?;
         configuration.ensure(settings)?;
-        let targets = Targets::open(&pins, settings.agent)?;
+        let targets = Targets::open(&pins, settings.agent, former)?;
         let mode = Mode::known(&pins);
         let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
         // The links hold the programs.
@@ -127,6 +153,27 @@ impl Datapath {
         self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
         self.mode = Mode::Root;
         if probe::sees_pods(&self.settings)? { Ok(()) } else { Err(DatapathError::Blind) }
+    }
+
+    /// Loads the programs beside an agent that runs, on its maps, and lets them go again: where the kernel refuses them, that agent had better
+    /// go on. Also grants passes by that agent's map.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; nothing was changed.
+    pub fn rehearse(settings: &Settings) -> Result<PassMark, DatapathError> {
+        check_kernel()?;
+        let pins = Pins::of_running(&settings.bpf_dir);
+        load::check_all_pinned(&pins)?; // or loading would make them
+        load::load(&pins, settings.debug).map(drop)?;
+        PassMark::open(&pins)
+    }
+
+    /// Whether a pass is granted by the map that is in force. It is not when everything was removed and made anew meanwhile.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be examined.
+    pub fn honours(&self, pass: &PassMark) -> Result<bool, DatapathError> {
+        pass.is_of(&self.pins)
     }
 
     /// Reads origins of connections that the host's listener accepted.

@@ -18,7 +18,8 @@ use kube2ram_common::{connection::addr_be, names::boot};
 use super::{
     DatapathError, io_error,
     links::Link,
-    load, pins,
+    load,
+    pins::Lock,
     remove::{children, is_layout},
     sys::{link_detach, link_info, open_pinned},
 };
@@ -71,7 +72,7 @@ pub enum BootGuard {
 /// # Errors
 /// As named; what was in force before stays.
 pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, DatapathError> {
-    let _lock = match pins::lock_made(&settings.bpf_dir) {
+    let _lock = match Lock::take(&settings.bpf_dir) {
         Ok(lock) => lock,
         Err(DatapathError::Locked(_)) => return Ok(BootOutcome::AgentInForce),
         Err(error) => return Err(error),

@@ -1,6 +1,6 @@
 //! Loads the embedded object on the pinned maps. Called by `attach`.
 
-use std::io;
+use std::{fs, io};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -12,7 +12,7 @@ use kube2ram_common::{
     names::map,
 };
 
-use super::{DatapathError, pins::Pins};
+use super::{DatapathError, io_error, pins::Pins};
 
 /// 8-byte aligned: the ELF parser casts in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kube2ram.bpf.o"));
@@ -33,6 +33,14 @@ const LAYOUTS: [(&str, Layout); 8] = [
     (map::PASS, (MapType::SkStorage, 4, 4, 0)),
     (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Counter::ALL.len())),
 ];
+
+/// Tells whether a running agent has pinned every map.
+pub(super) fn check_all_pinned(pins: &Pins) -> Result<(), DatapathError> {
+    LAYOUTS.iter().try_for_each(|(name, _)| {
+        let pin = pins.map(name);
+        fs::metadata(&pin).map(drop).map_err(io_error("examine", &pin))
+    })
+}
 
 /// Loads the object and all of its programs; the maps are pinned, or found pinned.
 pub(super) fn load(pins: &Pins, debug: bool) -> Result<Ebpf, DatapathError> {

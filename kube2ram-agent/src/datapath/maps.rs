@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage};
 use kube2ram_common::{
     abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
     connection::{addr_be, port_be},
@@ -16,7 +16,7 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
+    AgentAddr, DatapathError, Former, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
     PassGrant, Settings, io_error,
     pins::{Pins, ensure_pinned},
     sys::{object_id, open_pinned},
@@ -115,9 +115,12 @@ struct Written {
 }
 
 impl Targets {
-    /// Opens the map, and sends all pods to the host's listener: nobody listens any more where a former agent did.
-    pub(super) fn open(pins: &Pins, host: AgentAddr) -> Result<Self, DatapathError> {
+    /// Opens the map. Where a former agent is gone, nobody listens any more, and all pods are sent to the host's listener.
+    pub(super) fn open(pins: &Pins, host: AgentAddr, former: Former) -> Result<Self, DatapathError> {
         let mut written = Written { map: open(pins, map::TARGETS)?, wanted: BTreeMap::new() };
+        if former == Former::HandsOver {
+            written.adopt()?;
+        }
         written.set(DEFAULT_TARGET, target(HOST_LISTENER, host.0))?;
         written.repair()?;
         Ok(Self(Arc::new(Mutex::new(written))))
@@ -159,6 +162,13 @@ fn target(listener: ListenerId, addr: SocketAddrV4) -> Target {
 }
 
 impl Written {
+    /// Takes what another agent wrote for its own.
+    fn adopt(&mut self) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { what: "read", name: map::TARGETS, source };
+        self.wanted = self.map.iter().collect::<Result<_, _>>().map_err(failed)?;
+        Ok(())
+    }
+
     fn set(&mut self, cgroup: u64, target: Target) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
         self.map.insert(cgroup, target, 0).map_err(failed)?;
@@ -241,17 +251,30 @@ impl Origins for AcceptedOrigins {
 
 /// Grants the pass through the pinned map, which only root can open.
 #[derive(Debug)]
-pub struct PassMark(Mutex<SkStorage<MapData, u32>>);
+pub struct PassMark {
+    marks: Mutex<SkStorage<MapData, u32>>,
+    map_id: u32,
+}
 
 impl PassMark {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        Ok(Self(Mutex::new(open(pins, map::PASS)?)))
+        let map_id = id_of_pinned(pins)?;
+        Ok(Self { marks: Mutex::new(open(pins, map::PASS)?), map_id })
     }
+
+    pub(super) fn is_of(&self, pins: &Pins) -> Result<bool, DatapathError> {
+        Ok(id_of_pinned(pins)? == self.map_id)
+    }
+}
+
+fn id_of_pinned(pins: &Pins) -> Result<u32, DatapathError> {
+    let failed = |source| DatapathError::Map { what: "examine", name: map::PASS, source };
+    MapInfo::from_pin(pins.map(map::PASS)).map(|info| info.id()).map_err(failed)
 }
 
 impl PassGrant for PassMark {
     fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         marks.insert(&socket.as_raw_fd(), 1, 0).map_err(io::Error::other)
     }
 }

@@ -11,6 +11,7 @@ use std::{
         unix::fs::{MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::fs::{FlockOperation, flock, statfs};
@@ -20,27 +21,95 @@ use super::{DatapathError, Layout, io_error, sys};
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// The pin directory of one map layout, locked by this agent together with those of all other layouts.
-#[derive(Debug)]
-pub(super) struct Pins {
+/// The right to write to the pins: an exclusive lock of their directory, whatever the layout. It holds as long as any copy of it is open, in whatever
+/// process, so that it can be handed to another one without being free in between.
+#[derive(Clone, Debug)]
+pub struct Lock {
     bpf_dir: PathBuf,
-    layout: Layout,
-    lock: File,
+    /// Shared by all clones: should somebody remove the directory, it is another one from then on.
+    directory: Arc<Mutex<File>>,
 }
 
 /// How often a directory that others remove is made.
 const ATTEMPTS: u8 = 8;
 
-impl Pins {
-    /// Makes the directories, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
-    pub(super) fn open(bpf_dir: &Path, layout: Layout) -> Result<Self, DatapathError> {
-        check_bpffs(bpf_dir)?;
-        let lock = lock_made(bpf_dir)?;
-        let pins = Self { bpf_dir: bpf_dir.to_owned(), layout, lock };
-        for path in pins.directories() {
-            fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+impl Lock {
+    /// Makes the directory, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
+    ///
+    /// # Errors
+    /// [`DatapathError::Locked`] when an agent has it.
+    pub fn take(bpf_dir: &Path) -> Result<Self, DatapathError> {
+        take(bpf_dir).map(|directory| Self::of(bpf_dir, directory))
+    }
+
+    /// Takes the lock of a directory; `None` when there is none.
+    pub(super) fn of_existing(bpf_dir: &Path) -> Result<Option<Self>, DatapathError> {
+        Ok(take_existing(bpf_dir)?.map(|directory| Self::of(bpf_dir, directory)))
+    }
+
+    /// Takes over the lock that another agent holds and passed on.
+    ///
+    /// # Errors
+    /// When it is not this directory's, or a third process has it.
+    pub fn adopt(bpf_dir: &Path, passed: OwnedFd) -> Result<Self, DatapathError> {
+        let passed = File::from(passed);
+        if !is_at(&passed, bpf_dir)? {
+            return Err(DatapathError::ForeignLock(bpf_dir.to_owned()));
         }
+        hold(&passed, bpf_dir)?; // a matter of form where the former agent has it: the lock is the open file's, and so is ours
+        Ok(Self::of(bpf_dir, passed))
+    }
+
+    /// What another agent can adopt.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn copy(&self) -> Result<OwnedFd, DatapathError> {
+        let directory = self.directory().as_fd().try_clone_to_owned();
+        directory.map_err(io_error("open", &self.bpf_dir))
+    }
+
+    /// Takes the lock again if somebody removed the directory that is locked, and tells whether something was done.
+    ///
+    /// # Errors
+    /// [`DatapathError::Locked`] when another agent was faster.
+    fn restore(&self) -> Result<bool, DatapathError> {
+        let mut directory = self.directory();
+        if is_at(&directory, &self.bpf_dir)? {
+            return Ok(false);
+        }
+        *directory = take(&self.bpf_dir)?;
+        Ok(true)
+    }
+
+    fn of(bpf_dir: &Path, directory: File) -> Self {
+        Self { bpf_dir: bpf_dir.to_owned(), directory: Arc::new(Mutex::new(directory)) }
+    }
+
+    fn directory(&self) -> MutexGuard<'_, File> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The pin directory of one map layout, locked by this agent together with those of all other layouts, unless it only looks.
+#[derive(Debug)]
+pub(super) struct Pins {
+    bpf_dir: PathBuf,
+    layout: Layout,
+    lock: Option<Lock>,
+}
+
+impl Pins {
+    /// Makes the directories.
+    pub(super) fn open(lock: Lock, layout: Layout) -> Result<Self, DatapathError> {
+        let pins = Self { bpf_dir: lock.bpf_dir.clone(), layout, lock: Some(lock) };
+        pins.make_directories()?;
         Ok(pins)
+    }
+
+    /// Those of an agent that runs: to look at, not to be changed.
+    pub(super) fn of_running(bpf_dir: &Path) -> Self {
+        Self { bpf_dir: bpf_dir.to_owned(), layout: Layout::OURS, lock: None }
     }
 
     /// Makes the directories again, and takes the lock again, if somebody removed the directory that is locked.
@@ -48,10 +117,14 @@ impl Pins {
     /// # Errors
     /// [`DatapathError::Locked`] when another agent was faster.
     pub(super) fn restore(&mut self) -> Result<(), DatapathError> {
-        if !is_at(&self.lock, &self.bpf_dir)? {
-            *self = Self::open(&self.bpf_dir, self.layout)?;
+        match &self.lock {
+            Some(lock) if lock.restore()? => self.make_directories(),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    fn make_directories(&self) -> Result<(), DatapathError> {
+        self.directories().try_for_each(|path| fs::create_dir_all(&path).map_err(io_error("create", &path)))
     }
 
     pub(super) fn bpf_dir(&self) -> &Path {
@@ -128,39 +201,40 @@ pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
 /// Takes the lock of a directory; `None` when there is none. It is held as long as the file is open.
 ///
 /// An uninstall may remove the directory between the opening and the locking: such a lock would keep nobody away.
-pub(super) fn lock(bpf_dir: &Path) -> Result<Option<File>, DatapathError> {
+fn take_existing(bpf_dir: &Path) -> Result<Option<File>, DatapathError> {
     for _ in 0..ATTEMPTS {
-        let lock = match File::open(bpf_dir) {
+        let directory = match File::open(bpf_dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            lock => lock.map_err(io_error("open", bpf_dir))?,
+            directory => directory.map_err(io_error("open", bpf_dir))?,
         };
         check_bpffs(bpf_dir)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            match io::Error::from(error) {
-                error if error.kind() == io::ErrorKind::WouldBlock => {
-                    DatapathError::Locked(bpf_dir.to_owned())
-                }
-                error => io_error("lock", bpf_dir)(error),
-            }
-        })?;
-        if is_at(&lock, bpf_dir)? {
-            return Ok(Some(lock));
+        hold(&directory, bpf_dir)?;
+        if is_at(&directory, bpf_dir)? {
+            return Ok(Some(directory));
         }
     }
     Err(DatapathError::Locked(bpf_dir.to_owned()))
 }
 
 /// Takes the lock of a directory, which is made where there is none.
-pub(super) fn lock_made(bpf_dir: &Path) -> Result<File, DatapathError> {
+fn take(bpf_dir: &Path) -> Result<File, DatapathError> {
+    check_bpffs(bpf_dir)?;
     for _ in 0..ATTEMPTS {
         fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
-        if let Some(lock) = lock(bpf_dir)? {
+        if let Some(directory) = take_existing(bpf_dir)? {
             fs::set_permissions(bpf_dir, Permissions::from_mode(0o700))
                 .map_err(io_error("protect", bpf_dir))?;
-            return Ok(lock);
+            return Ok(directory);
         }
     }
     Err(DatapathError::Locked(bpf_dir.to_owned()))
+}
+
+fn hold(directory: &File, bpf_dir: &Path) -> Result<(), DatapathError> {
+    flock(directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| match io::Error::from(error) {
+        error if error.kind() == io::ErrorKind::WouldBlock => DatapathError::Locked(bpf_dir.to_owned()),
+        error => io_error("lock", bpf_dir)(error),
+    })
 }
 
 /// Whether an open directory is what stands at a path now.

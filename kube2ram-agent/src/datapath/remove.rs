@@ -11,7 +11,7 @@ use kube2ram_common::names::program;
 
 use super::{
     DatapathError, boot, io_error, pins,
-    pins::{Pins, lock},
+    pins::{Lock, Pins},
     sys::{link_detach, open_pinned},
 };
 
@@ -33,7 +33,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(50);
 /// [`DatapathError::Locked`] when an agent runs: nothing was removed. Others may leave a part, which still denies.
 pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     let mut removed = Removed::default();
-    let Some(_lock) = lock(bpf_dir)? else { return Ok(removed) };
+    let Some(_lock) = Lock::of_existing(bpf_dir)? else { return Ok(removed) };
     take_out(&layouts(bpf_dir)?, Duration::ZERO, &mut removed)?;
     removed.links += boot::forget(bpf_dir)?;
     match fs::remove_dir(bpf_dir) {

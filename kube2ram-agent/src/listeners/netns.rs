@@ -20,14 +20,18 @@ use rustix::{
     },
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+use serde::{Deserialize, Serialize};
 
 /// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NetnsId(u64, u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetnsId(u64, u64);
 
 impl NetnsId {
     /// The agent's own, which is the host's: its pod has `hostNetwork`.
-    pub(super) fn own() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// procfs's.
+    pub fn own() -> io::Result<Self> {
         Self::of(fs::metadata("/proc/self/ns/net"))
     }
 

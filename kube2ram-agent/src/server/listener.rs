@@ -28,10 +28,9 @@ use tokio::{
     task::yield_now,
     time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::telemetry::chain;
+use crate::{closing::Closing, telemetry::chain};
 
 /// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -101,16 +100,16 @@ impl<C: Eq + Hash> Drop for Slot<C> {
     }
 }
 
-/// Hands each accepted connection to `on_accept` until `shutdown`; then also those that wait in the backlog already.
+/// Hands each accepted connection to `on_accept` until accepting ends; then also those that wait in the backlog already.
 ///
 /// # Cancel safety
-/// Dropping the future closes the listener; connections that were handed over go on.
+/// Dropping the future closes this handle of the listener; connections that were handed over go on.
 pub(crate) async fn accept(
-    listener: TcpListener,
-    shutdown: &CancellationToken,
+    listener: Arc<TcpListener>,
+    closing: &Closing,
     mut on_accept: impl FnMut(TcpStream, SocketAddr),
 ) {
-    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = closing.accepting().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 send_at_once(&stream);
@@ -137,9 +136,10 @@ fn send_at_once(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection until it ends, grows too old or `shutdown` has drained it. Bodies of requests that `handle` does not read are
+/// Serves one connection until it ends, grows too old or was drained. Once nothing more is accepted, the next response is its last one: a client that
+/// keeps its connections alive is told so, and loses no request on a connection that is closed under it. Bodies of requests that `handle` does not read are
 /// not waited for: hyper closes the connection instead.
-pub(crate) async fn drive<S, H, F, B>(stream: S, shutdown: &CancellationToken, handle: H)
+pub(crate) async fn drive<S, H, F, B>(stream: S, closing: &Closing, handle: H)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>) -> F,
@@ -155,7 +155,7 @@ where
         let response = handle(request);
         async move {
             let mut response = response.await;
-            if is_coded || shutdown.is_cancelled() {
+            if is_coded || closing.accepting().is_cancelled() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -171,7 +171,7 @@ where
 
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = shutdown.cancelled() => None,
+        () = closing.draining().cancelled() => None,
         () = sleep(CONNECTION_MAX_AGE) => None,
     };
     let ended = match ended {

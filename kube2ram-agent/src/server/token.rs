@@ -54,6 +54,9 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// The name of the key's file in the state directory.
+    pub const KEY_FILE: &str = "token-key";
+
     /// Those of one key; the next agent recognises them by the same.
     pub fn new(key: Secret) -> Self {
         Self { key }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 
 use crate::{
     client::{Reply, Request},
@@ -69,6 +70,65 @@ impl Agent {
         Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod, wrapper })
     }
 
+    /// Another one of the same configuration and with the same log, in a pod of its own: what a rolling update with a surge starts.
+    #[must_use]
+    pub(crate) fn beside(&self, pod: Pod) -> Self {
+        Self {
+            app_addr: self.app_addr,
+            args: self.args.clone(),
+            binary: self.binary.clone(),
+            child: None,
+            environment: self.environment.clone(),
+            log: self.log.clone(),
+            metrics_addr: self.metrics_addr,
+            pod,
+            wrapper: self.wrapper.clone(),
+        }
+    }
+
+    /// Adds an argument, from the next start on.
+    pub fn add_arg(&mut self, arg: &str) {
+        self.args.push(arg.to_owned());
+    }
+
+    /// Starts it and waits until its container's probe says that it is ready: that it serves, or could. `/readyz` is answered by whoever serves.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_beside(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.await_ready()
+    }
+
+    /// Waits until its container's probe says that it is ready.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn await_ready(&mut self) -> Result<()> {
+        self.wait_until("ready", |agent| agent.ready().is_ok())
+    }
+
+    /// What its container's probe says: `kube2ram ready`, as the kubelet runs it.
+    ///
+    /// # Errors
+    /// Why it is not ready.
+    pub fn ready(&self) -> Result<String> {
+        let of_interest = ["--state-dir=", "--cgroup-root="];
+        let args = self.args.iter().filter(|arg| of_interest.iter().any(|flag| arg.starts_with(flag)));
+        let output = self.pod.command(Self::CONTAINER, &self.binary)?.arg("ready").args(args).output()?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("the agent is not running")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
     /// Sets a variable of its environment, from the next start on.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -85,14 +145,18 @@ impl Agent {
     /// When it ends at once, or is not ready within half a minute; with the end of its log.
     pub fn start(&mut self) -> Result<()> {
         self.spawn()?;
+        self.wait_until("ready", |agent| agent.admin("/readyz").is_ok_and(|reply| reply.status == 200))
+    }
+
+    fn wait_until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        while !self.admin("/readyz").is_ok_and(|reply| reply.status == 200) {
+        while !is_so(self) {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
                 self.child = None;
                 bail!("the agent ended with {}:\n{}", status?, self.log_tail());
             }
             if Instant::now() > deadline {
-                bail!("the agent is not ready after {DEADLINE:?}:\n{}", self.log_tail());
+                bail!("the agent is not {what} after {DEADLINE:?}:\n{}", self.log_tail());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -140,8 +204,16 @@ impl Agent {
     /// # Errors
     /// When it does not run, or does not end within half a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait()
+    }
+
+    /// Waits for it to end.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end within half a minute.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().context("the agent is not running")?;
-        kill_process(Pid::from_child(&child), Signal::TERM)?;
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = child.try_wait()? {

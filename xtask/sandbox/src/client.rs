@@ -4,6 +4,7 @@
 mod dial;
 mod hold;
 mod http;
+mod load;
 mod storm;
 mod sts;
 
@@ -11,6 +12,7 @@ pub use self::{
     dial::Dial,
     hold::Hold,
     http::{Family, Reply, Request, raw},
+    load::{Load, LoadReport},
     storm::{Storm, StormReport},
     sts::{Credentials, assume_role, caller_identity},
 };

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
     bench::{self, Subject},
-    client::{Dial, Family, Hold, Request, Storm, raw},
+    client::{Dial, Family, Hold, Load, Request, Storm, raw},
     node::Record,
     sdk::{self, Refresh, Sdk},
     show,
@@ -123,6 +123,14 @@ enum Client {
         #[arg(long)]
         then: String,
     },
+    /// Asks for a role's name and credentials until standard input ends, and tells what was not answered.
+    Load {
+        #[arg(long)]
+        connect: SocketAddr,
+        /// The role that every answer must be of.
+        #[arg(long)]
+        expect: String,
+    },
     /// Sends bytes and prints what comes back, both in hex.
     Raw {
         #[arg(long)]
@@ -226,6 +234,9 @@ fn run_client(client: Client) -> Result<()> {
         Client::Hold { connect, connections, first, then } => {
             return Hold { addr: connect, connections, first: hex::decode(first)?, then: hex::decode(then)? }
                 .run(stdin(), stdout());
+        }
+        Client::Load { connect, expect } => {
+            serde_json::to_string(&Load { addr: connect, role: expect }.run(stdin())?)?
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
         Client::Storm { connects, concurrency, expect, url } => {

@@ -192,9 +192,15 @@ impl Node {
     /// # Errors
     /// When the machine refuses.
     pub fn remove_pod(&mut self, pod: Pod) -> Result<()> {
-        let Some(record) = self.record.pods.remove(&pod.spec().name) else { return Ok(()) };
-        cgroup::remove(&record.cgroup)?;
+        let name = pod.spec().name.clone();
         drop(pod);
+        self.remove(&name)
+    }
+
+    /// The same, whoever has the pod.
+    pub(crate) fn remove(&mut self, name: &str) -> Result<()> {
+        let Some(record) = self.record.pods.remove(name) else { return Ok(()) };
+        cgroup::remove(&record.cgroup)?;
         if let Some(netns) = &record.netns {
             // The veth goes with the namespace that holds its end.
             ip(&["netns", "delete", netns])?;

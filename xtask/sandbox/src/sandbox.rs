@@ -44,6 +44,7 @@ pub struct Sandbox {
     sts: Sts,
     accounts: Arc<Accounts>,
     client: PathBuf,
+    surges: usize,
     node: Node,
 }
 
@@ -78,7 +79,7 @@ impl Sandbox {
             api.apply_namespace(namespace, &[])?;
         }
 
-        Ok(Self { agent: None, pods: BTreeMap::new(), api, metadata, sts, accounts, client, node })
+        Ok(Self { agent: None, pods: BTreeMap::new(), api, metadata, sts, accounts, client, surges: 0, node })
     }
 
     /// Makes a pod on the node, and tells the API server.
@@ -130,12 +131,46 @@ impl Sandbox {
         let binary = binary
             .canonicalize()
             .with_context(|| format!("cannot find the agent at {}", binary.display()))?;
-        let spec =
-            PodSpec::new("kube2ram").namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
-        let pod = self.node.add_pod(&spec)?;
-        self.api.apply(manifest(&spec).to_json())?;
+        let pod = self.add_agent_pod("kube2ram")?;
         let agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
         Ok(self.agent.insert(agent))
+    }
+
+    /// Makes another agent of the same configuration, in a pod of its own, as a rolling update with a surge does. It is the caller's until
+    /// [`Self::replace_agent`].
+    ///
+    /// # Errors
+    /// When there is no agent, or the machine refuses.
+    pub fn surge(&mut self) -> Result<Agent> {
+        self.surges += 1;
+        let pod = self.add_agent_pod(&format!("kube2ram-{}", self.surges))?;
+        Ok(self.agent()?.beside(pod))
+    }
+
+    /// Makes an agent the sandbox's, and gives back the former one.
+    ///
+    /// # Errors
+    /// When there was none.
+    pub fn replace_agent(&mut self, agent: Agent) -> Result<Agent> {
+        self.agent.replace(agent).context("the sandbox has no agent")
+    }
+
+    /// Deletes an agent's pod from the API server and from the node, with its cgroups and what still runs there.
+    ///
+    /// # Errors
+    /// When the machine refuses.
+    pub fn remove_agent(&mut self, agent: Agent) -> Result<()> {
+        let (namespace, name) = (agent.pod().spec().namespace.clone(), agent.pod().spec().name.clone());
+        drop(agent);
+        self.api.delete_pod(&namespace, &name);
+        self.node.remove(&name)
+    }
+
+    fn add_agent_pod(&mut self, name: &str) -> Result<Pod> {
+        let spec = PodSpec::new(name).namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
+        let pod = self.node.add_pod(&spec)?;
+        self.api.apply(manifest(&spec).to_json())?;
+        Ok(pod)
     }
 
     /// The agent.

@@ -61,7 +61,7 @@ pub(super) struct Harness {
     pub(super) addr: SocketAddr,
     entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) tasks: TaskTracker,
-    pub(super) shutdown: CancellationToken,
+    pub(super) closing: Closing,
     pub(super) registry: Registry,
 }
 
@@ -105,7 +105,7 @@ impl Harness {
             upstream_response: Mutex::new(None),
         });
         let mut registry = Registry::default();
-        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, closing) = (TaskTracker::new(), Closing::new());
         let keys = AnnotationKeys {
             role: ROLE_KEY.into(),
             external_id: "external-id".into(),
@@ -122,7 +122,7 @@ impl Harness {
                 Arc::clone(&world) as _,
                 Arc::new(SystemClock),
                 TaskTracker::new(),
-                CancellationToken::new(),
+                closing.draining().clone(),
                 credentials::Limits::default(),
                 credentials::Metrics::new(&mut registry),
             ),
@@ -149,8 +149,8 @@ impl Harness {
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        tasks.spawn(server.serve(listener, Arc::clone(&world) as _, shutdown.clone()));
-        Self { world, addr, entitlements, tasks, shutdown, registry }
+        tasks.spawn(server.serve(Arc::new(listener), Arc::clone(&world) as _, closing.clone()));
+        Self { world, addr, entitlements, tasks, closing, registry }
     }
 
     /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from now on.

@@ -252,7 +252,7 @@ async fn shutdown_answers_what_is_under_way_and_then_ends() {
     kept.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(read_response(&mut kept).await.body(), "my-role");
 
-    harness.shutdown.cancel();
+    harness.closing.close();
     fresh.write_all(request.as_bytes()).await.unwrap();
 
     let answer = response(&read_to_end(&mut fresh).await);
@@ -264,6 +264,28 @@ async fn shutdown_answers_what_is_under_way_and_then_ends() {
     assert!(TcpStream::connect(harness.addr).await.is_err());
 }
 
+#[tokio::test]
+async fn a_hand_over_closes_no_idle_connection_but_tells_each_that_its_next_answer_is_the_last() {
+    let harness = Harness::start().await;
+    let mut kept = harness.connect().await;
+    let request = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n");
+    kept.write_all(request.as_bytes()).await.unwrap();
+    let before = read_response(&mut kept).await;
+    assert_eq!((before.body().as_str(), before.headers().get("connection")), ("my-role", None));
+
+    harness.closing.hand_over();
+    eventually(async || TcpStream::connect(harness.addr).await.is_err()).await;
+    kept.write_all(request.as_bytes()).await.unwrap();
+
+    let answer = response(&read_to_end(&mut kept).await);
+    assert_eq!(
+        (answer.body().as_str(), &answer.headers()["connection"]),
+        ("my-role", &"close".parse().unwrap())
+    );
+    harness.tasks.close();
+    tokio::time::timeout(DRAIN_DEADLINE, harness.tasks.wait()).await.expect("every task ends");
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_does_not_wait_for_a_client_that_stalls() {
     let harness = Harness::start().await;
@@ -272,7 +294,7 @@ async fn shutdown_does_not_wait_for_a_client_that_stalls() {
     assert_eq!(read_response(&mut stalled).await.body(), "my-role");
 
     let started = Instant::now();
-    harness.shutdown.cancel();
+    harness.closing.close();
     read_to_end(&mut stalled).await;
 
     assert!(started.elapsed() <= DRAIN_DEADLINE + Duration::from_secs(1), "{:?}", started.elapsed());

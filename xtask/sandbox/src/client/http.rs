@@ -127,7 +127,7 @@ fn exchange(addr: SocketAddr, family: Family, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(answer)
 }
 
-fn connect(addr: SocketAddr, family: Family) -> std::io::Result<TcpStream> {
+pub(super) fn connect(addr: SocketAddr, family: Family) -> std::io::Result<TcpStream> {
     let addr = match (family, addr) {
         (Family::V6Mapped, SocketAddr::V4(v4)) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
         _ => addr,
@@ -142,7 +142,7 @@ fn connect(addr: SocketAddr, family: Family) -> std::io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-fn parse(answer: &[u8], bodiless: bool) -> Result<Reply> {
+pub(super) fn parse(answer: &[u8], bodiless: bool) -> Result<Reply> {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("no HTTP answer")?;
     let head = String::from_utf8_lossy(&answer[..end]);
     let mut lines = head.split("\r\n");

@@ -1,0 +1,69 @@
+//! Why the agent does not run. Used by all of `app`.
+
+use std::{io, net::SocketAddr};
+
+use crate::{
+    cloud::alibaba::base::BaseError, datapath::DatapathError, handover::HandoverError, identity::MountError,
+    kubernetes::ClientError, probe::ProbeError, state_dir::StateDirError,
+};
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The static keys in the environment are incomplete or malformed.
+    #[error("cannot use the static keys in the environment")]
+    BaseCredentials(#[source] BaseError),
+    /// A listener could not be bound.
+    #[error("cannot listen on {address} ({flag})")]
+    Bind {
+        /// What was tried.
+        address: SocketAddr,
+        /// The flag to change.
+        flag: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A part that the agent cannot do without ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+    /// The cgroups are not where they should be.
+    #[error("cannot find the pods' cgroups")]
+    Cgroups(#[source] MountError),
+    /// The kernel half is not in force.
+    #[error("cannot bring the kernel half in force")]
+    Datapath(#[source] DatapathError),
+    /// Descriptors that one agent hands to another could not be copied, or are not what they should be.
+    #[error("cannot hand the node over")]
+    HandOver(#[source] io::Error),
+    /// What the agents of this node say to each other.
+    #[error("cannot arrange with this node's other agents")]
+    Handover(#[source] HandoverError),
+    /// The node's address is not known.
+    #[error("cannot tell this node's IPv4 address: set --host-ip")]
+    HostIp(#[source] Option<io::Error>),
+    /// The API server's address or credentials are unusable.
+    #[error("cannot make a client for the API server")]
+    Kubernetes(#[source] ClientError),
+    /// The id of the agent's own cgroup.
+    #[error("cannot examine the agent's own cgroup")]
+    OwnCgroup(#[source] io::Error),
+    /// The node lacks something; each condition with its remedy.
+    #[error("this node is not ready for the agent: {0}")]
+    Preflight(String),
+    /// Nobody could ask whether the agent is ready.
+    #[error("cannot answer for the agent's readiness")]
+    Probe(#[source] ProbeError),
+    /// A part did not let go of what is to be handed over.
+    #[error("the listeners in pods were not let go of in time")]
+    Release,
+    /// Everything was removed and made anew while this agent stood by.
+    #[error("the kernel half is not the one that this agent prepared for; the next start prepares anew")]
+    Replaced,
+    /// The directory that agents share.
+    #[error("cannot use the state directory")]
+    StateDir(#[source] StateDirError),
+    /// A part panicked.
+    #[error("a part of the agent panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}

@@ -1,0 +1,119 @@
+//! What faces the pods: the kernel half and the listeners that it sends them to, made anew or taken over. Called by `app`.
+
+use std::{
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::net::sockopt::socket_acceptconn;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::{mpsc, oneshot},
+};
+
+use super::{AppError, node::Node};
+use crate::{
+    datapath::{Datapath, Former, Lock},
+    handover::{Estate, PodEntry},
+    listeners::{HandOver, PodListener},
+};
+
+/// The kernel half in force, and who listens.
+pub(super) struct Front {
+    pub(super) datapath: Datapath,
+    pub(super) listeners: Listeners,
+    /// Those in pods, of a former agent.
+    pub(super) pods: Vec<PodListener>,
+}
+
+/// What an agent may hand over, but for the listeners in pods, which are theirs who open and close them.
+pub(super) struct Listeners {
+    pub(super) lock: Lock,
+    pub(super) app: Arc<TcpListener>,
+    pub(super) admin: Arc<TcpListener>,
+}
+
+/// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it
+/// full is only heard a second later, which is when SDKs give up.
+const BACKLOG: u32 = 4096;
+
+impl Front {
+    /// Makes everything anew, where no agent runs. Listening comes before attaching: a pod is never sent to a port on which nobody listens.
+    pub(super) fn open(node: &Node, lock: Lock) -> Result<Self, AppError> {
+        let app = Arc::new(bind(node.agent.into(), "--app-port")?);
+        let admin = Arc::new(bind(node.admin.into(), "--metrics-port")?);
+        let kept = lock.clone();
+        let datapath = Datapath::succeed(&node.settings, lock, Former::Gone).map_err(AppError::Datapath)?;
+        Ok(Self { datapath, listeners: Listeners { lock: kept, app, admin }, pods: Vec::new() })
+    }
+
+    /// Takes over what another agent has and goes on serving with meanwhile.
+    pub(super) fn inherit(node: &Node, estate: Estate) -> Result<Self, AppError> {
+        let Estate { lock, app, admin, pods } = estate;
+        let app = Arc::new(listening(app)?);
+        let admin = Arc::new(listening(admin)?);
+        let pods = pods.into_iter().map(pod_listener).collect::<Result<_, _>>()?;
+        let lock = Lock::adopt(&node.settings.bpf_dir, lock).map_err(AppError::Datapath)?;
+        let kept = lock.clone();
+        let datapath =
+            Datapath::succeed(&node.settings, lock, Former::HandsOver).map_err(AppError::Datapath)?;
+        Ok(Self { datapath, listeners: Listeners { lock: kept, app, admin }, pods })
+    }
+}
+
+impl Listeners {
+    /// Everything that the next agent needs, once `pods` has let go of the listeners in pods.
+    pub(super) async fn estate(&self, pods: &mpsc::Sender<HandOver>) -> Result<Estate, AppError> {
+        let (heir, released) = oneshot::channel();
+        // Its other end is a part, which may not end.
+        let gone = AppError::Ended("listeners in pods");
+        let released = match pods.send(heir).await {
+            Ok(()) => released.await.ok(),
+            Err(_) => None,
+        };
+        let released = released.ok_or(gone)?;
+        let of_pod = |pod: PodListener| {
+            let entry = PodEntry::new(pod.pod, pod.id, pod.netns);
+            Ok((entry, copy(&*pod.listener)?))
+        };
+        Ok(Estate {
+            lock: self.lock.copy().map_err(AppError::Datapath)?,
+            app: copy(&*self.app)?,
+            admin: copy(&*self.admin)?,
+            pods: released.into_iter().map(of_pod).collect::<Result<_, AppError>>()?,
+        })
+    }
+}
+
+fn copy(descriptor: &impl AsFd) -> Result<OwnedFd, AppError> {
+    descriptor.as_fd().try_clone_to_owned().map_err(AppError::HandOver)
+}
+
+fn pod_listener((entry, socket): (PodEntry, OwnedFd)) -> Result<PodListener, AppError> {
+    let (pod, id, netns) = entry.parts();
+    Ok(PodListener { pod, id, netns, listener: Arc::new(listening(socket)?) })
+}
+
+/// A listener that was passed on.
+fn listening(socket: OwnedFd) -> Result<TcpListener, AppError> {
+    let checked = || {
+        if !socket_acceptconn(&socket)? {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let listener = StdTcpListener::from(socket);
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    checked().map_err(AppError::HandOver)
+}
+
+fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| AppError::Bind { address, flag, source })
+}

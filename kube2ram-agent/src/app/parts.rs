@@ -1,0 +1,62 @@
+//! The long-running parts of the agent, none of which may end before the shutdown. Called by `app`.
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::AppError;
+
+/// All of them; dropping it ends them.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Those that write to what agents share.
+    writers: JoinSet<&'static str>,
+    others: JoinSet<&'static str>,
+}
+
+impl Parts {
+    pub(super) fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        spawn(&mut self.others, name, part);
+    }
+
+    /// One that writes to what the agents of a node share: the kernel half, or netfilter.
+    pub(super) fn spawn_writer(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = ()> + Send + 'static,
+    ) {
+        spawn(&mut self.writers, name, part);
+    }
+
+    /// Ends those that write, and waits until they have.
+    pub(super) async fn stop_writing(&mut self) {
+        self.writers.shutdown().await;
+    }
+
+    pub(super) async fn until(&mut self, shutdown: &CancellationToken) -> Result<(), AppError> {
+        let Self { writers, others } = self;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(()),
+            Some(ended) = writers.join_next() => Err(why(ended)),
+            Some(ended) = others.join_next() => Err(why(ended)),
+        }
+    }
+}
+
+fn spawn(
+    parts: &mut JoinSet<&'static str>,
+    name: &'static str,
+    part: impl Future<Output = ()> + Send + 'static,
+) {
+    parts.spawn(async move {
+        part.await;
+        name
+    });
+}
+
+fn why(ended: Result<&'static str, JoinError>) -> AppError {
+    match ended {
+        Ok(name) => AppError::Ended(name),
+        Err(error) => AppError::Panicked(error),
+    }
+}

@@ -1,0 +1,302 @@
+//! What serves pods, but for what faces them: prepared first, opened when it is this agent's turn, ended in the way that costs pods nothing.
+//! Called by `app`.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio::{
+    sync::{SetOnce, mpsc},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::{
+    AppError,
+    cluster::{client_config, cluster_config, debug_store},
+    discovery::Discovery,
+    front::{Front, Listeners},
+    node::Node,
+    parts::Parts,
+    prefetch::Prefetch,
+    snapshot,
+    warm_up::warm_up,
+};
+use crate::{
+    admin::{Admin, Readiness},
+    args::{Config, ForwardGuardMode},
+    clock::{Clock, SystemClock},
+    closing::Closing,
+    cloud::{
+        alibaba::{
+            base::{Base, BaseCredentials},
+            metadata::{HardenedMode, Metadata},
+        },
+        upstream::MetadataServer,
+    },
+    credentials,
+    datapath::{MetadataAddr, PassMark},
+    guard::ForwardGuard,
+    handover::Heirs,
+    kubernetes::Cluster,
+    listeners::{self, HandOver, PodListeners},
+    reconcile::{self, Reconciler},
+    server::{self, Entitlements, Pipeline, Server, token::Tokens},
+    state_dir::StateDir,
+    telemetry::chain,
+};
+
+/// Connections in progress get this long to end before the process does.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+/// How long a part may take to let go of what is to be handed over: a look at the pods takes milliseconds, one in a namespace that does not answer 20 ms more.
+const RELEASE: Duration = Duration::from_secs(5);
+/// Where another agent serves already, clients may first be done with their connections themselves: longer than an idle one lives (15 s).
+const FAREWELL: Duration = Duration::from_secs(16);
+
+/// Everything between an accepted connection and its answer.
+pub(super) struct Service {
+    config: Arc<Config>,
+    server: Arc<Server>,
+    cluster: Arc<Cluster>,
+    entitlements: Arc<SetOnce<Entitlements>>,
+    /// Written only while this agent serves.
+    snapshot: Option<snapshot::Keeper>,
+    /// Taken by the admin service.
+    registry: Registry,
+    closing: Closing,
+    connections: TaskTracker,
+    /// What else is waited for at the end.
+    tasks: TaskTracker,
+}
+
+/// What may be handed over.
+pub(super) struct Holdings {
+    listeners: Listeners,
+    pods: mpsc::Sender<HandOver>,
+}
+
+impl Service {
+    /// Gets to know pods, account and region. Pods notice nothing of it.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used.
+    pub(super) async fn prepare(
+        config: Config,
+        environment: impl Fn(&str) -> Option<String>,
+        node: &Node,
+        state: &StateDir,
+        pass: Arc<PassMark>,
+        readiness: &Readiness,
+        parts: &mut Parts,
+    ) -> Result<Self, AppError> {
+        let config = Arc::new(config);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
+        let closing = Closing::new();
+        let shutdown = closing.draining();
+        let mut registry = Registry::with_prefix("kube2ram");
+
+        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, pass)));
+        let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {
+            Some(keys) => Base::of_keys(keys),
+            None => Base::of_node_role(Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock)),
+        };
+        let cluster = Cluster::connect(
+            client_config(&config),
+            cluster_config(&config, node),
+            Arc::clone(&clock),
+            registry.sub_registry_with_prefix("kubernetes"),
+        )
+        .await
+        .map_err(AppError::Kubernetes)?;
+        let snapshot = snapshot::Keeper::new(state, &config.node, &mut registry);
+        let known_before = snapshot::offer(snapshot.left(), &cluster);
+        let discovered = Arc::clone(&snapshot.discovered);
+        parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
+        parts.spawn("readiness", {
+            let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
+            let shutdown = shutdown.clone();
+            async move {
+                if shutdown.run_until_cancelled(cluster.synced()).await.is_some() {
+                    pending.ready();
+                }
+                shutdown.cancelled().await;
+            }
+        });
+
+        let entitlements = Arc::new(SetOnce::new());
+        let pipeline = Pipeline {
+            clock: Arc::clone(&clock),
+            cgroups: Arc::clone(&node.cgroups) as _,
+            directory: Arc::clone(&cluster) as _,
+            entitlements: Arc::clone(&entitlements),
+            notices: Arc::clone(&cluster) as _,
+            tokens: Arc::new(tokens(state)?),
+            upstream: Arc::clone(&upstream) as _,
+        };
+        let server_config = server::Config {
+            metadata: MetadataAddr(config.metadata_addr),
+            metadata_policy: config.metadata_policy,
+            host_network_pods: config.host_network_pods,
+            pass_through_rate: config.pass_through_rate,
+            require_token: config.require_token,
+        };
+        let server = Server::new(server_config, pipeline, connections.clone(), &mut registry);
+        let discovery = Discovery {
+            metadata: Metadata::new(upstream),
+            clock,
+            base,
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+            cache_metrics: credentials::Metrics::new(&mut registry),
+            known_before,
+            discovered,
+            pending: readiness.wait_for("account and region"),
+        };
+        let prefetch = Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
+        parts.spawn("prefetch", prefetch.run(shutdown.clone()));
+        parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
+        let snapshot = Some(snapshot);
+        Ok(Self { config, server, cluster, entitlements, snapshot, registry, closing, connections, tasks })
+    }
+
+    /// Gets pods' credentials before they ask, as an agent can that need not serve yet.
+    pub(super) fn warm_up(&self, readiness: &Readiness, parts: &mut Parts) {
+        let pending = readiness.wait_for("credentials of this node's pods");
+        let fetching = warm_up(Arc::clone(&self.cluster), Arc::clone(&self.entitlements), pending);
+        let shutdown = self.closing.draining().clone();
+        parts.spawn("fetching credentials ahead", async move {
+            shutdown.run_until_cancelled(Box::pin(fetching)).await;
+            shutdown.cancelled().await;
+        });
+    }
+
+    /// Serves behind a front.
+    ///
+    /// # Errors
+    /// When the kernel half's maps cannot be opened.
+    pub(super) fn open(
+        &mut self,
+        front: Front,
+        node: &Node,
+        readiness: Readiness,
+        parts: &mut Parts,
+    ) -> Result<Holdings, AppError> {
+        let Front { mut datapath, listeners, pods } = front;
+        let mut registry = std::mem::take(&mut self.registry);
+        let origins = datapath.origins().map_err(AppError::Datapath)?;
+        let targets = datapath.targets();
+        registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
+        let mut pod_listeners = PodListeners::new(
+            &node.settings.cgroup_root,
+            &node.settings.pods_cgroup,
+            targets,
+            origins.clone(),
+            listeners::Metrics::new(&mut registry),
+            Box::new({
+                let (server, connections) = (Arc::clone(&self.server), self.connections.clone());
+                move |listener, origins, closing| {
+                    connections.spawn(Arc::clone(&server).serve(listener, origins, closing));
+                }
+            }),
+        );
+        pod_listeners.inherit(pods, &self.closing);
+        let app = Arc::clone(&self.server).serve(
+            Arc::clone(&listeners.app),
+            Arc::new(origins),
+            self.closing.clone(),
+        );
+        // Tracked as well: what it has accepted it has handed on before it ends.
+        parts.spawn("the metadata service", self.connections.track_future(app));
+        let (pods, heirs) = mpsc::channel(1);
+        parts.spawn("listeners in pods", pod_listeners.run(self.closing.clone(), heirs));
+        if let Some(log) = datapath.log() {
+            parts.spawn("the kernel half's log", log);
+        }
+        let metrics = reconcile::Metrics::new(&mut registry);
+        parts.spawn_writer("the kernel half", Reconciler::new(datapath, metrics, readiness.clone()).run());
+        self.guard(&mut registry, parts);
+        if let Some(snapshot) = self.snapshot.take() {
+            let shutdown = self.closing.draining().clone();
+            parts.spawn_writer("the snapshot", snapshot.run(Arc::clone(&self.cluster), shutdown));
+        }
+
+        self.remove_taint(&readiness, parts);
+        let debug_store = self.config.debug.then(|| debug_store(&self.cluster));
+        let shown = Arc::new(Admin { readiness, registry, debug_store });
+        let admin = shown.serve(Arc::clone(&listeners.admin), self.connections.clone(), self.closing.clone());
+        parts.spawn("the admin service", self.connections.track_future(admin));
+        Ok(Holdings { listeners, pods })
+    }
+
+    fn guard(&self, registry: &mut Registry, parts: &mut Parts) {
+        match self.config.forward_guard {
+            ForwardGuardMode::Auto => {
+                let mut guard = ForwardGuard::new(*self.config.metadata_addr.ip(), registry);
+                guard.check();
+                parts.spawn_writer("the forward guard", guard.run());
+            }
+            ForwardGuardMode::Off => warn!(
+                "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
+            ),
+        }
+    }
+
+    /// Removes the start-up taint once the agent is ready. An agent that stands by need not: where another one serves, it is gone.
+    fn remove_taint(&self, readiness: &Readiness, parts: &mut Parts) {
+        let Some(taint) = self.config.startup_taint.clone() else { return };
+        let (cluster, readiness) = (Arc::clone(&self.cluster), readiness.clone());
+        let shutdown = self.closing.draining().clone();
+        parts.spawn("the start-up taint", async move {
+            let remove = async {
+                readiness.ready().await;
+                cluster.remove_taint(&taint).await;
+            };
+            shutdown.run_until_cancelled(remove).await;
+            shutdown.cancelled().await;
+        });
+    }
+
+    /// Hands over to an agent that stands by, if there is one, and lets connections end.
+    pub(super) async fn end(self, heirs: Heirs, holdings: Holdings, parts: &mut Parts) {
+        let release = async || {
+            let released = async {
+                parts.stop_writing().await;
+                holdings.listeners.estate(&holdings.pods).await
+            };
+            timeout(RELEASE, released).await.unwrap_or(Err(AppError::Release))
+        };
+        let is_handed_over = heirs.hand_over(release).await.unwrap_or_else(|error| {
+            error!(error = chain(&error), "cannot hand over");
+            false
+        });
+        self.connections.close();
+        self.tasks.close();
+        if is_handed_over {
+            info!("another agent serves; waiting for connections to end");
+            self.closing.hand_over();
+            // With the lock: should the other one end as well, the next start must not wait for this one.
+            drop(holdings);
+            // Whoever is not done is drained below.
+            let _is_done = timeout(FAREWELL, self.connections.wait()).await.is_ok();
+        } else {
+            info!("draining: new connections are refused until the next start");
+        }
+        self.closing.close();
+        let drained = timeout(DRAIN_DEADLINE, async {
+            self.connections.wait().await;
+            self.tasks.wait().await;
+        });
+        if drained.await.is_err() {
+            warn!(connections = self.connections.len(), "not everything ended in time");
+        }
+    }
+}
+
+/// The key outlives the agent, so that what it issued does too.
+fn tokens(state_dir: &StateDir) -> Result<Tokens, AppError> {
+    if !state_dir.is_volatile() {
+        warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
+    }
+    state_dir.secret(Tokens::KEY_FILE).map(Tokens::new).map_err(AppError::StateDir)
+}

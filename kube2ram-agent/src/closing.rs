@@ -1,0 +1,76 @@
+//! How listeners and what they accepted are told to end: at once, or when another agent has taken the listeners over.
+//! Depends on nothing of ours; made by `app` and `listeners`, obeyed by `server` and `admin`.
+
+use tokio_util::sync::CancellationToken;
+
+/// Two steps, the first of which may also be skipped. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Closing {
+    accepting: CancellationToken,
+    draining: CancellationToken,
+}
+
+impl Closing {
+    /// Nothing is to end yet.
+    pub fn new() -> Self {
+        Self::of(CancellationToken::new())
+    }
+
+    /// What ends with `draining`, or before.
+    pub fn of(draining: CancellationToken) -> Self {
+        Self { accepting: draining.child_token(), draining }
+    }
+
+    /// A part that ends when the whole does, or before.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { accepting: self.accepting.child_token(), draining: self.draining.child_token() }
+    }
+
+    /// Somebody else accepts from now on. Connections stay until their client is done: their next response says that it is the last one.
+    pub fn hand_over(&self) {
+        self.accepting.cancel();
+    }
+
+    /// Nobody accepts any more, and connections are to end.
+    pub fn close(&self) {
+        self.accepting.cancel();
+        self.draining.cancel();
+    }
+
+    /// Cancelled when nothing more is to be accepted.
+    pub fn accepting(&self) -> &CancellationToken {
+        &self.accepting
+    }
+
+    /// Cancelled when connections are to end.
+    pub fn draining(&self) -> &CancellationToken {
+        &self.draining
+    }
+}
+
+impl Default for Closing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_ends_alone_or_with_the_whole() {
+        let whole = Closing::new();
+        let (part, other) = (whole.child(), whole.child());
+        let state =
+            |closing: &Closing| (closing.accepting().is_cancelled(), closing.draining().is_cancelled());
+
+        part.close();
+        assert_eq!([&whole, &other, &part].map(state), [(false, false), (false, false), (true, true)]);
+        whole.hand_over();
+        assert_eq!([&whole, &other].map(state), [(true, false); 2]);
+        whole.close();
+        assert_eq!([&whole, &other].map(state), [(true, true); 2]);
+    }
+}

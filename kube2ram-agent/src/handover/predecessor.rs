@@ -1,0 +1,149 @@
+//! The side that stands by: finds out whether an agent runs, and takes over what it hands over. Called by `app`.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{
+    Estate, HandoverError, Hello, SOCKET,
+    channel::{Channel, Message, PATIENCE},
+};
+use crate::{
+    datapath::{DatapathError, Lock},
+    state_dir::StateDir,
+    telemetry::chain,
+};
+
+/// What a starting agent finds.
+#[derive(Debug)]
+pub enum Seat {
+    /// No agent runs: the lock is ours.
+    Free(Lock),
+    /// One runs, and will hand over.
+    Taken(Predecessor),
+}
+
+/// The running agent.
+#[derive(Debug)]
+pub struct Predecessor(Channel);
+
+/// How often the lock is tried while the running agent does not speak with us.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+/// An agent that has just begun has the lock a little earlier than it answers. Each attempt may take [`PATIENCE`] more.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How often an agent that did not answer is asked again: it may have been stopped for a while.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Takes the lock, or finds the agent that has it. While that one cannot be spoken with, waits until it ends; `on_wait` is called once then: nothing
+/// keeps this agent from serving but that one.
+///
+/// # Errors
+/// When the lock cannot be tried.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn claim(
+    bpf_dir: &Path,
+    state: &StateDir,
+    hello: &Hello,
+    on_wait: impl FnOnce(),
+) -> Result<Seat, HandoverError> {
+    let (started, mut on_wait) = (Instant::now(), Some(on_wait));
+    let mut ask_at = started;
+    loop {
+        match Lock::take(bpf_dir) {
+            Ok(lock) => return Ok(Seat::Free(lock)),
+            Err(DatapathError::Locked(_)) => {}
+            Err(error) => return Err(HandoverError::Lock(error)),
+        }
+        if ask_at <= Instant::now() {
+            match Predecessor::find(state, hello).await {
+                Ok(predecessor) => return Ok(Seat::Taken(predecessor)),
+                Err(HandoverError::Speak(_) | HandoverError::HungUp) if started.elapsed() < SILENCE => {}
+                Err(error) => {
+                    if let Some(on_wait) = on_wait.take() {
+                        warn!(
+                            error = chain(&error),
+                            "no hand-over from the running agent: this one serves when that one has ended"
+                        );
+                        on_wait();
+                    }
+                    ask_at = Instant::now() + ASK_AGAIN;
+                }
+            }
+        }
+        sleep(LOCK_POLL).await;
+    }
+}
+
+impl Predecessor {
+    pub(super) async fn find(state: &StateDir, hello: &Hello) -> Result<Self, HandoverError> {
+        let mut channel = Channel::connect(&state.socket(SOCKET)).await?;
+        channel.send(&Message::Hello(hello.clone()), &[]).await?;
+        match channel.receive_within(PATIENCE).await? {
+            Message::Hello(theirs) if hello.fits(&theirs) => {}
+            Message::Hello(_) => return Err(HandoverError::Different),
+            _ => return Err(HandoverError::Malformed),
+        }
+        info!("another agent serves this node; standing by until it ends");
+        Ok(Self(channel))
+    }
+
+    /// Tells that this agent could serve.
+    ///
+    /// # Errors
+    /// When the other one does not listen.
+    pub async fn prepared(&mut self) -> Result<(), HandoverError> {
+        self.0.send(&Message::Prepared, &[]).await
+    }
+
+    /// Waits, however long it takes, until the other agent hands over, and tells how many listeners of pods there are.
+    ///
+    /// # Errors
+    /// [`HandoverError::HungUp`] when it ended without; others when it does not keep to the rules.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn offer(&mut self) -> Result<usize, HandoverError> {
+        match self.0.receive().await? {
+            Message::Estate { pods } => Ok(pods),
+            _ => Err(HandoverError::Malformed),
+        }
+    }
+
+    /// Takes what was offered. The other agent goes on serving until [`Self::serving`].
+    ///
+    /// # Errors
+    /// When the other one ends, or does not keep to the rules.
+    ///
+    /// # Cancel safety
+    /// None: what has come is lost, and the other one ends alone.
+    pub async fn estate(&mut self, expected: usize) -> Result<Estate, HandoverError> {
+        let (lock, app, admin) = (self.0.descriptor()?, self.0.descriptor()?, self.0.descriptor()?);
+        let mut pods = Vec::new();
+        while pods.len() < expected {
+            let Message::Pods(entries) = self.0.receive_within(PATIENCE).await? else {
+                return Err(HandoverError::Malformed);
+            };
+            if entries.is_empty() {
+                return Err(HandoverError::Malformed);
+            }
+            for entry in entries {
+                pods.push((entry, self.0.descriptor()?));
+            }
+        }
+        Ok(Estate { lock, app, admin, pods })
+    }
+
+    /// Tells that this agent serves. From here on the other one accepts nothing more.
+    ///
+    /// # Errors
+    /// When the other one has ended meanwhile, which is as good.
+    pub async fn serving(mut self) -> Result<(), HandoverError> {
+        self.0.send(&Message::Serving, &[]).await
+    }
+}

@@ -1,0 +1,165 @@
+use std::{net::TcpListener, os::fd::AsFd as _, time::Duration};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::state_dir::StateDir;
+
+const APP: &str = "10.0.0.1:8181";
+
+fn hello(app: &str) -> Hello {
+    Hello::new(app.parse().unwrap(), "0.0.0.0:9181".parse().unwrap(), true)
+}
+
+fn state() -> (TempDir, StateDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(&directory.path().join("state")).unwrap();
+    (directory, state)
+}
+
+/// A running agent, and one that stands by.
+async fn agents() -> (TempDir, Heirs, Predecessor) {
+    let (directory, state) = state();
+    let post = Post::open(&state, hello(APP)).unwrap();
+    let heirs = post.heirs();
+    drop(tokio::spawn(post.run()));
+    let predecessor = Predecessor::find(&state, &hello(APP)).await.unwrap();
+    (directory, heirs, predecessor)
+}
+
+/// Listeners of as many pods, and stand-ins for the rest.
+fn estate(pods: usize) -> Estate {
+    let any = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+    let netns = NetnsId::own().unwrap();
+    let entry =
+        |number: usize| PodEntry::new(CgroupId(number as u64), ListenerId(1000 + number as u64), netns);
+    Estate {
+        lock: any(),
+        app: any(),
+        admin: any(),
+        pods: (0..pods).map(|number| (entry(number), any())).collect(),
+    }
+}
+
+fn addr(listener: &OwnedFd) -> SocketAddrV4 {
+    rustix::net::getsockname(listener.as_fd()).unwrap().try_into().unwrap()
+}
+
+fn addrs(estate: &Estate) -> Vec<(Option<PodEntry>, SocketAddrV4)> {
+    let Estate { lock, app, admin, pods } = estate;
+    let pods = pods.iter().map(|(entry, listener)| (Some(*entry), addr(listener)));
+    [lock, app, admin].map(|one| (None, addr(one))).into_iter().chain(pods).collect()
+}
+
+async fn take(predecessor: &mut Predecessor) -> Estate {
+    let pods = predecessor.offer().await.unwrap();
+    predecessor.estate(pods).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_listener_arrives_as_what_it_is_and_the_former_agent_waits_until_it_is_served() {
+    let (_directory, heirs, mut predecessor) = agents().await;
+    let estate = estate(200); // more than fit into three messages
+    let expected = addrs(&estate);
+    predecessor.prepared().await.unwrap();
+
+    let handing = tokio::spawn(async move { heirs.hand_over(async || Ok::<_, ()>(estate)).await });
+    let taken = take(&mut predecessor).await;
+
+    assert_eq!(addrs(&taken), expected);
+    assert!(!handing.is_finished());
+    predecessor.serving().await.unwrap();
+    assert_eq!(handing.await.unwrap(), Ok(true));
+}
+
+#[tokio::test]
+async fn without_an_agent_that_stands_by_nothing_is_let_go_of() {
+    let (_directory, heirs, predecessor) = agents().await;
+
+    drop(predecessor);
+
+    let released = heirs.hand_over(async || -> Result<Estate, ()> { panic!("released to nobody") }).await;
+    assert_eq!(released, Ok(false));
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_while_it_takes_over_is_no_successor() {
+    let (_directory, heirs, mut predecessor) = agents().await;
+    predecessor.prepared().await.unwrap();
+
+    let handing = tokio::spawn(async move { heirs.hand_over(async || Ok::<_, ()>(estate(1))).await });
+    drop(take(&mut predecessor).await);
+    drop(predecessor);
+
+    assert_eq!(handing.await.unwrap(), Ok(false));
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_not_waited_for_for_ever() {
+    let (_directory, heirs, mut predecessor) = agents().await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+
+    // It never says that it is prepared, nor that it serves.
+    let handed_over = heirs.hand_over(async || Ok::<_, ()>(estate(1))).await;
+
+    assert_eq!(handed_over, Ok(false));
+    assert!(began.elapsed() <= Duration::from_secs(16), "{:?}", began.elapsed());
+    assert_eq!(take(&mut predecessor).await.pods.len(), 1, "were it only slow, it would have everything");
+}
+
+#[tokio::test]
+async fn agents_that_differ_do_not_hand_over() {
+    let (_directory, state) = state();
+    let post = Post::open(&state, hello(APP)).unwrap();
+    let heirs = post.heirs();
+    drop(tokio::spawn(post.run()));
+    let no_pod = Hello { is_pod: false, ..hello(APP) };
+    let others = [
+        hello("10.0.0.1:8182"),
+        Hello { protocol: PROTOCOL + 1, ..hello(APP) },
+        Hello { layout: ABI_VERSION + 1, ..hello(APP) },
+        no_pod.clone(),
+    ];
+
+    for other in others {
+        let found = Predecessor::find(&state, &other).await;
+
+        assert!(matches!(found, Err(HandoverError::Different)), "{other:?}: {found:?}");
+    }
+    assert_eq!(heirs.hand_over(async || -> Result<Estate, ()> { panic!("released") }).await, Ok(false));
+    assert!(!no_pod.fits(&no_pod), "its listeners are of no use to another agent");
+    assert!(Predecessor::find(&state, &hello(APP)).await.is_ok(), "the allowed twin");
+}
+
+#[tokio::test]
+async fn whoever_says_what_he_must_not_gets_nothing() {
+    let (_directory, state) = state();
+    let post = Post::open(&state, hello(APP)).unwrap();
+    let heirs = post.heirs();
+    drop(tokio::spawn(post.run()));
+
+    for said in [&[0xff; 64][..], b"\x02\0\0\0{}", b"\x0a\0\0\0\"Prepared\"", b"\x01"] {
+        let mut stream = tokio::net::UnixStream::connect(state.socket(SOCKET)).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, said).await.unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut stream).await.unwrap();
+        let mut answer = Vec::new();
+        // Closed with or without a greeting; with what was not read, by a reset.
+        drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await);
+    }
+
+    assert_eq!(heirs.hand_over(async || -> Result<Estate, ()> { panic!("released") }).await, Ok(false));
+}
+
+#[tokio::test]
+async fn the_next_agent_listens_where_a_dead_one_did() {
+    let (_directory, state) = state();
+    drop(Post::open(&state, hello(APP)).unwrap());
+
+    let dead = Predecessor::find(&state, &hello(APP)).await;
+    assert!(matches!(dead, Err(HandoverError::Speak(_))), "{dead:?}");
+    let post = Post::open(&state, hello(APP)).unwrap();
+    drop(tokio::spawn(post.run()));
+
+    assert!(Predecessor::find(&state, &hello(APP)).await.is_ok());
+}

@@ -1,0 +1,211 @@
+//! Clients as SDKs are, without an end: half of them connect for every request, half keep their connection as long as the server does. Tells whatever
+//! was not answered as it should be. Depends on the HTTP client. Called inside pods by the binary's `client load`.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Credentials, Reply,
+    http::{Family, connect, parse},
+};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// The metadata server.
+    pub addr: SocketAddr,
+    /// The role that every answer must be of.
+    pub role: String,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Requests that were answered with this role's name or credentials.
+    pub ok: usize,
+    /// Answers that were another role's. Must be zero, always.
+    pub wrong: usize,
+    /// Answers that were refusals, by status.
+    pub refusals: Vec<u16>,
+    /// Connections that were refused: nobody listened.
+    pub refused: usize,
+    /// Connections that ended before the answer did.
+    pub cut: usize,
+    /// Requests on a kept connection that the server had closed meanwhile. They were sent again on a new one, as HTTP clients do (RFC 9112, 9.3.1).
+    pub resent: usize,
+    /// Anything else: no answer in five seconds, say.
+    pub failed: usize,
+    /// What the first ten of all these said.
+    pub samples: Vec<String>,
+    /// From the first request that was not answered to the next one that was, in microseconds, for each time that happened.
+    pub outages_us: Vec<u64>,
+    /// The slowest answer, in microseconds.
+    pub slowest_us: u64,
+}
+
+/// Of each client, between two requests: load, not a flood.
+const PAUSE: Duration = Duration::from_millis(4);
+const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+
+impl Load {
+    /// Asks until `until` ends; then says how it went.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn run(&self, mut until: impl Read + Send) -> Result<LoadReport> {
+        let ended = AtomicBool::new(false);
+        let reports = thread::scope(|scope| {
+            let clients = [false, true].map(|keeps| {
+                scope.spawn({
+                    let ended = &ended;
+                    move || self.client(keeps, ended)
+                })
+            });
+            drop(until.read_to_end(&mut Vec::new()));
+            ended.store(true, Ordering::Relaxed);
+            clients.into_iter().filter_map(|client| client.join().ok()).collect::<Vec<_>>()
+        });
+        Ok(reports.into_iter().fold(LoadReport::default(), LoadReport::plus))
+    }
+
+    fn client(&self, keeps: bool, ended: &AtomicBool) -> LoadReport {
+        let (mut report, mut kept, mut down_since) = (LoadReport::default(), None, None);
+        let mut turn = 0_usize;
+        while !ended.load(Ordering::Relaxed) {
+            turn += 1;
+            let role = if turn.is_multiple_of(2) { self.role.as_str() } else { "" };
+            let started = Instant::now();
+            let asked = self.ask(role, keeps, &mut kept, &mut report);
+            let took = |since: Instant| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            match asked {
+                Ok(reply) if reply.status == 200 => {
+                    report.slowest_us = report.slowest_us.max(took(started));
+                    if self.is_ours(role, &reply.body) {
+                        report.ok += 1
+                    } else {
+                        report.wrong += 1
+                    }
+                    if let Some(since) = down_since.take() {
+                        report.outages_us.push(took(since));
+                    }
+                }
+                Ok(reply) => {
+                    down_since.get_or_insert(started);
+                    report.sample(format!("{} {}", reply.status, reply.body.trim()));
+                    report.refusals.push(reply.status);
+                }
+                Err(error) => {
+                    kept = None;
+                    down_since.get_or_insert(started);
+                    report.sample(format!("{error:#}"));
+                    match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+                        Some(ErrorKind::ConnectionRefused) => report.refused += 1,
+                        Some(kind) if is_cut(kind) => report.cut += 1,
+                        _ => report.failed += 1,
+                    }
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+        report
+    }
+
+    fn ask(
+        &self,
+        role: &str,
+        keeps: bool,
+        kept: &mut Option<TcpStream>,
+        report: &mut LoadReport,
+    ) -> Result<Reply> {
+        let close = if keeps { "" } else { "Connection: close\r\n" };
+        let head = format!("GET {LIST}{role} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", self.addr.ip());
+        if let Some(mut stream) = kept.take() {
+            match exchange(&mut stream, &head) {
+                Err(error) if is_cut(error.kind()) => report.resent += 1,
+                answer => return self.keep(stream, answer?, keeps, kept),
+            }
+        }
+        let mut stream = connect(self.addr, Family::V4)?;
+        let answer = exchange(&mut stream, &head)?;
+        self.keep(stream, answer, keeps, kept)
+    }
+
+    fn keep(
+        &self,
+        stream: TcpStream,
+        answer: Vec<u8>,
+        keeps: bool,
+        kept: &mut Option<TcpStream>,
+    ) -> Result<Reply> {
+        let reply = parse(&answer, false)?;
+        let is_last =
+            reply.headers.get("connection").is_some_and(|option| option.eq_ignore_ascii_case("close"));
+        *kept = (keeps && !is_last).then_some(stream);
+        Ok(reply)
+    }
+
+    fn is_ours(&self, role: &str, body: &str) -> bool {
+        if role.is_empty() {
+            return body == self.role;
+        }
+        serde_json::from_str::<Credentials>(body)
+            .is_ok_and(|given| given.access_key_id.starts_with(&format!("STS.{}.", self.role)))
+    }
+}
+
+impl LoadReport {
+    /// Both together.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        self.ok += other.ok;
+        self.wrong += other.wrong;
+        self.refusals.extend(other.refusals);
+        self.refused += other.refused;
+        self.cut += other.cut;
+        self.resent += other.resent;
+        self.failed += other.failed;
+        self.samples.extend(other.samples);
+        self.outages_us.extend(other.outages_us);
+        self.slowest_us = self.slowest_us.max(other.slowest_us);
+        self
+    }
+
+    fn sample(&mut self, text: String) {
+        if self.samples.len() < 10 {
+            self.samples.push(text);
+        }
+    }
+}
+
+/// The server closed the connection, or its kernel did.
+fn is_cut(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
+}
+
+/// Sends a request and reads an answer that says how long it is.
+fn exchange(stream: &mut TcpStream, head: &str) -> std::io::Result<Vec<u8>> {
+    stream.write_all(head.as_bytes())?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        if let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+            let length =
+                head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            if answer.len() >= end + 4 + length.unwrap_or(0) {
+                return Ok(answer);
+            }
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
