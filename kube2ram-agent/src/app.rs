@@ -69,7 +69,7 @@ pub async fn run(
         Seat::Free(lock) => {
             let front = Front::open(&node, lock)?;
             let pass = front.datapath.pass().map_err(AppError::Datapath)?;
-            (Standing::Serves(front), pass)
+            (Standing::Serves(Box::new(front)), pass)
         }
         Seat::Taken(predecessor) => {
             let pass = Datapath::rehearse(&node.settings).map_err(AppError::Datapath)?;
@@ -86,7 +86,7 @@ pub async fn run(
     }
     starting.into_iter().for_each(Pending::ready);
     let (front, predecessor) = match standing {
-        Standing::Serves(front) => (front, None),
+        Standing::Serves(front) => (*front, None),
         Standing::By(predecessor) => {
             let succession = tokio::select! {
                 ended = parts.until(&shutdown) => return ended,
@@ -119,7 +119,7 @@ enum Standing {
     /// Another one, which will hand over.
     By(Predecessor),
     /// This one.
-    Serves(Front),
+    Serves(Box<Front>),
 }
 
 /// Waits for the other agent's end, in either way: it hands over, or is gone.
