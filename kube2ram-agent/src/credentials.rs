@@ -20,6 +20,11 @@ pub use self::{
 };
 use crate::role::RoleSession;
 
+/// Within this time an agent that has just started fetches what no pod has asked for. It is as long as credentials are used before they are refreshed, so
+/// that a roll-out to all nodes of an account takes hardly more of STS than any other hour does (`tests/fleet.rs`). A pod that asks first waits for STS once,
+/// some 50 ms.
+pub const WARM_UP: Duration = Duration::from_mins(26);
+
 /// Temporary credentials of one role session. Secrets print as redacted.
 #[derive(Clone, Debug)]
 pub struct Credentials {

@@ -10,18 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    credentials::Claim,
+    credentials::{Claim, WARM_UP},
     kubernetes::{Cluster, Directory as _, Pod},
     policy::Policy,
     role::Roles,
     server::Entitlements,
 };
 
-/// Within this time an agent that has just started fetches what no pod has asked for. It is nearly the time after which credentials are
-/// refreshed anyway, so that a roll-out to all nodes of an account takes hardly more of STS than any other hour does
-/// (`credentials/tests/fleet.rs`: 5,000 nodes with 20 roles each make 95 calls a second in the busiest minute, of the account's 100). A pod that asks
-/// first waits for STS once, some 50 ms.
-pub(super) const WARM_UP: Duration = Duration::from_mins(20);
 /// Between two looks at the pods: a cluster with many namespaces changes all the time.
 const PAUSE: Duration = Duration::from_millis(250);
 /// After this time they are looked at even if nothing changed.

@@ -151,6 +151,3 @@ async fn a_roll_out_without_spreading_would_use_up_the_accounts_limit() {
     // Seen: 263 a second in the busiest minute, two calls in five throttled.
     assert!(result.peak > 150.0, "{result:?}");
 }
-
-/// `app::prefetch::WARM_UP`.
-const WARM_UP: Duration = Duration::from_mins(20);
