@@ -126,9 +126,9 @@ async fn a_roll_out_to_five_thousand_nodes_stays_below_the_accounts_limit() {
     let result = roll_out(minutes(10), WARM_UP, 0).await;
 
     println!("5,000 nodes × 20 roles, all restarted within 10 min: {result:?}");
-    // Seen: 95 a second in the busiest minute, one call in 500 throttled.
+    // Seen: 78 a second in the busiest minute, none throttled.
     assert!(result.mean < 70.0, "{result:?}");
-    assert!(result.peak < 110.0 && result.throttled * 100 < result.issued, "{result:?}");
+    assert!(result.peak < 90.0 && result.throttled * 100 < result.issued, "{result:?}");
     // Every session once at the least, and refreshed in time.
     assert!(result.issued >= 5_000 * 20 * 2, "{result:?}");
 }
@@ -138,9 +138,9 @@ async fn pods_that_ask_in_a_roll_out_go_before_what_nobody_waits_for() {
     let result = roll_out(minutes(10), WARM_UP, 5).await;
 
     println!("the same, a quarter of the roles asked for within a minute: {result:?}");
-    // Seen: 108 a second in the busiest minute, one request in 200 answered late.
+    // Seen: 93 a second in the busiest minute, no request answered late.
     assert!(result.late * 50 < result.asked, "{result:?}");
-    assert!(result.peak < 130.0, "{result:?}");
+    assert!(result.peak < 110.0, "{result:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,6 +148,6 @@ async fn a_roll_out_without_spreading_would_use_up_the_accounts_limit() {
     let result = roll_out(minutes(10), Duration::ZERO, 0).await;
 
     println!("the same without spreading: {result:?}");
-    // Seen: 263 a second in the busiest minute, two calls in five throttled.
+    // Seen: 257 a second in the busiest minute, two calls in five throttled.
     assert!(result.peak > 150.0, "{result:?}");
 }
