@@ -97,7 +97,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 
     let removed = said(&uninstall(&sandbox));
 
-    assert!(removed.starts_with(&format!("detached {} programs, removed 7 maps", links.len())), "{removed}");
+    assert!(removed.starts_with(&format!("detached {} programs, removed 8 maps", links.len())), "{removed}");
     assert!(removed.contains("forward guard: removed"), "{removed}");
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
     assert!(!bpf_dir(&sandbox).exists() && !guard_is_there());
@@ -139,7 +139,7 @@ fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
         assert_eq!(sandbox.node().sniffer().packets_from(ip), [], "without {}", name(pin));
     }
 
-    assert!(said(&uninstall(&sandbox)).starts_with("detached 1 programs, removed 7 maps"));
+    assert!(said(&uninstall(&sandbox)).starts_with("detached 1 programs, removed 8 maps"));
     assert!(!bpf_dir(&sandbox).exists());
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
 }

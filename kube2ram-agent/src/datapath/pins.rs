@@ -14,7 +14,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::{
+    fs::{FlockOperation, flock, statfs},
+    io::Errno,
+};
 
 use super::{DatapathError, Layout, io_error, sys};
 
@@ -189,13 +192,16 @@ pub(super) fn remove(pin: &Path) -> Result<(), DatapathError> {
 /// # Errors
 /// [`DatapathError::BpfFs`] when it is not, [`DatapathError::Io`] when nobody can tell.
 pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
-    let parent = bpf_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let magic = statfs(parent).map_err(|error| io_error("examine", parent)(error.into()))?.f_type;
-    if u64::try_from(magic) == Ok(BPF_FS_MAGIC) {
-        Ok(())
-    } else {
-        Err(DatapathError::BpfFs(bpf_dir.to_owned()))
+    for path in bpf_dir.ancestors() {
+        match statfs(path) {
+            Ok(found) if u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC) => return Ok(()),
+            Ok(_) => break,
+            // Somebody may remove it at any time, even now.
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(io_error("examine", path)(error.into())),
+        }
     }
+    Err(DatapathError::BpfFs(bpf_dir.to_owned()))
 }
 
 /// Takes the lock of a directory; `None` when there is none. It is held as long as the file is open.
@@ -222,9 +228,8 @@ fn take(bpf_dir: &Path) -> Result<File, DatapathError> {
     for _ in 0..ATTEMPTS {
         fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
         if let Some(directory) = take_existing(bpf_dir)? {
-            fs::set_permissions(bpf_dir, Permissions::from_mode(0o700))
-                .map_err(io_error("protect", bpf_dir))?;
-            return Ok(directory);
+            let protected = directory.set_permissions(Permissions::from_mode(0o700));
+            return protected.map(|()| directory).map_err(io_error("protect", bpf_dir));
         }
     }
     Err(DatapathError::Locked(bpf_dir.to_owned()))
