@@ -21,6 +21,7 @@ use crate::{
     policy::PatternFormat,
     preflight::NodePaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
+    telemetry::LogFormat,
 };
 
 mod environment;
@@ -160,15 +161,6 @@ pub enum HostNetworkPods {
     Deny,
     /// It keeps the node's own role.
     Pass,
-}
-
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
 }
 
 /// Which items of the real server pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed in any case.

@@ -8,10 +8,17 @@ use tracing_subscriber::{
     Layer as _, Registry, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-use crate::args::LogFormat;
-
 /// The target of the kernel half's verdicts.
 pub(crate) const VERDICTS: &str = "kube2ram::kernel";
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
 
 /// Sets the process's log up; `verdicts` lets those of the kernel half through at any level. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
 pub fn init(format: LogFormat, level: LevelFilter, verdicts: bool) {

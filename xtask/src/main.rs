@@ -32,7 +32,7 @@ enum Task {
     },
     /// Builds the kernel half and the agent: target/{debug,release}/kube2ram
     Build {
-        /// Optimised, and one static file: target/<architecture>-unknown-linux-gnu/release/kube2ram
+        /// Optimised, and one static file: target/…-unknown-linux-gnu/release/kube2ram
         #[arg(long)]
         release: bool,
     },

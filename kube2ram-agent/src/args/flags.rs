@@ -14,8 +14,10 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, HostNetworkPods, LogFormat, MetadataPolicy, value};
-use crate::{cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat};
+use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, value};
+use crate::{
+    cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
+};
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {
@@ -244,10 +246,9 @@ pub(super) struct Flags {
     /// How logs are written: text or json
     #[arg(
         long,
-        value_enum,
+        value_name = "FORMAT",
         default_value = "text",
-        ignore_case = true,
-        hide_possible_values = true,
+        value_parser = value::log_format,
         help_heading = "Observability"
     )]
     pub(super) log_format: LogFormat,

@@ -435,7 +435,7 @@ fn refuses_malformed_values() {
             "--host-network-pods=maybe",
             "'--host-network-pods <HOST_NETWORK_PODS>' [possible values: deny, pass]",
         ),
-        ("--log-format=xml", "'--log-format <LOG_FORMAT>' [possible values: json, text]"),
+        ("--log-format=xml", "'--log-format <FORMAT>': give text or json"),
         ("--log-level=loud", "'--log-level <LEVEL>': give trace, debug, info, warn or error"),
         ("--metadata-addr=::1", "give an IPv4 address, such as 100.100.100.200, or <address>:<port>"),
         (

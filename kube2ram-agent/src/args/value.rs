@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat};
+use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat, telemetry::LogFormat};
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
 pub(super) fn switch(arg: Arg) -> Arg {
@@ -31,6 +31,14 @@ fn boolean(text: &str) -> Result<bool, &'static str> {
         "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
         "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
         _ => Err("give true or false"),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("give text or json"),
     }
 }
 

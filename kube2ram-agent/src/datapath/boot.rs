@@ -19,8 +19,7 @@ use super::{
     DatapathError, io_error,
     links::Link,
     load,
-    pins::Lock,
-    remove::{children, is_layout},
+    pins::{Lock, children, layouts},
     sys::{link_detach, link_info, open_pinned},
 };
 use crate::identity::cgroup_id;
@@ -186,7 +185,7 @@ fn configure(guard: &Pins, settings: &BootSettings) -> Result<Vec<PathBuf>, Data
 
 /// Whether the pods' cgroup has an agent's programs. A pinned link to a cgroup that is gone is none.
 fn is_agent_in_force(bpf_dir: &Path) -> Result<bool, DatapathError> {
-    for layout in children(bpf_dir)?.into_iter().filter(|path| is_layout(path)) {
+    for layout in layouts(bpf_dir)? {
         for pin in children(&layout.join("links/pods"))? {
             let link = open_pinned(&pin).map_err(io_error("open", &pin))?;
             if link_info(&link).map_err(io_error("examine", &pin))?.cgroup != 0 {

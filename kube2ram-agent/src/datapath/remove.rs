@@ -11,7 +11,7 @@ use kube2ram_common::names::program;
 
 use super::{
     DatapathError, boot, io_error, pins,
-    pins::{Lock, Pins},
+    pins::{Lock, Pins, children, layouts},
     sys::{link_detach, open_pinned},
 };
 
@@ -104,28 +104,6 @@ fn stage(link: &Path) -> Stage {
     }
 }
 
-/// The directories of all layouts.
-fn layouts(bpf_dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
-    let mut layouts = children(bpf_dir)?;
-    layouts.retain(|path| is_layout(path));
-    Ok(layouts)
-}
-
-/// `v` and a number: the directory of one map layout.
-pub(super) fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
-    name.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// What a directory holds; nothing when there is none.
-pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(io_error("read", directory))?,
-    };
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io_error("read", directory))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,12 +117,5 @@ mod tests {
         let names: Vec<_> = links.iter().filter_map(|link| link.file_name()?.to_str()).collect();
         assert_eq!(names[..2], [program::PEER_NAME4, program::PEER_NAME6]);
         assert_eq!(names[names.len() - 2..], [program::SOCK_OPS, program::EGRESS]);
-    }
-
-    #[test]
-    fn only_layouts_are_ours() {
-        for (name, ours) in [("v1", true), ("v12", true), ("v", false), ("v1x", false), ("other", false)] {
-            assert_eq!(is_layout(&Path::new("/b").join(name)), ours, "{name}");
-        }
     }
 }
