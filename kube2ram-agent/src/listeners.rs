@@ -4,6 +4,8 @@
 //! A pod without one is served by the host's listener: until its own is open, where that fails, and when it has the host's namespace. A listener of
 //! its own would give a hostNetwork pod nothing, because nothing stands between it and the host's.
 
+mod devices;
+mod links;
 mod metrics;
 mod names;
 mod netns;
@@ -30,15 +32,16 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use self::{
+    devices::Seen,
+    names::Names,
+    netns::{Found, Netns},
+    pods::PodCgroups,
+};
 pub use self::{
     metrics::Metrics,
     netns::NetnsId,
     succession::{HandOver, PodListener},
-};
-use self::{
-    names::Names,
-    netns::{Found, Netns},
-    pods::PodCgroups,
 };
 use crate::{
     closing::Closing,
@@ -75,6 +78,8 @@ struct Pod {
     again_at: Option<Instant>,
     open: Option<Open>,
     complained: bool,
+    /// Its network devices, once they are set up.
+    seen: Option<Seen>,
 }
 
 #[derive(Debug)]
@@ -227,7 +232,7 @@ impl PodListeners {
             });
             let again_at = Some(Instant::now());
             let open = self.inherited.remove(&id);
-            let pod = Pod { cgroup, population, examined: 0, again_at, open, complained: false };
+            let pod = Pod { cgroup, population, examined: 0, again_at, open, complained: false, seen: None };
             self.pods.insert(id, pod);
         }
         if let Some(error) = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound) {
@@ -249,6 +254,9 @@ impl PodListeners {
         }
         for id in due {
             self.examine(id, host, closing);
+        }
+        if is_full {
+            self.look_for_devices(host);
         }
         self.metrics.open.set(self.pods.values().filter(|pod| pod.open.is_some()).count() as i64);
         Ok(())

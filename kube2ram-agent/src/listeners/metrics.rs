@@ -5,10 +5,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::links::Device;
+
 /// The metrics of `listeners`.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) open: Gauge,
+    beside_host: Family<[(&'static str, &'static str); 1], Gauge>,
     failures: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
@@ -19,10 +22,22 @@ impl Metrics {
         registry.register("pod_listeners", "Pods with a listener of their own", metrics.open.clone());
         registry.register(
             "pod_listener_failures",
-            "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, find, listen, redirect, survey, watch)",
+            "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, find, listen, redirect, survey, watch), and questions for pods' devices that failed (links)",
             metrics.failures.clone(),
         );
+        registry.register(
+            "pods_beside_host_network",
+            "Pods with a device whose packets do not pass the node's network stack, nor the forward guard, by device (ipvlan, macvlan, nic)",
+            metrics.beside_host.clone(),
+        );
+        for device in Device::ALL {
+            metrics.beside_host(device, 0);
+        }
         metrics
+    }
+
+    pub(super) fn beside_host(&self, device: Device, pods: usize) {
+        self.beside_host.get_or_create(&[("device", device.label())]).set(pods as i64);
     }
 
     pub(super) fn failed(&self, step: &'static str) {

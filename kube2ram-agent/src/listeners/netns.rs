@@ -47,6 +47,26 @@ pub(super) struct Netns {
     pub(super) id: NetnsId,
 }
 
+impl Netns {
+    /// Does something inside. setns(2) changes the calling thread, so it is called on a thread that ends with it: there is no way back that could fail.
+    pub(super) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                task()
+            })?;
+            inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        })
+    }
+
+    /// One that has a name, as iproute2 gives them.
+    #[cfg(test)]
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Self { id: NetnsId::of(file.metadata())?, file })
+    }
+}
+
 /// What a pod's processes tell.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -110,25 +130,19 @@ pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> io::Result<Found> {
 
 /// Listens on `addr` in a namespace, on a port of the kernel's choice: a fixed one would take that port from the pod, because whoever binds the
 /// wildcard address needs it on every address. The ephemeral ports are what no program counts on.
-///
-/// setns(2) changes the calling thread, so it is called on a thread that ends with it: there is no way back that could fail.
 pub(super) fn listen_in(netns: &Netns, addr: Ipv4Addr) -> io::Result<(TcpListener, SocketAddrV4)> {
-    thread::scope(|scope| {
-        let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            move_into_link_name_space(netns.file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-            // What a former agent's connections left on the same address must not stand in the way.
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            bind(&socket, &SocketAddrV4::new(addr, 0))?;
-            listen(&socket, BACKLOG)?;
-            let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
-            probe(bound)?;
-            // The probe's end, so that nobody has to serve it.
-            accept(&socket).map(drop)?;
-            Ok((TcpListener::from(socket), bound))
-        })?;
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    netns.within(|| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        // What a former agent's connections left on the same address must not stand in the way.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(addr, 0))?;
+        listen(&socket, BACKLOG)?;
+        let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
+        probe(bound)?;
+        // The probe's end, so that nobody has to serve it.
+        accept(&socket).map(drop)?;
+        Ok((TcpListener::from(socket), bound))
     })
 }
 

@@ -1,0 +1,75 @@
+//! Pods whose packets do not pass the node's own network stack, where the forward guard sees nothing: counts them, and says so. Called by `listeners`,
+//! of which it is a part; depends on `links`.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, warn};
+
+use super::{
+    NetnsId, Pod, PodListeners,
+    links::{Device, Links},
+    netns::{self, Found, Netns},
+};
+
+/// What a pod's namespace has.
+#[derive(Debug)]
+pub(super) struct Seen {
+    netns: NetnsId,
+    devices: BTreeSet<Device>,
+}
+
+/// How long a pass may go on asking: a namespace takes 0.1 ms, but the kernel's lock for devices is the network plugin's, too. The next pass has the rest.
+const ASK_FOR: Duration = Duration::from_millis(100);
+
+impl PodListeners {
+    /// Asks for the devices of pods that were not asked since they are set up, and tells what is known now. A notice: nothing depends on it.
+    pub(super) fn look_for_devices(&mut self, host: NetnsId) {
+        let until = Instant::now() + ASK_FOR;
+        for (id, pod) in &mut self.pods {
+            if pod.has_known_devices() || until <= Instant::now() {
+                continue;
+            }
+            let Ok(Found::Own(netns)) = netns::of_pod(&pod.cgroup, host) else { continue };
+            match links_in(&netns) {
+                Ok(links) if links.are_set_up() => {
+                    pod.seen = Some(Seen { netns: netns.id, devices: links.devices() });
+                }
+                Ok(_) => pod.seen = None,
+                Err(error) => {
+                    self.metrics.failed("links");
+                    debug!(cgroup.id = %id, %error, "cannot ask for a pod's network devices");
+                }
+            }
+        }
+        for device in Device::ALL {
+            let pods = self.pods.values().filter(|pod| pod.has(device)).count();
+            self.metrics.beside_host(device, pods);
+            if pods != 0 && self.said.insert(device.label()) {
+                warn!(
+                    device = device.label(),
+                    "pods' packets do not pass the node's network stack: AF_PACKET, AF_XDP and tunnels reach the metadata server from there; \
+                     drop NET_RAW, NET_ADMIN and BPF in such pods, and set the metadata server to token-only mode"
+                );
+            }
+        }
+    }
+}
+
+impl Pod {
+    fn has_known_devices(&self) -> bool {
+        let is_elsewhere = |seen: &Seen| self.open.as_ref().is_some_and(|open| open.netns != seen.netns);
+        self.seen.as_ref().is_some_and(|seen| !is_elsewhere(seen))
+    }
+
+    fn has(&self, device: Device) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.devices.contains(&device))
+    }
+}
+
+fn links_in(netns: &Netns) -> io::Result<Links> {
+    netns.within(Links::of_this_thread)
+}

@@ -1,0 +1,191 @@
+//! What is told of devices: as a table, as bytes, and by the running kernel.
+
+use std::{fs, path::Path, process::Command};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::listeners::netns::Netns;
+
+const LO: u32 = IFF_LOOPBACK | IFF_UP;
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap();
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+    bytes
+}
+
+/// As the kernel tells of a device.
+fn told(index: u32, flags: u32, hardware: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+    let mut info = vec![0; 2];
+    info.extend(hardware.to_ne_bytes());
+    [index, flags, 0].iter().for_each(|word| info.extend(word.to_ne_bytes()));
+    message(RTM_NEWLINK, 2, &[info, attributes.concat()].concat())
+}
+
+fn kind(name: &str) -> Vec<u8> {
+    let name = attribute(IFLA_INFO_KIND, [name.as_bytes(), b"\0"].concat().as_slice());
+    attribute(IFLA_LINKINFO | 0x8000, &name)
+}
+
+fn lower(index: u32) -> Vec<u8> {
+    attribute(IFLA_LINK, &index.to_ne_bytes())
+}
+
+fn elsewhere() -> Vec<u8> {
+    attribute(IFLA_LINK_NETNSID, &[0; 4])
+}
+
+fn read(messages: &[Vec<u8>]) -> Links {
+    let mut links = Links::default();
+    links.read(&messages.concat());
+    links
+}
+
+#[test]
+fn tells_where_packets_go() {
+    use Device::{Ipvlan, Macvlan, Nic};
+    let lo = told(1, LO, 772, &[]);
+    let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
+    let of_host = |name| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(2), elsewhere()]);
+    // 2 is nothing here, or the device itself: the parent's number in its own namespace, from a kernel that names no namespace.
+    let unnamed = |name, parent| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(parent)]);
+    let of_pod = |name| told(4, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(3)]);
+    let table: &[(&str, Vec<Vec<u8>>, &[Device])] = &[
+        ("nothing yet", vec![lo.clone()], &[]),
+        ("veth", vec![lo.clone(), veth.clone()], &[]),
+        ("netkit", vec![lo.clone(), of_host("netkit")], &[]),
+        ("tun", vec![veth.clone(), told(5, IFF_UP, 65534, &[kind("tun")])], &[]),
+        ("bridge in the pod", vec![veth.clone(), told(5, IFF_UP, 1, &[kind("bridge")])], &[]),
+        ("the kernel's own", vec![veth.clone(), told(5, 0, 768, &[kind("ipip")])], &[]),
+        ("no card", vec![veth.clone(), told(5, 0, 779, &[])], &[]),
+        ("ipvlan", vec![lo.clone(), of_host("ipvlan")], &[Ipvlan]),
+        ("ipvtap", vec![of_host("ipvtap")], &[Ipvlan]),
+        ("ipvlan, older kernel", vec![lo.clone(), unnamed("ipvlan", 7)], &[Ipvlan]),
+        ("ipvlan, same number", vec![lo.clone(), unnamed("ipvlan", 2)], &[Ipvlan]),
+        ("ipvlan, loopback's number", vec![lo.clone(), unnamed("ipvlan", 1)], &[Ipvlan]),
+        ("macvlan", vec![lo.clone(), of_host("macvlan")], &[Macvlan]),
+        ("macvtap", vec![of_host("macvtap")], &[Macvlan]),
+        ("macvlan in the pod", vec![veth.clone(), of_pod("macvlan")], &[]),
+        ("VLAN", vec![of_host("vlan")], &[Nic]),
+        ("VLAN in the pod", vec![veth.clone(), of_pod("vlan")], &[]),
+        ("card", vec![lo, told(2, IFF_UP, ARPHRD_ETHER, &[])], &[Nic]),
+        ("card that is down", vec![veth.clone(), told(4, 0, ARPHRD_ETHER, &[])], &[Nic]),
+        ("two networks", vec![veth, of_host("macvlan"), told(5, 0, 32, &[])], &[Macvlan, Nic]),
+    ];
+
+    for (what, messages, expected) in table {
+        let devices = read(messages).devices();
+
+        assert!(devices.iter().eq(*expected), "{what}: {devices:?}");
+    }
+}
+
+#[test]
+fn devices_are_set_up_when_one_is_up() {
+    let lo = told(1, LO, 772, &[]);
+    let tunnel = told(2, 0, 768, &[kind("ipip")]);
+    let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth")]);
+
+    assert!(!read(&[lo.clone(), tunnel.clone()]).are_set_up());
+    assert!(read(&[lo, tunnel, veth]).are_set_up());
+}
+
+#[test]
+fn a_reply_ends_when_the_kernel_says_so() {
+    let done = message(NLMSG_DONE, 2, &[0; 4]);
+    let refused = message(NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes());
+    let interrupted = message(RTM_NEWLINK, NLM_F_DUMP_INTR, &[]);
+
+    assert!(read(&[told(1, LO, 772, &[])]).outcome.is_none());
+    assert!(read(&[done.clone()]).outcome.unwrap().is_ok());
+    let refused = read(&[refused, done.clone()]).outcome.unwrap().unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    let interrupted = read(&[interrupted, done]).outcome.unwrap().unwrap_err();
+    assert_eq!(interrupted.kind(), io::ErrorKind::Interrupted);
+}
+
+proptest! {
+    #[test]
+    fn reads_any_bytes(bytes: Vec<u8>, cut in 0..100_usize) {
+        let attributes = [attribute(IFLA_LINKINFO, &bytes), bytes.clone(), kind("ipvlan")];
+        let whole = told(2, 0, ARPHRD_ETHER, &attributes);
+        let cut = whole[..cut.min(whole.len())].to_vec();
+
+        for messages in [bytes.clone(), whole, cut, message(RTM_NEWLINK, 2, &bytes)] {
+            let links = read(&[messages]);
+            links.devices();
+            links.are_set_up();
+        }
+    }
+}
+
+/// A namespace with a name, removed at the end.
+struct Named(String);
+
+impl Named {
+    fn new(name: &str) -> Self {
+        let name = format!("kube2ram-{name}-{}", std::process::id());
+        ip(&format!("netns add {name}")).unwrap();
+        Self(name)
+    }
+
+    fn links(&self) -> Links {
+        let netns = Netns::open(&Path::new("/run/netns").join(&self.0)).unwrap();
+        netns.within(Links::of_this_thread).unwrap()
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        drop(ip(&format!("netns delete {}", self.0)));
+    }
+}
+
+/// iproute2, or what it complained of.
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2");
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_kernel_tells_shared_devices_from_the_hosts() {
+    let (host, pod) = (Named::new("links-host"), Named::new("links-pod"));
+    assert!(!pod.links().are_set_up(), "nothing but the loopback device");
+    ip(&format!("-n {} link add up0 type veth peer eth0 netns {}", host.0, pod.0)).unwrap();
+    ip(&format!("-n {} link set eth0 up", pod.0)).unwrap();
+    let within = pod.links();
+    assert!(within.are_set_up());
+    assert_eq!(within.devices(), BTreeSet::new(), "a pod like most");
+    ip(&format!("-n {} link add link eth0 name own0 type macvlan", pod.0)).unwrap();
+    assert_eq!(pod.links().devices(), BTreeSet::new(), "made by the pod, on its veth");
+
+    for (kind, device) in
+        [("macvlan", Device::Macvlan), ("ipvlan", Device::Ipvlan), ("vlan id 7", Device::Nic)]
+    {
+        let add = format!("-n {} link add link up0 name net1 netns {} type {kind}", host.0, pod.0);
+        if let Err(error) = ip(&add) {
+            assert!(error.contains("Unknown device type"), "{kind}: {error}");
+            eprintln!("skipped {kind}: not in this kernel");
+            continue;
+        }
+        assert_eq!(pod.links().devices(), BTreeSet::from([device]), "{kind}");
+        ip(&format!("-n {} link delete net1", pod.0)).unwrap();
+    }
+}
+
+#[test]
+fn the_kernel_tells_cards() {
+    let is_card = |path: &Path| {
+        let hardware = fs::read_to_string(path.join("type")).unwrap_or_default();
+        path.join("device").exists() && hardware.trim() == "1"
+    };
+    let devices = fs::read_dir("/sys/class/net").unwrap();
+    let has_card = devices.filter_map(Result::ok).any(|entry| is_card(&entry.path()));
+
+    let links = Links::of_this_thread().unwrap();
+
+    assert!(!has_card || links.devices().contains(&Device::Nic), "{links:?}");
+}
