@@ -6,6 +6,7 @@
 mod field;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod options;
 mod race;
 mod shares;
 // The last in the alphabet: it changes the kernel until the next boot.
