@@ -57,6 +57,27 @@ fn where_no_listener_can_be_opened_the_hosts_serves() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn pods_beside_the_nodes_network_are_counted_and_said_once() {
+    let mut lab = Lab::without_agent("in-pod-beside", &pods());
+    let orders = lab.pod("orders").unwrap().pod().netns().unwrap();
+    let orders = orders.file_name().unwrap().to_str().unwrap();
+    ip_in(
+        &lab,
+        "billing",
+        &["link", "add", "link", "eth0", "name", "net1", "netns", orders, "type", "macvlan"],
+    );
+
+    lab.start();
+
+    let pods = |device: &str| format!(r#"kube2ram_pods_beside_host_network{{device="{device}"}}"#);
+    eventually(|| (lab.metric(&pods("macvlan")) == 1.0).then_some(()));
+    assert_eq!(lab.metric(&pods("ipvlan")) + lab.metric(&pods("nic")), 0.0);
+    assert_eq!(lab.agent().unwrap().log().matches("do not pass the node's network stack").count(), 1);
+    assert_eq!(lab.role("orders"), "orders-role");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn an_agent_that_is_back_opens_them_again_and_forgets_the_former_ones() {
     let mut lab = Lab::with_agent("in-pod-back", &pods());
     let before = lab.own_target("orders");

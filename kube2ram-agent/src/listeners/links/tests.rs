@@ -52,7 +52,7 @@ fn tells_where_packets_go() {
     // 2 is nothing here, or the device itself: the parent's number in its own namespace, from a kernel that names no namespace.
     let unnamed = |name, parent| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(parent)]);
     let of_pod = |name| told(4, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(3)]);
-    let table: &[(&str, Vec<Vec<u8>>, &[Device])] = &[
+    let table: [(_, _, &[Device]); 20] = [
         ("nothing yet", vec![lo.clone()], &[]),
         ("veth", vec![lo.clone(), veth.clone()], &[]),
         ("netkit", vec![lo.clone(), of_host("netkit")], &[]),
@@ -76,9 +76,9 @@ fn tells_where_packets_go() {
     ];
 
     for (what, messages, expected) in table {
-        let devices = read(messages).devices();
+        let devices = read(&messages).devices();
 
-        assert!(devices.iter().eq(*expected), "{what}: {devices:?}");
+        assert!(devices.iter().eq(expected), "{what}: {devices:?}");
     }
 }
 
@@ -99,7 +99,7 @@ fn a_reply_ends_when_the_kernel_says_so() {
     let interrupted = message(RTM_NEWLINK, NLM_F_DUMP_INTR, &[]);
 
     assert!(read(&[told(1, LO, 772, &[])]).outcome.is_none());
-    assert!(read(&[done.clone()]).outcome.unwrap().is_ok());
+    assert!(read(std::slice::from_ref(&done)).outcome.unwrap().is_ok());
     let refused = read(&[refused, done.clone()]).outcome.unwrap().unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
     let interrupted = read(&[interrupted, done]).outcome.unwrap().unwrap_err();
