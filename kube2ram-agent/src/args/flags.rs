@@ -1,7 +1,11 @@
 //! The flags, with the ancestors' names and defaults. Doc comments are the help text: unit, default, effect on security.
 //! Depends on clap; read by the parent only.
 
-#![allow(rustdoc::invalid_html_tags, reason = "doc comments are the help text")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "doc comments are the help text"
+)]
 
 use std::{
     net::{IpAddr, SocketAddrV4},
