@@ -155,6 +155,8 @@ async fn succeed(
             }
             Err(error) => warn!(error = chain(&error), "the other agent did not hand over"),
         }
+        // It may hold what the other agent sent of its estate, the lock among it.
+        drop(predecessor);
         let seat = handover::claim(&node.settings.bpf_dir, state, &node.hello, || {});
         match seat.await.map_err(AppError::Handover)? {
             Seat::Free(lock) => return Ok((Front::open(node, lock)?, None)),

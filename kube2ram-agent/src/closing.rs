@@ -13,11 +13,7 @@ pub struct Closing {
 impl Closing {
     /// Nothing is to end yet.
     pub fn new() -> Self {
-        Self::of(CancellationToken::new())
-    }
-
-    /// What ends with `draining`, or before.
-    pub fn of(draining: CancellationToken) -> Self {
+        let draining = CancellationToken::new();
         Self { accepting: draining.child_token(), draining }
     }
 

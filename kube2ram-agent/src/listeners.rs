@@ -142,6 +142,10 @@ impl PodListeners {
             Ok(host) => host,
             Err(error) => {
                 warn!(%error, "cannot tell the host's network namespace; no pod gets a listener of its own");
+                if let Some(Some(heir)) = shutdown.run_until_cancelled(heirs.recv()).await {
+                    // Whoever asked may have given up.
+                    drop(heir.send(self.handed_over()));
+                }
                 return shutdown.cancelled().await;
             }
         };

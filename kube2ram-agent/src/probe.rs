@@ -82,8 +82,13 @@ impl Probe {
         let name = format!("{PREFIX}{own}");
         let listen = || {
             for other in sockets(state)? {
-                if !is_answered(state, &other) {
-                    fs::remove_file(state.socket(&other))?;
+                if is_answered(state, &other) {
+                    continue;
+                }
+                match fs::remove_file(state.socket(&other)) {
+                    // Another agent that starts was faster.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
                 }
             }
             let path = state.socket(&name);

@@ -96,8 +96,11 @@ impl Reconciler {
             // Here rather than on another thread: whoever stops this part, to hand the pins over, must be sure that nothing writes any more.
             let mut found = self.datapath.repair(with_targets);
             if upkeep_at <= Instant::now() {
-                upkeep_at = Instant::now() + UPKEEP_EVERY;
-                found.failed.extend(self.datapath.upkeep().err());
+                match self.datapath.upkeep() {
+                    Ok(()) => upkeep_at = Instant::now() + UPKEEP_EVERY,
+                    // Due again at the next look: until then the agent is not ready.
+                    Err(error) => found.failed.push(error),
+                }
             }
             self.tell(&found);
             if let Some(DatapathError::Locked(_)) = found.failed.first() {

@@ -174,8 +174,7 @@ impl SnapshotFile {
     /// # Errors
     /// [`SnapshotError::Write`].
     pub fn write(&self, text: &[u8]) -> Result<(), SnapshotError> {
-        // An agent that is about to end and its successor may both write.
-        let new = self.0.with_extension(format!("new.{}", std::process::id()));
+        let new = self.0.with_extension(DRAFT_EXTENSION);
         let write = || {
             drop(fs::remove_file(&new));
             let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
@@ -202,6 +201,9 @@ pub const LIMIT_BYTES: usize = 12 * 1024 * 1024;
 const LINE_LIMIT_BYTES: usize = 512;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";
+/// That of the file that replaces it, which a crash may leave. Only the agent that serves writes.
+pub const DRAFT_NAME: &str = "snapshot.new";
+const DRAFT_EXTENSION: &str = "new";
 const MAGIC: &str = "kube2ram-snapshot";
 const VERSION: &str = "1";
 

@@ -94,6 +94,6 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     setup::bpf_file_system()?;
     // One at a time: they share the machine's routes and count packets.
     run(ebpf::embed(cargo().args(workspace), &objects).args(["--", "--ignored", "--test-threads=1"]))?;
-    say("rung 3, other kernels, runs by itself: cargo xtask test --kernels");
+    say("more, each by itself: cargo xtask test --kernels, --reboot, --sdks");
     Ok(())
 }

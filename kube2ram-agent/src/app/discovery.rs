@@ -95,6 +95,8 @@ impl Discovery {
                 && let Ok(known) = derive(config, before)
             {
                 warn!(error = chain(&error), "account and region are known from before the restart only");
+                // For the agent after this one.
+                let _first = self.discovered.set(before.clone());
                 return known;
             }
             warn!(error = chain(&error), "cannot issue credentials yet");

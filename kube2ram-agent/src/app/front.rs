@@ -29,9 +29,10 @@ pub(super) struct Front {
 
 /// What an agent may hand over, but for the listeners in pods, which are theirs who open and close them.
 pub(super) struct Listeners {
-    pub(super) lock: Lock,
     pub(super) app: Arc<TcpListener>,
     pub(super) admin: Arc<TcpListener>,
+    /// Last, and so dropped last: whoever gets it listens there.
+    pub(super) lock: Lock,
 }
 
 /// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it

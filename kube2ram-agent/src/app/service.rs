@@ -218,7 +218,9 @@ impl Service {
         self.guard(&mut registry, parts);
         if let Some(snapshot) = self.snapshot.take() {
             let shutdown = self.closing.draining().clone();
-            parts.spawn_writer("the snapshot", snapshot.run(Arc::clone(&self.cluster), shutdown));
+            let snapshot = snapshot.run(Arc::clone(&self.cluster), shutdown);
+            // Tracked as well: the drain waits for its last write.
+            parts.spawn_writer("the snapshot", self.tasks.track_future(snapshot));
         }
 
         self.remove_taint(&readiness, parts);
@@ -275,8 +277,11 @@ impl Service {
         if is_handed_over {
             info!("another agent serves; waiting for connections to end");
             self.closing.hand_over();
-            // With the lock: should the other one end as well, the next start must not wait for this one.
-            drop(holdings);
+        }
+        // Whoever cannot be served must be refused, not kept waiting. With the lock, if it was handed over: should the other one end as well, the next
+        // start must not wait for this one.
+        drop(holdings);
+        if is_handed_over {
             // Whoever is not done is drained below.
             let _is_done = timeout(FAREWELL, self.connections.wait()).await.is_ok();
         } else {

@@ -54,6 +54,10 @@ pub(super) async fn warm_up(
 
 /// `None` for a pod that gets none, for whatever reason: it is not this module's to say.
 fn permit(cluster: &Cluster, entitlements: &Entitlements, pod: &Pod) -> Option<Permit> {
+    // Most pods without annotation never ask for the default role.
+    if !entitlements.roles.is_asked_for_by(pod) {
+        return None;
+    }
     let session = entitlements.roles.session_for(pod).ok()?;
     let allow_list = cluster.allow_list(&pod.namespace);
     entitlements.policy.permit(session, allow_list.as_ref().map(Option::as_deref), None).ok()

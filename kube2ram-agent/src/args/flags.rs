@@ -1,7 +1,11 @@
 //! The flags, with the ancestors' names and defaults. Doc comments are the help text: unit, default, effect on security.
 //! Depends on clap; read by the parent only.
 
-#![allow(rustdoc::invalid_html_tags, reason = "doc comments are the help text")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "doc comments are the help text"
+)]
 
 use std::{
     net::{IpAddr, SocketAddrV4},
@@ -113,7 +117,7 @@ pub(super) struct Flags {
     /// as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
-    /// What pods may read of the real metadata server, besides credentials, which they never may: open, everything; standard, not the
+    /// What pods may read of the real metadata server, besides credentials and the dump meta-data/all, which they never may: open, everything else; standard, not the
     /// node's user data (which carries its join secrets), vendor data and signed identity document; strict, only instance-id,
     /// instance/instance-type, instance/spot/termination-time, hostname, region-id, zone-id, owner-account-id, private-ipv4, mac,
     /// network-type, network/interfaces/macs/, vpc-id, vpc-cidr-block, vswitch-id, vswitch-cidr-block, dns-conf/nameservers and
@@ -192,12 +196,12 @@ pub(super) struct Flags {
     /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
     pub(super) sts_endpoint: Option<Endpoint>,
-    /// Use STS in the node's region, which needs no way out of the VPC, instead of sts.aliyuncs.com
+    /// Try STS in the node's region, in the VPC and then in public, before sts.aliyuncs.com. With false, only sts.aliyuncs.com is used
     #[arg(long, default_value = "true", help_heading = "Cloud")]
     pub(super) use_regional_sts_endpoint: bool,
 
-    /// TCP port at which redirected connections arrive, and those of pods that use the agent as their http_proxy. It answers nobody whom
-    /// the kernel does not vouch for
+    /// TCP port of the host's listener: for hostNetwork pods, pods without a listener of their own, and those that use the agent as their
+    /// http_proxy. It answers nobody whom the kernel does not vouch for
     #[arg(
         long,
         value_name = "PORT",
@@ -230,7 +234,7 @@ pub(super) struct Flags {
         global = true
     )]
     pub(super) forward_guard: ForwardGuardMode,
-    /// The node's address, to which connections are redirected
+    /// The node's address, at which the host's listener serves. Without it, the one from which the node would send to the outside
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role

@@ -226,7 +226,11 @@ fn take_existing(bpf_dir: &Path) -> Result<Option<File>, DatapathError> {
 fn take(bpf_dir: &Path) -> Result<File, DatapathError> {
     check_bpffs(bpf_dir)?;
     for _ in 0..ATTEMPTS {
-        fs::create_dir_all(bpf_dir).map_err(io_error("create", bpf_dir))?;
+        match fs::create_dir_all(bpf_dir) {
+            // It was there, and is gone again.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            created => created.map_err(io_error("create", bpf_dir))?,
+        }
         if let Some(directory) = take_existing(bpf_dir)? {
             let protected = directory.set_permissions(Permissions::from_mode(0o700));
             return protected.map(|()| directory).map_err(io_error("protect", bpf_dir));

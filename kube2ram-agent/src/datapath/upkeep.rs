@@ -31,10 +31,13 @@ impl Datapath {
         if let Err(error) = remove_the_old(&self.pins) {
             warn!(error = chain(&error), "cannot remove handshakes that were never completed");
         }
-        if self.mode == Mode::Pods && sockets_may_fall() && !sees_pods(&self.settings)? {
-            self.fall_back()?;
+        if !sockets_may_fall() || sees_pods(&self.settings)? {
+            return Ok(());
         }
-        Ok(())
+        match self.mode {
+            Mode::Pods => self.fall_back(),
+            Mode::Root => Err(DatapathError::Blind),
+        }
     }
 }
 

@@ -108,7 +108,10 @@ fn length(headers: &[&[u8]], minor: u8) -> Option<Length> {
     }
     Some(match (lengths.as_slice(), codings.as_slice()) {
         ([], []) => Length::Known(0),
-        ([value], []) => decimal(value).map_or(Length::Doubtful, Length::Known),
+        // Said twice, the same length may count once (RFC 9110 §8.6); hyper has it so.
+        ([first, others @ ..], []) if others.iter().all(|other| decimal(other) == decimal(first)) => {
+            decimal(first).map_or(Length::Doubtful, Length::Known)
+        }
         ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && minor == 1 => Length::Chunked,
         _ => Length::Doubtful,
     })
