@@ -29,6 +29,9 @@ pub(crate) struct Fuzz {
     /// How long, over all targets
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Where chance begins: the same number tries the same inputs; 0 is by chance
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
     /// Puts the inputs that reach something new into the committed corpus, and drops those that no longer do
     #[arg(long)]
     keep: bool,
@@ -53,10 +56,11 @@ impl Fuzz {
             let limits = limits.chunks(2).map(|flag| flag.join("="));
             let dictionary = format!("-dict={}", crate_dir().join("dictionary").display());
             // The first corpus is the one that grows.
-            run(self
-                .cargo_fuzz(name, &[&found, &corpus(name)])
-                .args(limits)
-                .args([format!("-max_total_time={seconds}"), dictionary]))?;
+            run(self.cargo_fuzz(name, &[&found, &corpus(name)]).args(limits).args([
+                format!("-max_total_time={seconds}"),
+                format!("-seed={}", self.seed),
+                dictionary,
+            ]))?;
             if self.keep {
                 self.keep(name, &found)?;
             }
