@@ -23,7 +23,6 @@ use std::{
 };
 
 use kube2ram_common::abi::MAX_TARGETS;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
@@ -44,6 +43,7 @@ pub use self::{
     succession::{HandOver, PodListener},
 };
 use crate::{
+    clock::since_boot,
     closing::Closing,
     datapath::{AcceptedOrigins, DatapathError, ListenerId, Origins, Targets},
     identity::{self, CgroupId, Watch, WatchId},
@@ -122,9 +122,7 @@ impl PodListeners {
         metrics: Metrics,
         serve: Serve,
     ) -> Self {
-        let since_boot = clock_gettime(ClockId::Boottime);
-        let since_boot = Duration::try_from(since_boot).unwrap_or_default();
-        let names = Names::starting_at(u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX / 2));
+        let names = Names::starting_at(u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX / 2));
         let (cgroups, pods, said) =
             (PodCgroups::new(cgroup_root, pods_cgroup), HashMap::new(), HashSet::new());
         let inherited = HashMap::new();
