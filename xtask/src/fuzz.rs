@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     command::{capture, cargo, root, run, say, target_dir},
-    ebpf::tools_dir,
+    ebpf::{self, tools_dir},
+    setup,
 };
 
 /// Of cargo-fuzz.
@@ -43,6 +44,9 @@ pub(crate) struct Fuzz {
 impl Fuzz {
     pub(crate) fn run(&self) -> Result<()> {
         install()?;
+        // Nothing of it is fuzzed, but where it is missing the agent is compiled again for every target.
+        setup::building()?;
+        ebpf::build()?;
         let all = targets()?;
         let chosen: Vec<&String> =
             all.iter().filter(|name| self.target.as_ref().is_none_or(|target| target == *name)).collect();
