@@ -18,7 +18,7 @@ use kube2ram_common::names::boot;
 use self::lab::{Lab, METADATA};
 
 /// Everything that a socket can try; prints the name of what was refused, or an empty line. Not refused may still be unreachable.
-const WAYS: [(&str, &str); 5] = [
+const WAYS: [(&str, &str); 6] = [
     ("connect", "s = socket.socket(); s.settimeout(.2); s.connect((a, 80))"),
     (
         "mapped connect",
@@ -29,6 +29,12 @@ const WAYS: [(&str, &str); 5] = [
     (
         "raw",
         "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0', (a, 0))",
+    ),
+    (
+        "source route",
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+         s.setsockopt(0, 4, bytes([131, 11, 4]) + socket.inet_aton('127.0.0.2') + socket.inet_aton(a) + bytes(1)); \
+         s.sendto(b'x', ('127.0.0.1', 9))",
     ),
 ];
 

@@ -47,12 +47,6 @@ fn sandbox(name: &str) -> Sandbox {
     sandbox
 }
 
-fn metric(sandbox: &mut Sandbox, name: &str) -> f64 {
-    let metrics = sandbox.agent().unwrap().admin("/metrics").unwrap().body;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_default()
-}
-
 fn eventually(sandbox: &mut Sandbox, mut condition: impl FnMut(&mut Sandbox) -> bool) -> bool {
     let deadline = Instant::now() + DEADLINE;
     while Instant::now() < deadline {
@@ -67,8 +61,10 @@ fn eventually(sandbox: &mut Sandbox, mut condition: impl FnMut(&mut Sandbox) -> 
 /// Whether everything that takes a privilege works: programs, rule, listener in the pod, and who asks.
 fn everything_works(sandbox: &mut Sandbox) -> bool {
     sandbox.agent().unwrap().start().is_ok()
-        && eventually(sandbox, |sandbox| metric(sandbox, "kube2ram_pod_listeners ") == 1.0)
-        && metric(sandbox, "kube2ram_forward_guard_in_force ") == 1.0
+        && eventually(sandbox, |sandbox| {
+            sandbox.agent().unwrap().metric("kube2ram_pod_listeners").unwrap() == 1.0
+        })
+        && sandbox.agent().unwrap().metric("kube2ram_forward_guard_in_force").unwrap() == 1.0
         && sandbox.pod("pod").unwrap().curl(LIST).is_ok_and(|reply| reply.body == ROLE)
         && sandbox
             .pod("pod")
@@ -98,7 +94,7 @@ fn without_listeners_in_pods_bpf_does_instead_of_sys_admin() {
     sandbox.agent().unwrap().start().unwrap();
 
     assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, ROLE);
-    assert_eq!(metric(&mut sandbox, "kube2ram_pod_listeners "), 0.0);
+    assert_eq!(sandbox.agent().unwrap().metric("kube2ram_pod_listeners").unwrap(), 0.0);
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(crate) fn k2r_boot_egress(context: SkBuffContext) -> i32 {
         return ALLOW;
     }
     let Some(addr_be) = packet.destination_be() else { return DENY };
-    if !is_metadata(addr_be) || is_hosts_packet(&packet) {
+    if !(is_metadata(addr_be) || routes_by_metadata(&packet)) || is_hosts_packet(&packet) {
         return ALLOW;
     }
     count();
@@ -83,6 +83,11 @@ pub(crate) fn k2r_boot_egress(context: SkBuffContext) -> i32 {
 #[inline(always)]
 fn is_metadata(addr_be: u32) -> bool {
     METADATA_ADDR.get(0).is_none_or(|metadata| *metadata == addr_be)
+}
+
+#[inline(always)]
+fn routes_by_metadata(packet: &Packet) -> bool {
+    METADATA_ADDR.get(0).is_none_or(|metadata| packet.options_name(*metadata))
 }
 
 /// On any level, because a nested node's slices are not at the first. What has no level at all is in the root itself: the kernel's own.

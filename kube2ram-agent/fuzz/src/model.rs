@@ -81,7 +81,10 @@ fn contains(path: &[&str], item: &[&str]) -> bool {
 fn is(segment: &str, name: &str) -> bool {
     let segment = segment.trim_start_matches(|c: char| c.is_whitespace() || c == '.');
     let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    let bare = segment.split(|c| !is_name_char(c)).next().unwrap_or_default();
+    let end = segment.find(|c| !is_name_char(c)).unwrap_or(segment.len());
+    let (bare, rest) = segment.split_at(end);
+    // What an escape stands for ends the name or goes on with it: the view that has decoded it tells.
+    let bare = if fold::starts_with_escape(rest) { segment } else { bare };
     let short = segment.split_once('~').is_some_and(|(start, number)| {
         start.len() >= 2 && name.starts_with(start) && number.starts_with(|c: char| c.is_ascii_digit())
     });

@@ -206,9 +206,7 @@ impl Node {
 
     /// A sample of the agent's metrics; zero when there is none.
     pub(crate) fn metric(&mut self, sample: &str) -> f64 {
-        let metrics = self.sandbox.agent().unwrap().admin("/metrics").unwrap().body;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        self.sandbox.agent().unwrap().metric(sample).unwrap()
     }
 }
 

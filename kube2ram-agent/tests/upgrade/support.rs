@@ -109,9 +109,7 @@ impl Lab {
 
     /// A sample of the serving agent's metrics; zero when it has none of that name.
     pub(crate) fn metric(&mut self, sample: &str) -> f64 {
-        let metrics = self.agent().unwrap().admin("/metrics").unwrap().body;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        self.agent().unwrap().metric(sample).unwrap()
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

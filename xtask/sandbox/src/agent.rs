@@ -253,6 +253,16 @@ impl Agent {
         Request::get(format!("http://{}{path}", self.metrics_addr)).send()
     }
 
+    /// A sample of its metrics, by name and labels as they are written; zero when there is none of them.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with a number.
+    pub fn metric(&self, sample: &str) -> Result<f64> {
+        let metrics = self.admin("/metrics")?.body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        Ok(line.map_or(Ok(0.0), str::parse)?)
+    }
+
     /// Where redirected connections arrive in the node's namespace.
     pub fn app_addr(&self) -> SocketAddrV4 {
         self.app_addr

@@ -95,9 +95,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 fn listeners_in(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let metrics = sandbox.agent()?.admin("/metrics")?.body;
-        let line = metrics.lines().find_map(|line| line.strip_prefix("kube2ram_pod_listeners "));
-        if line.and_then(|value| value.trim().parse().ok()) >= Some(pods) {
+        if sandbox.agent()?.metric("kube2ram_pod_listeners")? >= pods as f64 {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "not every pod has its listener after {DEADLINE:?}");

@@ -17,6 +17,10 @@ pub(super) fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
     decoded
 }
 
+pub(super) fn starts_with_escape(text: &str) -> bool {
+    text.as_bytes().strip_prefix(b"%").is_some_and(|digits| hex(digits, 2).is_some())
+}
+
 fn hex(digits: &[u8], count: usize) -> Option<u32> {
     let digits = digits.get(..count).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
     u32::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()

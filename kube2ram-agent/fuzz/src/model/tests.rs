@@ -53,7 +53,13 @@ fn sees_through_every_known_spelling() {
         assert!(could_mean(target.as_bytes(), CREDENTIALS), "{target:?}");
     }
     assert!(could_mean(b"/latest/meta-data\xafram", CREDENTIALS), "with a seven-bit reader");
-    for target in ["/latest/user-data", "/User-Data.txt", "/latest/dynamic/instance%2Didentity/document"] {
+    for target in [
+        "/latest/user-data",
+        "/User-Data.txt",
+        "/user-data%2etxt",
+        "/vendor-data%zz",
+        "/latest/dynamic/instance%2Didentity/document",
+    ] {
         assert!(could_mean(target.as_bytes(), SENSITIVE), "{target:?}");
     }
 }
@@ -77,5 +83,7 @@ fn calls_ordinary_items_harmless() {
     ] {
         assert!(!could_mean(target.as_bytes(), CREDENTIALS), "{target:?}");
     }
-    assert!(!could_mean(b"/latest/meta-data/instance-id", SENSITIVE));
+    for target in ["/latest/meta-data/instance-id", "/latest/vendor-data%4fx", "/latest/user-datax%2e"] {
+        assert!(!could_mean(target.as_bytes(), SENSITIVE), "{target:?}");
+    }
 }
