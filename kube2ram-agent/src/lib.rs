@@ -8,6 +8,7 @@
 pub mod args;
 pub mod clock;
 pub mod closing;
+pub mod memory;
 pub mod telemetry;
 
 pub mod datapath;

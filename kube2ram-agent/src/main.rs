@@ -3,13 +3,15 @@
 use std::{
     env,
     io::{self, Write as _},
+    num::NonZero,
     process::ExitCode,
+    thread,
 };
 
 use kube2ram_agent::{
     app,
     args::{ArgsError, BootGuardCommand, Command, Config},
-    boot_guard,
+    boot_guard, memory,
     preflight::{NodePaths, Preflight},
     probe, telemetry,
     uninstall::uninstall,
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         }
         Err(error) => return tell(&error),
     };
+    memory::keep_little();
     telemetry::init(config.log_format, config.log_level, config.debug);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,8 +85,16 @@ fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn run(config: Config) -> anyhow::Result<()> {
+/// As many threads as there are processors, but no more than this: a few already serve more than a node's pods ask for, and each takes memory.
+const MAX_THREADS: usize = 4;
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(processors.min(MAX_THREADS)).enable_all().build()?.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let environment = |name: &str| env::var(name).ok();

@@ -174,7 +174,7 @@ impl Roles {
             None => self.default_role.clone().ok_or(RoleError::NoRole)?,
         };
         let session_name = parsed(annotations, &self.keys.session_name, SessionName::parse)?
-            .unwrap_or_else(|| SessionName::fit(&format!("{namespace}.{service_account}")));
+            .unwrap_or_else(|| SessionName::fit(&[namespace, service_account].join(".")));
 
         Ok(RoleSession {
             role,

@@ -86,7 +86,7 @@ impl BaseArn {
         if role.is_empty() || is_arn(role) {
             return RoleArn::parse(role);
         }
-        RoleArn::parse(&format!("{self}{role}"))
+        RoleArn::parse(&[self.as_str(), role].concat())
     }
 
     /// The base with its final `/`.

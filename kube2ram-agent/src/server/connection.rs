@@ -92,13 +92,16 @@ impl Connection {
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let config = &self.server.config;
         let raw = raw_target(&request.uri);
-        record.path = cut(&raw).escape_default().to_string();
+        let target = Target::parse(raw.as_bytes(), config.metadata);
+        record.path = match &target {
+            Ok(target) => cut(target.path.as_str()).to_owned(),
+            Err(_) => cut(&raw).escape_default().to_string(),
+        };
         let origin = self.origin.ok_or(RequestError::Unvouched)?;
         if request.method == Method::CONNECT {
             return Err(RequestError::Tunnel);
         }
-        let target = Target::parse(raw.as_bytes(), config.metadata).map_err(RequestError::Target)?;
-        record.path = cut(target.path.as_str()).to_owned();
+        let target = target.map_err(RequestError::Target)?;
         let uid = self.uid(origin)?;
 
         let route = route(&request.method, &target, config.metadata_policy);
@@ -166,7 +169,7 @@ impl Connection {
             return self.pass_through(request, &upstream_target, &pod.uid).await;
         }
         let session = entitlements.roles.session_for(pod).map_err(RequestError::Role)?;
-        record.role = Some(session.role.to_string());
+        record.role = Some(session.role.as_str().to_owned());
         let requested = match &item {
             Item::Credentials { requested } => Some(&**requested),
             Item::RamList | Item::RoleList => None,

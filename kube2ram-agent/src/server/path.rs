@@ -70,15 +70,16 @@ impl Target {
 
     /// The query's words, unescaped: what stands between any of its separators.
     pub(super) fn query_words(&self) -> impl Iterator<Item = String> {
-        let query = self.query.as_deref().unwrap_or_default();
-        let unescaped: String = unescaped(query).filter_map(Result::ok).map(char::from).collect();
-        let words: Vec<String> = unescaped.split(QUERY_SEPARATORS).map(str::to_owned).collect();
-        words.into_iter()
+        let words = |query: &str| -> Vec<String> {
+            let unescaped: String = unescaped(query).filter_map(Result::ok).map(char::from).collect();
+            unescaped.split(QUERY_SEPARATORS).map(str::to_owned).collect()
+        };
+        self.query.as_deref().map(words).unwrap_or_default().into_iter()
     }
 
     /// A server that knows no queries must not find another meaning behind the `?`.
     fn check_query(&self) -> Result<(), TargetError> {
-        let query = self.query.as_deref().unwrap_or_default();
+        let Some(query) = self.query.as_deref() else { return Ok(()) };
         if !query.bytes().all(is_query_byte) {
             return Err(TargetError::Byte);
         }

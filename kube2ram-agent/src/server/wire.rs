@@ -45,7 +45,8 @@ pub(super) fn document(credentials: &Credentials) -> serde_json::Result<Bytes> {
 
 /// 20 characters, UTC, whole seconds: the Java, Python and Node SDKs parse nothing else.
 fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    // Any second of a time is a time.
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
 #[cfg(test)]
