@@ -137,6 +137,6 @@ def tun(_):
     return sent()
 
 
-def service():
+def service(address="10.96.0.9"):
     """A virtual address that the node translates into the metadata server's."""
-    return dial(tcp(), ("10.96.0.9", 80))
+    return dial(tcp(), (address, 80))

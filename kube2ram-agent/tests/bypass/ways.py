@@ -5,6 +5,7 @@ Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing e
 import ctypes, errno, os, socket, struct, sys
 from base import MAPPED, M, REQUEST, Absent, answer, ask, dial, made, sent, tcp, udp
 from frames import *
+from ipvs import *
 from uring import *
 
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_REPAIR, IPPROTO_MPTCP = 0x20000000, 30, 19, 262

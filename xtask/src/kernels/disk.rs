@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::apt::Apt;
+use super::{apt::Apt, modules};
 use crate::command::{run, say};
 
 const PACKAGES: [&str; 10] = [
@@ -128,12 +128,11 @@ fn certificates(root: &Path) -> Result<()> {
 
 /// The kernel's modules, with the index that its package would have made.
 fn modules(kernel: &Path, root: &Path) -> Result<()> {
-    let name = kernel.file_name().unwrap_or_default().to_string_lossy();
-    let version = name.strip_prefix("vmlinuz-").context("a kernel is called vmlinuz-")?;
-    let package = kernel.ancestors().nth(2).context("a kernel is in boot")?;
+    let source = modules::directory(kernel)?;
+    let version = source.file_name().context("a kernel has a version")?;
     let destination = root.join("usr/lib/modules");
     fs::create_dir_all(&destination)?;
-    run(Command::new("cp").arg("-r").arg(package.join("lib/modules").join(version)).arg(&destination))?;
+    run(Command::new("cp").arg("-r").arg(&source).arg(&destination))?;
     // The node's own, with its own libraries: this machine may have none.
     let depmod = root.with_file_name("depmod");
     if fs::symlink_metadata(&depmod).is_ok() {

@@ -1,20 +1,22 @@
 //! The initial RAM file system of a test machine: this machine's programs, the libraries they need, Python's own, the tests, and what starts them.
-//! Written in the "newc" format of Linux (Documentation/driver-api/early-userspace/buffer-format.rst). Called by `kernels`.
+//! Called by `kernels`.
 
 use std::{
     collections::BTreeSet,
     env, fs,
-    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
 
+use super::{cpio::Cpio, modules};
 use crate::command::capture;
 
 /// How many results [`INIT`] prints.
-pub(super) const RUNS: usize = 5;
+const RUNS: usize = 5;
+/// How many more [`INIT_MODULES`] does.
+const RUNS_MODULES: usize = 2;
 
 /// The first process. The first runs have the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and
 /// CAP_DAC_OVERRIDE, because the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
@@ -24,7 +26,6 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /run
-mount -t tmpfs tmp /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
@@ -32,49 +33,109 @@ ip route add default dev lo
 echo; uname -r
 run() {
   name=$1; shift
-  "$@" --ignored --nocapture --test-threads=1 2>&1
+  "$@" 2>&1
   status=$?
   echo; echo "k2r-result $name $status"
 }
+tests() {
+  name=$1; shift
+  run "$name" "$@" --ignored --nocapture --test-threads=1
+}
 unprivileged() {
-  run "unprivileged-$1" setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all "/tests/$1" "$2"
+  tests "unprivileged-$1" setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all "/tests/$1" "$2"
 }
 (
   ulimit -l unlimited
   unprivileged datapath_kernel tells_the_cgroup_that_connected
   unprivileged boot_guard_kernel denies_all_but_the_hosts_own
 )
-run boot_guard /tests/boot_guard_kernel
-run datapath /tests/datapath_kernel
-run attacks /tests/identity_attacks
+tests boot_guard /tests/boot_guard_kernel
+tests datapath /tests/datapath_kernel
+tests attacks /tests/identity_attacks
+[ ! -e /init-modules ] || . /init-modules
 echo o > /proc/sysrq-trigger
 sleep 60
 "#;
 
-/// Writes the archive.
-pub(super) fn write(archive: &Path, programs: &[&str], tests: &[PathBuf]) -> Result<()> {
+/// What [`INIT`] does besides on a kernel that comes with its modules: what is there must be tried.
+const INIT_MODULES: &str = r#"
+run modules python3 /modules/load.py
+export KUBE2RAM_TEST_NO_SKIP=1
+tests modules_bypass /tests/bypass of_a_module::
+"#;
+
+/// Loads the modules in the order of their names, without the kmod that this machine may not have (init_module(2)).
+const LOAD: &str = r#"
+import ctypes, glob, os
+FINIT_MODULE = 313
+libc = ctypes.CDLL(None, use_errno=True)
+for path in sorted(glob.glob("/modules/*.ko")):
+    with open(path, "rb") as file:
+        if libc.syscall(FINIT_MODULE, file.fileno(), b"", 0):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), path)
+"#;
+
+/// What is in a machine besides the programs.
+pub(super) struct Contents<'a> {
+    /// From this machine's PATH.
+    pub(super) programs: &'a [&'a str],
+    /// They come to be in /tests, under the names of their sources.
+    pub(super) tests: &'a [PathBuf],
+    /// Modules of the kernel's, and the tests of what they bring.
+    pub(super) modules: Option<Modules<'a>>,
+}
+
+/// What the tests of the bypasses need.
+pub(super) struct Modules<'a> {
+    /// The kernel whose modules they are.
+    pub(super) kernel: &'a Path,
+    /// Their names. Those that they need are found.
+    pub(super) names: &'a [&'a str],
+    /// Files that stay where they are, because the tests know them by path.
+    pub(super) files: &'a [PathBuf],
+}
+
+/// Writes the archive, and tells how many results its machine will print.
+pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<usize> {
     let mut files = BTreeSet::new();
     let mut cpio = Cpio::create(archive)?;
     for directory in ["dev", "proc", "run", "sys", "tmp"] {
         cpio.directory(Path::new(directory))?;
     }
     cpio.file(Path::new("init"), INIT.as_bytes())?;
-    for test in tests {
+    for test in contents.tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy();
-        let (name, _hash) = name.rsplit_once('-').context("cargo names a test and a hash")?;
+        // Cargo adds a hash to the names of tests.
+        let name =
+            name.rsplit_once('-').filter(|(_, hash)| hash.len() == 16).map_or(&*name, |(name, _)| name);
         cpio.file(&Path::new("tests").join(name), &fs::read(test)?)?;
         files.extend(libraries(test));
     }
-    for program in programs {
+    for program in contents.programs {
         let path = find(program).with_context(|| format!("{program} is not installed"))?;
         cpio.file(&Path::new("bin").join(program), &fs::read(&path)?)?;
         files.extend(libraries(&path));
+    }
+    let mut runs = RUNS;
+    if let Some(modules) = &contents.modules {
+        runs += RUNS_MODULES;
+        cpio.file(Path::new("init-modules"), INIT_MODULES.as_bytes())?;
+        cpio.file(Path::new("modules/load.py"), LOAD.as_bytes())?;
+        for (index, (name, content)) in modules::read(modules.kernel, modules.names)?.iter().enumerate() {
+            cpio.file(Path::new(&format!("modules/{index:02}-{name}.ko")), content)?;
+        }
+        for path in modules.files {
+            files.extend(libraries(path));
+            files.insert(path.clone());
+        }
     }
     python(&mut files)?;
     for path in &files {
         cpio.file(path, &fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)?;
     }
-    cpio.finish()
+    cpio.finish()?;
+    Ok(runs)
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -116,56 +177,4 @@ fn python(files: &mut BTreeSet<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// An archive being written.
-struct Cpio {
-    directories: BTreeSet<PathBuf>,
-    entries: u32,
-    out: io::BufWriter<fs::File>,
-}
-
-impl Cpio {
-    fn create(path: &Path) -> Result<Self> {
-        let file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { directories: BTreeSet::new(), entries: 0, out: io::BufWriter::new(file) })
-    }
-
-    /// A directory, after those above it.
-    fn directory(&mut self, path: &Path) -> Result<()> {
-        let path = path.strip_prefix("/").unwrap_or(path);
-        if path.as_os_str().is_empty() || !self.directories.insert(path.to_owned()) {
-            return Ok(());
-        }
-        self.directory(path.parent().unwrap_or(Path::new("")))?;
-        self.entry(path, 0o040_755, &[])
-    }
-
-    /// An executable file, in directories that are made for it.
-    fn file(&mut self, path: &Path, content: &[u8]) -> Result<()> {
-        let path = path.strip_prefix("/").unwrap_or(path);
-        self.directory(path.parent().unwrap_or(Path::new("")))?;
-        self.entry(path, 0o100_755, content)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.entry(Path::new("TRAILER!!!"), 0, &[])?;
-        Ok(self.out.flush()?)
-    }
-
-    fn entry(&mut self, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
-        self.entries += 1;
-        let name = path.as_os_str().as_encoded_bytes();
-        let (name_size, size) = (u32::try_from(name.len() + 1)?, u32::try_from(content.len())?);
-        // inode, mode, uid, gid, links, mtime, size, device ×2, special device ×2, length of the name, checksum
-        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
-        let header: String = fields.iter().map(|field| format!("{field:08X}")).collect();
-        self.out.write_all(format!("070701{header}").as_bytes())?;
-        self.out.write_all(name)?;
-        // Name and content each end at a multiple of four, the name with at least one zero.
-        self.out.write_all(&[0; 4][..4 - (110 + name.len()) % 4])?;
-        self.out.write_all(content)?;
-        self.out.write_all(&[0; 4][..content.len().next_multiple_of(4) - content.len()])?;
-        Ok(())
-    }
 }

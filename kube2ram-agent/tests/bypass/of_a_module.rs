@@ -1,0 +1,118 @@
+//! What few kernels have built in, and distributions' have as modules: protocols, and kube-proxy's IPVS. `cargo xtask test --kernels` runs these where
+//! the modules are, and where it would be a failure if they were not.
+
+use std::{fs, process::Command};
+
+use kube2ram_sandbox::{Sandbox, standin::Accounts};
+
+use super::{
+    ABSENT, LIST, REDIRECTED, Row, WAYS, command, no_packet_arrives, openings, outcome, restart_guarded,
+    sandbox, say, skip, start_unguarded,
+};
+
+const PROTOCOLS: [Row; 5] = [
+    ("sctp", false, "timeout"),
+    // These two do not wait for an answer.
+    ("sctp_one_to_many", false, "sent"),
+    ("sctp_connectx", false, "EINPROGRESS"),
+    ("dccp", false, "timeout"),
+    ("smc", false, REDIRECTED),
+];
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_protocol_of_a_pod_reaches_the_metadata_server() {
+    no_packet_arrives(sandbox("bypass-protocol"), &PROTOCOLS);
+}
+
+/// kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its addresses on a device that is down, a virtual server each,
+/// connection tracking, and masquerading of what its own rules have marked.
+struct VirtualServers;
+
+/// Masqueraded is what the node itself sends; and what pods send to the second one, as with `--masquerade-all`.
+const VIRTUAL: [&str; 2] = ["10.96.0.10", "10.96.0.11"];
+const MASQUERADE: &str = "table ip kube2ram-test { \
+    chain output { type nat hook output priority -100; ip daddr { 10.96.0.10, 10.96.0.11 } meta mark set 0x4000; }; \
+    chain prerouting { type nat hook prerouting priority dstnat; ip daddr 10.96.0.11 meta mark set 0x4000; }; \
+    chain postrouting { type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }; }";
+const CONNECTION_TRACKING: &str = "/proc/sys/net/ipv4/vs/conntrack";
+const DEVICE: &str = "k2ripvs";
+
+impl VirtualServers {
+    /// `None` where there is no IPVS.
+    fn create(sandbox: &Sandbox) -> Option<Self> {
+        let serve = |address| outcome(sandbox.node().host_command("python3"), "serve", &[address]);
+        if serve(VIRTUAL[0]) == ABSENT {
+            return None;
+        }
+        let servers = Self;
+        assert_eq!(serve(VIRTUAL[1]), "sent");
+        fs::write(CONNECTION_TRACKING, "1").unwrap();
+        run("ip", &["link", "add", DEVICE, "type", "dummy"]);
+        for address in VIRTUAL {
+            run("ip", &["addr", "add", &format!("{address}/32"), "dev", DEVICE]);
+        }
+        run("nft", &[MASQUERADE]);
+        Some(servers)
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+}
+
+impl Drop for VirtualServers {
+    fn drop(&mut self) {
+        drop(Command::new("python3").args([WAYS, "serve_nothing"]).output());
+        drop(fs::write(CONNECTION_TRACKING, "0"));
+        drop(Command::new("ip").args(["link", "delete", DEVICE]).output());
+        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output());
+    }
+}
+
+/// Whose, the way, its argument.
+const SERVED: [(&str, &str, &str); 3] = [
+    ("pod", "service", VIRTUAL[0]),
+    ("pod", "service", VIRTUAL[1]),
+    // A virtual server of the pod's own.
+    ("pod", "own_server", "10.96.0.12"),
+];
+/// The limit: what IPVS has sent for a socket of the node's network namespace passes no hook of a cgroup, and looks like the node's own.
+const SERVED_BESIDE: (&str, &str, &str) = ("host-pod", "service", VIRTUAL[0]);
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
+    let mut sandbox = sandbox("bypass-ipvs");
+    let Some(_servers) = VirtualServers::create(&sandbox) else { return skip("ipvs") };
+    let attempt = |sandbox: &Sandbox, (pod, way, address): (&str, &str, &str), when: &str| {
+        let before = openings(sandbox);
+        let outcome = outcome(command(sandbox, pod, way), way, &[address]);
+        let packets = openings(sandbox) - before;
+        say(&format!("row ipvs {pod} {way} {address} {when}: {outcome}, {packets} packets"));
+        (outcome, packets)
+    };
+    // The node's own use of it is none of the agent's business.
+    let of_the_node = |sandbox: &Sandbox| {
+        for address in VIRTUAL {
+            let reply = sandbox.host_curl_url(&format!("http://{address}{LIST}")).unwrap();
+            assert_eq!(reply.body, Accounts::NODE_ROLE, "{address}");
+        }
+    };
+
+    // The control: the rest of the ring does not see these.
+    of_the_node(&sandbox);
+    start_unguarded(&mut sandbox);
+    for row in SERVED {
+        let (outcome, packets) = attempt(&sandbox, row, "without the guard");
+        assert!(packets > 0, "{row:?} without the guard: {outcome}");
+    }
+    restart_guarded(&mut sandbox);
+    for row in SERVED {
+        assert_eq!(attempt(&sandbox, row, "with the guard"), ("timeout".to_owned(), 0), "{row:?}");
+    }
+    assert_eq!(attempt(&sandbox, SERVED_BESIDE, "with the guard").0, Accounts::NODE_ROLE);
+    of_the_node(&sandbox);
+    assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, REDIRECTED);
+    assert_eq!(sandbox.host_curl(LIST).unwrap().body, Accounts::NODE_ROLE);
+}
