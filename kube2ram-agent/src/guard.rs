@@ -1,7 +1,7 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{future::pending, io, net::Ipv4Addr, time::Duration};
+use std::{future::pending, io, net::Ipv4Addr, path::Path, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -17,6 +17,7 @@ mod ruleset;
 use self::{
     events::Changes,
     netlink::{Message, Reply, Socket},
+    ruleset::Target,
 };
 use crate::telemetry::chain;
 
@@ -44,6 +45,12 @@ pub struct ForwardGuard {
     socket: Option<Socket>,
     /// What the last check found; `None` before the first.
     in_force: Option<bool>,
+    /// There where the namespace has IPVS.
+    ipvs: &'static Path,
+    /// What the last table was against.
+    target: Option<Target>,
+    /// nf_tables cannot ask connection tracking.
+    lacks_tracking: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +59,8 @@ struct Metrics {
     repairs: Counter,
 }
 
+/// The virtual servers of the calling thread's network namespace, which are there when ip_vs is loaded.
+const IPVS: &str = "/proc/thread-self/net/ip_vs";
 /// How long a rule that somebody removed may be missing, if the kernel does not tell.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// Whoever changes the table all the time, changes it this often at most.
@@ -65,7 +74,12 @@ impl ForwardGuard {
         registry.register("forward_guard_in_force", help, metrics.in_force.clone());
         let help = "How often the netfilter rule was found missing or changed, and made anew";
         registry.register("forward_guard_repairs", help, metrics.repairs.clone());
-        Self { metadata, metrics, socket: None, in_force: None }
+        Self::with(metadata, metrics)
+    }
+
+    fn with(metadata: Ipv4Addr, metrics: Metrics) -> Self {
+        let ipvs = Path::new(IPVS);
+        Self { metadata, metrics, socket: None, in_force: None, ipvs, target: None, lacks_tracking: false }
     }
 
     /// Makes the table unless it is there as it should be, reads it back, and tells whether it is in force. A failure is logged, not
@@ -83,7 +97,10 @@ impl ForwardGuard {
                 self.metrics.repairs.inc();
                 warn!("the forward guard was removed or changed; it is in force again");
             }
-            Ok(Found::MissingOrChanged) => info!(metadata = %self.metadata, "forward guard in force"),
+            Ok(Found::MissingOrChanged | Found::OfAnotherTarget) => {
+                let has_ipvs = self.target.is_some_and(|target| target.has_ipvs);
+                info!(metadata = %self.metadata, has_ipvs, "forward guard in force");
+            }
             Err(error) => {
                 self.socket = None;
                 if before != Some(false) {
@@ -125,16 +142,36 @@ impl ForwardGuard {
             Some(socket) => socket,
             none => none.insert(Socket::open().map_err(GuardError::Socket)?),
         };
-        if is_installed(socket, self.metadata)? {
+        let mut target =
+            Target { metadata: self.metadata, has_ipvs: self.ipvs.exists() && !self.lacks_tracking };
+        let before = self.target.replace(target);
+        if is_installed(socket, target)? {
             return Ok(Found::AsItShouldBe);
         }
-        socket
-            .request(&ruleset::install(self.metadata))
-            .map_err(|error| GuardError::Request("write", error))?;
-        if is_installed(socket, self.metadata)? {
-            Ok(Found::MissingOrChanged)
-        } else {
-            Err(GuardError::Unstable)
+        let mut written = socket.request(&ruleset::install(target));
+        if target.has_ipvs
+            && let Err(error) = &written
+            && [Some(libc::ENOENT), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
+        {
+            let error = error.to_string();
+            let without = Target { has_ipvs: false, ..target };
+            written = socket.request(&ruleset::install(without));
+            // Or it was something else that is not there.
+            if written.is_ok() {
+                warn!(
+                    error,
+                    "no rule against IPVS, is nft_ct in the kernel? A Service that points at the metadata server lets hostNetwork pods through"
+                );
+                self.lacks_tracking = true;
+                self.target = Some(without);
+                target = without;
+            }
+        }
+        written.map_err(|error| GuardError::Request("write", error))?;
+        match is_installed(socket, target)? {
+            true if before.is_some_and(|before| before != target) => Ok(Found::OfAnotherTarget),
+            true => Ok(Found::MissingOrChanged),
+            false => Err(GuardError::Unstable),
         }
     }
 }
@@ -144,8 +181,7 @@ impl ForwardGuard {
 /// # Errors
 /// [`GuardError`]: it may not be in force.
 pub fn install(metadata: Ipv4Addr) -> Result<(), GuardError> {
-    let mut guard = ForwardGuard { metadata, metrics: Metrics::default(), socket: None, in_force: None };
-    guard.ensure().map(drop)
+    ForwardGuard::with(metadata, Metrics::default()).ensure().map(drop)
 }
 
 /// Waits for a change; `false` when none will be told any more.
@@ -172,9 +208,11 @@ pub fn remove() -> Result<bool, GuardError> {
 enum Found {
     AsItShouldBe,
     MissingOrChanged,
+    /// As it was made, before IPVS came or went.
+    OfAnotherTarget,
 }
 
-fn is_installed(socket: &mut Socket, metadata: Ipv4Addr) -> Result<bool, GuardError> {
+fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError> {
     let mut replies = Vec::new();
     for query in ruleset::queries() {
         match ask(socket, &[query]) {
@@ -183,7 +221,7 @@ fn is_installed(socket: &mut Socket, metadata: Ipv4Addr) -> Result<bool, GuardEr
             Err(error) => return Err(GuardError::Request("read", error)),
         }
     }
-    Ok(ruleset::is_installed(metadata, &replies))
+    Ok(ruleset::is_installed(target, &replies))
 }
 
 /// Somebody else's change of any table interrupts a dump: it is asked for again.

@@ -39,8 +39,8 @@ const PROGRAMS: [&str; 11] =
 /// The series whose machines load modules as well, for what this machine's own kernel may not have.
 const MODULES_ON: [&str; 1] = ["6.1"];
 /// Protocols, kube-proxy's IPVS, and what the sandbox makes a node of.
-const MODULES: [&str; 8] =
-    ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_masq", "sctp", "smc", "veth"];
+const MODULES: [&str; 9] =
+    ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_ct", "nft_masq", "sctp", "smc", "veth"];
 /// The test of what they bring, and what the sandbox and its pods call.
 const MODULES_TEST: &str = "bypass";
 const MODULES_PROGRAMS: [&str; 3] = ["nft", "nsenter", "umount"];

@@ -7,6 +7,14 @@ use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, 
 
 pub(super) const TABLE: &str = "kube2ram";
 
+/// What the table is against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) metadata: Ipv4Addr,
+    /// Whether IPVS may send there for sockets of this namespace. Telling takes connection tracking, which is not for nodes that do without.
+    pub(super) has_ipvs: bool,
+}
+
 /// A chain of the table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
 /// source routing has changed the destination; the second one, being later, knows where a packet came in only from Linux 5.7 on.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +105,7 @@ const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 
 // Numbers of each expression's own attributes follow their order: NFTA_PAYLOAD_{DREG,BASE,OFFSET,LEN}, NFTA_CMP_{SREG,OP,DATA}, NFTA_META_{DREG,KEY},
-// NFTA_IMMEDIATE_{DREG,DATA}.
+// NFTA_IMMEDIATE_{DREG,DATA}, NFTA_CT_{DREG,KEY,DIRECTION}, NFTA_BITWISE_{SREG,DREG,LEN,MASK,XOR}.
 
 /// `ip daddr <metadata>`.
 fn is_for(metadata: Ipv4Addr) -> [Attribute; 2] {
@@ -127,6 +135,35 @@ fn has_socket() -> [Attribute; 2] {
     [expression("meta", meta(NFT_META_SKUID)), compare(NFT_CMP_NEQ, vec![0xff; 4])]
 }
 
+/// `ct direction original ct original ip daddr != <metadata> ct status ! dnat`: IPVS has made it the metadata server's. (What netfilter has translated
+/// says so, and passes the hooks of its socket's cgroup.)
+fn by_ipvs(metadata: Ipv4Addr) -> [Attribute; 7] {
+    const NFT_CT_DIRECTION: u32 = 1;
+    const NFT_CT_STATUS: u32 = 2;
+    const NFT_CT_DST_IP: u32 = 20;
+    const IP_CT_DIR_ORIGINAL: u8 = 0;
+    const IPS_DST_NAT: u32 = 1 << 5;
+    let destination = [meta(NFT_CT_DST_IP), vec![Attribute::Value(3, vec![IP_CT_DIR_ORIGINAL])]].concat();
+    let bytes = |value: u32| vec![Attribute::Value(NFTA_DATA_VALUE, value.to_ne_bytes().into())];
+    let translated = vec![
+        Attribute::number(1, NFT_REG_1),
+        Attribute::number(2, NFT_REG_1),
+        Attribute::number(3, 4),
+        Attribute::Nest(4, bytes(IPS_DST_NAT)),
+        Attribute::Nest(5, bytes(0)),
+    ];
+    [
+        expression("ct", meta(NFT_CT_DIRECTION)),
+        compare(NFT_CMP_EQ, vec![IP_CT_DIR_ORIGINAL]),
+        expression("ct", destination),
+        compare(NFT_CMP_NEQ, metadata.octets().into()),
+        expression("ct", meta(NFT_CT_STATUS)),
+        expression("bitwise", translated),
+        compare(NFT_CMP_EQ, vec![0; 4]),
+    ]
+}
+
+/// Where to, and what: of the expressions *meta* and *ct* alike.
 fn meta(key: u32) -> Vec<Attribute> {
     vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, key)]
 }
@@ -149,10 +186,10 @@ fn verdict(code: u32) -> Attribute {
 }
 
 /// `ip daddr <metadata> counter drop` where packets are forwarded; elsewhere `ip daddr <metadata> meta skuid != 4294967295 accept`, then
-/// `ip daddr <metadata> iif != 0 counter drop`.
-fn rules(chain: Chain, metadata: Ipv4Addr) -> Vec<Vec<Attribute>> {
+/// `ip daddr <metadata> iif != 0 counter drop`; and before them, `ip daddr <metadata> …by IPVS… counter drop`.
+fn rules(chain: Chain, Target { metadata, has_ipvs }: Target) -> Vec<Vec<Attribute>> {
     const NFTA_RULE_EXPRESSIONS: u16 = 4;
-    let expressions = if chain.hook == NF_INET_FORWARD {
+    let mut expressions = if chain.hook == NF_INET_FORWARD {
         vec![[&is_for(metadata)[..], &[counter(), verdict(NF_DROP)]].concat()]
     } else {
         vec![
@@ -160,6 +197,10 @@ fn rules(chain: Chain, metadata: Ipv4Addr) -> Vec<Vec<Attribute>> {
             [&is_for(metadata)[..], &came_in(), &[counter(), verdict(NF_DROP)]].concat(),
         ]
     };
+    if has_ipvs && chain.hook == NF_INET_POST_ROUTING {
+        let rule = [&is_for(metadata)[..], &by_ipvs(metadata), &[counter(), verdict(NF_DROP)]].concat();
+        expressions.insert(0, rule);
+    }
     let rule =
         |expressions| [rule_place(chain), vec![Attribute::Nest(NFTA_RULE_EXPRESSIONS, expressions)]].concat();
     expressions.into_iter().map(rule).collect()
@@ -174,7 +215,7 @@ fn expression(name: &str, data: Vec<Attribute>) -> Attribute {
 }
 
 /// Makes the table anew, whatever it was before, in one transaction: the old chains are unhooked when the new ones are in place.
-pub(super) fn install(metadata: Ipv4Addr) -> Vec<Message> {
+pub(super) fn install(target: Target) -> Vec<Message> {
     let mut messages = vec![
         // Added first, because what does not exist cannot be deleted.
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table_name()),
@@ -183,7 +224,7 @@ pub(super) fn install(metadata: Ipv4Addr) -> Vec<Message> {
     ];
     for chain in [FORWARD, POSTROUTING] {
         messages.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, base_chain(chain)));
-        let rules = rules(chain, metadata).into_iter();
+        let rules = rules(chain, target).into_iter();
         messages.extend(rules.map(|rule| message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule)));
     }
     // The acknowledgement of the last one is that of all.
@@ -211,10 +252,9 @@ pub(super) fn queries() -> Vec<Message> {
 }
 
 /// Tells whether the replies are what [`install`] makes: that table, those chains in it, and in each its rules alone, in their order.
-pub(super) fn is_installed(metadata: Ipv4Addr, replies: &[Vec<Vec<u8>>]) -> bool {
-    let wanted = [FORWARD, POSTROUTING]
-        .into_iter()
-        .flat_map(|chain| [vec![base_chain(chain)], rules(chain, metadata)]);
+pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
+    let wanted =
+        [FORWARD, POSTROUTING].into_iter().flat_map(|chain| [vec![base_chain(chain)], rules(chain, target)]);
     let wanted: Vec<_> = [vec![table()]].into_iter().chain(wanted).collect();
     wanted.len() == replies.len()
         && wanted.iter().zip(replies).all(|(wanted, found)| {
@@ -226,7 +266,7 @@ pub(super) fn is_installed(metadata: Ipv4Addr, replies: &[Vec<Vec<u8>>]) -> bool
 mod tests {
     use super::{super::netlink::encode, *};
 
-    const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+    const TARGET: Target = Target { metadata: Ipv4Addr::new(100, 100, 100, 200), has_ipvs: true };
 
     /// The attributes as the kernel would tell them.
     fn told(attributes: Vec<Attribute>) -> Vec<Vec<u8>> {
@@ -235,7 +275,7 @@ mod tests {
 
     #[test]
     fn only_the_whole_table_is_the_table() {
-        let all = |chain| rules(chain, METADATA).into_iter().flat_map(told).collect::<Vec<_>>();
+        let all = |chain| rules(chain, TARGET).into_iter().flat_map(told).collect::<Vec<_>>();
         let whole = [
             told(table()),
             told(base_chain(FORWARD)),
@@ -246,12 +286,13 @@ mod tests {
         let with = |at: usize, reply: Vec<Vec<u8>>| {
             let mut replies = whole.clone();
             replies[at] = reply;
-            is_installed(METADATA, &replies)
+            is_installed(TARGET, &replies)
         };
 
-        assert!(is_installed(METADATA, &whole));
-        assert!(!is_installed(Ipv4Addr::new(100, 100, 100, 201), &whole));
-        assert!(!is_installed(METADATA, &whole[..4]));
+        assert!(is_installed(TARGET, &whole));
+        assert!(!is_installed(Target { metadata: Ipv4Addr::new(100, 100, 100, 201), ..TARGET }, &whole));
+        assert!(!is_installed(Target { has_ipvs: false, ..TARGET }, &whole));
+        assert!(!is_installed(TARGET, &whole[..4]));
         let dormant = [table_name(), vec![Attribute::number(2, 1)]].concat();
         assert!(!with(0, told(dormant)));
         for at in 0..whole.len() {

@@ -49,6 +49,30 @@ fn nft_reads_what_was_meant() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn a_rule_more_where_ipvs_is_and_only_there() {
+    isolated(|| {
+        let mut guard = guard();
+        guard.ipvs = Path::new("/proc/self/stat");
+        assert!(guard.check());
+        assert!(nft("list ruleset").contains(
+            "priority raw; policy accept;\n\t\tip daddr 100.100.100.200 ct direction original ct original ip daddr != 100.100.100.200 ct status ! dnat \
+             counter packets 0 bytes 0 drop\n\t\tip daddr 100.100.100.200 meta skuid"
+        ));
+        nft("flush chain ip kube2ram postrouting");
+        assert!(guard.check());
+        assert_eq!(guard.metrics.repairs.get(), 1);
+
+        guard.ipvs = Path::new("/nonexistent");
+        assert!(guard.check());
+
+        assert!(!nft("list ruleset").contains("ct original"));
+        // Nobody has changed anything.
+        assert_eq!(guard.metrics.repairs.get(), 1);
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn makes_anew_what_was_removed_or_changed() {
     isolated(|| {
         let mut guard = guard();
