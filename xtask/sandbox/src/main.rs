@@ -68,7 +68,7 @@ enum Command {
         /// What to call it.
         #[arg(long)]
         name: String,
-        /// How many seconds before their end a kept client wants other credentials, `always` or `untried`.
+        /// How many seconds before their end a kept client wants other credentials, `always` or `hourly`.
         #[arg(long, value_parser = refresh)]
         refresh: Refresh,
         /// The client; the address of STS and the pod's role are appended.
@@ -174,7 +174,7 @@ fn main() -> Result<ExitCode> {
 fn refresh(text: &str) -> Result<Refresh, std::num::ParseIntError> {
     Ok(match text {
         "always" => Refresh::Always,
-        "untried" => Refresh::Untried,
+        "hourly" => Refresh::Hourly,
         seconds => Refresh::Left(Duration::from_secs(seconds.parse()?)),
     })
 }

@@ -44,10 +44,10 @@ pub struct Sdk {
 pub enum Refresh {
     /// At each call.
     Always,
+    /// Less than an hour after it got them, whatever their end: by its own clock alone.
+    Hourly,
     /// When they last no longer than this.
     Left(Duration),
-    /// By its own clock alone, far from now: not tried.
-    Untried,
 }
 
 /// The node's name; also how the signal handler finds what to remove.
@@ -102,6 +102,9 @@ impl Sdk {
             sandbox.host_curl(requests::LIST)?.status == 403,
             "the metadata server is not in token-only mode"
         );
+        if requests.iter().any(|request| request.ends_with(requests::WITH_TOKEN)) {
+            sandbox.agent()?.set_env("KUBE2RAM_REQUIRE_TOKEN", "true");
+        }
         sandbox.agent()?.start()?;
         expect_own_role(sandbox, sts, &mut client, With::New, &requests).context("in token-only mode")?;
         self.across_a_refresh(sandbox, sts, &mut client, &requests).context("across a refresh")?;
@@ -113,8 +116,8 @@ impl Sdk {
     }
 
     /// A kept client has credentials of which STS says that they soon become too old for it. Until then it uses them and asks nobody; then
-    /// it asks by itself, and signs with what it gets. Clocks are everybody's own: what is short is the credentials' life. Other ones are
-    /// there when it asks because the agent, which keeps nothing across a restart, has been restarted.
+    /// it asks by itself, and signs with what it gets. Clocks are everybody's own: what is short is the credentials' life, but for the client that looks at
+    /// its clock alone, whose clock moves. Other credentials are there when it asks because the agent, which keeps none across a restart, has been restarted.
     fn across_a_refresh(
         &self,
         sandbox: &mut Sandbox,
@@ -123,10 +126,10 @@ impl Sdk {
         requests: &[String],
     ) -> Result<()> {
         let left = match self.refresh {
-            Refresh::Always => Duration::from_secs(3600),
+            Refresh::Always | Refresh::Hourly => Duration::from_secs(3600),
             Refresh::Left(left) => left + QUIET,
-            Refresh::Untried => return Ok(()),
         };
+        let with = if self.refresh == Refresh::Hourly { With::Later } else { With::Kept };
         sandbox.sts().set_lifetime(Some(left));
         sandbox.agent()?.restart(None)?;
         let deadline = Instant::now() + QUIET * 3;
@@ -145,7 +148,7 @@ impl Sdk {
             ensure!(requests::rounds(&log[logged..], ROLE, requests).is_err(), "it asked too early");
         }
         loop {
-            let answer = client.ask(With::Kept)?;
+            let answer = client.ask(with)?;
             if answer.credentials.access_key_id != first.credentials.access_key_id {
                 break check_owner(sandbox, sts, &answer)?;
             }

@@ -6,6 +6,12 @@ use anyhow::{Context as _, Result, ensure};
 
 /// wrk's own report is for people.
 const SCRIPT: &str = r#"
+init = function(arguments)
+  local pause = tonumber(arguments[1])
+  if pause > 0 then
+    delay = function() return pause end
+  end
+end
 done = function(summary, latency, requests)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
@@ -20,6 +26,8 @@ pub(super) struct Load {
     pub(super) connections: u16,
     /// Whether each request has a connection of its own.
     pub(super) close: bool,
+    /// How long each client waits before each request. Without a wait, they are as many as the machine bears, and wait for each other.
+    pub(super) pause_ms: u16,
     pub(super) seconds: u16,
 }
 
@@ -45,7 +53,13 @@ impl Load {
         if self.close {
             command.args(["-H", "Connection: close"]);
         }
-        let output = command.arg("-s").arg(script).arg(url).output().context("cannot run wrk")?;
+        let output = command
+            .arg("-s")
+            .arg(script)
+            .arg(url)
+            .args(["--", &self.pause_ms.to_string()])
+            .output()
+            .context("cannot run wrk")?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "wrk: {text}{}", String::from_utf8_lossy(&output.stderr));
         let numbers =

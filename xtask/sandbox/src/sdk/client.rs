@@ -49,6 +49,8 @@ pub(super) struct Client {
 pub(super) enum With {
     /// The one that was used the last time.
     Kept,
+    /// As `Kept`, with its process's clock an hour on.
+    Later,
     /// A new one, which holds nothing yet.
     New,
 }
@@ -82,7 +84,8 @@ impl Client {
     /// Asks for credentials.
     pub(super) fn ask(&mut self, with: With) -> Result<Answer> {
         let sent = self.input.write_all(match with {
-            With::Kept => b"kept\n",
+            With::Kept => "kept\n".as_bytes(),
+            With::Later => b"later\n",
             With::New => b"new\n",
         });
         let line = sent.ok().and_then(|()| self.lines.recv_timeout(DEADLINE).ok()).with_context(|| {
