@@ -144,28 +144,44 @@ fn by_ipvs(metadata: Ipv4Addr) -> [Attribute; 7] {
     const IP_CT_DIR_ORIGINAL: u8 = 0;
     const IPS_DST_NAT: u32 = 1 << 5;
     let destination = [meta(NFT_CT_DST_IP), vec![Attribute::Value(3, vec![IP_CT_DIR_ORIGINAL])]].concat();
-    let bytes = |value: u32| vec![Attribute::Value(NFTA_DATA_VALUE, value.to_ne_bytes().into())];
-    let translated = vec![
-        Attribute::number(1, NFT_REG_1),
-        Attribute::number(2, NFT_REG_1),
-        Attribute::number(3, 4),
-        Attribute::Nest(4, bytes(IPS_DST_NAT)),
-        Attribute::Nest(5, bytes(0)),
-    ];
     [
         expression("ct", meta(NFT_CT_DIRECTION)),
         compare(NFT_CMP_EQ, vec![IP_CT_DIR_ORIGINAL]),
         expression("ct", destination),
         compare(NFT_CMP_NEQ, metadata.octets().into()),
         expression("ct", meta(NFT_CT_STATUS)),
-        expression("bitwise", translated),
+        only_bits(IPS_DST_NAT),
         compare(NFT_CMP_EQ, vec![0; 4]),
+    ]
+}
+
+/// `ct state untracked`: so does IPVS mark what it sends unless it was told to have its connections tracked, as kube-proxy does.
+fn untracked() -> [Attribute; 3] {
+    const NFT_CT_STATE: u32 = 0;
+    const NF_CT_STATE_UNTRACKED_BIT: u32 = 1 << 6;
+    [
+        expression("ct", meta(NFT_CT_STATE)),
+        only_bits(NF_CT_STATE_UNTRACKED_BIT),
+        compare(NFT_CMP_NEQ, vec![0; 4]),
     ]
 }
 
 /// Where to, and what: of the expressions *meta* and *ct* alike.
 fn meta(key: u32) -> Vec<Attribute> {
     vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, key)]
+}
+
+/// What the register holds and the mask has.
+fn only_bits(mask: u32) -> Attribute {
+    let bytes = |value: u32| vec![Attribute::Value(NFTA_DATA_VALUE, value.to_ne_bytes().into())];
+    let data = vec![
+        Attribute::number(1, NFT_REG_1),
+        Attribute::number(2, NFT_REG_1),
+        Attribute::number(3, 4),
+        Attribute::Nest(4, bytes(mask)),
+        Attribute::Nest(5, bytes(0)),
+    ];
+    expression("bitwise", data)
 }
 
 fn compare(operator: u32, value: Vec<u8>) -> Attribute {
@@ -186,7 +202,7 @@ fn verdict(code: u32) -> Attribute {
 }
 
 /// `ip daddr <metadata> counter drop` where packets are forwarded; elsewhere `ip daddr <metadata> meta skuid != 4294967295 accept`, then
-/// `ip daddr <metadata> iif != 0 counter drop`; and before them, `ip daddr <metadata> …by IPVS… counter drop`.
+/// `ip daddr <metadata> iif != 0 counter drop`; and before them, against IPVS, `ip daddr <metadata> ct … counter drop` for what is tracked and what is not.
 fn rules(chain: Chain, Target { metadata, has_ipvs }: Target) -> Vec<Vec<Attribute>> {
     const NFTA_RULE_EXPRESSIONS: u16 = 4;
     let mut expressions = if chain.hook == NF_INET_FORWARD {
@@ -198,8 +214,8 @@ fn rules(chain: Chain, Target { metadata, has_ipvs }: Target) -> Vec<Vec<Attribu
         ]
     };
     if has_ipvs && chain.hook == NF_INET_POST_ROUTING {
-        let rule = [&is_for(metadata)[..], &by_ipvs(metadata), &[counter(), verdict(NF_DROP)]].concat();
-        expressions.insert(0, rule);
+        let drop = |what: &[Attribute]| [&is_for(metadata), what, &[counter(), verdict(NF_DROP)]].concat();
+        expressions.splice(..0, [drop(&by_ipvs(metadata)), drop(&untracked())]);
     }
     let rule =
         |expressions| [rule_place(chain), vec![Attribute::Nest(NFTA_RULE_EXPRESSIONS, expressions)]].concat();

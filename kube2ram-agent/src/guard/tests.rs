@@ -49,14 +49,15 @@ fn nft_reads_what_was_meant() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_rule_more_where_ipvs_is_and_only_there() {
+fn two_rules_more_where_ipvs_is_and_only_there() {
     isolated(|| {
         let mut guard = guard();
         guard.ipvs = Path::new("/proc/self/stat");
         assert!(guard.check());
         assert!(nft("list ruleset").contains(
             "priority raw; policy accept;\n\t\tip daddr 100.100.100.200 ct direction original ct original ip daddr != 100.100.100.200 ct status ! dnat \
-             counter packets 0 bytes 0 drop\n\t\tip daddr 100.100.100.200 meta skuid"
+             counter packets 0 bytes 0 drop\n\t\tip daddr 100.100.100.200 ct state untracked counter packets 0 bytes 0 drop\n\t\t\
+             ip daddr 100.100.100.200 meta skuid"
         ));
         nft("flush chain ip kube2ram postrouting");
         assert!(guard.check());

@@ -92,6 +92,12 @@ fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
         say(&format!("row ipvs {pod} {way} {address} {when}: {outcome}, {packets} packets"));
         (outcome, packets)
     };
+    let untracked = |sandbox: &Sandbox, when: &str| {
+        fs::write(CONNECTION_TRACKING, "0").unwrap();
+        let (outcome, packets) = attempt(sandbox, SERVED[3], &format!("untracked, {when}"));
+        fs::write(CONNECTION_TRACKING, "1").unwrap();
+        (outcome, packets)
+    };
     let of_the_node =
         |sandbox: &Sandbox| anyhow::Ok(sandbox.host_curl_url(&format!("http://{}{LIST}", VIRTUAL[0]))?.body);
 
@@ -102,10 +108,13 @@ fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
         assert!(packets > 0, "{row:?} without the guard: {outcome}");
     }
     assert_eq!(of_the_node(&sandbox).unwrap(), Accounts::NODE_ROLE);
+    // Nobody masquerades what is not tracked: it gets there, and no answer comes back.
+    assert!(untracked(&sandbox, "without the guard").1 > 0);
     restart_guarded(&mut sandbox);
     for row in SERVED {
         assert_eq!(attempt(&sandbox, row, "with the guard"), ("timeout".to_owned(), 0), "{row:?}");
     }
+    assert_eq!(untracked(&sandbox, "with the guard"), ("timeout".to_owned(), 0));
     // Nothing tells the node's own use of a virtual server from that of a pod in its network.
     let before = openings(&sandbox);
     assert!(of_the_node(&sandbox).is_err());
