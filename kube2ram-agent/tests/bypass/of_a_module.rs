@@ -70,6 +70,15 @@ impl Drop for VirtualServers {
     }
 }
 
+/// How many packets the rule has dropped.
+fn dropped_as_untracked() -> String {
+    let chain = ["list", "chain", "ip", "kube2ram", "postrouting"];
+    let output = Command::new("nft").args(chain).output().unwrap();
+    let chain = String::from_utf8(output.stdout).unwrap();
+    let (_, rest) = chain.split_once("ct state untracked counter packets ").unwrap();
+    rest.split(' ').next().unwrap().to_owned()
+}
+
 /// Whose, the way, its argument.
 const SERVED: [(&str, &str, &str); 4] = [
     ("pod", "service", VIRTUAL[0]),
@@ -108,13 +117,14 @@ fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
         assert!(packets > 0, "{row:?} without the guard: {outcome}");
     }
     assert_eq!(of_the_node(&sandbox).unwrap(), Accounts::NODE_ROLE);
-    // Nobody masquerades what is not tracked: it gets there, and no answer comes back.
     assert!(untracked(&sandbox, "without the guard").1 > 0);
     restart_guarded(&mut sandbox);
     for row in SERVED {
         assert_eq!(attempt(&sandbox, row, "with the guard"), ("timeout".to_owned(), 0), "{row:?}");
     }
+    assert_eq!(dropped_as_untracked(), "0");
     assert_eq!(untracked(&sandbox, "with the guard"), ("timeout".to_owned(), 0));
+    assert_ne!(dropped_as_untracked(), "0");
     // Nothing tells the node's own use of a virtual server from that of a pod in its network.
     let before = openings(&sandbox);
     assert!(of_the_node(&sandbox).is_err());

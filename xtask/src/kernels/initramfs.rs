@@ -21,7 +21,7 @@ const RUNS_MODULES: usize = 2;
 /// The first process. The first runs have the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and
 /// CAP_DAC_OVERRIDE, because the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
 const INIT: &str = r#"#!/bin/sh
-export PATH=/bin PYTHONDONTWRITEBYTECODE=1 RUST_BACKTRACE=0
+export PATH=/bin RUST_BACKTRACE=0
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
