@@ -22,6 +22,8 @@ const ROLES: usize = 50;
 /// Pods, and how much memory the agent may have with them, in MiB.
 const CROWDS: [(usize, f64); 3] = [(1, f64::INFINITY), (110, 16.0), (1000, 24.0)];
 const CONNECTS: usize = 5000;
+/// What comes of a start is over by then.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Long enough for what the agent does every now and then.
 const IDLE: Duration = Duration::from_secs(35);
 
@@ -58,6 +60,7 @@ fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Wr
     super::listeners_in(sandbox, pods)?;
     let listening = started.elapsed();
     let process = Process(sandbox.agent()?.pid().context("the agent does not run")?);
+    thread::sleep(SETTLED);
     let cpu_before = process.cpu()?;
     thread::sleep(IDLE);
     let cpu = process.cpu()? - cpu_before;
