@@ -1,6 +1,7 @@
 //! [`Permit`](crate::policy::Permit) → credentials: the cache with single flight and refresh ahead of expiry.
 //! Called by `server`; asks an [`Issuer`] (implemented in `cloud`) on a miss.
 
+mod account;
 mod cache;
 mod entry;
 mod gate;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use self::{
+    account::{Attempt, Failure, Issues, SessionState},
     cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
     turns::Rate,
