@@ -220,3 +220,69 @@ impl Interception {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::{AgentAddr, MetadataAddr};
+
+    fn interception() -> Arc<Interception> {
+        let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
+        let settings = Settings {
+            bpf_dir: "/".into(),
+            cgroup_root: "/".into(),
+            pods_cgroup: "/pods".into(),
+            own_cgroup: "/pods/own".into(),
+            metadata: MetadataAddr(nowhere),
+            agent: AgentAddr(nowhere),
+            debug: false,
+        };
+        Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())
+    }
+
+    fn origin(cgroup: u64) -> Origin {
+        Origin { cgroup: CgroupId(cgroup), tgid: 1 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn takes_only_what_comes_from_its_cgroup_and_its_port_while_it_waits() {
+        let interception = interception();
+        let peer = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+        assert!(!interception.takes(peer(1000), origin(7)), "nobody is awaited");
+
+        interception.expect(CgroupId(7), 1000);
+
+        assert!(!interception.takes(peer(1000), origin(8)), "another cgroup");
+        assert!(!interception.takes(peer(1001), origin(7)), "another port: a process beside the agent");
+        assert!(interception.arrival().await.is_err());
+        assert!(interception.takes(peer(1000), origin(7)));
+        assert!(interception.arrival().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_too_late_does_not_count_for_the_next() {
+        let interception = interception();
+        interception.expect(CgroupId(7), ANY_PORT);
+        assert!(interception.takes(SocketAddr::from(([10, 0, 0, 1], 1)), origin(7)));
+
+        interception.expect(CgroupId(7), ANY_PORT);
+
+        assert!(interception.arrival().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_nobody_answers_is_not_ready_after_three_attempts_and_says_why() {
+        let (interception, readiness) = (interception(), Readiness::default());
+        drop(tokio::spawn(Arc::clone(&interception).run(readiness.clone(), None)));
+
+        let unready = async {
+            while readiness.pending().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), unready).await.unwrap();
+
+        assert_eq!(readiness.pending(), [CONDITION]);
+        assert!(interception.last().failure.is_some_and(|why| why.starts_with("cannot connect")));
+    }
+}

@@ -3,7 +3,7 @@
 
 mod client;
 mod cluster;
-mod contact;
+mod hearing;
 mod events;
 mod lookup;
 mod metrics;
@@ -22,7 +22,7 @@ use async_trait::async_trait;
 pub use self::{
     client::{ClientConfig, ClientError},
     cluster::{Cluster, ClusterConfig},
-    contact::{Contact, Resource},
+    hearing::{Contact, Resource},
     metrics::Metrics,
     saved::Saved,
     seen::{Elsewhere, Presence, Seen},

@@ -10,7 +10,7 @@ use kube::{
 };
 use secrecy::SecretString;
 
-use super::contact::Contacts;
+use super::hearing::Contacts;
 
 /// How to reach the API server.
 #[derive(Debug)]

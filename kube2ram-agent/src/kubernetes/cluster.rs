@@ -29,8 +29,8 @@ use tracing::warn;
 use super::{
     About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
     client::connect,
-    contact::{Contact, Contacts, Resource},
     events::Events,
+    hearing::{Contact, Contacts, Resource},
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
     object::{ApiPod, Sighting, bounded_annotation, pod_resource, sighting, uid_of},
     saved::Saved,

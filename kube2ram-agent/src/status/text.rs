@@ -119,7 +119,10 @@ fn datapath(page: &mut Page, status: &Status) {
         let on = datapath.programs.iter().filter(|program| program.cgroup == cgroup);
         let names: Vec<_> =
             on.map(|program| program.name.strip_prefix("k2r_").unwrap_or(&program.name)).collect();
-        page.more(&format!("{cgroup}: k2r_{{{}}}", names.join(",")));
+        page.more(&match &names[..] {
+            [name] => format!("{cgroup}: k2r_{name}"),
+            names => format!("{cgroup}: k2r_{{{}}}", names.join(",")),
+        });
     }
     let probe = &datapath.interception;
     page.more(&match (&probe.failure, probe.arrived_at) {

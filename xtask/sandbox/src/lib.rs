@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod node;
 mod sandbox;
+mod secrets;
 pub mod sdk;
 pub mod show;
 pub mod situation;

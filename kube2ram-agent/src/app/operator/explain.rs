@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use super::{Operator, pods::Place, pods::presence_of, rounded};
 use crate::{
     args::{Config, Source},
-    cloud::alibaba::sts::advice,
     credentials::{CredentialError, Failure, IssueError, SessionState},
     kubernetes::{Cluster, Directory as _, Elsewhere, Pod, Presence, Seen},
     policy::{Denial, Rule},
@@ -353,7 +352,7 @@ fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionStat
         let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
         format!("said {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
     });
-    let remedy = failure.as_ref().map(|failure| advice(failure.kind, &failure.code).to_owned());
+    let remedy = failure.as_ref().map(|failure| failure.kind.remedy().to_owned());
     let role = &session.role;
     let (outcome, says) = match (held, &failed) {
         (Some((issued, expires)), None) => (

@@ -4,7 +4,7 @@ use std::process;
 
 use super::{Operator, rounded};
 use crate::{
-    cloud::alibaba::{base::BaseState, sts::advice},
+    cloud::alibaba::base::BaseState,
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
     kubernetes::{Presence, Resource},
@@ -154,7 +154,7 @@ impl Operator {
                 StsFailure {
                     at: rounded(at),
                     kind: kind.as_str().to_owned(),
-                    remedy: advice(kind, &code).to_owned(),
+                    remedy: kind.remedy().to_owned(),
                     code: code.into(),
                     message,
                     request_id: request_id.map(Into::into),

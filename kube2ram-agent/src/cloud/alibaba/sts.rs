@@ -1,7 +1,6 @@
 //! AssumeRole at STS: the production [`Issuer`], with the error table of STS and its single retries.
 //! Source: STS API 2015-04-01, AssumeRole. Depends on `base`, `endpoint`, `sign`, `wire`; called by `credentials`, composed by `app`.
 
-mod advice;
 mod refusal;
 
 use std::{
@@ -19,7 +18,6 @@ use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-pub use self::advice::advice;
 use self::refusal::{Refusal, Remedy};
 use super::{
     base::{Base, BaseCredentials},
