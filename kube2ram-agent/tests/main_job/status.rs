@@ -61,7 +61,7 @@ fn all_is_well_and_each_step_of_a_pod_is_told() {
     assert_eq!(status["agent"]["pid"], lab.agent().unwrap().pid().unwrap());
     let datapath = &status["datapath"];
     assert!(datapath["programs"].as_array().unwrap().len() >= 9, "{datapath}");
-    assert!(datapath["outcomes"]["redirect"].as_u64().unwrap() >= 3, "{datapath}");
+    assert!(datapath["outcomes"]["redirected"].as_u64().unwrap() >= 3, "{datapath}");
     assert!(datapath["interception"]["arrived_at"].is_string(), "{datapath}");
     assert_eq!(status["base_credentials"]["source"], "node_role");
     assert!(
