@@ -10,6 +10,8 @@ pub mod clock;
 pub mod closing;
 pub mod memory;
 pub mod telemetry;
+#[cfg(test)]
+mod documents;
 
 pub mod datapath;
 pub mod guard;
