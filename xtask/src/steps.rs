@@ -29,8 +29,8 @@ pub(crate) fn lint() -> Result<()> {
 /// Has the tests that compare documents with the code write them instead.
 pub(crate) fn docs() -> Result<()> {
     say("the documents' tables");
-    // Those tests, and whichever others are called likewise.
-    let tests = ["test", "--locked", "--package", "kube2ram-agent", "--lib", "current"];
+    // All that are called `…_current`.
+    let tests = ["test", "--locked", "--package", "kube2ram-agent", "--lib", "_current"];
     run(cargo().args(tests).env("UPDATE_DOCS", "1"))
 }
 

@@ -3,8 +3,12 @@
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod answers;
+mod kernel_half;
 mod links;
 mod policies;
+mod proofs;
+mod translation;
 
 use std::{
     fs,

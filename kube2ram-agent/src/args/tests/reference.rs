@@ -67,7 +67,11 @@ fn the_documents_name_no_flag_that_does_not_exist() {
         // A code span that begins with a flag is about one of ours; others' stand behind their command (`kubelet --…`).
         for span in text.split('`').skip(1).step_by(2).filter(|span| span.starts_with("--")) {
             let name = span[2..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().unwrap();
-            assert!(known.iter().any(|flag| flag == name), "{}: there is no --{name}", document.display());
+            assert!(
+                known.iter().any(|flag| flag == name),
+                "{}: there is no --{name}; another program's is written behind its name",
+                document.display()
+            );
         }
     }
 }
