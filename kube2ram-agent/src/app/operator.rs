@@ -81,7 +81,7 @@ impl Operator {
             Some(ChangeLogLevel::Reset) => self.log_level.reset(),
             Some(ChangeLogLevel::To { level, seconds }) => {
                 let level: LevelFilter =
-                    level.parse().map_err(|_| format!("there is no log level {level:?}"))?;
+                    level.parse().map_err(|_unknown| format!("there is no log level {level:?}"))?;
                 self.log_level.set(level, Duration::from_secs(seconds), self.clock.now());
             }
         }

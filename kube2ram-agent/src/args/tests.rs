@@ -2,6 +2,8 @@ use secrecy::ExposeSecret;
 
 use super::*;
 
+mod reference;
+
 /// Parses `flags` (split at blanks) in an environment of `variables`.
 fn parse(flags: &str, variables: &[(&str, &str)]) -> Result<Config, ArgsError> {
     let env = |name: &str| {
@@ -488,7 +490,7 @@ fn refuses_malformed_values() {
         ("boot-guard install --host-cgroup=/system.slice", "give a cgroup relative to the root, such as"),
         ("boot-guard apply --host-cgroup=a/../b", "give a cgroup relative to the root, such as"),
         ("--verbos", "unexpected argument '--verbos' found tip: a similar argument exists: '--verbose'"),
-        ("status", "unrecognized subcommand 'status'"),
+        ("surplus", "unrecognized subcommand 'surplus'"),
     ];
 
     for (flags, part) in cases {

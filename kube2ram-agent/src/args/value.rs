@@ -98,9 +98,9 @@ pub(super) enum LevelChange {
 pub(super) fn changed_log_level(text: &str) -> Result<LevelChange, &'static str> {
     match text {
         "reset" => Ok(LevelChange::Reset),
-        _ => {
-            log_level(text).map(LevelChange::To).map_err(|_| "give trace, debug, info, warn, error or reset")
-        }
+        _ => log_level(text)
+            .map(LevelChange::To)
+            .map_err(|_level| "give trace, debug, info, warn, error or reset"),
     }
 }
 

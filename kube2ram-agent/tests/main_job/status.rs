@@ -31,6 +31,7 @@ fn parts(status: &Value) -> Vec<&str> {
 }
 
 /// Shows what an operator sees, for those who read the tests' output.
+#[expect(clippy::print_stdout, reason = "as the tests themselves print what they saw")]
 fn show(lab: &mut Lab, pods: &[&str]) -> String {
     let mut seen = lab.kube2ram(&["status"]).1;
     for pod in pods {
