@@ -80,6 +80,8 @@ enum Reply {
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "control";
+/// Its name until it takes another one's place. Only the agent that has the lock of the pins makes it.
+pub const DRAFT: &str = "control-draft";
 /// The longest that a request lasts, from connecting to the end of the answer, on either side.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request.

@@ -300,6 +300,10 @@ pub(super) enum Subcommand {
         #[arg(long = "for", value_name = "DURATION", default_value = "10m", value_parser = value::duration)]
         span: Duration,
     },
+    /// Tells whether this node has what the agent needs, and what to do where it has not
+    Preflight,
+    /// Tells, for the kubelet, whether the agent of this very container could serve: it does, or stands by for another one's end
+    Ready,
     /// Tells how the running agent is: readiness, the kernel half, the API server, credentials, STS, and each pod of this node. Ends in 0 when all is well,
     /// 1 when something is wrong, 69 when no agent runs, 75 when it does not answer, 77 when not root
     Status {
@@ -307,10 +311,6 @@ pub(super) enum Subcommand {
         #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
         output: Output,
     },
-    /// Tells whether this node has what the agent needs, and what to do where it has not
-    Preflight,
-    /// Tells, for the kubelet, whether the agent of this very container could serve: it does, or stands by for another one's end
-    Ready,
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
 }

@@ -4,7 +4,6 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
-    process,
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -16,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{MAX_CONNECTIONS, MAX_REQUEST_BYTES, PATIENCE, Reply, Request, SOCKET};
+use super::{DRAFT, MAX_CONNECTIONS, MAX_REQUEST_BYTES, PATIENCE, Reply, Request, SOCKET};
 use crate::state_dir::StateDir;
 
 /// The socket.
@@ -33,7 +32,7 @@ impl Control {
     /// When the socket cannot be made.
     pub fn open(state: &StateDir) -> io::Result<Self> {
         // Under a name of its own until nobody but root can dial it, and so that there is no moment without a socket.
-        let draft = state.socket(&format!("{SOCKET}-{}", process::id()));
+        let draft = state.socket(DRAFT);
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

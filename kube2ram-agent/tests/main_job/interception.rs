@@ -16,7 +16,7 @@ impl Firewall {
     fn drop_port(port: u16) -> Self {
         const TABLE: &str = "kube2ram-test-firewall";
         let rules = format!(
-            "table ip {TABLE} {{ chain input {{ type filter hook input priority 0; tcp dport {port} drop\n }} }}"
+            "table ip {TABLE} {{ chain input {{ type filter hook input priority 0; tcp dport {port} drop\n }}\n }}"
         );
         let status = Command::new("nft").arg(rules).status().unwrap();
         assert!(status.success());
