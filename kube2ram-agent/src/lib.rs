@@ -9,6 +9,7 @@ pub mod args;
 pub mod clock;
 pub mod closing;
 pub mod memory;
+mod netlink;
 pub mod telemetry;
 #[cfg(test)]
 mod documents;
