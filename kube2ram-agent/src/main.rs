@@ -14,7 +14,7 @@ use kube2ram_agent::{
     args::{ArgsError, BootGuardCommand, Command, Config, Output},
     boot_guard,
     control::{self, ControlError, LogLevel, Request},
-    memory,
+    memory::{self, Cached},
     preflight::{NodePaths, Preflight},
     probe,
     status::{Explanation, Paint, Status},
@@ -23,6 +23,9 @@ use kube2ram_agent::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: Cached = Cached;
 
 /// What a process that could not be set up, or lost a part that it cannot do without, exits with.
 const EXIT_FAILURE: u8 = 1;
@@ -152,6 +155,8 @@ fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime
         .worker_threads(processors.min(MAX_THREADS))
+        .on_thread_start(Cached::open)
+        .on_thread_stop(Cached::close)
         .enable_all()
         .build()?
         .block_on(serve(config, verbosity))

@@ -1,5 +1,9 @@
 //! How the allocator keeps memory: on a node, what an agent holds for nothing is missing elsewhere. Depends on libc alone; called by `main`.
 
+mod cached;
+
+pub use self::cached::Cached;
+
 /// Has glibc serve all threads from one heap, and take large blocks from the kernel and give them back at once. By default it opens a heap for each
 /// thread, in which the first list of the cluster's namespaces leaves megabytes behind, and keeps ever larger blocks.
 ///
