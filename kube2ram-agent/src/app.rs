@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use self::error::AppError;
 use self::{front::Front, node::Node, parts::Parts, service::Service};
@@ -105,9 +105,17 @@ pub async fn run(
     };
     let is_first = predecessor.is_none();
     let (estate, operator) = service.open(front, &node, readiness, is_first, verbosity, &mut parts)?;
-    let control = Control::open(&state).map_err(AppError::Control)?;
     parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
-    parts.spawn("the control socket", control.run(move |request| Arc::clone(&operator).answer(request)));
+    match Control::open(&state) {
+        Ok(control) => {
+            let answer = move |request| Arc::clone(&operator).answer(request);
+            parts.spawn("the control socket", control.run(answer));
+        }
+        // Pods are served all the same.
+        Err(error) => {
+            error!(%error, "cannot make the control socket: kube2ram status and explain get no answer")
+        }
+    }
     let post = Post::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
     let heirs = post.heirs();
     parts.spawn("the post of agents that stand by", post.run());

@@ -67,7 +67,7 @@ const ANY_PORT: u32 = u32::MAX;
 pub struct Last {
     /// When one arrived.
     pub arrived_at: Option<Instant>,
-    /// Why it did not, if it did not for [`LOST`] times.
+    /// Why it did not, if three in a row did not.
     pub failure: Option<String>,
 }
 
