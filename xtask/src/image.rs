@@ -72,6 +72,8 @@ impl Request {
                 ],
             });
         }
+        // For deploy/Dockerfile.
+        fs::write(self.profile.dist().join("ca-certificates.crt"), &certificates)?;
         let layout = Layout::new(&facts(self.revision, self.source)?, &self.name, &images)?;
         for (directory_or_archive, what) in write(&layout, &self.profile.dist())? {
             say(format!("{} ({what})", directory_or_archive.display()));
