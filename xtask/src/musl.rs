@@ -133,9 +133,9 @@ fn rust_flags() -> Result<Vec<OsString>> {
     Ok(flags)
 }
 
-/// ring's C needs no header of a C library but for these; the machine's could differ.
+/// ring's C needs no header of a C library, and the machine's could differ. The last definition keeps clang's intrinsics from including one.
 fn c_flags() -> OsString {
-    let mut flags = OsString::from("-nostdlibinc -DRING_CORE_NOSTDLIBINC=1");
+    let mut flags = OsString::from("-nostdlibinc -DRING_CORE_NOSTDLIBINC=1 -D__MM_MALLOC_H");
     for (path, name) in names_of_paths() {
         flags.push(" '-ffile-prefix-map=");
         flags.push(path);

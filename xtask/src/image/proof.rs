@@ -33,11 +33,9 @@ pub(crate) fn prove(no_skip: bool) -> Result<()> {
     let here = target_dir();
     let elsewhere = here.join("elsewhere").join(ELSEWHERE);
     sources::copy(&elsewhere)?;
-    let images = [(root().to_owned(), here), (elsewhere.clone(), elsewhere.join("target"))]
-        .map(|(sources, target)| build(&sources, &target));
-    let [here, there] = images.map(|image| image.map(|dist| dist.join("oci")));
-    let image = here?;
-    let digest = sources::ensure_same(&image, &there?)?;
+    let image = build(root(), &here)?.join("oci");
+    let there = build(&elsewhere, &elsewhere.join("target"))?.join("oci");
+    let digest = sources::ensure_same(&image, &there)?;
     say(format!("the same in two directories: {digest}"));
 
     let scratch = Scratch(target_dir().join("image-proof"));
