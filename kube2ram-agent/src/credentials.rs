@@ -1,19 +1,26 @@
 //! [`Permit`](crate::policy::Permit) → credentials: the cache with single flight and refresh ahead of expiry.
 //! Called by `server`; asks an [`Issuer`] (implemented in `cloud`) on a miss.
 
+mod account;
 mod cache;
 mod entry;
 mod gate;
 mod metrics;
 mod turns;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use self::{
+    account::{Attempt, Failure, Issues, SessionState},
     cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
     turns::Rate,
@@ -38,6 +45,33 @@ pub struct Credentials {
     pub issued_at: Timestamp,
     /// `Expiration`.
     pub expires_at: Timestamp,
+    /// What the wire makes of them.
+    pub document: Document,
+}
+
+/// What the metadata service answers with these credentials: written by the first request, for it costs more than all else that a request does. As
+/// secret as they are; zeroised with them, once the last answer is sent.
+#[derive(Clone, Default)]
+pub struct Document(OnceLock<Bytes>);
+
+impl Document {
+    /// What was written before, or else what `write` does now.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn get_or_write<E>(&self, write: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(written) = self.0.get() {
+            return Ok(written.clone());
+        }
+        let written = write()?;
+        Ok(self.0.get_or_init(|| written).clone())
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
 }
 
 /// Why credentials were not issued: the closed set that is also the metrics label and decides on retries.
@@ -65,6 +99,37 @@ impl IssueErrorKind {
             Self::Denied | Self::Invalid | Self::NoSuchRole => false,
         }
     }
+
+    /// What somebody can do about it: the end of a sentence that names the role and STS's code.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::BaseCredentials => {
+                "the agent has no valid credentials of its own; attach a role to the node, or renew the agent's static keys"
+            }
+            Self::Denied => {
+                "have the role's trust policy name the node's role, and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
+                 annotate the pod with it"
+            }
+            Self::Invalid => "correct what the code names in the pod's annotations",
+            Self::NoSuchRole => "create the role, or correct the pod's annotation",
+            Self::Throttled => {
+                "the account calls STS too often, and the agent asks again by itself; find out who does (ActionTrail), or have the limit raised"
+            }
+            Self::Unavailable => {
+                "STS does not answer the node, and the agent asks again by itself; see that the node reaches its endpoint"
+            }
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::BaseCredentials,
+        Self::Denied,
+        Self::Invalid,
+        Self::NoSuchRole,
+        Self::Throttled,
+        Self::Unavailable,
+    ];
 
     /// The metrics label.
     pub fn as_str(self) -> &'static str {

@@ -1,25 +1,31 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{future::pending, io, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
+use rustix::net::netlink;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 mod events;
-mod netlink;
 mod ruleset;
 
-use self::{
-    events::Changes,
-    netlink::{Message, Reply, Socket},
-    ruleset::Target,
+use self::{events::Changes, ruleset::Target};
+use crate::{
+    netlink::{Message, Socket, uninterrupted},
+    telemetry::chain,
 };
-use crate::telemetry::chain;
 
 /// Why the guard's table could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,24 @@ pub struct ForwardGuard {
     target: Option<Target>,
     /// nf_tables cannot ask connection tracking.
     lacks_tracking: bool,
+    state: State,
+}
+
+/// What people see of the guard. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct State(Arc<Mutex<Standing>>);
+
+/// How the guard stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the table is in force; `None` before the first check.
+    pub is_in_force: Option<bool>,
+    /// Whether it has rules against IPVS.
+    pub has_ipvs: bool,
+    /// How often it was found missing or changed, and made anew.
+    pub repairs: u64,
+    /// Why it is not in force.
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +103,21 @@ impl ForwardGuard {
 
     fn with(metadata: Ipv4Addr, metrics: Metrics) -> Self {
         let ipvs = Path::new(IPVS);
-        Self { metadata, metrics, socket: None, in_force: None, ipvs, target: None, lacks_tracking: false }
+        Self {
+            metadata,
+            metrics,
+            socket: None,
+            in_force: None,
+            ipvs,
+            target: None,
+            lacks_tracking: false,
+            state: State::default(),
+        }
+    }
+
+    /// Where it tells how it stands.
+    pub fn state(&self) -> State {
+        self.state.clone()
     }
 
     /// Makes the table unless it is there as it should be, reads it back, and tells whether it is in force. A failure is logged, not
@@ -91,6 +129,7 @@ impl ForwardGuard {
         let outcome = self.ensure();
         self.in_force = Some(outcome.is_ok());
         self.metrics.in_force.set(outcome.is_ok().into());
+        self.state.write(&outcome, self.target, before);
         match outcome {
             Ok(Found::AsItShouldBe) => {}
             Ok(Found::MissingOrChanged) if before == Some(true) => {
@@ -140,7 +179,7 @@ impl ForwardGuard {
     fn ensure(&mut self) -> Result<Found, GuardError> {
         let socket = match &mut self.socket {
             Some(socket) => socket,
-            none => none.insert(Socket::open().map_err(GuardError::Socket)?),
+            none => none.insert(open()?),
         };
         let mut target =
             Target { metadata: self.metadata, has_ipvs: self.ipvs.exists() && !self.lacks_tracking };
@@ -148,14 +187,14 @@ impl ForwardGuard {
         if is_installed(socket, target)? {
             return Ok(Found::AsItShouldBe);
         }
-        let mut written = socket.request(&ruleset::install(target));
+        let mut written = socket.request(&ruleset::install(target), |_, _| {});
         if target.has_ipvs
             && let Err(error) = &written
             && [Some(libc::ENOENT), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
         {
             let error = error.to_string();
             let without = Target { has_ipvs: false, ..target };
-            written = socket.request(&ruleset::install(without));
+            written = socket.request(&ruleset::install(without), |_, _| {});
             // Or it was something else that is not there.
             if written.is_ok() {
                 warn!(
@@ -173,6 +212,21 @@ impl ForwardGuard {
             true => Ok(Found::MissingOrChanged),
             false => Err(GuardError::Unstable),
         }
+    }
+}
+
+impl State {
+    /// How the guard stands.
+    pub fn read(&self) -> Standing {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, outcome: &Result<Found, GuardError>, target: Option<Target>, before: Option<bool>) {
+        let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.is_in_force = Some(outcome.is_ok());
+        standing.has_ipvs = target.is_some_and(|target| target.has_ipvs);
+        standing.failure = outcome.as_ref().err().map(|error| chain(error));
+        standing.repairs += u64::from(before == Some(true) && matches!(outcome, Ok(Found::MissingOrChanged)));
     }
 }
 
@@ -197,9 +251,8 @@ async fn changed(changes: Option<&mut Changes>) -> bool {
 /// # Errors
 /// [`GuardError`]: it may still be there.
 pub fn remove() -> Result<bool, GuardError> {
-    let mut socket = Socket::open().map_err(GuardError::Socket)?;
-    match socket.request(&ruleset::remove()) {
-        Ok(_) => Ok(true),
+    match open()?.request(&ruleset::remove(), |_, _| {}) {
+        Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(GuardError::Request("remove", error)),
     }
@@ -216,7 +269,7 @@ fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError>
     let mut replies = Vec::new();
     for query in ruleset::queries() {
         match ask(socket, &[query]) {
-            Ok(Reply { messages, .. }) => replies.push(messages),
+            Ok(messages) => replies.push(messages),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(GuardError::Request("read", error)),
         }
@@ -224,17 +277,22 @@ fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError>
     Ok(ruleset::is_installed(target, &replies))
 }
 
-/// Somebody else's change of any table interrupts a dump: it is asked for again.
-fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Reply> {
-    const ATTEMPTS: u8 = 5;
-    let mut reply = socket.request(query);
-    for _ in 1..ATTEMPTS {
-        match &reply {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => reply = socket.request(query),
-            _ => break,
-        }
-    }
-    reply
+/// The attributes of each message of the reply.
+fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Vec<Vec<u8>>> {
+    // Somebody else's change of any table interrupts a dump.
+    uninterrupted(|| {
+        let mut messages = Vec::new();
+        socket.request(query, |_, payload| {
+            messages.push(payload.get(ruleset::NFGENMSG..).unwrap_or_default().to_owned());
+        })?;
+        Ok(messages)
+    })
+}
+
+fn open() -> Result<Socket, GuardError> {
+    /// Far more than the table is.
+    const MAX_DATAGRAMS: usize = 64;
+    Socket::open(Some(netlink::NETFILTER), MAX_DATAGRAMS).map_err(GuardError::Socket)
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    CredentialError, Credentials, IssueError, IssueErrorKind, Issuer, Metrics,
+    Attempt, CredentialError, Credentials, Failure, IssueError, IssueErrorKind, Issuer, Issues, Metrics,
+    SessionState,
     entry::{Answer, Entry, Next, Now},
     gate::{Gate, Place},
     turns::{Rank, Rate, Rates, TicketId},
@@ -79,6 +80,8 @@ struct Shared {
     max_sessions: usize,
     jitter: fn() -> f64,
     gate: Arc<Gate>,
+    /// How the last calls ended.
+    issues: Mutex<Issues>,
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
 }
 
@@ -117,6 +120,7 @@ impl Cache {
             metrics,
             max_sessions: limits.sessions,
             jitter: limits.jitter,
+            issues: Mutex::default(),
             slots: Mutex::default(),
         }))
     }
@@ -143,11 +147,28 @@ impl Cache {
         self.set_claimed(sessions, spread);
     }
 
-    pub(super) fn set_claimed(&self, mut sessions: HashMap<RoleSession, (PodUid, bool)>, spread: Duration) {
+    /// How issuing goes, for people.
+    pub fn issues(&self) -> Issues {
+        let (queued, is_throttled) = self.0.gate.state();
+        let sessions = self.0.slots().len();
+        Issues { is_throttled, queued, sessions, ..self.0.ended().clone() }
+    }
+
+    /// How a role session stands, for people; `None` when it is not in the cache. Asks for nothing.
+    pub fn state_of(&self, session: &RoleSession) -> Option<SessionState> {
+        let now = self.0.now();
+        self.0.slots().get(session).map(|slot| slot.entry.state(now))
+    }
+
+    pub(super) fn set_claimed(
+        &self,
+        mut sessions: HashMap<Arc<RoleSession>, (PodUid, bool)>,
+        spread: Duration,
+    ) {
         let now = self.0.now();
         let mut slots = self.0.slots();
         slots.retain(|session, slot| {
-            let is_kept = match sessions.remove(&**session) {
+            let is_kept = match sessions.remove(session) {
                 Some((pod, _)) => {
                     slot.entry.claim();
                     slot.pod = pod;
@@ -177,9 +198,10 @@ impl Cache {
 
     pub(super) async fn of_session(
         &self,
-        session: RoleSession,
+        session: impl Into<Arc<RoleSession>>,
         pod: &PodUid,
     ) -> Result<Arc<Credentials>, CredentialError> {
+        let session = session.into();
         let Shared { metrics, .. } = &*self.0;
         let (fallback, mut fetched) = match self.0.ask(&session, pod) {
             (Answer::Failed(error), _) => {
@@ -213,7 +235,11 @@ impl Cache {
 
 impl Shared {
     /// Asks the entry, which is made if there is none. The receiver, when there is something to wait for, tells of the next fetch's end.
-    fn ask(self: &Arc<Self>, session: &RoleSession, pod: &PodUid) -> (Answer, Option<watch::Receiver<()>>) {
+    fn ask(
+        self: &Arc<Self>,
+        session: &Arc<RoleSession>,
+        pod: &PodUid,
+    ) -> (Answer, Option<watch::Receiver<()>>) {
         let now = self.now();
         let mut slots = self.slots();
         if let Some(slot) = slots.get_mut(session) {
@@ -240,7 +266,7 @@ impl Shared {
         if slots.len() >= self.max_sessions && !self.evict(&mut slots) {
             return (Answer::Failed(CredentialError::Full), None);
         }
-        let (fetched, keeper) = self.insert(&mut slots, session.clone(), Entry::asked(now), pod.clone());
+        let (fetched, keeper) = self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
         // A runtime that shuts down drops the keeper on the spot, and that takes the lock.
         drop(slots);
         self.tasks.spawn(keeper);
@@ -250,11 +276,10 @@ impl Shared {
     fn insert(
         self: &Arc<Self>,
         slots: &mut HashMap<Arc<RoleSession>, Slot>,
-        session: RoleSession,
+        session: Arc<RoleSession>,
         entry: Entry,
         pod: PodUid,
     ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
-        let session = Arc::new(session);
         let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
         let tenure = Tenure { cache: Arc::clone(self), session: Arc::clone(&session) };
         let keeper = tenure.keep(Arc::clone(&wake));
@@ -292,6 +317,7 @@ impl Shared {
                 source: None,
             })
         });
+        self.note(session, &result);
         let (role, session) = (session.role.as_str(), session.session_name.as_str());
         match &result {
             Ok(credentials) => {
@@ -309,6 +335,19 @@ impl Shared {
         self.gate.heed(result.as_ref().map(drop), (self.jitter)());
         self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
         result
+    }
+
+    fn note(&self, session: &RoleSession, result: &Result<Credentials, IssueError>) {
+        let (role, now) = (session.role.clone(), self.clock.now());
+        let mut ended = self.ended();
+        match result {
+            Ok(_) => ended.succeeded = Some(Attempt { role, outcome: now }),
+            Err(error) => ended.failed = Some(Attempt { role, outcome: Failure::of(error, now) }),
+        }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Issues> {
+        self.issues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Now {

@@ -8,8 +8,10 @@ pub mod client;
 pub mod clock;
 pub mod node;
 mod sandbox;
+mod secrets;
 pub mod sdk;
 pub mod show;
+pub mod situation;
 pub mod standin;
 
 pub use self::sandbox::{InPod, Sandbox};

@@ -120,7 +120,12 @@ fn run_in_empty_root(root: &Path, arch: Arch) -> Result<()> {
     let emulator = emulator(root, arch)?;
     let program = |args: &[&str]| {
         let mut command = setup::privileged("env");
-        command.args(["-i", "chroot"]).arg(root).args(&emulator).arg(format!("/{PROGRAM}")).args(args);
+        command
+            .args(["-i", "PATH=/usr/sbin:/usr/bin", "chroot"])
+            .arg(root)
+            .args(&emulator)
+            .arg(format!("/{PROGRAM}"))
+            .args(args);
         command.output().context("cannot run chroot")
     };
     for (args, says) in [
@@ -160,7 +165,7 @@ fn find_lines(debug: &Path) -> Result<()> {
     let symbols = String::from_utf8_lossy(&symbols.stdout).into_owned();
     let main = symbols
         .lines()
-        .find(|line| line.contains("8kube2ram4main"))
+        .find(|line| line.contains(" t ") && line.contains("8kube2ram4main17h"))
         .context("no main() among the symbols")?;
     let address = format!("0x{}", main.split(' ').next().unwrap_or_default());
     let line = finished(Command::new(musl::llvm("llvm-symbolizer")).arg("--obj").arg(debug).arg(address))?;
