@@ -1,43 +1,74 @@
-//! The build of the agent around the kernel half. Depends on `ebpf`; called by `main`, `steps` and `kernels`.
+//! The build of the agent around the kernel half. Depends on `ebpf` and `musl`; called by `main`, `steps`, `sdks` and `image`.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     command::{cargo, run, say, target_dir},
     ebpf,
+    musl::{self, Arch},
+    setup,
 };
 
-/// The target of static binaries. The same as the compiler's own: named, so that only what is for the node is static, not what runs during the
-/// build.
-pub(crate) const STATIC_TARGET: &str = match env::consts::ARCH.as_bytes() {
-    b"aarch64" => "aarch64-unknown-linux-gnu",
-    _ => "x86_64-unknown-linux-gnu",
-};
-
-/// Has cargo build what runs on any machine, in an empty image and on a host alike. glibc rather than musl: it needs no other target or C compiler,
-/// its allocator is made for threads, and since 2.34 it resolves names by files and DNS without loading anything.
-pub(crate) fn make_static(build: &mut Command) -> &mut Command {
-    build
-        .args(["--target", STATIC_TARGET])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-}
-
-/// Builds the kernel half and the agent around it, and tells where the binary is. A release is one static file.
+/// Builds the kernel half and the agent around it, and tells where the binary is. A release is one static file, the very one that the image holds.
 pub(crate) fn agent(release: bool) -> Result<PathBuf> {
+    if release {
+        setup::static_building(&[Arch::HERE])?;
+        return program(&ebpf::build()?, Arch::HERE, Profile::Release).map(|program| program.path);
+    }
     let objects = ebpf::build()?;
     say("building the agent");
     let mut build = cargo();
     build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram"]);
-    let mut directory = target_dir();
-    if release {
-        make_static(build.arg("--release"));
-        directory.push(STATIC_TARGET);
-    }
     run(ebpf::embed(&mut build, &objects))?;
-    let binary = directory.join(if release { "release" } else { "debug" }).join("kube2ram");
+    let binary = target_dir().join("debug/kube2ram");
     say(format!("built {}", binary.display()));
     Ok(binary)
+}
+
+/// How a program for the node is optimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// Not at all, for tests
+    Dev,
+    Release,
+}
+
+impl Profile {
+    /// What comes of it: target/dist, or beside for tests.
+    pub(crate) fn dist(self) -> PathBuf {
+        target_dir().join(match self {
+            Self::Dev => "dist-dev",
+            Self::Release => "dist",
+        })
+    }
+}
+
+/// A static program, and what a debugger needs besides.
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) debug: PathBuf,
+}
+
+/// Builds the agent around the kernel half's objects.
+pub(crate) fn program(objects: &Path, arch: Arch, profile: Profile) -> Result<Program> {
+    say(format!("building the agent for {}", arch.name()));
+    let mut build = cargo();
+    build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram", "--profile"]);
+    let (name, directory) = match profile {
+        Profile::Dev => ("dev", "debug"),
+        Profile::Release => ("release", "release"),
+    };
+    run(ebpf::embed(musl::make_static(build.arg(name), arch)?, objects))?;
+    let built = target_dir().join(arch.target()).join(directory).join("kube2ram");
+    let dist = profile.dist().join(arch.name());
+    fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;
+    let program = Program { path: dist.join("kube2ram"), debug: dist.join("kube2ram.debug") };
+    musl::split(&built, &program.path, &program.debug)?;
+    say(format!("built {} (a debugger also wants kube2ram.debug)", program.path.display()));
+    Ok(program)
 }

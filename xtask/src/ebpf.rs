@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{capture, cargo, root, run, say, target_dir};
+use crate::command::{capture, cargo, cargo_home, root, run, say, target_dir};
 
 const PACKAGE: &str = "kube2ram-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
@@ -150,12 +150,10 @@ impl Compiler {
 
     /// No path of this machine gets into the object: the same sources give the same bytes anywhere.
     fn flags(&self) -> Vec<OsString> {
-        let cargo_home = env::var_os("CARGO_HOME").map_or_else(
-            || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
-            PathBuf::from,
-        );
+        let cargo_home = cargo_home();
         let mut flags: Vec<OsString> = vec![
-            format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH).into(),
+            // Whatever runs it: the architectures differ in `pt_regs` alone, of which cgroup programs know nothing.
+            "--cfg=bpf_target_arch=\"x86_64\"".into(),
             "-Clink-arg=--btf".into(),
         ];
         for (from, to) in [(root(), "/src"), (&cargo_home, "/cargo"), (&self.sysroot, "/rust")] {

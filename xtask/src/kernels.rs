@@ -26,7 +26,9 @@ use self::{
 };
 use crate::{
     command::{capture, cargo, root, run, say, target_dir},
-    ebpf, setup, steps,
+    ebpf,
+    musl::Arch,
+    setup, steps,
 };
 
 /// The series, and the Debian release whose security suite holds its newest kernel.
@@ -82,7 +84,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
 
 /// Reboots a node, to see the boot guard.
 pub(crate) fn reboot() -> Result<()> {
-    setup::building()?;
+    setup::static_building(&[Arch::HERE])?;
     setup::emulator()?;
     let objects = ebpf::build()?;
     say("rung 3: a node that reboots");

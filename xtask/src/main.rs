@@ -5,6 +5,8 @@ mod command;
 mod ebpf;
 mod build;
 mod fuzz;
+mod image;
+mod musl;
 mod sdks;
 mod setup;
 mod kernels;
@@ -30,9 +32,9 @@ enum Task {
         /// connect, kernel, scale or service; all of them when none is named
         subjects: Vec<String>,
     },
-    /// Builds the kernel half and the agent: target/{debug,release}/kube2ram
+    /// Builds the kernel half and the agent: target/debug/kube2ram
     Build {
-        /// Optimised, and one static file: target/…-unknown-linux-gnu/release/kube2ram
+        /// Optimised, and one static file: target/dist/{amd64,arm64}/kube2ram
         #[arg(long)]
         release: bool,
     },
@@ -42,6 +44,8 @@ enum Task {
     Docs,
     /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a wrong way
     Fuzz(fuzz::Fuzz),
+    /// Builds static binaries for x86-64 and arm64 and an OCI image of both, the same bytes anywhere: target/dist
+    Image(image::Request),
     /// Checks formatting, lints and docs
     Lint,
     /// Shows the main job on this machine: pods, each with its own role
@@ -54,6 +58,9 @@ enum Task {
     Setup,
     /// Runs unit and component tests, and as root those on the real kernel
     Test {
+        /// Instead builds the image here and in another directory, compares the two, has other tools read it, and runs what it holds
+        #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
+        image: bool,
         /// Instead runs those of the kernel half on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
         #[arg(long)]
         kernels: bool,
@@ -87,9 +94,11 @@ fn perform(task: Task) -> Result<()> {
         Task::BuildEbpf => ebpf::build().map(drop),
         Task::Docs => steps::docs(),
         Task::Fuzz(fuzz) => fuzz.run(),
+        Task::Image(image) => image.run(),
         Task::Lint => steps::lint(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
+        Task::Test { image: true, no_skip, .. } => image::prove(no_skip.unwrap_or(false)),
         Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
         Task::Test { reboot: true, .. } => kernels::reboot(),
         Task::Test { sdks: true, no_skip, .. } => sdks::test(no_skip.unwrap_or(false)),

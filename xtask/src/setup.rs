@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::{
     command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+    musl::{Arch, CLANG},
 };
 
 /// Where Debian's llvm-22 packages put LLVM.
@@ -34,7 +35,7 @@ const PROGRAMS: [(&str, &str); 8] = [
 
 /// Everything, for `cargo xtask setup`.
 pub(crate) fn everything() -> Result<()> {
-    building()?;
+    static_building(&Arch::ALL)?;
     programs()?;
     say("everything is there");
     Ok(())
@@ -46,16 +47,33 @@ pub(crate) fn building() -> Result<()> {
     bpf_linker()
 }
 
+/// What static programs for the node need besides.
+pub(crate) fn static_building(arches: &[Arch]) -> Result<()> {
+    building()?;
+    if !Path::new(CLANG).exists() {
+        install(&["clang-22", "llvm-22"])?;
+    }
+    for arch in arches.iter().filter(|arch| !arch.is_installed()) {
+        say(format!("adding the Rust standard library for {}", arch.target()));
+        run(Command::new("rustup").current_dir(root()).args(["target", "add", arch.target()]))?;
+    }
+    Ok(())
+}
+
+/// What reads an image, and runs the programs of another architecture.
+pub(crate) fn image() -> Result<()> {
+    let emulator = if Arch::HERE == Arch::Arm64 { "qemu-x86_64-static" } else { "qemu-aarch64-static" };
+    missing(&[("skopeo", "skopeo"), (emulator, "qemu-user-static")])
+}
+
 /// What the sandbox and the tests need besides.
 pub(crate) fn programs() -> Result<()> {
-    let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
-    install(&missing)
+    missing(&PROGRAMS)
 }
 
 /// What a bench compares with, and what it loads servers with.
 pub(crate) fn bench() -> Result<()> {
-    if in_path("wrk") { Ok(()) } else { install(&["wrk"]) }
+    missing(&[("wrk", "wrk")])
 }
 
 fn rust_sources() -> Result<()> {
@@ -84,6 +102,12 @@ fn bpf_linker() -> Result<()> {
         .arg(tools_dir())
         // Without it the build picks the compiler's own LLVM directory, and fails to link.
         .env("LLVM_PREFIX", LLVM_PREFIX))
+}
+
+/// Installs the packages of those programs that are not there.
+fn missing(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package);
+    install(&missing.collect::<Vec<_>>())
 }
 
 /// Installs Debian packages, as root or through sudo.

@@ -10,9 +10,9 @@ use super::{
     machine::{self, Boot},
 };
 use crate::{
-    build,
     command::{cargo, run, say, target_dir},
     ebpf,
+    musl::{self, Arch},
 };
 
 /// The boots, each of which must say that all was as it should be.
@@ -41,7 +41,7 @@ fn programs(objects: &Path) -> Result<Vec<PathBuf>> {
     let mut build = cargo();
     build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram"]);
     build.args(["--package", "kube2ram-sandbox", "--bin", "kube2ram-sandbox", "--example", "kubelet"]);
-    run(ebpf::embed(build::make_static(&mut build), objects))?;
-    let built = target_dir().join(build::STATIC_TARGET).join("debug");
+    run(ebpf::embed(musl::make_static(&mut build, Arch::HERE)?, objects))?;
+    let built = target_dir().join(Arch::HERE.target()).join("debug");
     Ok(["kube2ram", "kube2ram-sandbox", "examples/kubelet"].map(|name| built.join(name)).into())
 }

@@ -1,0 +1,223 @@
+//! `cargo xtask test --image`: the image is the same wherever it is built, others' tools read it, and what it holds runs with nothing else around it.
+//! Unoptimised, because four optimised builds take half an hour; what makes a build depend on its place is the same in both. Called by `main`.
+
+mod sources;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::PROGRAM;
+use crate::{
+    build::Profile,
+    command::{cargo_home, root, run, say, target_dir},
+    ebpf::tools_dir,
+    musl::{self, Arch},
+    setup, steps,
+};
+
+/// In a name that has what names of directories may have.
+const ELSEWHERE: &str = "another clone, elsewhere";
+const TAG: &str = "proof";
+
+/// Fails at the first thing that is not so. What cannot run here is said, and is an error with `no_skip`.
+pub(crate) fn prove(no_skip: bool) -> Result<()> {
+    setup::static_building(&Arch::ALL)?;
+    setup::programs()?;
+    setup::image()?;
+    let here = target_dir();
+    let elsewhere = here.join("elsewhere").join(ELSEWHERE);
+    sources::copy(&elsewhere)?;
+    let image = build(root(), &here)?.join("oci");
+    let there = build(&elsewhere, &elsewhere.join("target"))?.join("oci");
+    let digest = sources::ensure_same(&image, &there)?;
+    say(format!("the same in two directories: {digest}"));
+
+    let scratch = Scratch(target_dir().join("image-proof"));
+    scratch.clear()?;
+    copy_with_skopeo(&image, &scratch.0, &digest)?;
+    for arch in Arch::ALL {
+        let root = scratch.0.join(arch.name());
+        unpack(&scratch.0, &image.with_file_name("kube2ram.oci.tar"), arch, &root)?;
+        run_in_empty_root(&root, arch)?;
+        find_lines(&Profile::Dev.dist().join(arch.name()).join("kube2ram.debug"))?;
+    }
+    show(&scratch.0.join(Arch::HERE.name()).join(PROGRAM), no_skip)
+}
+
+/// Has the image of those sources made; tells where.
+fn build(sources: &Path, target: &Path) -> Result<PathBuf> {
+    say(format!("building the image in {}", sources.display()));
+    let path = env::var_os("PATH").unwrap_or_default();
+    // What setup built is in the target directory of these sources only.
+    let path = [tools_dir().join("bin")].into_iter().chain(env::split_paths(&path));
+    run(Command::new(env::current_exe()?)
+        .current_dir(sources)
+        .args(["image", "--profile", "dev", "--revision", "0000000", "--name", &format!("kube2ram:{TAG}")])
+        .env("CARGO_MANIFEST_DIR", sources.join("xtask"))
+        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_HOME", fs::canonicalize(cargo_home())?)
+        .env("PATH", env::join_paths(path)?)
+        .env("SOURCE_DATE_EPOCH", "86400"))?;
+    Ok(target.join(Profile::Dev.dist().file_name().context("it has a name")?))
+}
+
+/// Copies the whole of it, and looks at what arrived.
+fn copy_with_skopeo(image: &Path, scratch: &Path, digest: &str) -> Result<()> {
+    let copied = scratch.join("copied");
+    run(Command::new("skopeo")
+        .args(["copy", "--quiet", "--insecure-policy", "--all"])
+        .arg(format!("oci:{}:{TAG}", image.display()))
+        .arg(format!("dir:{}", copied.display())))?;
+    let mut sum = Command::new("sha256sum");
+    let arrived = finished(sum.arg(copied.join("manifest.json")))?;
+    let arrived = String::from_utf8_lossy(&arrived.stdout).split(' ').next().map(str::to_owned);
+    ensure!(arrived.as_deref() == digest.strip_prefix("sha256:"), "skopeo copies {digest} as {arrived:?}");
+    say("skopeo copies it with all architectures and under the same digest");
+    Ok(())
+}
+
+/// Unpacks one architecture's image with skopeo and tar.
+fn unpack(scratch: &Path, archive: &Path, arch: Arch, root: &Path) -> Result<()> {
+    let copied = scratch.join(format!("copied-{}", arch.name()));
+    run(Command::new("skopeo")
+        .args([
+            "--override-os",
+            "linux",
+            "--override-arch",
+            arch.name(),
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+        ])
+        .arg(format!("oci-archive:{}:{TAG}", archive.display()))
+        .arg(format!("dir:{}", copied.display())))?;
+    let manifest: Value = serde_json::from_slice(&fs::read(copied.join("manifest.json"))?)?;
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        copied.join(digest.trim_start_matches("sha256:"))
+    };
+    let config: Value = serde_json::from_slice(&fs::read(blob(&manifest["config"]))?)?;
+    ensure!(config["architecture"] == arch.name(), "skopeo chose {}", config["architecture"]);
+    ensure!(config["config"]["Entrypoint"] == serde_json::json!([format!("/{PROGRAM}")]), "{config}");
+    fs::create_dir_all(root)?;
+    for layer in manifest["layers"].as_array().context("an image has layers")? {
+        run(Command::new("tar").arg("-xzf").arg(blob(layer)).arg("-C").arg(root))?;
+    }
+    Ok(())
+}
+
+/// Runs the program where there is nothing but the image: no library, no /proc, no environment.
+fn run_in_empty_root(root: &Path, arch: Arch) -> Result<()> {
+    if !setup::is_root() && !setup::in_path("sudo") {
+        bail!("chroot(2) is for root");
+    }
+    let emulator = emulator(root, arch)?;
+    let program = |args: &[&str]| {
+        let mut command = setup::privileged("env");
+        command
+            .args(["-i", "PATH=/usr/sbin:/usr/bin", "chroot"])
+            .arg(root)
+            .args(&emulator)
+            .arg(format!("/{PROGRAM}"))
+            .args(args);
+        command.output().context("cannot run chroot")
+    };
+    for (args, says) in [
+        (["--version"], concat!("kube2ram ", env!("CARGO_PKG_VERSION"))),
+        (["--help"], "--auto-discover-base-arn"),
+    ] {
+        let output = program(&args)?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && said.contains(says), "{args:?} says {said:?} ({})", output.status);
+    }
+    // It must look at everything and come to a verdict, which here is no.
+    let preflight = program(&["preflight"])?;
+    let said = String::from_utf8_lossy(&preflight.stderr).into_owned();
+    let refuses = preflight.status.code() == Some(1) && said.contains("cannot read /proc/self/status");
+    ensure!(refuses, "preflight says {said:?} ({})", preflight.status);
+    let emulated = if emulator.is_some() { ", emulated" } else { "" };
+    say(format!("{}: --version, --help and preflight run in an empty root{emulated}", arch.name()));
+    Ok(())
+}
+
+/// What runs another architecture's programs, put into the root; it needs nothing else either.
+fn emulator(root: &Path, arch: Arch) -> Result<Option<String>> {
+    if arch == Arch::HERE {
+        return Ok(None);
+    }
+    let name = match arch {
+        Arch::Amd64 => "qemu-x86_64-static",
+        Arch::Arm64 => "qemu-aarch64-static",
+    };
+    fs::copy(setup::find(name).with_context(|| format!("no {name}"))?, root.join(name))?;
+    Ok(Some(format!("/{name}")))
+}
+
+/// Asks the debug file for the line of the agent's main().
+fn find_lines(debug: &Path) -> Result<()> {
+    let symbols = finished(Command::new(musl::llvm("llvm-nm")).arg(debug))?;
+    let symbols = String::from_utf8_lossy(&symbols.stdout).into_owned();
+    let main = symbols
+        .lines()
+        .find(|line| line.contains(" t ") && line.contains("8kube2ram4main17h"))
+        .context("no main() among the symbols")?;
+    let address = format!("0x{}", main.split(' ').next().unwrap_or_default());
+    let line = finished(Command::new(musl::llvm("llvm-symbolizer")).arg("--obj").arg(debug).arg(address))?;
+    let line = String::from_utf8_lossy(&line.stdout).into_owned();
+    ensure!(
+        line.contains("/src/kube2ram-agent/src/main.rs:"),
+        "{} knows main() as {line:?}",
+        debug.display()
+    );
+    say(format!("{}: addresses have lines", debug.display()));
+    Ok(())
+}
+
+/// The main job, by the program from the image.
+fn show(agent: &Path, no_skip: bool) -> Result<()> {
+    if !setup::is_root() {
+        say("SKIPPED: the program from the image in the sandbox needs root");
+        ensure!(!no_skip, "the sandbox was skipped");
+        return Ok(());
+    }
+    say("the main job, by the program from the image");
+    setup::bpf_file_system()?;
+    run(Command::new(steps::sandbox_binary(false)?).args(["show", "--agent"]).arg(agent))
+}
+
+/// Runs a command that must succeed.
+fn finished(command: &mut Command) -> Result<Output> {
+    let output =
+        command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        command.get_program().display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+/// A directory that is gone afterwards.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn clear(&self) -> Result<()> {
+        if self.0.exists() {
+            fs::remove_dir_all(&self.0)?;
+        }
+        Ok(fs::create_dir_all(&self.0)?)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}

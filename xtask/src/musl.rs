@@ -1,0 +1,209 @@
+//! Static programs for the node: which targets, and how cargo builds them so that the same sources give the same bytes in any directory of any machine.
+//! Compiler, linker and C library are the pinned toolchain's own; only ring's C is compiled by clang. Called by `build`, `image` and `kernels`.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::command::{capture, cargo_home, root, run, target_dir};
+
+/// An architecture that kube2ram is released for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    Amd64,
+    Arm64,
+}
+
+impl Arch {
+    pub(crate) const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
+
+    /// The one of this machine.
+    pub(crate) const HERE: Self = match env::consts::ARCH.as_bytes() {
+        b"aarch64" => Self::Arm64,
+        _ => Self::Amd64,
+    };
+
+    /// As container images, Kubernetes and Go call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As the Rust compiler calls it, with the C library.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    /// Whether the toolchain has its standard library, which brings its C library too.
+    pub(crate) fn is_installed(self) -> bool {
+        let mut ask = rustc();
+        ask.args(["--print", "target-libdir", "--target", self.target()]);
+        capture(&mut ask)
+            .is_some_and(|directory| Path::new(&directory).join("self-contained/libc.a").is_file())
+    }
+}
+
+pub(crate) const CLANG: &str = "/usr/lib/llvm-22/bin/clang";
+
+/// A program of LLVM's, as Debian has it in the compiler's own major version.
+pub(crate) fn llvm(program: &str) -> PathBuf {
+    Path::new(CLANG).with_file_name(program)
+}
+
+/// Has cargo build for that architecture.
+pub(crate) fn make_static(build: &mut Command, arch: Arch) -> Result<&mut Command> {
+    for (name, _) in env::vars_os().filter(|(name, _)| changes_a_build(&name.to_string_lossy())) {
+        build.env_remove(name);
+    }
+    let of_target = |variable: &str| format!("{variable}_{}", arch.target().replace('-', "_"));
+    Ok(build
+        .args(["--target", arch.target()])
+        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags()?.join(&OsString::from("\x1f")))
+        .env("CARGO_INCREMENTAL", "0")
+        .env(of_target("CC"), CLANG)
+        .env(of_target("AR"), llvm("llvm-ar"))
+        // So that directories may have spaces in their names.
+        .env("CC_SHELL_ESCAPED_FLAGS", "1")
+        .env(of_target("CFLAGS"), c_flags()))
+}
+
+/// Moves what only a debugger reads out of a program, into a file of its own. The two find each other by the build id, or when they are in one directory.
+pub(crate) fn split(built: &Path, program: &Path, debug: &Path) -> Result<()> {
+    let objcopy = |args: &[&str], from: &Path, to: &Path| {
+        run(objcopy_command()?.current_dir(debug.parent().unwrap_or(root())).args(args).arg(from).arg(to))
+    };
+    objcopy(&["--only-keep-debug", "--compress-debug-sections=zlib"], built, debug)?;
+    let link = format!("--add-gnu-debuglink={}", debug.file_name().context("a file has a name")?.display());
+    objcopy(&["--strip-all", &link], built, program)
+}
+
+/// Variables by which a machine's owner changes what compilers do.
+fn changes_a_build(variable: &str) -> bool {
+    const PREFIXES: [&str; 6] = [
+        "CARGO_BUILD_",
+        "CARGO_PROFILE_",
+        "CARGO_TARGET_AARCH64_",
+        "CARGO_TARGET_X86_64_",
+        "RING_",
+        "RUSTC_W",
+    ];
+    const NAMES: [&str; 5] =
+        ["RUSTFLAGS", "RUSTC_BOOTSTRAP", "CFLAGS", "TARGET_CFLAGS", "CRATE_CC_NO_DEFAULTS"];
+    // How much at once, which changes nothing.
+    variable != "CARGO_BUILD_JOBS"
+        && (NAMES.contains(&variable) || PREFIXES.iter().any(|prefix| variable.starts_with(prefix)))
+}
+
+/// What paths of this machine are called in the program: a later one goes before an earlier one.
+fn names_of_paths() -> [(PathBuf, &'static str); 3] {
+    [(root().to_owned(), "/src"), (target_dir(), "/target"), (cargo_home(), "/cargo")]
+}
+
+fn rust_flags() -> Result<Vec<OsString>> {
+    let mut flags: Vec<OsString> = [
+        "-Ctarget-feature=+crt-static",
+        // The compiler's own, where a cc would bring the machine's linker and libraries.
+        "-Clinker=rust-lld",
+        "-Clink-self-contained=yes",
+        "-Clink-arg=--build-id=sha1",
+    ]
+    .map(Into::into)
+    .into();
+    let (sysroot, commit) = toolchain()?;
+    // Where they are installed, the compiler writes the path of the standard library's sources.
+    let sources = (sysroot.join("lib/rustlib/src/rust"), format!("/rustc/{commit}"));
+    let paths = names_of_paths().map(|(path, name)| (path, name.to_owned()));
+    for (path, name) in paths.into_iter().chain([sources]) {
+        let mut flag = OsString::from("--remap-path-prefix=");
+        flag.push(path);
+        flag.push("=");
+        flag.push(name);
+        flags.push(flag);
+    }
+    Ok(flags)
+}
+
+/// ring's C needs no header of a C library, and the machine's could differ. The last definition keeps clang's intrinsics from including one.
+fn c_flags() -> OsString {
+    let mut flags = OsString::from("-nostdlibinc -DRING_CORE_NOSTDLIBINC=1 -D__MM_MALLOC_H");
+    for (path, name) in names_of_paths() {
+        flags.push(" '-ffile-prefix-map=");
+        flags.push(path);
+        flags.push("=");
+        flags.push(name);
+        flags.push("'");
+    }
+    flags
+}
+
+/// Where the toolchain is, and the commit that it was built from.
+fn toolchain() -> Result<(PathBuf, String)> {
+    let sysroot = capture(rustc().args(["--print", "sysroot"])).context("cannot run rustc")?;
+    let version = capture(rustc().arg("-vV")).unwrap_or_default();
+    let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: "));
+    Ok((sysroot.into(), commit.context("rustc does not tell its commit")?.to_owned()))
+}
+
+fn objcopy_command() -> Result<Command> {
+    let (sysroot, _) = toolchain()?;
+    let version = capture(rustc().arg("-vV")).unwrap_or_default();
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("rustc does not tell its host")?;
+    let program = sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy");
+    ensure!(
+        program.is_file(),
+        "there is no {}: releases are built with rustup's toolchain",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    // It is made to be started by the compiler, which finds its libraries.
+    command.env("LD_LIBRARY_PATH", sysroot.join("lib"));
+    Ok(command)
+}
+
+fn rustc() -> Command {
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.current_dir(root());
+    rustc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_takes_nothing_from_the_environment_but_how_much_at_once() {
+        for variable in
+            ["RUSTFLAGS", "RUSTC_WRAPPER", "CFLAGS", "CARGO_PROFILE_RELEASE_LTO", "CARGO_BUILD_RUSTFLAGS"]
+        {
+            assert!(changes_a_build(variable), "{variable}");
+        }
+        for variable in ["CARGO_BUILD_JOBS", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN", "PATH"] {
+            assert!(!changes_a_build(variable), "{variable}");
+        }
+    }
+
+    #[test]
+    fn paths_of_this_machine_are_renamed_for_both_compilers() {
+        let rust = rust_flags().unwrap();
+        let c = c_flags();
+
+        for (path, name) in names_of_paths() {
+            let pair = format!("{}={name}", path.display());
+            assert!(rust.iter().any(|flag| flag.to_string_lossy().ends_with(&pair)), "{pair}");
+            assert!(c.to_string_lossy().contains(&pair), "{pair}");
+        }
+    }
+}
