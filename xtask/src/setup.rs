@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::{
     command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+    manifests,
 };
 
 /// Where Debian's llvm-22 packages put LLVM.
@@ -21,8 +22,9 @@ const LLVM_PACKAGES: (&str, &[&str]) = (
     &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
 );
 /// What the sandbox and the tests call: a program that tells, and its package.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("bpftool", "bpftool"),
+    ("crun", "crun"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -31,10 +33,14 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("strace", "strace"),
 ];
 
+/// What else: a file that tells, and its package. The seccomp profile of runtimes.
+const FILES: [(&str, &str); 1] = [("/usr/share/containers/seccomp.json", "golang-github-containers-common")];
+
 /// Everything, for `cargo xtask setup`.
 pub(crate) fn everything() -> Result<()> {
     building()?;
     programs()?;
+    manifests::tools()?;
     say("everything is there");
     Ok(())
 }
@@ -47,9 +53,9 @@ pub(crate) fn building() -> Result<()> {
 
 /// What the sandbox and the tests need besides.
 pub(crate) fn programs() -> Result<()> {
-    let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
-    install(&missing)
+    let programs = PROGRAMS.iter().filter(|(program, _)| !in_path(program));
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    install(&programs.chain(files).map(|(_, package)| *package).collect::<Vec<_>>())
 }
 
 /// What a bench compares with, and what it loads servers with.
