@@ -7,9 +7,14 @@ mod gate;
 mod metrics;
 mod turns;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
@@ -38,6 +43,33 @@ pub struct Credentials {
     pub issued_at: Timestamp,
     /// `Expiration`.
     pub expires_at: Timestamp,
+    /// What the wire makes of them.
+    pub document: Document,
+}
+
+/// What the metadata service answers with these credentials: written by the first request, for it costs more than all else that a request does. As
+/// secret as they are; zeroised with them, once the last answer is sent.
+#[derive(Clone, Default)]
+pub struct Document(OnceLock<Bytes>);
+
+impl Document {
+    /// What was written before, or else what `write` does now.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn get_or_write<E>(&self, write: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(written) = self.0.get() {
+            return Ok(written.clone());
+        }
+        let written = write()?;
+        Ok(self.0.get_or_init(|| written).clone())
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
 }
 
 /// Why credentials were not issued: the closed set that is also the metrics label and decides on retries.

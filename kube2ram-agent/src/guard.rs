@@ -7,19 +7,18 @@ use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
+use rustix::net::netlink;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 mod events;
-mod netlink;
 mod ruleset;
 
-use self::{
-    events::Changes,
-    netlink::{Message, Reply, Socket},
-    ruleset::Target,
+use self::{events::Changes, ruleset::Target};
+use crate::{
+    netlink::{Message, Socket, uninterrupted},
+    telemetry::chain,
 };
-use crate::telemetry::chain;
 
 /// Why the guard's table could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +139,7 @@ impl ForwardGuard {
     fn ensure(&mut self) -> Result<Found, GuardError> {
         let socket = match &mut self.socket {
             Some(socket) => socket,
-            none => none.insert(Socket::open().map_err(GuardError::Socket)?),
+            none => none.insert(open()?),
         };
         let mut target =
             Target { metadata: self.metadata, has_ipvs: self.ipvs.exists() && !self.lacks_tracking };
@@ -148,14 +147,14 @@ impl ForwardGuard {
         if is_installed(socket, target)? {
             return Ok(Found::AsItShouldBe);
         }
-        let mut written = socket.request(&ruleset::install(target));
+        let mut written = socket.request(&ruleset::install(target), |_, _| {});
         if target.has_ipvs
             && let Err(error) = &written
             && [Some(libc::ENOENT), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
         {
             let error = error.to_string();
             let without = Target { has_ipvs: false, ..target };
-            written = socket.request(&ruleset::install(without));
+            written = socket.request(&ruleset::install(without), |_, _| {});
             // Or it was something else that is not there.
             if written.is_ok() {
                 warn!(
@@ -197,9 +196,8 @@ async fn changed(changes: Option<&mut Changes>) -> bool {
 /// # Errors
 /// [`GuardError`]: it may still be there.
 pub fn remove() -> Result<bool, GuardError> {
-    let mut socket = Socket::open().map_err(GuardError::Socket)?;
-    match socket.request(&ruleset::remove()) {
-        Ok(_) => Ok(true),
+    match open()?.request(&ruleset::remove(), |_, _| {}) {
+        Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(GuardError::Request("remove", error)),
     }
@@ -216,7 +214,7 @@ fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError>
     let mut replies = Vec::new();
     for query in ruleset::queries() {
         match ask(socket, &[query]) {
-            Ok(Reply { messages, .. }) => replies.push(messages),
+            Ok(messages) => replies.push(messages),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(GuardError::Request("read", error)),
         }
@@ -224,17 +222,22 @@ fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError>
     Ok(ruleset::is_installed(target, &replies))
 }
 
-/// Somebody else's change of any table interrupts a dump: it is asked for again.
-fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Reply> {
-    const ATTEMPTS: u8 = 5;
-    let mut reply = socket.request(query);
-    for _ in 1..ATTEMPTS {
-        match &reply {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => reply = socket.request(query),
-            _ => break,
-        }
-    }
-    reply
+/// The attributes of each message of the reply.
+fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Vec<Vec<u8>>> {
+    // Somebody else's change of any table interrupts a dump.
+    uninterrupted(|| {
+        let mut messages = Vec::new();
+        socket.request(query, |_, payload| {
+            messages.push(payload.get(ruleset::NFGENMSG..).unwrap_or_default().to_owned());
+        })?;
+        Ok(messages)
+    })
+}
+
+fn open() -> Result<Socket, GuardError> {
+    /// Far more than the table is.
+    const MAX_DATAGRAMS: usize = 64;
+    Socket::open(Some(netlink::NETFILTER), MAX_DATAGRAMS).map_err(GuardError::Socket)
 }
 
 #[cfg(test)]

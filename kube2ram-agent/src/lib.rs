@@ -9,7 +9,10 @@ pub mod args;
 pub mod clock;
 pub mod closing;
 pub mod memory;
+mod netlink;
 pub mod telemetry;
+#[cfg(test)]
+mod documents;
 
 pub mod datapath;
 pub mod guard;

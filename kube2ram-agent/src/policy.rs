@@ -1,6 +1,8 @@
 //! Role session → [`Permit`] or [`Denial`]: the namespace rules and the requested role. Pure: no I/O, no clock, no logs.
 //! Called by `server`. Only this module can make a [`Permit`], and `credentials` takes nothing else.
 
+use std::sync::Arc;
+
 use crate::role::{BaseArn, RoleArn, RoleSession, Roles};
 
 mod allow_list;
@@ -15,7 +17,7 @@ const REQUESTED_MAX: usize = 128;
 
 /// The proof that policy was asked: what `credentials` takes, and only `policy` can make.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Permit(RoleSession);
+pub struct Permit(Arc<RoleSession>);
 
 impl Permit {
     /// What is permitted.
@@ -24,7 +26,7 @@ impl Permit {
     }
 
     /// What is permitted, by value.
-    pub fn into_session(self) -> RoleSession {
+    pub fn into_session(self) -> Arc<RoleSession> {
         self.0
     }
 }
@@ -104,15 +106,16 @@ impl Policy {
     /// The reason of the denial.
     pub fn permit(
         &self,
-        session: RoleSession,
+        session: impl Into<Arc<RoleSession>>,
         allow_list: Option<Option<&str>>,
         requested: Option<&str>,
     ) -> Result<Permit, Denial> {
+        let session = session.into();
         if let Some(requested) = requested
             && !self.is_name_of(requested, &session.role)
         {
             let requested = requested.chars().take(REQUESTED_MAX).collect();
-            return Err(Denial::OtherRole { requested, role: session.role });
+            return Err(Denial::OtherRole { requested, role: session.role.clone() });
         }
         if let Some(format) = self.restrictions
             && self.default_role.as_ref() != Some(&session.role)
@@ -126,11 +129,10 @@ impl Policy {
     /// case, as RAM compares. Exact equality matters: an ancestor took any suffix of the node's role for it.
     fn is_name_of(&self, requested: &str, role: &RoleArn) -> bool {
         let requested = requested.strip_suffix('/').unwrap_or(requested);
-        let relative_name = self.base.as_ref().and_then(|base| base.relative_name(role));
-        [Some(role.as_str()), Some(role.name()), relative_name]
-            .into_iter()
-            .flatten()
-            .any(|name| name.eq_ignore_ascii_case(requested))
+        let is = |name: &str| name.eq_ignore_ascii_case(requested);
+        is(role.name())
+            || is(role.as_str())
+            || self.base.as_ref().and_then(|base| base.relative_name(role)).is_some_and(is)
     }
 
     fn check_namespace(

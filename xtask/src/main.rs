@@ -39,6 +39,8 @@ enum Task {
     },
     /// Builds the kernel half alone, reproducibly: target/ebpf/*.o
     BuildEbpf,
+    /// Writes those parts of the documents that come from the code: the tables of flags and annotations
+    Docs,
     /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a wrong way
     Fuzz(fuzz::Fuzz),
     /// Checks formatting, lints and docs
@@ -89,6 +91,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench { subjects } => steps::bench(&subjects),
         Task::Build { release } => build::agent(release).map(drop),
         Task::BuildEbpf => ebpf::build().map(drop),
+        Task::Docs => steps::docs(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Lint => steps::lint(),
         Task::Manifests => manifests::write(),

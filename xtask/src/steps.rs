@@ -26,6 +26,14 @@ pub(crate) fn lint() -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings"))
 }
 
+/// Has the tests that compare documents with the code write them instead.
+pub(crate) fn docs() -> Result<()> {
+    say("the documents' tables");
+    // All that are called `…_current`.
+    let tests = ["test", "--locked", "--package", "kube2ram-agent", "--lib", "_current"];
+    run(cargo().args(tests).env("UPDATE_DOCS", "1"))
+}
+
 /// Builds everything and runs the show.
 pub(crate) fn sandbox(keep: bool) -> Result<()> {
     if !setup::is_root() && !setup::in_path("sudo") {

@@ -2,6 +2,8 @@ use secrecy::ExposeSecret;
 
 use super::*;
 
+mod reference;
+
 /// Parses `flags` (split at blanks) in an environment of `variables`.
 fn parse(flags: &str, variables: &[(&str, &str)]) -> Result<Config, ArgsError> {
     let env = |name: &str| {

@@ -143,11 +143,15 @@ impl Cache {
         self.set_claimed(sessions, spread);
     }
 
-    pub(super) fn set_claimed(&self, mut sessions: HashMap<RoleSession, (PodUid, bool)>, spread: Duration) {
+    pub(super) fn set_claimed(
+        &self,
+        mut sessions: HashMap<Arc<RoleSession>, (PodUid, bool)>,
+        spread: Duration,
+    ) {
         let now = self.0.now();
         let mut slots = self.0.slots();
         slots.retain(|session, slot| {
-            let is_kept = match sessions.remove(&**session) {
+            let is_kept = match sessions.remove(session) {
                 Some((pod, _)) => {
                     slot.entry.claim();
                     slot.pod = pod;
@@ -177,9 +181,10 @@ impl Cache {
 
     pub(super) async fn of_session(
         &self,
-        session: RoleSession,
+        session: impl Into<Arc<RoleSession>>,
         pod: &PodUid,
     ) -> Result<Arc<Credentials>, CredentialError> {
+        let session = session.into();
         let Shared { metrics, .. } = &*self.0;
         let (fallback, mut fetched) = match self.0.ask(&session, pod) {
             (Answer::Failed(error), _) => {
@@ -213,7 +218,11 @@ impl Cache {
 
 impl Shared {
     /// Asks the entry, which is made if there is none. The receiver, when there is something to wait for, tells of the next fetch's end.
-    fn ask(self: &Arc<Self>, session: &RoleSession, pod: &PodUid) -> (Answer, Option<watch::Receiver<()>>) {
+    fn ask(
+        self: &Arc<Self>,
+        session: &Arc<RoleSession>,
+        pod: &PodUid,
+    ) -> (Answer, Option<watch::Receiver<()>>) {
         let now = self.now();
         let mut slots = self.slots();
         if let Some(slot) = slots.get_mut(session) {
@@ -240,7 +249,7 @@ impl Shared {
         if slots.len() >= self.max_sessions && !self.evict(&mut slots) {
             return (Answer::Failed(CredentialError::Full), None);
         }
-        let (fetched, keeper) = self.insert(&mut slots, session.clone(), Entry::asked(now), pod.clone());
+        let (fetched, keeper) = self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
         // A runtime that shuts down drops the keeper on the spot, and that takes the lock.
         drop(slots);
         self.tasks.spawn(keeper);
@@ -250,11 +259,10 @@ impl Shared {
     fn insert(
         self: &Arc<Self>,
         slots: &mut HashMap<Arc<RoleSession>, Slot>,
-        session: RoleSession,
+        session: Arc<RoleSession>,
         entry: Entry,
         pod: PodUid,
     ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
-        let session = Arc::new(session);
         let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
         let tenure = Tenure { cache: Arc::clone(self), session: Arc::clone(&session) };
         let keeper = tenure.keep(Arc::clone(&wake));

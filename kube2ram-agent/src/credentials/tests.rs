@@ -82,6 +82,7 @@ impl Issuer for ScriptedIssuer {
             security_token: "hush".into(),
             issued_at: self.clock.now(),
             expires_at: self.clock.now() + session.duration,
+            document: Default::default(),
         })
     }
 }
@@ -129,7 +130,7 @@ impl Bench {
     }
 
     fn claim_all(&self, claims: impl IntoIterator<Item = (RoleSession, PodUid, bool)>, spread: Duration) {
-        let claims = claims.into_iter().map(|(session, pod, prefetch)| (session, (pod, prefetch)));
+        let claims = claims.into_iter().map(|(session, pod, prefetch)| (session.into(), (pod, prefetch)));
         self.cache.set_claimed(claims.collect(), spread);
     }
 
@@ -388,7 +389,7 @@ async fn a_pod_that_changes_its_role_in_a_loop_starves_nobody_and_spares_sts() {
     let hostile = tokio::spawn(async move {
         for n in 0..1200_u32 {
             let role = session(&format!("hostile{n}"));
-            cache.set_claimed([(role.clone(), (pod(1), true))].into(), Duration::ZERO);
+            cache.set_claimed([(role.clone().into(), (pod(1), true))].into(), Duration::ZERO);
             let _late = timeout(Duration::from_millis(250), cache.of_session(role, &pod(1))).await;
             sleep(Duration::from_millis(250)).await;
         }

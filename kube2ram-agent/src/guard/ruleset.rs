@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, all_in};
+use crate::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, all_in};
 
 pub(super) const TABLE: &str = "kube2ram";
 
@@ -26,6 +26,8 @@ struct Chain {
 const FORWARD: Chain = Chain { name: "forward", hook: NF_INET_FORWARD };
 const POSTROUTING: Chain = Chain { name: "postrouting", hook: NF_INET_POST_ROUTING };
 
+/// The length of `struct nfgenmsg`.
+pub(super) const NFGENMSG: usize = 4;
 const NFPROTO_IPV4: u8 = 2;
 const NF_INET_FORWARD: u32 = 2;
 const NF_INET_POST_ROUTING: u32 = 4;
@@ -47,13 +49,19 @@ const NFT_MSG_GETRULE: u16 = 7;
 
 fn message(kind: u16, flags: u16, attributes: Vec<Attribute>) -> Message {
     let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
-    Message { kind, flags, family: NFPROTO_IPV4, resource: 0, attributes }
+    Message { kind, flags, head: nfgenmsg(NFPROTO_IPV4, 0), attributes }
+}
+
+/// What every message of netfilter begins with: `struct nfgenmsg`.
+fn nfgenmsg(family: u8, resource: u16) -> Vec<u8> {
+    let [high, low] = resource.to_be_bytes();
+    vec![family, 0, high, low]
 }
 
 /// Messages that take effect together or not at all.
 fn batch(messages: Vec<Message>) -> Vec<Message> {
-    let edge =
-        |kind| Message { kind, flags: 0, family: 0, resource: NFNL_SUBSYS_NFTABLES, attributes: vec![] };
+    let head = nfgenmsg(0, NFNL_SUBSYS_NFTABLES);
+    let edge = |kind| Message { kind, flags: 0, head: head.clone(), attributes: vec![] };
     [vec![edge(NFNL_MSG_BATCH_BEGIN)], messages, vec![edge(NFNL_MSG_BATCH_END)]].concat()
 }
 
@@ -280,13 +288,14 @@ pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::netlink::encode, *};
+    use super::*;
+    use crate::netlink::{HEADER, encode};
 
     const TARGET: Target = Target { metadata: Ipv4Addr::new(100, 100, 100, 200), has_ipvs: true };
 
     /// The attributes as the kernel would tell them.
     fn told(attributes: Vec<Attribute>) -> Vec<Vec<u8>> {
-        vec![encode(&[message(0, 0, attributes)], 0)[20..].to_vec()]
+        vec![encode(&[message(0, 0, attributes)], 0)[HEADER + NFGENMSG..].to_vec()]
     }
 
     #[test]

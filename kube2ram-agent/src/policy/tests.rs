@@ -349,7 +349,7 @@ proptest! {
         let list = list.as_ref().map(|list| list.as_deref());
 
         if let Ok(permit) = policy.permit(session.clone(), list, requested.as_deref()) {
-            prop_assert_eq!(permit.into_session(), session);
+            prop_assert_eq!(permit.session(), &session);
         }
     }
 

@@ -3,16 +3,18 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    pin::pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, poll};
 use http::{HeaderMap, Method, Request, Response, Uri, request};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, error::Elapsed, timeout};
 
 mod report;
 
@@ -26,10 +28,16 @@ use super::{
     path::Target,
     reply,
     route::{Route, UpstreamTarget, route},
-    token::TokenError,
+    token::{TOKEN_HEADER, TokenError},
     wire,
 };
-use crate::{cloud::upstream::UpstreamError, datapath::Origin, identity::PodUid, kubernetes::Pod};
+use crate::{
+    cloud::upstream::UpstreamError,
+    datapath::Origin,
+    identity::PodUid,
+    kubernetes::Pod,
+    role::{RoleError, RoleSession, Roles},
+};
 
 /// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);
@@ -44,6 +52,8 @@ pub(super) struct Connection {
     origin: Option<Origin>,
     /// Memoised: a cgroup never changes its pod.
     uid: OnceLock<PodUid>,
+    /// What the last request's pod is entitled to: a pod whose annotations change is another one.
+    session: Mutex<Option<(Arc<Pod>, Arc<RoleSession>)>>,
 }
 
 /// Which of the agent's own items is asked for.
@@ -55,7 +65,7 @@ enum Item {
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, peer: SocketAddr, origin: Option<Origin>) -> Self {
-        Self { server, peer, origin, uid: OnceLock::new() }
+        Self { server, peer, origin, uid: OnceLock::new(), session: Mutex::default() }
     }
 
     /// The calling pod, when there is one.
@@ -68,9 +78,9 @@ impl Connection {
         let started = Instant::now();
         let (request, _) = request.into_parts();
         let method = request.method.clone();
-        let mut record = Record { route: RouteLabel::Refused, path: String::new(), pod: None, role: None };
+        let mut record = Record { route: RouteLabel::Refused, path: String::new(), pod: None, session: None };
 
-        let answered = match timeout(REQUEST_DEADLINE, self.dispatch(request, &mut record)).await {
+        let answered = match within_deadline(self.dispatch(request, &mut record)).await {
             Ok(answered) => answered,
             Err(_) if record.route == RouteLabel::PassThrough => {
                 Err(RequestError::Upstream(UpstreamError::Timeout))
@@ -149,27 +159,43 @@ impl Connection {
         Ok(self.uid.get_or_init(|| uid))
     }
 
+    /// What a pod is entitled to follows from its object alone, and that is the same one from request to request.
+    fn session(&self, roles: &Roles, pod: &Arc<Pod>) -> Result<Arc<RoleSession>, RoleError> {
+        let mut last = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last, session)) = &*last
+            && Arc::ptr_eq(last, pod)
+        {
+            return Ok(Arc::clone(session));
+        }
+        let session = Arc::new(roles.session_for(pod)?);
+        *last = Some((Arc::clone(pod), Arc::clone(&session)));
+        Ok(session)
+    }
+
     /// Pod → role session → permit → item.
     async fn serve_item(
         &self,
         request: request::Parts,
         target: &Target,
         item: Item,
-        pod: &Pod,
+        pod: &Arc<Pod>,
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
-        let entitlements = timeout(START_PATIENCE, pipeline.entitlements.wait())
-            .await
-            .map_err(|_elapsed| RequestError::Starting)?;
+        let entitlements = match pipeline.entitlements.get() {
+            Some(entitlements) => entitlements,
+            None => timeout(START_PATIENCE, pipeline.entitlements.wait())
+                .await
+                .map_err(|_elapsed| RequestError::Starting)?,
+        };
         let host_network_pods = self.server.config.host_network_pods;
         if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
             record.route = RouteLabel::PassThrough;
             let upstream_target = UpstreamTarget::of_node_role(node_role, &target.path);
             return self.pass_through(request, &upstream_target, &pod.uid).await;
         }
-        let session = entitlements.roles.session_for(pod).map_err(RequestError::Role)?;
-        record.role = Some(session.role.as_str().to_owned());
+        let session = self.session(&entitlements.roles, pod).map_err(RequestError::Role)?;
+        record.session = Some(Arc::clone(&session));
         let requested = match &item {
             Item::Credentials { requested } => Some(&**requested),
             Item::RamList | Item::RoleList => None,
@@ -207,9 +233,13 @@ impl Connection {
     /// As the real server, with `--require-token` and without. Without, an expired token is as good as none: credentials-go before 1.4
     /// never renews its own.
     fn check_token(&self, uid: &PodUid, headers: &HeaderMap) -> Result<(), TokenError> {
+        let is_required = self.server.config.require_token;
+        if !is_required && !headers.contains_key(TOKEN_HEADER) {
+            return Ok(());
+        }
         let Pipeline { tokens, clock, .. } = &self.server.pipeline;
         match tokens.check(uid, headers, clock.now()) {
-            Err(TokenError::Missing | TokenError::Expired) if !self.server.config.require_token => Ok(()),
+            Err(TokenError::Missing | TokenError::Expired) if !is_required => Ok(()),
             checked => checked,
         }
     }
@@ -223,6 +253,15 @@ impl Connection {
         let share = self.server.quota.take(uid).map_err(RequestError::Quota)?;
         let relayed = relay(&*self.server.pipeline.upstream, request, target, share).await;
         Ok(relayed.map_err(RequestError::Upstream)?.map(Either::Right))
+    }
+}
+
+/// Most answers are at hand, and need no timer.
+async fn within_deadline<T>(answer: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut answer = pin!(answer);
+    match poll!(answer.as_mut()) {
+        Poll::Ready(answered) => Ok(answered),
+        Poll::Pending => timeout(REQUEST_DEADLINE, answer).await,
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
     body::{Body, Incoming},
@@ -147,15 +147,16 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let begun = AtomicBool::new(false);
+    let (begun, last) = (AtomicBool::new(false), AtomicBool::new(false));
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
         // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
         let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
         let response = handle(request);
+        let last = &last;
         async move {
             let mut response = response.await;
-            if is_coded || closing.accepting().is_cancelled() {
+            if is_coded || last.load(Ordering::Relaxed) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -169,10 +170,27 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
 
+    let outside = async {
+        let mut too_old = pin!(sleep(CONNECTION_MAX_AGE));
+        tokio::select! {
+            () = closing.accepting().cancelled() => {}
+            () = too_old.as_mut() => {}
+        }
+        last.store(true, Ordering::Relaxed);
+        if !too_old.is_elapsed() {
+            tokio::select! {
+                () = closing.draining().cancelled() => {}
+                () = too_old => {}
+            }
+        }
+    };
+    // A set of one, which is polled when it was woken itself, and not with each read of the connection: what it waits for is behind locks that all
+    // connections share.
+    let mut outside: FuturesUnordered<_> = std::iter::once(outside).collect();
     let ended = tokio::select! {
+        biased;
+        _ = outside.next() => None,
         ended = connection.as_mut() => Some(ended),
-        () = closing.draining().cancelled() => None,
-        () = sleep(CONNECTION_MAX_AGE) => None,
     };
     let ended = match ended {
         None if !begun.load(Ordering::Relaxed) => {

@@ -73,7 +73,9 @@ pub(super) const READ: &str = "GET, HEAD";
 /// Tells what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
 /// asks for `Ram`).
 pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route {
-    let segments: Vec<&str> = target.path.segments().collect();
+    // More than any item has.
+    let mut segments = Vec::with_capacity(8);
+    segments.extend(target.path.segments());
     let reads = matches!(*method, Method::GET | Method::HEAD);
 
     if contains(&segments, RAM) || contains(&segments, &[SECURITY_CREDENTIALS]) {

@@ -21,13 +21,17 @@ struct Document<'a> {
     code: &'static str,
 }
 
-/// Writes the credentials document.
+/// The credentials document, which is written once.
 ///
 /// # Errors
 /// Those of the JSON writer, which none of these values can cause.
 pub(super) fn document(credentials: &Credentials) -> serde_json::Result<Bytes> {
+    credentials.document.get_or_write(|| write(credentials))
+}
+
+fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
     let token = credentials.security_token.expose_secret();
-    // Zeroised when it has been sent; a vector that grows would leave copies behind, and escapes can double the token.
+    // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the token.
     let mut document = Zeroizing::new(Vec::with_capacity(512 + 2 * token.len()));
     serde_json::to_writer(
         &mut *document,
@@ -60,6 +64,7 @@ mod tests {
             security_token: "CAIS/fake+token==\"\\".into(),
             issued_at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
             expires_at: "2026-01-02T12:04:05.999+08:00".parse().unwrap(),
+            document: Default::default(),
         }
     }
 

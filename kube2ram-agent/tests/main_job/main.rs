@@ -14,4 +14,5 @@ mod load;
 mod observability;
 mod options;
 mod outages;
+mod situations;
 mod support;

@@ -11,6 +11,7 @@ pub mod node;
 mod sandbox;
 pub mod sdk;
 pub mod show;
+pub mod situation;
 pub mod standin;
 
 pub use self::sandbox::{InPod, Sandbox};

@@ -209,6 +209,7 @@ impl Issuer for World {
             security_token: SECRET.into(),
             issued_at: now,
             expires_at: now + Duration::from_hours(1),
+            document: Default::default(),
         })
     }
 }

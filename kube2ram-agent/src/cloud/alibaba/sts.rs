@@ -130,6 +130,7 @@ impl StsIssuer {
             security_token: issued.security_token,
             issued_at,
             expires_at: issued.expires_at,
+            document: Default::default(),
         })
     }
 

@@ -51,6 +51,7 @@ impl Issuer for Sts {
                     security_token: "hush".into(),
                     issued_at,
                     expires_at: issued_at + session.duration,
+                    document: Default::default(),
                 });
             }
             Mood::Silent => {
@@ -98,7 +99,7 @@ impl Day {
             Metrics::new(&mut Registry::default()),
         );
         let role = |n: u32| session(&format!("role{}", u64::from(n) % ROLES));
-        cache.set_claimed((0..PODS).map(|n| (role(n), (pod(n), true))).collect(), minutes(20));
+        cache.set_claimed((0..PODS).map(|n| (role(n).into(), (pod(n), true))).collect(), minutes(20));
 
         let (hand_outs, failures) = (Arc::new(Mutex::default()), Arc::new(Mutex::default()));
         let day = Self { sts, clock, hand_outs, failures };

@@ -45,6 +45,7 @@ impl Issuer for Account {
             security_token: "hush".into(),
             issued_at,
             expires_at: issued_at + session.duration,
+            document: Default::default(),
         })
     }
 }
@@ -89,7 +90,7 @@ async fn roll_out(within: Duration, warm_up: Duration, asked: usize) -> RollOut 
             );
             let role = |n: usize| session(&format!("role{n}"));
             let pod = |n: usize| pod(u32::try_from(n).unwrap());
-            cache.set_claimed((0..ROLES).map(|n| (role(n), (pod(n), true))).collect(), warm_up);
+            cache.set_claimed((0..ROLES).map(|n| (role(n).into(), (pod(n), true))).collect(), warm_up);
             for n in 0..asked {
                 sleep(Duration::from_secs(60) / u32::try_from(asked).unwrap()).await;
                 loop {

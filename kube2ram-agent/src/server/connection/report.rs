@@ -10,6 +10,7 @@ use super::Connection;
 use crate::{
     cloud::upstream::UpstreamError,
     kubernetes::Pod,
+    role::RoleSession,
     server::{
         error::RequestError,
         metrics::{PassThroughResult, RouteLabel},
@@ -26,7 +27,7 @@ pub(super) struct Record {
     pub(super) route: RouteLabel,
     pub(super) path: String,
     pub(super) pod: Option<Arc<Pod>>,
-    pub(super) role: Option<String>,
+    pub(super) session: Option<Arc<RoleSession>>,
 }
 
 impl Connection {
@@ -75,7 +76,8 @@ impl Connection {
         took: Duration,
         suppressed: u64,
     ) {
-        let Record { path, pod, role, .. } = record;
+        let Record { path, pod, session, .. } = record;
+        let role = session.as_ref().map(|session| session.role.as_str());
         let suppressed = (suppressed > 0).then_some(suppressed);
         let namespace = pod.as_ref().map(|pod| &*pod.namespace);
         let name = pod.as_ref().map(|pod| &*pod.name);

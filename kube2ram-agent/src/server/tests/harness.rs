@@ -343,6 +343,7 @@ impl Issuer for World {
             security_token: "fake-token".into(),
             issued_at: now,
             expires_at: now + jiff::SignedDuration::from_hours(1),
+            document: Default::default(),
         })
     }
 }

@@ -134,6 +134,14 @@ impl Accounts {
         key
     }
 
+    /// Ends every key of a principal now.
+    pub(super) fn expire(&self, principal: &Principal) {
+        let now = self.clock.now();
+        for key in locked(&self.keys).values_mut().filter(|key| key.principal == *principal) {
+            key.expires = Some(key.expires.map_or(now, |end| end.min(now)));
+        }
+    }
+
     pub(super) fn key(&self, id: &str) -> Option<AccessKey> {
         locked(&self.keys).get(id).cloned()
     }

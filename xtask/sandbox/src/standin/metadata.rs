@@ -8,7 +8,10 @@ mod tree;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -80,6 +83,7 @@ impl Metadata {
             accounts,
             mode: Mutex::new(MetadataMode::Up),
             node_key,
+            renews: AtomicBool::new(true),
             seen: Mutex::default(),
             tokens: Mutex::new(Tokens::Optional),
             valid_tokens: Mutex::default(),
@@ -121,6 +125,15 @@ impl Metadata {
     pub fn rotate(&self) {
         let state = &self.server.handler;
         *locked(&state.node_key) = state.accounts.issue(Principal::Node, Some(LIFETIME));
+        state.renews.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends all credentials of the node's role, and gives it none that are valid until [`Self::rotate`].
+    pub fn expire(&self) {
+        let state = &self.server.handler;
+        state.renews.store(false, Ordering::SeqCst);
+        *locked(&state.node_key) = state.accounts.issue(Principal::Node, Some(Duration::ZERO));
+        state.accounts.expire(&Principal::Node);
     }
 
     /// Every request so far.
@@ -139,6 +152,8 @@ struct State {
     accounts: Arc<Accounts>,
     mode: Mutex<MetadataMode>,
     node_key: Mutex<AccessKey>,
+    /// Whether the node role's credentials are replaced before their end.
+    renews: AtomicBool,
     seen: Mutex<Vec<Seen>>,
     tokens: Mutex<Tokens>,
     valid_tokens: Mutex<HashMap<String, Timestamp>>,
@@ -212,7 +227,8 @@ impl State {
     fn credentials(&self) -> String {
         let now = self.accounts.clock().now();
         let mut key = locked(&self.node_key);
-        if key.expires.is_none_or(|end| end.saturating_sub(RENEW_BEFORE).is_ok_and(|renew| renew <= now)) {
+        let is_due = |end: Timestamp| end.saturating_sub(RENEW_BEFORE).is_ok_and(|renew| renew <= now);
+        if self.renews.load(Ordering::SeqCst) && key.expires.is_none_or(is_due) {
             *key = self.accounts.issue(Principal::Node, Some(LIFETIME));
         }
         format!(

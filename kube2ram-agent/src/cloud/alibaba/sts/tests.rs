@@ -22,6 +22,8 @@ use crate::{
     role::{ExternalId, SessionName, SessionPolicy},
 };
 
+mod impostor;
+
 const NOW: &str = "2026-11-21T21:30:00Z";
 
 type Answers = Vec<Response<Full<Bytes>>>;
