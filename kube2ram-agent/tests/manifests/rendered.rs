@@ -15,17 +15,17 @@ use super::support::{
     kustomized, notes, objects, single_file, strings, template, values,
 };
 
-/// Helm's own labels, and the order of flags, which means nothing.
+/// Without Helm's own labels, and without the order of flags, variables and volumes, which means nothing.
 fn comparable(mut objects: Objects) -> Objects {
     for object in objects.values_mut() {
         if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
             labels.retain(|name, _| name != "helm.sh/chart" && name != "app.kubernetes.io/managed-by");
         }
-        let containers = object.pointer_mut("/spec/template/spec/containers");
-        for container in containers.and_then(Value::as_array_mut).into_iter().flatten() {
-            let mut args = strings(&container["args"]);
-            args.sort();
-            container["args"] = args.into();
+        for list in ["/volumes", "/containers/0/args", "/containers/0/env", "/containers/0/volumeMounts"] {
+            let list = object.pointer_mut(&format!("/spec/template/spec{list}"));
+            if let Some(list) = list.and_then(Value::as_array_mut) {
+                list.sort_by_key(Value::to_string);
+            }
         }
     }
     objects
@@ -213,7 +213,7 @@ fn a_typing_error_in_values_ends_the_installation() {
         ("flags.metadata-policy=opne", "metadata-policy"),
         ("flags.debug=yes", "debug"),
         ("tolerrations=[]", "tolerrations"),
-        ("oidc.roleArn=kube2ram", "roleArn"),
+        ("startupTaint.enabled=1", "startupTaint"),
         ("image.repository=registry/kube2ram:1", "repository"),
     ];
     for (set, named) in cases {

@@ -89,12 +89,20 @@ pub(crate) fn charted(variants: &[&str]) -> String {
     helm(&files.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
 }
 
-/// What `helm install` says at its end.
+/// What `helm install` says at its end. Helm renders that for clusters that it reaches only, so that it is given a copy of the chart with an object of
+/// this text.
 pub(crate) fn notes(args: &[&str]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let chart = directory.path().join("kube2ram");
+    run(Command::new("cp").arg("-r").arg(deploy().join("helm/kube2ram")).arg(&chart)).unwrap();
+    fs::rename(chart.join("templates/NOTES.txt"), chart.join("notes.txt")).unwrap();
+    fs::write(chart.join("templates/notes.yaml"), r#"notes: {{ tpl (.Files.Get "notes.txt") . | quote }}"#)
+        .unwrap();
     let mut helm = Command::new(tools().join("bin/helm"));
-    helm.args(["install", "kube2ram", "--dry-run=client", "--namespace", NAMESPACE]);
-    let text = run(helm.arg(deploy().join("helm/kube2ram")).args(args)).unwrap();
-    text.split_once("NOTES:").unwrap().1.to_owned()
+    helm.args(["template", "kube2ram", "--namespace", NAMESPACE, "--kube-version=1.36"]);
+    helm.arg("--show-only=templates/notes.yaml");
+    let text = run(helm.arg(&chart).args(args)).unwrap();
+    parse(&text)[0]["notes"].as_str().unwrap().to_owned()
 }
 
 pub(crate) fn helm_lint(variant: &str) -> Result<String, String> {
