@@ -5,11 +5,14 @@ mod cluster;
 mod discovery;
 mod error;
 mod front;
+mod log_level;
 mod node;
+mod operator;
 mod parts;
 mod prefetch;
 mod service;
 mod snapshot;
+mod store;
 mod warm_up;
 
 use std::sync::Arc;
@@ -23,15 +26,16 @@ use self::{front::Front, node::Node, parts::Parts, service::Service};
 use crate::{
     admin::{Pending, Readiness},
     args::Config,
+    control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
     probe::Probe,
     state_dir::StateDir,
-    telemetry::chain,
+    telemetry::{Verbosity, chain},
 };
 
 /// Runs the agent until `shutdown`: stands by while another one serves this node, serves, and hands over to one that stands by, if any; then
-/// drains. `environment` looks a variable up.
+/// drains. `environment` looks a variable up, `verbosity` is what is logged.
 ///
 /// The API server, the metadata server and STS may all be away: what they are needed for is then answered with 503.
 ///
@@ -43,6 +47,7 @@ use crate::{
 pub async fn run(
     config: Config,
     environment: impl Fn(&str) -> Option<String>,
+    verbosity: Verbosity,
     shutdown: CancellationToken,
 ) -> Result<(), AppError> {
     for notice in &config.notices {
@@ -98,7 +103,11 @@ pub async fn run(
             succession
         }
     };
-    let estate = service.open(front, &node, readiness, &mut parts)?;
+    let is_first = predecessor.is_none();
+    let (estate, operator) = service.open(front, &node, readiness, is_first, verbosity, &mut parts)?;
+    let control = Control::open(&state).map_err(AppError::Control)?;
+    parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
+    parts.spawn("the control socket", control.run(move |request| Arc::clone(&operator).answer(request)));
     let post = Post::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
     let heirs = post.heirs();
     parts.spawn("the post of agents that stand by", post.run());

@@ -17,6 +17,7 @@ use self::flags::{Flags, Subcommand};
 use crate::{
     boot_guard::{Guard, Installation},
     cloud::alibaba::endpoint::Endpoint,
+    control::ChangeLogLevel,
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
@@ -36,12 +37,37 @@ pub enum Command {
     Agent(Box<Config>),
     /// To change what guards the node before an agent does, and end.
     BootGuard(BootGuardCommand),
+    /// To tell why a pod gets what it gets, and end.
+    Explain {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// How it is told.
+        output: Output,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
+    /// To tell or change what the running agent logs, and end.
+    LogLevel {
+        /// How it is to change.
+        change: Option<ChangeLogLevel>,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
     /// To tell whether an agent could run here, and end.
     Preflight(NodePaths),
     /// To tell whether this container's agent is ready, and end.
     Ready {
         /// The cgroup2 mount; found by looking when `None`.
         cgroup_root: Option<PathBuf>,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
+    /// To tell how the running agent is, and end.
+    Status {
+        /// How it is told.
+        output: Output,
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
@@ -52,6 +78,15 @@ pub enum Command {
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
+}
+
+/// How a document is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For programs: one object, whose fields stay what they are while its `schema` is the same.
+    Json,
+    /// For people.
+    Text,
 }
 
 /// What becomes of the boot guard.
@@ -277,6 +312,19 @@ impl Command {
                     flags::BootGuard::Remove(host) => BootGuardCommand::Remove { host_root: host.host_root },
                 }))
             }
+            Some(Subcommand::Explain { pod: (namespace, name), output }) => {
+                Ok(Self::Explain { namespace, name, output, state_dir: flags.state_dir })
+            }
+            Some(Subcommand::LogLevel { level, span }) => Ok(Self::LogLevel {
+                change: level.map(|change| match change {
+                    value::LevelChange::Reset => ChangeLogLevel::Reset,
+                    value::LevelChange::To(level) => {
+                        ChangeLogLevel::To { level: level.to_string(), seconds: span.as_secs() }
+                    }
+                }),
+                state_dir: flags.state_dir,
+            }),
+            Some(Subcommand::Status { output }) => Ok(Self::Status { output, state_dir: flags.state_dir }),
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,

@@ -1,6 +1,7 @@
 //! [`Permit`](crate::policy::Permit) → credentials: the cache with single flight and refresh ahead of expiry.
 //! Called by `server`; asks an [`Issuer`] (implemented in `cloud`) on a miss.
 
+mod account;
 mod cache;
 mod entry;
 mod gate;
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use self::{
+    account::{Attempt, Failure, Issues, SessionState},
     cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
     turns::Rate,
@@ -97,6 +99,37 @@ impl IssueErrorKind {
             Self::Denied | Self::Invalid | Self::NoSuchRole => false,
         }
     }
+
+    /// What somebody can do about it: the end of a sentence that names the role and STS's code.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::BaseCredentials => {
+                "the agent has no valid credentials of its own; attach a role to the node, or renew the agent's static keys"
+            }
+            Self::Denied => {
+                "have the role's trust policy name the node's role, and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
+                 annotate the pod with it"
+            }
+            Self::Invalid => "correct what the code names in the pod's annotations",
+            Self::NoSuchRole => "create the role, or correct the pod's annotation",
+            Self::Throttled => {
+                "the account calls STS too often, and the agent asks again by itself; find out who does (ActionTrail), or have the limit raised"
+            }
+            Self::Unavailable => {
+                "STS does not answer the node, and the agent asks again by itself; see that the node reaches its endpoint"
+            }
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::BaseCredentials,
+        Self::Denied,
+        Self::Invalid,
+        Self::NoSuchRole,
+        Self::Throttled,
+        Self::Unavailable,
+    ];
 
     /// The metrics label.
     pub fn as_str(self) -> &'static str {

@@ -31,6 +31,7 @@ pub use self::{
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
     pins::{Lock, check_bpffs},
     place::Mode,
+    probe::dial_as_pod,
     remove::{Removed, remove},
     repair::{Drift, Found},
 };

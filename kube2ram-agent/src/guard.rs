@@ -1,7 +1,14 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{future::pending, io, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -50,6 +57,24 @@ pub struct ForwardGuard {
     target: Option<Target>,
     /// nf_tables cannot ask connection tracking.
     lacks_tracking: bool,
+    state: State,
+}
+
+/// What people see of the guard. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct State(Arc<Mutex<Standing>>);
+
+/// How the guard stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the table is in force; `None` before the first check.
+    pub is_in_force: Option<bool>,
+    /// Whether it has rules against IPVS.
+    pub has_ipvs: bool,
+    /// How often it was found missing or changed, and made anew.
+    pub repairs: u64,
+    /// Why it is not in force.
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +103,21 @@ impl ForwardGuard {
 
     fn with(metadata: Ipv4Addr, metrics: Metrics) -> Self {
         let ipvs = Path::new(IPVS);
-        Self { metadata, metrics, socket: None, in_force: None, ipvs, target: None, lacks_tracking: false }
+        Self {
+            metadata,
+            metrics,
+            socket: None,
+            in_force: None,
+            ipvs,
+            target: None,
+            lacks_tracking: false,
+            state: State::default(),
+        }
+    }
+
+    /// Where it tells how it stands.
+    pub fn state(&self) -> State {
+        self.state.clone()
     }
 
     /// Makes the table unless it is there as it should be, reads it back, and tells whether it is in force. A failure is logged, not
@@ -90,6 +129,7 @@ impl ForwardGuard {
         let outcome = self.ensure();
         self.in_force = Some(outcome.is_ok());
         self.metrics.in_force.set(outcome.is_ok().into());
+        self.state.write(&outcome, self.target, before);
         match outcome {
             Ok(Found::AsItShouldBe) => {}
             Ok(Found::MissingOrChanged) if before == Some(true) => {
@@ -172,6 +212,21 @@ impl ForwardGuard {
             true => Ok(Found::MissingOrChanged),
             false => Err(GuardError::Unstable),
         }
+    }
+}
+
+impl State {
+    /// How the guard stands.
+    pub fn read(&self) -> Standing {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, outcome: &Result<Found, GuardError>, target: Option<Target>, before: Option<bool>) {
+        let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.is_in_force = Some(outcome.is_ok());
+        standing.has_ipvs = target.is_some_and(|target| target.has_ipvs);
+        standing.failure = outcome.as_ref().err().map(|error| chain(error));
+        standing.repairs += u64::from(before == Some(true) && matches!(outcome, Ok(Found::MissingOrChanged)));
     }
 }
 

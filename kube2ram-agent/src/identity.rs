@@ -15,7 +15,7 @@ pub(crate) use self::watch::{Handle, Watch, WatchId};
 pub use self::{
     cgroup::{CgroupTree, cgroup_id},
     cgroup_path::pod_of_path,
-    live::live_pods,
+    live::{live_pods, pod_cgroups},
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
 };
 

@@ -3,12 +3,14 @@
 
 mod client;
 mod cluster;
+mod hearing;
 mod events;
 mod lookup;
 mod metrics;
 mod object;
 mod pods;
 mod saved;
+mod seen;
 mod store;
 mod taint;
 mod watch;
@@ -20,8 +22,10 @@ use async_trait::async_trait;
 pub use self::{
     client::{ClientConfig, ClientError},
     cluster::{Cluster, ClusterConfig},
+    hearing::{Contact, Resource},
     metrics::Metrics,
     saved::Saved,
+    seen::{Elsewhere, Presence, Seen},
     taint::{StartupTaint, TaintError},
 };
 use crate::identity::PodUid;

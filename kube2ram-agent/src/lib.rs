@@ -17,6 +17,7 @@ mod documents;
 pub mod datapath;
 pub mod guard;
 pub mod reconcile;
+pub mod interception;
 pub mod listeners;
 pub mod identity;
 pub mod kubernetes;
@@ -28,8 +29,10 @@ pub mod server;
 
 pub mod admin;
 pub mod boot_guard;
+pub mod control;
 pub mod snapshot;
 pub mod state_dir;
+pub mod status;
 pub mod handover;
 pub mod preflight;
 pub mod probe;

@@ -2,18 +2,23 @@
 
 use std::{
     env,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     num::NonZero,
+    path::Path,
     process::ExitCode,
     thread,
 };
 
 use kube2ram_agent::{
     app,
-    args::{ArgsError, BootGuardCommand, Command, Config},
-    boot_guard, memory,
+    args::{ArgsError, BootGuardCommand, Command, Config, Output},
+    boot_guard,
+    control::{self, ControlError, LogLevel, Request},
+    memory,
     preflight::{NodePaths, Preflight},
-    probe, telemetry,
+    probe,
+    status::{Explanation, Paint, Status},
+    telemetry::{self, Verbosity},
     uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,9 +39,25 @@ fn main() -> ExitCode {
         Ok(Command::BootGuard(BootGuardCommand::Remove { host_root })) => {
             return conclude(boot_guard::remove(&host_root).map_err(Into::into));
         }
+        Ok(Command::Explain { namespace, name, output, state_dir }) => {
+            let request = Request::Explain { namespace, name };
+            return tell_of(&state_dir, &request, output, |text: &Explanation| {
+                (text.to_text(paint()), text.exit_code())
+            });
+        }
+        Ok(Command::LogLevel { change, state_dir }) => {
+            return tell_of(&state_dir, &Request::LogLevel(change), Output::Text, |text: &LogLevel| {
+                (text.to_string(), 0)
+            });
+        }
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
         Ok(Command::Ready { cgroup_root, state_dir }) => {
             return conclude(probe::ask(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        }
+        Ok(Command::Status { output, state_dir }) => {
+            return tell_of(&state_dir, &Request::Status, output, |text: &Status| {
+                (text.to_text(paint()), text.exit_code())
+            });
         }
         Ok(Command::Uninstall { bpf_dir, state_dir }) => {
             return conclude(uninstall(&bpf_dir, &state_dir).map_err(Into::into));
@@ -44,8 +65,9 @@ fn main() -> ExitCode {
         Err(error) => return tell(&error),
     };
     memory::keep_little();
-    telemetry::init(config.log_format, config.log_level, config.debug);
-    match run(config) {
+    let verbosity = Verbosity::new(config.log_level, config.debug);
+    telemetry::init(config.log_format, verbosity.clone());
+    match run(config, verbosity) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "kube2ram stops");
@@ -71,6 +93,43 @@ fn preflight(paths: &NodePaths) -> anyhow::Result<Preflight> {
     Ok(preflight)
 }
 
+/// Asks the agent that runs, and shows its document: as JSON as it is, or as text with the exit code that goes with it.
+fn tell_of<T: serde::de::DeserializeOwned>(
+    state_dir: &Path,
+    request: &Request,
+    output: Output,
+    show: impl FnOnce(&T) -> (String, u8),
+) -> ExitCode {
+    let told = control::ask(state_dir, request).and_then(|document| {
+        let json = (output == Output::Json).then(|| format!("{document:#}\n"));
+        match (control::read(document), json) {
+            (Ok(document), json) => {
+                let (text, code) = show(&document);
+                Ok((json.unwrap_or(text), code))
+            }
+            // Whoever asks for JSON may understand what this binary does not.
+            (Err(ControlError::Foreign(_)), Some(json)) => Ok((json, 0)),
+            (Err(error), _) => Err(error),
+        }
+    });
+    match told {
+        Ok((text, code)) => {
+            drop(io::stdout().write_all(text.as_bytes()));
+            code.into()
+        }
+        Err(error) => {
+            let code = error.exit_code();
+            drop(writeln!(io::stderr(), "kube2ram: {:#}", anyhow::Error::new(error)));
+            code.into()
+        }
+    }
+}
+
+fn paint() -> Paint {
+    let variable = |name| env::var(name).ok();
+    Paint::of(io::stdout().is_terminal(), variable("NO_COLOR").as_deref(), variable("TERM").as_deref())
+}
+
 /// How a subcommand ends: with what it has to say.
 fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     match outcome {
@@ -88,17 +147,21 @@ fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
 /// As many threads as there are processors, but no more than this: a few already serve more than a node's pods ask for, and each takes memory.
 const MAX_THREADS: usize = 4;
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(processors.min(MAX_THREADS)).enable_all().build()?.block_on(serve(config))
+    runtime
+        .worker_threads(processors.min(MAX_THREADS))
+        .enable_all()
+        .build()?
+        .block_on(serve(config, verbosity))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let environment = |name: &str| env::var(name).ok();
-    let app = app::run(config, environment, shutdown.clone());
+    let app = app::run(config, environment, verbosity, shutdown.clone());
     tokio::pin!(app);
     tokio::select! {
         ended = &mut app => return Ok(ended?),

@@ -74,6 +74,17 @@ impl Denial {
     }
 }
 
+/// Which rule lets a pod have its role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Everybody may have the default role.
+    DefaultRole,
+    /// A pattern of the namespace's allow-list.
+    Pattern(String),
+    /// Namespaces are not restricted.
+    Unrestricted,
+}
+
 /// Decides whether a pod may have its role.
 #[derive(Debug)]
 pub struct Policy {
@@ -123,6 +134,21 @@ impl Policy {
             self.check_namespace(&session.role, allow_list, format)?;
         }
         Ok(Permit(session))
+    }
+
+    /// Which rule permits `role`, for people: what [`Self::permit`] decides by.
+    ///
+    /// # Errors
+    /// The reason of the denial.
+    pub fn rule_for(&self, role: &RoleArn, allow_list: Option<Option<&str>>) -> Result<Rule, Denial> {
+        let Some(format) = self.restrictions else { return Ok(Rule::Unrestricted) };
+        if self.default_role.as_ref() == Some(role) {
+            return Ok(Rule::DefaultRole);
+        }
+        self.check_namespace(role, allow_list, format)?;
+        let list = AllowList::parse(allow_list.flatten().unwrap_or_default(), format);
+        let pattern = list.pattern_for(role.as_str(), self.base.as_ref().map(BaseArn::as_str));
+        pattern.map(Rule::Pattern).ok_or_else(|| Denial::NamespaceForbids { role: role.clone() })
     }
 
     /// Whether a client that says `requested` means `role`: by its ARN, by all after `role/` or by the name below the base. In any

@@ -2,6 +2,8 @@
 //!
 //! What says so itself is repaired at once: a pods' cgroup that is made anew, a pin that somebody removes. The rest is found by looking.
 
+mod state;
+
 use std::{future::pending, time::Duration};
 
 use prometheus_client::{
@@ -11,6 +13,7 @@ use prometheus_client::{
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
+pub use self::state::{Look, State};
 use crate::{
     admin::{Pending, Readiness},
     datapath::{Datapath, DatapathError, Drift, Found},
@@ -63,6 +66,7 @@ pub struct Reconciler {
     datapath: Datapath,
     metrics: Metrics,
     readiness: Readiness,
+    state: State,
     /// While something could not be repaired.
     pending: Option<Pending>,
 }
@@ -71,7 +75,14 @@ impl Reconciler {
     /// Takes a kernel half that is in force.
     pub fn new(datapath: Datapath, metrics: Metrics, readiness: Readiness) -> Self {
         metrics.in_force.set(1);
-        Self { datapath, metrics, readiness, pending: None }
+        let state = State::default();
+        state.write(&datapath, &Found::default());
+        Self { datapath, metrics, readiness, state, pending: None }
+    }
+
+    /// Where it tells what it finds.
+    pub fn state(&self) -> State {
+        self.state.clone()
     }
 
     /// Looks and repairs, for ever. What cannot be repaired makes the agent unready and is tried again; only when another agent has taken the pins over,
@@ -127,6 +138,7 @@ impl Reconciler {
 
     /// Counts and logs, once for each failure that is new.
     fn tell(&mut self, found: &Found) {
+        self.state.write(&self.datapath, found);
         for drift in &found.repaired {
             self.metrics.repairs.get_or_create(&[("kind", drift.label())]).inc();
         }

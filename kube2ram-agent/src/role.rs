@@ -149,6 +149,11 @@ impl Roles {
         self.default_role.as_ref()
     }
 
+    /// The key of the role annotation.
+    pub fn annotation_key(&self) -> &str {
+        &self.keys.role
+    }
+
     /// Whether `pod` is annotated with a role, usable or not.
     pub fn is_asked_for_by(&self, pod: &Pod) -> bool {
         pod.annotations.contains_key(&self.keys.role)

@@ -2,7 +2,11 @@
 //! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
 //! The home of hyper, with `admin`.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{Arc, OnceLock},
+};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -32,6 +36,7 @@ use self::{
     access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics, quota::Quota,
     token::Tokens,
 };
+pub(crate) use self::{error::RequestError, node_role::NodeRole};
 use crate::{
     args::{HostNetworkPods, MetadataPolicy},
     clock::Clock,
@@ -40,6 +45,7 @@ use crate::{
     credentials::Cache,
     datapath::{MetadataAddr, Origin, Origins},
     identity::{CgroupPods, PodUid},
+    interception::Interception,
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
@@ -104,6 +110,8 @@ pub struct Server {
     log: AccessLog,
     quota: Quota,
     slots: Arc<Slots<Option<PodUid>>>,
+    /// Awaits connections of the agent itself.
+    interception: OnceLock<Arc<Interception>>,
     tasks: TaskTracker,
 }
 
@@ -113,7 +121,14 @@ impl Server {
         let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_POD);
         let quota = Quota::new(config.pass_through_rate);
         let (metrics, log) = (Metrics::new(registry), AccessLog::default());
-        Arc::new(Self { config, pipeline, metrics, log, quota, slots, tasks })
+        let interception = OnceLock::new();
+        Arc::new(Self { config, pipeline, metrics, log, quota, slots, interception, tasks })
+    }
+
+    /// From now on connections that the agent itself makes as a pod would, to see whether they arrive, are told to `interception` and not served.
+    pub fn await_own(&self, interception: Arc<Interception>) {
+        // The first one stays: there is one for each agent.
+        drop(self.interception.set(interception));
     }
 
     /// Serves one of the listeners to which pods are redirected, until accepting ends. The connections it accepted then drain by themselves:
@@ -129,6 +144,11 @@ impl Server {
     ) {
         listener::accept(listener, &closing, |stream, peer| {
             let origin = self.origin_of(&*origins, &stream, peer);
+            if let (Some(interception), Some(origin)) = (self.interception.get(), origin)
+                && interception.takes(peer, origin)
+            {
+                return;
+            }
             let connection = Connection::new(Arc::clone(&self), peer, origin);
             let Some(slot) = self.slots.take(connection.pod_uid()) else {
                 self.metrics.connections_refused.inc();

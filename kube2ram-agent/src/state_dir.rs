@@ -57,6 +57,17 @@ pub struct StateDir {
 }
 
 impl StateDir {
+    /// Opens the directory, if it is there.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn existing(path: &Path) -> Result<Option<Self>, StateDirError> {
+        match Self::open_made(path) {
+            Err(StateDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// Opens the directory, and makes it, for this user alone, when it is missing.
     ///
     /// # Errors
@@ -65,11 +76,13 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |what| move |source| StateDirError::Io { what, path: path.to_owned(), source };
         match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("create")(error));
-            }
-            _ => {}
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("create")(error)),
+            _ => Self::open_made(path),
         }
+    }
+
+    fn open_made(path: &Path) -> Result<Self, StateDirError> {
+        let failed = |what| move |source| StateDirError::Io { what, path: path.to_owned(), source };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = match open(path, flags, Mode::empty()).map_err(io::Error::from) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {

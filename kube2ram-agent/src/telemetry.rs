@@ -1,15 +1,26 @@
 //! Logs to standard error, as text or JSON, and the one way in which errors are written there. The only home of tracing-subscriber.
-//! Called by `main` ([`init`]) and by whoever logs an error.
+//! Called by `main` ([`init`]), by `app` (what is logged from now on), and by whoever logs an error.
 
-use std::{error::Error, io};
+use std::{
+    error::Error,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, callsite::rebuild_interest_cache, level_filters::LevelFilter, subscriber::Interest};
 use tracing_subscriber::{
-    Layer as _, Registry, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    Layer as _, Registry, fmt,
+    layer::{Context, Filter, SubscriberExt as _},
+    util::SubscriberInitExt as _,
 };
 
 /// The target of the kernel half's verdicts.
 pub(crate) const VERDICTS: &str = "kube2ram::kernel";
+/// What our own targets begin with.
+const OURS: &str = "kube2ram";
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,20 +31,93 @@ pub enum LogFormat {
     Text,
 }
 
-/// Sets the process's log up; `verdicts` lets those of the kernel half through at any level. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
-pub fn init(format: LogFormat, level: LevelFilter, verdicts: bool) {
-    let filter = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target("kube2ram", level)
-        .with_target(VERDICTS, if verdicts { level.max(LevelFilter::DEBUG) } else { level })
-        .with_target("kube2ram_agent", level);
+/// What is logged. Clones share it, and it can change at any time: each place in the code that logs is told then, so that a line which is not logged costs
+/// as little as if it never could be.
+#[derive(Clone, Debug)]
+pub struct Verbosity(Arc<Levels>);
+
+#[derive(Debug)]
+struct Levels {
+    configured: LevelFilter,
+    /// Those of the kernel half, at any level.
+    has_verdicts: bool,
+    /// Of [`LEVELS`].
+    now: AtomicUsize,
+}
+
+const LEVELS: [LevelFilter; 6] = [
+    LevelFilter::OFF,
+    LevelFilter::ERROR,
+    LevelFilter::WARN,
+    LevelFilter::INFO,
+    LevelFilter::DEBUG,
+    LevelFilter::TRACE,
+];
+
+impl Verbosity {
+    /// What the flags say. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
+    pub fn new(configured: LevelFilter, has_verdicts: bool) -> Self {
+        let now = AtomicUsize::new(index(configured));
+        Self(Arc::new(Levels { configured, has_verdicts, now }))
+    }
+
+    /// What is logged now.
+    pub fn level(&self) -> LevelFilter {
+        LEVELS[self.0.now.load(Ordering::Relaxed).min(LEVELS.len() - 1)]
+    }
+
+    /// What the flags say.
+    pub fn configured(&self) -> LevelFilter {
+        self.0.configured
+    }
+
+    /// Changes what is logged.
+    pub fn set(&self, level: LevelFilter) {
+        self.0.now.store(index(level), Ordering::Relaxed);
+        rebuild_interest_cache();
+    }
+
+    fn level_of(&self, target: &str) -> LevelFilter {
+        let level = self.level();
+        match target {
+            VERDICTS if self.0.has_verdicts => level.max(LevelFilter::DEBUG),
+            ours if ours.starts_with(OURS) => level,
+            _ => level.min(LevelFilter::WARN),
+        }
+    }
+}
+
+fn index(level: LevelFilter) -> usize {
+    LEVELS.iter().position(|other| *other == level).unwrap_or_default()
+}
+
+impl<S> Filter<S> for Verbosity {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        *metadata.level() <= self.level_of(metadata.target())
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if *metadata.level() <= self.level_of(metadata.target()) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level_of(VERDICTS))
+    }
+}
+
+/// Sets the process's log up.
+pub fn init(format: LogFormat, verbosity: Verbosity) {
     let layer = fmt::layer::<Registry>().with_writer(io::stderr);
     match format {
-        LogFormat::Json => {
-            tracing_subscriber::registry().with(layer.json().flatten_event(true).with_filter(filter)).init()
-        }
+        LogFormat::Json => tracing_subscriber::registry()
+            .with(layer.json().flatten_event(true).with_filter(verbosity))
+            .init(),
         LogFormat::Text => {
-            tracing_subscriber::registry().with(layer.with_ansi(false).with_filter(filter)).init()
+            tracing_subscriber::registry().with(layer.with_ansi(false).with_filter(verbosity)).init()
         }
     }
 }
@@ -42,4 +126,26 @@ pub fn init(format: LogFormat, level: LevelFilter, verdicts: bool) {
 pub(crate) fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_heard_from_warn_on_and_verdicts_where_they_are_wanted() {
+        let plain = Verbosity::new(LevelFilter::INFO, false);
+        let verdicts = Verbosity::new(LevelFilter::INFO, true);
+        let levels = |verbosity: &Verbosity| {
+            ["kube2ram_agent::server", VERDICTS, "hyper::proto"].map(|target| verbosity.level_of(target))
+        };
+
+        assert_eq!(levels(&plain), [LevelFilter::INFO, LevelFilter::INFO, LevelFilter::WARN]);
+        assert_eq!(levels(&verdicts), [LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::WARN]);
+        plain.set(LevelFilter::TRACE);
+        assert_eq!(levels(&plain), [LevelFilter::TRACE, LevelFilter::TRACE, LevelFilter::WARN]);
+        plain.set(LevelFilter::ERROR);
+        assert_eq!(levels(&plain), [LevelFilter::ERROR; 3]);
+        assert_eq!((plain.level(), plain.configured()), (LevelFilter::ERROR, LevelFilter::INFO));
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    boot_guard,
+    boot_guard, control,
     datapath::{self, DatapathError, Removed},
     guard::{self, GuardError},
     handover, probe,
@@ -76,9 +76,9 @@ pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallEr
 /// Removes what is known to be an agent's, and the directory unless there is more in it, or something is mounted there.
 fn empty(state: &StateDir) -> io::Result<()> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let files =
-        [handover::SOCKET, Tokens::KEY_FILE, snapshot::FILE_NAME, snapshot::DRAFT_NAME].map(str::to_owned);
-    for name in probe::sockets(state)?.into_iter().chain(files) {
+    let sockets = [handover::SOCKET, control::SOCKET, control::DRAFT].map(str::to_owned);
+    let files = [Tokens::KEY_FILE, snapshot::FILE_NAME, snapshot::DRAFT_NAME].map(str::to_owned);
+    for name in probe::sockets(state)?.into_iter().chain(sockets).chain(files) {
         match fs::remove_file(state.path().join(name)) {
             Err(error) if !missing(&error) => return Err(error),
             _ => {}

@@ -6,7 +6,7 @@ use super::node::Node;
 use crate::{
     args::{ApiServer, Config},
     identity::live_pods,
-    kubernetes::{ClientConfig, Cluster, ClusterConfig},
+    kubernetes::{ClientConfig, ClusterConfig},
     policy::check_allow_list,
 };
 
@@ -33,23 +33,4 @@ pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
         }),
         live_pods: Arc::new(move || live_pods(&cgroup_root, &pods_cgroup)),
     }
-}
-
-/// What `/debug/store` shows: who is known, and by which annotations. No secrets are among them.
-pub(super) fn debug_store(cluster: &Arc<Cluster>) -> Box<dyn Fn() -> serde_json::Value + Send + Sync> {
-    let cluster = Arc::clone(cluster);
-    Box::new(move || {
-        let mut pods = cluster.pods();
-        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        let pods: Vec<_> = pods
-            .iter()
-            .map(|pod| {
-                serde_json::json!({
-                    "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
-                    "hostNetwork": pod.host_network, "annotations": pod.annotations,
-                })
-            })
-            .collect();
-        serde_json::json!({ "synced": cluster.is_synced(), "pods": pods })
-    })
 }

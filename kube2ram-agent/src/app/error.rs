@@ -30,6 +30,9 @@ pub enum AppError {
     /// The cgroups are not where they should be.
     #[error("cannot find the pods' cgroups")]
     Cgroups(#[source] MountError),
+    /// The socket that `kube2ram status` asks could not be made.
+    #[error("cannot make the control socket")]
+    Control(#[source] io::Error),
     /// The kernel half is not in force.
     #[error("cannot bring the kernel half in force")]
     Datapath(#[source] DatapathError),

@@ -6,20 +6,23 @@ use std::{sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{SetOnce, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::{
     AppError,
-    cluster::{client_config, cluster_config, debug_store},
+    cluster::{client_config, cluster_config},
     discovery::Discovery,
     front::{Front, Listeners},
+    log_level::LogLevel,
     node::Node,
+    operator::{Kernel, Operator},
     parts::Parts,
     prefetch::Prefetch,
     snapshot,
+    store::debug_store,
     warm_up::warm_up,
 };
 use crate::{
@@ -36,14 +39,15 @@ use crate::{
     },
     credentials,
     datapath::{MetadataAddr, PassMark},
-    guard::ForwardGuard,
+    guard::{self, ForwardGuard},
     handover::Heirs,
+    interception::{self, Interception},
     kubernetes::Cluster,
     listeners::{self, HandOver, PodListeners},
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     state_dir::StateDir,
-    telemetry::chain,
+    telemetry::{Verbosity, chain},
 };
 
 /// Connections in progress get this long to end before the process does.
@@ -59,6 +63,8 @@ pub(super) struct Service {
     server: Arc<Server>,
     cluster: Arc<Cluster>,
     entitlements: Arc<SetOnce<Entitlements>>,
+    base: Base,
+    clock: Arc<dyn Clock>,
     /// Written only while this agent serves.
     snapshot: Option<snapshot::Keeper>,
     /// Taken by the admin service.
@@ -144,8 +150,8 @@ impl Service {
         let server = Server::new(server_config, pipeline, connections.clone(), &mut registry);
         let discovery = Discovery {
             metadata: Metadata::new(upstream),
-            clock,
-            base,
+            clock: Arc::clone(&clock),
+            base: base.clone(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             cache_metrics: credentials::Metrics::new(&mut registry),
@@ -157,7 +163,19 @@ impl Service {
         parts.spawn("prefetch", prefetch.run(shutdown.clone()));
         parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
         let snapshot = Some(snapshot);
-        Ok(Self { config, server, cluster, entitlements, snapshot, registry, closing, connections, tasks })
+        Ok(Self {
+            config,
+            server,
+            cluster,
+            entitlements,
+            base,
+            clock,
+            snapshot,
+            registry,
+            closing,
+            connections,
+            tasks,
+        })
     }
 
     /// Gets pods' credentials before they ask, as an agent can that need not serve yet.
@@ -171,7 +189,7 @@ impl Service {
         });
     }
 
-    /// Serves behind a front.
+    /// Serves behind a front. `is_first`: no other agent serves meanwhile.
     ///
     /// # Errors
     /// When the kernel half's maps cannot be opened.
@@ -180,17 +198,20 @@ impl Service {
         front: Front,
         node: &Node,
         readiness: Readiness,
+        is_first: bool,
+        verbosity: Verbosity,
         parts: &mut Parts,
-    ) -> Result<Holdings, AppError> {
+    ) -> Result<(Holdings, Arc<Operator>), AppError> {
         let Front { mut datapath, listeners, pods } = front;
         let mut registry = std::mem::take(&mut self.registry);
         let origins = datapath.origins().map_err(AppError::Datapath)?;
         let targets = datapath.targets();
+        let counters = datapath.counters().map_err(AppError::Datapath)?;
         registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
         let mut pod_listeners = PodListeners::new(
             &node.settings.cgroup_root,
             &node.settings.pods_cgroup,
-            targets,
+            targets.clone(),
             origins.clone(),
             listeners::Metrics::new(&mut registry),
             Box::new({
@@ -201,6 +222,7 @@ impl Service {
             }),
         );
         pod_listeners.inherit(pods, &self.closing);
+        let interception = self.interception(node, &mut registry);
         let app = Arc::clone(&self.server).serve(
             Arc::clone(&listeners.app),
             Arc::new(origins),
@@ -214,8 +236,15 @@ impl Service {
             parts.spawn("the kernel half's log", log);
         }
         let metrics = reconcile::Metrics::new(&mut registry);
-        parts.spawn_writer("the kernel half", Reconciler::new(datapath, metrics, readiness.clone()).run());
-        self.guard(&mut registry, parts);
+        let reconciler = Reconciler::new(datapath, metrics, readiness.clone());
+        let state = reconciler.state();
+        parts.spawn_writer("the kernel half", reconciler.run());
+        let guard = self.guard(&mut registry, parts);
+        // Another agent that serves already has shown that it works; this one is ready by then, and need not be unready for a moment.
+        let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
+        let probing = Arc::clone(&interception).run(readiness.clone(), pending);
+        // Before a hand-over this ends as well: the other agent would meet what this one awaits.
+        parts.spawn_writer("interception", probing);
         if let Some(snapshot) = self.snapshot.take() {
             let shutdown = self.closing.draining().clone();
             let snapshot = snapshot.run(Arc::clone(&self.cluster), shutdown);
@@ -224,23 +253,49 @@ impl Service {
         }
 
         self.remove_taint(&readiness, parts);
-        let debug_store = self.config.debug.then(|| debug_store(&self.cluster));
+        let operator = Arc::new(Operator {
+            config: Arc::clone(&self.config),
+            settings: node.settings.clone(),
+            kernel: Kernel { state, counters, guard, targets, interception },
+            cluster: Arc::clone(&self.cluster),
+            entitlements: Arc::clone(&self.entitlements),
+            base: self.base.clone(),
+            clock: Arc::clone(&self.clock),
+            readiness: readiness.clone(),
+            log_level: LogLevel::new(verbosity),
+            closing: self.closing.clone(),
+            started: Instant::now(),
+        });
+        let debug_store = self.config.debug.then(|| debug_store(&self.config, &self.cluster));
         let shown = Arc::new(Admin { readiness, registry, debug_store });
         let admin = shown.serve(Arc::clone(&listeners.admin), self.connections.clone(), self.closing.clone());
         parts.spawn("the admin service", self.connections.track_future(admin));
-        Ok(Holdings { listeners, pods })
+        Ok((Holdings { listeners, pods }, operator))
     }
 
-    fn guard(&self, registry: &mut Registry, parts: &mut Parts) {
+    fn interception(&self, node: &Node, registry: &mut Registry) -> Arc<Interception> {
+        let own = node.settings.own_cgroup.starts_with(&node.settings.pods_cgroup).then_some(node.own_cgroup);
+        let interception = Interception::new(node.settings.clone(), own, registry);
+        self.server.await_own(Arc::clone(&interception));
+        interception
+    }
+
+    /// `None` where there is to be none.
+    fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
         match self.config.forward_guard {
             ForwardGuardMode::Auto => {
                 let mut guard = ForwardGuard::new(*self.config.metadata_addr.ip(), registry);
                 guard.check();
+                let state = guard.state();
                 parts.spawn_writer("the forward guard", guard.run());
+                Some(state)
             }
-            ForwardGuardMode::Off => warn!(
-                "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
-            ),
+            ForwardGuardMode::Off => {
+                warn!(
+                    "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
+                );
+                None
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, value};
+use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, Output, value};
 use crate::{
     cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
 };
@@ -279,10 +279,38 @@ pub(super) enum Subcommand {
     /// Denies containers the metadata server from boot on, before the kubelet starts, until an agent takes over
     #[command(subcommand)]
     BootGuard(BootGuard),
+    /// Tells why a pod of this node gets what it gets: its annotation, the role that it names, the rule that permits or denies it, what STS said, and what
+    /// the pod is answered now. Ends in 0 when that is credentials, 1 when it is not, 66 when there is no such pod on this node, 69 when no agent runs,
+    /// 77 when not root
+    Explain {
+        /// The pod
+        #[arg(value_name = "NAMESPACE/POD", value_parser = value::pod)]
+        pod: (String, String),
+        /// How it is told: text, or json
+        #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
+        output: Output,
+    },
+    /// Tells what the running agent logs, or changes it for a while. It falls back by itself, and with the agent's end. Ends in 69 when no agent runs, 77
+    /// when not root
+    LogLevel {
+        /// trace, debug, info, warn or error; or reset, to fall back now
+        #[arg(value_name = "LEVEL", value_parser = value::changed_log_level)]
+        level: Option<value::LevelChange>,
+        /// For how long, a day at the most
+        #[arg(long = "for", value_name = "DURATION", default_value = "10m", value_parser = value::duration)]
+        span: Duration,
+    },
     /// Tells whether this node has what the agent needs, and what to do where it has not
     Preflight,
     /// Tells, for the kubelet, whether the agent of this very container could serve: it does, or stands by for another one's end
     Ready,
+    /// Tells how the running agent is: readiness, the kernel half, the API server, credentials, STS, and each pod of this node. Ends in 0 when all is well,
+    /// 1 when something is wrong, 69 when no agent runs, 75 when it does not answer, 77 when not root
+    Status {
+        /// How it is told: text, or json
+        #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
+        output: Output,
+    },
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
 }

@@ -86,6 +86,40 @@ fn ready_asks_the_agent_of_the_state_directory() {
     }
 }
 
+#[test]
+fn operators_ask_the_agent_of_the_state_directory() {
+    match command("explain shop/orders -o json --state-dir=/s", &|_| None).unwrap() {
+        Command::Explain { namespace, name, output, state_dir } => {
+            assert_eq!((namespace.as_str(), name.as_str()), ("shop", "orders"));
+            assert_eq!((output, state_dir), (Output::Json, "/s".into()));
+        }
+        other => panic!("{other:?}"),
+    }
+    let status = command("status", &|_| None).unwrap();
+    assert!(matches!(status, Command::Status { output: Output::Text, .. }), "{status:?}");
+    for pod in
+        ["orders", "shop/", "/orders", "Shop/orders", "shop/orders/x", "shop/o,metadata.name=x", "../x"]
+    {
+        let refused = command(&format!("explain {pod}"), &|_| None).unwrap_err().to_string();
+        assert!(refused.contains("give <namespace>/<pod>"), "{pod}: {refused}");
+    }
+}
+
+#[test]
+fn the_log_changes_for_a_while() {
+    let change = |flags: &str| match command(flags, &|_| None).unwrap() {
+        Command::LogLevel { change, .. } => change,
+        other => panic!("{flags}: {other:?}"),
+    };
+    let to = |level: &str, seconds| Some(ChangeLogLevel::To { level: level.to_owned(), seconds });
+
+    assert_eq!(change("log-level"), None);
+    assert_eq!(change("log-level reset"), Some(ChangeLogLevel::Reset));
+    assert_eq!(change("log-level debug"), to("debug", 600));
+    assert_eq!(change("log-level warn --for 1h30m"), to("warn", 5400));
+    assert!(command("log-level loud", &|_| None).unwrap_err().to_string().contains("error or reset"));
+}
+
 /// Parses `flags` on a node that is called `n`.
 fn config(flags: &str) -> Result<Config, ArgsError> {
     parse(flags, &[("NODE_NAME", "n")])
@@ -456,7 +490,7 @@ fn refuses_malformed_values() {
         ("boot-guard install --host-cgroup=/system.slice", "give a cgroup relative to the root, such as"),
         ("boot-guard apply --host-cgroup=a/../b", "give a cgroup relative to the root, such as"),
         ("--verbos", "unexpected argument '--verbos' found tip: a similar argument exists: '--verbose'"),
-        ("status", "unrecognized subcommand 'status'"),
+        ("surplus", "unrecognized subcommand 'surplus'"),
     ];
 
     for (flags, part) in cases {

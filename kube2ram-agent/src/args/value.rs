@@ -88,6 +88,36 @@ pub(super) fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
     }
 }
 
+/// What becomes of the log level.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LevelChange {
+    Reset,
+    To(LevelFilter),
+}
+
+pub(super) fn changed_log_level(text: &str) -> Result<LevelChange, &'static str> {
+    match text {
+        "reset" => Ok(LevelChange::Reset),
+        _ => log_level(text)
+            .map(LevelChange::To)
+            .map_err(|_level| "give trace, debug, info, warn, error or reset"),
+    }
+}
+
+/// The names of a pod and its namespace: they become part of a path and a field selector.
+pub(super) fn pod(text: &str) -> Result<(String, String), &'static str> {
+    let is_name = |name: &str| {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        (1..=253).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with('.')
+    };
+    match text.split_once('/') {
+        Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("give <namespace>/<pod>"),
+    }
+}
+
 pub(super) fn pattern_format(text: &str) -> Result<PatternFormat, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "glob" => Ok(PatternFormat::Glob),

@@ -17,7 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    CredentialError, Credentials, IssueError, IssueErrorKind, Issuer, Metrics,
+    Attempt, CredentialError, Credentials, Failure, IssueError, IssueErrorKind, Issuer, Issues, Metrics,
+    SessionState,
     entry::{Answer, Entry, Next, Now},
     gate::{Gate, Place},
     turns::{Rank, Rate, Rates, TicketId},
@@ -79,6 +80,8 @@ struct Shared {
     max_sessions: usize,
     jitter: fn() -> f64,
     gate: Arc<Gate>,
+    /// How the last calls ended.
+    issues: Mutex<Issues>,
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
 }
 
@@ -117,6 +120,7 @@ impl Cache {
             metrics,
             max_sessions: limits.sessions,
             jitter: limits.jitter,
+            issues: Mutex::default(),
             slots: Mutex::default(),
         }))
     }
@@ -141,6 +145,19 @@ impl Cache {
             *wanted |= prefetch;
         }
         self.set_claimed(sessions, spread);
+    }
+
+    /// How issuing goes, for people.
+    pub fn issues(&self) -> Issues {
+        let (queued, is_throttled) = self.0.gate.state();
+        let sessions = self.0.slots().len();
+        Issues { is_throttled, queued, sessions, ..self.0.ended().clone() }
+    }
+
+    /// How a role session stands, for people; `None` when it is not in the cache. Asks for nothing.
+    pub fn state_of(&self, session: &RoleSession) -> Option<SessionState> {
+        let now = self.0.now();
+        self.0.slots().get(session).map(|slot| slot.entry.state(now))
     }
 
     pub(super) fn set_claimed(
@@ -300,6 +317,7 @@ impl Shared {
                 source: None,
             })
         });
+        self.note(session, &result);
         let (role, session) = (session.role.as_str(), session.session_name.as_str());
         match &result {
             Ok(credentials) => {
@@ -317,6 +335,19 @@ impl Shared {
         self.gate.heed(result.as_ref().map(drop), (self.jitter)());
         self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
         result
+    }
+
+    fn note(&self, session: &RoleSession, result: &Result<Credentials, IssueError>) {
+        let (role, now) = (session.role.clone(), self.clock.now());
+        let mut ended = self.ended();
+        match result {
+            Ok(_) => ended.succeeded = Some(Attempt { role, outcome: now }),
+            Err(error) => ended.failed = Some(Attempt { role, outcome: Failure::of(error, now) }),
+        }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Issues> {
+        self.issues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Now {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{CredentialError, Credentials, IssueError, IssueErrorKind, turns::Rank};
+use super::{CredentialError, Credentials, Failure, IssueError, IssueErrorKind, SessionState, turns::Rank};
 
 /// Both clocks: expiry is told by the wall, which may jump, so waiting and ageing go by the other one.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ pub(super) struct Entry {
     phase: Phase,
     held: Option<Held>,
     failure: Option<Arc<IssueError>>,
+    /// The same for people, who may look when it is no longer believed.
+    told: Option<(Timestamp, Arc<IssueError>)>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
     /// Whether somebody has waited since the last fetch ended.
@@ -91,7 +93,16 @@ impl Entry {
     }
 
     fn planned(phase: Phase, claimed: bool) -> Self {
-        Self { phase, held: None, failure: None, failures: 0, wanted: false, asked_at: None, claimed }
+        Self {
+            phase,
+            held: None,
+            failure: None,
+            told: None,
+            failures: 0,
+            wanted: false,
+            asked_at: None,
+            claimed,
+        }
     }
 
     /// Answers; the flag says that the keeper must be woken.
@@ -135,13 +146,15 @@ impl Entry {
             Ok((held, lifetime)) => {
                 let refresh_in = (lifetime - held.floor).min(lifetime / 2).mul_f64(0.8 + 0.15 * jitter);
                 self.held = Some(held);
-                self.failure = None;
+                (self.failure, self.told) = (None, None);
                 self.failures = 0;
                 refresh_in
             }
             Err(error) => {
                 let wait = self.back_off(&error, now, jitter);
-                self.failure = Some(Arc::new(error));
+                let error = Arc::new(error);
+                self.told = Some((now.wall, Arc::clone(&error)));
+                self.failure = Some(error);
                 wait
             }
         };
@@ -166,6 +179,20 @@ impl Entry {
                 self.phase = Phase::Fetching;
                 Next::Fetch
             }
+        }
+    }
+
+    /// What people see of it.
+    pub(super) fn state(&self, now: Now) -> SessionState {
+        let held = self.held.as_ref().filter(|held| held.left(now) > MIN_LEFT);
+        SessionState {
+            held: held.map(|held| (held.credentials.issued_at, held.credentials.expires_at)),
+            failure: self.told.as_ref().map(|(at, error)| Failure::of(error, *at)),
+            is_fetching: matches!(self.phase, Phase::Fetching),
+            next_in: match self.phase {
+                Phase::Resting { until } => Some(until.saturating_duration_since(now.tick)),
+                Phase::Fetching | Phase::Forgotten => None,
+            },
         }
     }
 

@@ -52,6 +52,12 @@ impl Gate {
         self.advance();
     }
 
+    /// How many wait, and whether STS throttles.
+    pub(super) fn state(&self) -> (usize, bool) {
+        let turns = self.turns();
+        (turns.waiting(), turns.is_throttled())
+    }
+
     /// Learns from what STS said.
     pub(super) fn heed(&self, result: Result<(), &IssueError>, jitter: f64) {
         match result {

@@ -158,6 +158,11 @@ impl Turns {
     }
 
     /// STS works again.
+    /// Whether STS has throttled, and has not answered since.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled > 0
+    }
+
     pub(super) fn unthrottle(&mut self) {
         self.throttled = 0;
     }

@@ -1,6 +1,9 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use aya::Ebpf;
 
@@ -203,6 +206,11 @@ impl Datapath {
     /// When the pinned map cannot be opened.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         Counters::open(&self.pins)
+    }
+
+    /// The programs in force, and the cgroup of each, in the order in which they were attached.
+    pub fn programs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.links.iter().map(|link| (link.name(), link.cgroup()))
     }
 
     /// Which cgroup the sockets of pods belong to on this node.

@@ -81,6 +81,11 @@ impl Link {
         Ok((Self { name, cgroup, pin, program, program_id, link, cgroup_id, attach_type }, outcome))
     }
 
+    /// Where it was attached last.
+    pub(super) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     /// The program's name.
     pub(super) fn name(&self) -> &'static str {
         self.name

@@ -147,6 +147,12 @@ impl Targets {
         self.written().remove(pod.0)
     }
 
+    /// Where a pod's connections go; `None` for the host's listener.
+    pub fn of_pod(&self, pod: CgroupId) -> Option<SocketAddrV4> {
+        let target = *self.written().wanted.get(&pod.0)?;
+        Some(SocketAddrV4::new(target.addr_be.to_ne_bytes().into(), u16::from_be(target.port_be)))
+    }
+
     /// Compares the map with what was written, and makes it so: tells how many entries were missing, altered or somebody else's.
     pub(super) fn repair(&self) -> Result<usize, DatapathError> {
         self.written().repair()

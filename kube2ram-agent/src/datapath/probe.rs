@@ -1,11 +1,15 @@
 //! Asks the kernel whether the programs see the sockets of pods: a child below the pods' cgroup connects to an address that they refuse. No packet comes of
 //! it either way. Called by `attach` and `watch`.
 
-use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf};
+use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf, time::Duration};
 
 use kube2ram_common::connection::PROBE_ADDR;
 
-use super::{DatapathError, Settings, io_error, sys::connect_in_child};
+use super::{
+    DatapathError, Settings, io_error,
+    sys::{Attempt, connect_in_child},
+};
+use crate::identity::{CgroupId, cgroup_id};
 
 /// Any port will do.
 const PROBE: SocketAddrV4 = SocketAddrV4::new(PROBE_ADDR, 9);
@@ -17,12 +21,31 @@ const PROBE: SocketAddrV4 = SocketAddrV4::new(PROBE_ADDR, 9);
 pub(super) fn sees_pods(settings: &Settings) -> Result<bool, DatapathError> {
     // The agent's own cgroup is as good as any pod's, if it lies there.
     if settings.own_cgroup.starts_with(&settings.pods_cgroup) {
-        return answer(connect_in_child(None, PROBE), settings);
+        return answer(connect_in_child(None, PROBE, Attempt::Datagram), settings);
     }
     let cgroup = ProbeCgroup::make(settings.pods_cgroup.join("kube2ram-probe"))?;
     let path = cgroup.0.join("cgroup.procs");
     let procs = fs::OpenOptions::new().write(true).open(&path).map_err(io_error("open", &path))?;
-    answer(connect_in_child(Some(procs.as_fd()), PROBE), settings)
+    answer(connect_in_child(Some(procs.as_fd()), PROBE, Attempt::Datagram), settings)
+}
+
+/// Connects to an address and closes again, by a child below the pods' cgroup. `before` hears of the child's cgroup, which no pod's name is like and no
+/// pod can enter. Blocks for as long as that takes, but no longer than `patience`, which counts whole seconds.
+///
+/// # Errors
+/// [`DatapathError::Io`]: what connect(2) said, or why there was no child.
+pub fn dial_as_pod(
+    settings: &Settings,
+    to: SocketAddrV4,
+    patience: Duration,
+    before: impl FnOnce(CgroupId),
+) -> Result<(), DatapathError> {
+    let cgroup = ProbeCgroup::make(settings.pods_cgroup.join("kube2ram-dial"))?;
+    before(cgroup_id(&cgroup.0).map_err(io_error("examine", &cgroup.0))?);
+    let path = cgroup.0.join("cgroup.procs");
+    let procs = fs::OpenOptions::new().write(true).open(&path).map_err(io_error("open", &path))?;
+    let connected = connect_in_child(Some(procs.as_fd()), to, Attempt::Stream(patience));
+    connected.and_then(|connected| connected).map_err(io_error("connect from", &cgroup.0))
 }
 
 fn answer(outcome: io::Result<io::Result<()>>, settings: &Settings) -> Result<bool, DatapathError> {

@@ -55,6 +55,8 @@ impl Drift {
 pub struct Found {
     /// What was made good.
     pub repaired: Vec<Drift>,
+    /// Of what: program, map, or what else it was, one for each of the above.
+    pub of: Vec<&'static str>,
     /// What was not, the first thing first.
     pub failed: Vec<DatapathError>,
 }
@@ -114,6 +116,7 @@ impl Found {
             Ok(Some(drift)) => {
                 tracing::warn!(kind = drift.label(), what, "the kernel half was changed; it is repaired");
                 self.repaired.push(drift);
+                self.of.push(what);
             }
             Err(error) => {
                 tracing::debug!(what, error = chain(&error), "cannot repair the kernel half");

@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::{
-    net::{AddressFamily, SocketType},
+    net::{
+        AddressFamily, SocketType,
+        sockopt::{Timeout, set_socket_timeout},
+    },
     process::{WaitOptions, waitpid},
 };
 
@@ -244,18 +247,28 @@ pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u3
     Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
 }
 
-/// Connects a datagram socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
+/// What a child makes of its socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attempt {
+    /// No packet comes of it.
+    Datagram,
+    /// Waits for the handshake, within whole seconds.
+    Stream(std::time::Duration),
+}
+
+/// Connects a socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
 ///
 /// # Errors
 /// When there was no child, or it could not join or make a socket.
 pub(super) fn connect_in_child(
     procs: Option<BorrowedFd<'_>>,
     to: SocketAddrV4,
+    attempt: Attempt,
 ) -> io::Result<io::Result<()>> {
     // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls, and nothing that allocates.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let status = join_and_connect(procs, to);
+        let status = join_and_connect(procs, to, attempt);
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(status) };
     }
@@ -274,10 +287,20 @@ pub(super) fn connect_in_child(
 const UNABLE: i32 = 255;
 
 /// What the child does.
-fn join_and_connect(procs: Option<BorrowedFd<'_>>, to: SocketAddrV4) -> i32 {
+fn join_and_connect(procs: Option<BorrowedFd<'_>>, to: SocketAddrV4, attempt: Attempt) -> i32 {
     if procs.is_some_and(|procs| rustix::io::write(procs, b"0").is_err()) {
         return UNABLE;
     }
-    let Ok(socket) = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None) else { return UNABLE };
+    let kind = match attempt {
+        Attempt::Datagram => SocketType::DGRAM,
+        Attempt::Stream(_) => SocketType::STREAM,
+    };
+    let Ok(socket) = rustix::net::socket(AddressFamily::INET, kind, None) else { return UNABLE };
+    // Also bounds connect(2), socket(7).
+    if let Attempt::Stream(patience) = attempt
+        && set_socket_timeout(&socket, Timeout::Send, Some(patience)).is_err()
+    {
+        return UNABLE;
+    }
     rustix::net::connect(&socket, &to).map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
 }

@@ -1,10 +1,10 @@
-//! The pods that have a cgroup now. Depends on `cgroup_path` for their names; called by `kubernetes`, through `app`.
+//! The pods that have a cgroup now, and where. Depends on `cgroup_path` for their names; called by `kubernetes`, through `app`.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     io::{self, ErrorKind},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{PodUid, pod_of_path};
@@ -14,23 +14,30 @@ use super::{PodUid, pod_of_path};
 /// # Errors
 /// When a directory cannot be read; one that is gone is empty.
 pub fn live_pods(root: &Path, pods: &Path) -> io::Result<HashSet<PodUid>> {
-    let mut found = HashSet::new();
+    Ok(pod_cgroups(root, pods)?.into_keys().collect())
+}
+
+/// The same, with the cgroup of each.
+///
+/// # Errors
+/// As [`live_pods`].
+pub fn pod_cgroups(root: &Path, pods: &Path) -> io::Result<HashMap<PodUid, PathBuf>> {
+    let mut found = HashMap::new();
     let below = |path: &Path| path.strip_prefix(root).map(Path::to_owned).unwrap_or_default();
     let pods_below = below(pods);
     for path in directories(pods)? {
         match pod_of_path(&below(&path), &pods_below) {
-            Some(uid) => drop(found.insert(uid)),
+            Some(uid) => drop(found.insert(uid, path)),
             None => {
-                found.extend(
-                    directories(&path)?.iter().filter_map(|path| pod_of_path(&below(path), &pods_below)),
-                );
+                let inner = directories(&path)?.into_iter();
+                found.extend(inner.filter_map(|path| Some((pod_of_path(&below(&path), &pods_below)?, path))));
             }
         }
     }
     Ok(found)
 }
 
-fn directories(parent: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+fn directories(parent: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(parent) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,

@@ -5,9 +5,12 @@ use std::{path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use secrecy::SecretString;
+
+use super::hearing::Contacts;
 
 /// How to reach the API server.
 #[derive(Debug)]
@@ -65,7 +68,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longer than a watch that has nothing to say stays silent (the server ends it after 290 s), so it ends only dead connections.
 const READ_TIMEOUT: Duration = Duration::from_secs(310);
 
-pub(super) async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
+pub(super) async fn connect(config: ClientConfig, contacts: &Contacts) -> Result<Client, ClientError> {
     let mut config = match config {
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         ClientConfig::Kubeconfig(path) => match Kubeconfig::read_from(&path) {
@@ -80,7 +83,8 @@ pub(super) async fn connect(config: ClientConfig) -> Result<Client, ClientError>
     config.read_timeout = Some(READ_TIMEOUT);
     // Else the time that a pooled connection lay idle counts too.
     config.reset_reader_on_write = true;
-    Client::try_from(config).map_err(ClientError::Client)
+    let client = ClientBuilder::try_from(config).map_err(ClientError::Client)?;
+    Ok(client.with_layer(contacts).build())
 }
 
 fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result<Config, ClientError> {
@@ -137,7 +141,10 @@ mod tests {
 
     #[tokio::test]
     async fn names_the_kubeconfig_that_is_missing() {
-        let error = connect(ClientConfig::Kubeconfig("/nowhere/config".into())).await.err().unwrap();
+        let error = connect(ClientConfig::Kubeconfig("/nowhere/config".into()), &Contacts::default())
+            .await
+            .err()
+            .unwrap();
 
         assert_eq!(error.to_string(), "cannot use kubeconfig /nowhere/config");
     }

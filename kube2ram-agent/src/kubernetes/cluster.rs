@@ -2,7 +2,7 @@
 //! Puts the other parts of `kubernetes` together; made and run by `app`, asked by `server`.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -30,9 +30,11 @@ use super::{
     About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
     client::connect,
     events::Events,
+    hearing::{Contact, Contacts, Resource},
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
     object::{ApiPod, Sighting, bounded_annotation, pod_resource, sighting, uid_of},
     saved::Saved,
+    seen::{Elsewhere, Presence, Seen},
     store::Store,
     taint::{self, StartupTaint},
     watch::follow,
@@ -68,6 +70,7 @@ pub struct Cluster {
     offered: Mutex<Option<Saved>>,
     /// Whether it is used.
     restored: AtomicBool,
+    contacts: Contacts,
     pub(super) metrics: Metrics,
 }
 
@@ -82,7 +85,8 @@ impl Cluster {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Arc<Self>, ClientError> {
-        let client = connect(client).await?;
+        let contacts = Contacts::default();
+        let client = connect(client, &contacts).await?;
         let metrics = Metrics::new(registry);
         Ok(Arc::new(Self {
             client,
@@ -94,6 +98,7 @@ impl Cluster {
             list_wanted: Notify::new(),
             offered: Mutex::default(),
             restored: AtomicBool::new(false),
+            contacts,
             metrics,
         }))
     }
@@ -219,6 +224,49 @@ impl Cluster {
         self.lookups().pods.all().map(|known| Arc::clone(&known.pod)).collect()
     }
 
+    /// The same pods with what only people ask for, in no order.
+    pub fn seen(&self) -> Vec<Seen> {
+        let lookups = self.lookups();
+        let is_listed = lookups.pods.is_listed();
+        let seen = lookups.pods.seen().map(|(known, has_departed)| Seen {
+            pod: Arc::clone(&known.pod),
+            config_hash: known.config_hash.clone(),
+            ip: known.ip,
+            presence: match () {
+                () if has_departed => Presence::Departed,
+                () if known.is_terminating => Presence::Terminating,
+                () if is_listed => Presence::Known,
+                () => Presence::Restored,
+            },
+        });
+        seen.collect()
+    }
+
+    /// The namespaces that are known, with their allow-list annotations.
+    pub fn allow_lists(&self) -> BTreeMap<Box<str>, Option<Arc<str>>> {
+        self.namespaces().known().iter().map(|(name, list)| (name.clone(), list.clone())).collect()
+    }
+
+    /// How a watch stands.
+    pub fn contact(&self, resource: Resource) -> Contact {
+        self.contacts.read(resource)
+    }
+
+    /// Asks the API server about a pod that is not known here, for people. Within a second.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses the answer only.
+    pub async fn elsewhere(&self, namespace: &str, name: &str) -> Elsewhere {
+        let api: Api<ApiPod> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
+        // The agent may list pods, and need not be allowed to get one.
+        let params = ListParams::default().fields(&format!("metadata.name={name}")).limit(1);
+        match timeout(ELSEWHERE_DEADLINE, api.list(&params)).await {
+            Ok(Ok(list)) => Elsewhere::of(list.items.into_iter().next(), &self.config.node),
+            Ok(Err(error)) => Elsewhere::Unanswered(chain(&error).into()),
+            Err(_) => Elsewhere::Unanswered("no answer in time".into()),
+        }
+    }
+
     /// Marked whenever [`Self::pods`] or an allow-list may have changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -268,8 +316,9 @@ impl Cluster {
             drop(lookups);
             self.changed.send_replace(());
         };
-        let failed = || {
-            self.metrics.watch_error("pods");
+        let failed = |error: &str| {
+            self.contacts.failed(Resource::Pods, error);
+            self.metrics.watch_error(Resource::Pods.as_str());
             self.restore();
         };
         follow(self.pod_api(), config, take, failed).await;
@@ -295,8 +344,9 @@ impl Cluster {
             self.changed.send_replace(());
         };
         // Not from a cache: an allow-list that was narrowed must not widen again because the agent restarts.
-        let failed = || {
-            self.metrics.watch_error("namespaces");
+        let failed = |error: &str| {
+            self.contacts.failed(Resource::Namespaces, error);
+            self.metrics.watch_error(Resource::Namespaces.as_str());
             self.restore();
         };
         follow(api, watcher::Config::default(), take, failed).await;
@@ -387,6 +437,8 @@ impl Cluster {
 
 /// How long the API server may take before what was known before the restart is used.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+/// Bounds a question of people's.
+const ELSEWHERE_DEADLINE: Duration = Duration::from_secs(1);
 /// Between two looks whether the cgroups of deleted pods are gone.
 const DEPARTED_INTERVAL: Duration = Duration::from_secs(5);
 

@@ -142,7 +142,7 @@ mod tests {
             host_network: false,
             annotations: [].into(),
         };
-        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None })
+        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None, ip: None, is_terminating: false })
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! API objects as they come over the wire, cut down to what is used while they are parsed.
 //! Pure; called by `kubernetes::cluster`.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use kube::core::{ApiResource, ObjectMeta, object::Object};
 use serde::Deserialize;
@@ -16,13 +16,16 @@ pub(super) type ApiPod = Object<PodSpec, PodStatus>;
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodSpec {
     service_account_name: Option<Box<str>>,
+    pub(super) node_name: Option<Box<str>>,
     #[serde(default)]
     host_network: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct PodStatus {
-    phase: Option<Box<str>>,
+    pub(super) phase: Option<Box<str>>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<Box<str>>,
 }
 
 /// What one pod object says.
@@ -34,11 +37,14 @@ pub(super) enum Sighting {
     Live(Known),
 }
 
-/// A pod, and the other name by which its cgroup may go.
+/// A pod, the other name by which its cgroup may go, and what only people ask for.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) pod: Arc<Pod>,
     pub(super) config_hash: Option<PodUid>,
+    pub(super) ip: Option<IpAddr>,
+    /// Whether somebody has deleted it; its processes may take their time.
+    pub(super) is_terminating: bool,
 }
 
 impl Known {
@@ -55,7 +61,8 @@ pub(super) fn pod_resource() -> ApiResource {
 /// Trims an object, keeping those of the annotations named in `keep`; `None` when it has no usable name or UID.
 pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
     let uid = uid_of(&object.metadata)?;
-    let phase = object.status.and_then(|status| status.phase);
+    let is_terminating = object.metadata.deletion_timestamp.is_some();
+    let PodStatus { phase, pod_ip } = object.status.unwrap_or_default();
     // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
     if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Some(Sighting::Ended(uid));
@@ -82,7 +89,8 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         host_network: object.spec.host_network,
         annotations,
     };
-    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash }))
+    let ip = pod_ip.and_then(|ip| ip.parse().ok());
+    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating }))
 }
 
 pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
@@ -131,7 +139,10 @@ mod tests {
             "status": {"phase": "Running", "podIP": "10.0.0.1"},
         });
 
-        let pod = live(object, &["role", "absent"]).unwrap().pod;
+        let known = live(object, &["role", "absent"]).unwrap();
+        let pod = known.pod;
+
+        assert_eq!((known.ip, known.is_terminating), (Some([10, 0, 0, 1].into()), false));
 
         assert_eq!(pod.uid.as_str(), UID);
         assert_eq!((&*pod.namespace, &*pod.name, &*pod.service_account), ("team-a", "web", "sa"));

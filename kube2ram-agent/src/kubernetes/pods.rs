@@ -51,6 +51,12 @@ impl Pods {
         self.store.known().values().chain(self.departed.values())
     }
 
+    /// The same, each with whether it has departed.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (&Known, bool)> {
+        let (known, departed) = (self.store.known().values(), self.departed.values());
+        known.map(|known| (known, false)).chain(departed.map(|known| (known, true)))
+    }
+
     pub(super) fn departed(&self) -> usize {
         self.departed.len()
     }
@@ -189,7 +195,7 @@ mod tests {
             host_network: false,
             annotations: [].into(),
         };
-        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None })
+        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None, ip: None, is_terminating: false })
     }
 
     fn name(pods: &Pods, n: u8) -> Option<Box<str>> {

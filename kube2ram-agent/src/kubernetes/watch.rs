@@ -17,12 +17,12 @@ use crate::telemetry::chain;
 /// Bounds one page of a list. A watch itself is bounded by kube's idle timeout.
 const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Feeds `take` for ever. `failed` is called at each error, and nothing else comes of one: what was said before stays valid.
+/// Feeds `take` for ever. `failed` hears of each error, and nothing else comes of one: what was said before stays valid.
 pub(super) async fn follow<K>(
     api: Api<K>,
     config: watcher::Config,
     mut take: impl FnMut(Event<K>),
-    failed: impl Fn(),
+    failed: impl Fn(&str),
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -37,23 +37,25 @@ pub(super) async fn follow<K>(
             } else {
                 Ok(events.next().await)
             };
-            let restart = match next {
+            let (restart, error) = match next {
                 Ok(Some(Ok(event))) => {
                     listing = matches!(event, Event::Init | Event::InitApply(_));
                     take(event);
                     continue;
                 }
                 Ok(Some(Err(error))) => {
-                    warn!(resource, error = chain(&error), "watch failed");
-                    is_expired(&error)
+                    let text = chain(&error);
+                    warn!(resource, error = text, "watch failed");
+                    (is_expired(&error), text)
                 }
-                Ok(None) => true,
+                Ok(None) => (true, "the watch ended".to_owned()),
                 Err(error) => {
-                    warn!(resource, error = chain(&error), "list timed out");
-                    true
+                    let text = chain(&error);
+                    warn!(resource, error = text, "list timed out");
+                    (true, format!("list timed out: {text}"))
                 }
             };
-            failed();
+            failed(&error);
             sleep(backoff.next().unwrap_or(LIST_PAGE_TIMEOUT)).await;
             if restart {
                 break;

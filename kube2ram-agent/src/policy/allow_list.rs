@@ -71,6 +71,12 @@ impl AllowList {
         Self { arns, names, fault: faults.into_iter().next() }
     }
 
+    /// The pattern that allows `role`, as it was written, for people.
+    pub(super) fn pattern_for(&self, role: &str, base: Option<&str>) -> Option<String> {
+        let name = base.and_then(|base| role.strip_prefix(base));
+        self.arns.first_match(role).or_else(|| self.names.first_match(name?))
+    }
+
     /// Whether a pattern matches `role` as a whole. Patterns that are no ARN lie below `base`; when none is known, they allow
     /// nothing.
     pub(super) fn allows(&self, role: &str, base: Option<&str>) -> bool {
@@ -102,6 +108,17 @@ impl Patterns {
                     .build();
                 // Each was found legal before, so that only the size is left.
                 set.map(Self::Regexps).map_err(|_size| "has too large regular expressions".to_owned())
+            }
+        }
+    }
+
+    fn first_match(&self, text: &str) -> Option<String> {
+        match self {
+            Self::Globs(patterns) => patterns.iter().find(|pattern| glob::matches(pattern, text)).cloned(),
+            Self::Regexps(set) => {
+                let first = set.matches(text.as_bytes()).into_iter().next()?;
+                let anchored = set.patterns().get(first)?;
+                Some(anchored.strip_prefix(ANCHORS.0)?.strip_suffix(ANCHORS.1)?.to_owned())
             }
         }
     }
@@ -147,11 +164,13 @@ fn check_pattern(pattern: &str, format: PatternFormat) -> Result<(), &'static st
     }
 }
 
+const ANCHORS: (&str, &str) = ("^(?:", ")$");
+
 /// ARNs are ASCII: without Unicode classes programs have a tenth of the size.
 fn is_regexp(pattern: &str) -> bool {
     ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern).is_ok()
 }
 
 fn anchored(pattern: &str) -> String {
-    format!("^(?:{pattern})$")
+    [ANCHORS.0, pattern, ANCHORS.1].concat()
 }

@@ -89,6 +89,11 @@ impl BaseArn {
         RoleArn::parse(&[self.as_str(), role].concat())
     }
 
+    /// The account id: decimal digits.
+    pub fn account(&self) -> &str {
+        split(&self.0).map_or("", |(account, _)| account)
+    }
+
     /// The base with its final `/`.
     pub fn as_str(&self) -> &str {
         &self.0

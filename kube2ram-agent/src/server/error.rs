@@ -21,7 +21,7 @@ use crate::{
 
 /// Why a request failed, by the step that failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     #[error("cannot get credentials")]
     Credentials(#[source] CredentialError),
     #[error("no answer within the deadline")]
@@ -198,6 +198,12 @@ impl RequestError {
             }
         };
         (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), kind, message.into())
+    }
+
+    /// Status and message, for those who explain.
+    pub(crate) fn told(&self) -> (u16, Cow<'static, str>) {
+        let (status, _, message) = self.http();
+        (status.as_u16(), message)
     }
 
     pub(super) fn kind(&self) -> ErrorKind {

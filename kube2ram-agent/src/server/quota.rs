@@ -24,7 +24,7 @@ pub(super) type Share = Slot<PodUid>;
 
 /// Why a pod must wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum QuotaError {
+pub(crate) enum QuotaError {
     /// It asks too often.
     #[error("too many requests")]
     Rate {

@@ -8,12 +8,13 @@ mod lab;
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{self, Command, Output},
+    time::Duration,
 };
 
-use kube2ram_agent::datapath::{Datapath, OriginError, Origins as _, PassGrant as _};
+use kube2ram_agent::datapath::{Datapath, OriginError, Origins as _, PassGrant as _, dial_as_pod};
 use kube2ram_common::names;
 use serde_json::Value;
 
@@ -42,6 +43,24 @@ fn bpftool(arguments: &[&str]) -> Value {
     let output = Command::new("bpftool").args(["-j"]).args(arguments).output().expect("bpftool");
     assert!(output.status.success(), "{}", stderr(&output));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_child_of_the_agent_dials_as_a_pod_does_and_is_refused_where_nobody_listens() {
+    let lab = Lab::new();
+    let origins = lab.attach().origins().unwrap();
+    let (mut cgroup, patience) = (None, Duration::from_secs(5));
+
+    dial_as_pod(&lab.settings(), METADATA, patience, |made| cgroup = Some(made)).unwrap();
+
+    let origin = origins.origin_of(lab.accept().as_fd()).expect("vouched for");
+    assert_eq!(Some(origin.cgroup), cgroup);
+    assert!(!lab.cgroup.join("pods/kube2ram-dial").exists());
+    let other_port = SocketAddrV4::new(*METADATA.ip(), 81);
+    let refused = dial_as_pod(&lab.settings(), other_port, patience, |_| {}).unwrap_err();
+    let why = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(why.contains("Operation not permitted"), "{why}");
 }
 
 #[test]

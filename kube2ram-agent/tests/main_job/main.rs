@@ -6,13 +6,17 @@
 mod changes;
 mod clients;
 mod denials;
+mod drain;
+mod explain;
 mod hardened;
 mod http_proxy;
 mod identity;
+mod interception;
 mod lifecycle;
 mod load;
 mod observability;
 mod options;
 mod outages;
 mod situations;
+mod status;
 mod support;

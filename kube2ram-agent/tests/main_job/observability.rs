@@ -106,6 +106,10 @@ fn debug_shows_the_store_to_loopback_only_and_not_at_all_without_the_flag() {
         );
         if status == 200 {
             let store: Value = serde_json::from_str(&store.body).unwrap();
+            for map in ["rolesByIP", "namespaceByIP", "rolesByNamespace"] {
+                assert!(store[map].is_object(), "the ancestors' {map} in {store}");
+            }
+            assert_eq!(store["rolesByNamespace"]["kube-system"], Value::Null);
             let pods = store["pods"].as_array().unwrap();
             assert!(pods.iter().any(|pod| pod["name"] == "orders" && pod["namespace"] == "shop"), "{store}");
         }
@@ -144,13 +148,21 @@ fn each_request_is_one_line_of_the_log() {
     };
     let (answered, refused) = (of("orders-role"), of("billing-role"));
     for line in [answered, refused] {
+        for field in
+            ["timestamp", "level", "target", "message", "pod.namespace", "pod.name", "cgroup.id", "peer"]
+        {
+            assert!(!line[field].is_null(), "{field} in {line}");
+        }
+        for field in ["method", "path", "status", "latency_ms", "role"] {
+            assert!(!line[field].is_null(), "{field} in {line}");
+        }
         assert_eq!((&line["pod.namespace"], &line["pod.name"]), (&"shop".into(), &"orders".into()), "{line}");
     }
     assert_eq!((&answered["level"], &answered["status"]), (&"INFO".into(), &200.into()), "{answered}");
     assert_eq!((&refused["level"], &refused["kind"]), (&"WARN".into(), &"other_role".into()), "{refused}");
 }
 
-/// Every other test here looks for secrets in its own log as well, when its [`Lab`] goes.
+/// Every other test with a sandbox looks for secrets as well, when that goes.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_secret_is_in_the_log_the_metrics_or_the_debug_store_at_the_most_talkative_level() {
@@ -176,7 +188,11 @@ fn no_secret_is_in_the_log_the_metrics_or_the_debug_store_at_the_most_talkative_
     let agent = lab.agent().unwrap();
     let admin = agent.admin_addr();
     let store = Request::get(format!("http://127.0.0.1:{}/debug/store", admin.port())).send().unwrap();
-    for text in [agent.log(), agent.admin("/metrics").unwrap().body, store.body] {
+    let told = |args: &[&str]| String::from_utf8(agent.exec(args).unwrap().stdout).unwrap();
+    let (status, explanation) =
+        (told(&["status", "-o", "json"]), told(&["explain", "shop/orders", "-o", "json"]));
+    assert!(status.contains("granted") && explanation.contains("granted"), "{status} {explanation}");
+    for text in [agent.log(), agent.admin("/metrics").unwrap().body, store.body, status, explanation] {
         assert!(text.len() > 100 && !text.contains(&token.1), "{text}");
         assert_no_secrets(&text);
     }

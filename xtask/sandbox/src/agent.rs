@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     net::{SocketAddrV4, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -118,6 +118,22 @@ impl Agent {
         let output = self.pod.command(Self::CONTAINER, &self.binary)?.arg("ready").args(args).output()?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Runs a subcommand in its container, as `kubectl exec` does: `status`, `explain shop/orders`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn exec(&self, args: &[&str]) -> Result<Output> {
+        let state_dir = format!("--state-dir={}", self.state_dir().display());
+        let mut command = self.pod.command(Self::CONTAINER, &self.binary)?;
+        Ok(command.args(args).arg(state_dir).env_remove("NO_COLOR").stdin(Stdio::null()).output()?)
+    }
+
+    /// The directory that it shares with the node's other agents.
+    pub fn state_dir(&self) -> PathBuf {
+        let mut given = self.args.iter().filter_map(|arg| arg.strip_prefix("--state-dir="));
+        given.next_back().unwrap_or("/run/kube2ram").into()
     }
 
     /// Sends it a signal.

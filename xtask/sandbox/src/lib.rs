@@ -9,6 +9,7 @@ pub mod clock;
 pub mod container;
 pub mod node;
 mod sandbox;
+mod secrets;
 pub mod sdk;
 pub mod show;
 pub mod situation;

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
+    thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +18,7 @@ use crate::{
     client::{Family, Reply},
     clock::Clock,
     node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
+    secrets,
     standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Sts},
 };
 
@@ -185,6 +187,16 @@ impl Sandbox {
         self.agent.as_mut().context("the sandbox has no agent")
     }
 
+    /// The pods, by name.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// The agent, if there is one.
+    pub(crate) fn agent_if_any(&self) -> Option<&Agent> {
+        self.agent.as_ref()
+    }
+
     /// The account that STS and the metadata server serve.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
@@ -246,6 +258,17 @@ impl Sandbox {
     /// When it gets no answer.
     pub fn host_curl_url(&self, url: &str) -> Result<Reply> {
         reply(self.node.host_command(&self.client).args(["client", "get", url]))
+    }
+}
+
+impl Drop for Sandbox {
+    /// Whatever was tried here: no secret may be in anything that the agent has told.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let told = secrets::told(self);
+        assert!(told.is_empty(), "the agent has told a secret:\n{}", told.join("\n"));
     }
 }
 

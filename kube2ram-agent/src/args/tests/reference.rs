@@ -143,10 +143,18 @@ fn by_heading(command: &clap::Command) -> String {
 fn subcommand(command: &clap::Command, parent: &str) -> String {
     let name = format!("{parent} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let own: Vec<_> = command.get_arguments().collect();
+    let (positional, own): (Vec<_>, Vec<_>) = command.get_arguments().partition(|arg| arg.is_positional());
+    let words: String = positional.into_iter().map(word).collect();
     let table = if own.is_empty() { String::new() } else { format!("\n{}", table(&own)) };
     let below: String = command.get_subcommands().map(|sub| subcommand(sub, &name)).collect();
-    format!("\n### `{name}`\n\n{}.\n{table}{below}", prose(&about))
+    format!("\n### `{name}{words}`\n\n{}.\n{table}{below}", prose(&about))
+}
+
+/// An argument that is no flag, in brackets where it may be left out.
+fn word(arg: &Arg) -> String {
+    let name =
+        arg.get_value_names().and_then(<[_]>::first).map(|name| name.to_lowercase()).unwrap_or_default();
+    if arg.is_required_set() { format!(" <{name}>") } else { format!(" [{name}]") }
 }
 
 fn table(args: &[&Arg]) -> String {
@@ -162,6 +170,7 @@ fn table(args: &[&Arg]) -> String {
 /// The flag with its value and its other names.
 fn flag(arg: &Arg) -> String {
     let name = arg.get_long().unwrap_or_default();
+    let short = arg.get_short().map(|short| format!("`-{short}`, ")).unwrap_or_default();
     let choices: Vec<_> = arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
     let value = match arg.get_value_names() {
         _ if !arg.get_action().takes_values() => String::new(),
@@ -170,7 +179,7 @@ fn flag(arg: &Arg) -> String {
         _ => String::new(),
     };
     let others = arg.get_all_aliases().into_iter().flatten().map(|other| format!(", also `--{other}`"));
-    format!("`--{name}{value}`{}", others.collect::<String>())
+    format!("{short}`--{name}{value}`{}", others.collect::<String>())
 }
 
 fn default(arg: &Arg) -> String {

@@ -82,8 +82,26 @@ impl BaseCredentials {
     }
 }
 
-/// Where the agent's own credentials come from.
-pub struct Base(Source);
+/// Where the agent's own credentials come from. Clones share them.
+#[derive(Clone)]
+pub struct Base(Arc<Source>);
+
+/// What can be told of base credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BaseState {
+    /// The node's role.
+    NodeRole {
+        /// Its name, and when what is held expires; `None` before it was first needed.
+        held: Option<(Box<str>, jiff::Timestamp)>,
+        /// When they could not be obtained last, and why; `None` once they could.
+        failure: Option<(jiff::Timestamp, Box<str>)>,
+    },
+    /// Keys of the environment.
+    StaticKeys {
+        /// Whether a security token goes with them, so that they expire, nobody knows when.
+        are_temporary: bool,
+    },
+}
 
 enum Source {
     NodeRole(NodeRole),
@@ -93,13 +111,25 @@ enum Source {
 impl Base {
     /// Always these.
     pub fn of_keys(credentials: BaseCredentials) -> Self {
-        Self(Source::Static(Arc::new(credentials)))
+        Self(Arc::new(Source::Static(Arc::new(credentials))))
     }
 
     /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
     pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
-        let cached = Mutex::new(None);
-        Self(Source::NodeRole(NodeRole { metadata, clock, cached, fetching: Semaphore::new(1) }))
+        let (cached, failure) = (Mutex::new(None), Mutex::new(None));
+        let node = NodeRole { metadata, clock, cached, failure, fetching: Semaphore::new(1) };
+        Self(Arc::new(Source::NodeRole(node)))
+    }
+
+    /// What can be told of them. Asks for nothing.
+    pub fn state(&self) -> BaseState {
+        match &*self.0 {
+            Source::NodeRole(node) => BaseState::NodeRole {
+                held: node.cached().as_ref().map(|cached| (cached.role.clone(), cached.expires_at)),
+                failure: node.failure().clone(),
+            },
+            Source::Static(keys) => BaseState::StaticKeys { are_temporary: keys.security_token.is_some() },
+        }
     }
 
     /// Credentials to sign with now.
@@ -110,7 +140,7 @@ impl Base {
     /// # Cancel safety
     /// Dropping the future loses nothing but the fetch it may be making.
     pub async fn current(&self) -> Result<Arc<BaseCredentials>, BaseError> {
-        match &self.0 {
+        match &*self.0 {
             Source::NodeRole(node) => node.current().await,
             Source::Static(credentials) => Ok(Arc::clone(credentials)),
         }
@@ -127,7 +157,7 @@ impl Base {
         &self,
         refused: &Arc<BaseCredentials>,
     ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
-        match &self.0 {
+        match &*self.0 {
             Source::NodeRole(node) => node.refresh(refused).await,
             Source::Static(_) => Ok(None),
         }
@@ -138,12 +168,15 @@ struct NodeRole {
     metadata: Metadata,
     clock: Arc<dyn Clock>,
     cached: Mutex<Option<Cached>>,
+    /// The last one, unless fetching has succeeded since.
+    failure: Mutex<Option<(jiff::Timestamp, Box<str>)>>,
     /// Whoever holds the permit is the one that fetches.
     fetching: Semaphore,
 }
 
 #[derive(Clone)]
 struct Cached {
+    role: Box<str>,
     credentials: Arc<BaseCredentials>,
     expires_at: jiff::Timestamp,
     renew_at: Instant,
@@ -185,6 +218,12 @@ impl NodeRole {
     }
 
     async fn fetch(&self) -> Result<Arc<BaseCredentials>, BaseError> {
+        let fetched = self.ask().await;
+        *self.failure() = fetched.as_ref().err().map(|error| (self.clock.now(), chain(error).into()));
+        fetched
+    }
+
+    async fn ask(&self) -> Result<Arc<BaseCredentials>, BaseError> {
         // The name too: a role can be replaced while the node runs.
         let role = self.metadata.node_role_name().await.map_err(BaseError::Metadata)?;
         let role = role.ok_or(BaseError::NoNodeRole)?;
@@ -199,6 +238,7 @@ impl NodeRole {
             security_token: Some(issued.security_token),
         });
         *self.cached() = Some(Cached {
+            role,
             credentials: Arc::clone(&credentials),
             expires_at: issued.expires_at,
             renew_at: Instant::now() + renew_in,
@@ -208,6 +248,10 @@ impl NodeRole {
 
     fn usable(&self) -> Option<Cached> {
         self.cached().clone().filter(|c| c.expires_at.duration_since(self.clock.now()) > MIN_LEFT)
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<(jiff::Timestamp, Box<str>)>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cached(&self) -> MutexGuard<'_, Option<Cached>> {

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
 
 use super::harness::*;
 use crate::{
@@ -284,6 +288,27 @@ async fn a_hand_over_closes_no_idle_connection_but_tells_each_that_its_next_answ
     );
     harness.tasks.close();
     tokio::time::timeout(DRAIN_DEADLINE, harness.tasks.wait()).await.expect("every task ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_lets_an_answer_go_on_until_the_deadline_and_then_cuts_it_off() {
+    let harness = Harness::start().await;
+    *harness.world.upstream_drips.lock().unwrap() = true;
+    let mut endless = harness.connect().await;
+    endless.write_all(b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut first = [0; 16];
+    endless.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first[..12], b"HTTP/1.1 200");
+
+    let started = Instant::now();
+    harness.closing.close();
+    let rest = read_to_end(&mut endless).await;
+
+    assert!(rest.len() > 4, "it went on: {rest:?}");
+    let (took, second) = (started.elapsed(), Duration::from_secs(1));
+    assert!((DRAIN_DEADLINE - second..=DRAIN_DEADLINE + second).contains(&took), "{took:?}");
+    harness.tasks.close();
+    tokio::time::timeout(second, harness.tasks.wait()).await.expect("every task ends");
 }
 
 #[tokio::test(start_paused = true)]

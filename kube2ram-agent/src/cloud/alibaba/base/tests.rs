@@ -109,12 +109,12 @@ impl Bench {
 
     /// Lets the renewal fall due without waiting for it: loopback I/O does not go with paused time.
     fn make_due(&self) {
-        let Source::NodeRole(node) = &self.base.0 else { unreachable!() };
+        let Source::NodeRole(node) = &*self.base.0 else { unreachable!() };
         node.cached().as_mut().unwrap().renew_at = Instant::now();
     }
 
     fn renews_in(&self) -> Duration {
-        let Source::NodeRole(node) = &self.base.0 else { unreachable!() };
+        let Source::NodeRole(node) = &*self.base.0 else { unreachable!() };
         node.cached().as_ref().unwrap().renew_at.saturating_duration_since(Instant::now())
     }
 }

@@ -1,0 +1,110 @@
+//! What operators ask: the status of the agent, why a pod gets what it gets, and what is logged. Reads every part, changes none but the log.
+//! Depends on all of them; called by `app` through the control socket.
+
+mod explain;
+mod pods;
+mod report;
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp, Unit};
+use tokio::{
+    sync::SetOnce,
+    time::{Duration, Instant},
+};
+use tracing::level_filters::LevelFilter;
+
+use self::explain::Judge;
+use super::log_level::LogLevel;
+use crate::{
+    admin::Readiness,
+    args::Config,
+    clock::Clock,
+    closing::Closing,
+    cloud::alibaba::base::Base,
+    control::{self, ChangeLogLevel, Request},
+    datapath::{Counters, Settings, Targets},
+    guard,
+    interception::Interception,
+    kubernetes::Cluster,
+    reconcile,
+    server::Entitlements,
+    status::SCHEMA,
+};
+
+/// All that can be asked.
+pub(super) struct Operator {
+    pub(super) config: Arc<Config>,
+    pub(super) settings: Settings,
+    pub(super) kernel: Kernel,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) entitlements: Arc<SetOnce<Entitlements>>,
+    pub(super) base: Base,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) readiness: Readiness,
+    pub(super) log_level: LogLevel,
+    pub(super) closing: Closing,
+    pub(super) started: Instant,
+}
+
+/// What is known of the kernel's side.
+pub(super) struct Kernel {
+    pub(super) state: reconcile::State,
+    pub(super) counters: Counters,
+    /// `None` where there is to be no guard.
+    pub(super) guard: Option<guard::State>,
+    pub(super) targets: Targets,
+    pub(super) interception: Arc<Interception>,
+}
+
+impl Operator {
+    /// Answers one question.
+    pub(super) async fn answer(self: Arc<Self>, request: Request) -> Result<serde_json::Value, String> {
+        let document = match request {
+            Request::Explain { namespace, name } => {
+                serde_json::to_value(self.explain(&namespace, &name).await)
+            }
+            Request::LogLevel(change) => serde_json::to_value(self.change_log_level(change)?),
+            Request::Status => serde_json::to_value(self.status().await),
+        };
+        document.map_err(|error| format!("cannot write the answer: {error}"))
+    }
+
+    /// Has the log fall back in time, for ever.
+    pub(super) async fn keep_log_level(self: Arc<Self>) {
+        self.log_level.run().await;
+    }
+
+    fn change_log_level(&self, change: Option<ChangeLogLevel>) -> Result<control::LogLevel, String> {
+        match change {
+            None => {}
+            Some(ChangeLogLevel::Reset) => self.log_level.reset(),
+            Some(ChangeLogLevel::To { level, seconds }) => {
+                let level: LevelFilter =
+                    level.parse().map_err(|_unknown| format!("there is no log level {level:?}"))?;
+                self.log_level.set(level, Duration::from_secs(seconds), self.clock.now());
+            }
+        }
+        let (level, until) = self.log_level.read();
+        Ok(control::LogLevel { schema: SCHEMA, level: level.to_string(), until: until.map(rounded) })
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge { config: &self.config, cluster: &self.cluster, entitlements: self.entitlements.get() }
+    }
+
+    fn now(&self) -> Timestamp {
+        rounded(self.clock.now())
+    }
+
+    /// When something was that happened so long ago.
+    fn ago(&self, span: Duration) -> Timestamp {
+        let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+        rounded(self.clock.now().checked_sub(span).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+}
+
+/// To milliseconds: what is finer is noise.
+fn rounded(at: Timestamp) -> Timestamp {
+    at.round(Unit::Millisecond).unwrap_or(at)
+}

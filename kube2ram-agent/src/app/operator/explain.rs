@@ -1,0 +1,407 @@
+//! `kube2ram explain`: the steps of a pod's request, taken one by one by the very parts that take them when it asks. Called by the parent.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+use super::{Operator, pods::Place, pods::presence_of, rounded};
+use crate::{
+    args::{Config, Source},
+    credentials::{CredentialError, Failure, IssueError, SessionState},
+    kubernetes::{Cluster, Directory as _, Elsewhere, Pod, Presence, Seen},
+    policy::{Denial, Rule},
+    role::{RoleArn, RoleError, RoleSession},
+    server::{Entitlements, NodeRole, RequestError},
+    status::{Explanation, Outcome, SCHEMA, Stage, Step, Verdict},
+    telemetry::chain,
+};
+
+/// Takes the steps after the pod is known.
+pub(super) struct Judge<'a> {
+    pub(super) config: &'a Config,
+    pub(super) cluster: &'a Cluster,
+    /// `None` before account and region are known.
+    pub(super) entitlements: Option<&'a Entitlements>,
+}
+
+/// What they come to.
+pub(super) struct Judged {
+    pub(super) steps: Vec<Step>,
+    pub(super) verdict: Verdict,
+    pub(super) summary: String,
+    pub(super) remedy: Option<String>,
+    pub(super) role: Option<RoleArn>,
+    /// When its credentials were issued, and when they expire.
+    pub(super) held: Option<(Timestamp, Timestamp)>,
+}
+
+impl Operator {
+    pub(super) async fn explain(&self, namespace: &str, name: &str) -> Explanation {
+        let seen = self.cluster.seen();
+        // A pod that was deleted may have been made anew under its name.
+        let same_name =
+            seen.iter().filter(|seen| *seen.pod.namespace == *namespace && *seen.pod.name == *name);
+        let found = same_name.min_by_key(|seen| seen.presence == Presence::Departed);
+        let (steps, judged) = match found {
+            Some(seen) => {
+                let cgroups = self.pod_cgroups().await;
+                let place = self.place_of(seen, &cgroups);
+                (vec![pod_step(seen), identity_step(&seen.pod, place)], self.judge().judge(&seen.pod))
+            }
+            None => (Vec::new(), self.not_here(namespace, name).await),
+        };
+        let Judged { steps: further, verdict, summary, remedy, .. } = judged;
+        Explanation {
+            schema: SCHEMA,
+            at: self.now(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            steps: steps.into_iter().chain(further).collect(),
+            verdict,
+            summary,
+            remedy,
+        }
+    }
+
+    async fn not_here(&self, namespace: &str, name: &str) -> Judged {
+        let this = &self.config.node;
+        let (summary, remedy): (String, Cow<'static, str>) = match self.cluster.elsewhere(namespace, name).await {
+            Elsewhere::Absent => ("there is no such pod in the cluster".into(), "check namespace and name: kubectl get pods -A".into()),
+            Elsewhere::Ended(phase) => (format!("the pod has ended ({phase}): it gets nothing any more"), "none is needed: its containers do not run".into()),
+            Elsewhere::Here => (format!("the API server says that the pod is on this node ({this}), and the agent has not heard of it yet"), "ask again in a moment; if it stays so, see what kube2ram status says of the API server".into()),
+            Elsewhere::OnNode(node) => (format!("the pod is on node {node}, not on this one ({this})"), format!("ask the agent there: kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={node}").into()),
+            Elsewhere::Unanswered(why) => (format!("the pod is not known on this node ({this}), and the API server cannot be asked: {why}; it gets 503 if it is here"), "see what kube2ram status says of the API server".into()),
+            Elsewhere::Unscheduled => ("the pod is on no node yet".into(), "kubectl describe pod tells what it waits for".into()),
+        };
+        let step = Step::new(Stage::Pod, Outcome::Failed, summary.clone(), &[("node", Some(this.clone()))]);
+        Judged::stop(vec![step], Verdict::Unknown, summary, Some(remedy.into_owned()))
+    }
+}
+
+fn pod_step(seen: &Seen) -> Step {
+    let Seen { pod, .. } = seen;
+    let says = match seen.presence {
+        Presence::Departed => "is deleted from the API server, and keeps its role until its cgroup is gone",
+        Presence::Known => "is known from the API server",
+        Presence::Restored => {
+            "is known from before the agent's restart; the API server has not been heard since"
+        }
+        Presence::Terminating => "is about to end, and keeps its role until it has",
+    };
+    let network = if pod.host_network { ", in the host's network" } else { "" };
+    Step::new(
+        Stage::Pod,
+        Outcome::Passed,
+        format!("{says}; UID {}, service account {}{network}", pod.uid, pod.service_account),
+        &[("uid", Some(pod.uid.to_string())), ("presence", Some(presence_of(seen).to_owned()))],
+    )
+}
+
+fn identity_step(pod: &Pod, place: Option<Place>) -> Step {
+    let Some(Place { cgroup, named_after, listener }) = place else {
+        let says = "has no cgroup on this node: its containers do not run (yet, or any more)";
+        return Step::new(Stage::Identity, Outcome::Waiting, says, &[]);
+    };
+    let after = if named_after == "uid" { "its UID" } else { "its config hash, as a static pod's is" };
+    let to = match (&listener, pod.host_network) {
+        (Some(listener), _) => format!("its own listener {listener}"),
+        (None, true) => "the host's listener, as all of the host's network".to_owned(),
+        (None, false) => "the host's listener, because it has none of its own (yet)".to_owned(),
+    };
+    let cgroup = cgroup.display().to_string();
+    Step::new(
+        Stage::Identity,
+        Outcome::Passed,
+        format!("is recognised by its cgroup {cgroup}, named after {after}; its connections go to {to}"),
+        &[
+            ("cgroup", Some(cgroup.clone())),
+            ("identified_by", Some(named_after.to_owned())),
+            ("listener", listener),
+        ],
+    )
+}
+
+impl Judged {
+    fn stop(steps: Vec<Step>, verdict: Verdict, summary: impl Into<String>, remedy: Option<String>) -> Self {
+        Self { steps, verdict, summary: summary.into(), remedy, role: None, held: None }
+    }
+
+    /// Ends with what the pod hears.
+    fn refused(mut self, error: &RequestError) -> Self {
+        let (status, message) = error.told();
+        self.steps.push(Step::new(
+            Stage::Answer,
+            Outcome::Failed,
+            format!("the pod hears {status}: {message}"),
+            &[("status", Some(status.to_string())), ("message", Some(message.into_owned()))],
+        ));
+        self
+    }
+}
+
+impl Judge<'_> {
+    /// What a known pod gets, and why.
+    pub(super) fn judge(&self, pod: &Pod) -> Judged {
+        let Some(entitlements) = self.entitlements else {
+            let says = "account and region are not known yet: the metadata server has not told";
+            let step = Step::new(Stage::Role, Outcome::Waiting, says, &[]);
+            let remedy =
+                "check the metadata server and the way to it; kube2ram status says what else is missing"
+                    .to_owned();
+            return Judged::stop(vec![step], Verdict::Unavailable, says, Some(remedy))
+                .refused(&RequestError::Starting);
+        };
+        if NodeRole::of(pod, &entitlements.roles, self.config.host_network_pods).is_some() {
+            return self.node_role(entitlements);
+        }
+        match entitlements.roles.session_for(pod) {
+            Ok(session) => {
+                let step = self.role_step(pod, &session, entitlements);
+                let role = session.role.clone();
+                let judged = self.judge_session(pod, session, step, entitlements);
+                Judged { role: Some(role), ..judged }
+            }
+            Err(error) => self.without_role(pod, error, entitlements),
+        }
+    }
+
+    fn node_role(&self, entitlements: &Entitlements) -> Judged {
+        let says = "an unannotated hostNetwork pod, which keeps the node's role (--host-network-pods=pass)";
+        let step = Step::new(Stage::Role, Outcome::Passed, says, &[]);
+        let answer =
+            Step::new(Stage::Answer, Outcome::Passed, "the real metadata server's answer is passed on", &[]);
+        let summary = "it gets the node's own role, passed on from the real metadata server";
+        let key = entitlements.roles.annotation_key();
+        let remedy = format!(
+            "to give it a role of its own, annotate it with {key}; to take the node's role away, --host-network-pods=deny"
+        );
+        Judged::stop(vec![step, answer], Verdict::NodeRole, summary, Some(remedy))
+    }
+
+    fn without_role(&self, pod: &Pod, error: RoleError, entitlements: &Entitlements) -> Judged {
+        let key = entitlements.roles.annotation_key();
+        let value = pod.annotations.get(key).map(ToString::to_string);
+        let says = chain(&error);
+        let step = Step::new(
+            Stage::Role,
+            Outcome::Failed,
+            match &value {
+                Some(value) => format!("annotation {key} is {value:?}: {says}"),
+                None => says.clone(),
+            },
+            &[("annotation", Some(key.to_owned())), ("value", value)],
+        );
+        let (verdict, remedy) = match &error {
+            RoleError::Malformed { key, .. } => (Verdict::Denied, format!("correct {key}")),
+            RoleError::NoBaseArn { key } => (
+                Verdict::Denied,
+                format!(
+                    "give the agent --auto-discover-base-arn or --base-role-arn, or write the role's ARN in {key}"
+                ),
+            ),
+            RoleError::NoRole => {
+                (Verdict::NoRole, format!("annotate the pod with {key} if it should have one"))
+            }
+        };
+        Judged::stop(vec![step], verdict, says, Some(remedy)).refused(&RequestError::Role(error))
+    }
+
+    fn role_step(&self, pod: &Pod, session: &RoleSession, entitlements: &Entitlements) -> Step {
+        let roles = &entitlements.roles;
+        let key = roles.annotation_key();
+        let value = pod.annotations.get(key);
+        let role = &session.role;
+        let is_arn = value.is_some_and(|value| **value == *role.as_str());
+        let base_flag = match &self.config.base_arn {
+            Source::Given(_) => "--base-role-arn",
+            Source::Discover | Source::Unset if matches!(self.config.default_role, Source::Discover) => {
+                "--auto-discover-default-role"
+            }
+            Source::Discover | Source::Unset => "--auto-discover-base-arn",
+        };
+        let default_flag = match &self.config.default_role {
+            Source::Discover => "--auto-discover-default-role",
+            Source::Given(_) | Source::Unset => "--default-role",
+        };
+        let (says, completed_by) = match (value, is_arn) {
+            (Some(value), true) => (format!("annotation {key} is the ARN {value}"), None),
+            (Some(value), false) => {
+                let base = roles.base().map(ToString::to_string).unwrap_or_default();
+                (
+                    format!("annotation {key} is {value:?}; {base} ({base_flag}) makes it {role}"),
+                    Some(base_flag),
+                )
+            }
+            (None, _) => (
+                format!("no annotation {key}; the default role ({default_flag}) is {role}"),
+                Some(default_flag),
+            ),
+        };
+        Step::new(
+            Stage::Role,
+            Outcome::Passed,
+            says,
+            &[
+                ("annotation", Some(key.to_owned())),
+                ("value", value.map(ToString::to_string)),
+                ("role", Some(role.to_string())),
+                ("completed_by", completed_by.map(ToOwned::to_owned)),
+                ("base_arn", roles.base().map(ToString::to_string)),
+            ],
+        )
+    }
+
+    fn judge_session(
+        &self,
+        pod: &Pod,
+        session: RoleSession,
+        role_step: Step,
+        entitlements: &Entitlements,
+    ) -> Judged {
+        let allow_list = self.cluster.allow_list(&pod.namespace);
+        let rule = entitlements.policy.rule_for(&session.role, allow_list.as_ref().map(Option::as_deref));
+        let rule = match rule {
+            Ok(rule) => self.rule_step(pod, &rule),
+            Err(denial) => return self.denied(pod, denial, role_step),
+        };
+        let steps = vec![role_step, rule];
+        match entitlements.credentials.state_of(&session) {
+            Some(state) => issued_or_not(steps, &session, state),
+            None => {
+                let says =
+                    "has not been asked: nothing is fetched for a pod without annotation before it asks";
+                let step = Step::new(
+                    Stage::Sts,
+                    Outcome::Waiting,
+                    says,
+                    &[("session", Some(session.session_name.to_string()))],
+                );
+                let steps = steps.into_iter().chain([step]).collect();
+                let summary = format!("it gets credentials of {} when it asks", session.role);
+                Judged::stop(steps, Verdict::Pending, summary, None)
+            }
+        }
+    }
+
+    fn rule_step(&self, pod: &Pod, rule: &Rule) -> Step {
+        let (says, name, pattern) = match rule {
+            Rule::DefaultRole => ("everybody may have the default role".to_owned(), "default_role", None),
+            Rule::Pattern(pattern) => {
+                let key = &self.config.namespace_key;
+                (format!("namespace {} allows it: {pattern:?} in its annotation {key}", pod.namespace), "pattern", Some(pattern.clone()))
+            }
+            Rule::Unrestricted => {
+                ("namespaces are not restricted (no --namespace-restrictions): every pod may have every role that trusts the agent".to_owned(), "unrestricted", None)
+            }
+        };
+        Step::new(
+            Stage::Rule,
+            Outcome::Passed,
+            says,
+            &[("rule", Some(name.to_owned())), ("pattern", pattern)],
+        )
+    }
+
+    fn denied(&self, pod: &Pod, denial: Denial, role_step: Step) -> Judged {
+        let key = &self.config.namespace_key;
+        let (rule, remedy) = match &denial {
+            Denial::MalformedAllowList { .. } => (
+                "malformed_allow_list",
+                format!("correct the annotation {key} of namespace {}", pod.namespace),
+            ),
+            Denial::NamespaceForbids { .. } | Denial::OtherRole { .. } => (
+                "namespace_forbids",
+                format!(
+                    "if the pod should have it, add the role to the annotation {key} of namespace {}; else annotate the pod with another",
+                    pod.namespace
+                ),
+            ),
+            Denial::NamespaceUnknown => {
+                ("namespace_unknown", "see what kube2ram status says of the API server".to_owned())
+            }
+        };
+        let says = denial.to_string();
+        let step = Step::new(Stage::Rule, Outcome::Failed, says.clone(), &[("rule", Some(rule.to_owned()))]);
+        Judged::stop(vec![role_step, step], Verdict::Denied, says, Some(remedy))
+            .refused(&RequestError::Denied(denial))
+    }
+}
+
+/// The last two steps.
+fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionState) -> Judged {
+    let SessionState { held, failure, is_fetching, next_in } = state;
+    let again = match next_in {
+        Some(span) => format!("; asked again within {} s", span.as_secs() + 1),
+        None if is_fetching => "; being asked right now".to_owned(),
+        None => "; asked again when the pod does".to_owned(),
+    };
+    let mut facts = vec![("session", Some(session.session_name.to_string()))];
+    if let Some((issued, expires)) = held {
+        facts.extend([
+            ("issued_at", Some(rounded(issued).to_string())),
+            ("expires_at", Some(rounded(expires).to_string())),
+        ]);
+    }
+    let failed = failure.as_ref().map(|failure| {
+        facts.extend([
+            ("code", Some(failure.code.to_string())),
+            ("message", Some(failure.message.clone())),
+            ("failed_at", Some(rounded(failure.at).to_string())),
+            ("request_id", failure.request_id.as_ref().map(ToString::to_string)),
+        ]);
+        let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
+        format!("said {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
+    });
+    let remedy = failure.as_ref().map(|failure| failure.kind.remedy().to_owned());
+    let role = &session.role;
+    let (outcome, says) = match (held, &failed) {
+        (Some((issued, expires)), None) => (
+            Outcome::Passed,
+            format!(
+                "issued {} as session {}, until {}",
+                rounded(issued),
+                session.session_name,
+                rounded(expires)
+            ),
+        ),
+        (Some((_, expires)), Some(failed)) => {
+            (Outcome::Waiting, format!("{failed}; what was issued before lasts until {}", rounded(expires)))
+        }
+        (None, Some(failed)) => (Outcome::Failed, failed.clone()),
+        (None, None) => (Outcome::Waiting, format!("has not answered yet{again}")),
+    };
+    steps.push(Step::new(Stage::Sts, outcome, says, &facts));
+    match (held, failure) {
+        (Some((_, expires)), failure) => {
+            let answer = format!("the pod gets credentials of {role}, good until {}", rounded(expires));
+            steps.push(Step::new(
+                Stage::Answer,
+                Outcome::Passed,
+                answer,
+                &[("status", Some("200".to_owned()))],
+            ));
+            let but = if failure.is_some() { ", which STS does not renew at the moment" } else { "" };
+            let summary = format!("it gets credentials of {role}{but}");
+            Judged { held, ..Judged::stop(steps, Verdict::Granted, summary, remedy) }
+        }
+        (None, None) => {
+            let summary = format!("it gets credentials of {role} as soon as STS answers");
+            Judged::stop(steps, Verdict::Pending, summary, None)
+        }
+        (None, Some(failure)) => {
+            let is_transient = failure.kind.is_transient();
+            let verdict = if is_transient { Verdict::Unavailable } else { Verdict::Denied };
+            let summary = format!("STS gives no credentials of {role}: {}", failure.code);
+            Judged::stop(steps, verdict, summary, remedy)
+                .refused(&RequestError::Credentials(as_error(failure, next_in)))
+        }
+    }
+}
+
+/// The error that the pod would be answered with.
+fn as_error(failure: Failure, next_in: Option<Duration>) -> CredentialError {
+    let Failure { kind, code, message, request_id, .. } = failure;
+    let source =
+        IssueError { kind, code, message: message.into(), request_id, retry_after: None, source: None };
+    CredentialError::Issue { source: Arc::new(source), retry_after: next_in.unwrap_or_default() }
+}

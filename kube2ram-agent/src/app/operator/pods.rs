@@ -1,0 +1,94 @@
+//! The pods of this node, with their cgroups and what each gets. Called by the parent.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{Operator, explain::Judged};
+use crate::{
+    identity::{PodUid, cgroup_id, pod_cgroups},
+    kubernetes::{Presence, Seen},
+    status::Pod,
+};
+
+/// Where a pod's processes are.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Its cgroup, as an absolute path.
+    pub(super) cgroup: PathBuf,
+    /// After what that is named.
+    pub(super) named_after: &'static str,
+    /// Its own listener's address.
+    pub(super) listener: Option<String>,
+}
+
+impl Presence {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Departed => "departed",
+            Self::Known => "known",
+            Self::Restored => "restored",
+            Self::Terminating => "terminating",
+        }
+    }
+}
+
+pub(super) fn presence_of(seen: &Seen) -> &'static str {
+    seen.presence.as_str()
+}
+
+impl Operator {
+    /// All of them, by namespace and name.
+    pub(super) async fn pods(&self) -> Vec<Pod> {
+        let cgroups = self.pod_cgroups().await;
+        let mut seen = self.cluster.seen();
+        seen.sort_by(|a, b| {
+            (&a.pod.namespace, &a.pod.name, &a.pod.uid).cmp(&(&b.pod.namespace, &b.pod.name, &b.pod.uid))
+        });
+        let judge = self.judge();
+        seen.iter()
+            .map(|seen| self.pod(seen, judge.judge(&seen.pod), self.place_of(seen, &cgroups)))
+            .collect()
+    }
+
+    fn pod(&self, seen: &Seen, judged: Judged, place: Option<Place>) -> Pod {
+        let Seen { pod, .. } = seen;
+        let below = |cgroup: &Path| {
+            cgroup.strip_prefix(&self.settings.pods_cgroup).unwrap_or(cgroup).display().to_string()
+        };
+        Pod {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            uid: pod.uid.to_string(),
+            presence: presence_of(seen).to_owned(),
+            host_network: pod.host_network,
+            cgroup: place.as_ref().map(|place| below(&place.cgroup)),
+            identified_by: place.as_ref().map(|place| place.named_after.to_owned()),
+            listener: place.and_then(|place| place.listener),
+            role: judged.role.map(|role| role.to_string()),
+            verdict: judged.verdict,
+            summary: judged.summary,
+            issued_at: judged.held.map(|(issued, _)| super::rounded(issued)),
+            expires_at: judged.held.map(|(_, expires)| super::rounded(expires)),
+        }
+    }
+
+    /// Empty when they cannot be read, which the kernel half's own look tells of.
+    pub(super) async fn pod_cgroups(&self) -> HashMap<PodUid, PathBuf> {
+        let (root, pods) = (self.settings.cgroup_root.clone(), self.settings.pods_cgroup.clone());
+        let walked = spawn_blocking(move || pod_cgroups(&root, &pods)).await;
+        walked.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    pub(super) fn place_of(&self, seen: &Seen, cgroups: &HashMap<PodUid, PathBuf>) -> Option<Place> {
+        let by_uid = cgroups.get(&seen.pod.uid).map(|cgroup| (cgroup, "uid"));
+        let by_hash = || Some((cgroups.get(seen.config_hash.as_ref()?)?, "config_hash"));
+        let (cgroup, named_after) = by_uid.or_else(by_hash)?;
+        let id = cgroup_id(cgroup).ok()?;
+        let listener = self.kernel.targets.of_pod(id).map(|addr| addr.to_string());
+        Some(Place { cgroup: cgroup.clone(), named_after, listener })
+    }
+}

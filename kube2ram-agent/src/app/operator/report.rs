@@ -1,0 +1,166 @@
+//! `kube2ram status`: every part's state, in one document. Called by the parent.
+
+use std::process;
+
+use super::{Operator, rounded};
+use crate::{
+    cloud::alibaba::base::BaseState,
+    credentials::{Attempt, Failure},
+    datapath::{self, Mode},
+    kubernetes::{Presence, Resource},
+    status::{
+        Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, Program, Repair,
+        SCHEMA, Status, Sts, StsFailure, Watch, problems_of,
+    },
+};
+
+impl Operator {
+    pub(super) async fn status(&self) -> Status {
+        let pods = self.pods().await;
+        let mut status = Status {
+            schema: SCHEMA,
+            at: self.now(),
+            agent: self.agent(),
+            problems: Vec::new(),
+            datapath: self.datapath(),
+            forward_guard: self.forward_guard(),
+            boot_guard: self.boot_guard(),
+            api_server: self.api_server(),
+            base_credentials: self.base_credentials(),
+            sts: self.sts(),
+            pods,
+        };
+        status.problems = problems_of(&status);
+        status
+    }
+
+    fn agent(&self) -> Agent {
+        let (level, until) = self.log_level.read();
+        Agent {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.config.node.clone(),
+            pid: process::id(),
+            started_at: self.ago(self.started.elapsed()),
+            is_draining: self.closing.accepting().is_cancelled(),
+            pending: self.readiness.pending().into_iter().map(Into::into).collect(),
+            log_level: level.to_string(),
+            log_level_until: until.map(rounded),
+        }
+    }
+
+    fn datapath(&self) -> Datapath {
+        let look = self.kernel.state.read();
+        let last = self.kernel.interception.last();
+        let program = |(name, cgroup): (&'static str, std::path::PathBuf)| Program {
+            name: name.to_owned(),
+            cgroup: cgroup.display().to_string(),
+        };
+        Datapath {
+            is_in_force: look.at.is_some() && look.failures.is_empty(),
+            mode: if look.mode == Some(Mode::Root) { "root" } else { "pods" }.to_owned(),
+            pods_cgroup: self.settings.pods_cgroup.display().to_string(),
+            checked_at: look.at.map(|at| self.ago(at.elapsed())),
+            failures: look.failures,
+            programs: look.programs.into_iter().map(program).collect(),
+            repairs: look.repairs.iter().map(|(drift, count)| (drift.label().to_owned(), *count)).collect(),
+            last_repair: look.last_repair.map(|(drift, of, at)| Repair {
+                at: self.ago(at.elapsed()),
+                kind: drift.label().to_owned(),
+                of: of.to_owned(),
+            }),
+            outcomes: self.kernel.counters.read().map(|(name, count)| (name.to_owned(), count)).collect(),
+            interception: Interception {
+                arrived_at: last.arrived_at.map(|at| self.ago(at.elapsed())),
+                failure: last.failure,
+            },
+        }
+    }
+
+    fn forward_guard(&self) -> ForwardGuard {
+        let standing = self.kernel.guard.as_ref().map(|guard| guard.read());
+        let is_wanted = standing.is_some();
+        let standing = standing.unwrap_or_default();
+        ForwardGuard {
+            is_wanted,
+            is_in_force: standing.is_in_force == Some(true),
+            has_ipvs: standing.has_ipvs,
+            repairs: standing.repairs,
+            failure: standing.failure,
+        }
+    }
+
+    fn boot_guard(&self) -> BootGuard {
+        let state = match datapath::boot_guard(&self.settings.bpf_dir) {
+            Ok(datapath::BootGuard::Absent) => "absent",
+            Ok(datapath::BootGuard::InForce { .. }) => "in_force",
+            Ok(datapath::BootGuard::TakenOver) => "taken_over",
+            Err(_) => "unknown",
+        };
+        BootGuard { state: state.to_owned() }
+    }
+
+    fn api_server(&self) -> ApiServer {
+        let watch = |resource: Resource| {
+            let contact = self.cluster.contact(resource);
+            let lag = contact.failing.as_ref().and(contact.heard).unwrap_or_default();
+            let (since, failure) = contact.failing.unzip();
+            Watch {
+                resource: resource.as_str().to_owned(),
+                heard_at: contact.heard.map(|heard| self.ago(heard)),
+                failing_since: since.map(|since| self.ago(since)),
+                lag_seconds: lag.as_secs(),
+                failure: failure.map(Into::into),
+            }
+        };
+        let restored = |presence| presence == Presence::Restored;
+        ApiServer {
+            is_synced: self.cluster.is_synced(),
+            restored_pods: self.cluster.seen().iter().filter(|seen| restored(seen.presence)).count(),
+            watches: [Resource::Pods, Resource::Namespaces].map(watch).into(),
+        }
+    }
+
+    fn base_credentials(&self) -> BaseCredentials {
+        let roles = self.entitlements.get().map(|entitlements| &entitlements.roles);
+        let account = roles.and_then(|roles| roles.base()).map(|base| base.account().to_owned());
+        let (source, held, failure) = match self.base.state() {
+            BaseState::NodeRole { held, failure } => ("node_role", held, failure),
+            BaseState::StaticKeys { .. } => ("static_keys", None, None),
+        };
+        let (role, expires_at) = held.unzip();
+        let (failed_at, failure) = failure.unzip();
+        BaseCredentials {
+            source: source.to_owned(),
+            role: role.map(Into::into),
+            account,
+            expires_at,
+            failed_at: failed_at.map(rounded),
+            failure: failure.map(Into::into),
+        }
+    }
+
+    fn sts(&self) -> Sts {
+        let issues = self.entitlements.get().map(|entitlements| entitlements.credentials.issues());
+        let can_issue = issues.is_some();
+        let issues = issues.unwrap_or_default();
+        Sts {
+            can_issue,
+            is_throttled: issues.is_throttled,
+            queued: issues.queued,
+            sessions: issues.sessions,
+            succeeded_at: issues.succeeded.map(|success| rounded(success.outcome)),
+            last_failure: issues.failed.map(|Attempt { role, outcome }| {
+                let Failure { at, kind, code, message, request_id } = outcome;
+                StsFailure {
+                    at: rounded(at),
+                    kind: kind.as_str().to_owned(),
+                    remedy: kind.remedy().to_owned(),
+                    code: code.into(),
+                    message,
+                    request_id: request_id.map(Into::into),
+                    role: role.to_string(),
+                }
+            }),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What `/debug/store` shows: the ancestors' three maps, and what is known beyond them. No secrets are among it. Called by `app`.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use serde_json::{Value, json};
+
+use crate::{
+    args::Config,
+    kubernetes::{Cluster, Seen},
+};
+
+/// Tells it whenever it is asked.
+pub(super) fn debug_store(config: &Config, cluster: &Arc<Cluster>) -> Box<dyn Fn() -> Value + Send + Sync> {
+    let (key, cluster) = (config.annotation_keys.role.clone(), Arc::clone(cluster));
+    Box::new(move || {
+        let mut pods = cluster.seen();
+        pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
+        let namespaces = cluster.allow_lists();
+        let namespaces = namespaces.iter().map(|(name, list)| (&**name, list.as_deref()));
+        store(&pods, namespaces, &key, cluster.is_synced())
+    })
+}
+
+/// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the ancestors'. An address that several pods have, such as the node's, is left out there, as it was
+/// by them; here no pod is known by its address.
+fn store<'n>(
+    pods: &[Seen],
+    namespaces: impl Iterator<Item = (&'n str, Option<&'n str>)>,
+    key: &str,
+    is_synced: bool,
+) -> Value {
+    let role = |seen: &Seen| seen.pod.annotations.get(key).map_or_else(String::new, ToString::to_string);
+    let mut by_ip: BTreeMap<IpAddr, Vec<&Seen>> = BTreeMap::new();
+    for seen in pods {
+        if let Some(ip) = seen.ip {
+            by_ip.entry(ip).or_default().push(seen);
+        }
+    }
+    let alone: BTreeMap<String, &Seen> = by_ip
+        .into_iter()
+        .filter_map(|(ip, pods)| match pods[..] {
+            [pod] => Some((ip.to_string(), pod)),
+            _ => None,
+        })
+        .collect();
+    let roles_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, seen)| (ip, role(seen))).collect();
+    let namespace_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, seen)| (ip, &seen.pod.namespace)).collect();
+    let roles_by_namespace: BTreeMap<_, _> =
+        namespaces.map(|(name, list)| (name, list.map(patterns))).collect();
+    let all: Vec<_> = pods.iter().map(shown).collect();
+    json!({
+        "rolesByIP": roles_by_ip,
+        "namespaceByIP": namespace_by_ip,
+        "rolesByNamespace": roles_by_namespace,
+        "synced": is_synced,
+        "pods": all,
+    })
+}
+
+/// What cannot be read allows nothing, and so has none.
+fn patterns(list: &str) -> Vec<String> {
+    serde_json::from_str::<Option<Vec<String>>>(list).ok().flatten().unwrap_or_default()
+}
+
+fn shown(seen: &Seen) -> Value {
+    let pod = &seen.pod;
+    json!({
+        "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
+        "hostNetwork": pod.host_network, "ip": seen.ip, "annotations": pod.annotations,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        identity::PodUid,
+        kubernetes::{Pod, Presence},
+    };
+
+    fn seen(name: &str, ip: Option<[u8; 4]>, role: Option<&str>) -> Seen {
+        let pod = Pod {
+            uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
+            namespace: "shop".into(),
+            name: name.into(),
+            service_account: "default".into(),
+            host_network: false,
+            annotations: role.map(|role| ("role".into(), role.into())).into_iter().collect(),
+        };
+        Seen { pod: Arc::new(pod), config_hash: None, ip: ip.map(IpAddr::from), presence: Presence::Known }
+    }
+
+    #[test]
+    fn has_the_ancestors_shape_and_leaves_out_addresses_of_several_pods() {
+        let node = Some([10, 0, 0, 1]);
+        let pods = [
+            seen("a", Some([10, 1, 0, 1]), Some("reader")),
+            seen("b", Some([10, 1, 0, 2]), None),
+            seen("c", node, Some("x")),
+            seen("d", node, Some("y")),
+            seen("e", None, Some("z")),
+        ];
+        let namespaces =
+            [("shop", Some(r#"["a*", "b"]"#)), ("none", None), ("null", Some("null")), ("broken", Some("["))];
+
+        let store = store(&pods, namespaces.into_iter(), "role", true);
+
+        assert_eq!(store["rolesByIP"], json!({"10.1.0.1": "reader", "10.1.0.2": ""}));
+        assert_eq!(store["namespaceByIP"], json!({"10.1.0.1": "shop", "10.1.0.2": "shop"}));
+        let lists = json!({"shop": ["a*", "b"], "none": null, "null": [], "broken": []});
+        assert_eq!(store["rolesByNamespace"], lists);
+        assert_eq!(store["pods"].as_array().map(Vec::len), Some(5));
+        assert_eq!(store["pods"][0]["annotations"], json!({"role": "reader"}));
+    }
+}

@@ -1,0 +1,129 @@
+//! The side that asks: blocking, bounded. Called by `main`.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rustix::{net::sockopt::socket_peercred, process::geteuid};
+use serde::de::DeserializeOwned;
+
+use super::{MAX_ANSWER_BYTES, PATIENCE, Reply, Request, SOCKET};
+use crate::{
+    state_dir::{StateDir, StateDirError},
+    status::SCHEMA,
+};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its text cannot be understood.
+    #[error("the agent's answer is not understood")]
+    Answer(#[source] serde_json::Error),
+    /// It is of another schema than this binary shows; the JSON is there all the same.
+    #[error("the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use its own, or -o json")]
+    Foreign(u64),
+    /// Nobody listens.
+    #[error("no agent runs on this node, or not with --state-dir={}", .0.display())]
+    NoAgent(PathBuf),
+    /// This process is not root's.
+    #[error(
+        "the agent answers root only: run this as root, in the agent's container (kubectl exec) or on the node"
+    )]
+    NotRoot,
+    /// The agent does not do it.
+    #[error("{0}")]
+    Refused(String),
+    /// It does not answer in time, or hangs up.
+    #[error("the agent does not answer")]
+    Silent(#[source] io::Error),
+    /// The state directory.
+    #[error("cannot use the state directory")]
+    StateDir(#[source] StateDirError),
+}
+
+impl ControlError {
+    /// What the process exits with, after sysexits.h.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoAgent(_) => 69,                   // EX_UNAVAILABLE
+            Self::Silent(_) => 75,                    // EX_TEMPFAIL
+            Self::Answer(_) | Self::Foreign(_) => 76, // EX_PROTOCOL
+            Self::NotRoot => 77,                      // EX_NOPERM
+            Self::StateDir(_) => 78,                  // EX_CONFIG
+            Self::Refused(_) => 64,                   // EX_USAGE
+        }
+    }
+}
+
+/// Asks the agent that serves this node, and gives its document as it is.
+///
+/// # Errors
+/// [`ControlError`], within five seconds.
+pub fn ask(state_dir: &Path, request: &Request) -> Result<serde_json::Value, ControlError> {
+    if !geteuid().is_root() {
+        return Err(ControlError::NotRoot);
+    }
+    ask_any(state_dir, request)
+}
+
+/// The same, whoever asks.
+pub(super) fn ask_any(state_dir: &Path, request: &Request) -> Result<serde_json::Value, ControlError> {
+    let state = match StateDir::existing(state_dir) {
+        Ok(Some(state)) => state,
+        Ok(None) => return Err(ControlError::NoAgent(state_dir.to_owned())),
+        Err(error) => return Err(ControlError::StateDir(error)),
+    };
+    let answer = match UnixStream::connect(state.socket(SOCKET)) {
+        Ok(stream) => exchange(stream, request).map_err(ControlError::Silent)?,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Err(ControlError::NoAgent(state_dir.to_owned()));
+        }
+        Err(error) => return Err(ControlError::Silent(error)),
+    };
+    match serde_json::from_slice(&answer).map_err(ControlError::Answer)? {
+        Reply::Document(document) => Ok(document),
+        Reply::Refused(reason) => Err(ControlError::Refused(reason)),
+    }
+}
+
+/// Reads a document, if it is of this binary's schema.
+///
+/// # Errors
+/// [`ControlError::Foreign`] and [`ControlError::Answer`].
+pub fn read<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, ControlError> {
+    match document["schema"].as_u64() {
+        Some(schema) if schema != u64::from(SCHEMA) => Err(ControlError::Foreign(schema)),
+        _ => serde_json::from_value(document).map_err(ControlError::Answer),
+    }
+}
+
+fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
+    // Whoever can write to the directory could have put a socket of its own there.
+    let peer = socket_peercred(&stream)?.uid;
+    if peer != geteuid() && !peer.is_root() {
+        return Err(io::Error::other("another user's process listens there"));
+    }
+    let end = Instant::now() + PATIENCE;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut question = serde_json::to_vec(request)?;
+    question.push(b'\n');
+    stream.write_all(&question)?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 16 * 1024]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk)? {
+            0 => return Ok(answer),
+            read if answer.len() + read > MAX_ANSWER_BYTES => {
+                return Err(io::Error::other("the answer is too long"));
+            }
+            read => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+}

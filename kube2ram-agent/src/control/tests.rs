@@ -1,0 +1,110 @@
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    time::Instant,
+};
+
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use super::{client::ask_any, *};
+use crate::state_dir::StateDir;
+
+fn state(directory: &tempfile::TempDir) -> StateDir {
+    StateDir::open(&directory.path().join("state")).unwrap()
+}
+
+/// Answers with the name of whoever answers, and what it was asked.
+fn serve(state: &StateDir, name: &'static str) {
+    let control = Control::open(state).unwrap();
+    drop(tokio::spawn(control.run(move |request| async move {
+        match request {
+            Request::LogLevel(_) => Err("not today".to_owned()),
+            request => Ok(json!({ "schema": 1, "name": name, "request": request })),
+        }
+    })));
+}
+
+async fn ask_in(directory: &tempfile::TempDir, request: Request) -> Result<serde_json::Value, ControlError> {
+    let path = directory.path().join("state");
+    spawn_blocking(move || ask_any(&path, &request)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_question_is_answered_or_refused_with_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    serve(&state(&directory), "one");
+    let pod = Request::Explain { namespace: "shop".to_owned(), name: "orders".to_owned() };
+
+    let answer = ask_in(&directory, pod.clone()).await.unwrap();
+
+    assert_eq!(answer["request"], serde_json::to_value(pod).unwrap());
+    assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["request"], "status");
+    let refused = ask_in(&directory, Request::LogLevel(None)).await.unwrap_err();
+    assert_eq!((refused.to_string().as_str(), refused.exit_code()), ("not today", 64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_that_took_over_answers_and_nobody_but_its_user_can_ask() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = state(&directory);
+    serve(&state, "former");
+    assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["name"], "former");
+
+    serve(&state, "next");
+
+    assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["name"], "next");
+    let names: Vec<_> =
+        std::fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [SOCKET]);
+    assert_eq!(std::fs::metadata(state.path().join(SOCKET)).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_agent_that_is_said_and_nothing_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+
+    let error = ask_in(&directory, Request::Status).await.unwrap_err();
+
+    assert!(matches!(error, ControlError::NoAgent(_)) && error.exit_code() == 69, "{error}");
+    assert!(!directory.path().join("state").exists());
+    drop(Control::open(&state(&directory)).unwrap());
+    let error = ask_in(&directory, Request::Status).await.unwrap_err();
+    assert!(matches!(error, ControlError::NoAgent(_)), "what a dead agent left: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_say_nothing_or_too_much_keep_nobody_else_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = state(&directory);
+    serve(&state, "one");
+    let dial = || StdUnixStream::connect(state.socket(SOCKET)).unwrap();
+    let _silent: Vec<_> = (0..MAX_CONNECTIONS - 1).map(|_| dial()).collect();
+
+    let mut loud = dial();
+    loud.write_all(&vec![b'x'; 2 * MAX_REQUEST_BYTES]).unwrap();
+    let answer = spawn_blocking(move || {
+        let mut answer = String::new();
+        loud.read_to_string(&mut answer).map(|_| answer).unwrap_or_default()
+    });
+    assert!(!answer.await.unwrap().contains("document"));
+    let started = Instant::now();
+    assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["name"], "one");
+    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+
+    // All places are taken now: whoever asks waits until the silent ones are hung up on.
+    let _another = dial();
+    let waits = ask_in(&directory, Request::Status).await;
+    assert!(matches!(waits, Ok(_) | Err(ControlError::Silent(_))), "{waits:?}");
+    assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["name"], "one");
+}
+
+#[test]
+fn a_document_of_another_schema_is_not_misread() {
+    let read = |schema: u32| read::<LogLevel>(json!({ "schema": schema, "level": "info", "until": null }));
+
+    assert_eq!(read(1).unwrap().to_string(), "info, as the flags say\n");
+    assert!(matches!(read(2), Err(ControlError::Foreign(2))));
+    let garbled = super::read::<LogLevel>(json!({ "schema": 1 }));
+    assert!(matches!(garbled, Err(ControlError::Answer(_))));
+}

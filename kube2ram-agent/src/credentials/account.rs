@@ -1,0 +1,72 @@
+//! What the cache tells people: how issuing went, and how each role session stands. No secrets, by type.
+//! Made by `cache` and `entry`; read by `app`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{IssueError, IssueErrorKind};
+use crate::{role::RoleArn, telemetry::chain};
+
+/// Why issuing failed, as it can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// When.
+    pub at: Timestamp,
+    /// What kind of failure.
+    pub kind: IssueErrorKind,
+    /// STS's own error code, or one of ours.
+    pub code: Box<str>,
+    /// STS's words, with what caused them.
+    pub message: String,
+    /// STS's request id.
+    pub request_id: Option<Box<str>>,
+}
+
+/// One call for credentials that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt<T> {
+    /// The role.
+    pub role: RoleArn,
+    /// How it ended.
+    pub outcome: T,
+}
+
+/// How issuing goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Issues {
+    /// The last success, and when.
+    pub succeeded: Option<Attempt<Timestamp>>,
+    /// The last failure.
+    pub failed: Option<Attempt<Failure>>,
+    /// Whether STS throttled at the last opportunity: what no pod waits for pauses.
+    pub is_throttled: bool,
+    /// Fetches that wait for their turn.
+    pub queued: usize,
+    /// Role sessions in the cache.
+    pub sessions: usize,
+}
+
+/// How one role session stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionState {
+    /// When what is held was issued, and when it expires. Absent when nothing that could be handed out is held.
+    pub held: Option<(Timestamp, Timestamp)>,
+    /// The last failure, unless a success came after it.
+    pub failure: Option<Failure>,
+    /// Whether a fetch is under way, or has been ordered.
+    pub is_fetching: bool,
+    /// When the next fetch is due.
+    pub next_in: Option<Duration>,
+}
+
+impl Failure {
+    pub(super) fn of(error: &IssueError, at: Timestamp) -> Self {
+        let IssueError { kind, code, request_id, .. } = error;
+        let message = match &error.source {
+            Some(source) => format!("{}: {}", error.message, chain(&**source)),
+            None => error.message.to_string(),
+        };
+        Self { at, kind: *kind, code: code.clone(), message, request_id: request_id.clone() }
+    }
+}

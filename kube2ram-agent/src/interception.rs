@@ -1,0 +1,288 @@
+//! Whether connections to the metadata address arrive: the agent dials it as a pod does, without its pass, and must meet itself. That the programs are
+//! attached is not enough: another program, the host's firewall or a listener that hangs stand between. Depends on `datapath` and `admin`; run by `app`,
+//! told by `server` of what arrives.
+//!
+//! Nobody can stand in for it: what arrives must come from the very cgroup, by the kernel's word, and from the very port.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use tokio::{
+    net::TcpSocket,
+    sync::Notify,
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    admin::{Pending, Readiness},
+    datapath::{Origin, Settings, dial_as_pod},
+    identity::CgroupId,
+    telemetry::chain,
+};
+
+/// Between two connections that arrive.
+const EVERY: Duration = Duration::from_secs(10);
+/// Between two of which the first did not.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long one may take. It takes some 100 µs.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many in a row must be lost until the agent is not ready: while two agents share a listener, the other one may accept.
+const LOST: u32 = 3;
+/// The condition of readiness.
+pub const CONDITION: &str = "an intercepted connection of the agent itself";
+
+/// The agent's own connections to the metadata address.
+#[derive(Debug)]
+pub struct Interception {
+    settings: Settings,
+    /// The agent's cgroup, if it is below the pods'. Elsewhere a child dials, in a cgroup that is made for it.
+    own: Option<CgroupId>,
+    /// Whose connection is awaited; 0 is nobody's.
+    awaited_cgroup: AtomicU64,
+    /// From which port; [`ANY_PORT`] where that is not known.
+    awaited_port: AtomicU32,
+    arrived: Notify,
+    metrics: Family<[(&'static str, &'static str); 1], Counter>,
+    last: Mutex<Last>,
+}
+
+/// No port's number.
+const ANY_PORT: u32 = u32::MAX;
+
+/// How it went last.
+#[derive(Clone, Debug, Default)]
+pub struct Last {
+    /// When one arrived.
+    pub arrived_at: Option<Instant>,
+    /// Why it did not, if it did not for [`LOST`] times.
+    pub failure: Option<String>,
+}
+
+/// Why a connection did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum InterceptionError {
+    /// There is no way to that address.
+    #[error("cannot connect")]
+    Connect(#[source] std::io::Error),
+    /// The child did not connect.
+    #[error("cannot connect by a child")]
+    Child(#[source] crate::datapath::DatapathError),
+    /// Somebody else answers there, or the kernel's word got lost.
+    #[error("connected, but not to the agent, or without the kernel's word")]
+    Elsewhere,
+    /// There is no socket.
+    #[error("cannot make a socket")]
+    Socket(#[source] std::io::Error),
+    /// The child's thread.
+    #[error("the attempt panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+    /// Neither connected nor refused.
+    #[error("no answer within {PATIENCE:?}")]
+    Silence,
+}
+
+impl Interception {
+    /// Prepares. `own` is the agent's cgroup, if that lies below the pods'.
+    pub fn new(settings: Settings, own: Option<CgroupId>, registry: &mut Registry) -> Arc<Self> {
+        let metrics = Family::default();
+        let help = "The agent's own connections to the metadata address, by result (arrived, lost)";
+        registry.register("interceptions", help, metrics.clone());
+        for result in ["arrived", "lost"] {
+            drop(metrics.get_or_create(&[("result", result)]));
+        }
+        Arc::new(Self {
+            settings,
+            own,
+            awaited_cgroup: AtomicU64::new(0),
+            awaited_port: AtomicU32::new(0),
+            arrived: Notify::new(),
+            metrics,
+            last: Mutex::default(),
+        })
+    }
+
+    /// Whether an accepted connection is the agent's own: then it is nobody else's business. Two loads for all others.
+    pub fn takes(&self, peer: SocketAddr, origin: Origin) -> bool {
+        if self.awaited_cgroup.load(Ordering::Acquire) != origin.cgroup.0 {
+            return false;
+        }
+        let port = self.awaited_port.load(Ordering::Acquire);
+        let is_own = port == ANY_PORT || port == u32::from(peer.port());
+        if is_own {
+            self.arrived.notify_one();
+        }
+        is_own
+    }
+
+    /// How it went last.
+    pub fn last(&self) -> Last {
+        self.last_mut().clone()
+    }
+
+    /// Dials from time to time, for ever. `pending` is met by the first that arrives.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons a connection.
+    pub async fn run(self: Arc<Self>, readiness: Readiness, mut pending: Option<Pending>) {
+        let mut lost = 0_u32;
+        loop {
+            let attempt = Arc::clone(&self).attempt().await;
+            let Err(error) = attempt else {
+                self.count("arrived");
+                *self.last_mut() = Last { arrived_at: Some(Instant::now()), failure: None };
+                if lost >= LOST {
+                    info!("connections to the metadata address arrive again");
+                }
+                lost = 0;
+                pending.take().into_iter().for_each(Pending::ready);
+                sleep(EVERY).await;
+                continue;
+            };
+            self.count("lost");
+            lost = lost.saturating_add(1);
+            if lost >= LOST {
+                let error = chain(&error);
+                if lost == LOST {
+                    warn!(error, "connections to the metadata address do not arrive at the agent");
+                    pending.get_or_insert_with(|| readiness.wait_for(CONDITION));
+                }
+                self.last_mut().failure = Some(error);
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn attempt(self: Arc<Self>) -> Result<(), InterceptionError> {
+        let outcome = match self.own {
+            Some(own) => self.dial(own).await,
+            None => Arc::clone(&self).dial_by_child().await,
+        };
+        self.awaited_cgroup.store(0, Ordering::Release);
+        outcome
+    }
+
+    async fn dial(&self, own: CgroupId) -> Result<(), InterceptionError> {
+        let socket = TcpSocket::new_v4().map_err(InterceptionError::Socket)?;
+        // So that the port is known before the other side can see it, and leaves no trace after.
+        socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(InterceptionError::Socket)?;
+        let port = socket.local_addr().map_err(InterceptionError::Socket)?.port();
+        socket.set_zero_linger().map_err(InterceptionError::Socket)?;
+        self.expect(own, u32::from(port));
+        let connected = timeout(PATIENCE, socket.connect(self.metadata().into())).await;
+        let _stream =
+            connected.map_err(|_elapsed| InterceptionError::Silence)?.map_err(InterceptionError::Connect)?;
+        self.arrival().await
+    }
+
+    /// Where the agent's own sockets are none of a pod's.
+    async fn dial_by_child(self: Arc<Self>) -> Result<(), InterceptionError> {
+        let this = Arc::clone(&self);
+        let dialled = spawn_blocking(move || {
+            dial_as_pod(&this.settings, this.metadata(), PATIENCE, |cgroup| this.expect(cgroup, ANY_PORT))
+        });
+        dialled.await.map_err(InterceptionError::Panicked)?.map_err(InterceptionError::Child)?;
+        self.arrival().await
+    }
+
+    fn expect(&self, cgroup: CgroupId, port: u32) {
+        // One that came too late for the attempt before.
+        let _late = self.arrived.notified().now_or_never();
+        self.awaited_port.store(port, Ordering::Release);
+        self.awaited_cgroup.store(cgroup.0, Ordering::Release);
+    }
+
+    async fn arrival(&self) -> Result<(), InterceptionError> {
+        timeout(PATIENCE, self.arrived.notified()).await.map_err(|_elapsed| InterceptionError::Elsewhere)
+    }
+
+    fn metadata(&self) -> SocketAddrV4 {
+        self.settings.metadata.0
+    }
+
+    fn count(&self, result: &'static str) {
+        self.metrics.get_or_create(&[("result", result)]).inc();
+    }
+
+    fn last_mut(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::{AgentAddr, MetadataAddr};
+
+    fn interception() -> Arc<Interception> {
+        let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
+        let settings = Settings {
+            bpf_dir: "/".into(),
+            cgroup_root: "/".into(),
+            pods_cgroup: "/pods".into(),
+            own_cgroup: "/pods/own".into(),
+            metadata: MetadataAddr(nowhere),
+            agent: AgentAddr(nowhere),
+            debug: false,
+        };
+        Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())
+    }
+
+    fn origin(cgroup: u64) -> Origin {
+        Origin { cgroup: CgroupId(cgroup), tgid: 1 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn takes_only_what_comes_from_its_cgroup_and_its_port_while_it_waits() {
+        let interception = interception();
+        let peer = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+        assert!(!interception.takes(peer(1000), origin(7)), "nobody is awaited");
+
+        interception.expect(CgroupId(7), 1000);
+
+        assert!(!interception.takes(peer(1000), origin(8)), "another cgroup");
+        assert!(!interception.takes(peer(1001), origin(7)), "another port: a process beside the agent");
+        assert!(interception.arrival().await.is_err());
+        assert!(interception.takes(peer(1000), origin(7)));
+        assert!(interception.arrival().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_too_late_does_not_count_for_the_next() {
+        let interception = interception();
+        interception.expect(CgroupId(7), ANY_PORT);
+        assert!(interception.takes(SocketAddr::from(([10, 0, 0, 1], 1)), origin(7)));
+
+        interception.expect(CgroupId(7), ANY_PORT);
+
+        assert!(interception.arrival().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_nobody_answers_is_not_ready_after_three_attempts_and_says_why() {
+        let (interception, readiness) = (interception(), Readiness::default());
+        drop(tokio::spawn(Arc::clone(&interception).run(readiness.clone(), None)));
+
+        let unready = async {
+            while readiness.pending().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), unready).await.unwrap();
+
+        assert_eq!(readiness.pending(), [CONDITION]);
+        assert!(interception.last().failure.is_some_and(|why| why.starts_with("cannot connect")));
+    }
+}

@@ -1,0 +1,281 @@
+//! What `kube2ram status` and `kube2ram explain` say: the documents, which are the JSON, and their text. Pure: no I/O, no clock, no logs.
+//! Made by `app`, shown by `main`. Nothing here can hold a secret: a `SecretString` is no part of any document, and cannot be made one.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+mod explanation;
+mod paint;
+mod problems;
+mod text;
+
+pub use self::{
+    explanation::{Explanation, Outcome, Stage, Step, Verdict},
+    paint::Paint,
+    problems::problems_of,
+};
+
+/// What the documents look like and mean. It changes when a field goes or changes its meaning, not when one is added.
+pub const SCHEMA: u32 = 1;
+
+/// All that the agent knows of itself. Times are UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When this was said.
+    pub at: Timestamp,
+    /// The process.
+    pub agent: Agent,
+    /// What is wrong, the worst first; none when all is well.
+    pub problems: Vec<Problem>,
+    /// The kernel half.
+    pub datapath: Datapath,
+    /// The netfilter rules.
+    pub forward_guard: ForwardGuard,
+    /// What was in force at boot.
+    pub boot_guard: BootGuard,
+    /// The watches.
+    pub api_server: ApiServer,
+    /// What the agent signs with.
+    pub base_credentials: BaseCredentials,
+    /// Issuing.
+    pub sts: Sts,
+    /// The pods of this node, by namespace and name.
+    pub pods: Vec<Pod>,
+}
+
+/// The process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Of kube2ram.
+    pub version: String,
+    /// The Node object's name.
+    pub node: String,
+    /// As its own namespace has it.
+    pub pid: u32,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// Whether it drains: it was told to end, and nobody has its place yet, or another agent has.
+    pub is_draining: bool,
+    /// What readiness waits for; empty when it is ready.
+    pub pending: Vec<String>,
+    /// What is logged.
+    pub log_level: String,
+    /// When that falls back to what the flags say.
+    pub log_level_until: Option<Timestamp>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The key of the part of this document that has more of it.
+    pub part: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// The kernel half.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datapath {
+    /// Whether all of it is what it should be.
+    pub is_in_force: bool,
+    /// `pods`, or `root` where sockets of pods fall to the root cgroup.
+    pub mode: String,
+    /// The cgroup of all pods.
+    pub pods_cgroup: String,
+    /// When it was compared with what it should be.
+    pub checked_at: Option<Timestamp>,
+    /// What could not be made good.
+    pub failures: Vec<String>,
+    /// The programs in force.
+    pub programs: Vec<Program>,
+    /// Drift that was made good since the agent began, by kind.
+    pub repairs: BTreeMap<String, u64>,
+    /// The last of it.
+    pub last_repair: Option<Repair>,
+    /// What the kernel did since the maps were made, by outcome.
+    pub outcomes: BTreeMap<String, u64>,
+    /// The agent's own connection to the metadata address.
+    pub interception: Interception,
+}
+
+/// A program, held in force by a pinned link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name, as in bpftool.
+    pub name: String,
+    /// The cgroup that it is attached to.
+    pub cgroup: String,
+}
+
+/// Drift that was made good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// When.
+    pub at: Timestamp,
+    /// What kind.
+    pub kind: String,
+    /// Of what: a program, a map.
+    pub of: String,
+}
+
+/// The agent's own connection to the metadata address, which must arrive at the agent as its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interception {
+    /// When one last arrived.
+    pub arrived_at: Option<Timestamp>,
+    /// Why the last one did not.
+    pub failure: Option<String>,
+}
+
+/// The netfilter rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardGuard {
+    /// Whether there should be any.
+    pub is_wanted: bool,
+    /// Whether they are in force.
+    pub is_in_force: bool,
+    /// Whether rules against IPVS are among them.
+    pub has_ipvs: bool,
+    /// How often they were made anew since the agent began.
+    pub repairs: u64,
+    /// Why they are not in force.
+    pub failure: Option<String>,
+}
+
+/// What was in force at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootGuard {
+    /// `absent`, `in_force`, `taken_over`, or `unknown`.
+    pub state: String,
+}
+
+/// The watches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiServer {
+    /// Whether pods and namespaces have each been listed once.
+    pub is_synced: bool,
+    /// Pods known from before a restart only.
+    pub restored_pods: usize,
+    /// Both of them.
+    pub watches: Vec<Watch>,
+}
+
+/// A watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// `pods` or `namespaces`.
+    pub resource: String,
+    /// When the API server was heard.
+    pub heard_at: Option<Timestamp>,
+    /// Since when it fails.
+    pub failing_since: Option<Timestamp>,
+    /// How long ago what is known of it was the API server's last word, while it fails; else 0.
+    pub lag_seconds: u64,
+    /// The last failure.
+    pub failure: Option<String>,
+}
+
+/// What the agent signs with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseCredentials {
+    /// `node_role` or `static_keys`.
+    pub source: String,
+    /// The node role's name.
+    pub role: Option<String>,
+    /// The account that bare role names belong to.
+    pub account: Option<String>,
+    /// When they expire; absent for keys that do not, and before they were needed.
+    pub expires_at: Option<Timestamp>,
+    /// When they could not be obtained.
+    pub failed_at: Option<Timestamp>,
+    /// Why not.
+    pub failure: Option<String>,
+}
+
+/// Issuing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sts {
+    /// Whether account and region are known, without which nothing can be issued.
+    pub can_issue: bool,
+    /// Whether STS throttled when it was last asked.
+    pub is_throttled: bool,
+    /// Fetches that wait for their turn.
+    pub queued: usize,
+    /// Role sessions in the cache.
+    pub sessions: usize,
+    /// The last success.
+    pub succeeded_at: Option<Timestamp>,
+    /// The last failure.
+    pub last_failure: Option<StsFailure>,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StsFailure {
+    /// When.
+    pub at: Timestamp,
+    /// Which kind: `base_credentials`, `denied`, `invalid`, `no_such_role`, `throttled` or `unavailable`.
+    pub kind: String,
+    /// STS's code, or one of ours.
+    pub code: String,
+    /// STS's words.
+    pub message: String,
+    /// STS's request id.
+    pub request_id: Option<String>,
+    /// The role that was to be assumed.
+    pub role: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// `known`, `terminating`, `departed` or `restored`.
+    pub presence: String,
+    /// Whether it uses the host's network.
+    pub host_network: bool,
+    /// Its cgroup below the pods' one; absent while it has none.
+    pub cgroup: Option<String>,
+    /// After what its cgroup is named: `uid`, or `config_hash` for a static pod.
+    pub identified_by: Option<String>,
+    /// The address of its own listener; absent where the host's serves it.
+    pub listener: Option<String>,
+    /// The role's ARN.
+    pub role: Option<String>,
+    /// What it gets.
+    pub verdict: Verdict,
+    /// Why, in a line.
+    pub summary: String,
+    /// When its credentials were issued.
+    pub issued_at: Option<Timestamp>,
+    /// When they expire.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Status {
+    /// What the process exits with: 0, or 1 when something is wrong.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(!self.problems.is_empty())
+    }
+
+    /// For people.
+    pub fn to_text(&self, paint: Paint) -> String {
+        text::status(self, paint)
+    }
+}
+
+#[cfg(test)]
+mod tests;

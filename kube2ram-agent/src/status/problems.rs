@@ -1,0 +1,128 @@
+//! What of a status is wrong, and what to do about it. Pure; used by `app`, and tested through the parent.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Problem, Status, text::ago};
+
+/// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
+pub fn problems_of(status: &Status) -> Vec<Problem> {
+    let parts = [datapath, interception, forward_guard, api_server, base_credentials, sts, pending];
+    parts.into_iter().filter_map(|look| look(status)).collect()
+}
+
+fn problem(part: &str, what: String, remedy: &str) -> Option<Problem> {
+    Some(Problem { part: part.to_owned(), what, remedy: remedy.to_owned() })
+}
+
+fn datapath(status: &Status) -> Option<Problem> {
+    let failure = status.datapath.failures.first()?;
+    problem(
+        "datapath",
+        format!("the kernel half is not what it should be: {failure}"),
+        "see who changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
+    )
+}
+
+fn interception(status: &Status) -> Option<Problem> {
+    let Status { datapath, at, .. } = status;
+    let failure = datapath.interception.failure.as_deref()?;
+    let last = match datapath.interception.arrived_at {
+        Some(arrived_at) => format!("the last one arrived {}", ago(*at, arrived_at)),
+        None => "none ever did".to_owned(),
+    };
+    problem(
+        "datapath",
+        format!("a connection to the metadata address does not arrive at the agent: {failure}; {last}"),
+        "see what stands between pods and the agent: other programs on the cgroup (bpftool cgroup tree), the host's firewall (nft list ruleset)",
+    )
+}
+
+fn forward_guard(status: &Status) -> Option<Problem> {
+    let guard = &status.forward_guard;
+    if !guard.is_wanted || guard.is_in_force {
+        return None;
+    }
+    let why = guard.failure.as_deref().unwrap_or("not checked yet");
+    problem(
+        "forward_guard",
+        format!("packets that the node forwards to the metadata server are not dropped: {why}"),
+        "load nf_tables on the node and give the agent NET_ADMIN; nft list table ip kube2ram shows the rules",
+    )
+}
+
+fn api_server(status: &Status) -> Option<Problem> {
+    let mut failing = status.api_server.watches.iter().filter(|watch| watch.failing_since.is_some());
+    let watch = failing.next()?;
+    let since = watch.failing_since.map(|since| ago(status.at, since)).unwrap_or_default();
+    problem(
+        "api_server",
+        format!(
+            "the API server does not answer ({}, since {since}): {}; known pods keep their roles, new ones get 503",
+            watch.resource,
+            watch.failure.as_deref().unwrap_or("no reason"),
+        ),
+        "check the API server, the way to it, and what the agent's service account may do (list and watch pods and namespaces)",
+    )
+}
+
+fn base_credentials(status: &Status) -> Option<Problem> {
+    const REMEDY: &str = "check that a role is attached to the node and that its metadata server answers, or the static keys of the agent";
+    let base = &status.base_credentials;
+    let refused = status.sts.last_failure.as_ref().filter(|failure| {
+        failure.kind == "base_credentials" && is_last_word(status.sts.succeeded_at, failure.at)
+    });
+    let expired = base.expires_at.filter(|end| *end <= status.at);
+    match (&base.failure, refused, expired) {
+        (Some(failure), _, expired) => {
+            let until = match (base.expires_at, expired) {
+                (Some(_), Some(end)) => format!("the former ones expired {}", ago(status.at, end)),
+                (Some(end), None) => format!("the former ones last {} more", text_until(status.at, end)),
+                (None, _) => "there were none before".to_owned(),
+            };
+            let what = format!("the agent's own credentials cannot be obtained: {failure}; {until}");
+            problem("base_credentials", what, REMEDY)
+        }
+        (None, Some(refused), _) => {
+            let what = format!("STS does not take the agent's own credentials: {}", refused.code);
+            problem("base_credentials", what, REMEDY)
+        }
+        // Renewed when they are needed next.
+        (None, None, _) => None,
+    }
+}
+
+fn text_until(now: Timestamp, end: Timestamp) -> String {
+    super::text::span(end.duration_since(now))
+}
+
+fn sts(status: &Status) -> Option<Problem> {
+    let failure = status.sts.last_failure.as_ref()?;
+    let is_recent = status.at.duration_since(failure.at) < RECENT;
+    let what = match &*failure.kind {
+        "throttled" if status.sts.is_throttled => "STS throttles this account's calls".to_owned(),
+        "unavailable" if is_recent && is_last_word(status.sts.succeeded_at, failure.at) => {
+            format!("STS cannot be asked: {}: {}", failure.code, failure.message)
+        }
+        _ => return None,
+    };
+    problem("sts", format!("{what} (last {})", ago(status.at, failure.at)), &failure.remedy)
+}
+
+fn pending(status: &Status) -> Option<Problem> {
+    let pending = &status.agent.pending;
+    if pending.is_empty() {
+        return None;
+    }
+    problem(
+        "agent",
+        format!("not ready; waiting for: {}", pending.join(", ")),
+        "the log says why (kubectl logs), from level warn on; what else is wrong is listed here",
+    )
+}
+
+fn is_last_word(succeeded_at: Option<Timestamp>, failed_at: Timestamp) -> bool {
+    succeeded_at.is_none_or(|succeeded_at| succeeded_at < failed_at)
+}
+
+/// A failure of a role that nobody asks for any more says nothing about today.
+const RECENT: SignedDuration = SignedDuration::from_mins(10);

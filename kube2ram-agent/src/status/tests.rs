@@ -1,0 +1,272 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+fn text(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn pod(name: &str, verdict: Verdict) -> Pod {
+    Pod {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: "0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a".to_owned(),
+        presence: "known".to_owned(),
+        host_network: false,
+        cgroup: text("burstable/pod0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a"),
+        identified_by: text("uid"),
+        listener: text("127.64.0.1:4000"),
+        role: text("acs:ram::1234567890123456:role/team/orders"),
+        verdict,
+        summary: "why".to_owned(),
+        issued_at: Some(at(-600)),
+        expires_at: Some(at(3000)),
+    }
+}
+
+/// An agent of which nothing is wrong.
+fn healthy() -> Status {
+    let program = |name: &str, cgroup: &str| Program { name: name.to_owned(), cgroup: cgroup.to_owned() };
+    let watch = |resource: &str| Watch {
+        resource: resource.to_owned(),
+        heard_at: Some(at(-4)),
+        failing_since: None,
+        lag_seconds: 0,
+        failure: None,
+    };
+    Status {
+        schema: SCHEMA,
+        at: at(0),
+        agent: Agent {
+            version: "0.1.0".to_owned(),
+            node: "node-1".to_owned(),
+            pid: 4711,
+            started_at: at(-93_784),
+            is_draining: false,
+            pending: Vec::new(),
+            log_level: "info".to_owned(),
+            log_level_until: None,
+        },
+        problems: Vec::new(),
+        datapath: Datapath {
+            is_in_force: true,
+            mode: "pods".to_owned(),
+            pods_cgroup: "/sys/fs/cgroup/kubepods".to_owned(),
+            checked_at: Some(at(0)),
+            failures: Vec::new(),
+            programs: vec![
+                program("k2r_egress", "/sys/fs/cgroup/kubepods"),
+                program("k2r_connect4", "/sys/fs/cgroup/kubepods"),
+                program("k2r_task_conn4", "/sys/fs/cgroup"),
+            ],
+            repairs: [("detached".to_owned(), 2)].into(),
+            last_repair: Some(Repair {
+                at: at(-61),
+                kind: "detached".to_owned(),
+                of: "k2r_egress".to_owned(),
+            }),
+            outcomes: [("denied_port".to_owned(), 0), ("redirected".to_owned(), 12)].into(),
+            interception: Interception { arrived_at: Some(at(-3)), failure: None },
+        },
+        forward_guard: ForwardGuard {
+            is_wanted: true,
+            is_in_force: true,
+            has_ipvs: false,
+            repairs: 0,
+            failure: None,
+        },
+        boot_guard: BootGuard { state: "taken_over".to_owned() },
+        api_server: ApiServer {
+            is_synced: true,
+            restored_pods: 0,
+            watches: vec![watch("pods"), watch("namespaces")],
+        },
+        base_credentials: BaseCredentials {
+            source: "node_role".to_owned(),
+            role: text("worker"),
+            account: text("1234567890123456"),
+            expires_at: Some(at(7200)),
+            failed_at: None,
+            failure: None,
+        },
+        sts: Sts {
+            can_issue: true,
+            is_throttled: false,
+            queued: 0,
+            sessions: 1,
+            succeeded_at: Some(at(-600)),
+            last_failure: None,
+        },
+        pods: vec![pod("orders", Verdict::Granted), pod("b", Verdict::Denied)],
+    }
+}
+
+fn failure(kind: &str) -> StsFailure {
+    StsFailure {
+        at: at(-5),
+        kind: kind.to_owned(),
+        code: "Code".to_owned(),
+        message: "words".to_owned(),
+        request_id: text("id"),
+        role: "acs:ram::1:role/a".to_owned(),
+        remedy: "do this".to_owned(),
+    }
+}
+
+#[test]
+fn the_json_is_what_it_was() {
+    let status = healthy();
+    let json = serde_json::to_string_pretty(&status).unwrap();
+
+    insta::assert_snapshot!("status_json", json);
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    let explanation = explanation();
+    let json = serde_json::to_string_pretty(&explanation).unwrap();
+    insta::assert_snapshot!("explanation_json", json);
+    assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
+}
+
+#[test]
+fn the_text_is_aligned_and_says_the_verdict_first() {
+    insta::assert_snapshot!("status_text", healthy().to_text(Paint::Plain));
+    insta::assert_snapshot!("explanation_text", explanation().to_text(Paint::Plain));
+}
+
+fn explanation() -> Explanation {
+    Explanation {
+        schema: SCHEMA,
+        at: at(0),
+        namespace: "shop".to_owned(),
+        name: "orders".to_owned(),
+        steps: vec![
+            Step::new(Stage::Pod, Outcome::Passed, "is known", &[("uid", text("0c5a")), ("node", None)]),
+            Step::new(Stage::Sts, Outcome::Waiting, "is slow", &[]),
+            Step::new(Stage::Answer, Outcome::Failed, "the pod hears 503", &[("status", text("503"))]),
+        ],
+        verdict: Verdict::Unavailable,
+        summary: "STS is slow".to_owned(),
+        remedy: text("wait"),
+    }
+}
+
+#[test]
+fn colours_change_nothing_but_the_colours() {
+    let (plain, painted) = (healthy().to_text(Paint::Plain), healthy().to_text(Paint::Ansi));
+
+    assert!(!plain.contains('\x1b') && painted.contains("\x1b[32mall is well\x1b[0m"), "{painted}");
+    let codes = regex::Regex::new("\x1b\\[[0-9]+m").unwrap();
+    assert_eq!(codes.replace_all(&painted, ""), plain);
+}
+
+#[test]
+fn what_others_wrote_cannot_move_the_terminals_cursor() {
+    let mut status = healthy();
+    status.datapath.failures.push("\x1b[2J\r\nall is well".to_owned());
+    let mut explanation = explanation();
+    explanation.summary = "\u{9b}2J\n".to_owned();
+
+    let shown = [status.to_text(Paint::Plain), explanation.to_text(Paint::Plain)].concat();
+
+    assert!(shown.contains("\u{fffd}[2J\u{fffd}\u{fffd}all is well"), "{shown}");
+    assert!(!shown.contains(['\x1b', '\r', '\u{9b}']));
+}
+
+#[test]
+fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
+    let problems = |change: &dyn Fn(&mut Status)| {
+        let mut status = healthy();
+        change(&mut status);
+        let problems = problems_of(&status);
+        assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
+        problems.into_iter().map(|problem| (problem.part, problem.what)).collect::<Vec<_>>()
+    };
+    let one = |change: &dyn Fn(&mut Status), part: &str, word: &str| {
+        let found = problems(change);
+        assert!(found.len() == 1 && found[0].0 == part && found[0].1.contains(word), "{part}: {found:?}");
+    };
+
+    assert_eq!(problems(&|_| {}), []);
+    assert_eq!(
+        problems(&|status| status.forward_guard =
+            ForwardGuard { is_wanted: false, is_in_force: false, ..status.forward_guard.clone() }),
+        []
+    );
+    assert_eq!(
+        problems(&|status| status.sts.last_failure = Some(failure("denied"))),
+        [],
+        "a role's own fault"
+    );
+    one(&|status| status.agent.pending.push("pods".to_owned()), "agent", "waiting for: pods");
+    one(&|status| status.datapath.failures.push("a link".to_owned()), "datapath", "a link");
+    one(
+        &|status| status.datapath.interception.failure = text("refused"),
+        "datapath",
+        "the last one arrived 3s ago",
+    );
+    one(&|status| status.forward_guard.is_in_force = false, "forward_guard", "not dropped");
+    one(
+        &|status| {
+            let watch = &mut status.api_server.watches[1];
+            (watch.failing_since, watch.failure) = (Some(at(-90)), text("refused"));
+        },
+        "api_server",
+        "namespaces, since 1m 30s ago): refused",
+    );
+    one(
+        &|status| status.base_credentials.failure = text("404"),
+        "base_credentials",
+        "the former ones last 2h more",
+    );
+    one(
+        &|status| {
+            status.base_credentials.failure = text("404");
+            status.base_credentials.expires_at = Some(at(-60));
+        },
+        "base_credentials",
+        "the former ones expired 1m ago",
+    );
+    one(&|status| status.sts.last_failure = Some(failure("base_credentials")), "base_credentials", "Code");
+    one(
+        &|status| status.sts.last_failure = Some(failure("unavailable")),
+        "sts",
+        "STS cannot be asked: Code: words",
+    );
+    let throttled = |status: &mut Status| {
+        status.sts.last_failure = Some(failure("throttled"));
+        status.sts.is_throttled = true;
+    };
+    one(&throttled, "sts", "throttles");
+    let recovered = |status: &mut Status| {
+        status.sts.last_failure = Some(failure("unavailable"));
+        status.sts.succeeded_at = Some(at(-1));
+    };
+    assert_eq!(problems(&recovered), []);
+}
+
+#[test]
+fn exit_codes_are_what_the_help_says() {
+    let mut status = healthy();
+    assert_eq!(status.exit_code(), 0);
+    status.problems.push(Problem { part: "sts".into(), what: "it".into(), remedy: "wait".into() });
+    assert_eq!(status.exit_code(), 1);
+
+    let code = |verdict| Explanation { verdict, ..explanation() }.exit_code();
+    assert_eq!([Verdict::Granted, Verdict::NodeRole, Verdict::Pending].map(code), [0; 3]);
+    assert_eq!([Verdict::Denied, Verdict::NoRole, Verdict::Unavailable].map(code), [1; 3]);
+    assert_eq!(code(Verdict::Unknown), 66);
+}
+
+#[test]
+fn spans_have_their_two_largest_units() {
+    let shown = |seconds| text::span(jiff::SignedDuration::from_secs(seconds));
+
+    let spans = [0, 59, 60, 3_599, 3_600, 3_660, 86_400, 90_061, -5].map(shown);
+
+    assert_eq!(spans, ["0s", "59s", "1m", "59m 59s", "1h", "1h 1m", "1d", "1d 1h", "0s"]);
+    let units: BTreeSet<_> = spans.iter().filter_map(|span| span.chars().last()).collect();
+    assert_eq!(units, ['d', 'h', 'm', 's'].into());
+}

@@ -1,0 +1,352 @@
+//! The documents as text for a terminal: aligned, the verdict first. Pure; used through the parent.
+
+use std::fmt::Write as _;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Explanation, Outcome, Paint, Pod, Status, Verdict, paint::Tone};
+
+/// The width of the names of parts.
+const LABEL: usize = 17;
+/// What a table leaves between its columns.
+const GAP: usize = 2;
+
+/// How long ago `at` was, in the two largest units: `3m 4s ago`.
+pub(super) fn ago(now: Timestamp, at: Timestamp) -> String {
+    format!("{} ago", span(now.duration_since(at)))
+}
+
+/// A span of time in its two largest units.
+pub(super) fn span(span: SignedDuration) -> String {
+    let seconds = span.as_secs().max(0);
+    let parts =
+        [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let from = parts.iter().position(|(count, _)| *count > 0).unwrap_or(parts.len() - 1);
+    let shown =
+        parts[from..].iter().take(2).filter(|(count, unit)| *count > 0 || (*unit == "s" && seconds == 0));
+    shown.map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ")
+}
+
+fn left(now: Timestamp, end: Timestamp) -> String {
+    if end <= now {
+        format!("expired {}", ago(now, end))
+    } else {
+        format!("expire in {}", span(end.duration_since(now)))
+    }
+}
+
+/// Text from elsewhere, made harmless for a terminal.
+fn safe(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+struct Page {
+    text: String,
+    paint: Paint,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn row(&mut self, label: &str, says: &str) {
+        let label = format!("{label:LABEL$}");
+        let label = self.paint.apply(Tone::Strong, &label);
+        self.line(&format!("{label} {}", safe(says)));
+    }
+
+    /// Of a part that has more than one row.
+    fn more(&mut self, says: &str) {
+        self.line(&format!("{:LABEL$} {}", "", safe(says)));
+    }
+}
+
+pub(super) fn status(status: &Status, paint: Paint) -> String {
+    let mut page = Page { text: String::new(), paint };
+    head(&mut page, status);
+    datapath(&mut page, status);
+    guards(&mut page, status);
+    api_server(&mut page, status);
+    cloud(&mut page, status);
+    pods(&mut page, status);
+    page.text
+}
+
+fn head(page: &mut Page, status: &Status) {
+    let Status { agent, problems, at, .. } = status;
+    let (tone, verdict) = match problems.len() {
+        0 => (Tone::Good, "all is well".to_owned()),
+        1 => (Tone::Bad, "1 problem".to_owned()),
+        many => (Tone::Bad, format!("{many} problems")),
+    };
+    let verdict = page.paint.apply(tone, &verdict);
+    page.line(&format!("kube2ram {} on {}: {verdict}", safe(&agent.version), safe(&agent.node)));
+    for problem in problems {
+        let part = page.paint.apply(Tone::Bad, &format!("✗ {:w$}", problem.part, w = LABEL - 2));
+        page.line(&format!("{part} {}", safe(&problem.what)));
+        page.more(&format!("→ {}", problem.remedy));
+    }
+    page.line("");
+    let ready = match agent.pending.as_slice() {
+        [] => "ready".to_owned(),
+        pending => format!("not ready, waiting for: {}", pending.join(", ")),
+    };
+    let draining = if agent.is_draining { "draining, " } else { "" };
+    let up = span(at.duration_since(agent.started_at));
+    page.row("agent", &format!("{draining}{ready}; up {up}; pid {}", agent.pid));
+    let until = agent.log_level_until.map(|until| format!(" for {} more", span(until.duration_since(*at))));
+    page.more(&format!("log level {}{}", agent.log_level, until.unwrap_or_default()));
+}
+
+fn datapath(page: &mut Page, status: &Status) {
+    let Status { datapath, at, .. } = status;
+    let state = if datapath.is_in_force { "in force" } else { "NOT what it should be" };
+    let checked = datapath.checked_at.map(|checked| format!("; checked {}", ago(*at, checked)));
+    let mode = if datapath.mode == "root" {
+        "redirects at the root cgroup"
+    } else {
+        "redirects at the pods' cgroup"
+    };
+    page.row("datapath", &format!("{state}, {mode}{}", checked.unwrap_or_default()));
+    for failure in &datapath.failures {
+        page.more(&format!("✗ {failure}"));
+    }
+    let mut cgroups: Vec<&str> = datapath.programs.iter().map(|program| program.cgroup.as_str()).collect();
+    cgroups.dedup();
+    for cgroup in cgroups {
+        let on = datapath.programs.iter().filter(|program| program.cgroup == cgroup);
+        let names: Vec<_> =
+            on.map(|program| program.name.strip_prefix("k2r_").unwrap_or(&program.name)).collect();
+        page.more(&match &names[..] {
+            [name] => format!("{cgroup}: k2r_{name}"),
+            names => format!("{cgroup}: k2r_{{{}}}", names.join(",")),
+        });
+    }
+    let probe = &datapath.interception;
+    page.more(&match (&probe.failure, probe.arrived_at) {
+        (None, Some(arrived)) => {
+            format!("the agent's own connection to the metadata address arrived {}", ago(*at, arrived))
+        }
+        (Some(failure), _) => format!("✗ the agent's own connection to the metadata address: {failure}"),
+        (None, None) => "the agent's own connection to the metadata address was not tried yet".to_owned(),
+    });
+    let total: u64 = datapath.repairs.values().sum();
+    let kinds = counts(&datapath.repairs);
+    page.more(&match &datapath.last_repair {
+        Some(last) => format!(
+            "drift repaired {total} times ({kinds}), last {}: {} {}",
+            ago(*at, last.at),
+            last.of,
+            last.kind
+        ),
+        None => "no drift since the agent began".to_owned(),
+    });
+    page.more(&format!("kernel: {}", counts(&datapath.outcomes)));
+}
+
+fn counts(counts: &std::collections::BTreeMap<String, u64>) -> String {
+    let counted = counts.iter().filter(|(_, count)| **count > 0);
+    let counted: Vec<_> = counted.map(|(name, count)| format!("{name} {count}")).collect();
+    if counted.is_empty() { "nothing yet".to_owned() } else { counted.join(", ") }
+}
+
+fn guards(page: &mut Page, status: &Status) {
+    let guard = &status.forward_guard;
+    let ipvs = if guard.has_ipvs { ", with rules against IPVS" } else { "" };
+    page.row(
+        "forward guard",
+        &match (guard.is_wanted, guard.is_in_force, &guard.failure) {
+            (false, ..) => "off (--forward-guard=off)".to_owned(),
+            (true, true, _) => format!("in force{ipvs}; repaired {} times", guard.repairs),
+            (true, false, Some(failure)) => format!("✗ not in force: {failure}"),
+            (true, false, None) => "not checked yet".to_owned(),
+        },
+    );
+    page.row(
+        "boot guard",
+        match &*status.boot_guard.state {
+            "absent" => "was not in force at this boot (kube2ram boot-guard install)",
+            "in_force" => "still in force",
+            "taken_over" => "was in force at this boot until an agent took over",
+            _ => "nobody can tell",
+        },
+    );
+}
+
+fn api_server(page: &mut Page, status: &Status) {
+    let mut label = "API server";
+    for watch in &status.api_server.watches {
+        let heard = match watch.heard_at {
+            Some(heard) => format!("heard {}", ago(status.at, heard)),
+            None => "never heard".to_owned(),
+        };
+        let failing = match (watch.failing_since, &watch.failure) {
+            (Some(since), Some(failure)) => {
+                format!(
+                    "; ✗ fails since {} (lag {}): {failure}",
+                    ago(status.at, since),
+                    span(SignedDuration::from_secs(watch.lag_seconds.try_into().unwrap_or(i64::MAX)))
+                )
+            }
+            _ => String::new(),
+        };
+        page.row(label, &format!("{}: {heard}{failing}", watch.resource));
+        label = "";
+    }
+    if status.api_server.restored_pods > 0 {
+        page.more(&format!(
+            "{} pods are known from before the restart only",
+            status.api_server.restored_pods
+        ));
+    }
+}
+
+fn cloud(page: &mut Page, status: &Status) {
+    let Status { base_credentials: base, sts, at, .. } = status;
+    let source = match (&*base.source, &base.role) {
+        ("static_keys", _) => "static keys".to_owned(),
+        (_, Some(role)) => format!("the node's role {role}"),
+        (_, None) => "the node's role".to_owned(),
+    };
+    let account = base.account.as_ref().map(|account| format!(", account {account}")).unwrap_or_default();
+    let expiry = match base.expires_at {
+        Some(end) => left(*at, end),
+        None if base.source == "static_keys" => "expiry unknown to the agent, if they have one".to_owned(),
+        None => "not needed yet".to_owned(),
+    };
+    page.row("base credentials", &format!("{source}{account}; {expiry}"));
+    if let (Some(failure), Some(failed)) = (&base.failure, base.failed_at) {
+        page.more(&format!("✗ {}: {failure}", ago(*at, failed)));
+    }
+    let success = match sts.succeeded_at {
+        Some(succeeded) => format!("last success {}", ago(*at, succeeded)),
+        None => "no success yet".to_owned(),
+    };
+    let throttled = if sts.is_throttled { "✗ throttled; " } else { "" };
+    let known = if sts.can_issue { "" } else { "account and region are not known yet; " };
+    page.row(
+        "STS",
+        &format!("{known}{throttled}{success}; {} sessions held, {} queued", sts.sessions, sts.queued),
+    );
+    if let Some(failure) = &sts.last_failure {
+        let id = failure.request_id.as_ref().map(|id| format!(", request id {id}")).unwrap_or_default();
+        page.more(&format!(
+            "last failure {}: {}: {} ({}{id})",
+            ago(*at, failure.at),
+            failure.code,
+            failure.message,
+            failure.role
+        ));
+    }
+}
+
+fn pods(page: &mut Page, status: &Status) {
+    let denied = status.pods.iter().filter(|pod| pod.verdict == Verdict::Denied).count();
+    let unavailable = status.pods.iter().filter(|pod| pod.verdict == Verdict::Unavailable).count();
+    page.line("");
+    let title = format!(
+        "{} pods; {denied} denied, {unavailable} without credentials that they should have",
+        status.pods.len()
+    );
+    let title = page.paint.apply(Tone::Strong, &title);
+    page.line(&title);
+    if status.pods.is_empty() {
+        return;
+    }
+    const HEAD: [&str; 8] =
+        ["NAMESPACE/POD", "ROLE", "GETS", "CREDENTIALS", "STATE", "LISTENER", "KNOWN BY", "CGROUP"];
+    let rows: Vec<_> = status.pods.iter().map(|pod| pod_row(pod, status.at)).collect();
+    let mut widths = HEAD.map(|name| name.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let head = table_line(&HEAD.map(str::to_owned), &widths, |_, cell| cell.to_owned());
+    let head = page.paint.apply(Tone::Faint, &head);
+    page.line(&head);
+    let paint = page.paint;
+    for (row, pod) in rows.iter().zip(&status.pods) {
+        page.line(&table_line(row, &widths, |column, cell| match column {
+            2 => paint.apply(tone_of(pod.verdict), cell),
+            _ => cell.to_owned(),
+        }));
+        if matches!(pod.verdict, Verdict::Denied | Verdict::Unavailable) {
+            page.line(&format!("  └ {}", safe(&pod.summary)));
+        }
+    }
+}
+
+fn pod_row(pod: &Pod, now: Timestamp) -> [String; 8] {
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), safe);
+    let role = pod.role.as_ref().map(|role| role.split_once(":role/").map_or(&**role, |(_, name)| name));
+    let credentials = match (pod.issued_at, pod.expires_at) {
+        (Some(issued), Some(end)) => format!("{}, {} old", left(now, end), span(now.duration_since(issued))),
+        _ => "-".to_owned(),
+    };
+    let state =
+        if pod.host_network { format!("{}, hostNetwork", pod.presence) } else { pod.presence.clone() };
+    let listener = if pod.listener.is_some() { "own" } else { "host" };
+    [
+        safe(&format!("{}/{}", pod.namespace, pod.name)),
+        safe(role.unwrap_or("-")),
+        pod.verdict.as_str().to_owned(),
+        credentials,
+        state,
+        listener.to_owned(),
+        match &pod.identified_by {
+            Some(by) => format!("{by} {}", pod.uid),
+            None => format!("no cgroup, uid {}", pod.uid),
+        },
+        text(&pod.cgroup),
+    ]
+}
+
+fn table_line<const N: usize>(
+    row: &[String; N],
+    widths: &[usize; N],
+    shown: impl Fn(usize, &str) -> String,
+) -> String {
+    let mut line = String::new();
+    for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+        line.push_str(&shown(column, cell));
+        if column + 1 < N {
+            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + GAP));
+        }
+    }
+    line
+}
+
+fn tone_of(verdict: Verdict) -> Tone {
+    match verdict {
+        Verdict::Denied | Verdict::Unavailable | Verdict::Unknown => Tone::Bad,
+        Verdict::Granted => Tone::Good,
+        Verdict::NoRole | Verdict::NodeRole => Tone::Faint,
+        Verdict::Pending => Tone::Uneasy,
+    }
+}
+
+pub(super) fn explanation(explanation: &Explanation, paint: Paint) -> String {
+    let mut page = Page { text: String::new(), paint };
+    let title = format!("{}/{}", explanation.namespace, explanation.name);
+    let title = paint.apply(Tone::Strong, &safe(&title));
+    page.line(&title);
+    for step in &explanation.steps {
+        let (tone, mark) = match step.outcome {
+            Outcome::Failed => (Tone::Bad, '✗'),
+            Outcome::Passed => (Tone::Good, '✓'),
+            Outcome::Waiting => (Tone::Uneasy, '…'),
+        };
+        let mark = paint.apply(tone, &mark.to_string());
+        page.line(&format!("{mark} {:9} {}", step.stage.as_str(), safe(&step.says)));
+    }
+    let verdict = explanation.verdict.as_str().to_uppercase().replace('_', " ");
+    let verdict = paint.apply(tone_of(explanation.verdict), &verdict);
+    page.line(&format!("\n{verdict}: {}", safe(&explanation.summary)));
+    if let Some(remedy) = &explanation.remedy {
+        let _infallible = writeln!(page.text, "→ {}", safe(remedy));
+    }
+    page.text
+}
