@@ -42,11 +42,13 @@ impl ControlPlane {
         let authority = Authority::new().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         let (certificate, key) = authority.certificate(&["127.0.0.1", "localhost"]).unwrap();
-        let (_, signing_key) = authority.certificate(&["service-accounts"]).unwrap();
+        let (verifying_key, signing_key) = authority.certificate(&["service-accounts"]).unwrap();
         let files = [
             ("ca.crt", authority.pem()),
             ("tls.crt", &certificate),
             ("tls.key", &key),
+            // A certificate does for a public key.
+            ("sa.crt", &verifying_key),
             ("sa.key", &signing_key),
             // Who they are is written here; what they may do is RBAC's.
             ("tokens.csv", "admin-token,admin,admin,system:masters\ntenant-token,tenant,tenant,\n"),
@@ -70,7 +72,7 @@ impl ControlPlane {
             format!("--tls-cert-file={}", at("tls.crt")),
             format!("--tls-private-key-file={}", at("tls.key")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-key-file={}", at("sa.key")),
+            format!("--service-account-key-file={}", at("sa.crt")),
             format!("--service-account-signing-key-file={}", at("sa.key")),
             "--service-cluster-ip-range=10.255.0.0/24".to_owned(),
             "--authorization-mode=RBAC".to_owned(),
