@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::{
     command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+    manifests,
     musl::{Arch, CLANG},
 };
 
@@ -22,8 +23,9 @@ const LLVM_PACKAGES: (&str, &[&str]) = (
     &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
 );
 /// What the sandbox and the tests call: a program that tells, and its package.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("bpftool", "bpftool"),
+    ("crun", "crun"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
@@ -33,10 +35,14 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("strace", "strace"),
 ];
 
+/// What else: a file that tells, and its package. The seccomp profile of runtimes.
+const FILES: [(&str, &str); 1] = [("/usr/share/containers/seccomp.json", "golang-github-containers-common")];
+
 /// Everything, for `cargo xtask setup`.
 pub(crate) fn everything() -> Result<()> {
     static_building(&Arch::ALL)?;
     programs()?;
+    manifests::tools()?;
     say("everything is there");
     Ok(())
 }
@@ -68,6 +74,8 @@ pub(crate) fn image() -> Result<()> {
 
 /// What the sandbox and the tests need besides.
 pub(crate) fn programs() -> Result<()> {
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    install(&files.map(|(_, package)| *package).collect::<Vec<_>>())?;
     missing(&PROGRAMS)
 }
 

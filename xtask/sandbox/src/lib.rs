@@ -6,6 +6,7 @@ pub mod agent;
 pub mod bench;
 pub mod client;
 pub mod clock;
+pub mod container;
 pub mod node;
 mod sandbox;
 mod secrets;

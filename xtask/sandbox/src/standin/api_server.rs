@@ -155,6 +155,11 @@ impl ApiServer {
         self.server.handler.forbids_patches.store(forbid, Ordering::SeqCst);
     }
 
+    /// Answers 401 from now on to whoever does not show this token.
+    pub fn require_token(&self, token: &str) {
+        *locked(&self.server.handler.token) = Some(format!("Bearer {token}"));
+    }
+
     /// The Events that were posted or patched.
     pub fn events(&self) -> Vec<Value> {
         locked(&self.server.handler.events).clone()
@@ -173,6 +178,7 @@ struct State {
     interference: Mutex<Option<Value>>,
     requests: Mutex<Vec<String>>,
     store: Arc<Store>,
+    token: Mutex<Option<String>>,
 }
 
 impl Handler for State {
@@ -185,6 +191,10 @@ impl Handler for State {
 
 impl State {
     fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
+        let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        if locked(&self.token).as_deref().is_some_and(|token| shown != Some(token.as_bytes())) {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
         let query = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
             .into_owned()
             .collect::<HashMap<_, _>>();
@@ -304,6 +314,7 @@ fn status_object(status: StatusCode, message: &str) -> Value {
         StatusCode::FORBIDDEN => "Forbidden",
         StatusCode::GONE => "Expired",
         StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::UNAUTHORIZED => "Unauthorized",
         _ => "BadRequest",
     };
     json!({
