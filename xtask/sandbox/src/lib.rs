@@ -7,6 +7,7 @@ pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod node;
+pub mod prometheus;
 mod sandbox;
 mod secrets;
 pub mod sdk;
