@@ -85,6 +85,7 @@ pub(crate) fn sandbox_binary(release: bool) -> Result<PathBuf> {
 pub(crate) fn test(no_skip: bool) -> Result<()> {
     setup::building()?;
     setup::programs()?;
+    setup::prometheus()?;
     let objects = ebpf::build()?;
     say("rungs 0 and 1: pure functions, and components against stand-ins");
     let workspace = ["test", "--locked", "--workspace"];
