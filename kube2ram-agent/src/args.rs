@@ -146,6 +146,8 @@ pub struct Config {
     pub node: String,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
+    /// What becomes of connections to the metadata server that pods opened before the programs were in force.
+    pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
     pub pass_through_rate: u32,
     /// The cgroup of all pods; found by looking when `None`.
@@ -208,6 +210,15 @@ pub enum MetadataPolicy {
     Standard,
     /// Those of a list: where the pod runs, and the network there.
     Strict,
+}
+
+/// What becomes of connections to the metadata server that are older than the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpenConnections {
+    /// Nothing more of them arrives anywhere.
+    Cut,
+    /// They go on, to whomever they lead.
+    Keep,
 }
 
 /// Where a setting comes from.
@@ -328,6 +339,7 @@ impl Command {
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,
+                metadata: *flags.metadata_addr.ip(),
                 pods_cgroup: flags.pods_cgroup,
             })),
             Some(Subcommand::Ready) => {
@@ -346,6 +358,7 @@ impl Config {
         NodePaths {
             bpf_dir: self.bpf_dir.clone(),
             cgroup_root: self.cgroup_root.clone(),
+            metadata: *self.metadata_addr.ip(),
             pods_cgroup: self.pods_cgroup.clone(),
         }
     }
@@ -401,6 +414,7 @@ impl Config {
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
             node,
             notices,
+            open_connections: flags.open_connections,
             pass_through_rate: flags.pass_through_rate,
             pods_cgroup: flags.pods_cgroup,
             require_token: flags.require_token,

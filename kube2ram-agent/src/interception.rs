@@ -239,6 +239,7 @@ mod tests {
             own_cgroup: "/pods/own".into(),
             metadata: MetadataAddr(nowhere),
             agent: AgentAddr(nowhere),
+            keeps_open: false,
             debug: false,
         };
         Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())

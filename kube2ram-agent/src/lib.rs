@@ -34,6 +34,7 @@ pub mod snapshot;
 pub mod state_dir;
 pub mod status;
 pub mod handover;
+pub mod ancestor;
 pub mod preflight;
 pub mod probe;
 pub mod uninstall;

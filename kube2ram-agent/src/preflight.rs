@@ -1,15 +1,16 @@
 //! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same checks at its start and refuses.
-//! Depends on `datapath`, `boot_guard` and `identity`, and on procfs; called by `main` and `app`.
+//! Depends on `datapath`, `boot_guard`, `ancestor` and `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
     fmt, fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    boot_guard,
+    ancestor, boot_guard,
     datapath::{self, Attachment, BootGuard, attachments, check_bpffs, kernel_version},
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
@@ -22,6 +23,8 @@ pub struct NodePaths {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
+    /// The metadata server's address.
+    pub metadata: Ipv4Addr,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
 }
@@ -30,7 +33,21 @@ pub struct NodePaths {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     condition: &'static str,
-    outcome: Result<String, String>,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// An agent can run, and something else is amiss.
+    Amiss(String),
+    Met(String),
+    Unmet(String),
+}
+
+impl From<Result<String, String>> for Outcome {
+    fn from(checked: Result<String, String>) -> Self {
+        checked.map_or_else(Self::Unmet, Self::Met)
+    }
 }
 
 /// All conditions, one a line.
@@ -54,25 +71,37 @@ impl Preflight {
             ),
             ("cgroup v1", read("/proc/self/mounts").and_then(|mounts| check_v1(version, &mounts))),
         ];
+        let check = |condition, outcome: Result<String, String>| Check { condition, outcome: outcome.into() };
         let mut checks: Vec<_> =
-            outcomes.into_iter().map(|(condition, outcome)| Check { condition, outcome }).collect();
+            outcomes.into_iter().map(|(condition, outcome)| check(condition, outcome)).collect();
         let root = find_cgroup_root(paths.cgroup_root.as_deref()).map_err(|error| chain(&error));
         let pods = root.clone().and_then(|root| {
             find_pods_cgroup(&root, paths.pods_cgroup.as_deref()).map_err(|error| chain(&error))
         });
         let others = root.clone().and_then(|root| check_attachments(&root, &pods.clone()?));
         let shown = |path: PathBuf| path.display().to_string();
-        checks.push(Check { condition: "cgroup v2", outcome: root.map(shown) });
-        checks.push(Check { condition: "pods' cgroup", outcome: pods.and_then(|pods| check_pods(&pods)) });
-        checks.push(Check { condition: "other programs", outcome: others });
-        checks.push(Check { condition: "boot guard", outcome: Ok(tell_boot_guard(&paths.bpf_dir)) });
+        checks.push(check("cgroup v2", root.map(shown)));
+        checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&pods))));
+        checks.push(check("other programs", others));
+        checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
+        let ancestors = tell_ancestors(paths.metadata).into_iter();
+        checks.extend(ancestors.map(|outcome| Check { condition: "ancestors", outcome }));
         Self(checks)
+    }
+
+    /// What does not keep an agent from running.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|Check { outcome, .. }| match outcome {
+            Outcome::Amiss(text) => Some(text.as_str()),
+            Outcome::Met(_) | Outcome::Unmet(_) => None,
+        })
     }
 
     /// The conditions that are not met, with their remedies.
     pub fn failures(&self) -> impl Iterator<Item = String> {
-        self.0.iter().filter_map(|Check { condition, outcome }| {
-            outcome.as_ref().err().map(|reason| format!("{condition}: {reason}"))
+        self.0.iter().filter_map(|Check { condition, outcome }| match outcome {
+            Outcome::Unmet(reason) => Some(format!("{condition}: {reason}")),
+            Outcome::Amiss(_) | Outcome::Met(_) => None,
         })
     }
 }
@@ -81,8 +110,9 @@ impl fmt::Display for Preflight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Check { condition, outcome }) in self.0.iter().enumerate() {
             let (mark, text) = match outcome {
-                Ok(text) => ('✓', text),
-                Err(text) => ('✗', text),
+                Outcome::Amiss(text) => ('!', text),
+                Outcome::Met(text) => ('✓', text),
+                Outcome::Unmet(text) => ('✗', text),
             };
             let end = if index == 0 { "" } else { "\n" };
             write!(f, "{end}{mark} {condition:<16} {text}")?;
@@ -186,6 +216,16 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
     }
 }
 
+/// What an ancestor left is no failure: an agent that refused to run beside it could not take its place without an outage, and what is redirected by
+/// programs does not meet its rules.
+fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
+    match ancestor::leftovers(metadata) {
+        Ok(leftovers) if leftovers.is_empty() => vec![Outcome::Met("left nothing".to_owned())],
+        Ok(leftovers) => leftovers.iter().map(|leftover| Outcome::Amiss(leftover.to_string())).collect(),
+        Err(error) => vec![Outcome::Amiss(chain(&error))],
+    }
+}
+
 fn check_pods(pods: &Path) -> Result<String, String> {
     if is_populated(pods) {
         return Ok(pods.display().to_string());
@@ -253,10 +293,18 @@ mod tests {
     #[test]
     fn each_condition_has_a_line() {
         let check = |outcome| Check { condition: "kernel", outcome };
-        let preflight =
-            Preflight(vec![check(Ok("new".to_owned())), check(Err("old: boot a new one".to_owned()))]);
+        let text = str::to_owned;
+        let preflight = Preflight(vec![
+            check(Ok(text("new")).into()),
+            check(Outcome::Amiss(text("odd"))),
+            check(Err(text("old: boot a new one")).into()),
+        ]);
 
-        assert_eq!(preflight.to_string(), "✓ kernel           new\n✗ kernel           old: boot a new one");
+        assert_eq!(
+            preflight.to_string(),
+            "✓ kernel           new\n! kernel           odd\n✗ kernel           old: boot a new one"
+        );
         assert_eq!(preflight.failures().collect::<Vec<_>>(), ["kernel: old: boot a new one"]);
+        assert_eq!(preflight.warnings().collect::<Vec<_>>(), ["odd"]);
     }
 }

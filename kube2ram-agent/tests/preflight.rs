@@ -74,7 +74,7 @@ fn a_node_that_has_everything_passes_before_and_while_an_agent_runs() {
     for output in [before, meanwhile] {
         assert!(output.status.success(), "{output:?}");
         let lines = String::from_utf8(output.stdout).unwrap();
-        assert!(lines.lines().count() == 9 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
+        assert!(lines.lines().count() == 10 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
     }
 }
 
@@ -88,6 +88,78 @@ fn names_what_is_missing() {
     assert_eq!(unmet.len(), 2, "{unmet:?}");
     assert!(unmet[0].contains("mount -t bpf bpf /sys/fs/bpf"), "{unmet:?}");
     assert!(unmet[1].contains("holds no process"), "{unmet:?}");
+}
+
+/// A network namespace with nothing but a loopback device, removed at the end.
+struct Alone(String);
+
+impl Alone {
+    fn new(name: &str) -> Self {
+        let name = format!("kube2ram-{name}-{}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]));
+        let alone = Self(name);
+        alone.shell("ip link set lo up");
+        alone
+    }
+
+    fn shell(&self, command: &str) -> Output {
+        let output =
+            Command::new("ip").args(["netns", "exec", &self.0, "sh", "-c", command]).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        output
+    }
+
+    /// What preflight says of ancestors, whatever else it finds.
+    fn ancestors(&self) -> Vec<String> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, AGENT, "preflight", "--metadata-addr=100.100.100.201"]);
+        let Output { stdout, stderr, .. } = command.output().unwrap();
+        let lines = String::from_utf8([stdout, stderr].concat()).unwrap();
+        let lines: Vec<_> =
+            lines.lines().filter(|line| line.contains(" ancestors  ")).map(str::to_owned).collect();
+        assert!(!lines.is_empty());
+        lines
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        run(Command::new("ip").args(["netns", "delete", &self.0]));
+    }
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_command_that_it_says_removes_a_rule_of_an_ancestor() {
+    let alone = Alone::new("leftovers");
+    let nothing = ["✓ ancestors        left nothing"];
+    let rule =
+        "PREROUTING -p tcp -d 100.100.100.201 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 -i cali+";
+    alone.shell(&format!("iptables-nft -t nat -A {}", rule.replace("201", "200")));
+    assert_eq!(alone.ancestors(), nothing, "of another address than --metadata-addr");
+
+    for add in [
+        format!("iptables-nft -t nat -A {rule}"),
+        format!("iptables-legacy -t nat -A {rule}"),
+        format!("iptables-legacy -t nat -A {rule} -m comment --comment 'by hand'"),
+        "nft add rule ip nat PREROUTING ip daddr 100.100.100.201 tcp dport 80 redirect to :8181".to_owned(),
+    ] {
+        alone.shell(&add);
+
+        let lines = alone.ancestors();
+
+        assert_eq!(lines.len(), 1, "{add}: {lines:?}");
+        assert!(lines[0].starts_with("! ancestors"), "{lines:?}");
+        alone.shell(lines[0].rsplit_once("is gone: ").unwrap().1);
+        assert_eq!(alone.ancestors(), nothing, "{add}: {lines:?}");
+    }
+    // The other one's is as it was.
+    let left = alone.shell("iptables-nft -t nat -S PREROUTING");
+    assert!(String::from_utf8(left.stdout).unwrap().contains("-d 100.100.100.200/32"));
 }
 
 #[test]

@@ -37,8 +37,8 @@ abi!(
         metadata_port_be: u16,
         /// TCP port of the agent's listener on the host, network byte order.
         agent_port_be: u16,
-        /// Zero.
-        reserved: u32,
+        /// [`CONFIG_KEEPS_OPEN`] or zero.
+        flags: u32,
     }
 );
 
@@ -103,6 +103,9 @@ abi!(
         reserved: u32,
     }
 );
+
+/// Connections to the metadata server go on that were open before the programs were in force.
+pub const CONFIG_KEEPS_OPEN: u32 = 1;
 
 /// The key in the target map that holds for every cgroup without an entry of its own. No cgroup has the id 0.
 pub const DEFAULT_TARGET: u64 = 0;
@@ -185,6 +188,8 @@ counters! {
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.
     HandedOver = "handed_over",
+    /// A packet of a connection to the metadata server from before the programs, which were told to keep those.
+    KeptOpen = "kept_open",
     /// Not handed over: the record was contested, too old, or vanished during the hand-over.
     NotHandedOver = "not_handed_over",
     /// One of the agent's own sockets passed.

@@ -94,7 +94,7 @@ mod tests {
         agent_addr_be: addr_be(Ipv4Addr::new(192, 0, 2, 1)),
         metadata_port_be: port_be(80),
         agent_port_be: port_be(8181),
-        reserved: 0,
+        flags: 0,
         pods_cgroup: 0,
     };
     const ATTEMPT: Attempt = Attempt {

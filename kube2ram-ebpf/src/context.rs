@@ -218,6 +218,32 @@ impl Packet {
         false
     }
 
+    /// Whether it is of a TCP connection to `port_be` and does not open it: the whole header in one fragment, no options of IP's, no SYN. What opens one now
+    /// is redirected before there is a packet, so that such a connection is older.
+    #[inline(always)]
+    pub(crate) fn goes_on(&self, port_be: u16) -> bool {
+        const VERSION_4_WITHOUT_OPTIONS: u8 = 0x45;
+        const FRAGMENT: usize = 6;
+        const FRAGMENT_OFFSET_OR_MORE: u16 = 0x3fff_u16.to_be();
+        const PROTOCOL: usize = 9;
+        const IPPROTO_TCP: u8 = 6;
+        const TCP_PORT: usize = 22;
+        const TCP_FLAGS: usize = 33;
+        const SYN: u8 = 2;
+        // One by one: no value is carried past a join that one branch did not set.
+        if self.0.load::<u8>(0) != Ok(VERSION_4_WITHOUT_OPTIONS)
+            || self.0.load::<u8>(PROTOCOL) != Ok(IPPROTO_TCP)
+        {
+            return false;
+        }
+        let Ok(fragment) = self.0.load::<u16>(FRAGMENT) else { return false };
+        if fragment & FRAGMENT_OFFSET_OR_MORE != 0 || self.0.load::<u16>(TCP_PORT) != Ok(port_be) {
+            return false;
+        }
+        let Ok(flags) = self.0.load::<u8>(TCP_FLAGS) else { return false };
+        flags & SYN == 0
+    }
+
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {

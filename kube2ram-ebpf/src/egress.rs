@@ -2,7 +2,7 @@
 //! connect hook, another program's rewrite, DNAT in the pod's namespace (it runs after that), source routing.
 
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
-use kube2ram_common::abi::Counter;
+use kube2ram_common::abi::{CONFIG_KEEPS_OPEN, Counter};
 
 use crate::{
     context::Packet,
@@ -24,6 +24,10 @@ pub(crate) fn k2r_egress(context: SkBuffContext) -> i32 {
         return ALLOW;
     }
     if packet.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
+        return ALLOW;
+    }
+    if config.flags & CONFIG_KEEPS_OPEN != 0 && packet.goes_on(config.metadata_port_be) {
+        count(Counter::KeptOpen);
         return ALLOW;
     }
     count(Counter::DeniedEgress);

@@ -21,10 +21,11 @@ const LLVM_PACKAGES: (&str, &[&str]) = (
     &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
 );
 /// What the sandbox and the tests call: a program that tells, and its package.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("bpftool", "bpftool"),
     ("curl", "curl"),
     ("ip", "iproute2"),
+    ("iptables", "iptables"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("python3", "python3-minimal"),
@@ -84,10 +85,7 @@ pub(crate) fn prometheus() -> Result<()> {
 
 /// What a bench compares with, and what it loads servers with.
 pub(crate) fn bench() -> Result<()> {
-    let programs = [("iptables", "iptables"), ("wrk", "wrk")];
-    let missing: Vec<&str> =
-        programs.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
-    install(&missing)
+    if in_path("wrk") { Ok(()) } else { install(&["wrk"]) }
 }
 
 fn rust_sources() -> Result<()> {

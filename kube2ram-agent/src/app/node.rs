@@ -5,9 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use tracing::warn;
+
 use super::AppError;
 use crate::{
-    args::Config,
+    args::{Config, OpenConnections},
     datapath::{AgentAddr, MetadataAddr, Settings},
     handover::Hello,
     identity::{CgroupId, CgroupTree, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
@@ -36,7 +38,11 @@ impl Node {
         let pods_cgroup =
             find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
         let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
-        let unmet: Vec<_> = Preflight::of_node(&config.node_paths()).failures().collect();
+        let preflight = Preflight::of_node(&config.node_paths());
+        for warning in preflight.warnings() {
+            warn!(warning, "preflight found something that does not keep the agent from running");
+        }
+        let unmet: Vec<_> = preflight.failures().collect();
         if !unmet.is_empty() {
             return Err(AppError::Preflight(unmet.join("; ")));
         }
@@ -55,6 +61,7 @@ impl Node {
                 pods_cgroup,
                 metadata: MetadataAddr(config.metadata_addr),
                 agent: AgentAddr(agent),
+                keeps_open: config.open_connections == OpenConnections::Keep,
                 debug: config.debug,
             },
         })

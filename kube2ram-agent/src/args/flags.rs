@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, Output, value};
+use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, value};
 use crate::{
     cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
 };
@@ -237,6 +237,10 @@ pub(super) struct Flags {
     /// The node's address, at which the host's listener serves. Without it, the one from which the node would send to the outside
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,
+    /// What becomes of connections to the metadata server that pods opened before kube2ram was in force: cut, or keep, for the time of a migration
+    /// alone. Kept ones go on to whomever they lead, an ancestor's agent or the real server with the node's role
+    #[arg(long, value_enum, default_value = "cut", hide_possible_values = true, help_heading = "Node")]
+    pub(super) open_connections: OpenConnections,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,

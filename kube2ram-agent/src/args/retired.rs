@@ -8,11 +8,12 @@ use super::value;
 const UNKNOWN_PODS: &str = "a pod that is not known yet is waited for, within a fixed deadline";
 
 /// Name, whether it is a switch, and what happens instead.
-const FLAGS: [(&str, bool, &str); 6] = [
+const FLAGS: [(&str, bool, &str); 7] = [
     ("backoff-max-elapsed-time", false, UNKNOWN_PODS),
     ("backoff-max-interval", false, UNKNOWN_PODS),
     ("cache-resync-period", false, "watches keep pods and namespaces up to date"),
     ("host-interface", false, "pods are recognised by their cgroup, whatever interface they use"),
+    ("iam-role-error-ttl", false, "what STS refused is remembered for a while, by its reason"),
     ("iptables", true, "connections are redirected by eBPF programs, without iptables rules"),
     ("resolve-duplicate-cache-ips", true, "pods that share an IP address are told apart by their cgroup"),
 ];

@@ -161,6 +161,62 @@ fn takes_the_ancestors_manifest_as_it_stands() {
     );
 }
 
+/// The arguments of the DaemonSets that the ancestors publish, and what a cluster's administrator would have put into them.
+#[test]
+fn takes_the_published_manifests_of_both_ancestors() {
+    let variables = [("HOST_IP", "10.0.0.42"), ("NODE_NAME", "cn-hangzhou.10.0.0.42")];
+    // Go kube2ram: kustomize/daemonset.yaml and examples/ack-example.yml at 5ac394c.
+    let kube2ram = "--app-port=8181 --iptables=true --host-ip=10.0.0.42 --host-interface=cni0 --verbose --auto-discover-default-role";
+    // kube2iam: kustomize/base/daemonset.yaml at 2e3cbd5.
+    let kube2iam = "--host-ip=10.0.0.42 --iptables=true --node=cn-hangzhou.10.0.0.42";
+    // kube2iam: charts/kube2iam/templates/daemonset.yaml at 39fc48d, with extraArgs for Alibaba Cloud and a metrics port of its own.
+    let chart = "--host-interface=cali+ --node=cn-hangzhou.10.0.0.42 --host-ip=10.0.0.42 --iptables=true \
+                 --base-role-arn=acs:ram::123456789012:role/ --iam-role-key=iam.amazonaws.com/role \
+                 --iam-external-id=iam.amazonaws.com/external-id --iam-role-session-ttl=15m --iam-role-error-ttl=1m \
+                 --namespace-restrictions --namespace-restriction-format=regexp --namespace-key=iam.amazonaws.com/allowed-roles \
+                 --cache-resync-period=30m --resolve-duplicate-cache-ips --backoff-max-interval=1s --backoff-max-elapsed-time=2s \
+                 --use-regional-sts-endpoint --log-format=json --log-level=info --verbose --app-port=8181 --metrics-port=9543";
+
+    for (manifest, notices) in [(kube2ram, 2), (kube2iam, 1), (chart, 7)] {
+        let config = parse(manifest, &variables).unwrap();
+
+        assert_eq!(config.app_port, 8181, "{manifest}");
+        assert_eq!(config.node, "cn-hangzhou.10.0.0.42");
+        assert_eq!(config.host_ip, Some("10.0.0.42".parse().unwrap()));
+        assert_eq!(config.notices.len(), notices, "{:?}", config.notices);
+    }
+    let config = parse(chart, &variables).unwrap();
+    assert_eq!(config.base_arn, base("acs:ram::123456789012:role/"));
+    assert_eq!(
+        config.annotation_keys.all()[..2],
+        ["iam.amazonaws.com/role", "iam.amazonaws.com/external-id"]
+    );
+    assert_eq!(&*config.namespace_key, "iam.amazonaws.com/allowed-roles");
+    assert_eq!(config.namespace_restrictions, Some(PatternFormat::Regexp));
+    assert_eq!((config.session_duration, config.metrics_port), (Duration::from_secs(1800), 9543));
+    // Two that are refused, with what to do: pods reach the app port, and an account of another cloud's has no roles here.
+    assert!(
+        parse(&format!("{kube2iam} --metrics-port=8181"), &variables)
+            .unwrap_err()
+            .to_string()
+            .contains("change one of them")
+    );
+    let foreign = format!("{kube2iam} --base-role-arn=arn:aws:iam::123456789012:role/");
+    assert!(parse(&foreign, &variables).unwrap_err().to_string().contains("--base-role-arn"));
+}
+
+#[test]
+fn open_connections_are_cut_unless_they_are_to_be_kept() {
+    assert_eq!(config("").unwrap().open_connections, OpenConnections::Cut);
+    assert_eq!(config("--open-connections=keep").unwrap().open_connections, OpenConnections::Keep);
+    // The last one wins, and so a manifest's over a variable's.
+    assert_eq!(
+        config("--open-connections=keep --open-connections=cut").unwrap().open_connections,
+        OpenConnections::Cut
+    );
+    assert!(refusal("--open-connections=true").contains("--open-connections"));
+}
+
 #[test]
 fn defaults_are_the_ancestors() {
     let config = config("").unwrap();

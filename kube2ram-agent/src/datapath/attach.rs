@@ -35,6 +35,8 @@ pub struct Settings {
     pub metadata: MetadataAddr,
     /// What they get instead: the listener in the host's namespace, listening already.
     pub agent: AgentAddr,
+    /// Let connections to the metadata server go on that are older than the programs.
+    pub keeps_open: bool,
     /// Log every verdict.
     pub debug: bool,
 }

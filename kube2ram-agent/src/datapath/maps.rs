@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage};
 use kube2ram_common::{
-    abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
+    abi::{CONFIG_KEEPS_OPEN, Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
     connection::{addr_be, port_be},
     names::map,
 };
@@ -79,7 +79,7 @@ fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
         agent_addr_be: addr_be(*agent.ip()),
         metadata_port_be: port_be(metadata.port()),
         agent_port_be: port_be(agent.port()),
-        reserved: 0,
+        flags: if settings.keeps_open { CONFIG_KEEPS_OPEN } else { 0 },
     })
 }
 

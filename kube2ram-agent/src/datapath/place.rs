@@ -48,7 +48,7 @@ impl Place {
     }
 }
 
-/// Egress first: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
+/// Egress first, unless it keeps them: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
 /// names are cosmetic. What sockets from elsewhere need comes last, after what rewrites the legitimate.
 const PODS: [(Place, &str); 12] = [
     (Place::Agent, program::SOCK_OPS),
@@ -85,11 +85,16 @@ impl Mode {
         if is_root { Self::Root } else { Self::Pods }
     }
 
-    fn programs(self) -> &'static [(Place, &'static str)] {
-        match self {
+    /// In the order in which they come into force. Where open connections are kept, egress is the last: it would drop the SYN of a connect(2) from just
+    /// before what redirects, which would then wait for its timeout.
+    fn programs(self, keeps_open: bool) -> Vec<(Place, &'static str)> {
+        let programs: &[_] = match self {
             Self::Pods => &PODS,
             Self::Root => &ROOT,
-        }
+        };
+        let is_late = |(_, name): &(Place, &str)| keeps_open && *name == program::EGRESS;
+        let (late, first): (Vec<_>, Vec<_>) = programs.iter().copied().partition(is_late);
+        [first, late].concat()
     }
 
     /// Puts this mode's programs in force, then takes away what only the other one has. In between a redirected connection is not vouched for.
@@ -102,15 +107,16 @@ impl Mode {
         // An agent that once ran elsewhere would leave its program, never updated again, in force there.
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
-        let programs = || self.programs().iter().filter(|(place, _)| is_needed(*place));
+        let mut programs = self.programs(settings.keeps_open);
+        programs.retain(|(place, _)| is_needed(*place));
         let mut links = Vec::new();
-        for (place, program) in programs() {
+        for &(place, program) in &programs {
             let cgroup = place.cgroup(settings);
             let (link, outcome) = Link::ensure(ebpf, program, cgroup, pins.link(place.name(), program))?;
             tracing::info!(program, cgroup = %cgroup.display(), ?outcome, "program in force");
             links.push(link);
         }
-        let others = PODS.iter().chain(&ROOT).filter(|other| programs().all(|program| program != *other));
+        let others = PODS.iter().chain(&ROOT).filter(|other| !programs.contains(other));
         for (place, program) in others {
             pins::remove(&pins.link(place.name(), program))?;
         }
@@ -125,15 +131,19 @@ mod tests {
     #[test]
     fn egress_is_the_first_of_the_pods_programs_and_what_redirects_has_its_hand_over() {
         for mode in [Mode::Pods, Mode::Root] {
-            let names: Vec<_> = mode.programs().iter().map(|(_, name)| *name).collect();
+            let programs = mode.programs(false);
+            let names: Vec<_> = programs.iter().map(|(_, name)| *name).collect();
             let at = |name| names.iter().rposition(|other| *other == name).unwrap();
             let connect4 = if mode == Mode::Pods { program::CONNECT4 } else { program::ROOT_CONNECT4 };
 
-            assert!(
-                mode.programs().iter().find(|(place, _)| *place == Place::Pods).unwrap().1 == program::EGRESS
-            );
+            assert!(programs.iter().find(|(place, _)| *place == Place::Pods).unwrap().1 == program::EGRESS);
             assert!(at(program::SOCK_OPS) < at(connect4), "{mode:?}");
             assert!(at(connect4) < at(program::PEER_NAME4), "{mode:?}");
+
+            let mut keeping = mode.programs(true);
+            assert_eq!(keeping.pop(), Some((Place::Pods, program::EGRESS)), "{mode:?}");
+            let others: Vec<_> = programs.iter().filter(|(_, name)| *name != program::EGRESS).collect();
+            assert!(keeping.iter().eq(others), "{mode:?}");
         }
     }
 

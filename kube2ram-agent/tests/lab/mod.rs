@@ -57,6 +57,7 @@ impl Lab {
             own_cgroup: own_cgroup(&self.cgroup),
             metadata: MetadataAddr(METADATA),
             agent: AgentAddr(self.agent()),
+            keeps_open: false,
             debug: false,
         }
     }

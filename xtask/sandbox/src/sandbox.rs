@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     env,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     secrets,
-    standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Sts},
+    standin::{Accounts, Ancestor, ApiServer, Bind, Metadata, PodManifest, Sts},
 };
 
 /// A machine that looks like a cluster to whoever runs on it. Dropping it removes everything.
@@ -196,6 +196,18 @@ impl Sandbox {
     /// The account that STS and the metadata server serve.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// An ancestor's agent on the node, on a port of all its addresses, which knows the pods that exist by now and their annotations.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn ancestor(&self) -> Result<Ancestor> {
+        let role =
+            |pod: &Pod| Some((pod.ip().into(), pod.spec().annotations.get("ram.aliyuncs.com/role")?.clone()));
+        let roles = self.pods.values().filter_map(role).collect();
+        let bind = Bind::new((Ipv4Addr::UNSPECIFIED, 0).into(), TcpListener::bind);
+        Ancestor::start(bind, Arc::clone(&self.accounts), roles)
     }
 
     /// The API server.

@@ -1,8 +1,9 @@
-//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server and the API server, each a real HTTP
+//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server, the API server and an ancestor's agent, each a real HTTP
 //! server on its own thread, so that blocking and asynchronous tests can both use them. Depends on nothing else of this crate but
 //! the clock; called by `sandbox` and by tests.
 
 mod account;
+mod ancestor;
 mod api_server;
 
 mod metadata;
@@ -13,6 +14,7 @@ mod sts;
 pub(crate) use self::signature::hex_sha256;
 pub use self::{
     account::{AccessKey, Accounts, Principal, Role},
+    ancestor::Ancestor,
     api_server::{ApiServer, PodManifest},
     metadata::{Metadata, MetadataMode, Seen, Tokens},
     server::Bind,

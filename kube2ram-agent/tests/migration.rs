@@ -1,0 +1,406 @@
+//! Rung 2: from an iptables ancestor to kube2ram and back, under load, by the commands of docs/migration.md: the page is read, and a command that
+//! nobody here knows fails the test. Needs root, iptables, and `kube2ram-sandbox` with its stand-in for the ancestor.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fmt::Write as _,
+    net::SocketAddrV4,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::{
+    Sandbox,
+    client::LoadReport,
+    node::PodSpec,
+    standin::{Accounts, Ancestor, Role},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
+const PAGE: &str = include_str!("../../docs/migration.md");
+const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
+/// No hostNetwork pods: the ancestors never redirected those.
+const PODS: [&str; 4] = ["a", "b", "c", "d"];
+/// The sandbox's devices to pods, as the ancestors' `--host-interface=cali+` names those of a network plugin.
+const DEVICES: &str = "k2r+";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A command of the page: its section's number or name, and whether it is root's on a node.
+#[derive(Debug)]
+struct Step {
+    section: &'static str,
+    on_node: bool,
+    command: &'static str,
+}
+
+/// What stands in `console` blocks.
+fn steps() -> Vec<Step> {
+    let (mut section, mut is_console, mut steps) = ("", false, Vec::new());
+    for line in PAGE.lines() {
+        if let Some(fence) = line.strip_prefix("```") {
+            is_console = fence == "console";
+        } else if let Some(title) = line.strip_prefix("## ") {
+            section = title.split('.').next().unwrap();
+        } else if is_console {
+            let (prompt, command) = line.split_once(' ').unwrap();
+            assert!(["$", "#"].contains(&prompt), "{line}");
+            steps.push(Step { section, on_node: prompt == "#", command });
+        }
+    }
+    steps
+}
+
+/// The arguments in the page's manifest, but for the port: the sandbox has its own.
+fn args() -> Vec<&'static str> {
+    let (_, manifest) = PAGE.split_once("```yaml").unwrap();
+    let (manifest, _) = manifest.split_once("```").unwrap();
+    let args: Vec<_> = manifest.lines().filter_map(|line| line.trim().strip_prefix("- ")).collect();
+    assert!(args.contains(&"--app-port=8182") && args.contains(&"--open-connections=keep"), "{args:?}");
+    args.into_iter().filter(|arg| !arg.starts_with("--app-port")).collect()
+}
+
+/// The node, between two agents.
+struct Rehearsal {
+    sandbox: Sandbox,
+    ancestor: Ancestor,
+    load: Vec<Child>,
+    had_table: bool,
+}
+
+fn iptables(arguments: &str) -> String {
+    let output = Command::new("iptables-nft").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn role(pod: &str) -> String {
+    format!("{pod}-role")
+}
+
+impl Rehearsal {
+    /// Pods that the ancestor serves, and clients that ask it without an end.
+    fn begin(name: &str) -> Self {
+        let mut sandbox = Sandbox::create(name).unwrap();
+        for pod in PODS {
+            sandbox.accounts().add_role(Accounts::role_arn(&role(pod)), Role::default());
+            sandbox.add_pod(&PodSpec::new(pod).role(&role(pod))).unwrap();
+        }
+        let ancestor = sandbox.ancestor().unwrap();
+        let nft = Command::new("nft").args(["list", "table", "ip", "nat"]).output().unwrap();
+        let mut rehearsal = Self { sandbox, ancestor, load: Vec::new(), had_table: nft.status.success() };
+        rehearsal.sandbox.add_agent(AGENT.as_ref(), &args()).unwrap();
+        iptables(&format!("-t nat -A {}", rehearsal.rule()));
+        rehearsal.load = PODS.map(|pod| rehearsal.client(pod)).into();
+        eventually("the ancestor serves", || rehearsal.ancestor.served() > 100);
+        rehearsal
+    }
+
+    /// What both ancestors add (iptables.go).
+    fn rule(&self) -> String {
+        format!(
+            "PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination {} -i {DEVICES}",
+            self.led_to()
+        )
+    }
+
+    fn led_to(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.sandbox.node().ip(), self.ancestor.addr().port())
+    }
+
+    fn client(&self, pod: &str) -> Child {
+        let mut client = self.sandbox.pod(pod).unwrap().client("app").unwrap();
+        client.args(["load", "--connect=100.100.100.200:80", &format!("--expect={}", role(pod))]);
+        client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Performs a step of the page, and tells what it said.
+    fn perform(&mut self, Step { section, on_node, command }: &Step) -> String {
+        match (*on_node, *command) {
+            (true, "kube2ram preflight") => self.preflight(),
+            (true, command) if command.starts_with("curl ") => {
+                let admin = self.sandbox.agent().unwrap().admin_addr().to_string();
+                shell(&command.replace("localhost:9181", &admin))
+            }
+            (true, command) if command.starts_with("ss ") => {
+                shell(&command.replace("8181", &self.ancestor.addr().port().to_string()))
+            }
+            (true, command) if command.starts_with("iptables-nft ") => {
+                // The page's example is what preflight says, but for what is of this node.
+                let example =
+                    command.replace("cni0", DEVICES).replace("10.0.0.42:8181", &self.led_to().to_string());
+                assert_eq!(self.removal().unwrap(), example);
+                shell(&example)
+            }
+            (false, "kubectl apply -f deploy/kube2ram.yaml") if *section == "2" => {
+                self.sandbox.agent().unwrap().start().unwrap();
+                String::new()
+            }
+            (false, "kubectl apply -f deploy/kube2ram.yaml") if *section == "5" => {
+                let mut next = self.sandbox.surge().unwrap();
+                next.add_arg("--open-connections=cut");
+                next.start_beside().unwrap();
+                let mut former = self.sandbox.replace_agent(next).unwrap();
+                assert_eq!(former.terminate().unwrap().code(), Some(0));
+                self.sandbox.remove_agent(former).unwrap();
+                String::new()
+            }
+            (false, "kubectl -n kube-system rollout status daemonset/kube2ram") => {
+                eventually("ready", || {
+                    self.sandbox.agent().unwrap().admin("/readyz").is_ok_and(|it| it.status == 200)
+                });
+                String::new()
+            }
+            (false, "kubectl -n kube-system delete daemonset kube2iam") => {
+                self.ancestor.stop();
+                String::new()
+            }
+            (false, "kubectl apply -f ancestor.yaml") => {
+                self.ancestor.restart().unwrap();
+                // It adds its rule unless it is there.
+                let rule = self.rule();
+                shell(&format!("iptables-nft -t nat -C {rule} 2> /dev/null || iptables-nft -t nat -A {rule}"))
+            }
+            (false, command) if command.starts_with("kubectl -n kube-system patch daemonset kube2ram ") => {
+                let (_, patch) = command.split_once(" -p ").unwrap();
+                let patch: serde_json::Value = serde_json::from_str(patch.trim_matches('\'')).unwrap();
+                assert_eq!(patch[0]["value"]["maxSurge"], 0, "two at once would be an agent that hands over");
+                assert_eq!(patch[1]["value"], serde_json::json!(["uninstall"]));
+                assert_eq!(self.sandbox.agent().unwrap().terminate().unwrap().code(), Some(0));
+                self.uninstall()
+            }
+            // It has nothing to delete any more.
+            (false, "kubectl delete -f deploy/kube2ram.yaml") => String::new(),
+            _ => panic!("nobody rehearses {command:?} of section {section}"),
+        }
+    }
+
+    fn on_host(&self, subcommand: &str) -> Command {
+        let node = self.sandbox.node();
+        let mut command = node.host_command(AGENT);
+        command.arg(subcommand).arg("--bpf-dir").arg(node.bpffs().join("kube2ram"));
+        command
+    }
+
+    fn preflight(&self) -> String {
+        let node = self.sandbox.node();
+        let mut command = self.on_host("preflight");
+        command.arg("--cgroup-root").arg(node.cgroup_root()).arg("--pods-cgroup").arg(node.pods_cgroup());
+        said(&command.output().unwrap())
+    }
+
+    fn uninstall(&self) -> String {
+        said(
+            &self
+                .on_host("uninstall")
+                .arg("--state-dir")
+                .arg(self.sandbox.node().agent_state())
+                .output()
+                .unwrap(),
+        )
+    }
+
+    /// The command that preflight says of this node's ancestor, if there is one. (The machine may have one of its own.)
+    fn removal(&self) -> Option<String> {
+        let led_to = format!("leads to {}.", self.led_to());
+        let said = self.preflight();
+        let line = said.lines().find(|line| line.starts_with("! ancestors") && line.contains(&led_to))?;
+        Some(line.rsplit_once("is gone: ").unwrap().1.to_owned())
+    }
+
+    fn metric(&mut self, outcome: &str) -> f64 {
+        let sample = format!("kube2ram_kernel_outcomes_total{{outcome=\"{outcome}\"}}");
+        self.sandbox.agent().unwrap().metric(&sample).unwrap()
+    }
+
+    /// What pods sent to the metadata server past any agent.
+    fn leaks(&self) -> usize {
+        let node = self.sandbox.node();
+        node.sniffer().packets().iter().filter(|packet| *packet.source.ip() != node.ip()).count()
+    }
+
+    /// Stops the clients, all at once, and tells what they saw together.
+    fn end(&mut self) -> LoadReport {
+        self.load.iter_mut().for_each(|client| drop(client.stdin.take()));
+        let report = |client: Child| -> LoadReport {
+            serde_json::from_slice(&client.wait_with_output().unwrap().stdout).unwrap()
+        };
+        std::mem::take(&mut self.load).into_iter().map(report).fold(LoadReport::default(), LoadReport::plus)
+    }
+
+    /// What one pod may do while open connections are kept: nothing that opens another one past the agent.
+    fn assert_nothing_new_gets_out(&self) {
+        let pod = self.sandbox.pod(PODS[0]).unwrap().pod();
+        let ip = pod.ip().to_string();
+        for (way, arguments) in
+            [("raw_syn", vec![ip.as_str()]), ("udp_sendto", vec![]), ("icmp_sendto", vec![])]
+        {
+            let mut command = pod.command("app", "python3").unwrap();
+            let output = command.arg(WAYS).arg(way).args(arguments).output().unwrap();
+            assert_eq!(said(&output).trim(), "EPERM", "{way}");
+        }
+        assert_eq!(self.leaks(), 0);
+    }
+}
+
+impl Drop for Rehearsal {
+    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
+    fn drop(&mut self) {
+        for client in &mut self.load {
+            drop(client.kill());
+            drop(client.wait());
+        }
+        let rule = self.rule();
+        drop(
+            Command::new("iptables-nft")
+                .args(["-t", "nat", "-D"])
+                .args(rule.split(' '))
+                .stderr(Stdio::null())
+                .status(),
+        );
+        if !self.had_table {
+            drop(Command::new("nft").args(["delete", "table", "ip", "nat"]).stderr(Stdio::null()).status());
+        }
+        if thread::panicking() {
+            let log = self.sandbox.agent().map(|agent| agent.log()).unwrap_or_default();
+            let said = log.lines().filter(|line| !line.contains("request answered"));
+            eprintln!("the agents' log:\n{}", said.collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn shell(command: &str) -> String {
+    said(&Command::new("sh").args(["-c", command]).output().unwrap())
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// That many more requests have been answered by the agent.
+fn serve_some(rehearsal: &mut Rehearsal) {
+    let before = rehearsal.metric("redirected");
+    eventually("the agent serves", || rehearsal.metric("redirected") > before + 50.0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_page_leads_from_an_ancestor_to_kube2ram_without_a_failed_request() {
+    let mut rehearsal = Rehearsal::begin("migration");
+    let mut told = String::new();
+
+    for step in steps().iter().filter(|step| step.section != "Roll back") {
+        let said = rehearsal.perform(step);
+        match (step.section, step.command) {
+            ("1", _) => {
+                assert!(rehearsal.removal().is_some(), "{said}");
+                assert!(said.contains("! ancestors        an ancestor's agent listens on port"), "{said}");
+            }
+            ("2", command) if command.starts_with("kubectl") => {
+                // Whoever connects is the agent's, who has been connected is still the ancestor's.
+                let before = rehearsal.ancestor.served();
+                serve_some(&mut rehearsal);
+                eventually("the ancestor serves those who stayed", || {
+                    rehearsal.ancestor.served() > before + 50
+                });
+                rehearsal.assert_nothing_new_gets_out();
+            }
+            ("2", _) => {
+                assert!(said.contains("redirected") && said.contains("kept_open"), "{said}");
+                assert!(
+                    rehearsal.metric("kept_open") > 0.0 && rehearsal.metric("redirected") > 0.0,
+                    "{said}"
+                );
+                let log = rehearsal.sandbox.agent().unwrap().log();
+                assert_eq!(log.matches("leads to ").count(), 1, "said once: {log}");
+            }
+            ("3", command) if command.starts_with("ss") => {
+                write!(told, "{} connections were still open, ", said.lines().count()).unwrap();
+                assert!(said.contains("10."), "the clients that keep their connection: {said}");
+            }
+            ("3", _) => {
+                let kept = rehearsal.metric("kept_open");
+                serve_some(&mut rehearsal);
+                serve_some(&mut rehearsal);
+                // The last packets of the connections' end.
+                assert!(rehearsal.metric("kept_open") < kept + 100.0);
+            }
+            ("4", "kube2ram preflight") => {
+                assert_eq!(rehearsal.removal(), None);
+                assert!(!iptables("-t nat -S PREROUTING").contains("100.100.100.200"), "{said}");
+            }
+            ("5", _) => {
+                serve_some(&mut rehearsal);
+                rehearsal.assert_nothing_new_gets_out();
+            }
+            _ => {}
+        }
+    }
+    let report = rehearsal.end();
+
+    println!(
+        "migrated under the load of {} pods: {} requests, {told}{} sent again on a new connection, the slowest took {} µs",
+        PODS.len(),
+        report.ok,
+        report.resent,
+        report.slowest_us
+    );
+    let bad = (report.wrong, report.refused, report.cut, report.failed);
+    assert_eq!((bad, &report.refusals), ((0, 0, 0, 0), &Vec::new()), "{:?}", report.samples);
+    // One client a pod keeps its connection, and had it closed once by the ancestor's end.
+    assert!(report.resent <= PODS.len() && report.ok > 1000, "{report:?}");
+    assert_eq!(rehearsal.leaks(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_page_leads_back_with_refusals_alone() {
+    let all = steps();
+    let (back, there): (Vec<_>, Vec<_>) = all.iter().partition(|step| step.section == "Roll back");
+    // From where both run, and from the end.
+    for last in ["2", "5"] {
+        let mut rehearsal = Rehearsal::begin("roll-back");
+        for step in there.iter().filter(|step| step.section <= last) {
+            rehearsal.perform(step);
+        }
+        serve_some(&mut rehearsal);
+        let began = Instant::now();
+        let before = rehearsal.ancestor.served();
+
+        for step in &back {
+            rehearsal.perform(step);
+        }
+        let took = began.elapsed();
+        // Half of the clients connect for every request, so that these are new connections too.
+        eventually("the ancestor serves all", || rehearsal.ancestor.served() > before + 500);
+        let report = rehearsal.end();
+
+        println!(
+            "back from section {last} in {took:.1?}: {} requests, {} refused, longest outage {} µs",
+            report.ok,
+            report.refused,
+            report.outages_us.iter().max().copied().unwrap_or_default()
+        );
+        assert_eq!((report.wrong, report.failed), (0, 0), "{:?}", report.samples);
+        assert_eq!(rehearsal.leaks(), 0);
+        for pod in PODS {
+            let reply = rehearsal
+                .sandbox
+                .pod(pod)
+                .unwrap()
+                .curl("/latest/meta-data/ram/security-credentials/")
+                .unwrap();
+            assert_eq!((reply.status, reply.body), (200, role(pod)), "{pod}");
+        }
+    }
+}
