@@ -89,6 +89,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     if no_skip && !has_tools {
         bail!("tests of the manifests were skipped");
     }
+    setup::prometheus()?;
     let objects = ebpf::build()?;
     say("rungs 0 and 1: pure functions, and components against stand-ins");
     let workspace = ["test", "--locked", "--workspace"];

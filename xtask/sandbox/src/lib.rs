@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod container;
 pub mod node;
+pub mod prometheus;
 mod sandbox;
 mod secrets;
 pub mod sdk;

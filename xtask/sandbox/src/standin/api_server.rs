@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -160,9 +161,19 @@ impl ApiServer {
         *locked(&self.server.handler.token) = Some(format!("Bearer {token}"));
     }
 
-    /// The Events that were posted or patched.
+    /// The Events, as they are now, in the order in which they were posted.
     pub fn events(&self) -> Vec<Value> {
         locked(&self.server.handler.events).clone()
+    }
+
+    /// Refuses every write of an Event, or no longer: the role of the service account.
+    pub fn forbid_events(&self, forbid: bool) {
+        self.server.handler.forbids_events.store(forbid, Ordering::SeqCst);
+    }
+
+    /// How often open watches that ask for bookmarks are sent one. As the real one, once a minute, until this is called.
+    pub fn bookmark_every(&self, interval: Duration) {
+        self.server.handler.store.bookmark_every(interval);
     }
 
     /// `METHOD target` of every request so far.
@@ -174,6 +185,7 @@ impl ApiServer {
 #[derive(Debug, Default)]
 struct State {
     events: Mutex<Vec<Value>>,
+    forbids_events: AtomicBool,
     forbids_patches: AtomicBool,
     interference: Mutex<Option<Value>>,
     requests: Mutex<Vec<String>>,
@@ -219,18 +231,44 @@ impl State {
                 self.object("pods", namespace, name, metadata_only)
             }
             (
-                &Method::POST | &Method::PATCH | &Method::PUT,
-                ["api", "v1", "namespaces", _, "events", ..]
-                | ["apis", "events.k8s.io", "v1", "namespaces", _, "events", ..],
+                method @ (&Method::POST | &Method::PATCH),
+                ["apis", "events.k8s.io", "v1", "namespaces", _, "events", name @ ..],
             ) => {
-                let event =
+                if self.forbids_events.load(Ordering::SeqCst) {
+                    return Err(StatusCode::FORBIDDEN);
+                }
+                let body =
                     serde_json::from_slice::<Value>(request.body()).or(Err(StatusCode::BAD_REQUEST))?;
-                locked(&self.events).push(event.clone());
-                let created = request.method() == Method::POST;
-                Ok(json_reply(if created { StatusCode::CREATED } else { StatusCode::OK }, &event))
+                match (method, name) {
+                    (&Method::POST, []) => self.post_event(body),
+                    (&Method::PATCH, [name]) => self.patch_event(name, &body),
+                    _ => Err(StatusCode::NOT_FOUND),
+                }
             }
             _ => Err(StatusCode::NOT_FOUND),
         }
+    }
+
+    fn post_event(&self, event: Value) -> Result<Response<Body>, StatusCode> {
+        let mut events = locked(&self.events);
+        if events.iter().any(|known| known["metadata"]["name"] == event["metadata"]["name"]) {
+            return Err(StatusCode::CONFLICT);
+        }
+        events.push(event.clone());
+        Ok(json_reply(StatusCode::CREATED, &event))
+    }
+
+    /// Only the series may change: pkg/apis/core/validation/events.go.
+    fn patch_event(&self, name: &str, patch: &Value) -> Result<Response<Body>, StatusCode> {
+        let mut events = locked(&self.events);
+        let event = events.iter_mut().find(|event| event["metadata"]["name"] == name);
+        let event = event.ok_or(StatusCode::NOT_FOUND)?;
+        let fields = patch.as_object().ok_or(StatusCode::BAD_REQUEST)?;
+        if fields.keys().any(|field| field != "series") || patch["series"]["count"].as_u64() < Some(2) {
+            return Err(StatusCode::UNPROCESSABLE_ENTITY);
+        }
+        event["series"] = patch["series"].clone();
+        Ok(json_reply(StatusCode::OK, event))
     }
 
     /// A merge patch; one that names a resource version holds for that version only.
