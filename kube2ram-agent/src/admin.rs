@@ -4,9 +4,9 @@
 use std::{future::ready, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
@@ -15,9 +15,11 @@ use crate::{
     server::listener::{self, Slots},
 };
 
+mod exposition;
 mod readiness;
 
-pub use readiness::{Pending, Readiness};
+pub(crate) use self::exposition::Exposition;
+pub use self::readiness::{Pending, Readiness};
 
 /// How many connections are served at once.
 const CONNECTIONS: usize = 256;
@@ -48,7 +50,7 @@ impl Admin {
             tasks.spawn(async move {
                 let _slot = slot;
                 listener::drive(stream, &closing, |request| {
-                    ready(admin.answer(request.method(), request.uri().path(), peer))
+                    ready(admin.answer(request.method(), request.uri().path(), request.headers(), peer))
                 })
                 .await;
             });
@@ -56,7 +58,13 @@ impl Admin {
         .await;
     }
 
-    fn answer(&self, method: &Method, path: &str, peer: SocketAddr) -> Response<Full<Bytes>> {
+    fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         if !matches!(*method, Method::GET | Method::HEAD) {
             let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
@@ -73,13 +81,9 @@ impl Admin {
                 }
             },
             ("/metrics", _) => {
-                let mut metrics = String::new();
-                match text::encode(&mut metrics, &self.registry) {
-                    Ok(()) => reply(
-                        StatusCode::OK,
-                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                        metrics,
-                    ),
+                let exposition = Exposition::asked_for(headers);
+                match exposition.encode(&self.registry) {
+                    Ok(metrics) => reply(StatusCode::OK, exposition.content_type(), metrics),
                     Err(_) => {
                         reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot encode the metrics\n".into())
                     }

@@ -6,6 +6,7 @@ mod discovery;
 mod error;
 mod front;
 mod log_level;
+mod metrics;
 mod node;
 mod operator;
 mod parts;

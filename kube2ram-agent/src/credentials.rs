@@ -6,6 +6,7 @@ mod cache;
 mod entry;
 mod gate;
 mod metrics;
+mod survey;
 mod turns;
 
 use std::{
@@ -23,6 +24,7 @@ pub use self::{
     account::{Attempt, Failure, Issues, SessionState},
     cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
+    survey::{Standing, Survey},
     turns::Rate,
 };
 use crate::role::RoleSession;

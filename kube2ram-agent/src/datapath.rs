@@ -23,6 +23,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[cfg(test)]
+pub(crate) use self::maps::NoOutcomes;
 pub use self::{
     attach::{Datapath, Former, Settings},
     attachment::{Attachment, attachments},

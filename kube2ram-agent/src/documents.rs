@@ -25,6 +25,16 @@ pub(crate) fn keep_current(document: &str, name: &str, text: &str) {
         .unwrap_or_else(|error| panic!("{document}: {error}"));
 }
 
+/// Panics unless `text` is all of a file, whose path is relative to the repository.
+pub(crate) fn keep_file_current(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    if fs::read_to_string(&path).ok().as_deref() == Some(text) {
+        return;
+    }
+    assert!(env::var_os(UPDATE).is_some(), "{file} is not what it is made of: run cargo xtask docs");
+    fs::write(&path, text).unwrap_or_else(|error| panic!("{file}: {error}"));
+}
+
 /// One row of a table.
 pub(crate) fn row<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
     let cells: Vec<_> = cells.into_iter().map(|cell| cell.replace('|', "\\|")).collect();

@@ -94,22 +94,26 @@ enum InterceptionError {
     Silence,
 }
 
+pub(crate) fn metrics(registry: &mut Registry) -> Family<[(&'static str, &'static str); 1], Counter> {
+    let metrics = Family::default();
+    let help = "The agent's own connections to the metadata address, by result (arrived, lost)";
+    registry.register("interceptions", help, metrics.clone());
+    for result in ["arrived", "lost"] {
+        drop(metrics.get_or_create(&[("result", result)]));
+    }
+    metrics
+}
+
 impl Interception {
     /// Prepares. `own` is the agent's cgroup, if that lies below the pods'.
     pub fn new(settings: Settings, own: Option<CgroupId>, registry: &mut Registry) -> Arc<Self> {
-        let metrics = Family::default();
-        let help = "The agent's own connections to the metadata address, by result (arrived, lost)";
-        registry.register("interceptions", help, metrics.clone());
-        for result in ["arrived", "lost"] {
-            drop(metrics.get_or_create(&[("result", result)]));
-        }
         Arc::new(Self {
             settings,
             own,
             awaited_cgroup: AtomicU64::new(0),
             awaited_port: AtomicU32::new(0),
             arrived: Notify::new(),
-            metrics,
+            metrics: metrics(registry),
             last: Mutex::default(),
         })
     }

@@ -3,6 +3,7 @@
 
 mod client;
 mod cluster;
+mod contact;
 mod hearing;
 mod events;
 mod lookup;
@@ -89,9 +90,10 @@ pub trait Directory: Send + Sync + 'static {
 pub struct Notice {
     /// The object it is about.
     pub about: About,
-    /// `UpperCamelCase`, for machines: `RoleDenied`, `MalformedAllowList`, `MalformedAnnotation`, `AssumeRoleDenied`.
+    /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
+    /// `MalformedAnnotation`, `RoleDenied`.
     pub reason: &'static str,
-    /// One sentence for people. Names no secret and no other pod.
+    /// For people: what is the matter, and what to do about it. Names no secret and no other pod.
     pub message: String,
 }
 
@@ -100,6 +102,8 @@ pub struct Notice {
 pub enum About {
     /// A namespace, by name.
     Namespace(Box<str>),
+    /// This node.
+    Node,
     /// A pod: namespace, name, UID.
     Pod(Box<str>, Box<str>, PodUid),
 }

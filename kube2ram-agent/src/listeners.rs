@@ -304,6 +304,12 @@ impl PodListeners {
             }
         };
         match found {
+            Found::Denied => {
+                self.metrics.failed("find");
+                let what = "pods' processes may not be looked at: add SYS_PTRACE to the container's securityContext.capabilities; the host's \
+                            listener serves all pods";
+                return self.warn_once(what, None);
+            }
             Found::Hidden => {
                 self.metrics.failed("find");
                 let what =

@@ -4,7 +4,7 @@
 
 mod state;
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -18,6 +18,7 @@ use crate::{
     admin::{Pending, Readiness},
     datapath::{Datapath, DatapathError, Drift, Found},
     identity::{Watch, WatchId},
+    kubernetes::{About, Notice, Notices},
     telemetry::chain,
 };
 
@@ -61,10 +62,10 @@ impl Metrics {
 }
 
 /// Looks at the kernel half, and repairs it. Owns it, and with it the lock on the pins: dropping it changes nothing.
-#[derive(Debug)]
 pub struct Reconciler {
     datapath: Datapath,
     metrics: Metrics,
+    notices: Arc<dyn Notices>,
     readiness: Readiness,
     state: State,
     /// While something could not be repaired.
@@ -73,11 +74,16 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Takes a kernel half that is in force.
-    pub fn new(datapath: Datapath, metrics: Metrics, readiness: Readiness) -> Self {
+    pub fn new(
+        datapath: Datapath,
+        metrics: Metrics,
+        notices: Arc<dyn Notices>,
+        readiness: Readiness,
+    ) -> Self {
         metrics.in_force.set(1);
         let state = State::default();
         state.write(&datapath, &Found::default());
-        Self { datapath, metrics, readiness, state, pending: None }
+        Self { datapath, metrics, notices, readiness, state, pending: None }
     }
 
     /// Where it tells what it finds.
@@ -141,6 +147,12 @@ impl Reconciler {
         self.state.write(&self.datapath, found);
         for drift in &found.repaired {
             self.metrics.repairs.get_or_create(&[("kind", drift.label())]).inc();
+            let kind = drift.label();
+            let message = format!(
+                "somebody changed what kube2ram has in the kernel ({kind}), and it was repaired; find out who has the right to (bpf(2), {})",
+                "the bpf file system, the pods' cgroup"
+            );
+            self.notices.warn(Notice { about: About::Node, reason: "DatapathRepaired", message });
         }
         self.metrics.in_force.set(found.failed.is_empty().into());
         match (found.failed.first(), &self.pending) {
@@ -149,6 +161,8 @@ impl Reconciler {
                 if pending.is_none() {
                     let failures = found.failed.len();
                     error!(error = chain(first), failures, "the kernel half is not what it should be");
+                    let message = format!("what kube2ram has in the kernel cannot be repaired: {first}");
+                    self.notices.warn(Notice { about: About::Node, reason: "DatapathBroken", message });
                     self.pending = Some(self.readiness.wait_for(CONDITION));
                 }
             }

@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 mod access_log;
 mod connection;
 mod error;
+mod identities;
 pub(crate) mod listener;
 mod metrics;
 mod node_role;
@@ -59,8 +60,10 @@ const CONNECTIONS: usize = 4096;
 const CONNECTIONS_PER_POD: usize = 512;
 
 /// What the operator decides.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// The key of the annotation by which namespaces allow roles: for Events.
+    pub allow_list_annotation: Box<str>,
     /// Where the real metadata server is.
     pub metadata: MetadataAddr,
     /// Which items of the real server pods may read.
@@ -190,6 +193,7 @@ impl Server {
             Ok(origin) => Some(origin),
             Err(error) => {
                 self.metrics.unvouched_connections.inc();
+                self.metrics.identities.count((&error).into());
                 if self.log.admit(None).is_some() {
                     warn!(%peer, error = chain(&error), "connection without origin");
                 }
@@ -197,6 +201,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Registers what is counted here, for the table of all metrics.
+#[cfg(test)]
+pub(crate) fn register_metrics(registry: &mut Registry) {
+    drop(Metrics::new(registry));
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod fuzz;
 mod image;
 mod musl;
 mod sdks;
+mod manifests;
 mod setup;
 mod kernels;
 mod steps;
@@ -48,6 +49,8 @@ enum Task {
     Image(image::Request),
     /// Checks formatting, lints and docs
     Lint,
+    /// Writes deploy/kube2ram.yaml, which is what kustomize makes of deploy/kustomize/base
+    Manifests,
     /// Shows the main job on this machine: pods, each with its own role
     Sandbox {
         /// Leaves everything running until Ctrl-C, to be played with
@@ -67,6 +70,9 @@ enum Task {
         /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent (downloads Debian packages once)
         #[arg(long, conflicts_with_all = ["kernels", "sdks"])]
         reboot: bool,
+        /// Instead applies the manifests to a real API server, and runs the agent against it (builds kube-apiserver and etcd once)
+        #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
+        api_server: bool,
         /// Counts a test that cannot run here as failed
         #[arg(long, env = "CI", num_args = 0..=1, default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
         no_skip: Option<bool>,
@@ -96,11 +102,13 @@ fn perform(task: Task) -> Result<()> {
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Image(image) => image.run(),
         Task::Lint => steps::lint(),
+        Task::Manifests => manifests::write(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
         Task::Test { image: true, no_skip, .. } => image::prove(no_skip.unwrap_or(false)),
         Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
         Task::Test { reboot: true, .. } => kernels::reboot(),
+        Task::Test { api_server: true, .. } => manifests::test_on_api_server(),
         Task::Test { sdks: true, no_skip, .. } => sdks::test(no_skip.unwrap_or(false)),
         Task::Test { no_skip, .. } => steps::test(no_skip.unwrap_or(false)),
     }

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::{
     command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+    manifests,
     musl::{Arch, CLANG},
 };
 
@@ -22,8 +23,9 @@ const LLVM_PACKAGES: (&str, &[&str]) = (
     &["llvm-22-dev", "libpolly-22-dev", "libclang-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"],
 );
 /// What the sandbox and the tests call: a program that tells, and its package.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("bpftool", "bpftool"),
+    ("crun", "crun"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
@@ -33,10 +35,15 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("strace", "strace"),
 ];
 
+/// What else: a file that tells, and its package. The seccomp profile of runtimes.
+const FILES: [(&str, &str); 1] = [("/usr/share/containers/seccomp.json", "golang-github-containers-common")];
+
 /// Everything, for `cargo xtask setup`.
 pub(crate) fn everything() -> Result<()> {
     static_building(&Arch::ALL)?;
     programs()?;
+    manifests::tools()?;
+    prometheus()?;
     say("everything is there");
     Ok(())
 }
@@ -68,7 +75,38 @@ pub(crate) fn image() -> Result<()> {
 
 /// What the sandbox and the tests need besides.
 pub(crate) fn programs() -> Result<()> {
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    install(&files.map(|(_, package)| *package).collect::<Vec<_>>())?;
     missing(&PROGRAMS)
+}
+
+/// Prometheus and promtool, for the tests of alerts and the dashboard. Unpacked, not installed: the package would start a server on every developer's machine.
+pub(crate) fn prometheus() -> Result<()> {
+    let directory = tools_dir().join("prometheus");
+    if directory.join("usr/bin/promtool").is_file() || in_path("promtool") && in_path("prometheus") {
+        return Ok(());
+    }
+    if !in_path("apt-get") {
+        say(
+            "no Debian: the tests of alerts and the dashboard are skipped unless prometheus and promtool are installed",
+        );
+        return Ok(());
+    }
+    say("unpacking Debian's prometheus");
+    // Another's download must not be taken for this one's.
+    let downloads = tools_dir().join("prometheus.download");
+    fs::create_dir_all(&downloads)?;
+    let mut download = Command::new("apt-get");
+    download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]).current_dir(&downloads);
+    if run(&mut download).is_err() {
+        run(privileged("apt-get").args(["update", "-qq"]))?;
+        run(&mut download)?;
+    }
+    let packages = fs::read_dir(&downloads)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let package = packages.iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
+    let Some(package) = package else { bail!("apt-get download prometheus brought no package") };
+    run(Command::new("dpkg-deb").arg("-x").arg(package).arg(&directory))?;
+    Ok(fs::remove_dir_all(&downloads)?)
 }
 
 /// What a bench compares with, and what it loads servers with.

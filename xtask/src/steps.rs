@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     build,
     command::{capture, cargo, run, say, target_dir},
-    ebpf, setup,
+    ebpf, manifests, setup,
 };
 
 /// rustfmt, clippy and rustdoc, with warnings as errors.
@@ -85,6 +85,11 @@ pub(crate) fn sandbox_binary(release: bool) -> Result<PathBuf> {
 pub(crate) fn test(no_skip: bool) -> Result<()> {
     setup::building()?;
     setup::programs()?;
+    let has_tools = manifests::tools()?;
+    if no_skip && !has_tools {
+        bail!("tests of the manifests were skipped");
+    }
+    setup::prometheus()?;
     let objects = ebpf::build()?;
     say("rungs 0 and 1: pure functions, and components against stand-ins");
     let workspace = ["test", "--locked", "--workspace"];
@@ -101,7 +106,9 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     say(format!("kernel {}", capture(std::process::Command::new("uname").arg("-r")).unwrap_or_default()));
     setup::bpf_file_system()?;
     // One at a time: they share the machine's routes and count packets.
-    run(ebpf::embed(cargo().args(workspace), &objects).args(["--", "--ignored", "--test-threads=1"]))?;
-    say("more, each by itself: cargo xtask test --kernels, --reboot, --sdks");
+    run(ebpf::embed(cargo().args(workspace), &objects)
+        .args(["--", "--ignored", "--test-threads=1"])
+        .args(manifests::left_out(has_tools)))?;
+    say("more, each by itself: cargo xtask test --api-server, --kernels, --reboot, --sdks");
     Ok(())
 }

@@ -2,9 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{MetricType, gauge::ConstGauge},
+};
 use tokio::sync::Notify;
 
 /// The conditions that readiness still waits for. Clones share them.
@@ -52,6 +58,24 @@ impl Readiness {
     /// The conditions that are not met, in alphabetical order; none when the agent is ready.
     pub fn pending(&self) -> Vec<&'static str> {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+}
+
+impl Collector for Readiness {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let pending = self.pending();
+        let help = "Whether nothing is pending: what /readyz tells.";
+        let ready = encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?;
+        ConstGauge::new(u32::from(pending.is_empty())).encode(ready)?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let help = "What readiness waits for, by condition; none when the agent is ready.";
+        let mut family = encoder.encode_descriptor("pending_conditions", help, None, MetricType::Gauge)?;
+        for condition in pending {
+            ConstGauge::new(1_u32).encode(family.encode_family(&[("condition", condition)])?)?;
+        }
+        Ok(())
     }
 }
 

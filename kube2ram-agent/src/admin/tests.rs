@@ -23,7 +23,8 @@ async fn start(debug: bool) -> (SocketAddr, Readiness) {
 
 async fn ask(addr: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5";
+    stream.write_all(format!("{request} HTTP/1.0\r\n{accept}\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
@@ -97,7 +98,9 @@ fn store_is_for_loopback_peers() {
         registry: Registry::default(),
         debug_store: Some(Box::new(|| 1.into())),
     };
-    let status = |peer: &str| admin.answer(&Method::GET, "/debug/store", peer.parse().unwrap()).status();
+    let status = |peer: &str| {
+        admin.answer(&Method::GET, "/debug/store", &HeaderMap::new(), peer.parse().unwrap()).status()
+    };
 
     assert_eq!(status("10.0.0.1:1"), StatusCode::NOT_FOUND);
     assert_eq!(status("127.0.0.1:1"), StatusCode::OK);

@@ -17,6 +17,7 @@ use super::{
     discovery::Discovery,
     front::{Front, Listeners},
     log_level::LogLevel,
+    metrics,
     node::Node,
     operator::{Kernel, Operator},
     parts::Parts,
@@ -101,6 +102,7 @@ impl Service {
         let closing = Closing::new();
         let shutdown = closing.draining();
         let mut registry = Registry::with_prefix("kube2ram");
+        metrics::of_build(&mut registry);
 
         let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, pass)));
         let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {
@@ -131,6 +133,7 @@ impl Service {
         });
 
         let entitlements = Arc::new(SetOnce::new());
+        metrics::of_credentials(&mut registry, &entitlements, &base, &clock);
         let pipeline = Pipeline {
             clock: Arc::clone(&clock),
             cgroups: Arc::clone(&node.cgroups) as _,
@@ -141,6 +144,7 @@ impl Service {
             upstream: Arc::clone(&upstream) as _,
         };
         let server_config = server::Config {
+            allow_list_annotation: config.namespace_key.clone(),
             metadata: MetadataAddr(config.metadata_addr),
             metadata_policy: config.metadata_policy,
             host_network_pods: config.host_network_pods,
@@ -236,7 +240,8 @@ impl Service {
             parts.spawn("the kernel half's log", log);
         }
         let metrics = reconcile::Metrics::new(&mut registry);
-        let reconciler = Reconciler::new(datapath, metrics, readiness.clone());
+        let notices = Arc::clone(&self.cluster) as _;
+        let reconciler = Reconciler::new(datapath, metrics, notices, readiness.clone());
         let state = reconciler.state();
         parts.spawn_writer("the kernel half", reconciler.run());
         let guard = self.guard(&mut registry, parts);
@@ -253,6 +258,7 @@ impl Service {
         }
 
         self.remove_taint(&readiness, parts);
+        registry.register_collector(Box::new(readiness.clone()));
         let operator = Arc::new(Operator {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),

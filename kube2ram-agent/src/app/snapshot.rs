@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_mins(5);
 
 /// One label whose values are literals below.
-type Writes = Family<[(&'static str, &'static str); 1], Counter>;
+pub(super) type Writes = Family<[(&'static str, &'static str); 1], Counter>;
 
 /// The snapshot of this node; without a file when there can be none.
 pub(super) struct Keeper {
@@ -47,13 +47,7 @@ impl Keeper {
                 warn!(error = chain(error), "after a restart, pods will wait for the API server");
             })
             .ok();
-        let writes = Writes::default();
-        registry.register(
-            "snapshot_writes",
-            "Snapshots for the next agent, by result (error, ok)",
-            writes.clone(),
-        );
-        Self { file, writes, discovered: Arc::default() }
+        Self { file, writes: metrics(registry), discovered: Arc::default() }
     }
 
     /// What the agent before left, if it can be used.
@@ -99,6 +93,16 @@ impl Keeper {
             warn!(error = chain(&error), "snapshot not written");
         }
     }
+}
+
+pub(super) fn metrics(registry: &mut Registry) -> Writes {
+    let writes = Writes::default();
+    let help = "Snapshots for the next agent, by result (error, ok)";
+    registry.register("snapshot_writes", help, writes.clone());
+    for result in ["error", "ok"] {
+        drop(writes.get_or_create(&[("result", result)]));
+    }
+    writes
 }
 
 /// What was written last: a digest of it without its time.

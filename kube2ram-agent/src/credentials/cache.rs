@@ -21,6 +21,7 @@ use super::{
     SessionState,
     entry::{Answer, Entry, Next, Now},
     gate::{Gate, Place},
+    survey::Survey,
     turns::{Rank, Rate, Rates, TicketId},
 };
 use crate::{clock::Clock, identity::PodUid, policy::Permit, role::RoleSession, telemetry::chain};
@@ -194,6 +195,12 @@ impl Cache {
         for keeper in keepers {
             self.0.tasks.spawn(keeper);
         }
+    }
+
+    /// What is held now. Looks at every entry, for as long as nobody else can.
+    pub fn survey(&self) -> Survey {
+        let now = self.0.now();
+        Survey::of(self.0.slots().values().map(|slot| &slot.entry), now)
     }
 
     pub(super) async fn of_session(

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{CredentialError, Credentials, Failure, IssueError, IssueErrorKind, SessionState, turns::Rank};
+use super::{
+    CredentialError, Credentials, Failure, IssueError, IssueErrorKind, SessionState, survey::Standing,
+    turns::Rank,
+};
 
 /// Both clocks: expiry is told by the wall, which may jump, so waiting and ageing go by the other one.
 #[derive(Clone, Copy)]
@@ -225,6 +228,24 @@ impl Entry {
     /// Whether what it would hand out now is below the floor.
     pub(super) fn is_below_floor(&self, now: Now) -> bool {
         self.held.as_ref().is_some_and(|held| held.left(now) < held.floor)
+    }
+
+    /// For the operator.
+    pub(super) fn standing(&self, now: Now) -> Standing {
+        match &self.held {
+            Some(held) if held.left(now) >= held.floor => Standing::Fresh,
+            Some(held) if held.left(now) > MIN_LEFT => Standing::BelowFloor,
+            _ if self.is_denied() || matches!(self.phase, Phase::Forgotten) => Standing::Denied,
+            _ if self.failure.is_some() || self.held.is_some() => Standing::Failing,
+            _ => Standing::Pending,
+        }
+    }
+
+    /// What is left of credentials that are valid, and how old they are.
+    pub(super) fn span(&self, now: Now) -> Option<(Duration, Duration)> {
+        let held = self.held.as_ref().filter(|held| held.left(now) > MIN_LEFT)?;
+        let age = now.wall.duration_since(held.credentials.issued_at);
+        Some((held.left(now), Duration::try_from(age).unwrap_or_default()))
     }
 
     fn is_denied(&self) -> bool {

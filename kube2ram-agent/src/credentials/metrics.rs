@@ -42,7 +42,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let issues = Family::default();
+        let issues = Family::<IssueLabels, Counter>::default();
         registry.register("sts_requests", "Requests for credentials to STS, by result", issues.clone());
         let issue_seconds = Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         registry.register(
@@ -50,8 +50,10 @@ impl Metrics {
             "Time until STS answered, its retries included",
             issue_seconds.clone(),
         );
-        let (turns, turn_seconds) =
-            (Family::default(), Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0]));
+        let (turns, turn_seconds) = (
+            Family::<TurnLabels, Counter>::default(),
+            Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0]),
+        );
         registry.register(
             "sts_turns",
             "Turns at STS, by what they were for (demand, retry of what is asked for, ahead of demand)",
@@ -84,6 +86,13 @@ impl Metrics {
         );
         let entries = Gauge::default();
         registry.register("credential_cache_entries", "Role sessions in the cache", entries.clone());
+        // Or an alert on an increase would miss the first.
+        for result in std::iter::once("ok").chain(IssueErrorKind::ALL.map(IssueErrorKind::as_str)) {
+            drop(issues.get_or_create(&IssueLabels { result }));
+        }
+        for rank in Rank::ALL.map(Rank::as_str) {
+            drop(turns.get_or_create(&TurnLabels { rank }));
+        }
         // A hit must not pay for the family's look-up.
         let counter = |cache| requests.get_or_create_owned(&RequestLabels { cache });
         Self {

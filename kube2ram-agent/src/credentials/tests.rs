@@ -744,3 +744,31 @@ async fn debug_output_holds_no_secret() {
 
     assert!(text.contains("STS.1") && !text.contains("hush"), "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_survey_tells_how_sessions_stand_and_when_the_first_ends() {
+    let bench = bench();
+    let [kept, denied, failing] = ["kept", "denied", "failing"].map(session);
+    assert_eq!(bench.cache.survey(), Survey::default());
+    bench.id(&kept).await;
+    bench.issuer.fail(IssueErrorKind::Denied, 1);
+    bench.error(&denied).await;
+    bench.issuer.fail(IssueErrorKind::Unavailable, usize::from(u8::MAX));
+    bench.error(&failing).await;
+    bench.claim(&["kept", "denied", "failing"]);
+    let count = |standing| bench.cache.survey().count(standing);
+    let standings = || Standing::ALL.map(count);
+    assert_eq!(standings(), [0, 1, 1, 1, 0], "below the floor, denied, failing, fresh, pending");
+    sleep(minutes(10)).await;
+    let survey = bench.cache.survey();
+    assert_eq!(survey.count(Standing::Denied), 1, "still, though nobody has asked for long");
+    assert!(survey.oldest.unwrap().abs_diff(minutes(10)) < Duration::from_secs(5), "{survey:?}");
+    assert!(survey.shortest_left.unwrap().abs_diff(minutes(50)) < Duration::from_secs(5), "{survey:?}");
+
+    sleep(minutes(25)).await;
+    assert_eq!((count(Standing::BelowFloor), count(Standing::Fresh)), (1, 0), "STS still fails");
+    sleep(minutes(26)).await;
+    let survey = bench.cache.survey();
+    assert_eq!((survey.shortest_left, survey.oldest), (None, None), "nothing is valid any more");
+    assert_eq!(survey.count(Standing::Failing), 2);
+}

@@ -23,6 +23,9 @@ pub(super) enum Rank {
 }
 
 impl Rank {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Demand, Self::Retry, Self::Ahead];
+
     /// The metrics label.
     pub(super) fn as_str(self) -> &'static str {
         match self {

@@ -309,12 +309,31 @@ impl fmt::Debug for Counters {
 }
 
 impl Collector for Counters {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "What the kernel half did, by outcome";
-        let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
-        for (label, value) in self.read() {
-            ConstCounter::new(value).encode(family.encode_family(&[("outcome", label)])?)?;
-        }
-        Ok(())
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode_outcomes(self.read(), encoder)
+    }
+}
+
+fn encode_outcomes(
+    outcomes: impl Iterator<Item = (&'static str, u64)>,
+    mut encoder: DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let help = "What the kernel half did, by outcome.";
+    let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
+    for (label, value) in outcomes {
+        ConstCounter::new(value).encode(family.encode_family(&[("outcome", label)])?)?;
+    }
+    Ok(())
+}
+
+/// As [`Counters`] before anything happened, without a kernel.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct NoOutcomes;
+
+#[cfg(test)]
+impl Collector for NoOutcomes {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode_outcomes(Counter::ALL.iter().map(|(_, label)| (*label, 0)), encoder)
     }
 }

@@ -25,7 +25,8 @@ pub enum MountError {
     NoCgroup2,
     /// No pods cgroup exists where kubelets make it.
     #[error(
-        "no pods cgroup below {root}, looked for {}: are pods in cgroup v2? else set --pods-cgroup",
+        "no pods cgroup below {root}, looked for {}: in a container, mount the host's at /sys/fs/cgroup; are pods in cgroup v2? else set \
+         --pods-cgroup",
         POD_CGROUPS.join(", ")
     )]
     NoPods {

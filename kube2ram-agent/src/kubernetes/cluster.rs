@@ -29,6 +29,7 @@ use tracing::warn;
 use super::{
     About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
     client::connect,
+    contact::noted,
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
@@ -88,6 +89,7 @@ impl Cluster {
         let contacts = Contacts::default();
         let client = connect(client, &contacts).await?;
         let metrics = Metrics::new(registry);
+        let client = noted(client, metrics.clone(), Arc::clone(&clock));
         Ok(Arc::new(Self {
             client,
             events: Events::new(config.node.clone(), clock, metrics.clone()),
@@ -306,7 +308,10 @@ impl Cluster {
                 Event::InitApply(object) => {
                     self.sighting(object).into_iter().for_each(|pod| pods.relist(pod))
                 }
-                Event::InitDone => pods.finish_relist(),
+                Event::InitDone => {
+                    pods.finish_relist();
+                    self.metrics.synced("pods");
+                }
                 Event::Apply(object) => self.sighting(object).into_iter().for_each(|pod| pods.apply(pod)),
                 Event::Delete(object) => {
                     uid_of(&object.metadata).into_iter().for_each(|uid| pods.remove(uid))
@@ -330,7 +335,10 @@ impl Cluster {
             match event {
                 Event::Init => self.namespaces().start_list(),
                 Event::InitApply(object) => self.take_namespace(object, Store::list),
-                Event::InitDone => drop(self.namespaces().finish_list()),
+                Event::InitDone => {
+                    drop(self.namespaces().finish_list());
+                    self.metrics.synced("namespaces");
+                }
                 Event::Apply(object) => self.take_namespace(object, |store, name, allow_list| {
                     store.insert(name, allow_list);
                 }),

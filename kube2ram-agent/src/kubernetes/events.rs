@@ -1,11 +1,13 @@
-//! Notices → Kubernetes Events: bounded, each one said once per while, posted by one worker.
-//! Depends on kube and the clock; called by `kubernetes::cluster`.
+//! Notices → Kubernetes Events: each said once, its repetitions counted, posted by one worker at a bounded rate.
+//! Depends on kube, the clock and `series`; called by `kubernetes::cluster`.
 //!
-//! Not kube's `Recorder`: it merges notices that differ only in their text, and needs the right to patch Events.
+//! Not kube's `Recorder`: it merges notices that differ only in their text, knows no bounds, and fails without the right to patch Events.
+
+mod allowance;
+mod series;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,38 +15,55 @@ use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+    core::Status,
+};
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
-use tracing::warn;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
 
+use self::{
+    allowance::Allowance,
+    series::{Count, Heard, Said, SeriesTable},
+};
 use super::{About, Metrics, Notice};
 use crate::{clock::Clock, telemetry::chain};
 
 pub(super) struct Events {
-    said: Mutex<Said>,
+    table: Mutex<SeriesTable>,
     queued: Notify,
     clock: Arc<dyn Clock>,
     node: Box<str>,
     metrics: Metrics,
 }
 
-#[derive(Default)]
-struct Said {
-    queue: VecDeque<Notice>,
-    recent: HashMap<Notice, Instant>,
+/// How a post ended.
+enum Posted {
+    /// The service account may not.
+    Forbidden(kube::Error),
+    /// It makes no sense to try again.
+    Lost,
+    /// The API server may take it later.
+    Later,
+    Yes,
 }
 
-const QUEUE_LIMIT: usize = 64;
-const RECENT_LIMIT: usize = 1_024;
-
-/// Texts may contain what a pod asked for, so one pod must not use up everybody's share.
-const PER_OBJECT_LIMIT: usize = 8;
-
-const SAID_FOR: Duration = Duration::from_mins(10);
+/// All nodes of a large cluster may be in the same trouble at once: 5,000 of them then make 170 Events a second, after their bursts.
+const BURST: u32 = 25;
+const ONE_EVERY: Duration = Duration::from_secs(30);
+/// How often series are looked at whose count is to be told.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 const POST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts while the API server is away; doubled up to the limit.
+const BACK_OFF: Duration = Duration::from_secs(1);
+const BACK_OFF_LIMIT: Duration = Duration::from_secs(60);
+/// Without the right to post, one attempt is made this often.
+const FORBIDDEN_FOR: Duration = Duration::from_mins(10);
 
 /// `events.k8s.io/v1` limits, pkg/apis/core/validation/events.go.
 const NOTE_LIMIT_BYTES: usize = 1_024;
@@ -52,69 +71,131 @@ const INSTANCE_LIMIT_BYTES: usize = 128;
 
 impl Events {
     pub(super) fn new(node: Box<str>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
-        Self { said: Mutex::default(), queued: Notify::new(), clock, node, metrics }
+        Self { table: Mutex::default(), queued: Notify::new(), clock, node, metrics }
     }
 
     pub(super) fn warn(&self, notice: Notice) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.recent.get(&notice).is_some_and(|at| at.elapsed() < SAID_FOR) {
-            return self.metrics.event("duplicate");
+        let name = format!("kube2ram.{}", Uuid::new_v4().simple());
+        let heard = self.table().hear(notice, &name, self.clock.now(), Instant::now());
+        match heard {
+            Heard::Counted => self.metrics.event("duplicate"),
+            Heard::Dropped => self.metrics.event("dropped"),
+            Heard::Queued => self.queued.notify_one(),
         }
-        said.recent.retain(|_, at| at.elapsed() < SAID_FOR);
-        let same_object = said.recent.keys().filter(|recent| recent.about == notice.about).count();
-        if said.queue.len() >= QUEUE_LIMIT
-            || said.recent.len() >= RECENT_LIMIT
-            || same_object >= PER_OBJECT_LIMIT
-        {
-            return self.metrics.event("dropped");
-        }
-        said.recent.insert(notice.clone(), Instant::now());
-        said.queue.push_back(notice);
-        drop(said);
-        self.queued.notify_one();
     }
 
-    /// Posts what is queued, for ever. An Event that cannot be posted is lost: it is advice, and the log has the same.
+    /// Posts what is queued, and the counts of what was repeated, for ever.
     pub(super) async fn post_all(&self, client: &Client) {
+        let mut allowance = Allowance::new(BURST, ONE_EVERY, Instant::now());
+        let (mut may_create, mut may_count) = (true, true);
+        let mut back_off = BACK_OFF;
         loop {
-            let next = self.said.lock().unwrap_or_else(PoisonError::into_inner).queue.pop_front();
-            let Some(notice) = next else {
-                self.queued.notified().await;
+            sleep(allowance.wait(Instant::now())).await;
+            let next = self.table().next(Instant::now());
+            let Some(said) = next else {
+                if may_count {
+                    self.count(client, &mut may_count, &mut allowance).await;
+                }
+                let _look = timeout(LOOK_EVERY, self.queued.notified()).await;
                 continue;
             };
-            let (namespace, event) = self.event(notice);
-            let events = Api::<Event>::namespaced(client.clone(), &namespace);
-            let result = match timeout(POST_TIMEOUT, events.create(&PostParams::default(), &event)).await {
-                Ok(Ok(_)) => "posted",
-                Ok(Err(error)) => {
-                    warn!(error = chain(&error), "cannot post an Event");
-                    "failed"
+            allowance.take();
+            let posted = self.create(client, &said).await;
+            match &posted {
+                Posted::Forbidden(error) if may_create => {
+                    may_create = false;
+                    warn!(error = chain(error), "no right to create Events: pods' owners are told nothing");
                 }
-                Err(error) => {
-                    warn!(error = chain(&error), "posting an Event timed out");
-                    "failed"
+                Posted::Yes if !may_create => {
+                    may_create = true;
+                    info!("Events are posted again");
                 }
-            };
-            self.metrics.event(result);
+                _ => {}
+            }
+            let now = Instant::now();
+            self.metrics.event(posted.result());
+            match posted {
+                Posted::Forbidden(_) => {
+                    self.table().refuse_until(now + FORBIDDEN_FOR);
+                }
+                Posted::Lost => self.table().forget(&said.notice),
+                Posted::Later => {
+                    self.table().put_back(said.notice);
+                    sleep(back_off).await;
+                    back_off = (back_off * 2).min(BACK_OFF_LIMIT);
+                }
+                Posted::Yes => {
+                    back_off = BACK_OFF;
+                    self.table().posted(&said.notice, now);
+                }
+            }
         }
     }
 
-    fn event(&self, notice: Notice) -> (Box<str>, Event) {
-        let (kind, namespace, name, uid) = match notice.about {
-            // An Event's namespace must be its object's; kubectl shows it with `get events -n <namespace>`.
-            About::Namespace(name) => ("Namespace", name.clone(), name, None),
-            About::Pod(namespace, name, uid) => ("Pod", namespace, name, Some(uid.to_string())),
+    /// Tells the counts that are due. Without the right to, nothing is lost but them: what goes on is said anew from time to time.
+    async fn count(&self, client: &Client, may_count: &mut bool, allowance: &mut Allowance) {
+        loop {
+            sleep(allowance.wait(Instant::now())).await;
+            let due = self.table().due(Instant::now());
+            let Some(count) = due else { return };
+            allowance.take();
+            match self.update(client, &count).await {
+                Posted::Yes => self.metrics.event("counted"),
+                // Whether or not it arrived, the next count will tell.
+                Posted::Later => self.metrics.event("failed"),
+                // Events live for an hour: what is said next is said anew.
+                Posted::Lost => self.table().forget(&count.said.notice),
+                Posted::Forbidden(error) => {
+                    *may_count = false;
+                    self.table().stop_counting();
+                    warn!(error = chain(&error), "no right to patch Events: repetitions are not counted");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn create(&self, client: &Client, said: &Said) -> Posted {
+        let events = Api::<Event>::namespaced(client.clone(), namespace_of(&said.notice.about));
+        let event = self.event(said);
+        let result = timeout(POST_TIMEOUT, events.create(&PostParams::default(), &event)).await;
+        outcome(result.map(|result| result.map(drop)), "cannot post an Event")
+    }
+
+    async fn update(&self, client: &Client, count: &Count) -> Posted {
+        let events = Api::<Event>::namespaced(client.clone(), namespace_of(&count.said.notice.about));
+        let series = serde_json::json!({
+            "series": { "count": count.times, "lastObservedTime": MicroTime(count.last) }
+        });
+        let patch = Patch::Merge(series);
+        let params = PatchParams::default();
+        let result = timeout(POST_TIMEOUT, events.patch(&count.said.name, &params, &patch)).await;
+        outcome(result.map(|result| result.map(drop)), "cannot count an Event")
+    }
+
+    fn event(&self, said: &Said) -> Event {
+        let Said { notice, name: event_name } = said;
+        let (kind, name, uid) = match &notice.about {
+            About::Namespace(name) => ("Namespace", name.clone(), None),
+            // As the kubelet does, and `kubectl describe node` expects: the UID is the name.
+            About::Node => ("Node", self.node.clone(), Some(self.node.to_string())),
+            About::Pod(_, name, uid) => ("Pod", name.clone(), Some(uid.to_string())),
         };
-        let event = Event {
+        let namespace = namespace_of(&notice.about);
+        let (of_object, action) = match notice.about {
+            About::Node => (None, "RepairDatapath"),
+            About::Namespace(_) | About::Pod(..) => (Some(namespace.to_owned()), "IssueCredentials"),
+        };
+        Event {
             metadata: ObjectMeta {
-                namespace: Some(namespace.clone().into()),
-                generate_name: Some("kube2ram-".into()),
+                namespace: Some(namespace.to_owned()),
+                name: Some(event_name.to_string()),
                 ..Default::default()
             },
             regarding: Some(ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some(kind.into()),
-                namespace: Some(namespace.clone().into()),
+                namespace: of_object,
                 name: Some(name.into()),
                 uid,
                 ..Default::default()
@@ -122,14 +203,70 @@ impl Events {
             event_time: Some(MicroTime(self.clock.now())),
             type_: Some("Warning".into()),
             reason: Some(notice.reason.into()),
-            action: Some("IssueCredentials".into()),
+            action: Some(action.into()),
             note: Some(cut(&notice.message, NOTE_LIMIT_BYTES)),
             reporting_controller: Some("kube2ram".into()),
             reporting_instance: Some(cut(&self.node, INSTANCE_LIMIT_BYTES)),
             ..Default::default()
-        };
-        (namespace, event)
+        }
     }
+
+    fn table(&self) -> MutexGuard<'_, SeriesTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Posted {
+    fn result(&self) -> &'static str {
+        match self {
+            Self::Forbidden(_) => "forbidden",
+            Self::Lost | Self::Later => "failed",
+            Self::Yes => "posted",
+        }
+    }
+}
+
+/// An Event's namespace must be its object's; that of what has none must be `default`.
+fn namespace_of(about: &About) -> &str {
+    match about {
+        About::Namespace(name) => name,
+        About::Node => "default",
+        About::Pod(namespace, ..) => namespace,
+    }
+}
+
+fn outcome(
+    result: Result<Result<(), kube::Error>, tokio::time::error::Elapsed>,
+    failed: &'static str,
+) -> Posted {
+    let error = match result {
+        Ok(Ok(())) => return Posted::Yes,
+        Ok(Err(error)) => error,
+        Err(elapsed) => {
+            debug!(error = chain(&elapsed), "{failed}: no answer");
+            return Posted::Later;
+        }
+    };
+    let kube::Error::Api(status) = &error else {
+        debug!(error = chain(&error), "{failed}");
+        return Posted::Later;
+    };
+    match status.code {
+        // It arrived before an answer got lost.
+        409 => Posted::Yes,
+        // Also said of a namespace that is about to go.
+        403 if !is_terminating(status) => Posted::Forbidden(error),
+        429 | 500.. => Posted::Later,
+        _ => {
+            warn!(error = chain(&error), "{failed}");
+            Posted::Lost
+        }
+    }
+}
+
+fn is_terminating(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 fn cut(text: &str, limit_bytes: usize) -> String {
@@ -139,61 +276,6 @@ fn cut(text: &str, limit_bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SystemClock;
-
-    fn notice(object: usize, message: &str) -> Notice {
-        Notice {
-            about: About::Namespace(format!("team-{object}").into()),
-            reason: "RoleDenied",
-            message: message.into(),
-        }
-    }
-
-    fn events() -> Events {
-        Events::new("node".into(), Arc::new(SystemClock), Metrics::default())
-    }
-
-    fn queued(events: &Events) -> usize {
-        events.said.lock().unwrap().queue.len()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn says_the_same_again_only_after_a_while() {
-        let events = events();
-        events.warn(notice(1, "a"));
-        events.warn(notice(1, "a"));
-        events.warn(notice(1, "b"));
-        assert_eq!(queued(&events), 2);
-
-        tokio::time::advance(SAID_FOR).await;
-        events.warn(notice(1, "a"));
-
-        assert_eq!(queued(&events), 3);
-    }
-
-    #[test]
-    fn one_object_cannot_take_the_others_share() {
-        let events = events();
-        for text in 0..2 * PER_OBJECT_LIMIT {
-            events.warn(notice(1, &text.to_string()));
-        }
-        assert_eq!(queued(&events), PER_OBJECT_LIMIT);
-
-        events.warn(notice(2, "a"));
-
-        assert_eq!(queued(&events), PER_OBJECT_LIMIT + 1);
-    }
-
-    #[test]
-    fn drops_and_counts_what_does_not_fit_the_queue() {
-        let events = events();
-        for object in 0..QUEUE_LIMIT + 3 {
-            events.warn(notice(object, "a"));
-        }
-
-        assert_eq!(queued(&events), QUEUE_LIMIT);
-        assert_eq!(events.metrics.events.get_or_create(&[("result", "dropped")]).get(), 3);
-    }
 
     #[test]
     fn cuts_a_text_between_characters() {

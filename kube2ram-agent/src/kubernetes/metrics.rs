@@ -1,12 +1,17 @@
 //! What the cluster's side counts. Called by the other parts of `kubernetes`.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
 /// One label whose values are literals in this module's callers.
-type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
+type Labelled<M = Counter> = Family<[(&'static str, &'static str); 1], M>;
+
+/// What is watched: the label's values.
+pub(super) const RESOURCES: [&str; 2] = ["pods", "namespaces"];
 
 /// The metrics of `kubernetes`.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +20,10 @@ pub struct Metrics {
     pub(super) namespaces: Gauge,
     pub(super) departed_pods: Gauge,
     pub(super) restored_pods: Gauge,
+    synced: Labelled<Gauge>,
     pub(super) watch_errors: Labelled,
+    watch_messages: Labelled<Gauge<f64, AtomicU64>>,
+    watches: Labelled<Gauge>,
     pub(super) pod_waits: Labelled,
     pub(super) pod_lists: Labelled,
     pub(super) events: Labelled,
@@ -38,6 +46,21 @@ impl Metrics {
             metrics.restored_pods.clone(),
         );
         registry.register(
+            "synced",
+            "Whether a resource has been listed whole, by resource (pods, namespaces)",
+            metrics.synced.clone(),
+        );
+        registry.register(
+            "watches",
+            "Watches that the API server holds open, by resource (pods, namespaces)",
+            metrics.watches.clone(),
+        );
+        registry.register(
+            "watch_last_message_timestamp_seconds",
+            "When the API server last sent something on a watch, its bookmarks included, by resource (pods, namespaces); 0 before the first watch",
+            metrics.watch_messages.clone(),
+        );
+        registry.register(
             "watch_errors",
             "Failed or broken watches, by resource (pods, namespaces)",
             metrics.watch_errors.clone(),
@@ -54,10 +77,40 @@ impl Metrics {
         );
         registry.register(
             "events",
-            "Kubernetes Events, by result (dropped, duplicate, failed, posted)",
+            "Kubernetes Events, by result (counted, dropped, duplicate, failed, forbidden, posted)",
             metrics.events.clone(),
         );
+        metrics.start_at_zero();
         metrics
+    }
+
+    /// Or an alert on an increase would miss the first.
+    fn start_at_zero(&self) {
+        for resource in RESOURCES.map(|resource| [("resource", resource)]) {
+            drop(self.synced.get_or_create(&resource));
+            drop(self.watch_errors.get_or_create(&resource));
+            drop(self.watch_messages.get_or_create(&resource));
+            drop(self.watches.get_or_create(&resource));
+        }
+        for (family, results) in [
+            (&self.pod_waits, &["ambiguous", "found", "unavailable", "unknown"][..]),
+            (&self.pod_lists, &["error", "ok"]),
+            (&self.events, &["counted", "dropped", "duplicate", "failed", "forbidden", "posted"]),
+        ] {
+            results.iter().for_each(|result| drop(family.get_or_create(&[("result", *result)])));
+        }
+    }
+
+    pub(super) fn synced(&self, resource: &'static str) {
+        self.synced.get_or_create(&[("resource", resource)]).set(1);
+    }
+
+    pub(super) fn watches(&self, resource: &'static str) -> Gauge {
+        self.watches.get_or_create_owned(&[("resource", resource)])
+    }
+
+    pub(super) fn watch_message(&self, resource: &'static str) -> Gauge<f64, AtomicU64> {
+        self.watch_messages.get_or_create_owned(&[("resource", resource)])
     }
 
     pub(super) fn watch_error(&self, resource: &'static str) {

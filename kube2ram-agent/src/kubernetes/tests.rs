@@ -467,6 +467,126 @@ async fn duplicate_notices_are_posted_once() {
     running.stop().await;
 }
 
+fn notice(message: &str) -> Notice {
+    Notice {
+        about: About::Pod("team-a".into(), "web".into(), uid(1)),
+        reason: "RoleDenied",
+        message: message.into(),
+    }
+}
+
+fn refusal(code: u16, cause: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": "no", "code": code,
+        "details": {"causes": [{"reason": cause, "message": "", "field": ""}]},
+    })
+}
+
+#[tokio::test]
+async fn what_is_repeated_is_counted_in_its_event() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.cluster.warn(notice("again"));
+    eventually("the Event", || running.api.posted().len() == 1).await;
+
+    running.cluster.warn(notice("again"));
+    running.cluster.warn(notice("other"));
+    eventually("the count", || !running.api.patched().is_empty()).await;
+
+    let (path, series) = running.api.patched().remove(0);
+    let name = running.api.posted()[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    assert_eq!(path, format!("/apis/events.k8s.io/v1/namespaces/team-a/events/{name}"));
+    assert_eq!(series["series"]["count"], 2, "{series}");
+    assert!(series["series"]["lastObservedTime"].as_str().unwrap().ends_with('Z'), "{series}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_right_to_create_events_one_attempt_is_made() {
+    let api = ApiServer::start().await;
+    api.refuse(&http::Method::POST, Some(refusal(403, "")));
+    let running = Running::synced(api).await;
+    let events = &running.cluster.metrics.events;
+    let count = |result| events.get_or_create(&[("result", result)]).get();
+    running.cluster.warn(notice("first"));
+    eventually("the refusal", || count("forbidden") == 1).await;
+
+    running.api.refuse(&http::Method::POST, None);
+    for number in 0..20 {
+        running.cluster.warn(notice(&number.to_string()));
+    }
+
+    assert_eq!((count("forbidden"), count("dropped")), (1, 20), "nothing is queued for the time being");
+    assert!(running.api.posted().is_empty());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_takes_its_events_with_it_and_no_right() {
+    let api = ApiServer::start().await;
+    api.refuse(&http::Method::POST, Some(refusal(403, "NamespaceTerminating")));
+    let running = Running::synced(api).await;
+    let failed = running.cluster.metrics.events.get_or_create_owned(&[("result", "failed")]);
+    running.cluster.warn(notice("in a namespace that goes"));
+    eventually("the refusal", || failed.get() == 1).await;
+
+    running.api.refuse(&http::Method::POST, None);
+    running.cluster.warn(notice("elsewhere"));
+
+    eventually("the next Event", || running.api.posted().len() == 1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_of_while_the_api_server_was_away_is_posted_when_it_is_back() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.api.set_mode(Mode::Down);
+    let failed = running.cluster.metrics.events.get_or_create_owned(&[("result", "failed")]);
+
+    running.cluster.warn(notice("meanwhile"));
+    eventually("an attempt", || failed.get() > 0).await;
+    running.api.set_mode(Mode::Up);
+
+    eventually("the Event", || !running.api.posted().is_empty()).await;
+    assert_eq!(running.api.posted()[0]["note"], "meanwhile");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_nodes_own_events_are_where_kubectl_looks_for_them() {
+    let running = Running::synced(ApiServer::start().await).await;
+
+    running.cluster.warn(Notice { about: About::Node, reason: "DatapathRepaired", message: "m".into() });
+    eventually("the Event", || !running.api.posted().is_empty()).await;
+
+    let event = running.api.posted().remove(0);
+    assert_eq!(event["metadata"]["namespace"], "default");
+    assert_eq!(
+        event["regarding"],
+        json!({"apiVersion": "v1", "kind": "Node", "name": "node-1", "uid": "node-1"})
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn tells_whether_watches_are_open_and_when_they_were_heard() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let metrics = &running.cluster.metrics;
+    let open = || ["pods", "namespaces"].map(|resource| metrics.watches(resource).get());
+    eventually("both", || open() == [1, 1]).await;
+    let heard = metrics.watch_message("pods").get();
+    let now = jiff::Timestamp::now().as_duration().as_secs_f64();
+    assert!((now - heard).abs() < 60.0, "{heard}");
+
+    running.api.put("pods", pod(2, "r"));
+    eventually("the message", || metrics.watch_message("pods").get() > heard).await;
+    running.api.set_mode(Mode::Down);
+    eventually("their end", || open() == [0, 0]).await;
+    running.api.set_mode(Mode::Up);
+
+    eventually("others", || open() == [1, 1]).await;
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_pod_deleted_by_force_keeps_its_role_while_it_has_a_cgroup() {
     let api = ApiServer::start().await;

@@ -70,6 +70,8 @@ impl Netns {
 /// What a pod's processes tell.
 #[derive(Debug)]
 pub(super) enum Found {
+    /// Its processes may not be looked at: the agent lacks CAP_SYS_PTRACE, or a security module objects.
+    Denied,
     /// Its processes cannot be seen: the agent's pid namespace is not the host's.
     Hidden,
     /// All are in the host's namespace: a hostNetwork pod, or one whose runtime has yet to move its first process.
@@ -99,7 +101,15 @@ pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> io::Result<Found> {
                 continue;
             }
             let path = format!("/proc/{pid}/ns/net");
-            let Ok(id) = NetnsId::of(fs::metadata(&path)) else { continue };
+            let id = match NetnsId::of(fs::metadata(&path)) {
+                Ok(id) => id,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::PermissionDenied && oldest == u64::MAX {
+                        found = Found::Denied;
+                    }
+                    continue;
+                }
+            };
             if id == host {
                 if matches!(found, Found::Nobody) {
                     found = Found::Hosts;

@@ -22,6 +22,7 @@ use self::report::{Record, cut};
 use super::{
     Pipeline, Server,
     error::RequestError,
+    identities::Identified,
     metrics::RouteLabel,
     node_role::NodeRole,
     pass_through::{Relayed, relay},
@@ -68,9 +69,16 @@ impl Connection {
         Self { server, peer, origin, uid: OnceLock::new(), session: Mutex::default() }
     }
 
-    /// The calling pod, when there is one.
+    /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
     pub(super) fn pod_uid(&self) -> Option<PodUid> {
-        self.uid(self.origin?).ok().cloned()
+        let uid = self.uid(self.origin?);
+        let identified = match &uid {
+            Ok(_) => Identified::Pod,
+            Err(RequestError::Identity(error)) => error.into(),
+            Err(_) => Identified::Unreadable,
+        };
+        self.server.metrics.identities.count(identified);
+        uid.ok().cloned()
     }
 
     /// Answers one request. Its body, if any, is not read.

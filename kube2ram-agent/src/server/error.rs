@@ -91,6 +91,24 @@ pub(super) enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Those that are told as 401 or 403.
+    pub(super) const DENIALS: [Self; 14] = [
+        Self::AssumeRoleDenied,
+        Self::MalformedAllowList,
+        Self::MalformedAnnotation,
+        Self::NamespaceForbids,
+        Self::NoBaseArn,
+        Self::NotListed,
+        Self::OtherRole,
+        Self::Proxied,
+        Self::Sensitive,
+        Self::TokenExpired,
+        Self::TokenForeign,
+        Self::TokenMissing,
+        Self::UnknownCaller,
+        Self::Unvouched,
+    ];
+
     /// The metrics label.
     pub(super) fn as_str(self) -> &'static str {
         match self {

@@ -17,13 +17,14 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::error::ErrorKind;
+use super::{error::ErrorKind, identities::Identities};
 
 /// The metrics of the metadata service.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     pub(super) connections: Gauge,
     pub(super) connections_refused: Counter,
+    pub(super) identities: Identities,
     pub(super) log_lines_suppressed: Counter,
     pub(super) unvouched_connections: Counter,
     denials: Family<DenialLabels, Counter>,
@@ -31,7 +32,7 @@ pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, DurationBuckets>,
     /// By [`RouteLabel`], looked up once: a request costs microseconds.
-    routes: Arc<[OnceLock<Route>; RouteLabel::COUNT]>,
+    routes: Arc<[OnceLock<Route>; RouteLabel::ALL.len()]>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +83,8 @@ struct RouteLabels {
 }
 
 impl RouteLabel {
-    const COUNT: usize = Self::Token as usize + 1;
+    const ALL: [Self; 6] =
+        [Self::Credentials, Self::PassThrough, Self::RamList, Self::Refused, Self::RoleList, Self::Token];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -92,6 +94,19 @@ impl RouteLabel {
             Self::Refused => "refused",
             Self::RoleList => "role_list",
             Self::Token => "token",
+        }
+    }
+}
+
+impl PassThroughResult {
+    const ALL: [Self; 4] = [Self::Failed, Self::Relayed, Self::Throttled, Self::TimedOut];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Relayed => "relayed",
+            Self::Throttled => "throttled",
+            Self::TimedOut => "timed_out",
         }
     }
 }
@@ -111,6 +126,7 @@ impl Metrics {
         let metrics = Self {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            identities: Identities::new(registry),
             log_lines_suppressed: Counter::default(),
             unvouched_connections: Counter::default(),
             denials: Family::default(),
@@ -148,7 +164,28 @@ impl Metrics {
             Unit::Seconds,
             metrics.durations.clone(),
         );
+        metrics.start_at_zero();
         metrics
+    }
+
+    /// Or an alert on an increase would miss the first.
+    fn start_at_zero(&self) {
+        for reason in ErrorKind::DENIALS.map(ErrorKind::as_str) {
+            drop(self.denials.get_or_create(&DenialLabels { reason }));
+        }
+        for result in PassThroughResult::ALL.map(PassThroughResult::as_str) {
+            drop(self.pass_through.get_or_create(&PassThroughLabels { result }));
+        }
+        for route in RouteLabel::ALL.map(RouteLabel::as_str) {
+            drop(self.durations.get_or_create(&RouteLabels { route }));
+            for status in [200, 403, 503] {
+                drop(self.requests.get_or_create(&RequestLabels { route, status }));
+            }
+        }
+        for status in [502, 504] {
+            let route = RouteLabel::PassThrough.as_str();
+            drop(self.requests.get_or_create(&RequestLabels { route, status }));
+        }
     }
 
     /// Counts one answered request.
@@ -180,12 +217,7 @@ impl Metrics {
 
     /// Counts one pass-through.
     pub(super) fn pass_through(&self, result: PassThroughResult) {
-        let result = match result {
-            PassThroughResult::Failed => "failed",
-            PassThroughResult::Relayed => "relayed",
-            PassThroughResult::Throttled => "throttled",
-            PassThroughResult::TimedOut => "timed_out",
-        };
+        let result = result.as_str();
         self.pass_through.get_or_create(&PassThroughLabels { result }).inc();
     }
 }

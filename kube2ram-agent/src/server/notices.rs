@@ -8,35 +8,58 @@ use crate::{
     role::RoleError,
 };
 
-/// What the owners of `pod` should read about `error`. What a client writes does not appear, so that it cannot make Events at will.
-pub(super) fn notices_of(error: &RequestError, pod: &Pod) -> Vec<Notice> {
+/// What the owners of `pod` should read about `error`, and do. What a client writes does not appear, so that it cannot make Events at will.
+/// `role` is the pod's own, `allow_list` the key of the namespaces' annotation.
+pub(super) fn notices_of(
+    error: &RequestError,
+    pod: &Pod,
+    role: Option<&str>,
+    allow_list: &str,
+) -> Vec<Notice> {
     let on_pod = |reason, message: String| {
         let about = About::Pod(pod.namespace.clone(), pod.name.clone(), pod.uid.clone());
         Notice { about, reason, message }
     };
+    let role = role.unwrap_or("the pod's role");
     match error {
-        RequestError::Credentials(CredentialError::Issue { source, .. }) if !source.kind.is_transient() => {
-            vec![on_pod(
-                "AssumeRoleDenied",
-                format!("the pod's role cannot be assumed: STS answers {}", source.code),
-            )]
+        RequestError::Credentials(CredentialError::Issue { source, .. }) => {
+            let (kind, code) = (source.kind, &source.code);
+            let (reason, what) = match kind.is_transient() {
+                true => ("CredentialsUnavailable", "there are no credentials yet for"),
+                false => ("AssumeRoleDenied", "STS does not let the agent assume"),
+            };
+            vec![on_pod(reason, format!("{what} {role} ({code}): {}", kind.remedy()))]
         }
-        RequestError::Denied(denial @ Denial::MalformedAllowList { .. }) => vec![
-            Notice {
-                about: About::Namespace(pod.namespace.clone()),
-                reason: "MalformedAllowList",
-                message: denial.to_string(),
-            },
-            on_pod("RoleDenied", denial.to_string()),
-        ],
-        RequestError::Denied(denial @ Denial::OtherRole { .. }) => {
-            vec![on_pod("RoleDenied", denial.external_message().to_owned())]
+        RequestError::Denied(denial @ Denial::MalformedAllowList { .. }) => {
+            let message =
+                format!("{denial}; correct the annotation {allow_list} of namespace {}", pod.namespace);
+            let about = About::Namespace(pod.namespace.clone());
+            vec![
+                Notice { about, reason: "MalformedAllowList", message: message.clone() },
+                on_pod("RoleDenied", message),
+            ]
+        }
+        RequestError::Denied(denial @ Denial::NamespaceForbids { .. }) => {
+            let remedy = format!(
+                "annotate the pod with a role that it does allow, or add this one to the annotation {allow_list} of namespace {}",
+                pod.namespace
+            );
+            vec![on_pod("RoleDenied", format!("{denial}: {remedy}"))]
         }
         // Known in a moment.
         RequestError::Denied(Denial::NamespaceUnknown) => Vec::new(),
-        RequestError::Denied(denial) => vec![on_pod("RoleDenied", denial.to_string())],
-        RequestError::Role(error @ (RoleError::Malformed { .. } | RoleError::NoBaseArn { .. })) => {
-            vec![on_pod("MalformedAnnotation", error.to_string())]
+        RequestError::Denied(denial @ Denial::OtherRole { .. }) => {
+            let what = denial.external_message();
+            let remedy = "have the client ask for the role that security-credentials/ lists, as SDKs do, or annotate the pod with the role that it needs";
+            vec![on_pod("RoleDenied", format!("{what}, {role}: {remedy}"))]
+        }
+        RequestError::Role(error @ RoleError::Malformed { .. }) => {
+            vec![on_pod("MalformedAnnotation", format!("{error}: the pod is denied until it is corrected"))]
+        }
+        RequestError::Role(error @ RoleError::NoBaseArn { .. }) => {
+            let remedy =
+                "write the role's ARN, or start the agent with --auto-discover-base-arn or --base-role-arn";
+            vec![on_pod("MalformedAnnotation", format!("{error}: {remedy}"))]
         }
         _ => Vec::new(),
     }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use kube2ram_sandbox::{
     client::{Family, Request},
     node::PodSpec,
+    situation::Situation,
     standin::AccessKey,
 };
 use serde_json::Value;
@@ -25,9 +26,12 @@ fn health_and_metrics_are_served_on_the_admin_port() {
     let agent = lab.agent().unwrap();
     assert_eq!(agent.admin("/healthz").unwrap().status, 200);
     assert_eq!(agent.admin("/readyz").unwrap().body, "ready\n");
-    let metrics = agent.admin("/metrics").unwrap();
+    let url = format!("http://{}/metrics", agent.admin_addr());
+    let metrics = Request::get(url).header("Accept", "application/openmetrics-text").send().unwrap();
     assert!(metrics.headers["content-type"].starts_with("application/openmetrics-text"));
     assert!(metrics.body.ends_with("# EOF\n"));
+    let text = agent.admin("/metrics").unwrap();
+    assert!(text.headers["content-type"].starts_with("text/plain; version=0.0.4"));
     for sample in [
         r#"kube2ram_http_requests_total{route="credentials",status="200"} 1"#,
         r#"kube2ram_http_requests_total{route="role_list",status="404"} 1"#,
@@ -160,6 +164,58 @@ fn each_request_is_one_line_of_the_log() {
     }
     assert_eq!((&answered["level"], &answered["status"]), (&"INFO".into(), &200.into()), "{answered}");
     assert_eq!((&refused["level"], &refused["kind"]), (&"WARN".into(), &"other_role".into()), "{refused}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_the_right_to_events_the_log_says_so_once() {
+    let mut lab = Lab::new("no-events", &[]);
+    Situation::set_the_stage(&mut lab).unwrap();
+    lab.api().forbid_events(true);
+    lab.prepare(&["--namespace-restrictions"]);
+    lab.agent().unwrap().start().unwrap();
+
+    Situation::RoleDenied.bring_about(&mut lab).unwrap();
+    for _ in 0..20 {
+        assert_eq!(lab.credentials("intruder", "orders-role"), "403");
+        Situation::RoleDenied.go_on(&mut lab).unwrap();
+    }
+
+    let forbidden = r#"kube2ram_kubernetes_events_total{result="forbidden"}"#;
+    eventually(1.0, || lab.metric(forbidden));
+    let log = lab.agent().unwrap().log();
+    assert_eq!(log.matches("no right to create Events").count(), 1, "{log}");
+    let asked = lab.api().requests().iter().filter(|request| request.contains("/events")).count();
+    assert_eq!(asked, 1);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_crash_loop_of_denials_is_one_event_that_counts() {
+    let mut lab = Lab::new("crash-loop", &[]);
+    Situation::set_the_stage(&mut lab).unwrap();
+    lab.prepare(&["--namespace-restrictions"]);
+    lab.agent().unwrap().start().unwrap();
+
+    Situation::RoleDenied.bring_about(&mut lab).unwrap();
+    eventually(1, || lab.api().events().len());
+    for _ in 0..30 {
+        Situation::RoleDenied.go_on(&mut lab).unwrap();
+    }
+
+    // The worker looks twice a minute for what is to be counted.
+    let event = || lab.api().events().remove(0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while event()["series"].is_null() {
+        assert!(std::time::Instant::now() < deadline, "{}", event());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(event()["series"]["count"].as_u64().unwrap() >= 2, "{}", event());
+    assert_eq!(event()["reason"], "RoleDenied");
+    let note = event()["note"].as_str().unwrap().to_owned();
+    assert!(note.contains("role/admin-role") && note.contains("ram.aliyuncs.com/allowed-roles"), "{note}");
+    let asked = lab.api().requests().iter().filter(|request| request.contains("/events")).count();
+    assert_eq!(asked, 2, "one to say it, one to count it");
 }
 
 /// Every other test with a sandbox looks for secrets as well, when that goes.

@@ -168,7 +168,11 @@ impl Sandbox {
         self.node.remove(&name)
     }
 
-    fn add_agent_pod(&mut self, name: &str) -> Result<Pod> {
+    /// Makes a hostNetwork pod in kube-system for an agent that is not [`Self::agent`]'s to start.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_agent_pod(&mut self, name: &str) -> Result<Pod> {
         let spec = PodSpec::new(name).namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
         let pod = self.node.add_pod(&spec)?;
         self.api.apply(manifest(&spec).to_json())?;

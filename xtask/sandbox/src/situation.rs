@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{
     Sandbox,
@@ -176,8 +176,8 @@ fn detach(sandbox: &Sandbox) -> Result<()> {
         .map(|layout| layout.path().join("links/pods/k2r_egress"))
         .filter(|pin| pin.exists())
         .collect();
-    let pin = pins.first().context("the agent has pinned nothing")?;
-    // The link may be the one that was detached before, or its pin about to be replaced.
+    // None while the agent replaces it, and the link may be the one that was detached before.
+    let Some(pin) = pins.first() else { return Ok(()) };
     Command::new("bpftool").args(["link", "detach", "pinned"]).arg(pin).output()?;
     Ok(())
 }

@@ -10,6 +10,7 @@ mod metadata;
 mod server;
 mod signature;
 mod sts;
+mod tls;
 
 pub(crate) use self::signature::hex_sha256;
 pub use self::{
@@ -20,4 +21,5 @@ pub use self::{
     server::Bind,
     signature::{V3Request, pe, v1_signature, v3_signature},
     sts::{Call, Sts, StsMode},
+    tls::{Authority, TlsFront},
 };

@@ -119,6 +119,7 @@ impl Service {
             upstream: Arc::clone(&world) as _,
         };
         let config = Config {
+            allow_list_annotation: "ram.aliyuncs.com/allowed-roles".into(),
             metadata: MetadataAddr(SocketAddrV4::new([100, 100, 100, 200].into(), 80)),
             metadata_policy: policy,
             host_network_pods: HostNetworkPods::Pass,

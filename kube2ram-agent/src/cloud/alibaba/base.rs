@@ -2,7 +2,10 @@
 //! Depends on `metadata` and `clock`; called by `sts`, composed by `app`.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -117,8 +120,29 @@ impl Base {
     /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
     pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
         let (cached, failure) = (Mutex::new(None), Mutex::new(None));
-        let node = NodeRole { metadata, clock, cached, failure, fetching: Semaphore::new(1) };
+        let (fetched, not_fetched) = (AtomicU64::new(0), AtomicU64::new(0));
+        let fetching = Semaphore::new(1);
+        let node = NodeRole { metadata, clock, cached, failure, fetched, not_fetched, fetching };
         Self(Arc::new(Source::NodeRole(node)))
+    }
+
+    /// When those of the node's role end that were fetched last; `None` before the first fetch, and for static keys.
+    pub fn expires_at(&self) -> Option<jiff::Timestamp> {
+        match &*self.0 {
+            Source::NodeRole(node) => node.cached().as_ref().map(|cached| cached.expires_at),
+            Source::Static(_) => None,
+        }
+    }
+
+    /// How often they were fetched, by result.
+    pub fn fetches(&self) -> [(&'static str, u64); 2] {
+        let counts = match &*self.0 {
+            Source::NodeRole(node) => {
+                [&node.not_fetched, &node.fetched].map(|count| count.load(Ordering::Relaxed))
+            }
+            Source::Static(_) => [0; 2],
+        };
+        [("error", counts[0]), ("ok", counts[1])]
     }
 
     /// What can be told of them. Asks for nothing.
@@ -170,6 +194,8 @@ struct NodeRole {
     cached: Mutex<Option<Cached>>,
     /// The last one, unless fetching has succeeded since.
     failure: Mutex<Option<(jiff::Timestamp, Box<str>)>>,
+    fetched: AtomicU64,
+    not_fetched: AtomicU64,
     /// Whoever holds the permit is the one that fetches.
     fetching: Semaphore,
 }
@@ -219,6 +245,8 @@ impl NodeRole {
 
     async fn fetch(&self) -> Result<Arc<BaseCredentials>, BaseError> {
         let fetched = self.ask().await;
+        let count = if fetched.is_ok() { &self.fetched } else { &self.not_fetched };
+        count.fetch_add(1, Ordering::Relaxed);
         *self.failure() = fetched.as_ref().err().map(|error| (self.clock.now(), chain(error).into()));
         fetched
     }

@@ -53,6 +53,9 @@ struct State {
     namespace_pages: usize,
     selectors: BTreeMap<&'static str, String>,
     posted: Vec<Value>,
+    patched: Vec<(String, Value)>,
+    /// What writes of Events are answered, by method.
+    refusals: Vec<(Method, Value)>,
 }
 
 impl Drop for ApiServer {
@@ -77,6 +80,8 @@ impl ApiServer {
             namespace_pages: 0,
             selectors: BTreeMap::new(),
             posted: Vec::new(),
+            patched: Vec::new(),
+            refusals: Vec::new(),
         }));
         let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
@@ -167,6 +172,18 @@ impl ApiServer {
     pub(super) fn posted(&self) -> Vec<Value> {
         self.state().posted.clone()
     }
+
+    /// The patches of Events: their paths, and what they say.
+    pub(super) fn patched(&self) -> Vec<(String, Value)> {
+        self.state().patched.clone()
+    }
+
+    /// Answers a method of Events with a `Status` from now on, or as it should.
+    pub(super) fn refuse(&self, method: &Method, status: Option<Value>) {
+        let mut state = self.state();
+        state.refusals.retain(|(refused, _)| refused != method);
+        state.refusals.extend(status.map(|status| (method.clone(), status)));
+    }
 }
 
 impl State {
@@ -215,8 +232,18 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         Mode::Stalled => future::pending().await,
         Mode::Up => {}
     }
-    if request.method() == Method::POST {
+    if [Method::POST, Method::PATCH].contains(request.method()) {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let refusal = state.lock().unwrap().refusals.iter().find(|(refused, _)| *refused == method).cloned();
+        if let Some((_, status)) = refusal {
+            let code = u16::try_from(status["code"].as_u64().unwrap()).unwrap();
+            return Ok(respond(StatusCode::from_u16(code).unwrap(), &status));
+        }
         let event: Value = serde_json::from_slice(&request.collect().await.unwrap().to_bytes()).unwrap();
+        if method == Method::PATCH {
+            state.lock().unwrap().patched.push((path, event.clone()));
+            return Ok(respond(StatusCode::OK, &json!({"metadata": {}})));
+        }
         state.lock().unwrap().posted.push(event.clone());
         return Ok(respond(StatusCode::CREATED, &event));
     }

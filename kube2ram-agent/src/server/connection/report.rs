@@ -57,8 +57,12 @@ impl Connection {
         {
             metrics.deny(error.kind());
         }
-        for notice in error.iter().zip(&record.pod).flat_map(|(error, pod)| notices_of(error, pod)) {
-            self.server.pipeline.notices.warn(notice);
+        if let (Some(error), Some(pod)) = (error, &record.pod) {
+            let allow_list = &self.server.config.allow_list_annotation;
+            let role = record.session.as_ref().map(|session| session.role.as_str());
+            for notice in notices_of(error, pod, role, allow_list) {
+                self.server.pipeline.notices.warn(notice);
+            }
         }
         match self.server.log.admit(self.uid.get()) {
             Some(suppressed) => self.log(method, record, status, error, took, suppressed),

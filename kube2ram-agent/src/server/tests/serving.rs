@@ -89,6 +89,7 @@ async fn answers_nobody_whom_the_kernel_does_not_vouch_for() {
     assert_eq!(response(&denied).status(), StatusCode::FORBIDDEN);
     assert!(harness.upstream_heads().is_empty());
     assert!(harness.metrics().contains("unvouched_connections_total 1"));
+    assert!(harness.metrics().contains(r#"connection_identities_total{outcome="unvouched"} 1"#));
     *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
     assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
 }
@@ -124,6 +125,10 @@ async fn denies_a_caller_that_is_no_known_pod() {
     assert_eq!(harness.get("/latest/meta-data/instance-id").await.status(), StatusCode::FORBIDDEN);
     *harness.world.cgroup.lock().unwrap() = Some(UNREADABLE_CGROUP);
     assert_eq!(harness.get(LIST).await.status(), StatusCode::SERVICE_UNAVAILABLE, "worth another try");
+    for (outcome, count) in [("gone", 2), ("unreadable", 1)] {
+        let sample = format!(r#"connection_identities_total{{outcome="{outcome}"}} {count}"#);
+        assert!(harness.metrics().contains(&sample), "{sample}");
+    }
     assert!(harness.upstream_heads().is_empty());
 }
 
@@ -144,6 +149,12 @@ async fn obeys_the_namespaces_allow_list() {
             harness.world.notices.lock().unwrap().clear();
             assert_eq!(harness.get(&target).await.status(), status, "{target} {allow_list:?}");
             assert_eq!(harness.notice_reasons(), reasons, "{target} {allow_list:?}");
+            for notice in harness.world.notices.lock().unwrap().iter() {
+                assert!(
+                    notice.message.contains("annotation ram.aliyuncs.com/allowed-roles of namespace"),
+                    "{notice:?}"
+                );
+            }
         }
     }
 }
@@ -154,9 +165,9 @@ async fn tells_transient_from_final_failures_of_sts() {
     for (kind, status, reasons) in [
         (IssueErrorKind::Denied, StatusCode::FORBIDDEN, &["AssumeRoleDenied"][..]),
         (IssueErrorKind::NoSuchRole, StatusCode::FORBIDDEN, &["AssumeRoleDenied"]),
-        (IssueErrorKind::Throttled, StatusCode::SERVICE_UNAVAILABLE, &[]),
-        (IssueErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, &[]),
-        (IssueErrorKind::BaseCredentials, StatusCode::SERVICE_UNAVAILABLE, &[]),
+        (IssueErrorKind::Throttled, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
+        (IssueErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
+        (IssueErrorKind::BaseCredentials, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
     ] {
         let harness = Harness::start().await;
         *harness.world.refusal.lock().unwrap() = Some(kind);
@@ -167,6 +178,9 @@ async fn tells_transient_from_final_failures_of_sts() {
         assert!(!failed.body().contains("SomeCode") && !failed.body().contains("STS"), "{}", failed.body());
         assert_eq!(failed.headers().contains_key("retry-after"), status == StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(harness.notice_reasons(), reasons);
+        let message = harness.world.notices.lock().unwrap()[0].message.clone();
+        assert!(message.contains("role/my-role (SomeCode): "), "names the role and STS's code: {message}");
+        assert!(message.ends_with(kind.remedy()), "{message}");
         assert_eq!(harness.get(LIST).await.body(), "my-role", "the list needs no STS");
     }
 }

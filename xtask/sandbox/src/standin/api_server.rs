@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -155,9 +156,24 @@ impl ApiServer {
         self.server.handler.forbids_patches.store(forbid, Ordering::SeqCst);
     }
 
-    /// The Events that were posted or patched.
+    /// Answers 401 from now on to whoever does not show this token.
+    pub fn require_token(&self, token: &str) {
+        *locked(&self.server.handler.token) = Some(format!("Bearer {token}"));
+    }
+
+    /// The Events, as they are now, in the order in which they were posted.
     pub fn events(&self) -> Vec<Value> {
         locked(&self.server.handler.events).clone()
+    }
+
+    /// Refuses every write of an Event, or no longer: the role of the service account.
+    pub fn forbid_events(&self, forbid: bool) {
+        self.server.handler.forbids_events.store(forbid, Ordering::SeqCst);
+    }
+
+    /// How often open watches that ask for bookmarks are sent one. As the real one, once a minute, until this is called.
+    pub fn bookmark_every(&self, interval: Duration) {
+        self.server.handler.store.bookmark_every(interval);
     }
 
     /// `METHOD target` of every request so far.
@@ -169,10 +185,12 @@ impl ApiServer {
 #[derive(Debug, Default)]
 struct State {
     events: Mutex<Vec<Value>>,
+    forbids_events: AtomicBool,
     forbids_patches: AtomicBool,
     interference: Mutex<Option<Value>>,
     requests: Mutex<Vec<String>>,
     store: Arc<Store>,
+    token: Mutex<Option<String>>,
 }
 
 impl Handler for State {
@@ -185,6 +203,10 @@ impl Handler for State {
 
 impl State {
     fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
+        let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        if locked(&self.token).as_deref().is_some_and(|token| shown != Some(token.as_bytes())) {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
         let query = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
             .into_owned()
             .collect::<HashMap<_, _>>();
@@ -209,18 +231,44 @@ impl State {
                 self.object("pods", namespace, name, metadata_only)
             }
             (
-                &Method::POST | &Method::PATCH | &Method::PUT,
-                ["api", "v1", "namespaces", _, "events", ..]
-                | ["apis", "events.k8s.io", "v1", "namespaces", _, "events", ..],
+                method @ (&Method::POST | &Method::PATCH),
+                ["apis", "events.k8s.io", "v1", "namespaces", _, "events", name @ ..],
             ) => {
-                let event =
+                if self.forbids_events.load(Ordering::SeqCst) {
+                    return Err(StatusCode::FORBIDDEN);
+                }
+                let body =
                     serde_json::from_slice::<Value>(request.body()).or(Err(StatusCode::BAD_REQUEST))?;
-                locked(&self.events).push(event.clone());
-                let created = request.method() == Method::POST;
-                Ok(json_reply(if created { StatusCode::CREATED } else { StatusCode::OK }, &event))
+                match (method, name) {
+                    (&Method::POST, []) => self.post_event(body),
+                    (&Method::PATCH, [name]) => self.patch_event(name, &body),
+                    _ => Err(StatusCode::NOT_FOUND),
+                }
             }
             _ => Err(StatusCode::NOT_FOUND),
         }
+    }
+
+    fn post_event(&self, event: Value) -> Result<Response<Body>, StatusCode> {
+        let mut events = locked(&self.events);
+        if events.iter().any(|known| known["metadata"]["name"] == event["metadata"]["name"]) {
+            return Err(StatusCode::CONFLICT);
+        }
+        events.push(event.clone());
+        Ok(json_reply(StatusCode::CREATED, &event))
+    }
+
+    /// Only the series may change: pkg/apis/core/validation/events.go.
+    fn patch_event(&self, name: &str, patch: &Value) -> Result<Response<Body>, StatusCode> {
+        let mut events = locked(&self.events);
+        let event = events.iter_mut().find(|event| event["metadata"]["name"] == name);
+        let event = event.ok_or(StatusCode::NOT_FOUND)?;
+        let fields = patch.as_object().ok_or(StatusCode::BAD_REQUEST)?;
+        if fields.keys().any(|field| field != "series") || patch["series"]["count"].as_u64() < Some(2) {
+            return Err(StatusCode::UNPROCESSABLE_ENTITY);
+        }
+        event["series"] = patch["series"].clone();
+        Ok(json_reply(StatusCode::OK, event))
     }
 
     /// A merge patch; one that names a resource version holds for that version only.
@@ -304,6 +352,7 @@ fn status_object(status: StatusCode, message: &str) -> Value {
         StatusCode::FORBIDDEN => "Forbidden",
         StatusCode::GONE => "Expired",
         StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::UNAUTHORIZED => "Unauthorized",
         _ => "BadRequest",
     };
     json!({

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Mutex,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -102,6 +103,7 @@ struct Change {
 /// The objects and their history.
 #[derive(Debug)]
 pub(super) struct Store {
+    bookmark_interval: Mutex<Duration>,
     cluster: Mutex<Cluster>,
     changed: watch::Sender<()>,
 }
@@ -121,9 +123,13 @@ impl Default for Store {
     fn default() -> Self {
         // A cluster is never at version 0, which has a meaning of its own.
         let cluster = Cluster { version: 100, oldest: 100, ..Cluster::default() };
-        Self { cluster: Mutex::new(cluster), changed: watch::channel(()).0 }
+        let bookmark_interval = Mutex::new(BOOKMARK_INTERVAL);
+        Self { bookmark_interval, cluster: Mutex::new(cluster), changed: watch::channel(()).0 }
     }
 }
+
+/// The real server's: staging/src/k8s.io/apiserver/pkg/storage/cacher/cacher.go, `bookmarkFrequency`.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How much history a watch can catch up with.
 const HISTORY_MAX: usize = 10_000;
@@ -184,6 +190,15 @@ impl Store {
         cluster.held_at = hold.then_some(cluster.version);
         drop(cluster);
         self.changed.send_replace(());
+    }
+
+    pub(super) fn bookmark_every(&self, interval: Duration) {
+        *locked(&self.bookmark_interval) = interval;
+        self.changed.send_replace(());
+    }
+
+    pub(super) fn bookmark_interval(&self) -> Duration {
+        *locked(&self.bookmark_interval)
     }
 
     pub(super) fn expire(&self) {

@@ -171,15 +171,29 @@ fn goes_away_with_its_watches_and_comes_back_at_the_same_address() {
 }
 
 #[test]
-fn records_events_of_both_api_groups() {
+fn keeps_events_and_what_is_patched_of_them() {
     let server = server();
-    for path in ["/api/v1/namespaces/shop/events", "/apis/events.k8s.io/v1/namespaces/shop/events"] {
+    let path = "/apis/events.k8s.io/v1/namespaces/shop/events";
+    let send = |method: &str, path: &str, body: Value| {
         let mut request = client::Request::get(server.url() + path);
-        request.method = "POST".into();
-        request.body = br#"{"reason":"RoleDenied"}"#.to_vec();
-        assert_eq!(request.send().unwrap().status, 201);
-    }
+        request.method = method.into();
+        request.body = body.to_string().into_bytes();
+        request.send().unwrap().status
+    };
+    let event = json!({"metadata": {"name": "e1"}, "reason": "RoleDenied"});
+    let series = |count: u32| json!({"series": {"count": count, "lastObservedTime": "2026-11-21T00:00:00Z"}});
 
-    assert_eq!(server.events().len(), 2);
-    assert_eq!(server.events()[0]["reason"], "RoleDenied");
+    assert_eq!([send("POST", path, event.clone()), send("POST", path, event)], [201, 409]);
+    assert_eq!(send("PATCH", &format!("{path}/e1"), series(2)), 200);
+    assert_eq!(send("PATCH", &format!("{path}/e1"), series(1)), 422, "a series begins with the second");
+    assert_eq!(send("PATCH", &format!("{path}/e1"), json!({"note": "other"})), 422);
+    assert_eq!(send("PATCH", &format!("{path}/e2"), series(2)), 404);
+    server.forbid_events(true);
+    assert_eq!(send("POST", path, json!({"metadata": {"name": "e3"}})), 403);
+
+    let events = server.events();
+    assert_eq!(
+        (events.len(), &events[0]["reason"], &events[0]["series"]["count"]),
+        (1, &"RoleDenied".into(), &2.into())
+    );
 }

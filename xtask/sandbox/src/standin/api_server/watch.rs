@@ -18,6 +18,8 @@ use super::{
 use crate::standin::server::Body;
 
 struct Watch {
+    /// Whether the client takes them.
+    bookmarks: bool,
     changed: watch::Receiver<()>,
     deadline: Instant,
     done: bool,
@@ -58,8 +60,9 @@ pub(super) fn answer(
         initial = Some(lines);
     }
 
-    let watch =
-        Watch { changed, deadline: Instant::now() + timeout, done: false, initial, selector, store, version };
+    let bookmarks = query.get("allowWatchBookmarks").is_some_and(|value| value == "true");
+    let deadline = Instant::now() + timeout;
+    let watch = Watch { bookmarks, changed, deadline, done: false, initial, selector, store, version };
     let frames = stream::unfold(watch, |mut watch| async move {
         let lines = watch.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(lines))), watch))
@@ -84,8 +87,15 @@ impl Watch {
             if !changes.is_empty() {
                 return Some(changes.iter().map(|(verb, object)| line(verb, object)).collect());
             }
-            self.done =
-                !matches!(tokio::time::timeout_at(self.deadline, self.changed.changed()).await, Ok(Ok(())));
+            let bookmark_at = Instant::now() + self.store.bookmark_interval();
+            let until = if self.bookmarks { bookmark_at.min(self.deadline) } else { self.deadline };
+            match tokio::time::timeout_at(until, self.changed.changed()).await {
+                Ok(Ok(())) => {}
+                Err(_) if until < self.deadline => {
+                    return Some(line("BOOKMARK", &self.selector.bookmark(version, &json!({}))));
+                }
+                _ => self.done = true,
+            }
         }
         None
     }

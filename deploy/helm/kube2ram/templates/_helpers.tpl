@@ -1,0 +1,54 @@
+{{- define "kube2ram.name" -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "kube2ram.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "kube2ram.name" .) -}}
+{{- end -}}
+
+{{- /* A node has one agent, whatever releases are called. */ -}}
+{{- define "kube2ram.selector" -}}
+app.kubernetes.io/name: kube2ram
+{{- end -}}
+
+{{- define "kube2ram.labels" -}}
+{{ include "kube2ram.selector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "kube2ram.image" -}}
+{{- with .Values.image -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The value of a flag, as it was set or as the agent has it: (list $ "metrics-port" 9181). */ -}}
+{{- define "kube2ram.flag" -}}
+{{- $value := index (index . 0).Values.flags (index . 1) -}}
+{{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else if kindIs "float64" $value }}{{ int64 $value }}{{ else }}{{ $value }}{{ end -}}
+{{- end -}}
+
+{{- define "kube2ram.args" -}}
+{{- range $name, $value := .Values.flags }}
+{{- if kindIs "invalid" $value }}
+{{- else if and (kindIs "bool" $value) $value }}
+- --{{ $name }}
+{{- else if kindIs "float64" $value }}
+- --{{ $name }}={{ int64 $value }}
+{{- else }}
+- {{ printf "--%s=%v" $name $value | quote }}
+{{- end }}
+{{- end }}
+{{- if .Values.startupTaint.enabled }}
+- {{ printf "--startup-taint=%s" .Values.startupTaint.taint | quote }}
+{{- end }}
+{{- range .Values.extraArgs }}
+- {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* AppArmor is a field since 1.30. */ -}}
+{{- define "kube2ram.hasAppArmorField" -}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}yes{{ end -}}
+{{- end -}}

@@ -1,0 +1,129 @@
+//! The metrics that are not counted but looked at, when they are asked for: the build, the role sessions that are held, the agent's own credentials.
+//! Depends on `credentials` and `cloud`; called by `app`.
+
+use std::{fmt, sync::Arc};
+
+use jiff::SignedDuration;
+use kube2ram_common::abi::ABI_VERSION;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    registry::Registry,
+};
+use tokio::sync::SetOnce;
+
+use crate::{
+    clock::Clock,
+    cloud::alibaba::base::Base,
+    credentials::{Standing, Survey},
+    server::Entitlements,
+};
+
+/// Where the source was, as who built it says.
+const REVISION: &str = match option_env!("KUBE2RAM_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// Tells what runs.
+pub(super) fn of_build(registry: &mut Registry) {
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("revision", REVISION.to_owned()),
+        ("map_layout", ABI_VERSION.to_string()),
+    ];
+    registry.register("build", "What runs on the node", Info::new(labels));
+}
+
+/// Tells of credentials: those for pods, and those the agent signs with.
+pub(super) fn of_credentials(
+    registry: &mut Registry,
+    entitlements: &Arc<SetOnce<Entitlements>>,
+    base: &Base,
+    clock: &Arc<dyn Clock>,
+) {
+    registry.register_collector(Box::new(Sessions(Arc::clone(entitlements))));
+    registry.register_collector(Box::new(OwnCredentials { base: base.clone(), clock: Arc::clone(clock) }));
+}
+
+/// The role sessions in the cache.
+struct Sessions(Arc<SetOnce<Entitlements>>);
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sessions")
+    }
+}
+
+impl Collector for Sessions {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let survey = self.0.get().map(|entitlements| entitlements.credentials.survey()).unwrap_or_default();
+        encode_survey(&survey, &mut encoder)
+    }
+}
+
+fn encode_survey(survey: &Survey, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let help = "Role sessions in the cache, by state (below_floor: valid, but less is left than what pods are promised; denied: STS says no; failing: none that are valid, and STS does not give any; fresh; pending: not asked for yet).";
+    let mut sessions = encoder.encode_descriptor("credential_sessions", help, None, MetricType::Gauge)?;
+    for standing in Standing::ALL {
+        let gauge = ConstGauge::new(survey.count(standing));
+        gauge.encode(sessions.encode_family(&[("state", standing.label())])?)?;
+    }
+    // What does not exist has no age.
+    if let Some(left) = survey.shortest_left {
+        let help = "The shortest time that is left of credentials which pods are given.";
+        let name = "credentials_min_time_to_expiry_seconds";
+        let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(left.as_secs_f64()).encode(metric)?;
+    }
+    if let Some(age) = survey.oldest {
+        let help = "The age of the oldest credentials which pods are given.";
+        let metric =
+            encoder.encode_descriptor("credentials_max_age_seconds", help, None, MetricType::Gauge)?;
+        ConstGauge::new(age.as_secs_f64()).encode(metric)?;
+    }
+    Ok(())
+}
+
+/// What the agent signs its calls with.
+struct OwnCredentials {
+    base: Base,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for OwnCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnCredentials")
+    }
+}
+
+impl Collector for OwnCredentials {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let left = self.base.expires_at().map(|end| end.duration_since(self.clock.now()));
+        encode_own(self.base.fetches(), left, encoder)
+    }
+}
+
+/// `left` is unknown of static keys, which do not tell when they end.
+fn encode_own(
+    fetches: [(&'static str, u64); 2],
+    left: Option<SignedDuration>,
+    mut encoder: DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let help = "Fetches of the node role's credentials from the metadata server, by result (error, ok).";
+    let mut family = encoder.encode_descriptor("base_credential_fetches", help, None, MetricType::Counter)?;
+    for (result, count) in fetches {
+        ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
+    }
+    if let Some(left) = left {
+        let help = "The time that is left of the credentials which the agent signs with; negative once they have expired.";
+        let name = "base_credentials_time_to_expiry_seconds";
+        let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(left.as_secs_f64()).encode(metric)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! The table of all metrics is what the registry says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use super::*;
+use crate::{
+    admin::{Exposition, Readiness},
+    app::snapshot,
+    credentials, datapath,
+    documents::{keep_current, keep_file_current, row},
+    guard::ForwardGuard,
+    interception, kubernetes, listeners, reconcile, server,
+};
+
+/// Labels of which not all values are there from the beginning, or that differ with the build.
+const OPEN_LABELS: [&str; 5] = ["condition", "map_layout", "revision", "status", "version"];
+
+/// A cache with credentials in it.
+#[derive(Debug)]
+struct Held;
+
+impl Collector for Held {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut survey = Survey::default();
+        survey.shortest_left = Some(Duration::from_mins(50));
+        survey.oldest = Some(Duration::from_mins(10));
+        encode_survey(&survey, &mut encoder)
+    }
+}
+
+/// Credentials of the node's role.
+#[derive(Debug)]
+struct Own;
+
+impl Collector for Own {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode_own([("error", 0), ("ok", 1)], Some(SignedDuration::from_hours(3)), encoder)
+    }
+}
+
+/// As `service` has it, without what it takes to run.
+fn registry() -> Registry {
+    let mut registry = Registry::with_prefix("kube2ram");
+    of_build(&mut registry);
+    drop(kubernetes::Metrics::new(registry.sub_registry_with_prefix("kubernetes")));
+    drop(snapshot::metrics(&mut registry));
+    registry.register_collector(Box::new(Held));
+    registry.register_collector(Box::new(Own));
+    server::register_metrics(&mut registry);
+    drop(credentials::Metrics::new(&mut registry));
+    registry.register_collector(Box::new(datapath::NoOutcomes));
+    drop(listeners::Metrics::new(&mut registry));
+    drop(interception::metrics(&mut registry));
+    drop(reconcile::Metrics::new(&mut registry));
+    drop(ForwardGuard::new(Ipv4Addr::LOCALHOST, &mut registry));
+    let readiness = Readiness::default();
+    drop(readiness.wait_for("pods and namespaces"));
+    registry.register_collector(Box::new(readiness));
+    registry
+}
+
+#[derive(Default)]
+struct Family {
+    kind: String,
+    help: String,
+    /// By name, their values.
+    labels: BTreeMap<String, BTreeSet<String>>,
+}
+
+fn families(text: &str) -> BTreeMap<String, Family> {
+    let mut families = BTreeMap::<String, Family>::new();
+    let mut current = String::new();
+    for line in text.lines() {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+            current = name.to_owned();
+            families.entry(current.clone()).or_default().help = help.to_owned();
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
+            families.entry(name.to_owned()).or_default().kind = kind.to_owned();
+        } else if let Some((_, labels)) = line.split_once('{') {
+            let labels = labels.split_once('}').unwrap().0;
+            let family = families.get_mut(&current).unwrap();
+            for label in labels.split("\",").filter(|label| !label.is_empty()) {
+                let (name, value) = label.split_once("=\"").unwrap();
+                let values = family.labels.entry(name.to_owned()).or_default();
+                values.insert(value.trim_end_matches('"').to_owned());
+            }
+        }
+    }
+    families
+}
+
+fn labels(family: &Family) -> String {
+    let own = family.labels.iter().filter(|(name, _)| *name != "le");
+    let described = own.map(|(name, values)| {
+        // What the help tells need not be told twice.
+        let is_told = values.iter().any(|value| family.help.contains(value.as_str()));
+        if is_told || OPEN_LABELS.contains(&name.as_str()) {
+            return format!("`{name}`");
+        }
+        let values: Vec<_> = values.iter().map(String::as_str).collect();
+        format!("`{name}`: {}", values.join(", "))
+    });
+    described.collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn the_table_of_metrics_is_current() {
+    let text = Exposition::Text.encode(&registry()).unwrap();
+    let families = families(&text);
+
+    let mut table = row(["metric", "type", "labels", "what it tells"]) + &row(["---"; 4]);
+    for (name, family) in &families {
+        let (name, labels) = (format!("`{name}`"), labels(family));
+        table += &row([name.as_str(), &family.kind, &labels, &family.help]);
+    }
+
+    assert!(families.len() > 40, "{}", families.len());
+    keep_current("docs/metrics.md", "metrics", &table);
+}
+
+/// The operator's object holds the same rules as the plain file.
+#[test]
+fn the_manifest_of_the_rules_is_current() {
+    let rules = repository_file("deploy/monitoring/rules.yaml");
+    let (_, groups) = rules.split_once("\ngroups:\n").unwrap();
+    let indented: String = format!("groups:\n{groups}")
+        .lines()
+        .map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") })
+        .collect();
+    let head = "# The alerts of rules.yaml for the Prometheus operator. Written by cargo xtask docs.\n\
+        apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: kube2ram\n  namespace: kube-system\n  \
+        labels: { app.kubernetes.io/name: kube2ram }\nspec:\n";
+
+    keep_file_current("deploy/monitoring/prometheusrule.yaml", &format!("{head}{indented}"));
+}
+
+/// A metric that is renamed must not leave an alert that never fires, or a panel that stays empty.
+#[test]
+fn alerts_and_panels_ask_for_metrics_that_exist() {
+    let known = families(&Exposition::Text.encode(&registry()).unwrap());
+    let mut asked = 0;
+    for file in ["deploy/monitoring/rules.yaml", "deploy/monitoring/dashboard.json", "docs/runbooks.md"] {
+        let text = repository_file(file);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|word| word.starts_with("kube2ram_")) {
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix));
+            let is_known = known.contains_key(word)
+                || family.is_some_and(|name| known.get(name).is_some_and(|found| found.kind == "histogram"));
+            assert!(is_known, "{file}: there is no metric {word}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 60, "{asked}");
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_a_test() {
+    let rules = repository_file("deploy/monitoring/rules.yaml");
+    let (runbooks, tests) =
+        (repository_file("docs/runbooks.md"), repository_file("deploy/monitoring/tests/rules.yaml"));
+    let alerts: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let headings: Vec<_> = runbooks.lines().filter_map(|line| line.strip_prefix("## Kube2ram")).collect();
+
+    assert!(alerts.len() > 20, "{alerts:?}");
+    assert_eq!(alerts.len(), headings.len(), "each alert has one runbook, and each runbook an alert");
+    for alert in alerts {
+        assert!(runbooks.contains(&format!("\n## {alert}\n")), "{alert} has no runbook");
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} has no test");
+        let link = format!("runbook: docs/runbooks.md#{}\n", alert.to_lowercase());
+        assert_eq!(rules.matches(&link).count(), 1, "{alert} does not name its runbook");
+    }
+}
+
+fn repository_file(name: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn every_metric_is_named_and_described_as_prometheus_asks() {
+    let text = Exposition::Text.encode(&registry()).unwrap();
+
+    for (name, family) in families(&text) {
+        assert!(family.help.len() > 8 && family.help.ends_with('.'), "{name}: {:?}", family.help);
+        assert!(name.starts_with("kube2ram_"), "{name}");
+        assert_eq!(family.kind == "counter", name.ends_with("_total"), "{name}");
+        let told: usize = family.labels.values().map(BTreeSet::len).max().unwrap_or_default();
+        assert!(told <= 32, "{name} has {told} values of a label");
+        for (label, _) in family.labels {
+            assert!(!["pod", "namespace", "role", "cgroup", "node"].contains(&label.as_str()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn tells_how_role_sessions_stand() {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Held));
+    let mut encoded = String::new();
+    prometheus_client::encoding::text::encode(&mut encoded, &registry).unwrap();
+
+    for sample in [
+        r#"credential_sessions{state="fresh"} 0"#,
+        "credentials_min_time_to_expiry_seconds 3000.0",
+        "credentials_max_age_seconds 600.0",
+    ] {
+        assert!(encoded.lines().any(|line| line == sample), "no {sample} in\n{encoded}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Rung 2: the agent in exactly the container that the manifest describes, as a real runtime starts it: arguments, variables, capabilities, seccomp,
+//! root file system and mounts. Nothing is added for the test; names and paths lead to the sandbox instead.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::{
+    node::{LIST, Node, eventually},
+    support::{objects, single_file, strings, template},
+};
+
+fn manifest() -> Value {
+    template(&objects(&single_file())).clone()
+}
+
+/// A line of the agent's /proc/<pid>/status.
+fn status(node: &Node, name: &str) -> String {
+    let agents = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let directory = entry.ok()?.path();
+        let is_ours = fs::read_to_string(directory.join("cgroup")).ok()?.contains(node.node().name());
+        let exe = fs::read_to_string(directory.join("comm")).ok()?;
+        (is_ours && exe.trim() == "kube2ram").then_some(directory)
+    });
+    let agents: Vec<_> = agents.collect();
+    assert_eq!(agents.len(), 1, "{agents:?}");
+    let status = fs::read_to_string(agents[0].join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap().trim().to_owned()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_manifests_container_does_the_main_job() {
+    let mut node = Node::new("manifest-job");
+
+    let agent = node.start(&manifest()).unwrap();
+
+    assert_eq!((agent.ready().unwrap().as_str(), agent.live()), ("ready", 200));
+    node.assert_served();
+    assert_eq!(node.ask("plain", LIST).status, 404);
+    // DAC_READ_SEARCH, NET_ADMIN, SYS_ADMIN, SYS_PTRACE by the numbers of linux/capability.h; and SYS_RESOURCE, where this machine has it to give.
+    let bits: u64 = [2, 12, 19, 21].iter().map(|bit| 1 << bit).sum();
+    for set in ["CapBnd", "CapEff", "CapPrm"] {
+        let held = u64::from_str_radix(&status(&node, set), 16).unwrap();
+        assert!([bits, bits | 1 << 24].contains(&held), "{set}: {held:#x}");
+    }
+    assert_eq!((status(&node, "NoNewPrivs").as_str(), status(&node, "Seccomp").as_str()), ("1", "2"));
+    eventually("pods have their listeners", || agent.metric("kube2ram_pod_listeners") == 3.0);
+    for gauge in ["kube2ram_datapath_in_force", "kube2ram_forward_guard_in_force"] {
+        assert_eq!(agent.metric(gauge), 1.0, "{gauge}");
+    }
+    node.assert_served();
+    assert!(node.node().sniffer().packets().iter().all(|packet| *packet.source.ip() == node.node().ip()));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_rolling_update_hands_over_between_containers() {
+    let mut node = Node::new("manifest-update");
+    let mut former = node.start(&manifest()).unwrap();
+    eventually("pods have their listeners", || former.metric("kube2ram_pod_listeners") == 3.0);
+
+    let next = node.start(&manifest()).unwrap();
+    node.assert_served();
+    let ended = former.container.terminate().unwrap();
+
+    assert!(ended.success(), "{ended}: {}", former.container.log());
+    assert_eq!(next.ready().unwrap(), "ready");
+    // Under the links of the former, not beside them.
+    assert!(next.container.log().contains("outcome=Updated"), "{}", next.container.log());
+    node.assert_served();
+}
+
+/// Leaves a capability out of the agent's container.
+fn without_capability(name: &str) -> Value {
+    let mut template = manifest();
+    let list = &mut template["containers"][0]["securityContext"]["capabilities"]["add"];
+    let left: Vec<_> = strings(list).into_iter().filter(|capability| capability != name).collect();
+    assert_eq!(left.len() + 1, strings(list).len(), "{name}");
+    *list = left.into();
+    template
+}
+
+/// Leaves a volume out.
+fn without_volume(name: &str) -> Value {
+    let mut template = manifest();
+    let leave_out = |list: &mut Value| list.as_array_mut().unwrap().retain(|item| item["name"] != name);
+    leave_out(&mut template["volumes"]);
+    leave_out(&mut template["containers"][0]["volumeMounts"]);
+    template
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_a_capability_it_says_which_one_to_add() {
+    let mut node = Node::new("manifest-capability");
+    // SYS_RESOURCE is for kernels below 5.11.
+    for (capability, named) in [
+        ("DAC_READ_SEARCH", "DAC_READ_SEARCH"),
+        ("NET_ADMIN", "NET_ADMIN"),
+        ("SYS_ADMIN", "BPF (or SYS_ADMIN)"),
+    ] {
+        let said = node.start(&without_capability(capability)).err().unwrap();
+
+        assert!(said.contains(&format!("{named} missing: add to the container's")), "{capability}: {said}");
+    }
+    // The twin.
+    node.start(&manifest()).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_ptrace_pods_share_the_hosts_listener_and_it_says_why() {
+    let mut node = Node::new("manifest-ptrace");
+
+    let agent = node.start(&without_capability("SYS_PTRACE")).unwrap();
+
+    node.assert_served();
+    assert_eq!(agent.metric("kube2ram_pod_listeners"), 0.0);
+    eventually("it says why", || agent.container.log().contains("SYS_PTRACE"));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_a_mount_it_says_which_one_to_make() {
+    let mut node = Node::new("manifest-mount");
+    for (volume, named) in [
+        ("bpf", "mount -t bpf bpf /sys/fs/bpf"),
+        ("cgroup", "mount the host's at /sys/fs/cgroup"),
+        ("state", "/run/kube2ram"),
+    ] {
+        let said = node.start(&without_volume(volume)).err().unwrap_or_default();
+
+        assert!(said.contains(named), "{volume}: {said}");
+    }
+    let mut elsewhere = manifest();
+    elsewhere["volumes"][0]["hostPath"]["path"] = json!("/nowhere");
+    assert!(node.start(&elsewhere).err().unwrap().contains("/nowhere"));
+    // The twin.
+    node.start(&manifest()).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_the_hosts_processes_pods_share_the_hosts_listener() {
+    let mut node = Node::new("manifest-hostpid");
+    let mut template = manifest();
+    template["hostPID"] = json!(false);
+
+    let outcome = node.start(&template);
+
+    if let Ok(agent) = outcome {
+        node.assert_served();
+        assert_eq!(agent.metric("kube2ram_pod_listeners"), 0.0, "{}", agent.container.log());
+    }
+}

@@ -1,0 +1,12 @@
+//! What `deploy` holds: kustomize and Helm make the same objects of it, the API server's schemas and the agent's flags know all that is in them, and
+//! the agent does its job in exactly the container that they describe.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod api_server;
+mod container;
+mod node;
+mod overlays;
+mod rendered;
+mod schema;
+mod support;

@@ -1,0 +1,233 @@
+//! A node with pods, and before it what a cluster and the cloud look like from a container: the API server by its Service variables and the service
+//! account's token, STS by its name, both over TLS. Used by the tests that start the manifests' containers.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    ops::Deref,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::{
+    Sandbox,
+    client::{Credentials, Reply, Request, caller_identity},
+    container::{Container, Image, Surroundings},
+    node::{Pod, PodSpec},
+    standin::{Accounts, Authority, Role, TlsFront},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::support::{AGENT, strings};
+
+pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+const DEADLINE: Duration = Duration::from_secs(60);
+/// As the image has it.
+const ENTRYPOINT: &str = "/usr/local/bin/kube2ram";
+const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
+/// With a role of their own each; one shares the host's network.
+pub(crate) const PODS: [&str; 3] = ["orders", "billing", "daemon"];
+
+pub(crate) struct Node {
+    containers: usize,
+    image: Image,
+    pub(crate) surroundings: Surroundings,
+    _fronts: Vec<TlsFront>,
+    /// Of the containers.
+    pods: Vec<Pod>,
+    sandbox: Sandbox,
+    directory: TempDir,
+}
+
+impl Node {
+    /// With the stand-in for the API server.
+    pub(crate) fn new(name: &str) -> Self {
+        let authority = Authority::new().unwrap();
+        let mut node = Self::without_cluster(name, &authority);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream = node.sandbox.api().url().strip_prefix("http://").unwrap().parse().unwrap();
+        let front = authority.front(listener, upstream, &["127.0.0.1"]).unwrap();
+        let token = "SandboxToken-of-the-service-account";
+        node.sandbox.api().require_token(token);
+        node.join(("127.0.0.1".to_owned(), front.addr().port()), token, authority.pem());
+        node._fronts.push(front);
+        node.sandbox
+            .api()
+            .apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["*-role"]"#)])
+            .unwrap();
+        for pod in PODS {
+            node.add(pod, PodSpec::new(pod));
+        }
+        node.sandbox.add_pod(&PodSpec::new("plain")).unwrap();
+        node
+    }
+
+    /// Knows no API server, and has no pods.
+    pub(crate) fn without_cluster(name: &str, authority: &Authority) -> Self {
+        let sandbox = Sandbox::create(name).unwrap();
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image =
+            Image::of_binary(AGENT.as_ref(), ENTRYPOINT, authority.pem(), directory.path().join("image"))
+                .unwrap();
+        let ip = sandbox.node().ip();
+        let upstream = sandbox.sts().url();
+        let upstream = upstream.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+        let sts = authority.front(TcpListener::bind((ip, 443)).unwrap(), upstream, &STS).unwrap();
+        let host_root = directory.path().join("host");
+        fs::create_dir_all(&host_root).unwrap();
+        let cgroup = sandbox.node().pods_cgroup().parent().unwrap().to_owned();
+        let host_paths: [(&str, PathBuf); 4] = [
+            ("/", host_root),
+            ("/sys/fs/cgroup", cgroup),
+            ("/sys/fs/bpf", sandbox.node().bpffs()),
+            ("/run/kube2ram", sandbox.node().agent_state()),
+        ];
+        let surroundings = Surroundings {
+            host_paths: host_paths.into_iter().map(|(path, place)| (path.into(), place)).collect(),
+            hosts: format!("127.0.0.1 localhost\n{ip} {}\n", STS.join(" ")),
+            fields: [("spec.nodeName", Sandbox::NODE.to_owned()), ("status.podIP", ip.to_string())]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
+            ..Surroundings::default()
+        };
+        Self { containers: 0, image, surroundings, _fronts: vec![sts], pods: Vec::new(), sandbox, directory }
+    }
+
+    /// Tells containers where the API server is, and who they are to it.
+    pub(crate) fn join(&mut self, api_server: (String, u16), token: &str, authority: &str) {
+        self.surroundings.api_server = api_server;
+        let files = [("token", token), ("ca.crt", authority), ("namespace", "kube-system")];
+        self.surroundings.service_account = BTreeMap::from(files.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    /// Adds a pod with a role of its own.
+    pub(crate) fn add(&mut self, name: &str, spec: PodSpec) {
+        let role = format!("{name}-role");
+        self.sandbox.accounts().add_role(Accounts::role_arn(&role), Role::default());
+        let spec = spec.role(&role);
+        self.sandbox.add_pod(&if name == "daemon" { spec.host_network() } else { spec }).unwrap();
+    }
+
+    /// The host's root directory, as the agent's pod sees it.
+    pub(crate) fn host_root(&self) -> &Path {
+        &self.surroundings.host_paths[Path::new("/")]
+    }
+
+    /// Makes a pod and a container of its template in it.
+    pub(crate) fn container(&mut self, template: &Value, name: &str) -> anyhow::Result<Container> {
+        self.containers += 1;
+        let pod = self.sandbox.add_agent_pod(&format!("kube2ram-{}", self.containers))?;
+        let directory = self.directory.path().join(format!("container-{}", self.containers));
+        let container = Container::create(&pod, template, name, &self.image, &self.surroundings, &directory);
+        self.pods.push(pod);
+        container
+    }
+
+    /// Starts the agent's container and waits until its readiness probe succeeds, or it has ended; then tells what it wrote.
+    pub(crate) fn start(&mut self, template: &Value) -> Result<Agent, String> {
+        let mut agent = self.spawn(template)?;
+        agent.await_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent's container, or tells why the kubelet would not.
+    pub(crate) fn spawn(&mut self, template: &Value) -> Result<Agent, String> {
+        let container = self.container(template, "kube2ram").map_err(|error| format!("{error:#}"))?;
+        let mut agent = Agent { container, template: template.clone(), admin: String::new() };
+        let port = &agent.spec()["livenessProbe"]["httpGet"]["port"];
+        agent.admin = format!("http://{}:{port}", self.sandbox.node().ip());
+        agent.container.start().unwrap();
+        Ok(agent)
+    }
+
+    /// Whether each pod gets its own role, and none other.
+    pub(crate) fn assert_served(&self) {
+        for pod in PODS {
+            let role = format!("{pod}-role");
+            let reply = self.ask(pod, LIST);
+            assert_eq!((reply.status, reply.body.as_str()), (200, role.as_str()), "{pod}");
+            let reply = self.ask(pod, &format!("{LIST}{role}"));
+            let credentials = serde_json::from_str::<Credentials>(&reply.body)
+                .unwrap_or_else(|error| panic!("{pod}: {error}: {reply:?}"));
+            let caller = caller_identity(&self.sandbox.sts().url(), &credentials).unwrap();
+            assert!(caller.contains(&format!("assumed-role/{role}")), "{caller}");
+        }
+        assert_eq!(self.ask("orders", &format!("{LIST}billing-role")).status, 403);
+        assert_eq!(self.ask("orders", "/latest/meta-data/instance-id").status, 200);
+    }
+
+    pub(crate) fn ask(&self, pod: &str, target: &str) -> Reply {
+        self.sandbox.pod(pod).unwrap().curl(target).unwrap()
+    }
+}
+
+impl Deref for Node {
+    type Target = Sandbox;
+
+    fn deref(&self) -> &Sandbox {
+        &self.sandbox
+    }
+}
+
+/// A container of the agent's, running.
+pub(crate) struct Agent {
+    pub(crate) container: Container,
+    template: Value,
+    admin: String,
+}
+
+impl Agent {
+    /// What the manifest says of the container.
+    pub(crate) fn spec(&self) -> &Value {
+        &self.template["containers"][0]
+    }
+
+    /// The readiness probe, as the kubelet makes it.
+    pub(crate) fn ready(&self) -> anyhow::Result<String> {
+        let command = strings(&self.spec()["readinessProbe"]["exec"]["command"]);
+        self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The liveness probe.
+    pub(crate) fn live(&self) -> u16 {
+        self.admin(self.spec()["livenessProbe"]["httpGet"]["path"].as_str().unwrap()).status
+    }
+
+    pub(crate) fn admin(&self, path: &str) -> Reply {
+        Request::get(format!("{}{path}", self.admin)).send().unwrap()
+    }
+
+    /// A sample of its metrics; zero when there is none of that name.
+    pub(crate) fn metric(&self, sample: &str) -> f64 {
+        let metrics = self.admin("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.map_or(0.0, |number| number.parse().unwrap())
+    }
+
+    pub(crate) fn await_ready(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let probed = self.ready();
+            let ended = self.container.has_ended().unwrap();
+            match probed {
+                Ok(_) => return Ok(()),
+                Err(_) if ended => return Err(self.container.log()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(format!("not ready: {error:#}\n{}", self.container.log()));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

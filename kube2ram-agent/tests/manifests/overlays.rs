@@ -1,0 +1,73 @@
+//! Rung 2: the containers of the overlays, as in `container`.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::{
+    node::{LIST, Node, PODS},
+    support::{kustomized, objects, template},
+};
+
+fn overlay(variant: &str) -> Value {
+    template(&objects(&kustomized(Some(variant)))).clone()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn each_overlays_container_does_the_main_job() {
+    for variant in ["debug", "namespace-restrictions", "startup-taint"] {
+        let mut node = Node::new(&format!("overlay-{variant}"));
+
+        let agent = node.start(&overlay(variant)).unwrap();
+
+        assert_eq!((agent.ready().unwrap().as_str(), agent.live()), ("ready", 200), "{variant}");
+        node.assert_served();
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn migrations_container_serves_the_roles_that_the_ancestors_would() {
+    let mut node = Node::new("overlay-migration");
+
+    let agent = node.start(&overlay("migration")).unwrap();
+
+    assert_eq!(agent.ready().unwrap(), "ready");
+    for pod in PODS {
+        assert_eq!(node.ask(pod, LIST).body, format!("{pod}-role"));
+    }
+    // Without an annotation: the node's own role, as --auto-discover-default-role says.
+    let reply = node.ask("plain", LIST);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let log = agent.container.log();
+    for flag in ["--iptables", "--host-interface"] {
+        assert!(log.contains(&format!("{flag} has no effect")), "{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_boot_guards_container_reaches_the_host() {
+    let mut node = Node::new("overlay-boot-guard");
+    let template = overlay("boot-guard");
+    for directory in ["etc/systemd/system", "opt"] {
+        fs::create_dir_all(node.host_root().join(directory)).unwrap();
+    }
+
+    let mut install = node.container(&template, "boot-guard").unwrap();
+    install.start().unwrap();
+    let ended = install.wait().unwrap();
+
+    // What is not static would not run on the host; a test's binary seldom is.
+    let unit = node.host_root().join("etc/systemd/system/kube2ram-boot-guard.service");
+    if install.log().contains("this binary is not static") {
+        assert!(!ended.success() && !unit.exists());
+    } else {
+        assert!(ended.success() && unit.is_file(), "{}", install.log());
+        assert!(node.host_root().join("opt/kube2ram/bin/kube2ram").is_file());
+    }
+    drop(install);
+    let _agent = node.start(&template).unwrap();
+    node.assert_served();
+}

@@ -1,0 +1,204 @@
+//! Pod template → the runtime's configuration (OCI runtime specification 1.0), with what kubelet and containerd add of their own. Writes the files
+//! that the kubelet writes for a pod. Called by the parent.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Image, Surroundings, seccomp};
+
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+pub(super) fn of(
+    template: &Value,
+    container: &Value,
+    image: &Image,
+    node: &Surroundings,
+    bundle: &Path,
+) -> Result<Value> {
+    let security = &container["securityContext"];
+    let capabilities = capabilities(security)?;
+    let env = environment(container, node)?;
+    let mut args = match container["command"].as_array() {
+        Some(command) => words(command)?,
+        None => vec![image.entrypoint.clone()],
+    };
+    args.extend(words(container["args"].as_array().map_or(&[], Vec::as_slice))?);
+    for arg in &mut args {
+        *arg = expanded(arg, &env);
+    }
+    let mut namespaces =
+        vec![json!({ "type": "mount" }), json!({ "type": "ipc" }), json!({ "type": "cgroup" })];
+    for (flag, kind) in [("hostPID", "pid"), ("hostNetwork", "network"), ("hostNetwork", "uts")] {
+        if template[flag] != true {
+            namespaces.push(json!({ "type": kind }));
+        }
+    }
+    let seccomp = match security["seccompProfile"]["type"].as_str() {
+        Some("RuntimeDefault") => seccomp::runtime_default(&capabilities)?,
+        None | Some("Unconfined") => Value::Null,
+        Some(other) => bail!("unknown seccomp profile {other}"),
+    };
+    let mut config = json!({
+        "ociVersion": "1.0.0",
+        "process": {
+            "terminal": false, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": args,
+            "env": env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
+            "noNewPrivileges": security["allowPrivilegeEscalation"] == false,
+            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+        },
+        "root": { "path": image.root, "readonly": security["readOnlyRootFilesystem"] == true },
+        "mounts": mounts(template, container, node, bundle)?,
+        "linux": {
+            "namespaces": namespaces,
+            "maskedPaths": MASKED, "readonlyPaths": READ_ONLY,
+        },
+    });
+    if !seccomp.is_null() {
+        config["linux"]["seccomp"] = seccomp;
+    }
+    Ok(config)
+}
+
+/// containerd's defaults for containers that are not privileged.
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What a manifest without `drop: [ALL]` would have besides is not written down here: ours has it.
+fn capabilities(security: &Value) -> Result<Vec<String>> {
+    ensure!(security["privileged"] != true, "privileged containers are not confined");
+    let list = |kind: &str| words(security["capabilities"][kind].as_array().map_or(&[], Vec::as_slice));
+    ensure!(list("drop")? == ["ALL"], "the container keeps the runtime's capabilities");
+    let held = held()?;
+    // A machine without CAP_SYS_RESOURCE of its own can run what needs it on older kernels alone.
+    let can_be_given = |name: &&String| *name != "SYS_RESOURCE" || held >> SYS_RESOURCE & 1 == 1;
+    Ok(list("add")?.iter().filter(can_be_given).map(|name| format!("CAP_{name}")).collect())
+}
+
+/// Its number in linux/capability.h.
+const SYS_RESOURCE: u8 = 24;
+
+/// The capabilities that this process has, and can give.
+fn held() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    Ok(u64::from_str_radix(line.context("no CapEff in /proc/self/status")?.trim(), 16)?)
+}
+
+fn environment(container: &Value, node: &Surroundings) -> Result<Vec<(String, String)>> {
+    let (host, port) = &node.api_server;
+    let mut env: Vec<(String, String)> = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOSTNAME", "node"),
+        ("KUBERNETES_SERVICE_HOST", host),
+        ("KUBERNETES_SERVICE_PORT", &port.to_string()),
+        ("KUBERNETES_SERVICE_PORT_HTTPS", &port.to_string()),
+        ("KUBERNETES_PORT", &format!("tcp://{host}:{port}")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    for variable in container["env"].as_array().into_iter().flatten() {
+        let name = variable["name"].as_str().context("a variable without a name")?;
+        let value = match (&variable["value"], variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
+            (Value::String(value), None) => expanded(value, &env),
+            (Value::Null, Some(field)) => {
+                node.fields.get(field).with_context(|| format!("no field {field}"))?.clone()
+            }
+            _ => bail!("cannot tell the value of {name}"),
+        };
+        env.push((name.to_owned(), value));
+    }
+    Ok(env)
+}
+
+/// `$(NAME)` of what is known; what is not stays as it is written.
+fn expanded(text: &str, env: &[(String, String)]) -> String {
+    env.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+}
+
+fn words(values: &[Value]) -> Result<Vec<String>> {
+    values.iter().map(|value| Ok(value.as_str().context("no string")?.to_owned())).collect()
+}
+
+fn mounts(template: &Value, container: &Value, node: &Surroundings, bundle: &Path) -> Result<Vec<Value>> {
+    let of_kind = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+    let mut mounts = vec![
+        of_kind("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        of_kind("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        of_kind("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        of_kind("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        of_kind("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        // Of the cgroup namespace: the container's own.
+        of_kind("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ];
+    for (destination, text) in [("/etc/hosts", &node.hosts), ("/etc/hostname", &"node\n".to_owned())] {
+        let file = bundle.join(destination.trim_start_matches("/etc/"));
+        fs::write(&file, text)?;
+        mounts.push(bind(&file, destination, true));
+    }
+    let account = bundle.join("serviceaccount");
+    write_all(&account, &node.service_account)?;
+    mounts.push(bind(&account, SERVICE_ACCOUNT, true));
+    for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+        let (name, path) = (&mount["name"], mount["mountPath"].as_str().context("a mount without a path")?);
+        let volume =
+            template["volumes"].as_array().into_iter().flatten().find(|volume| &volume["name"] == name);
+        let source = source(volume.with_context(|| format!("no volume {name}"))?, node, bundle)?;
+        mounts.push(bind(&source, path, mount["readOnly"] == true));
+    }
+    Ok(mounts)
+}
+
+fn bind(source: &Path, destination: &str, read_only: bool) -> Value {
+    let access = if read_only { "ro" } else { "rw" };
+    json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", access] })
+}
+
+/// Where a volume is on this machine, made as its type says.
+fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf> {
+    if let Some(path) = volume["hostPath"]["path"].as_str() {
+        let kind = volume["hostPath"]["type"].as_str().unwrap_or_default();
+        let found =
+            node.host_paths.get(Path::new(path)).with_context(|| format!("the host has no {path}"))?;
+        if kind == "DirectoryOrCreate" {
+            fs::create_dir_all(found)?;
+        }
+        ensure!(found.is_dir(), "hostPath type check failed: {path} is not a directory");
+        // As crun is shown it.
+        let below = found.strip_prefix("/sys/fs/cgroup/unified");
+        return Ok(below.map_or_else(|_| found.clone(), |below| Path::new("/sys/fs/cgroup").join(below)));
+    }
+    let mut files = std::collections::BTreeMap::new();
+    for source in volume["projected"]["sources"].as_array().context("an unknown kind of volume")? {
+        let token = &source["serviceAccountToken"];
+        let (audience, path) = (token["audience"].as_str().unwrap_or_default(), token["path"].as_str());
+        let token = node.tokens.get(audience).with_context(|| format!("no token for {audience:?}"))?;
+        files.insert(path.context("a token without a path")?.to_owned(), token.clone());
+    }
+    let directory = bundle.join(volume["name"].as_str().unwrap_or("projected"));
+    write_all(&directory, &files)?;
+    Ok(directory)
+}
+
+fn write_all(directory: &Path, files: &std::collections::BTreeMap<String, String>) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    for (name, text) in files {
+        fs::write(directory.join(name), text)?;
+    }
+    Ok(())
+}
