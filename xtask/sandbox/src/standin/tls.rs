@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 use tokio::{io::copy_bidirectional, net::TcpStream, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -36,6 +36,8 @@ impl Authority {
     /// When there is no randomness.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
+        // Unlike those that it signs, which OpenSSL would else take for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "sandbox authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
