@@ -106,6 +106,16 @@ pub enum BaseState {
     },
 }
 
+impl BaseState {
+    /// When those of the node's role end that were fetched last; `None` before the first fetch, and for static keys.
+    pub fn expires_at(&self) -> Option<jiff::Timestamp> {
+        match self {
+            Self::NodeRole { held, .. } => held.as_ref().map(|(_, expires_at)| *expires_at),
+            Self::StaticKeys { .. } => None,
+        }
+    }
+}
+
 enum Source {
     NodeRole(NodeRole),
     Static(Arc<BaseCredentials>),
@@ -124,14 +134,6 @@ impl Base {
         let fetching = Semaphore::new(1);
         let node = NodeRole { metadata, clock, cached, failure, fetched, not_fetched, fetching };
         Self(Arc::new(Source::NodeRole(node)))
-    }
-
-    /// When those of the node's role end that were fetched last; `None` before the first fetch, and for static keys.
-    pub fn expires_at(&self) -> Option<jiff::Timestamp> {
-        match &*self.0 {
-            Source::NodeRole(node) => node.cached().as_ref().map(|cached| cached.expires_at),
-            Source::Static(_) => None,
-        }
     }
 
     /// How often they were fetched, by result.
