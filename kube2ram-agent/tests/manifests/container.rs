@@ -148,10 +148,8 @@ fn without_the_hosts_processes_pods_share_the_hosts_listener() {
     let mut template = manifest();
     template["hostPID"] = json!(false);
 
-    let outcome = node.start(&template);
+    let agent = node.start(&template).unwrap();
 
-    if let Ok(agent) = outcome {
-        node.assert_served();
-        assert_eq!(agent.metric("kube2ram_pod_listeners"), 0.0, "{}", agent.container.log());
-    }
+    node.assert_served();
+    assert_eq!(agent.metric("kube2ram_pod_listeners"), 0.0, "{}", agent.container.log());
 }
