@@ -157,8 +157,10 @@ impl Interception {
             };
             self.count("lost");
             lost = lost.saturating_add(1);
-            if lost >= LOST {
-                let error = chain(&error);
+            let error = chain(&error);
+            if lost < LOST {
+                info!(error, "a connection to the metadata address did not arrive at the agent");
+            } else {
                 if lost == LOST {
                     warn!(error, "connections to the metadata address do not arrive at the agent");
                     pending.get_or_insert_with(|| readiness.wait_for(CONDITION));

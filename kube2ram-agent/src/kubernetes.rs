@@ -3,9 +3,8 @@
 
 mod client;
 mod cluster;
-mod contact;
-mod hearing;
 mod events;
+mod hearing;
 mod lookup;
 mod metrics;
 mod object;

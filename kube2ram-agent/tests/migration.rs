@@ -20,6 +20,7 @@ use kube2ram_sandbox::{
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 const PAGE: &str = include_str!("../../docs/migration.md");
+const OVERLAY: &str = include_str!("../../deploy/kustomize/components/migration/kustomization.yaml");
 const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
 /// No hostNetwork pods: the ancestors never redirected those.
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
@@ -52,13 +53,22 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// The arguments in the page's manifest, but for the port: the sandbox has its own.
-fn args() -> Vec<&'static str> {
+/// The arguments in the page's manifest.
+fn manifest() -> Vec<&'static str> {
     let (_, manifest) = PAGE.split_once("```yaml").unwrap();
     let (manifest, _) = manifest.split_once("```").unwrap();
-    let args: Vec<_> = manifest.lines().filter_map(|line| line.trim().strip_prefix("- ")).collect();
-    assert!(args.contains(&"--app-port=8182") && args.contains(&"--open-connections=keep"), "{args:?}");
-    args.into_iter().filter(|arg| !arg.starts_with("--app-port")).collect()
+    flags(manifest)
+}
+
+/// The items of a YAML list that are flags.
+fn flags(yaml: &str) -> Vec<&str> {
+    let items = yaml.lines().filter_map(|line| line.trim().strip_prefix("- "));
+    items.filter(|item| item.starts_with("--")).collect()
+}
+
+/// Those arguments, but for the port: the sandbox has its own.
+fn args() -> Vec<&'static str> {
+    manifest().into_iter().filter(|arg| !arg.starts_with("--app-port")).collect()
 }
 
 /// The node, between two agents.
@@ -291,6 +301,20 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 fn serve_some(rehearsal: &mut Rehearsal) {
     let before = rehearsal.metric("redirected");
     eventually("the agent serves", || rehearsal.metric("redirected") > before + 50.0);
+}
+
+#[test]
+fn the_overlay_has_the_flags_of_the_page() {
+    let of_the_migration = ["--app-port=8182", "--open-connections=keep"];
+    let (page, overlay) = (manifest(), flags(OVERLAY));
+
+    for flag in of_the_migration {
+        assert!(page.contains(&flag) && overlay.contains(&flag), "{flag}: {page:?}, {overlay:?}");
+    }
+    // The rest of either is an ancestor's.
+    assert_eq!(page, [&["--auto-discover-base-arn"], &of_the_migration[..]].concat());
+    let (_, close_up) = PAGE.split_once("\n## 5. ").unwrap();
+    assert!(close_up.contains("Take `--open-connections=keep` out"), "{close_up}");
 }
 
 #[test]

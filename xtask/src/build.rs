@@ -1,4 +1,4 @@
-//! The build of the agent around the kernel half. Depends on `ebpf` and `musl`; called by `main`, `steps`, `sdks` and `image`.
+//! The build of the agent around the kernel half. Depends on `ebpf`, `musl` and `checkout`; called by `main`, `steps`, `sdks` and `image`.
 
 use std::{
     fs,
@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    checkout,
     command::{cargo, run, say, target_dir},
     ebpf,
     musl::{self, Arch},
@@ -18,7 +19,9 @@ use crate::{
 pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     if release {
         setup::static_building(&[Arch::HERE])?;
-        return program(&ebpf::build()?, Arch::HERE, Profile::Release).map(|program| program.path);
+        let revision = checkout::revision();
+        return program(&ebpf::build()?, Arch::HERE, Profile::Release, revision.as_deref())
+            .map(|program| program.path);
     }
     let objects = ebpf::build()?;
     say("building the agent");
@@ -54,8 +57,13 @@ pub(crate) struct Program {
     pub(crate) debug: PathBuf,
 }
 
-/// Builds the agent around the kernel half's objects.
-pub(crate) fn program(objects: &Path, arch: Arch, profile: Profile) -> Result<Program> {
+/// Builds the agent around the kernel half's objects; the revision is what it says it was built from (`kube2ram_build_info`).
+pub(crate) fn program(
+    objects: &Path,
+    arch: Arch,
+    profile: Profile,
+    revision: Option<&str>,
+) -> Result<Program> {
     say(format!("building the agent for {}", arch.name()));
     let mut build = cargo();
     build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram", "--profile"]);
@@ -63,7 +71,8 @@ pub(crate) fn program(objects: &Path, arch: Arch, profile: Profile) -> Result<Pr
         Profile::Dev => ("dev", "debug"),
         Profile::Release => ("release", "release"),
     };
-    run(ebpf::embed(musl::make_static(build.arg(name), arch)?, objects))?;
+    let build = ebpf::embed(musl::make_static(build.arg(name), arch)?, objects);
+    run(build.envs(revision.map(|revision| ("KUBE2RAM_REVISION", revision))))?;
     let built = target_dir().join(arch.target()).join(directory).join("kube2ram");
     let dist = profile.dist().join(arch.name());
     fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;

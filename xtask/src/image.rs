@@ -11,7 +11,6 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -25,7 +24,8 @@ use self::{
 };
 use crate::{
     build::{self, Profile},
-    command::{capture, root, say},
+    checkout,
+    command::say,
     ebpf,
     musl::Arch,
     setup,
@@ -43,7 +43,7 @@ pub(crate) struct Request {
     /// Only this architecture
     #[arg(long)]
     arch: Option<Arch>,
-    /// The commit that the image names; else that of a clean git checkout, or none
+    /// The commit that image and agent name; else that of a clean git checkout, or none
     #[arg(long)]
     revision: Option<String>,
     /// Where the sources are to be had, for the image to name
@@ -56,13 +56,14 @@ pub(crate) struct Request {
 impl Request {
     /// Builds, writes, and says what there is.
     pub(crate) fn run(self) -> Result<()> {
+        let revision = self.revision.or_else(checkout::revision);
         let arches = self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
         setup::static_building(&arches)?;
         let objects = ebpf::build()?;
         let certificates = certificates::pem();
         let mut images = Vec::new();
         for arch in arches {
-            let program = fs::read(build::program(&objects, arch, self.profile)?.path)?;
+            let program = fs::read(build::program(&objects, arch, self.profile, revision.as_deref())?.path)?;
             images.push(layout::Image {
                 arch,
                 entrypoint: format!("/{PROGRAM}"),
@@ -74,7 +75,7 @@ impl Request {
         }
         // For deploy/Dockerfile.
         fs::write(self.profile.dist().join("ca-certificates.crt"), &certificates)?;
-        let layout = Layout::new(&facts(self.revision, self.source)?, &self.name, &images)?;
+        let layout = Layout::new(&facts(revision, self.source)?, &self.name, &images)?;
         for (directory_or_archive, what) in write(&layout, &self.profile.dist())? {
             say(format!("{} ({what})", directory_or_archive.display()));
         }
@@ -92,22 +93,17 @@ fn layer(path: &str, mode: u32, contents: &[u8], brings: &'static str) -> Result
 }
 
 fn facts(revision: Option<String>, source: Option<String>) -> Result<Facts> {
-    let ask = |args: &[&str]| capture(Command::new("git").current_dir(root()).args(args));
-    // Not of a checkout that sources without git happen to lie in.
-    let is_checkout = ask(&["rev-parse", "--show-prefix"]).is_some_and(|below| below.is_empty());
-    let git = |args: &[&str]| if is_checkout { ask(args) } else { None };
-    // https://reproducible-builds.org/specs/source-date-epoch: else the commit's own time, which every clone has.
+    // https://reproducible-builds.org/specs/source-date-epoch
     let seconds = match env::var("SOURCE_DATE_EPOCH") {
         Ok(given) => given.parse().context("SOURCE_DATE_EPOCH is no number of seconds")?,
-        Err(_) => git(&["log", "-1", "--format=%ct"]).and_then(|time| time.parse().ok()).unwrap_or(0),
+        Err(_) => checkout::committed_at().unwrap_or(0),
     };
-    let is_clean = git(&["status", "--porcelain"]).is_some_and(|changes| changes.is_empty());
     Ok(Facts {
         version: env!("CARGO_PKG_VERSION"),
         description: "Gives each Kubernetes pod on an Alibaba Cloud node its own RAM role",
         licenses: env!("CARGO_PKG_LICENSE"),
         created: humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(),
-        revision: revision.or_else(|| git(&["rev-parse", "HEAD"]).filter(|_| is_clean)),
+        revision,
         source,
     })
 }

@@ -4,6 +4,7 @@ mod command;
 
 mod ebpf;
 mod build;
+mod checkout;
 mod fuzz;
 mod image;
 mod musl;

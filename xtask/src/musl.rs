@@ -97,8 +97,14 @@ fn changes_a_build(variable: &str) -> bool {
         "RING_",
         "RUSTC_W",
     ];
-    const NAMES: [&str; 5] =
-        ["RUSTFLAGS", "RUSTC_BOOTSTRAP", "CFLAGS", "TARGET_CFLAGS", "CRATE_CC_NO_DEFAULTS"];
+    const NAMES: [&str; 6] = [
+        "RUSTFLAGS",
+        "RUSTC_BOOTSTRAP",
+        "CFLAGS",
+        "TARGET_CFLAGS",
+        "CRATE_CC_NO_DEFAULTS",
+        "KUBE2RAM_REVISION",
+    ];
     // How much at once, which changes nothing.
     variable != "CARGO_BUILD_JOBS"
         && (NAMES.contains(&variable) || PREFIXES.iter().any(|prefix| variable.starts_with(prefix)))
@@ -185,9 +191,14 @@ mod tests {
 
     #[test]
     fn a_build_takes_nothing_from_the_environment_but_how_much_at_once() {
-        for variable in
-            ["RUSTFLAGS", "RUSTC_WRAPPER", "CFLAGS", "CARGO_PROFILE_RELEASE_LTO", "CARGO_BUILD_RUSTFLAGS"]
-        {
+        for variable in [
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+            "CFLAGS",
+            "CARGO_PROFILE_RELEASE_LTO",
+            "CARGO_BUILD_RUSTFLAGS",
+            "KUBE2RAM_REVISION",
+        ] {
             assert!(changes_a_build(variable), "{variable}");
         }
         for variable in ["CARGO_BUILD_JOBS", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN", "PATH"] {

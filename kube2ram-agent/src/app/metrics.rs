@@ -100,7 +100,7 @@ impl fmt::Debug for OwnCredentials {
 
 impl Collector for OwnCredentials {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let left = self.base.expires_at().map(|end| end.duration_since(self.clock.now()));
+        let left = self.base.state().expires_at.map(|end| end.duration_since(self.clock.now()));
         encode_own(self.base.source(), self.base.fetches(), left, encoder)
     }
 }

@@ -112,7 +112,13 @@ fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        clock::{Clock, SystemClock},
+        kubernetes::Metrics,
+    };
 
     fn server(url: &str, token: Option<&str>, insecure: bool) -> Result<Config, ClientError> {
         at_server(url.to_owned(), token.map(SecretString::from), insecure)
@@ -141,10 +147,11 @@ mod tests {
 
     #[tokio::test]
     async fn names_the_kubeconfig_that_is_missing() {
-        let error = connect(ClientConfig::Kubeconfig("/nowhere/config".into()), &Contacts::default())
-            .await
-            .err()
-            .unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let contacts = Contacts::new(&Metrics::default(), &clock);
+
+        let missing = ClientConfig::Kubeconfig("/nowhere/config".into());
+        let error = connect(missing, &contacts).await.err().unwrap();
 
         assert_eq!(error.to_string(), "cannot use kubeconfig /nowhere/config");
     }

@@ -29,7 +29,6 @@ use tracing::warn;
 use super::{
     About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
     client::connect,
-    contact::noted,
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
@@ -86,10 +85,9 @@ impl Cluster {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Arc<Self>, ClientError> {
-        let contacts = Contacts::default();
-        let client = connect(client, &contacts).await?;
         let metrics = Metrics::new(registry);
-        let client = noted(client, metrics.clone(), Arc::clone(&clock));
+        let contacts = Contacts::new(&metrics, &clock);
+        let client = connect(client, &contacts).await?;
         Ok(Arc::new(Self {
             client,
             events: Events::new(config.node.clone(), clock, metrics.clone()),
@@ -310,7 +308,7 @@ impl Cluster {
                 }
                 Event::InitDone => {
                     pods.finish_relist();
-                    self.metrics.synced("pods");
+                    self.metrics.synced(Resource::Pods);
                 }
                 Event::Apply(object) => self.sighting(object).into_iter().for_each(|pod| pods.apply(pod)),
                 Event::Delete(object) => {
@@ -323,7 +321,7 @@ impl Cluster {
         };
         let failed = |error: &str| {
             self.contacts.failed(Resource::Pods, error);
-            self.metrics.watch_error(Resource::Pods.as_str());
+            self.metrics.watch_error(Resource::Pods);
             self.restore();
         };
         follow(self.pod_api(), config, take, failed).await;
@@ -337,7 +335,7 @@ impl Cluster {
                 Event::InitApply(object) => self.take_namespace(object, Store::list),
                 Event::InitDone => {
                     drop(self.namespaces().finish_list());
-                    self.metrics.synced("namespaces");
+                    self.metrics.synced(Resource::Namespaces);
                 }
                 Event::Apply(object) => self.take_namespace(object, |store, name, allow_list| {
                     store.insert(name, allow_list);
@@ -354,7 +352,7 @@ impl Cluster {
         // Not from a cache: an allow-list that was narrowed must not widen again because the agent restarts.
         let failed = |error: &str| {
             self.contacts.failed(Resource::Namespaces, error);
-            self.metrics.watch_error(Resource::Namespaces.as_str());
+            self.metrics.watch_error(Resource::Namespaces);
             self.restore();
         };
         follow(api, watcher::Config::default(), take, failed).await;

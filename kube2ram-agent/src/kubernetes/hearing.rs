@@ -1,22 +1,27 @@
-//! When the API server was last heard: each answer to a watch or list counts, and each piece of a watch's body, a bookmark included.
+//! When the API server was last heard: each answer to a watch or list counts, and each piece of a watch's body, a bookmark included. kube keeps
+//! bookmarks to itself, by which alone a watch with nothing to tell differs from one that is dead.
 //! Depends on kube's client; made by `kubernetes::client`, read by `kubernetes::cluster`.
 
 use std::{
     error::Error,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     task::{self, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use kube::client::{Body, DynBody};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
+
+use super::Metrics;
+use crate::clock::Clock;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +42,20 @@ pub struct Contact {
 }
 
 /// When each watch was heard and failed. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub(super) struct Contacts {
-    namespaces: Shared,
-    pods: Shared,
+    namespaces: Arc<Line>,
+    pods: Arc<Line>,
 }
 
-type Shared = Arc<Mutex<Times>>;
+/// What is heard of one resource.
+struct Line {
+    times: Mutex<Times>,
+    open_watches: Gauge,
+    /// When something last came on a watch, in Unix seconds.
+    watch_message: Gauge<f64, AtomicU64>,
+    clock: Arc<dyn Clock>,
+}
 
 #[derive(Debug, Default)]
 struct Times {
@@ -52,7 +64,16 @@ struct Times {
     failing: Option<(Instant, Box<str>)>,
 }
 
+/// A list, or a watch for as long as its response lasts.
+struct Answer {
+    line: Arc<Line>,
+    is_watch: bool,
+}
+
 impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Namespaces, Self::Pods];
+
     /// Its name in the API's paths.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -63,42 +84,83 @@ impl Resource {
 }
 
 impl Contacts {
+    pub(super) fn new(metrics: &Metrics, clock: &Arc<dyn Clock>) -> Self {
+        let line = |resource| {
+            Arc::new(Line {
+                times: Mutex::default(),
+                open_watches: metrics.watches(resource),
+                watch_message: metrics.watch_message(resource),
+                clock: Arc::clone(clock),
+            })
+        };
+        Self { namespaces: line(Resource::Namespaces), pods: line(Resource::Pods) }
+    }
+
     pub(super) fn failed(&self, resource: Resource, error: &str) {
-        let mut times = lock(self.of(resource));
+        let mut times = self.of(resource).times();
         let since = times.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         times.failing = Some((since, error.into()));
     }
 
     pub(super) fn read(&self, resource: Resource) -> Contact {
-        let times = lock(self.of(resource));
+        let times = self.of(resource).times();
         Contact {
             heard: times.heard_at.map(|at| at.elapsed()),
             failing: times.failing.as_ref().map(|(since, error)| (since.elapsed(), error.clone())),
         }
     }
 
-    fn of(&self, resource: Resource) -> &Shared {
+    fn of(&self, resource: Resource) -> &Arc<Line> {
         match resource {
             Resource::Namespaces => &self.namespaces,
             Resource::Pods => &self.pods,
         }
     }
 
-    /// Which watch a request belongs to; Events and nodes are none.
-    fn of_path(&self, path: &str) -> Option<&Shared> {
-        [Resource::Namespaces, Resource::Pods]
+    /// Which resource a request asks for; Events and nodes are none.
+    fn of_path(&self, path: &str) -> Option<&Arc<Line>> {
+        Resource::ALL
             .into_iter()
             .find(|resource| path.rsplit('/').next() == Some(resource.as_str()))
             .map(|resource| self.of(resource))
     }
 }
 
-fn lock(times: &Shared) -> MutexGuard<'_, Times> {
-    times.lock().unwrap_or_else(PoisonError::into_inner)
+impl Line {
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn heard(times: &Shared) {
-    *lock(times) = Times { heard_at: Some(Instant::now()), failing: None };
+impl Answer {
+    fn begin(line: Arc<Line>, is_watch: bool) -> Self {
+        if is_watch {
+            line.open_watches.inc();
+        }
+        let answer = Self { line, is_watch };
+        answer.heard();
+        answer
+    }
+
+    fn heard(&self) {
+        *self.line.times() = Times { heard_at: Some(Instant::now()), failing: None };
+        // Of watches alone: lists are answered although the watch is dead.
+        if self.is_watch {
+            self.line.watch_message.set(self.line.clock.now().as_duration().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.is_watch {
+            self.line.open_watches.dec();
+        }
+    }
+}
+
+fn is_watch(uri: &Uri) -> bool {
+    uri.query().is_some_and(|query| query.split('&').any(|term| term == "watch=true"))
 }
 
 impl<S> Layer<S> for Contacts {
@@ -110,7 +172,7 @@ impl<S> Layer<S> for Contacts {
 }
 
 /// A client that notes when it is answered.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Listening<S> {
     inner: S,
     contacts: Contacts,
@@ -130,14 +192,16 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let watched = self.contacts.of_path(request.uri().path()).cloned();
+        let line = self.contacts.of_path(request.uri().path()).cloned();
+        let is_watch = is_watch(request.uri());
         let answer = self.inner.call(request);
-        let listen = |answer: Response<Box<DynBody>>| match watched.filter(|_| answer.status().is_success()) {
-            Some(times) => {
-                heard(&times);
+        let listen = move |answer: Response<Box<DynBody>>| match line.filter(|_| answer.status().is_success())
+        {
+            Some(line) => {
+                let heard = Answer::begin(line, is_watch);
                 answer.map(|body| {
                     let note = move |frame| {
-                        heard(&times);
+                        heard.heard();
                         frame
                     };
                     body.map_frame(note).boxed_unsync()
@@ -152,14 +216,25 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
+
+    fn contacts() -> Contacts {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        Contacts::new(&Metrics::default(), &clock)
+    }
+
+    fn hear(contacts: &Contacts, uri: &'static str) -> Answer {
+        let uri = Uri::from_static(uri);
+        Answer::begin(Arc::clone(contacts.of_path(uri.path()).unwrap()), is_watch(&uri))
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_lasts_until_the_api_server_is_heard_again() {
-        let contacts = Contacts::default();
+        let contacts = contacts();
         let second = Duration::from_secs(1);
         assert_eq!(contacts.read(Resource::Pods), Contact::default());
 
-        heard(contacts.of_path("/api/v1/pods").unwrap());
+        drop(hear(&contacts, "/api/v1/pods"));
         tokio::time::advance(second).await;
         contacts.failed(Resource::Pods, "first");
         tokio::time::advance(second).await;
@@ -168,16 +243,16 @@ mod tests {
         let failing = Some((second, "second".into()));
         assert_eq!(contacts.read(Resource::Pods), Contact { heard: Some(2 * second), failing });
         assert_eq!(contacts.read(Resource::Namespaces), Contact::default());
-        heard(contacts.of_path("/api/v1/pods").unwrap());
+        drop(hear(&contacts, "/api/v1/pods"));
         let contact = Contact { heard: Some(Duration::ZERO), failing: None };
         assert_eq!(contacts.read(Resource::Pods), contact);
     }
 
     #[test]
     fn knows_watches_by_their_paths() {
-        let contacts = Contacts::default();
+        let contacts = contacts();
         let is = |path, resource: Resource| {
-            contacts.of_path(path).is_some_and(|times| Arc::ptr_eq(times, contacts.of(resource)))
+            contacts.of_path(path).is_some_and(|line| Arc::ptr_eq(line, contacts.of(resource)))
         };
 
         assert!(is("/api/v1/pods", Resource::Pods) && is("/api/v1/namespaces", Resource::Namespaces));
@@ -185,5 +260,33 @@ mod tests {
         for other in ["/apis/events.k8s.io/v1/namespaces/shop/events", "/api/v1/nodes/pods-1", "/version"] {
             assert!(contacts.of_path(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn tells_watches_from_lists() {
+        for (uri, expected) in [
+            ("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dn", true),
+            ("/api/v1/namespaces?&watch=true&resourceVersion=1", true),
+            ("/api/v1/namespaces?limit=500", false),
+            ("/api/v1/pods?fieldSelector=metadata.name%3Dwatch%3Dtrue", false),
+            ("/api/v1/pods", false),
+        ] {
+            assert_eq!(is_watch(&Uri::from_static(uri)), expected, "{uri}");
+        }
+    }
+
+    #[test]
+    fn only_watches_set_the_gauges() {
+        let contacts = contacts();
+        let gauges = || (contacts.pods.open_watches.get(), contacts.pods.watch_message.get() > 0.0);
+
+        let list = hear(&contacts, "/api/v1/pods");
+        assert_eq!(gauges(), (0, false));
+        let watches = ["/api/v1/pods?watch=true"; 2].map(|uri| hear(&contacts, uri));
+        assert_eq!(gauges(), (2, true));
+
+        drop((list, watches));
+        assert_eq!(gauges(), (0, true));
+        assert_eq!(contacts.namespaces.open_watches.get(), 0);
     }
 }

@@ -7,11 +7,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::Resource;
+
 /// One label whose values are literals in this module's callers.
 type Labelled<M = Counter> = Family<[(&'static str, &'static str); 1], M>;
-
-/// What is watched: the label's values.
-pub(super) const RESOURCES: [&str; 2] = ["pods", "namespaces"];
 
 /// The metrics of `kubernetes`.
 #[derive(Clone, Debug, Default)]
@@ -86,7 +85,7 @@ impl Metrics {
 
     /// Or an alert on an increase would miss the first.
     fn start_at_zero(&self) {
-        for resource in RESOURCES.map(|resource| [("resource", resource)]) {
+        for resource in Resource::ALL.map(labelled) {
             drop(self.synced.get_or_create(&resource));
             drop(self.watch_errors.get_or_create(&resource));
             drop(self.watch_messages.get_or_create(&resource));
@@ -101,20 +100,20 @@ impl Metrics {
         }
     }
 
-    pub(super) fn synced(&self, resource: &'static str) {
-        self.synced.get_or_create(&[("resource", resource)]).set(1);
+    pub(super) fn synced(&self, resource: Resource) {
+        self.synced.get_or_create(&labelled(resource)).set(1);
     }
 
-    pub(super) fn watches(&self, resource: &'static str) -> Gauge {
-        self.watches.get_or_create_owned(&[("resource", resource)])
+    pub(super) fn watches(&self, resource: Resource) -> Gauge {
+        self.watches.get_or_create_owned(&labelled(resource))
     }
 
-    pub(super) fn watch_message(&self, resource: &'static str) -> Gauge<f64, AtomicU64> {
-        self.watch_messages.get_or_create_owned(&[("resource", resource)])
+    pub(super) fn watch_message(&self, resource: Resource) -> Gauge<f64, AtomicU64> {
+        self.watch_messages.get_or_create_owned(&labelled(resource))
     }
 
-    pub(super) fn watch_error(&self, resource: &'static str) {
-        self.watch_errors.get_or_create(&[("resource", resource)]).inc();
+    pub(super) fn watch_error(&self, resource: Resource) {
+        self.watch_errors.get_or_create(&labelled(resource)).inc();
     }
 
     pub(super) fn pod_wait(&self, result: &'static str) {
@@ -128,4 +127,8 @@ impl Metrics {
     pub(super) fn event(&self, result: &'static str) {
         self.events.get_or_create(&[("result", result)]).inc();
     }
+}
+
+fn labelled(resource: Resource) -> [(&'static str, &'static str); 1] {
+    [("resource", resource.as_str())]
 }

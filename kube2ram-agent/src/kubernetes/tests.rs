@@ -571,14 +571,14 @@ async fn the_nodes_own_events_are_where_kubectl_looks_for_them() {
 async fn tells_whether_watches_are_open_and_when_they_were_heard() {
     let running = Running::synced(ApiServer::start().await).await;
     let metrics = &running.cluster.metrics;
-    let open = || ["pods", "namespaces"].map(|resource| metrics.watches(resource).get());
+    let open = || [Resource::Pods, Resource::Namespaces].map(|resource| metrics.watches(resource).get());
     eventually("both", || open() == [1, 1]).await;
-    let heard = metrics.watch_message("pods").get();
+    let heard = metrics.watch_message(Resource::Pods).get();
     let now = jiff::Timestamp::now().as_duration().as_secs_f64();
     assert!((now - heard).abs() < 60.0, "{heard}");
 
     running.api.put("pods", pod(2, "r"));
-    eventually("the message", || metrics.watch_message("pods").get() > heard).await;
+    eventually("the message", || metrics.watch_message(Resource::Pods).get() > heard).await;
     running.api.set_mode(Mode::Down);
     eventually("their end", || open() == [0, 0]).await;
     running.api.set_mode(Mode::Up);

@@ -24,6 +24,8 @@ use crate::{
 /// In a name that has what names of directories may have.
 const ELSEWHERE: &str = "another clone, elsewhere";
 const TAG: &str = "proof";
+/// Of no commit, and so found only where it was put.
+const REVISION: &str = "the-revision-that-the-proof-gives";
 
 /// Fails at the first thing that is not so. What cannot run here is said, and is an error with `no_skip`.
 pub(crate) fn prove(no_skip: bool) -> Result<()> {
@@ -44,6 +46,12 @@ pub(crate) fn prove(no_skip: bool) -> Result<()> {
     for arch in Arch::ALL {
         let root = scratch.0.join(arch.name());
         unpack(&scratch.0, &image.with_file_name("kube2ram.oci.tar"), arch, &root)?;
+        let program = fs::read(root.join(PROGRAM))?;
+        ensure!(
+            program.windows(REVISION.len()).any(|bytes| bytes == REVISION.as_bytes()),
+            "the program for {} does not know its revision",
+            arch.name()
+        );
         run_in_empty_root(&root, arch)?;
         find_lines(&Profile::Dev.dist().join(arch.name()).join("kube2ram.debug"))?;
     }
@@ -58,7 +66,7 @@ fn build(sources: &Path, target: &Path) -> Result<PathBuf> {
     let path = [tools_dir().join("bin")].into_iter().chain(env::split_paths(&path));
     run(Command::new(env::current_exe()?)
         .current_dir(sources)
-        .args(["image", "--profile", "dev", "--revision", "0000000", "--name", &format!("kube2ram:{TAG}")])
+        .args(["image", "--profile", "dev", "--revision", REVISION, "--name", &format!("kube2ram:{TAG}")])
         .env("CARGO_MANIFEST_DIR", sources.join("xtask"))
         .env("CARGO_TARGET_DIR", target)
         .env("CARGO_HOME", fs::canonicalize(cargo_home())?)

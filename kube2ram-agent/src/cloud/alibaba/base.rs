@@ -144,11 +144,6 @@ impl Base {
         self.oidc().map(|settings| settings.role.account())
     }
 
-    /// When those end that were fetched last; `None` before the first fetch, and for static keys.
-    pub fn expires_at(&self) -> Option<jiff::Timestamp> {
-        self.renewal()?.cached().as_ref().map(|cached| cached.expires_at)
-    }
-
     /// How often they were fetched, by result.
     pub fn fetches(&self) -> [(&'static str, u64); 2] {
         let counts = self.renewal().map(Renewal::counts).unwrap_or_default();

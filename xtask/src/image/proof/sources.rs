@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,11 +12,12 @@ use serde_json::Value;
 
 use crate::command::{capture, root};
 
-/// Copies all files that git knows or would take, as they are now; keeps what was built of an earlier copy.
+/// Copies all files that git knows or would take, as they are now, in place of an earlier copy; keeps what was built of that.
 pub(super) fn copy(destination: &Path) -> Result<()> {
     let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let files = capture(Command::new("git").current_dir(root()).args(list))
         .context("the sources are no git checkout")?;
+    clear(destination)?;
     for path in files.split_terminator('\0') {
         let (from, to) = (root().join(path), destination.join(path));
         // Deleted, but not yet for git.
@@ -24,9 +25,22 @@ pub(super) fn copy(destination: &Path) -> Result<()> {
             continue;
         }
         fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
-        // Cargo looks at times.
-        if fs::read(&to).ok() != Some(fs::read(&from)?) {
-            fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        // Cargo builds again what seems new.
+        File::options().write(true).open(&to)?.set_modified(from.metadata()?.modified()?)?;
+    }
+    Ok(())
+}
+
+/// Removes all but what was built.
+fn clear(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_file() {
+            fs::remove_file(&path)?;
+        } else if !path.ends_with("target") {
+            fs::remove_dir_all(&path)?;
         }
     }
     Ok(())

@@ -225,9 +225,9 @@ async fn a_node_without_role_is_named_as_such() {
 async fn tells_when_they_end_and_how_often_they_were_fetched() {
     let bench = bench().await;
     let base = &bench.base;
-    assert_eq!((base.expires_at(), base.fetches()), (None, [("error", 0), ("ok", 0)]));
+    assert_eq!((base.state().expires_at, base.fetches()), (None, [("error", 0), ("ok", 0)]));
     bench.base.current(nowhere()).await.unwrap();
-    let left = base.expires_at().unwrap().duration_since(*bench.clock.0.lock().unwrap());
+    let left = base.state().expires_at.unwrap().duration_since(*bench.clock.0.lock().unwrap());
     assert!(left.as_secs() > 0 && base.fetches() == [("error", 0), ("ok", 1)], "{left}");
 
     bench.down.store(true, Ordering::SeqCst);
@@ -235,7 +235,10 @@ async fn tells_when_they_end_and_how_often_they_were_fetched() {
     bench.base.current(nowhere()).await.unwrap_err();
 
     assert_eq!(base.fetches(), [("error", 1), ("ok", 1)]);
-    assert!(base.expires_at().unwrap() < *bench.clock.0.lock().unwrap(), "the end is past, not unknown");
+    assert!(
+        base.state().expires_at.unwrap() < *bench.clock.0.lock().unwrap(),
+        "the end is past, not unknown"
+    );
     let keys = from_env(&[("ACCESS_KEY_ID", "id"), ("ACCESS_KEY_SECRET", "s")]).unwrap().unwrap();
-    assert_eq!(Base::of_keys(keys).expires_at(), None);
+    assert_eq!(Base::of_keys(keys).state().expires_at, None);
 }
