@@ -110,7 +110,7 @@ pub struct BaseState {
 }
 
 enum Source {
-    Renewed(Renewal),
+    Renewed(Box<Renewal>),
     Static(Arc<BaseCredentials>),
 }
 
@@ -131,12 +131,12 @@ impl Base {
 
     /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
     pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Source::Renewed(Renewal::new(Origin::NodeRole(metadata), clock))))
+        Self::renewed(Origin::NodeRole(metadata), clock)
     }
 
     /// The agent's own role; fetched and renewed as the node's.
     pub fn of_oidc(settings: OidcSettings, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Source::Renewed(Renewal::new(Origin::Oidc(Oidc::new(settings)), clock))))
+        Self::renewed(Origin::Oidc(Oidc::new(settings)), clock)
     }
 
     /// The account of the agent's own role, where that is known without asking anybody: with OIDC.
@@ -200,6 +200,10 @@ impl Base {
             Source::Renewed(renewal) => renewal.refresh(refused, sts).await,
             Source::Static(_) => Ok(None),
         }
+    }
+
+    fn renewed(origin: Origin, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Source::Renewed(Box::new(Renewal::new(origin, clock)))))
     }
 
     fn oidc(&self) -> Option<&OidcSettings> {

@@ -55,8 +55,8 @@ impl OidcIssuer {
     /// When no key can be made.
     pub fn new(url: &str) -> Result<Self> {
         let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
-        let document =
-            EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|_| anyhow!("cannot make a key"))?;
+        let document = EcdsaKeyPair::generate_pkcs8(algorithm, &random)
+            .map_err(|error| anyhow!("cannot make a key: {error}"))?;
         let keys = EcdsaKeyPair::from_pkcs8(algorithm, document.as_ref(), &random)
             .map_err(|error| anyhow!("cannot use a key: {error}"))?;
         Ok(Self { keys, url: url.to_owned() })
@@ -82,7 +82,7 @@ impl OidcIssuer {
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(&header), encode(&claims));
         let signature = self.keys.sign(&SystemRandom::new(), signed.as_bytes());
-        let signature = signature.map_err(|_| anyhow!("cannot sign"))?;
+        let signature = signature.map_err(|error| anyhow!("cannot sign: {error}"))?;
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }

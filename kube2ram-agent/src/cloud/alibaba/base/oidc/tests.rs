@@ -43,7 +43,7 @@ async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
     let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));
     let issued = Arc::new(AtomicUsize::new(0));
     let (count, time) = (Arc::clone(&issued), Arc::clone(&clock));
-    let server = Server::start(move |_| match refusals.lock().unwrap().pop_front() {
+    let server = Server::start(move |_| { let refusal = refusals.lock().unwrap().pop_front(); match refusal {
         Some((status, code)) => {
             let mut refusal = answer(
                 status,
@@ -65,7 +65,7 @@ async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
                 ),
             )
         }
-    })
+    }})
     .await;
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("token"), TOKEN).unwrap();
