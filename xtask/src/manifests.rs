@@ -29,7 +29,7 @@ const SCHEMAS: [&str; 5] = [
     "apis__rbac.authorization.k8s.io__v1_openapi.json",
 ];
 /// Modules of the tests that need these tools.
-const TESTS: [&str; 3] = ["overlays::", "rendered::", "schema::"];
+const TESTS: [&str; 4] = ["chart::", "overlays::", "rendered::", "schema::"];
 /// Modules of the tests that need an API server.
 const API_SERVER_TESTS: &str = "api_server::";
 

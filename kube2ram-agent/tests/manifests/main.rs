@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod api_server;
+mod chart;
 mod container;
 mod node;
 mod overlays;
