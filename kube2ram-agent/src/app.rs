@@ -27,6 +27,7 @@ use self::{front::Front, node::Node, parts::Parts, service::Service};
 use crate::{
     admin::{Pending, Readiness},
     args::Config,
+    cloud::alibaba::base::Configured,
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
@@ -54,6 +55,8 @@ pub async fn run(
     for notice in &config.notices {
         warn!("{notice}");
     }
+    // Before anything is touched: what is wrong with it, no attempt mends.
+    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
     raise_descriptor_limit();
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
@@ -85,8 +88,7 @@ pub async fn run(
     let pass = Arc::new(pass);
 
     let mut service =
-        Service::prepare(config, environment, &node, &state, Arc::clone(&pass), &readiness, &mut parts)
-            .await?;
+        Service::prepare(config, signer, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
     if matches!(standing, Standing::By(_)) {
         service.warm_up(&readiness, &mut parts);
     }

@@ -106,10 +106,10 @@ impl IssueErrorKind {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::BaseCredentials => {
-                "the agent has no valid credentials of its own; attach a role to the node, or renew the agent's static keys"
+                "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or mend what its OIDC token takes"
             }
             Self::Denied => {
-                "have the role's trust policy name the node's role, and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
+                "have the role's trust policy name the node's role (or what else the agent signs with), and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
                  annotate the pod with it"
             }
             Self::Invalid => "correct what the code names in the pod's annotations",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kube2ram_agent::{
-    app,
+    app::{self, AppError},
     args::{ArgsError, BootGuardCommand, Command, Config, Output},
     boot_guard,
     control::{self, ControlError, LogLevel, Request},
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "kube2ram stops");
-            EXIT_FAILURE.into()
+            error.downcast_ref::<AppError>().map_or(EXIT_FAILURE, AppError::exit_code).into()
         }
     }
 }

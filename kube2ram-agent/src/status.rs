@@ -184,9 +184,9 @@ pub struct Watch {
 /// What the agent signs with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseCredentials {
-    /// `node_role` or `static_keys`.
+    /// `node_role`, `oidc` or `static_keys`.
     pub source: String,
-    /// The node role's name.
+    /// The name of the node's role, or with OIDC of the agent's own.
     pub role: Option<String>,
     /// The account that bare role names belong to.
     pub account: Option<String>,

@@ -107,11 +107,16 @@ impl Discovery {
 
     async fn ask(&self, config: &Config) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
         let mut found = Discovered::default();
-        if matches!(config.base_arn, Source::Discover) || matches!(config.default_role, Source::Discover) {
-            let arn = self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?;
+        let wants_node_role = matches!(config.default_role, Source::Discover);
+        if wants_node_role || matches!(config.base_arn, Source::Discover) {
+            // The cluster's, in which its OIDC provider and the agent's own role are. The node's role is a matter of the metadata server anyway.
+            let arn = match self.base.account().filter(|_| !wants_node_role) {
+                Some(account) => format!("acs:ram::{account}:role/"),
+                None => self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?,
+            };
             found.account_arn = Some(arn.into());
         }
-        if matches!(config.default_role, Source::Discover) {
+        if wants_node_role {
             found.node_role = self.metadata.node_role_name().await.map_err(DiscoveryError::Metadata)?;
         }
         if matches!(config.sts_endpoint, StsEndpoint::Regional) {

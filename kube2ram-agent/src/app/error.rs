@@ -10,8 +10,8 @@ use crate::{
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The static keys in the environment are incomplete or malformed.
-    #[error("cannot use the static keys in the environment")]
+    /// What the environment says of the agent's own credentials is incomplete or malformed.
+    #[error("cannot use the agent's own credentials in the environment")]
     BaseCredentials(#[source] BaseError),
     /// A listener could not be bound.
     #[error("cannot listen on {address} ({flag})")]
@@ -66,4 +66,11 @@ pub enum AppError {
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
+}
+
+impl AppError {
+    /// The process's exit status: 64 for an environment that is wrong, as for flags (EX_USAGE of sysexits.h), else 1.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::BaseCredentials(_)) { 64 } else { 1 }
+    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::SetOnce;
 
 use crate::{
     clock::Clock,
-    cloud::alibaba::base::Base,
+    cloud::alibaba::base::{Base, BaseSource},
     credentials::{Standing, Survey},
     server::Entitlements,
 };
@@ -100,18 +100,25 @@ impl fmt::Debug for OwnCredentials {
 
 impl Collector for OwnCredentials {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let left = self.base.state().expires_at().map(|end| end.duration_since(self.clock.now()));
-        encode_own(self.base.fetches(), left, encoder)
+        let left = self.base.state().expires_at.map(|end| end.duration_since(self.clock.now()));
+        encode_own(self.base.source(), self.base.fetches(), left, encoder)
     }
 }
 
 /// `left` is unknown of static keys, which do not tell when they end.
 fn encode_own(
+    source: BaseSource,
     fetches: [(&'static str, u64); 2],
     left: Option<SignedDuration>,
     mut encoder: DescriptorEncoder<'_>,
 ) -> Result<(), fmt::Error> {
-    let help = "Fetches of the node role's credentials from the metadata server, by result (error, ok).";
+    let help = "What the agent signs with, 1 for the one that it is (node_role, oidc, static_keys).";
+    let mut sources = encoder.encode_descriptor("base_credentials", help, None, MetricType::Gauge)?;
+    for known in BaseSource::ALL {
+        let gauge = ConstGauge::new(i64::from(known == source));
+        gauge.encode(sources.encode_family(&[("source", known.as_str())])?)?;
+    }
+    let help = "Fetches of what the agent signs with, from the metadata server or by its OIDC token, by result (error, ok).";
     let mut family = encoder.encode_descriptor("base_credential_fetches", help, None, MetricType::Counter)?;
     for (result, count) in fetches {
         ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;

@@ -33,7 +33,7 @@ use crate::{
     closing::Closing,
     cloud::{
         alibaba::{
-            base::{Base, BaseCredentials},
+            base::{Base, Configured},
             metadata::{HardenedMode, Metadata},
         },
         upstream::MetadataServer,
@@ -89,7 +89,7 @@ impl Service {
     /// When the configuration cannot be used.
     pub(super) async fn prepare(
         config: Config,
-        environment: impl Fn(&str) -> Option<String>,
+        signer: Configured,
         node: &Node,
         state: &StateDir,
         pass: Arc<PassMark>,
@@ -105,10 +105,7 @@ impl Service {
         metrics::of_build(&mut registry);
 
         let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, pass)));
-        let base = match BaseCredentials::from_env(environment).map_err(AppError::BaseCredentials)? {
-            Some(keys) => Base::of_keys(keys),
-            None => Base::of_node_role(Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock)),
-        };
+        let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),
             cluster_config(&config, node),

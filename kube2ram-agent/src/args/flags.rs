@@ -365,7 +365,7 @@ pub(super) struct HostRoot {
 #[derive(Args)]
 #[command(next_help_heading = "Roles")]
 pub(super) struct Base {
-    /// Ask the metadata server for the node's account: bare names are then roles of that account
+    /// Discover the node's account, from the agent's own role (OIDC) or else the metadata server: bare names are then roles of that account
     #[arg(long)]
     pub(super) auto_discover_base_arn: bool,
     /// Make the node's own role the default role, and discover the base ARN unless it is given. Every pod without annotation then

@@ -32,7 +32,7 @@ impl SessionName {
 
     /// Makes a session name of any text. What is not legal as it stands gets legal characters, is cut, and ends in the first 8
     /// hex digits of its SHA-256, so that different texts stay different.
-    pub(super) fn fit(text: &str) -> Self {
+    pub fn fit(text: &str) -> Self {
         Self::parse(text).unwrap_or_else(|_| {
             let hash = hex::encode(&Sha256::digest(text)[..4]);
             let legal = |c| if is_legal(c, SESSION_NAME_MARKS) { c } else { '-' };

@@ -66,8 +66,14 @@ fn api_server(status: &Status) -> Option<Problem> {
 }
 
 fn base_credentials(status: &Status) -> Option<Problem> {
-    const REMEDY: &str = "check that a role is attached to the node and that its metadata server answers, or the static keys of the agent";
     let base = &status.base_credentials;
+    let remedy = match &*base.source {
+        "oidc" => {
+            "check the mounted token, the cluster's OIDC provider, and that the agent's role trusts its service account"
+        }
+        "static_keys" => "check the static keys of the agent, and renew them",
+        _ => "check that a role is attached to the node and that its metadata server answers",
+    };
     let refused = status.sts.last_failure.as_ref().filter(|failure| {
         failure.kind == "base_credentials" && is_last_word(status.sts.succeeded_at, failure.at)
     });
@@ -80,11 +86,11 @@ fn base_credentials(status: &Status) -> Option<Problem> {
                 (None, _) => "there were none before".to_owned(),
             };
             let what = format!("the agent's own credentials cannot be obtained: {failure}; {until}");
-            problem("base_credentials", what, REMEDY)
+            problem("base_credentials", what, remedy)
         }
         (None, Some(refused), _) => {
             let what = format!("STS does not take the agent's own credentials: {}", refused.code);
-            problem("base_credentials", what, REMEDY)
+            problem("base_credentials", what, remedy)
         }
         // Renewed when they are needed next.
         (None, None, _) => None,

@@ -207,6 +207,7 @@ fn cloud(page: &mut Page, status: &Status) {
     let Status { base_credentials: base, sts, at, .. } = status;
     let source = match (&*base.source, &base.role) {
         ("static_keys", _) => "static keys".to_owned(),
+        ("oidc", role) => format!("the agent's own role {} (OIDC)", role.as_deref().unwrap_or_default()),
         (_, Some(role)) => format!("the node's role {role}"),
         (_, None) => "the node's role".to_owned(),
     };

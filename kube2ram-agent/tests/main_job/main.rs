@@ -15,6 +15,7 @@ mod interception;
 mod lifecycle;
 mod load;
 mod observability;
+mod oidc;
 mod options;
 mod outages;
 mod situations;

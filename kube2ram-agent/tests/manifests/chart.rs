@@ -66,6 +66,7 @@ fn a_typing_error_in_values_ends_the_installation() {
         ("tolerrations=[]", "tolerrations"),
         ("startupTaint.enabled=1", "startupTaint"),
         ("image.repository=registry/kube2ram:1", "repository"),
+        ("oidc.roleArn=kube2ram", "roleArn"),
     ];
     for (set, named) in cases {
         let refused = helm(&["--set", set]).unwrap_err();

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use kube2ram_agent::args::Command;
+use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured};
 use serde_json::Value;
 
 use super::support::{
@@ -159,6 +159,33 @@ fn the_probe_asks_as_the_agent_was_told() {
     assert_eq!(container["livenessProbe"]["httpGet"]["port"], 9999);
     let mounts = container["volumeMounts"].as_array().unwrap();
     assert!(mounts.iter().any(|mount| mount["mountPath"] == "/run/k2r"), "{mounts:?}");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn oidc_is_rendered_with_both_arns_as_the_agent_takes_them_or_not_at_all() {
+    let role = "oidc.enabled=true,oidc.roleArn=acs:ram::1:role/kube2ram";
+    let provider = "oidc.providerArn=acs:ram::1:oidc-provider/ack";
+
+    let refused = helm(&["--set", role]).unwrap_err();
+    let rendered = objects(&helm(&["--set", &format!("{role},{provider}")]).unwrap());
+
+    assert!(refused.contains("oidc.providerArn"), "{refused}");
+    for objects in [rendered, objects(&kustomized(Some("oidc")))] {
+        let template = template(&objects);
+        let env = variables(&template["containers"][0]);
+        let configured = Configured::from_env(|name| env.get(name).cloned(), "node").unwrap();
+        let Configured::Oidc(settings) = configured else { panic!("{configured:?}") };
+        let volumes = template["volumes"].as_array().unwrap();
+        let volume = volumes.iter().find(|volume| volume["name"] == "rrsa-token").unwrap();
+        let token = &volume["projected"]["sources"][0]["serviceAccountToken"];
+        let mounts = template["containers"][0]["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["name"] == "rrsa-token").unwrap();
+        let file = Path::new(mount["mountPath"].as_str().unwrap()).join(token["path"].as_str().unwrap());
+        assert_eq!((&token["audience"], settings.token_file), (&"sts.aliyuncs.com".into(), file));
+        // 0400: of the agent's user, and of nobody else.
+        assert_eq!((&volume["projected"]["defaultMode"], &mount["readOnly"]), (&256.into(), &true.into()));
+    }
 }
 
 #[test]

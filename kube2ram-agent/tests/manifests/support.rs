@@ -13,11 +13,12 @@ pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 pub(crate) const NAMESPACE: &str = "kube-system";
 
 /// Each is a kustomize overlay, and a file of Helm values.
-pub(crate) const VARIANTS: [&str; 5] =
-    ["boot-guard", "debug", "migration", "namespace-restrictions", "startup-taint"];
+pub(crate) const VARIANTS: [&str; 6] =
+    ["boot-guard", "debug", "migration", "namespace-restrictions", "oidc", "startup-taint"];
 
 /// What can be had together. Migration's flags are instead of the base's.
-pub(crate) const TOGETHER: [&str; 4] = ["boot-guard", "debug", "namespace-restrictions", "startup-taint"];
+pub(crate) const TOGETHER: [&str; 5] =
+    ["boot-guard", "debug", "namespace-restrictions", "oidc", "startup-taint"];
 
 /// Objects by kind, namespace and name.
 pub(crate) type Objects = BTreeMap<String, Value>;

@@ -7,6 +7,7 @@ mod ancestor;
 mod api_server;
 
 mod metadata;
+mod oidc;
 mod server;
 mod signature;
 mod sts;
@@ -18,6 +19,7 @@ pub use self::{
     ancestor::Ancestor,
     api_server::{ApiServer, PodManifest},
     metadata::{Metadata, MetadataMode, Seen, Tokens},
+    oidc::{OidcIssuer, OidcProvider, OidcTrust},
     server::Bind,
     signature::{V3Request, pe, v1_signature, v3_signature},
     sts::{Call, Sts, StsMode},

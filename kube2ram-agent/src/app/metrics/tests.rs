@@ -38,7 +38,12 @@ struct Own;
 
 impl Collector for Own {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        encode_own([("error", 0), ("ok", 1)], Some(SignedDuration::from_hours(3)), encoder)
+        encode_own(
+            BaseSource::NodeRole,
+            [("error", 0), ("ok", 1)],
+            Some(SignedDuration::from_hours(3)),
+            encoder,
+        )
     }
 }
 

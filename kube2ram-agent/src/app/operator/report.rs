@@ -123,14 +123,10 @@ impl Operator {
     fn base_credentials(&self) -> BaseCredentials {
         let roles = self.entitlements.get().map(|entitlements| &entitlements.roles);
         let account = roles.and_then(|roles| roles.base()).map(|base| base.account().to_owned());
-        let (source, held, failure) = match self.base.state() {
-            BaseState::NodeRole { held, failure } => ("node_role", held, failure),
-            BaseState::StaticKeys { .. } => ("static_keys", None, None),
-        };
-        let (role, expires_at) = held.unzip();
+        let BaseState { source, role, expires_at, failure } = self.base.state();
         let (failed_at, failure) = failure.unzip();
         BaseCredentials {
-            source: source.to_owned(),
+            source: source.as_str().to_owned(),
             role: role.map(Into::into),
             account,
             expires_at,

@@ -1,20 +1,27 @@
-//! Base credentials: what the agent signs its own STS calls with. Static keys, or the node's role.
-//! Depends on `metadata` and `clock`; called by `sts`, composed by `app`.
+//! Base credentials: what the agent signs its own STS calls with. Static keys, its own OIDC token's role, or the node's role.
+//! Depends on `metadata`, `transport` and `clock`; called by `sts`, composed by `app`.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod environment;
+mod oidc;
+mod renewal;
+
+use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio::{sync::Semaphore, time::Instant};
-use tracing::warn;
 
-use super::metadata::{Metadata, MetadataError};
-use crate::{clock::Clock, telemetry::chain};
+pub use self::{
+    environment::Configured,
+    oidc::{OidcError, OidcSettings},
+};
+use self::{
+    oidc::Oidc,
+    renewal::{Origin, Renewal},
+};
+use super::{
+    metadata::{Metadata, MetadataError},
+    transport::Transport,
+};
+use crate::clock::Clock;
 
 /// Credentials of the agent itself. Secrets print as redacted.
 #[derive(Clone, Debug)]
@@ -36,92 +43,87 @@ pub enum BaseError {
     /// The metadata server did not give them.
     #[error("cannot obtain the node role's credentials")]
     Metadata(#[source] MetadataError),
-    /// Half of a key pair is set.
+    /// Half of a key pair, or of what OIDC takes, is set.
     #[error("environment variable {present} is set, but {missing} is not")]
     Missing {
-        /// The half that is set.
+        /// What is set.
         present: &'static str,
-        /// The half that is not.
+        /// What goes with it.
         missing: &'static str,
     },
     /// No role is attached to the node.
     #[error("no role is attached to the node")]
     NoNodeRole,
-}
-
-impl BaseCredentials {
-    /// Reads static keys from the environment: `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`, else the
-    /// ancestors' `ACCESS_KEY_ID` and `ACCESS_KEY_SECRET`. An empty variable counts as unset. `None` when none is set.
-    ///
-    /// # Errors
-    /// [`BaseError::Missing`] and [`BaseError::Malformed`]: falling back to the node's role would hide the mistake.
-    pub fn from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, BaseError> {
-        let read = |name| match variable(name).filter(|value| !value.is_empty()) {
-            Some(value) if !value.bytes().all(|c| c.is_ascii_graphic()) => Err(BaseError::Malformed(name)),
-            value => Ok(value),
-        };
-        for (id, secret, token) in [
-            (
-                "ALIBABA_CLOUD_ACCESS_KEY_ID",
-                "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
-                Some("ALIBABA_CLOUD_SECURITY_TOKEN"),
-            ),
-            ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", None),
-        ] {
-            match (read(id)?, read(secret)?) {
-                (None, None) => {}
-                (Some(_), None) => return Err(BaseError::Missing { present: id, missing: secret }),
-                (None, Some(_)) => return Err(BaseError::Missing { present: secret, missing: id }),
-                (Some(access_key_id), Some(access_key_secret)) => {
-                    return Ok(Some(Self {
-                        access_key_id: access_key_id.into(),
-                        access_key_secret: access_key_secret.into(),
-                        security_token: token.map(read).transpose()?.flatten().map(SecretString::from),
-                    }));
-                }
-            }
-        }
-        Ok(None)
-    }
+    /// A variable holds something else.
+    #[error("environment variable {variable} is not of the form {form}")]
+    NotOfForm {
+        /// Which.
+        variable: &'static str,
+        /// What it should be.
+        form: &'static str,
+    },
+    /// The OIDC token brought none.
+    #[error("cannot obtain the credentials of the agent's own role (OIDC)")]
+    Oidc(#[source] OidcError),
 }
 
 /// Where the agent's own credentials come from. Clones share them.
 #[derive(Clone)]
 pub struct Base(Arc<Source>);
 
-/// What can be told of base credentials.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BaseState {
-    /// The node's role.
-    NodeRole {
-        /// Its name, and when what is held expires; `None` before it was first needed.
-        held: Option<(Box<str>, jiff::Timestamp)>,
-        /// When they could not be obtained last, and why; `None` once they could.
-        failure: Option<(jiff::Timestamp, Box<str>)>,
-    },
+/// The kinds of base credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BaseSource {
+    /// The role attached to the node.
+    NodeRole,
+    /// The agent's own role, by the token of its service account.
+    Oidc,
     /// Keys of the environment.
-    StaticKeys {
-        /// Whether a security token goes with them, so that they expire, nobody knows when.
-        are_temporary: bool,
-    },
+    StaticKeys,
 }
 
-impl BaseState {
-    /// When those of the node's role end that were fetched last; `None` before the first fetch, and for static keys.
-    pub fn expires_at(&self) -> Option<jiff::Timestamp> {
+impl BaseSource {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::NodeRole, Self::Oidc, Self::StaticKeys];
+
+    /// The metrics label, and what a status says.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::NodeRole { held, .. } => held.as_ref().map(|(_, expires_at)| *expires_at),
-            Self::StaticKeys { .. } => None,
+            Self::NodeRole => "node_role",
+            Self::Oidc => "oidc",
+            Self::StaticKeys => "static_keys",
         }
     }
 }
 
+/// What can be told of base credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseState {
+    /// Their kind.
+    pub source: BaseSource,
+    /// The role's name, as far as it is known.
+    pub role: Option<Box<str>>,
+    /// When what is held expires; `None` before it was first needed, and of keys, which do not tell.
+    pub expires_at: Option<jiff::Timestamp>,
+    /// When they could not be obtained last, and why; `None` once they could.
+    pub failure: Option<(jiff::Timestamp, Box<str>)>,
+}
+
 enum Source {
-    NodeRole(NodeRole),
+    Renewed(Box<Renewal>),
     Static(Arc<BaseCredentials>),
 }
 
 impl Base {
+    /// What the environment says; the node's role when it says nothing.
+    pub fn new(configured: Configured, metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
+        match configured {
+            Configured::NodeRole => Self::of_node_role(metadata, clock),
+            Configured::Oidc(settings) => Self::of_oidc(settings, clock),
+            Configured::StaticKeys(keys) => Self::of_keys(keys),
+        }
+    }
+
     /// Always these.
     pub fn of_keys(credentials: BaseCredentials) -> Self {
         Self(Arc::new(Source::Static(Arc::new(credentials))))
@@ -129,32 +131,42 @@ impl Base {
 
     /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
     pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
-        let (cached, failure) = (Mutex::new(None), Mutex::new(None));
-        let (fetched, not_fetched) = (AtomicU64::new(0), AtomicU64::new(0));
-        let fetching = Semaphore::new(1);
-        let node = NodeRole { metadata, clock, cached, failure, fetched, not_fetched, fetching };
-        Self(Arc::new(Source::NodeRole(node)))
+        Self::renewed(Origin::NodeRole(metadata), clock)
+    }
+
+    /// The agent's own role; fetched and renewed as the node's.
+    pub fn of_oidc(settings: OidcSettings, clock: Arc<dyn Clock>) -> Self {
+        Self::renewed(Origin::Oidc(Oidc::new(settings)), clock)
+    }
+
+    /// The account of the agent's own role, where that is known without asking anybody: with OIDC.
+    pub fn account(&self) -> Option<&str> {
+        self.oidc().map(|settings| settings.role.account())
     }
 
     /// How often they were fetched, by result.
     pub fn fetches(&self) -> [(&'static str, u64); 2] {
-        let counts = match &*self.0 {
-            Source::NodeRole(node) => {
-                [&node.not_fetched, &node.fetched].map(|count| count.load(Ordering::Relaxed))
-            }
-            Source::Static(_) => [0; 2],
-        };
+        let counts = self.renewal().map(Renewal::counts).unwrap_or_default();
         [("error", counts[0]), ("ok", counts[1])]
+    }
+
+    /// Their kind.
+    pub fn source(&self) -> BaseSource {
+        match &*self.0 {
+            Source::Renewed(renewal) => renewal.origin.source(),
+            Source::Static(_) => BaseSource::StaticKeys,
+        }
     }
 
     /// What can be told of them. Asks for nothing.
     pub fn state(&self) -> BaseState {
-        match &*self.0 {
-            Source::NodeRole(node) => BaseState::NodeRole {
-                held: node.cached().as_ref().map(|cached| (cached.role.clone(), cached.expires_at)),
-                failure: node.failure().clone(),
-            },
-            Source::Static(keys) => BaseState::StaticKeys { are_temporary: keys.security_token.is_some() },
+        let held = self.renewal().and_then(|renewal| renewal.cached().clone());
+        let role = held.as_ref().map(|held| held.role.clone());
+        BaseState {
+            source: self.source(),
+            role: role.or_else(|| self.oidc().map(|settings| settings.role.name().into())),
+            expires_at: held.map(|held| held.expires_at),
+            failure: self.renewal().and_then(|renewal| renewal.failure().clone()),
         }
     }
 
@@ -165,9 +177,9 @@ impl Base {
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing but the fetch it may be making.
-    pub async fn current(&self) -> Result<Arc<BaseCredentials>, BaseError> {
+    pub(super) async fn current(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
         match &*self.0 {
-            Source::NodeRole(node) => node.current().await,
+            Source::Renewed(renewal) => renewal.current(sts).await,
             Source::Static(credentials) => Ok(Arc::clone(credentials)),
         }
     }
@@ -179,120 +191,35 @@ impl Base {
     ///
     /// # Cancel safety
     /// As [`current`](Self::current).
-    pub async fn refresh(
+    pub(super) async fn refresh(
         &self,
         refused: &Arc<BaseCredentials>,
+        sts: &Transport,
     ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
         match &*self.0 {
-            Source::NodeRole(node) => node.refresh(refused).await,
+            Source::Renewed(renewal) => renewal.refresh(refused, sts).await,
             Source::Static(_) => Ok(None),
         }
     }
-}
 
-struct NodeRole {
-    metadata: Metadata,
-    clock: Arc<dyn Clock>,
-    cached: Mutex<Option<Cached>>,
-    /// The last one, unless fetching has succeeded since.
-    failure: Mutex<Option<(jiff::Timestamp, Box<str>)>>,
-    fetched: AtomicU64,
-    not_fetched: AtomicU64,
-    /// Whoever holds the permit is the one that fetches.
-    fetching: Semaphore,
-}
+    fn renewed(origin: Origin, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Source::Renewed(Box::new(Renewal::new(origin, clock)))))
+    }
 
-#[derive(Clone)]
-struct Cached {
-    role: Box<str>,
-    credentials: Arc<BaseCredentials>,
-    expires_at: jiff::Timestamp,
-    renew_at: Instant,
-}
-
-impl NodeRole {
-    async fn current(&self) -> Result<Arc<BaseCredentials>, BaseError> {
-        if let Some(cached) = self.usable() {
-            let permit = (cached.renew_at <= Instant::now()).then(|| self.fetching.try_acquire());
-            let Some(Ok(_permit)) = permit else {
-                return Ok(cached.credentials);
-            };
-            return Ok(self.fetch().await.unwrap_or_else(|error| {
-                warn!(error = chain(&error), "node role's credentials not renewed");
-                if let Some(cached) = &mut *self.cached() {
-                    cached.renew_at = Instant::now() + RETRY_AFTER;
-                }
-                cached.credentials
-            }));
-        }
-
-        let _permit = self.fetching.acquire().await;
-        match self.usable() {
-            Some(cached) => Ok(cached.credentials),
-            None => self.fetch().await,
+    fn oidc(&self) -> Option<&OidcSettings> {
+        match &self.renewal()?.origin {
+            Origin::NodeRole(_) => None,
+            Origin::Oidc(oidc) => Some(oidc.settings()),
         }
     }
 
-    async fn refresh(
-        &self,
-        refused: &Arc<BaseCredentials>,
-    ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
-        let _permit = self.fetching.acquire().await;
-        let current = match self.usable() {
-            Some(cached) if !Arc::ptr_eq(&cached.credentials, refused) => cached.credentials,
-            _ => self.fetch().await?,
-        };
-        Ok((current.access_key_id != refused.access_key_id).then_some(current))
-    }
-
-    async fn fetch(&self) -> Result<Arc<BaseCredentials>, BaseError> {
-        let fetched = self.ask().await;
-        let count = if fetched.is_ok() { &self.fetched } else { &self.not_fetched };
-        count.fetch_add(1, Ordering::Relaxed);
-        *self.failure() = fetched.as_ref().err().map(|error| (self.clock.now(), chain(error).into()));
-        fetched
-    }
-
-    async fn ask(&self) -> Result<Arc<BaseCredentials>, BaseError> {
-        // The name too: a role can be replaced while the node runs.
-        let role = self.metadata.node_role_name().await.map_err(BaseError::Metadata)?;
-        let role = role.ok_or(BaseError::NoNodeRole)?;
-        let issued = self.metadata.node_credentials(&role).await.map_err(BaseError::Metadata)?;
-
-        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands out the old until then.
-        let left = Duration::try_from(issued.expires_at.duration_since(self.clock.now())).unwrap_or_default();
-        let renew_in = (left / 2).clamp(RETRY_AFTER, MAX_RENEWAL);
-        let credentials = Arc::new(BaseCredentials {
-            access_key_id: issued.access_key_id,
-            access_key_secret: issued.access_key_secret,
-            security_token: Some(issued.security_token),
-        });
-        *self.cached() = Some(Cached {
-            role,
-            credentials: Arc::clone(&credentials),
-            expires_at: issued.expires_at,
-            renew_at: Instant::now() + renew_in,
-        });
-        Ok(credentials)
-    }
-
-    fn usable(&self) -> Option<Cached> {
-        self.cached().clone().filter(|c| c.expires_at.duration_since(self.clock.now()) > MIN_LEFT)
-    }
-
-    fn failure(&self) -> MutexGuard<'_, Option<(jiff::Timestamp, Box<str>)>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn cached(&self) -> MutexGuard<'_, Option<Cached>> {
-        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
+    fn renewal(&self) -> Option<&Renewal> {
+        match &*self.0 {
+            Source::Renewed(renewal) => Some(renewal),
+            Source::Static(_) => None,
+        }
     }
 }
-
-/// Never signs with credentials that could expire on the way.
-const MIN_LEFT: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
-const RETRY_AFTER: Duration = Duration::from_secs(30);
-const MAX_RENEWAL: Duration = Duration::from_hours(6);
 
 #[cfg(test)]
 mod tests;

@@ -3,13 +3,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::oidc::{OidcProvider, OidcTrust};
 use crate::{clock::Clock, locked};
 
 /// Who a key belongs to.
@@ -22,7 +26,7 @@ pub enum Principal {
         /// The session's name.
         session: String,
     },
-    /// The ECS instance's role; it alone has `sts:AssumeRole` among roles.
+    /// The ECS instance's role; it has `sts:AssumeRole` unless it was denied that.
     Node,
     /// A RAM user with `AliyunSTSAssumeRoleAccess`, by name.
     User(String),
@@ -57,14 +61,24 @@ pub struct Role {
     pub external_id: Option<String>,
     /// `MaxSessionDuration`.
     pub max_session: Duration,
-    /// Whether its trust policy names the node's role and the account's users.
+    /// Whether its own policies allow `sts:AssumeRole`.
+    pub may_assume: bool,
+    /// Whose tokens its trust policy takes.
+    pub oidc: Option<OidcTrust>,
+    /// Whether its trust policy names the account's own: the node's role, users, and roles that may assume others.
     pub trusts_node: bool,
 }
 
 impl Default for Role {
     /// What the RAM console creates: one hour, trusting.
     fn default() -> Self {
-        Self { external_id: None, max_session: Duration::from_secs(3600), trusts_node: true }
+        Self {
+            external_id: None,
+            max_session: Duration::from_secs(3600),
+            may_assume: false,
+            oidc: None,
+            trusts_node: true,
+        }
     }
 }
 
@@ -73,6 +87,8 @@ impl Default for Role {
 pub struct Accounts {
     clock: Clock,
     keys: Mutex<HashMap<String, AccessKey>>,
+    node_is_denied: AtomicBool,
+    providers: Mutex<BTreeMap<String, OidcProvider>>,
     roles: Mutex<BTreeMap<String, Role>>,
 }
 
@@ -100,6 +116,32 @@ impl Accounts {
     /// Adds or replaces a role, by ARN.
     pub fn add_role(&self, arn: impl Into<String>, role: Role) {
         locked(&self.roles).insert(arn.into(), role);
+    }
+
+    /// The ARN of an OIDC provider of this account.
+    pub fn provider_arn(name: &str) -> String {
+        format!("acs:ram::{}:oidc-provider/{name}", Self::UID)
+    }
+
+    /// Adds or replaces an OIDC provider, by ARN.
+    pub fn add_provider(&self, arn: impl Into<String>, provider: OidcProvider) {
+        locked(&self.providers).insert(arn.into(), provider);
+    }
+
+    /// Takes `sts:AssumeRole` from the node's role.
+    pub fn deny_node(&self) {
+        self.node_is_denied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a principal's own policies allow `sts:AssumeRole`.
+    pub(super) fn may_assume(&self, principal: &Principal) -> bool {
+        match principal {
+            Principal::AssumedRole { role, .. } => {
+                self.role(&Self::role_arn(role)).is_some_and(|role| role.may_assume)
+            }
+            Principal::Node => !self.node_is_denied.load(Ordering::Relaxed),
+            Principal::User(_) => true,
+        }
     }
 
     /// Removes a role.
@@ -144,6 +186,10 @@ impl Accounts {
 
     pub(super) fn key(&self, id: &str) -> Option<AccessKey> {
         locked(&self.keys).get(id).cloned()
+    }
+
+    pub(super) fn provider(&self, arn: &str) -> Option<OidcProvider> {
+        locked(&self.providers).get(arn).cloned()
     }
 
     pub(super) fn role(&self, arn: &str) -> Option<Role> {

@@ -1,8 +1,9 @@
-//! STS, 2015-04-01: AssumeRole and GetCallerIdentity behind both signatures, with STS's own checks, answers and errors.
+//! STS, 2015-04-01: AssumeRole and GetCallerIdentity behind both signatures, AssumeRoleWithOIDC behind a token, with STS's own checks, answers and errors.
 //! Depends on the account and the signatures. Called over HTTP by the agent, and by tests to set its mood and read its record.
 //!
 //! Sources: help.aliyun.com/document_detail/{28763,43767,48054,42775} and the generated STS SDK 1.2.0.
 
+mod oidc;
 mod request;
 
 use std::{
@@ -18,7 +19,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use serde_json::json;
 use uuid::Uuid;
 
-use self::request::Signed;
+use self::{oidc::Unsigned, request::Signed};
 use super::{
     account::{AccessKey, Accounts, Principal},
     server::{Bind, Body, Handler, Server, reply},
@@ -51,7 +52,7 @@ pub struct Call {
     pub access_key_id: String,
     /// The business parameters: `RoleArn`, `RoleSessionName`, `ExternalId`, `Policy`, `DurationSeconds`, ….
     pub params: BTreeMap<String, String>,
-    /// `V1` or `V3`.
+    /// `V1` or `V3`; empty for what is not signed.
     pub signature: &'static str,
     /// `OK`, or the error's code.
     pub outcome: String,
@@ -172,8 +173,13 @@ impl Handler for State {
             StsMode::Ok | StsMode::Refuse | StsMode::Slow(_) => Ok(()),
         };
         // What was asked is on record however the call ends.
-        let signed = Signed::parse(&request, &mut call);
-        let outcome = outcome.and(signed).and_then(|signed| self.perform(&signed, &call));
+        let outcome = match Unsigned::parse(&request, &mut call) {
+            Some(unsigned) => outcome.and_then(|()| self.assume_role_with_oidc(&unsigned, &call)),
+            None => {
+                let signed = Signed::parse(&request, &mut call);
+                outcome.and(signed).and_then(|signed| self.perform(&signed, &call))
+            }
+        };
         call.outcome = match &outcome {
             Ok(_) => "OK".into(),
             Err(failure) => failure.code.into(),
@@ -251,20 +257,11 @@ impl State {
 
     fn assume_role(&self, caller: &AccessKey, call: &Call) -> Result<serde_json::Value, Failure> {
         let arn = call.param("RoleArn").unwrap_or_default();
-        let role_name = arn
-            .strip_prefix("acs:ram::")
-            .and_then(|rest| rest.split_once(":role/"))
-            .filter(|(uid, _)| !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_digit()))
-            .map(|(_, name)| name)
-            .ok_or_else(|| {
-                Failure::bad("InvalidParameter.RoleArn", "The parameter RoleArn is wrongly formed.")
-            })?;
+        let role_name = request::role_name(arn)?;
         let session = request::session_name(call)?;
         request::check_policy(call)?;
-        let role = self.accounts.role(arn).ok_or_else(|| {
-            Failure::new(StatusCode::NOT_FOUND, "EntityNotExist.Role", "The specified Role not exists.")
-        })?;
-        let may_assume = !matches!(caller.principal, Principal::AssumedRole { .. });
+        let role = self.accounts.role(arn).ok_or_else(no_such_role)?;
+        let may_assume = self.accounts.may_assume(&caller.principal);
         let external_id_fits =
             role.external_id.is_none() || role.external_id.as_deref() == call.param("ExternalId");
         if !may_assume || !role.trusts_node || !external_id_fits {
@@ -276,11 +273,16 @@ impl State {
             ));
         }
         let lifetime = request::duration(call, role.max_session)?;
+        Ok(self.issue(arn, role_name, session, lifetime))
+    }
+
+    /// A role's session, as both actions answer.
+    fn issue(&self, arn: &str, role_name: &str, session: &str, lifetime: Duration) -> serde_json::Value {
         let lifetime = locked(&self.lifetime).unwrap_or(lifetime);
         let principal = Principal::AssumedRole { role: role_name.into(), session: session.into() };
         let key = self.accounts.issue(principal, Some(lifetime));
 
-        Ok(json!({
+        json!({
             "RequestId": request_id(),
             "AssumedRoleUser": { "Arn": format!("{arn}/{session}"), "AssumedRoleId": format!("{ROLE_ID}:{session}") },
             "Credentials": {
@@ -289,7 +291,7 @@ impl State {
                 "SecurityToken": key.security_token,
                 "Expiration": key.expires.map(iso8601),
             },
-        }))
+        })
     }
 
     fn response(&self, outcome: Result<serde_json::Value, Failure>) -> Response<Body> {
@@ -321,6 +323,10 @@ impl State {
 
         response
     }
+}
+
+fn no_such_role() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, "EntityNotExist.Role", "The specified Role not exists.")
 }
 
 fn caller_identity(caller: &AccessKey) -> serde_json::Value {

@@ -2,12 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::future::join_all;
 use jiff::ToSpan as _;
 use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
 
 use super::*;
 use crate::cloud::{
@@ -16,9 +21,29 @@ use crate::cloud::{
     upstream::MetadataServer,
 };
 
-fn from_env(variables: &[(&str, &str)]) -> Result<Option<BaseCredentials>, BaseError> {
+mod oidc_environment;
+
+fn configured(variables: &[(&str, &str)]) -> Result<Configured, BaseError> {
     let variables: HashMap<&str, &str> = variables.iter().copied().collect();
-    BaseCredentials::from_env(|name| variables.get(name).map(ToString::to_string))
+    Configured::from_env(|name| variables.get(name).map(ToString::to_string), "cn-hangzhou.10.0.0.1")
+}
+
+fn from_env(variables: &[(&str, &str)]) -> Result<Option<BaseCredentials>, BaseError> {
+    configured(variables).map(|configured| match configured {
+        Configured::NodeRole => None,
+        Configured::Oidc(settings) => panic!("{settings:?}"),
+        Configured::StaticKeys(keys) => Some(keys),
+    })
+}
+
+/// No way to STS: who does not need it does not ask.
+fn nowhere() -> &'static Transport {
+    static NOWHERE: LazyLock<Transport> = LazyLock::new(|| {
+        // Another test may have installed it.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        Transport::try_new(Vec::new(), SetClock::at("2026-11-21T21:30:00Z")).unwrap()
+    });
+    &NOWHERE
 }
 
 #[test]
@@ -104,17 +129,17 @@ async fn bench() -> Bench {
 
 impl Bench {
     async fn id(&self) -> Box<str> {
-        self.base.current().await.unwrap().access_key_id.clone()
+        self.base.current(nowhere()).await.unwrap().access_key_id.clone()
     }
 
     /// Lets the renewal fall due without waiting for it: loopback I/O does not go with paused time.
     fn make_due(&self) {
-        let Source::NodeRole(node) = &*self.base.0 else { unreachable!() };
+        let Source::Renewed(node) = &*self.base.0 else { unreachable!() };
         node.cached().as_mut().unwrap().renew_at = Instant::now();
     }
 
     fn renews_in(&self) -> Duration {
-        let Source::NodeRole(node) = &*self.base.0 else { unreachable!() };
+        let Source::Renewed(node) = &*self.base.0 else { unreachable!() };
         node.cached().as_ref().unwrap().renew_at.saturating_duration_since(Instant::now())
     }
 }
@@ -122,6 +147,7 @@ impl Bench {
 #[tokio::test]
 async fn concurrent_callers_cost_one_fetch() {
     let bench = bench().await;
+    nowhere();
 
     let ids = join_all((0..20).map(|_| bench.id())).await;
 
@@ -155,18 +181,19 @@ async fn a_failed_renewal_keeps_what_is_valid_and_nothing_else() {
     assert_eq!(&*bench.id().await, "STS.1");
     assert!(bench.renews_in() > Duration::from_secs(20), "does not ask at once again");
     *bench.clock.0.lock().unwrap() += 6.hours();
-    assert!(matches!(bench.base.current().await.unwrap_err(), BaseError::Metadata(_)));
+    assert!(matches!(bench.base.current(nowhere()).await.unwrap_err(), BaseError::Metadata(_)));
     bench.down.store(false, Ordering::SeqCst);
     *bench.clock.0.lock().unwrap() -= 6.hours();
-    assert!(bench.base.current().await.is_ok());
+    assert!(bench.base.current(nowhere()).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_refresh_brings_others_once_for_all_who_were_refused() {
     let bench = bench().await;
-    let refused = bench.base.current().await.unwrap();
+    let refused = bench.base.current(nowhere()).await.unwrap();
 
-    let refreshes = join_all((0..5).map(|_| bench.base.refresh(&refused))).await;
+    let sts = nowhere();
+    let refreshes = join_all((0..5).map(|_| bench.base.refresh(&refused, sts))).await;
 
     for fresh in refreshes {
         assert_eq!(&*fresh.unwrap().unwrap().access_key_id, "STS.2");
@@ -178,10 +205,10 @@ async fn a_refresh_brings_others_once_for_all_who_were_refused() {
 async fn static_keys_have_no_others() {
     let keys = from_env(&[("ACCESS_KEY_ID", "id"), ("ACCESS_KEY_SECRET", "s")]).unwrap().unwrap();
     let base = Base::of_keys(keys);
-    let current = base.current().await.unwrap();
+    let current = base.current(nowhere()).await.unwrap();
 
     assert_eq!(&*current.access_key_id, "id");
-    assert!(base.refresh(&current).await.unwrap().is_none());
+    assert!(base.refresh(&current, nowhere()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -191,27 +218,27 @@ async fn a_node_without_role_is_named_as_such() {
     let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
     let base = Base::of_node_role(metadata, SetClock::at("2026-11-21T21:30:00Z"));
 
-    assert!(matches!(base.current().await.unwrap_err(), BaseError::NoNodeRole));
+    assert!(matches!(base.current(nowhere()).await.unwrap_err(), BaseError::NoNodeRole));
 }
 
 #[tokio::test]
 async fn tells_when_they_end_and_how_often_they_were_fetched() {
     let bench = bench().await;
     let base = &bench.base;
-    assert_eq!((base.state().expires_at(), base.fetches()), (None, [("error", 0), ("ok", 0)]));
-    bench.base.current().await.unwrap();
-    let left = base.state().expires_at().unwrap().duration_since(*bench.clock.0.lock().unwrap());
+    assert_eq!((base.state().expires_at, base.fetches()), (None, [("error", 0), ("ok", 0)]));
+    bench.base.current(nowhere()).await.unwrap();
+    let left = base.state().expires_at.unwrap().duration_since(*bench.clock.0.lock().unwrap());
     assert!(left.as_secs() > 0 && base.fetches() == [("error", 0), ("ok", 1)], "{left}");
 
     bench.down.store(true, Ordering::SeqCst);
     *bench.clock.0.lock().unwrap() += 7.hours();
-    bench.base.current().await.unwrap_err();
+    bench.base.current(nowhere()).await.unwrap_err();
 
     assert_eq!(base.fetches(), [("error", 1), ("ok", 1)]);
     assert!(
-        base.state().expires_at().unwrap() < *bench.clock.0.lock().unwrap(),
+        base.state().expires_at.unwrap() < *bench.clock.0.lock().unwrap(),
         "the end is past, not unknown"
     );
     let keys = from_env(&[("ACCESS_KEY_ID", "id"), ("ACCESS_KEY_SECRET", "s")]).unwrap().unwrap();
-    assert_eq!(Base::of_keys(keys).state().expires_at(), None);
+    assert_eq!(Base::of_keys(keys).state().expires_at, None);
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::Ipv4Addr,
-    sync::atomic::AtomicUsize,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -11,11 +11,16 @@ use http::Response;
 use http_body_util::Full;
 use jiff::ToSpan as _;
 use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
 
 use super::*;
 use crate::{
     cloud::{
-        alibaba::metadata::{HardenedMode, Metadata},
+        alibaba::{
+            metadata::{HardenedMode, Metadata},
+            transport::ANSWER_TIMEOUT,
+            wire::BODY_LIMIT_BYTES,
+        },
         testing::{Asked, CountingPass, Server, SetClock, answer},
         upstream::MetadataServer,
     },
@@ -124,7 +129,7 @@ async fn sends_a_signed_assume_role_and_takes_its_answer() {
         assert_eq!(header(asked, name), value);
     }
     // Signed as it arrived.
-    let base = static_base().current().await.unwrap();
+    let base = static_base().current(&issuer(&server).transport).await.unwrap();
     let again = RpcCall {
         host: header(asked, "host"),
         action: "AssumeRole",
@@ -285,7 +290,7 @@ async fn goes_on_to_the_next_endpoint_and_stays_there() {
 
     issuer.issue(&session(3600)).await.unwrap();
 
-    assert_eq!(issuer.detour().map(|detour| detour.endpoint), Some(1));
+    assert_eq!(issuer.transport.detour().map(|detour| detour.endpoint), Some(1));
     assert_eq!(header(&server.asked()[0], "host"), server.address.to_string());
     issuer.issue(&session(3600)).await.unwrap();
     assert_eq!(server.asked().len(), 2);
@@ -303,7 +308,7 @@ async fn goes_round_a_silent_endpoint_and_comes_back_to_it_later() {
     let round = before.elapsed();
     issuer.issue(&session(3600)).await.unwrap();
     let again = before.elapsed() - round;
-    issuer.detour().as_mut().unwrap().until = Instant::now();
+    issuer.transport.detour().as_mut().unwrap().until = Instant::now();
     issuer.issue(&session(3600)).await.unwrap();
     let back = before.elapsed() - round - again;
 

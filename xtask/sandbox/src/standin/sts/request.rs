@@ -146,11 +146,7 @@ impl Signed {
 
     /// When the client says that it signed; `None` unless it is exactly `YYYY-MM-DDThh:mm:ssZ`.
     pub(super) fn timestamp(&self) -> Option<Timestamp> {
-        if self.date.len() != "YYYY-MM-DDThh:mm:ssZ".len() {
-            return None;
-        }
-        let time = DateTime::strptime("%Y-%m-%dT%H:%M:%SZ", &self.date).ok()?;
-        Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
+        timestamp(&self.date)
     }
 
     /// Whether the signature is this secret's, over everything that must be signed.
@@ -182,6 +178,15 @@ impl Signed {
 
 const V3_REQUIRED: [&str; 6] =
     ["host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"];
+
+/// The name in `RoleArn`.
+pub(super) fn role_name(arn: &str) -> Result<&str, Failure> {
+    arn.strip_prefix("acs:ram::")
+        .and_then(|rest| rest.split_once(":role/"))
+        .filter(|(uid, _)| !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_digit()))
+        .map(|(_, name)| name)
+        .ok_or_else(|| Failure::bad("InvalidParameter.RoleArn", "The parameter RoleArn is wrongly formed."))
+}
 
 /// `RoleSessionName`: 2–64 of `[A-Za-z0-9.@_-]`.
 pub(super) fn session_name(call: &Call) -> Result<&str, Failure> {
@@ -226,8 +231,17 @@ pub(super) fn duration(call: &Call, max: Duration) -> Result<Duration, Failure> 
         })
 }
 
-fn decoded(pairs: &[u8]) -> BTreeMap<String, String> {
+pub(super) fn decoded(pairs: &[u8]) -> BTreeMap<String, String> {
     url::form_urlencoded::parse(pairs).into_owned().collect()
+}
+
+/// Exactly `YYYY-MM-DDThh:mm:ssZ`.
+pub(super) fn timestamp(text: &str) -> Option<Timestamp> {
+    if text.len() != "YYYY-MM-DDThh:mm:ssZ".len() {
+        return None;
+    }
+    let time = DateTime::strptime("%Y-%m-%dT%H:%M:%SZ", text).ok()?;
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {

@@ -1,18 +1,16 @@
 //! Why a call gave nothing: STS's error table, as kinds and remedies. Pure: no I/O, no clock, no logs.
-//! Source: STS API 2015-04-01, "Error codes". Depends on `wire`; called by `sts`.
+//! Source: STS API 2015-04-01, "Error codes". Depends on `wire`; called by `transport`, `base` and `sts`.
 
 use std::{error::Error, time::Duration};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
 
-use crate::{
-    cloud::alibaba::{
-        base::BaseError,
-        wire::{ErrorDocument, parse_error},
-    },
-    credentials::{IssueError, IssueErrorKind},
+use super::{
+    base::{BaseError, OidcError},
+    wire::{ErrorDocument, parse_error},
 };
+use crate::credentials::{IssueError, IssueErrorKind};
 
 /// A call that gave no credentials.
 #[derive(Debug)]
@@ -106,9 +104,17 @@ pub(super) fn unsendable(error: http::header::InvalidHeaderValue) -> Refusal {
     ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "malformed", source).into()
 }
 
-/// There is nothing to sign with.
+/// There is nothing to sign with. An outage of STS is one, whichever of its calls meets it.
 pub(super) fn no_base(error: BaseError) -> IssueError {
-    ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "none to sign with", Some(error.into()))
+    use IssueErrorKind::{Throttled, Unavailable};
+    match error {
+        BaseError::Oidc(OidcError::Sts { source, .. }) if matches!(source.kind, Throttled | Unavailable) => {
+            *source
+        }
+        error => {
+            ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "none to sign with", Some(error.into()))
+        }
+    }
 }
 
 impl From<IssueError> for Refusal {
