@@ -39,8 +39,10 @@ const EVERY: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(250);
 /// How long one may take. It takes some 100 µs.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many in a row must be lost until the agent is not ready: while two agents share a listener, the other one may accept.
+/// How many in a row must be lost until the agent is not ready: one may meet a node that is busy.
 const LOST: u32 = 3;
+/// How long an agent that took over waits before its first: its predecessor still accepts for a moment what waits in the backlog they share.
+const SHARED: Duration = Duration::from_secs(1);
 /// The condition of readiness.
 pub const CONDITION: &str = "an intercepted connection of the agent itself";
 
@@ -136,11 +138,14 @@ impl Interception {
         self.last_mut().clone()
     }
 
-    /// Dials from time to time, for ever. `pending` is met by the first that arrives.
+    /// Dials from time to time, for ever. `pending` is met by the first that arrives; without one another agent served until now.
     ///
     /// # Cancel safety
     /// Dropping the future abandons a connection.
     pub async fn run(self: Arc<Self>, readiness: Readiness, mut pending: Option<Pending>) {
+        if pending.is_none() {
+            sleep(SHARED).await;
+        }
         let mut lost = 0_u32;
         loop {
             let attempt = Arc::clone(&self).attempt().await;

@@ -243,7 +243,8 @@ fn whoever_serves_answers_through_an_upgrade() {
 
     assert_eq!(who(&mut lab), u64::from(next_pid));
     eventually(Some(0), || lab.document(&["status"]).0);
-    assert!(lab.metric(r#"kube2ram_interceptions_total{result="arrived"}"#) >= 1.0);
+    // It waits until the former one accepts nothing more.
+    eventually(true, || lab.metric(r#"kube2ram_interceptions_total{result="arrived"}"#) >= 1.0);
     assert_eq!(lab.document(&["explain", "default/orders"]).0, Some(0));
     lab.remove_agent(former_agent).unwrap();
 }
