@@ -126,12 +126,13 @@ const NLMSG_MIN_TYPE: u16 = 0x10;
 #[derive(Debug)]
 pub(crate) struct Reply {
     sequence: u32,
+    is_interrupted: bool,
     outcome: Option<io::Result<()>>,
 }
 
 impl Reply {
     pub(crate) fn to(sequence: u32) -> Self {
-        Self { sequence, outcome: None }
+        Self { sequence, is_interrupted: false, outcome: None }
     }
 
     /// Reads a datagram, and gives kind and payload of each message to `each`; what belongs to other requests is skipped. Ends with the reply, or with
@@ -154,16 +155,17 @@ impl Reply {
     }
 
     fn take(&mut self, kind: u16, flags: u16, payload: &[u8], each: &mut impl FnMut(u16, &[u8])) {
-        if flags & NLM_F_DUMP_INTR != 0 {
-            self.outcome = Some(Err(io::ErrorKind::Interrupted.into()));
-        } else if kind == NLMSG_ERROR || kind == NLMSG_DONE {
+        // An interrupted dump is heard to its end: until then the kernel answers the socket's next one with EBUSY.
+        self.is_interrupted |= flags & NLM_F_DUMP_INTR != 0;
+        if kind == NLMSG_ERROR || kind == NLMSG_DONE {
             // Both begin with 0 or a negative errno.
             self.outcome = Some(match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+                Some(0) if self.is_interrupted => Err(io::ErrorKind::Interrupted.into()),
                 Some(0) => Ok(()),
                 Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
                 None => Err(io::ErrorKind::InvalidData.into()),
             });
-        } else if kind >= NLMSG_MIN_TYPE {
+        } else if kind >= NLMSG_MIN_TYPE && !self.is_interrupted {
             each(kind, payload);
         }
     }

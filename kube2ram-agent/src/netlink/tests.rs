@@ -144,6 +144,17 @@ fn an_interrupted_dump_is_told_whatever_carries_the_flag() {
 }
 
 #[test]
+fn an_interrupted_dump_is_heard_to_its_end_before_the_next_may_begin() {
+    let interrupted = told(KIND, NLM_F_DUMP_INTR, 7, b"a");
+
+    assert!(read(&[interrupted.clone(), told(KIND, 2, 7, b"b")]).1.is_none(), "the kernel has more to tell");
+    assert_eq!(
+        failure(read(&[interrupted, done(NLMSG_ERROR, 1)]).1),
+        failure(read(&[done(NLMSG_ERROR, 1)]).1)
+    );
+}
+
+#[test]
 fn a_message_that_is_not_whole_is_no_success() {
     let whole = [told(KIND, 2, 7, b"abcd"), done(NLMSG_DONE, 0)].concat();
 
