@@ -1,9 +1,6 @@
 //! What the metadata service counts. Depends on `error` for the reasons; written by `server` and `connection`.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::StatusCode;
 use prometheus_client::{
@@ -32,13 +29,29 @@ pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, DurationBuckets>,
     /// By [`RouteLabel`], looked up once: a request costs microseconds.
-    routes: Arc<[OnceLock<Route>; RouteLabel::ALL.len()]>,
+    routes: [Route; RouteLabel::ALL.len()],
 }
 
 #[derive(Clone, Debug)]
 struct Route {
     answered: Counter,
     durations: Histogram,
+}
+
+impl Route {
+    /// Starts at zero.
+    fn new(
+        route: RouteLabel,
+        requests: &Family<RequestLabels, Counter>,
+        durations: &Family<RouteLabels, Histogram, DurationBuckets>,
+    ) -> Self {
+        let route = route.as_str();
+        let answered = RequestLabels { route, status: StatusCode::OK.as_u16() };
+        Self {
+            answered: requests.get_or_create_owned(&answered),
+            durations: durations.get_or_create_owned(&RouteLabels { route }),
+        }
+    }
 }
 
 /// What a request was about: a closed set.
@@ -123,6 +136,9 @@ impl MetricConstructor<Histogram> for DurationBuckets {
 
 impl Metrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
+        let requests = Family::<RequestLabels, Counter>::default();
+        let durations = Family::new_with_constructor(DurationBuckets);
+        let routes = RouteLabel::ALL.map(|route| Route::new(route, &requests, &durations));
         let metrics = Self {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
@@ -131,9 +147,9 @@ impl Metrics {
             unvouched_connections: Counter::default(),
             denials: Family::default(),
             pass_through: Family::default(),
-            requests: Family::default(),
-            durations: Family::new_with_constructor(DurationBuckets),
-            routes: Arc::default(),
+            requests,
+            durations,
+            routes,
         };
         registry.register("connections", "Open connections of pods", metrics.connections.clone());
         registry.register(
@@ -177,8 +193,7 @@ impl Metrics {
             drop(self.pass_through.get_or_create(&PassThroughLabels { result }));
         }
         for route in RouteLabel::ALL.map(RouteLabel::as_str) {
-            drop(self.durations.get_or_create(&RouteLabels { route }));
-            for status in [200, 403, 503] {
+            for status in [403, 503] {
                 drop(self.requests.get_or_create(&RequestLabels { route, status }));
             }
         }
@@ -190,7 +205,7 @@ impl Metrics {
 
     /// Counts one answered request.
     pub(super) fn observe(&self, route: RouteLabel, status: StatusCode, took: Duration) {
-        let Route { answered, durations } = self.routes[route as usize].get_or_init(|| self.route(route));
+        let Route { answered, durations } = &self.routes[route as usize];
         if status == StatusCode::OK {
             answered.inc();
         } else {
@@ -198,16 +213,6 @@ impl Metrics {
             self.requests.get_or_create(&labels).inc();
         }
         durations.observe(took.as_secs_f64());
-    }
-
-    fn route(&self, route: RouteLabel) -> Route {
-        let route = route.as_str();
-        Route {
-            answered: self
-                .requests
-                .get_or_create_owned(&RequestLabels { route, status: StatusCode::OK.as_u16() }),
-            durations: self.durations.get_or_create_owned(&RouteLabels { route }),
-        }
     }
 
     /// Counts one denial.

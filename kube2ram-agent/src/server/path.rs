@@ -133,7 +133,7 @@ fn normalise(raw: &str) -> Result<NormalPath, TargetError> {
     if is_normal(raw) { Ok(NormalPath(raw.to_owned())) } else { rebuild(raw) }
 }
 
-/// What nearly every client sends: nothing to decode, nothing to drop. What this is not sure of, it denies.
+/// What nearly every client sends: nothing to decode, nothing to drop. What this is not sure of is left to [`rebuild`].
 fn is_normal(raw: &str) -> bool {
     let mut before = None;
     raw.starts_with('/')
