@@ -238,7 +238,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "IP", help_heading = "Node")]
     pub(super) host_ip: Option<IpAddr>,
     /// What becomes of connections to the metadata server that pods opened before kube2ram was in force: cut, or keep, for the time of a migration
-    /// alone. Kept ones go on to whomever they lead, an ancestor's agent or the real server with the node's role
+    /// alone. Kept ones go on to an ancestor's agent; those of hostNetwork pods, and without the forward guard all, to the real server with the node's
+    /// role too
     #[arg(long, value_enum, default_value = "cut", hide_possible_values = true, help_heading = "Node")]
     pub(super) open_connections: OpenConnections,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
