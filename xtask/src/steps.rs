@@ -92,7 +92,8 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     setup::prometheus()?;
     let objects = ebpf::build()?;
     say("rungs 0 and 1: pure functions, and components against stand-ins");
-    let workspace = ["test", "--locked", "--workspace"];
+    // One that fails does not hide the others.
+    let workspace = ["test", "--locked", "--workspace", "--no-fail-fast"];
     run(ebpf::embed(cargo().args(workspace), &objects))?;
 
     say("rung 2: the real agent on the real kernel");
