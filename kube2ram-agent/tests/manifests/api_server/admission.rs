@@ -11,6 +11,7 @@ use super::{
 };
 
 const TENANT: &str = "tenant-token";
+const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
 
 #[test]
 #[ignore = "needs an API server: cargo xtask test --api-server"]
@@ -68,13 +69,23 @@ fn allow_lists_are_changed_by_those_who_may() {
     };
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": "namespaces" },
-        "rules": [{ "apiGroups": [""], "resources": ["namespaces"], "verbs": ["create", "get", "patch"] }],
+        "rules": [{
+            "apiGroups": [""],
+            "resources": ["namespaces", "namespaces/finalize", "namespaces/status"],
+            "verbs": ["create", "get", "patch", "update"],
+        }],
     });
     assert_eq!(plane.apply(&role).status, 201);
     bind("namespaces");
-    let annotate = |value: &str| {
-        let change = json!({ "metadata": { "annotations": { "ram.aliyuncs.com/allowed-roles": value } } });
-        plane.patch(TENANT, "/api/v1/namespaces/default", &change)
+    let change = |value: &str| json!({ "metadata": { "annotations": { ALLOW_LIST: value } } });
+    let annotate = |value: &str| plane.patch(TENANT, "/api/v1/namespaces/default", &change(value));
+    // What writes an annotation, too.
+    let by_way_of_status =
+        |value: &str| plane.patch(TENANT, "/api/v1/namespaces/default/status", &change(value));
+    let by_way_of_finalize = |value: &str| {
+        let mut whole = plane.get("/api/v1/namespaces/default").body;
+        whole["metadata"]["annotations"][ALLOW_LIST] = json!(value);
+        plane.request(TENANT, "PUT", "/api/v1/namespaces/default/finalize", "application/json", &whole)
     };
 
     // Both the role and the policy are in force a little after they were applied; until then the annotation may get written, and what it is already
@@ -85,6 +96,10 @@ fn allow_lists_are_changed_by_those_who_may() {
         let answer = annotate(&format!(r#"["{attempt}-*"]"#));
         answer.status == 403 && answer.body["message"].to_string().contains("allow-ram-roles")
     });
+    for answer in [by_way_of_status(r#"["s-*"]"#), by_way_of_finalize(r#"["f-*"]"#)] {
+        assert_eq!(answer.status, 403, "{answer:?}");
+        assert!(answer.body["message"].as_str().unwrap().contains("allow-ram-roles"), "{answer:?}");
+    }
     let label = json!({ "metadata": { "labels": { "team": "a" } } });
     assert_eq!(
         plane.patch(TENANT, "/api/v1/namespaces/default", &label).status,
@@ -93,7 +108,7 @@ fn allow_lists_are_changed_by_those_who_may() {
     );
     let made = json!({
         "apiVersion": "v1", "kind": "Namespace",
-        "metadata": { "name": "mine", "annotations": { "ram.aliyuncs.com/allowed-roles": r#"["*"]"# } },
+        "metadata": { "name": "mine", "annotations": { ALLOW_LIST: r#"["*"]"# } },
     });
     let created = plane.request(TENANT, "POST", "/api/v1/namespaces", "application/json", &made);
     assert_eq!(created.status, 403, "{created:?}");
@@ -101,5 +116,12 @@ fn allow_lists_are_changed_by_those_who_may() {
 
     bind("kube2ram-allow-lists");
     eventually("the right", || annotate(r#"["a-*"]"#).status == 200);
+    // That is, they are ways.
+    for (answer, value) in
+        [(by_way_of_status(r#"["s-*"]"#), r#"["s-*"]"#), (by_way_of_finalize(r#"["f-*"]"#), r#"["f-*"]"#)]
+    {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.body["metadata"]["annotations"][ALLOW_LIST], value);
+    }
     assert_eq!(plane.request(TENANT, "POST", "/api/v1/namespaces", "application/json", &made).status, 201);
 }
