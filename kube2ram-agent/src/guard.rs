@@ -145,7 +145,7 @@ impl ForwardGuard {
                 if before != Some(false) {
                     error!(
                         error = chain(&error),
-                        "no forward guard: packet sockets, TUN devices and Services that point at the metadata server get through"
+                        "no forward guard: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
                     );
                 }
             }

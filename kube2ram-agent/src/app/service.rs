@@ -295,7 +295,7 @@ impl Service {
             }
             ForwardGuardMode::Off => {
                 warn!(
-                    "--forward-guard=off: packet sockets, TUN devices and Services that point at the metadata server get through"
+                    "--forward-guard=off: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
                 );
                 None
             }

@@ -223,8 +223,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) cgroup_root: Option<PathBuf>,
     /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
-    /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices and Services that point at
-    /// the metadata server get through
+    /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices, Kata and gVisor pods, and
+    /// Services that point at the metadata server get through
     #[arg(
         long,
         value_enum,
