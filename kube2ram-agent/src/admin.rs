@@ -10,21 +10,20 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    closing::Closing,
-    server::listener::{self, Slots},
-};
+use crate::{closing::Closing, server::listener};
 
 mod exposition;
+mod places;
 mod readiness;
 
 pub(crate) use self::exposition::Exposition;
+use self::places::Places;
 pub use self::readiness::{Pending, Readiness};
 
 /// How many connections are served at once.
 const CONNECTIONS: usize = 256;
-/// How many of them one address may have. Pods reach this listener too, and one that took all connections would fail the kubelet's
-/// probes and have the agent restarted.
+/// How many of them one address may have. Pods reach this listener, too, and everything on the node's network has one address, the kubelet's: that they keep nobody
+/// out is for [`Places`], and that they cannot have the agent ended for `probe`.
 const CONNECTIONS_PER_ADDRESS: usize = 16;
 
 /// What the admin listener shows.
@@ -43,16 +42,15 @@ impl Admin {
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
     pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
-        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
+        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
         listener::accept(listener, &closing, |stream, peer| {
-            let Some(slot) = slots.take(peer.ip()) else { return };
+            let place = places.take(peer.ip());
             let (admin, closing) = (Arc::clone(&self), closing.clone());
             tasks.spawn(async move {
-                let _slot = slot;
-                listener::drive(stream, &closing, |request| {
+                let served = listener::drive(stream, &closing, |request| {
                     ready(admin.answer(request.method(), request.uri().path(), request.headers(), peer))
-                })
-                .await;
+                });
+                place.lost().run_until_cancelled(served).await;
             });
         })
         .await;
@@ -72,7 +70,8 @@ impl Admin {
             return refused;
         }
         match (path, &self.debug_store) {
-            // That this answers is all that liveness means: a check that asks the cloud restarts agents for the cloud's faults.
+            // For the ancestors' manifests; ours ask `kube2ram live`. That this answers is all that it means: a check that asks the cloud restarts agents for
+            // the cloud's faults.
             ("/healthz", _) => reply(StatusCode::OK, TEXT, "ok\n".into()),
             ("/readyz", _) => match self.readiness.pending().as_slice() {
                 [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
