@@ -66,7 +66,7 @@ pub async fn run(
     let readiness = Readiness::default();
     let probe = Probe::open(&state, node.own_cgroup).map_err(AppError::Probe)?;
     let starting = readiness.wait_for("the start");
-    parts.spawn("the readiness probe", probe.run(readiness.clone()));
+    parts.spawn("the probes", probe.run(readiness.clone()));
 
     // Behind an agent that does not speak with us there is nothing to prepare: all that is missing is its end, for which Kubernetes may wait for us.
     let mut starting = Some(starting);

@@ -48,6 +48,13 @@ pub enum Command {
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
+    /// To tell whether this container's agent answers, and end.
+    Live {
+        /// The cgroup2 mount; found by looking when `None`.
+        cgroup_root: Option<PathBuf>,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
     /// To tell or change what the running agent logs, and end.
     LogLevel {
         /// How it is to change.
@@ -325,6 +332,9 @@ impl Command {
             }
             Some(Subcommand::Explain { pod: (namespace, name), output }) => {
                 Ok(Self::Explain { namespace, name, output, state_dir: flags.state_dir })
+            }
+            Some(Subcommand::Live) => {
+                Ok(Self::Live { cgroup_root: flags.cgroup_root, state_dir: flags.state_dir })
             }
             Some(Subcommand::LogLevel { level, span }) => Ok(Self::LogLevel {
                 change: level.map(|change| match change {

@@ -48,6 +48,9 @@ fn main() -> ExitCode {
                 (text.to_text(paint()), text.exit_code())
             });
         }
+        Ok(Command::Live { cgroup_root, state_dir }) => {
+            return conclude(probe::live(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        }
         Ok(Command::LogLevel { change, state_dir }) => {
             return tell_of(&state_dir, &Request::LogLevel(change), Output::Text, |text: &LogLevel| {
                 (text.to_string(), 0)
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
         Ok(Command::Ready { cgroup_root, state_dir }) => {
-            return conclude(probe::ask(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+            return conclude(probe::ready(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
         }
         Ok(Command::Status { output, state_dir }) => {
             return tell_of(&state_dir, &Request::Status, output, |text: &Status| {

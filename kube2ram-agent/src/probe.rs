@@ -1,12 +1,12 @@
-//! `kube2ram ready`: whether the agent of this very container is ready. Two agents of a node share its ports, so that no probe over HTTP could tell them
-//! apart, and one that mistook the old for the new would end the old too early. Depends on `admin` and `state_dir`; called by `app` and `main`.
+//! `kube2ram ready` and `live`: how the agent of this very container is. Two agents of a node share its ports, so that no probe over HTTP could tell
+//! them apart, and others on the node could keep the kubelet from those ports. Depends on `admin` and `state_dir`; called by `app` and `main`.
 
 use std::{
     fmt, fs,
     io::{self, Read as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -26,6 +26,10 @@ use crate::{
 /// Answers with what the agent waits for.
 #[derive(Debug)]
 pub struct Probe(UnixListener);
+
+/// The agent answers, whatever it waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Live;
 
 /// The agent is ready.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +72,11 @@ pub enum ProbeError {
 
 /// What sockets' names begin with; the id of the agent's own cgroup follows. A container has one of its own, and `exec` joins it.
 const PREFIX: &str = "ready-";
+/// How long an answer may take, on either side. The manifest's probe allows 3 s.
 const PATIENCE: Duration = Duration::from_secs(1);
-const MAX_ANSWER_BYTES: u64 = 1024;
+/// How long an answer may take where silence ends the agent: a node that is short of processors is no reason. The manifest's probe allows 10 s.
+const PATIENCE_FOR_LIFE: Duration = Duration::from_secs(5);
+const MAX_ANSWER_BYTES: usize = 1024;
 /// How long to wait when accept(2) fails.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -99,18 +106,18 @@ impl Probe {
         listen().map_err(|source| ProbeError::Listen { path: state.path().join(&name), source })
     }
 
-    /// Answers, for ever.
+    /// Answers, for ever: one line of what is pending, empty when nothing is.
     pub async fn run(self, readiness: Readiness) {
         loop {
             match self.0.accept().await {
                 Ok((mut stream, _)) => {
-                    let answer = readiness.pending().join(", ");
+                    let answer = readiness.pending().join(", ") + "\n";
                     if !matches!(timeout(PATIENCE, stream.write_all(answer.as_bytes())).await, Ok(Ok(()))) {
-                        debug!("whoever asked for readiness did not wait for the answer");
+                        debug!("whoever asked how the agent is did not wait for the answer");
                     }
                 }
                 Err(error) => {
-                    debug!(%error, "cannot accept a question for readiness");
+                    debug!(%error, "cannot accept a question for how the agent is");
                     sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -118,30 +125,64 @@ impl Probe {
     }
 }
 
-/// Asks the agent of this container.
+/// Asks the agent of this container whether it is ready.
 ///
 /// # Errors
-/// [`ProbeError`]: it is not ready, as far as anybody can tell.
-pub fn ask(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Ready, ProbeError> {
-    let root = find_cgroup_root(cgroup_root).map_err(ProbeError::Cgroup)?;
-    let path = own_cgroup(&root).map_err(ProbeError::Cgroup)?;
-    let own = cgroup_id(&path).map_err(|source| ProbeError::CgroupId { path, source })?;
-    ask_agent(&StateDir::open(state_dir).map_err(ProbeError::StateDir)?, own)
-}
-
-fn ask_agent(state: &StateDir, own: CgroupId) -> Result<Ready, ProbeError> {
-    let asked = || {
-        let stream = dial(state, &format!("{PREFIX}{own}"))?;
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut answer = String::new();
-        stream.take(MAX_ANSWER_BYTES).read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    match asked().map_err(ProbeError::Silent)? {
+/// [`ProbeError`], within a second: it is not ready, as far as anybody can tell.
+pub fn ready(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Ready, ProbeError> {
+    match ask(state_dir, cgroup_root, PATIENCE)? {
         pending if pending.is_empty() => Ok(Ready),
         pending => Err(ProbeError::Pending(pending)),
     }
+}
+
+/// Asks the agent of this container for any answer.
+///
+/// # Errors
+/// [`ProbeError`], but for [`Pending`](ProbeError::Pending), within five seconds: there is none.
+pub fn live(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Live, ProbeError> {
+    ask(state_dir, cgroup_root, PATIENCE_FOR_LIFE).map(|_pending| Live)
+}
+
+/// What the agent of this container waits for.
+fn ask(state_dir: &Path, cgroup_root: Option<&Path>, patience: Duration) -> Result<String, ProbeError> {
+    let root = find_cgroup_root(cgroup_root).map_err(ProbeError::Cgroup)?;
+    let path = own_cgroup(&root).map_err(ProbeError::Cgroup)?;
+    let own = cgroup_id(&path).map_err(|source| ProbeError::CgroupId { path, source })?;
+    match StateDir::existing(state_dir).map_err(ProbeError::StateDir)? {
+        Some(state) => ask_agent(&state, own, patience),
+        None => Err(ProbeError::Silent(io::ErrorKind::NotFound.into())),
+    }
+}
+
+fn ask_agent(state: &StateDir, own: CgroupId, patience: Duration) -> Result<String, ProbeError> {
+    let stream = dial(state, &format!("{PREFIX}{own}"));
+    stream.and_then(|stream| hear(stream, patience)).map_err(ProbeError::Silent)
+}
+
+/// A whole line: what ends before it does was no answer, but the agent's own end.
+fn hear(mut stream: StdUnixStream, patience: Duration) -> io::Result<String> {
+    let end = Instant::now() + patience;
+    stream.set_nonblocking(false)?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; MAX_ANSWER_BYTES]);
+    while answer.len() < MAX_ANSWER_BYTES {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => answer.extend_from_slice(&chunk[..read]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(line) = answer.strip_suffix(b"\n") {
+            return String::from_utf8(line.to_owned())
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+    Err(io::Error::other("the answer is too long"))
 }
 
 /// Whether any agent runs that shares the directory, serving or standing by.
@@ -175,6 +216,12 @@ fn dial(state: &StateDir, name: &str) -> io::Result<StdUnixStream> {
     Ok(socket.into())
 }
 
+impl fmt::Display for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("live")
+    }
+}
+
 impl fmt::Display for Ready {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ready")
@@ -182,53 +229,4 @@ impl fmt::Display for Ready {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::task::spawn_blocking;
-
-    use super::*;
-
-    const OWN: CgroupId = CgroupId(7);
-    const OTHER: CgroupId = CgroupId(8);
-
-    fn state(directory: &tempfile::TempDir) -> StateDir {
-        StateDir::open(&directory.path().join("state")).unwrap()
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn each_container_hears_of_its_own_agent() {
-        let directory = tempfile::tempdir().unwrap();
-        let (readiness, unready) = (Readiness::default(), Readiness::default());
-        let (pods, _links) = (readiness.wait_for("pods"), unready.wait_for("links"));
-        for (own, readiness) in [(OWN, &readiness), (OTHER, &unready)] {
-            drop(tokio::spawn(Probe::open(&state(&directory), own).unwrap().run(readiness.clone())));
-        }
-        let state = state(&directory);
-        let path = state.path().to_owned();
-        let ask = |own| {
-            let path = path.clone();
-            spawn_blocking(move || ask_agent(&StateDir::open(&path).unwrap(), own))
-        };
-
-        assert_eq!(ask(OWN).await.unwrap().unwrap_err().to_string(), "pending: pods");
-        pods.ready();
-        assert!(ask(OWN).await.unwrap().is_ok());
-        assert_eq!(ask(OTHER).await.unwrap().unwrap_err().to_string(), "pending: links");
-        assert!(matches!(ask(CgroupId(9)).await.unwrap(), Err(ProbeError::Silent(_))));
-    }
-
-    #[tokio::test]
-    async fn what_dead_agents_left_is_silent_and_goes_with_the_next_start() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = state(&directory);
-        let dead = Probe::open(&state, OWN).unwrap();
-        assert!(any_agent(&state).unwrap(), "the twin");
-
-        drop(dead);
-
-        assert!(!any_agent(&state).unwrap());
-        assert!(matches!(ask_agent(&state, OWN), Err(ProbeError::Silent(_))));
-        let _next = Probe::open(&state, OTHER).unwrap();
-        assert_eq!(sockets(&state).unwrap(), ["ready-8"]);
-        let _again = Probe::open(&state, OWN).unwrap();
-    }
-}
+mod tests;

@@ -126,6 +126,21 @@ fn a_reader_that_has_gone_is_no_crash() {
 }
 
 #[test]
+fn probes_without_an_agent_end_in_1_and_a_line_and_make_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    for probe in ["live", "ready"] {
+        let output = agent(&[probe, &format!("--state-dir={}", state.display())]).output().unwrap();
+
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{probe}: {line}");
+        assert!(line.starts_with("kube2ram: no agent of this container answers: "), "{probe}: {line}");
+        assert_eq!(line.lines().count(), 1, "{probe}: {line}");
+        assert!(output.stdout.is_empty() && !state.exists(), "{probe}");
+    }
+}
+
+#[test]
 fn a_missing_cgroup_ends_in_1_and_names_the_flag() {
     let directory = tempfile::tempdir().unwrap();
     let root = format!("--cgroup-root={}", directory.path().display());

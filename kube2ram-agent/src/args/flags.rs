@@ -295,6 +295,8 @@ pub(super) enum Subcommand {
         #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
         output: Output,
     },
+    /// Tells, for the kubelet, whether the agent of this very container answers, ready or not: within 5 s, and without a look at anybody else
+    Live,
     /// Tells what the running agent logs, or changes it for a while. It falls back by itself, and with the agent's end. Ends in 69 when no agent runs, 77
     /// when not root
     LogLevel {

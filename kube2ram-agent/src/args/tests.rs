@@ -77,13 +77,15 @@ fn the_boot_guard_is_installed_and_removed_on_a_host() {
 }
 
 #[test]
-fn ready_asks_the_agent_of_the_state_directory() {
-    match command("ready --state-dir=/s --cgroup-root=/c", &|_| None).unwrap() {
-        Command::Ready { cgroup_root, state_dir } => {
-            assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
-        }
-        other => panic!("{other:?}"),
-    }
+fn probes_ask_the_agent_of_the_state_directory() {
+    let told = |probe: &str| command(&format!("{probe} --state-dir=/s --cgroup-root=/c"), &|_| None).unwrap();
+
+    let (live, ready) = (told("live"), told("ready"));
+
+    let Command::Live { cgroup_root, state_dir } = live else { panic!("{live:?}") };
+    assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
+    let Command::Ready { cgroup_root, state_dir } = ready else { panic!("{ready:?}") };
+    assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
 }
 
 #[test]

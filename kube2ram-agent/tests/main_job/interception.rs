@@ -70,7 +70,7 @@ fn an_agent_whom_a_firewall_keeps_from_itself_is_not_ready_and_says_why() {
     assert!(text.contains("does not arrive at the agent") && text.contains("nft list ruleset"), "{text}");
     // Pods with a listener of their own do not need the host's.
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
-    assert_eq!(lab.agent().unwrap().admin("/healthz").unwrap().status, 200, "a restart would not help");
+    assert_eq!(lab.agent().unwrap().live().unwrap(), "live", "a restart would not help");
 
     drop(firewall);
     eventually(Ok("ready".to_owned()), || ready(&mut lab));

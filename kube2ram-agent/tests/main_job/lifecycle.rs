@@ -22,8 +22,12 @@ fn a_killed_agent_refuses_pods_until_it_is_back_and_never_the_host() {
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
     let before = lab.metadata().seen().len();
 
+    assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
+
     lab.agent().unwrap().kill().unwrap();
 
+    let said = lab.agent().unwrap().live().unwrap_err().to_string();
+    assert!(said.starts_with("kube2ram: no agent of this container answers"), "{said}");
     for pod in ["orders", "daemon"] {
         lab.assert_refused(pod);
     }

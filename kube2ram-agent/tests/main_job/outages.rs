@@ -36,7 +36,7 @@ fn an_api_server_that_is_away_at_the_start_is_waited_for() {
         assert_try_again(&lab.ask(pod, LIST));
         assert_try_again(&lab.ask(pod, &format!("{LIST}orders-role")));
     }
-    assert_eq!(lab.agent().unwrap().admin("/healthz").unwrap().status, 200, "a restart would not help");
+    assert_eq!(lab.agent().unwrap().live().unwrap(), "live", "a restart would not help");
 
     lab.api().up().unwrap();
     eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));

@@ -113,9 +113,21 @@ impl Agent {
     /// # Errors
     /// Why it is not ready.
     pub fn ready(&self) -> Result<String> {
+        self.probe("ready")
+    }
+
+    /// The same for `kube2ram live`.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn live(&self) -> Result<String> {
+        self.probe("live")
+    }
+
+    fn probe(&self, question: &str) -> Result<String> {
         let of_interest = ["--state-dir=", "--cgroup-root="];
         let args = self.args.iter().filter(|arg| of_interest.iter().any(|flag| arg.starts_with(flag)));
-        let output = self.pod.command(Self::CONTAINER, &self.binary)?.arg("ready").args(args).output()?;
+        let output = self.pod.command(Self::CONTAINER, &self.binary)?.arg(question).args(args).output()?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
