@@ -1,12 +1,15 @@
 //! Rung 2: the agent in exactly the container that the manifest describes, as a real runtime starts it: arguments, variables, capabilities, seccomp,
 //! root file system and mounts. Nothing is added for the test; names and paths lead to the sandbox instead.
 
-use std::fs;
+use std::{
+    fs,
+    net::{SocketAddrV4, TcpStream},
+};
 
 use serde_json::{Value, json};
 
 use super::{
-    node::{LIST, Node, eventually},
+    node::{Agent, LIST, Node, eventually},
     support::{objects, single_file, strings, template},
 };
 
@@ -36,7 +39,7 @@ fn the_manifests_container_does_the_main_job() {
 
     let agent = node.start(&manifest()).unwrap();
 
-    assert_eq!((agent.ready().unwrap().as_str(), agent.live()), ("ready", 200));
+    assert_eq!((agent.ready().unwrap().as_str(), agent.live().unwrap().as_str()), ("ready", "live"));
     node.assert_served();
     assert_eq!(node.ask("plain", LIST).status, 404);
     // DAC_READ_SEARCH, NET_ADMIN, SYS_ADMIN, SYS_PTRACE by the numbers of linux/capability.h; and SYS_RESOURCE, where this machine has it to give.
@@ -70,6 +73,40 @@ fn a_rolling_update_hands_over_between_containers() {
     // Under the links of the former, not beside them.
     assert!(next.container.log().contains("outcome=Updated"), "{}", next.container.log());
     node.assert_served();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn liveness_is_the_containers_own_process_whatever_others_on_the_node_do() {
+    let mut node = Node::new("manifest-live");
+    let mut former = node.start(&manifest()).unwrap();
+    let next = node.start(&manifest()).unwrap();
+    // As many as an address may have, of the address that the kubelet has, too.
+    let admin = SocketAddrV4::new(node.node().ip(), 9181);
+    let held: Vec<_> = (0..16).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    assert!(held.iter().all(|stream| stream.local_addr().unwrap().ip() == *admin.ip()));
+    let live = |agent: &Agent| agent.live().map_err(|error| format!("{error:#}"));
+    let is_silent = |said: Result<String, String>| {
+        said.is_err_and(|why| why.contains("no agent of this container answers") && !why.contains('\n'))
+    };
+
+    for agent in [&former, &next] {
+        assert_eq!(live(agent), Ok("live".to_owned()));
+    }
+    assert_eq!(former.admin("/healthz").status, 200, "and they keep nobody out");
+    drop(held);
+    // Either, while the other one is well, and what they share answers.
+    for (stopped, other) in [(&next, &former), (&former, &next)] {
+        stopped.container.signal("STOP").unwrap();
+        assert!(is_silent(live(stopped)));
+        assert_eq!(live(other), Ok("live".to_owned()));
+        stopped.container.signal("CONT").unwrap();
+        assert_eq!(live(stopped), Ok("live".to_owned()));
+    }
+    former.container.signal("KILL").unwrap();
+    assert!(!former.container.wait().unwrap().success());
+    assert!(live(&former).is_err());
+    assert_eq!(live(&next), Ok("live".to_owned()));
 }
 
 /// Leaves a capability out of the agent's container.

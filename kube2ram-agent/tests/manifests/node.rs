@@ -137,7 +137,8 @@ impl Node {
     pub(crate) fn spawn(&mut self, template: &Value) -> Result<Agent, String> {
         let container = self.container(template, "kube2ram").map_err(|error| format!("{error:#}"))?;
         let mut agent = Agent { container, template: template.clone(), admin: String::new() };
-        let port = &agent.spec()["livenessProbe"]["httpGet"]["port"];
+        let args = strings(&agent.spec()["args"]);
+        let port = args.iter().find_map(|arg| arg.strip_prefix("--metrics-port=")).unwrap_or("9181");
         agent.admin = format!("http://{}:{port}", self.sandbox.node().ip());
         agent.container.start().unwrap();
         Ok(agent)
@@ -187,13 +188,23 @@ impl Agent {
 
     /// The readiness probe, as the kubelet makes it.
     pub(crate) fn ready(&self) -> anyhow::Result<String> {
-        let command = strings(&self.spec()["readinessProbe"]["exec"]["command"]);
-        self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>())
+        self.probe("readinessProbe")
     }
 
-    /// The liveness probe.
-    pub(crate) fn live(&self) -> u16 {
-        self.admin(self.spec()["livenessProbe"]["httpGet"]["path"].as_str().unwrap()).status
+    /// The liveness probe, likewise.
+    pub(crate) fn live(&self) -> anyhow::Result<String> {
+        self.probe("livenessProbe")
+    }
+
+    /// What takes longer than the manifest allows has failed.
+    fn probe(&self, name: &str) -> anyhow::Result<String> {
+        let probe = &self.spec()[name];
+        let command = strings(&probe["exec"]["command"]);
+        let timeout = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap());
+        let begun = Instant::now();
+        let said = self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        anyhow::ensure!(begun.elapsed() < timeout, "{name} took {:?}: {said:?}", begun.elapsed());
+        said
     }
 
     pub(crate) fn admin(&self, path: &str) -> Reply {

@@ -144,19 +144,24 @@ fn the_agent_takes_every_flag_of_every_variant() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn the_probe_asks_as_the_agent_was_told() {
-    let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.metrics-port=9999"]).unwrap());
+fn the_probes_ask_as_the_agent_was_told() {
+    let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.cgroup-root=/cgroup"]).unwrap());
     let container = &template(&objects)["containers"][0];
+    let of = |probe: &str| {
+        let mut args = strings(&container[probe]["exec"]["command"]);
+        args[0] = AGENT.to_owned();
+        Command::from_args(args.into_iter().map(Into::into), &|_| None).unwrap()
+    };
+    let told = (Path::new("/run/k2r"), Some(Path::new("/cgroup")));
 
-    let mut args = strings(&container["readinessProbe"]["exec"]["command"]);
-    args[0] = AGENT.to_owned();
+    let (ready, live) = (of("readinessProbe"), of("livenessProbe"));
 
-    let probe = Command::from_args(args.into_iter().map(Into::into), &|_| None).unwrap();
-    let Command::Ready { state_dir, .. } = probe else { panic!("{probe:?}") };
-    assert_eq!(state_dir, Path::new("/run/k2r"));
+    let Command::Ready { state_dir, cgroup_root } = ready else { panic!("{ready:?}") };
+    assert_eq!((state_dir.as_path(), cgroup_root.as_deref()), told);
+    let Command::Live { state_dir, cgroup_root } = live else { panic!("{live:?}") };
+    assert_eq!((state_dir.as_path(), cgroup_root.as_deref()), told);
     let Ok(Command::Agent(config)) = parsed(container) else { panic!("{container}") };
-    assert_eq!((config.state_dir.as_path(), config.metrics_port), (Path::new("/run/k2r"), 9999));
-    assert_eq!(container["livenessProbe"]["httpGet"]["port"], 9999);
+    assert_eq!((config.state_dir.as_path(), config.cgroup_root.as_deref()), told);
     let mounts = container["volumeMounts"].as_array().unwrap();
     assert!(mounts.iter().any(|mount| mount["mountPath"] == "/run/k2r"), "{mounts:?}");
 }

@@ -139,9 +139,18 @@ impl Container {
     /// # Errors
     /// When it does not run, or does not end within half a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        let killed = self.crun(&["kill", &self.id, "TERM"]).output()?;
-        ensure!(killed.status.success(), "{}", String::from_utf8_lossy(&killed.stderr).trim());
+        self.signal("TERM")?;
         self.wait()
+    }
+
+    /// Sends its first process a signal, by its name without `SIG`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let killed = self.crun(&["kill", &self.id, name]).output()?;
+        ensure!(killed.status.success(), "{}", String::from_utf8_lossy(&killed.stderr).trim());
+        Ok(())
     }
 
     /// Waits for it to end.

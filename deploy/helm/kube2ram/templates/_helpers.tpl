@@ -23,10 +23,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The value of a flag, as it was set or as the agent has it: (list $ "metrics-port" 9181). */ -}}
+{{- /* The value of a flag, as it was set or as the agent has it: (list $ "state-dir" "/run/kube2ram"). */ -}}
 {{- define "kube2ram.flag" -}}
 {{- $value := index (index . 0).Values.flags (index . 1) -}}
 {{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else if kindIs "float64" $value }}{{ int64 $value }}{{ else }}{{ $value }}{{ end -}}
+{{- end -}}
+
+{{- /* What asks this container's agent: (list $ "ready"). */ -}}
+{{- define "kube2ram.probe" -}}
+command:
+  - /usr/local/bin/kube2ram
+  - {{ index . 1 }}
+  {{- range $flag := list "state-dir" "cgroup-root" }}
+  {{- with include "kube2ram.flag" (list (index $ 0) $flag "") }}
+  - --{{ $flag }}={{ . }}
+  {{- end }}
+  {{- end }}
 {{- end -}}
 
 {{- define "kube2ram.args" -}}

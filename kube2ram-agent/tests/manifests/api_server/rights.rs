@@ -21,7 +21,7 @@ fn the_service_accounts_rights_are_enough() {
 
     let agent = cluster.start().unwrap();
 
-    assert_eq!((agent.ready().unwrap().as_str(), agent.live()), ("ready", 200));
+    assert_eq!((agent.ready().unwrap().as_str(), agent.live().unwrap().as_str()), ("ready", "live"));
     cluster.node.assert_served();
     // A pod and an allow-list that are told of by the watches.
     cluster.add("late", &json!({ "ram.aliyuncs.com/role": "late-role" }));
