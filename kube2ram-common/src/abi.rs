@@ -110,7 +110,7 @@ pub const CONFIG_KEEPS_OPEN: u32 = 1;
 /// The key in the target map that holds for every cgroup without an entry of its own. No cgroup has the id 0.
 pub const DEFAULT_TARGET: u64 = 0;
 
-/// Two client sockets claimed one 4-tuple at the same time (only a forged address makes that possible): neither is vouched for.
+/// Two client sockets claimed one 4-tuple at the same time (by a forged address, or on the loopback devices of two namespaces): neither is vouched for.
 pub const FLAG_AMBIGUOUS: u16 = 1;
 
 /// A record older than this is never handed over: longer than the longest handshake (`tcp_syn_retries` 6 gives up after 127 s), shorter than any

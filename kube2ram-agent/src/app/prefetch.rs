@@ -43,7 +43,9 @@ impl Prefetch {
             changes.mark_unchanged();
             // Before that the pods are not gone, but not known yet.
             if self.cluster.is_known() {
-                let pods = self.cluster.pods();
+                let mut pods = self.cluster.pods();
+                // Policy remembers a few allow-lists only: each is read once.
+                pods.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
                 let claims = pods.iter().filter_map(|pod| self.claim(pod, roles, policy));
                 credentials.set_claims(claims, spread);
                 spread = Duration::ZERO;

@@ -288,8 +288,9 @@ impl Shared {
         pod: PodUid,
     ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
         let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
-        let tenure = Tenure { cache: Arc::clone(self), session: Arc::clone(&session) };
-        let keeper = tenure.keep(Arc::clone(&wake));
+        let tenure =
+            Tenure { cache: Arc::clone(self), session: Arc::clone(&session), wake: Arc::clone(&wake) };
+        let keeper = tenure.keep();
         let receiver = fetched.subscribe();
         slots.insert(session, Slot { entry, wake, fetched, pod, place: None });
         self.metrics.entries.inc();
@@ -370,10 +371,12 @@ impl Shared {
 struct Tenure {
     cache: Arc<Shared>,
     session: Arc<RoleSession>,
+    /// Of its own slot.
+    wake: Arc<Notify>,
 }
 
 impl Tenure {
-    async fn keep(self, wake: Arc<Notify>) {
+    async fn keep(self) {
         loop {
             while let Some(until) = match self.next() {
                 Next::Drop => return,
@@ -390,10 +393,10 @@ impl Tenure {
                 tokio::select! {
                     () = self.cache.shutdown.cancelled() => return,
                     () = rest => {}
-                    () = wake.notified() => {}
+                    () = self.wake.notified() => {}
                 }
             }
-            let Some(place) = self.turn(&wake).await else { return };
+            let Some(place) = self.turn().await else { return };
             let result = self.cache.issue(&self.session).await;
             drop(place);
             let (limit, jitter) = (self.session.duration, self.cache.jitter);
@@ -406,7 +409,7 @@ impl Tenure {
     }
 
     /// Waits for its turn at STS; `None` when the entry is gone, or at a shutdown.
-    async fn turn(&self, wake: &Notify) -> Option<Place> {
+    async fn turn(&self) -> Option<Place> {
         let queued = Instant::now();
         let mut place = self.with_slot(|slot, _| {
             let place = self.cache.gate.join(slot.pod.clone(), slot.entry.rank());
@@ -420,7 +423,7 @@ impl Tenure {
                 biased;
                 () = self.cache.shutdown.cancelled(), if is_ahead => return None,
                 () = place.turn() => break,
-                () = wake.notified() => {}
+                () = self.wake.notified() => {}
             }
         }
         let rank = self.with_slot(|slot, _| slot.entry.rank())?;
@@ -446,11 +449,7 @@ impl Tenure {
 
     /// Its own slot: another entry may have the same key since this one was evicted.
     fn slot_of<'s>(&self, slots: &'s mut HashMap<Arc<RoleSession>, Slot>) -> Option<&'s mut Slot> {
-        let (session, _) = slots.get_key_value(&self.session)?;
-        if !Arc::ptr_eq(session, &self.session) {
-            return None;
-        }
-        slots.get_mut(&self.session)
+        slots.get_mut(&self.session).filter(|slot| Arc::ptr_eq(&slot.wake, &self.wake))
     }
 
     fn remove(&self, slots: &mut HashMap<Arc<RoleSession>, Slot>) {

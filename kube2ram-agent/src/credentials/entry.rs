@@ -27,6 +27,8 @@ pub(super) struct Entry {
     told: Option<(Timestamp, Arc<IssueError>)>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
+    /// Until when STS asked not to be asked, when it failed last.
+    barred_until: Option<Instant>,
     /// Whether somebody has waited since the last fetch ended.
     wanted: bool,
     asked_at: Option<Instant>,
@@ -102,6 +104,7 @@ impl Entry {
             failure: None,
             told: None,
             failures: 0,
+            barred_until: None,
             wanted: false,
             asked_at: None,
             claimed,
@@ -124,9 +127,12 @@ impl Entry {
             return (Answer::Hit(Arc::clone(credentials)), false);
         }
         if let (Phase::Resting { until }, Some(failure)) = (self.phase, &self.failure) {
-            let retry_after = until.saturating_duration_since(now.tick);
-            // A longer rest was meant for what nobody asks for.
-            if retry_after <= BACK_OFF_LIMIT || failure.retry_after.is_some() {
+            let rest = until.saturating_duration_since(now.tick);
+            // A longer rest was meant for what nobody asks for; what STS asked for, for all.
+            let barred = self.barred_until.map(|until| until.saturating_duration_since(now.tick));
+            let retry_after =
+                if rest <= BACK_OFF_LIMIT { Some(rest) } else { barred.filter(|rest| !rest.is_zero()) };
+            if let Some(retry_after) = retry_after {
                 let source = Arc::clone(failure);
                 return (Answer::Failed(CredentialError::Issue { source, retry_after }), false);
             }
@@ -274,6 +280,9 @@ impl Entry {
     fn back_off(&mut self, error: &IssueError, now: Now, jitter: f64) -> Duration {
         let failures = self.failures;
         self.failures = failures.saturating_add(1);
+        // Whoever is told the same number by STS must not come back at the same moment.
+        let asked = error.retry_after.map(|asked| asked.min(RETRY_AFTER_LIMIT).mul_f64(1.0 + 0.25 * jitter));
+        self.barred_until = asked.map(|asked| now.tick + asked);
         if !error.kind.is_transient() {
             self.held = None;
             return DENIAL_MEMORY;
@@ -287,9 +296,7 @@ impl Entry {
         };
         let doubled = BACK_OFF.saturating_mul(1 << failures.min(16));
         let wait = doubled.min(limit).mul_f64(0.5 + 0.5 * jitter);
-        // Whoever is told the same number by STS must not come back at the same moment.
-        let asked = error.retry_after.unwrap_or_default().min(RETRY_AFTER_LIMIT);
-        wait.max(asked.mul_f64(1.0 + 0.25 * jitter))
+        wait.max(asked.unwrap_or_default())
     }
 }
 

@@ -67,7 +67,9 @@ impl Gate {
                 self.turns().throttle(error.retry_after, Instant::now(), jitter);
                 self.changed.notify_one();
             }
-            Err(_) => {}
+            Err(error) if error.kind.is_transient() => {}
+            // No is an answer.
+            Err(_) => self.turns().unthrottle(),
         }
     }
 

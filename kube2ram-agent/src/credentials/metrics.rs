@@ -76,7 +76,7 @@ impl Metrics {
         );
         let below_floor = plain(
             "credentials_below_floor",
-            "Credentials handed out with less than 30 minutes left, because STS failed or was slow",
+            "Credentials handed out with less left than 30 minutes, or than half of a life under 45 minutes, because STS failed or was slow",
         );
         let requests = Family::<RequestLabels, Counter>::default();
         registry.register(

@@ -485,6 +485,26 @@ async fn what_nobody_asked_for_while_sts_failed_is_tried_at_once_when_a_pod_asks
     assert_eq!(&*answer.unwrap().access_key_id, "STS.13");
 }
 
+/// The node's own pause, of two minutes at the most, is what is left to wait for.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_asked_for_while_sts_throttled_waits_no_longer_than_sts_asked_when_a_pod_asks() {
+    let bench = bench();
+    let throttled = (IssueErrorKind::Throttled, Some(Duration::from_secs(1)));
+    bench.issuer.failures.lock().unwrap().extend([throttled; 12]);
+    bench.claim_all([(session("a"), pod(1), true)], Duration::ZERO);
+    while bench.issuer.calls() < 12 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(Duration::from_secs(2)).await;
+
+    let since = Instant::now();
+    while bench.ask(&session("a")).await.is_err() {
+        sleep(Duration::from_secs(1)).await;
+    }
+
+    assert!(since.elapsed() < Duration::from_secs(122), "{:?}", since.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transient_failure_keeps_what_is_valid_and_nothing_else() {
     let bench = bench();

@@ -160,12 +160,12 @@ impl Turns {
         self.running -= 1;
     }
 
-    /// STS works again.
     /// Whether STS has throttled, and has not answered since.
     pub(super) fn is_throttled(&self) -> bool {
         self.throttled > 0
     }
 
+    /// STS works again.
     pub(super) fn unthrottle(&mut self) {
         self.throttled = 0;
     }

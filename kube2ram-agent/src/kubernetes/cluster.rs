@@ -155,6 +155,7 @@ impl Cluster {
             Ok(live) => live,
             Err(error) => {
                 warn!(%error, "cannot read the pods' cgroups: nothing is restored");
+                *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
                 return;
             }
         };

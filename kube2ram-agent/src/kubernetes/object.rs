@@ -68,7 +68,8 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         return Some(Sighting::Ended(uid));
     }
     let mut annotations = object.metadata.annotations.unwrap_or_default();
-    // Only the kubelet's mirror pods: anybody may write the hash alone.
+    // Of mirror pods alone. The kubelet deletes one that is not its own; but whoever may create pods can write both annotations, so that two claims
+    // are nobody's.
     let mirror = annotations.contains_key("kubernetes.io/config.mirror");
     let config_hash = annotations
         .get("kubernetes.io/config.hash")

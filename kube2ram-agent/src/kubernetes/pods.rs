@@ -86,15 +86,11 @@ impl Pods {
             return Found::None;
         }
         // Static pods are few and seldom ask, so an index of their own would cost more than it saves.
-        let mut claims = self.store.known().values().filter(|known| known.config_hash.as_ref() == Some(uid));
-        match (claims.next(), claims.next()) {
+        let of_hash = |known: &&Known| known.config_hash.as_ref() == Some(uid);
+        match only(self.store.known().values().filter(of_hash)) {
             // A mirror pod that was deleted is made anew, unless the static pod itself is to go.
-            (None, _) => {
-                let departed = self.departed.values().find(|known| known.config_hash.as_ref() == Some(uid));
-                departed.map_or(Found::None, |known| Found::One(Arc::clone(&known.pod)))
-            }
-            (Some(known), None) => Found::One(Arc::clone(&known.pod)),
-            _ => Found::Ambiguous,
+            Found::None => only(self.departed.values().filter(of_hash)),
+            found => found,
         }
     }
 
@@ -104,11 +100,16 @@ impl Pods {
                 self.remove(uid.clone());
                 self.departed.remove(&uid);
             }
-            Sighting::Live(known) => {
-                self.departed.remove(&known.pod.uid);
-                self.store.insert(known.pod.uid.clone(), known);
-            }
+            Sighting::Live(known) => self.insert(known),
         }
+    }
+
+    fn insert(&mut self, known: Known) {
+        self.departed.remove(&known.pod.uid);
+        if known.config_hash.is_some() {
+            self.departed.retain(|_, departed| departed.config_hash != known.config_hash);
+        }
+        self.store.insert(known.pod.uid.clone(), known);
     }
 
     pub(super) fn remove(&mut self, uid: PodUid) {
@@ -121,7 +122,10 @@ impl Pods {
     }
 
     fn depart(&mut self, known: Known) {
-        if self.departed.len() < DEPARTED_LIMIT {
+        // A static pod's cgroup outlives its mirrors: one that is there already speaks for it.
+        let is_replaced = known.config_hash.is_some()
+            && self.store.known().values().any(|other| other.config_hash == known.config_hash);
+        if !is_replaced && self.departed.len() < DEPARTED_LIMIT {
             self.departed.insert(known.pod.uid.clone(), known);
         }
     }
@@ -145,7 +149,11 @@ impl Pods {
             }
         }
         let known = self.store.known();
-        self.departed.retain(|uid, _| !known.contains_key(uid));
+        let hashes: HashSet<_> = known.values().filter_map(|known| known.config_hash.as_ref()).collect();
+        self.departed.retain(|uid, departed| {
+            let is_replaced = departed.config_hash.as_ref().is_some_and(|hash| hashes.contains(hash));
+            !is_replaced && !known.contains_key(uid)
+        });
         self.ended.clear();
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.relisted = true;
@@ -168,10 +176,18 @@ impl Pods {
             let Sighting::Live(known) = sighting else { continue };
             let uid = &known.pod.uid;
             if !meanwhile.removed.contains(uid) && !self.store.known().contains_key(uid) {
-                self.store.insert(uid.clone(), known);
+                self.insert(known);
             }
         }
         true
+    }
+}
+
+fn only<'k>(mut claims: impl Iterator<Item = &'k Known>) -> Found {
+    match (claims.next(), claims.next()) {
+        (None, _) => Found::None,
+        (Some(known), None) => Found::One(Arc::clone(&known.pod)),
+        _ => Found::Ambiguous,
     }
 }
 
@@ -276,6 +292,72 @@ mod tests {
         assert_eq!([1, 4].map(|n| name(&pods, n).is_some()), [false, true]);
         pods.apply(sighting(4, "again"));
         assert_eq!((pods.departed(), name(&pods, 4).as_deref()), (0, Some("again")));
+    }
+
+    fn mirror(n: u8, name: &str) -> Sighting {
+        let Sighting::Live(known) = sighting(n, name) else { unreachable!() };
+        Sighting::Live(Known { config_hash: Some(hash()), ..known })
+    }
+
+    fn hash() -> PodUid {
+        PodUid::parse("0123456789abcdef0123456789abcdef").unwrap()
+    }
+
+    fn of_hash(pods: &Pods) -> Option<Box<str>> {
+        match pods.find(&hash()) {
+            Found::One(pod) => Some(pod.name.clone()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_mirror_that_is_made_anew_leaves_nothing_of_the_former_one() {
+        for relists in [false, true] {
+            let mut pods = Pods::new();
+            pods.apply(mirror(1, "former"));
+            pods.remove(uid(1));
+            assert_eq!((pods.departed(), of_hash(&pods).as_deref()), (1, Some("former")), "it runs on");
+
+            if relists {
+                pods.start_relist();
+                pods.relist(mirror(2, "anew"));
+                pods.finish_relist();
+            } else {
+                pods.apply(mirror(2, "anew"));
+            }
+
+            assert_eq!((pods.departed(), of_hash(&pods).as_deref()), (0, Some("anew")));
+            // What is saved now is no claim of two.
+            let saved = pods.all().cloned().collect();
+            let mut restarted = Pods::new();
+            restarted.restore(saved);
+            assert_eq!(of_hash(&restarted).as_deref(), Some("anew"));
+        }
+    }
+
+    #[test]
+    fn a_second_mirror_of_a_static_pod_makes_it_nobodys_until_it_is_gone() {
+        let mut pods = Pods::new();
+        pods.apply(mirror(1, "own"));
+
+        pods.apply(mirror(2, "impostor"));
+        assert!(matches!(pods.find(&hash()), Found::Ambiguous));
+        pods.remove(uid(2));
+
+        assert_eq!((pods.departed(), of_hash(&pods).as_deref()), (0, Some("own")));
+        assert_eq!(name(&pods, 2), None);
+    }
+
+    #[test]
+    fn of_two_mirrors_that_have_both_departed_none_speaks() {
+        let mut pods = Pods::new();
+        pods.apply(mirror(1, "a"));
+        pods.apply(mirror(2, "b"));
+        pods.start_relist();
+        pods.finish_relist();
+
+        assert_eq!(pods.departed(), 2);
+        assert!(matches!(pods.find(&hash()), Found::Ambiguous));
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(super) async fn remove(client: &Client, node: &str, taint: &StartupTaint) {
         match timeout(REQUEST_TIMEOUT, try_remove(&nodes, node, taint)).await.map_err(RemoveError::Timeout) {
             Ok(Ok(true)) => return info!(node, %taint, "start-up taint removed"),
             Ok(Ok(false)) => return info!(node, %taint, "the node has no such start-up taint"),
-            // Somebody else changed the node in between: it is read again at once.
+            // Somebody else changed the node in between: it is read again soon.
             Ok(Err(RemoveError::Request(kube::Error::Api(status)))) if status.code == 409 => {
                 sleep(FIRST_PAUSE).await;
             }

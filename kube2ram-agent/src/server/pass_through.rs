@@ -25,17 +25,22 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// Headers that speak of one connection only (RFC 9110 §7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: &[&str] = &["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Request headers that are also dropped: what names a proxy, what belongs to a body, which no item needs, and the pod's session token,
-/// which is the agent's affair.
-const NOT_PASSED: &[&str] = &[
-    "content-length",
-    "expect",
-    "forwarded",
-    "host",
-    "via",
-    "x-aliyun-ecs-metadata-token",
-    "x-aliyun-ecs-metadata-token-ttl-seconds",
-    "x-real-ip",
+/// Request headers that are passed on: what a client says of itself, and of the answer that it would like. Nothing else is, be it a name for a proxy, the
+/// pod's session token, which is the agent's affair, or a header by which some servers take another path or method than the request line's.
+const PASSED: [HeaderName; 13] = [
+    header::ACCEPT,
+    header::ACCEPT_CHARSET,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::CACHE_CONTROL,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::PRAGMA,
+    header::RANGE,
+    header::USER_AGENT,
 ];
 
 /// Asks the real metadata server and returns its response as the head arrives. The `share` is given back when the body has ended.
@@ -57,21 +62,18 @@ pub(super) async fn relay(
         .as_str()
         .parse()
         .map_err(|error| UpstreamError::Exchange(Box::<http::uri::InvalidUri>::new(error)))?;
-    *passed.headers_mut() = end_to_end(request.headers);
-    for name in NOT_PASSED {
-        passed.headers_mut().remove(*name);
-    }
+    *passed.headers_mut() = end_to_end(request.headers, |name| PASSED.contains(name));
 
     let mut response = upstream.send(passed).await?.map(|body| Relayed::new(body, share));
     if response.status().is_informational() {
         return Err(UpstreamError::Exchange("unexpected informational response".into()));
     }
-    *response.headers_mut() = end_to_end(std::mem::take(response.headers_mut()));
+    *response.headers_mut() = end_to_end(std::mem::take(response.headers_mut()), |_| true);
     *response.version_mut() = http::Version::default();
     Ok(response)
 }
 
-fn end_to_end(headers: HeaderMap) -> HeaderMap {
+fn end_to_end(headers: HeaderMap, is_wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -82,6 +84,7 @@ fn end_to_end(headers: HeaderMap) -> HeaderMap {
     let is_end_to_end = |name: &HeaderName| {
         !HOP_BY_HOP.contains(&name.as_str())
             && !named.contains(name)
+            && is_wanted(name)
             && !["proxy-", "x-forwarded-"].iter().any(|prefix| name.as_str().starts_with(prefix))
     };
     let mut kept = HeaderMap::with_capacity(headers.len());

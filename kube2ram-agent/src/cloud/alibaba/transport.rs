@@ -120,12 +120,16 @@ impl Transport {
 pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     // All of it at once: a vector that grows leaves copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT_BYTES));
-    while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
-        if body.len() + chunk.len() > BODY_LIMIT_BYTES {
-            return Err(refusal::nonsense("answer too long", None));
+    let reading = async {
+        while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
+            if body.len() + chunk.len() > BODY_LIMIT_BYTES {
+                return Err(refusal::nonsense("answer too long", None));
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
-    }
+        Ok(())
+    };
+    timeout(ANSWER_TIMEOUT, reading).await.unwrap_or_else(|_elapsed| Err(refusal::silence()))?;
     if !response.status().is_success() {
         return Err(Refusal::parse(response.status(), response.headers(), &body));
     }
@@ -134,7 +138,8 @@ pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Ve
 
 /// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into the deadline. STS takes some 50 ms.
+/// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into the deadline; and that for its body. STS
+/// takes some 50 ms.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
 /// How long the first endpoint is left alone when another had to take its place.
 const DETOUR: Duration = Duration::from_mins(10);

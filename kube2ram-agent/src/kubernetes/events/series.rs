@@ -117,9 +117,9 @@ impl SeriesTable {
         }
     }
 
-    /// It is to be posted later.
+    /// It is to be posted later, after the others: it may be its namespace alone that takes none.
     pub(super) fn put_back(&mut self, notice: Notice) {
-        self.queue.push_front(notice);
+        self.queue.push_back(notice);
     }
 
     /// It counts as never said.
@@ -281,6 +281,10 @@ mod tests {
         let first = lab.table.next(lab.now).unwrap();
         lab.table.put_back(first.notice.clone());
         assert_eq!(lab.table.next(lab.now), Some(first.clone()), "under the same name");
+        lab.hear(2, "a");
+        lab.table.put_back(first.notice.clone());
+        assert_eq!(lab.post(), Some(notice(2, "a")), "the others do not wait for it");
+        assert_eq!(lab.table.next(lab.now), Some(first.clone()));
         lab.table.put_back(first.notice);
 
         lab.now += SAID_FOR;
