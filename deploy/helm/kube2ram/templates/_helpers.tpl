@@ -26,7 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The value of a flag, as it was set or as the agent has it: (list $ "state-dir" "/run/kube2ram"). */ -}}
 {{- define "kube2ram.flag" -}}
 {{- $value := index (index . 0).Values.flags (index . 1) -}}
-{{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else if kindIs "float64" $value }}{{ int64 $value }}{{ else }}{{ $value }}{{ end -}}
+{{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else }}{{ $value }}{{ end -}}
 {{- end -}}
 
 {{- /* What asks this container's agent: (list $ "ready"). */ -}}
