@@ -14,6 +14,7 @@ mod probe;
 mod remove;
 mod repair;
 mod sys;
+mod tcx;
 mod upkeep;
 
 use std::{
@@ -25,6 +26,7 @@ use std::{
 
 #[cfg(test)]
 pub(crate) use self::maps::NoOutcomes;
+pub(crate) use self::tcx::has_ingress_programs;
 pub use self::{
     attach::{Datapath, Former, Settings},
     attachment::{Attachment, attachments},

@@ -10,6 +10,7 @@ mod metrics;
 mod names;
 mod netns;
 mod pods;
+mod routed;
 mod succession;
 
 use std::{

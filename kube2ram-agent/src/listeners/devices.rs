@@ -13,6 +13,7 @@ use super::{
     NetnsId, Pod, PodListeners,
     links::{Device, Links},
     netns::{self, Found, Netns},
+    routed,
 };
 
 /// What a pod's namespace has.
@@ -20,6 +21,8 @@ use super::{
 pub(super) struct Seen {
     netns: NetnsId,
     devices: BTreeSet<Device>,
+    /// The node's ends of its pairs, to which programs may come later.
+    peers: BTreeSet<u32>,
 }
 
 /// How long a pass may go on asking: a namespace takes 0.1 ms, but the kernel's lock for devices is the network plugin's, too. The next pass has the rest.
@@ -36,7 +39,8 @@ impl PodListeners {
             let Ok(Found::Own(netns)) = netns::of_pod(&pod.cgroup, host) else { continue };
             match links_in(&netns) {
                 Ok(links) if links.are_set_up() => {
-                    pod.seen = Some(Seen { netns: netns.id, devices: links.devices() });
+                    let (devices, peers) = (links.devices(), links.peers().collect());
+                    pod.seen = Some(Seen { netns: netns.id, devices, peers });
                 }
                 Ok(_) => pod.seen = None,
                 Err(error) => {
@@ -45,13 +49,19 @@ impl PodListeners {
                 }
             }
         }
+        let peers = self.pods.values().filter_map(|pod| pod.seen.as_ref()).flat_map(|seen| &seen.peers);
+        let programmed = routed::programmed(&peers.copied().collect()).unwrap_or_else(|error| {
+            self.metrics.failed("links");
+            debug!(%error, "cannot ask for the programs of the node's devices");
+            BTreeSet::new()
+        });
         for device in Device::ALL {
-            let pods = self.pods.values().filter(|pod| pod.has(device)).count();
+            let pods = self.pods.values().filter(|pod| pod.has(device, &programmed)).count();
             self.metrics.beside_host(device, pods);
             if pods != 0 && self.said.insert(device.label()) {
                 warn!(
                     device = device.label(),
-                    "pods' packets do not pass the node's network stack: AF_PACKET, AF_XDP and tunnels reach the metadata server from there; \
+                    "pods' packets do not pass the node's network stack, or (ebpf) may not: AF_PACKET, AF_XDP and tunnels reach the metadata server from there; \
                      drop NET_RAW, NET_ADMIN and BPF in such pods, and set the metadata server to token-only mode"
                 );
             }
@@ -65,8 +75,11 @@ impl Pod {
         self.seen.as_ref().is_some_and(|seen| !is_elsewhere(seen))
     }
 
-    fn has(&self, device: Device) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.devices.contains(&device))
+    fn has(&self, device: Device, programmed: &BTreeSet<u32>) -> bool {
+        self.seen.as_ref().is_some_and(|seen| {
+            let is_routed = device == Device::Ebpf && !seen.peers.is_disjoint(programmed);
+            is_routed || seen.devices.contains(&device)
+        })
     }
 }
 

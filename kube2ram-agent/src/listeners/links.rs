@@ -5,9 +5,11 @@ use std::{collections::BTreeSet, io};
 
 use crate::netlink::{Attribute, Message, NLM_F_DUMP, Socket, attribute, attributes, half, word};
 
-/// A device whose packets the node's netfilter does not see. The order is that of the labels.
+/// A device whose packets the node's netfilter does not see, or may not. The order is that of the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Device {
+    /// A pair's end, behind whose other end a program decides where packets go.
+    Ebpf,
     /// Shares a card of the host's by address: ipvlan, ipvtap.
     Ipvlan,
     /// Shares a card of the host's by MAC address: macvlan, macvtap.
@@ -17,11 +19,12 @@ pub(super) enum Device {
 }
 
 impl Device {
-    pub(super) const ALL: [Self; 3] = [Self::Ipvlan, Self::Macvlan, Self::Nic];
+    pub(super) const ALL: [Self; 4] = [Self::Ebpf, Self::Ipvlan, Self::Macvlan, Self::Nic];
 
     /// The metrics label.
     pub(super) fn label(self) -> &'static str {
         match self {
+            Self::Ebpf => "ebpf",
             Self::Ipvlan => "ipvlan",
             Self::Macvlan => "macvlan",
             Self::Nic => "nic",
@@ -69,6 +72,14 @@ impl Links {
         self.0.iter().filter_map(|link| self.device(link)).collect()
     }
 
+    /// The other ends of pairs, by their index in the namespace they are in: the node's, for those that the network plugin made.
+    pub(super) fn peers(&self) -> impl Iterator<Item = u32> {
+        let is_pair =
+            |link: &&Link| link.kind.as_deref().is_some_and(|kind| [&b"veth"[..], b"netkit"].contains(&kind));
+        let pairs = self.0.iter().filter(|link| link.lower_is_elsewhere).filter(is_pair);
+        pairs.filter_map(|link| link.lower)
+    }
+
     fn device(&self, link: &Link) -> Option<Device> {
         let Some(kind) = &link.kind else {
             let is_card = [ARPHRD_ETHER, ARPHRD_INFINIBAND].contains(&link.hardware);
@@ -78,7 +89,9 @@ impl Links {
             b"ipvlan" | b"ipvtap" => Device::Ipvlan,
             b"macvlan" | b"macvtap" => Device::Macvlan,
             b"vlan" | b"ipoib" => Device::Nic,
-            _ => return None, // veth, netkit, tun and the like end in the host's stack, bridges and tunnels go on through another device
+            // Made to have programs.
+            b"netkit" if link.lower_is_elsewhere => Device::Ebpf,
+            _ => return None, // veth (but see `routed`), tun and the like end in the host's stack, bridges and tunnels go on through another device
         };
         (!self.is_on_another(link)).then_some(device)
     }

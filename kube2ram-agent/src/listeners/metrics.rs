@@ -27,7 +27,7 @@ impl Metrics {
         );
         registry.register(
             "pods_beside_host_network",
-            "Pods with a device whose packets do not pass the node's network stack, nor the forward guard, by device (ipvlan, macvlan, nic)",
+            "Pods with a device whose packets do not pass the node's network stack, nor the forward guard, or may not, by device (ebpf: routed by a program, ipvlan, macvlan, nic)",
             metrics.beside_host.clone(),
         );
         for device in Device::ALL {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::Instant,
@@ -71,9 +72,60 @@ fn pods_beside_the_nodes_network_are_counted_and_said_once() {
 
     let pods = |device: &str| format!(r#"kube2ram_pods_beside_host_network{{device="{device}"}}"#);
     eventually(|| (lab.metric(&pods("macvlan")) == 1.0).then_some(()));
-    assert_eq!(lab.metric(&pods("ipvlan")) + lab.metric(&pods("nic")), 0.0);
+    assert_eq!(lab.metric(&pods("ebpf")) + lab.metric(&pods("ipvlan")) + lab.metric(&pods("nic")), 0.0);
     assert_eq!(lab.agent().unwrap().log().matches("do not pass the node's network stack").count(), 1);
     assert_eq!(lab.role("orders"), "orders-role");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn pods_whose_packets_a_program_on_the_node_may_route_are_counted() {
+    let mut lab = Lab::without_agent("in-pod-routed", &pods());
+    let routed = r#"kube2ram_pods_beside_host_network{device="ebpf"}"#;
+    let (name, _) = node_end(&lab, "orders");
+    assert_eq!(output(Command::new("tc").args(["qdisc", "add", "dev", &name, "clsact"])), "");
+    let (_, index) = node_end(&lab, "billing");
+    let mut by_link = Command::new("python3");
+    by_link.args(["-c", ATTACH_TCX, &index]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut by_link = by_link.spawn().unwrap();
+    let mut attached = String::new();
+    BufReader::new(by_link.stdout.take().unwrap()).read_line(&mut attached).unwrap();
+    let has_tcx = attached.trim() != "-1";
+    if !has_tcx {
+        eprintln!("skipped tcx: not in this kernel");
+    }
+
+    lab.start();
+
+    eventually(|| (lab.metric(routed) == if has_tcx { 2.0 } else { 1.0 }).then_some(()));
+    assert_eq!(lab.agent().unwrap().log().matches("device=\"ebpf\"").count(), 1);
+    assert_eq!(lab.role("orders"), "orders-role");
+    by_link.kill().unwrap();
+    by_link.wait().unwrap();
+}
+
+/// Attaches a program that does nothing where a device's packets arrive (`BPF_PROG_LOAD`, `BPF_LINK_CREATE`), until it is killed.
+const ATTACH_TCX: &str = r#"
+import ctypes, platform, struct, sys
+libc, number = ctypes.CDLL(None), {"x86_64": 321, "aarch64": 280}[platform.machine()]
+bpf = lambda command, attributes: libc.syscall(number, command, ctypes.create_string_buffer(attributes, 64), 64)
+code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, -1, 0x95, 0, 0, 0))
+licence = ctypes.create_string_buffer(b"GPL")
+program = bpf(5, struct.pack("<IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(licence)))
+print(bpf(28, struct.pack("<IIII", program, int(sys.argv[1]), 46, 0)), flush=True)
+sys.stdin.read()
+"#;
+
+/// Name and index of the other end of a pod's eth0.
+fn node_end(lab: &Lab, pod: &str) -> (String, String) {
+    let netns = lab.pod(pod).unwrap().pod().netns().unwrap();
+    let inside = output(
+        Command::new("ip").arg("-n").arg(netns.file_name().unwrap()).args(["-o", "link", "show", "eth0"]),
+    );
+    let index = inside.split("@if").nth(1).and_then(|rest| rest.split(':').next()).unwrap().to_owned();
+    let all = output(Command::new("ip").args(["-o", "link"]));
+    let line = all.lines().find(|line| line.starts_with(&format!("{index}: "))).unwrap();
+    (line.split([' ', '@']).nth(1).unwrap().to_owned(), index)
 }
 
 #[test]

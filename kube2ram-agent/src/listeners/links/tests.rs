@@ -45,17 +45,18 @@ fn read(messages: &[Vec<u8>]) -> Links {
 
 #[test]
 fn tells_where_packets_go() {
-    use Device::{Ipvlan, Macvlan, Nic};
+    use Device::{Ebpf, Ipvlan, Macvlan, Nic};
     let lo = told(1, LO, 772, &[]);
     let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
     let of_host = |name| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(2), elsewhere()]);
     // 2 is nothing here, or the device itself: the parent's number in its own namespace, from a kernel that names no namespace.
     let unnamed = |name, parent| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(parent)]);
     let of_pod = |name| told(4, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(3)]);
-    let table: [(_, _, &[Device]); 20] = [
+    let table: [(_, _, &[Device]); 21] = [
         ("nothing yet", vec![lo.clone()], &[]),
         ("veth", vec![lo.clone(), veth.clone()], &[]),
-        ("netkit", vec![lo.clone(), of_host("netkit")], &[]),
+        ("netkit", vec![lo.clone(), of_host("netkit")], &[Ebpf]),
+        ("netkit's other end in the pod", vec![lo.clone(), unnamed("netkit", 3)], &[]),
         ("tun", vec![veth.clone(), told(5, IFF_UP, 65534, &[kind("tun")])], &[]),
         ("bridge in the pod", vec![veth.clone(), told(5, IFF_UP, 1, &[kind("bridge")])], &[]),
         ("the kernel's own", vec![veth.clone(), told(5, 0, 768, &[kind("ipip")])], &[]),
@@ -80,6 +81,16 @@ fn tells_where_packets_go() {
 
         assert!(devices.iter().eq(expected), "{what}: {devices:?}");
     }
+}
+
+#[test]
+fn tells_the_other_ends_of_pairs() {
+    let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
+    let netkit = told(4, IFF_UP, ARPHRD_ETHER, &[kind("netkit"), lower(8), elsewhere()]);
+    let inner = told(5, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(6)]);
+    let ipvlan = told(7, IFF_UP, ARPHRD_ETHER, &[kind("ipvlan"), lower(2), elsewhere()]);
+
+    assert_eq!(read(&[veth, netkit, inner, ipvlan]).peers().collect::<Vec<_>>(), [9, 8]);
 }
 
 #[test]
