@@ -1,26 +1,21 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{
-    future::pending,
-    io,
-    net::Ipv4Addr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{future::pending, io, net::Ipv4Addr, path::Path, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 use rustix::net::netlink;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 mod events;
 mod ruleset;
+mod state;
 
+pub use self::state::{Standing, State};
 use self::{events::Changes, ruleset::Target};
 use crate::{
     netlink::{Message, Socket, uninterrupted},
@@ -55,26 +50,11 @@ pub struct ForwardGuard {
     ipvs: &'static Path,
     /// What the last table was against.
     target: Option<Target>,
-    /// nf_tables cannot ask connection tracking.
-    lacks_tracking: bool,
+    /// What makes a table.
+    install: fn(Target) -> Vec<Message>,
+    /// When nf_tables is asked again for rules that ask connection tracking, which it could not make.
+    tracking_again_at: Option<Instant>,
     state: State,
-}
-
-/// What people see of the guard. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct State(Arc<Mutex<Standing>>);
-
-/// How the guard stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// Whether the table is in force; `None` before the first check.
-    pub is_in_force: Option<bool>,
-    /// Whether it has rules against IPVS.
-    pub has_ipvs: bool,
-    /// How often it was found missing or changed, and made anew.
-    pub repairs: u64,
-    /// Why it is not in force.
-    pub failure: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +90,8 @@ impl ForwardGuard {
             in_force: None,
             ipvs,
             target: None,
-            lacks_tracking: false,
+            install: ruleset::install,
+            tracking_again_at: None,
             state: State::default(),
         }
     }
@@ -169,9 +150,11 @@ impl ForwardGuard {
             // After the first time of listening too: what happened before is not told.
             self.check();
             sleep(PAUSE).await;
+            let now = Instant::now();
+            let again_at = self.tracking_again_at.filter(|at| *at > now).unwrap_or(now + CHECK_INTERVAL);
             tokio::select! {
                 is_listening = changed(changes.as_mut()) => if !is_listening { changes = None },
-                () = sleep(CHECK_INTERVAL) => {}
+                () = sleep_until(again_at) => {}
             }
         }
     }
@@ -181,27 +164,31 @@ impl ForwardGuard {
             Some(socket) => socket,
             none => none.insert(open()?),
         };
+        let has_ipvs = self.ipvs.exists();
+        if !has_ipvs {
+            self.tracking_again_at = None;
+        }
         let mut target =
-            Target { metadata: self.metadata, has_ipvs: self.ipvs.exists() && !self.lacks_tracking };
+            Target { metadata: self.metadata, has_ipvs: has_ipvs && self.tracking_again_at.is_none() };
         let before = self.target.replace(target);
         if is_installed(socket, target)? {
-            return Ok(Found::AsItShouldBe);
+            return self.ask_for_tracking_again();
         }
-        let mut written = socket.request(&ruleset::install(target), |_, _| {});
+        let mut written = socket.request(&(self.install)(target), |_, _| {});
         if target.has_ipvs
             && let Err(error) = &written
             && [Some(libc::ENOENT), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
         {
             let error = error.to_string();
             let without = Target { has_ipvs: false, ..target };
-            written = socket.request(&ruleset::install(without), |_, _| {});
+            written = socket.request(&(self.install)(without), |_, _| {});
             // Or it was something else that is not there.
             if written.is_ok() {
                 warn!(
                     error,
                     "no rule against IPVS, is nft_ct in the kernel? A Service that points at the metadata server lets hostNetwork pods through"
                 );
-                self.lacks_tracking = true;
+                self.tracking_again_at = Some(Instant::now() + CHECK_INTERVAL);
                 self.target = Some(without);
                 target = without;
             }
@@ -213,20 +200,22 @@ impl ForwardGuard {
             false => Err(GuardError::Unstable),
         }
     }
-}
 
-impl State {
-    /// How the guard stands.
-    pub fn read(&self) -> Standing {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn write(&self, outcome: &Result<Found, GuardError>, target: Option<Target>, before: Option<bool>) {
-        let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.is_in_force = Some(outcome.is_ok());
-        standing.has_ipvs = target.is_some_and(|target| target.has_ipvs);
-        standing.failure = outcome.as_ref().err().map(|error| chain(error));
-        standing.repairs += u64::from(before == Some(true) && matches!(outcome, Ok(Found::MissingOrChanged)));
+    /// Where the rules against IPVS are missing: their module may have come since. If not, what is in force stays as it is.
+    fn ask_for_tracking_again(&mut self) -> Result<Found, GuardError> {
+        let (now, target) = (Instant::now(), Target { metadata: self.metadata, has_ipvs: true });
+        let (Some(socket), Some(at)) = (&mut self.socket, &mut self.tracking_again_at) else {
+            return Ok(Found::AsItShouldBe);
+        };
+        if now < *at {
+            return Ok(Found::AsItShouldBe);
+        }
+        if socket.request(&(self.install)(target), |_, _| {}).is_err() {
+            *at = now + CHECK_INTERVAL;
+            return Ok(Found::AsItShouldBe);
+        }
+        (self.target, self.tracking_again_at) = (Some(target), None);
+        if is_installed(socket, target)? { Ok(Found::OfAnotherTarget) } else { Err(GuardError::Unstable) }
     }
 }
 

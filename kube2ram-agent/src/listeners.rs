@@ -1,8 +1,8 @@
 //! Listeners of the agent inside pods' network namespaces, so that nothing between pod and host (policies, SNAT, routes) can come between a pod and the
 //! agent. Owns their life: opened when a pod's sandbox appears, closed with it. Depends on `datapath` and `identity`; called by `app`.
 //!
-//! A pod without one is served by the host's listener: until its own is open, where that fails, and when it has the host's namespace. A listener of
-//! its own would give a hostNetwork pod nothing, because nothing stands between it and the host's.
+//! A pod without one is served by the host's listener: until its own is open, where that fails, and when it has the host's namespace, whatever others
+//! its processes make. A listener of its own would give a hostNetwork pod nothing, because nothing stands between it and the host's.
 
 mod devices;
 mod links;
@@ -10,6 +10,7 @@ mod metrics;
 mod names;
 mod netns;
 mod pods;
+mod processes;
 mod routed;
 mod succession;
 
@@ -32,12 +33,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::{
-    devices::Seen,
-    names::Names,
-    netns::{Found, Netns},
-    pods::PodCgroups,
-};
+use self::{devices::Seen, names::Names, netns::Netns, pods::PodCgroups, processes::Found};
 pub use self::{
     metrics::Metrics,
     netns::NetnsId,
@@ -297,7 +293,7 @@ impl PodListeners {
     fn examine(&mut self, id: CgroupId, host: NetnsId, closing: &Closing) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
-        let found = match netns::of_pod(&pod.cgroup, host) {
+        let found = match processes::of_pod(&pod.cgroup, host) {
             Ok(found) => found,
             Err(error) => {
                 self.metrics.failed("find");
@@ -325,12 +321,25 @@ impl PodListeners {
             Found::Own(netns) if pod.open.as_ref().is_none_or(|open| open.netns != netns.id) => {
                 self.open_or_close(id, &netns, closing);
             }
-            Found::Hosts | Found::Own(_) => {}
+            Found::Hosts => self.leave_to_host(id),
+            Found::Monitors | Found::Own(_) => {}
         }
         // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new one's.
         if let Some(pod) = self.pods.get_mut(&id).filter(|pod| pod.examined < PAUSES) {
             pod.again_at = Some(Instant::now() + FIRST_PAUSE * 2_u32.pow(pod.examined));
             pod.examined += 1;
+        }
+    }
+
+    /// A pod in the host's namespace has no way to a listener elsewhere, be it one that a former agent opened.
+    fn leave_to_host(&mut self, id: CgroupId) {
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        pod.seen = None;
+        if pod.open.is_some()
+            && self.close(id)
+            && let Some(pod) = self.pods.get_mut(&id)
+        {
+            pod.examined = 0; // its first process may be a new one, which has yet to be moved
         }
     }
 

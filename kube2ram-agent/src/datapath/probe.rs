@@ -1,5 +1,5 @@
 //! Asks the kernel whether the programs see the sockets of pods: a child below the pods' cgroup connects to an address that they refuse. No packet comes of
-//! it either way. Called by `attach` and `watch`.
+//! it either way. Called by `attach` and `upkeep`.
 
 use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf, time::Duration};
 

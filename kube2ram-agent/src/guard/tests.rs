@@ -1,11 +1,15 @@
 //! Rung 2: the table in the kernel, each time in a network namespace of the test's own.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::time::advance;
 
 use super::*;
+use crate::netlink::Attribute;
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
@@ -69,6 +73,65 @@ fn two_rules_more_where_ipvs_is_and_only_there() {
         assert!(!nft("list ruleset").contains("ct original"));
         // Nobody has changed anything.
         assert_eq!(guard.metrics.repairs.get(), 1);
+    });
+}
+
+/// Whether the kernel has nft_ct, as far as [`install_with_tracking_if_there`] lets it.
+static HAS_TRACKING: AtomicBool = AtomicBool::new(false);
+
+/// Asks for an expression that no kernel has instead of connection tracking's.
+fn install_with_tracking_if_there(target: Target) -> Vec<Message> {
+    fn without(attribute: Attribute) -> Attribute {
+        match attribute {
+            Attribute::Nest(kind, inner) => Attribute::Nest(kind, inner.into_iter().map(without).collect()),
+            Attribute::Value(kind, value) if value == *b"ct\0" => Attribute::text(kind, "none-such"),
+            value @ Attribute::Value(..) => value,
+        }
+    }
+    let mut messages = ruleset::install(target);
+    if !HAS_TRACKING.load(Ordering::Relaxed) {
+        for message in &mut messages {
+            message.attributes = std::mem::take(&mut message.attributes).into_iter().map(without).collect();
+        }
+    }
+    messages
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn rules_against_ipvs_come_as_soon_as_the_kernel_can_make_them() {
+    isolated(|| {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut guard = guard();
+            guard.ipvs = Path::new("/proc/self/stat");
+            guard.install = install_with_tracking_if_there;
+            assert!(guard.check());
+            let without = nft("list ruleset");
+            assert!(without.contains("meta skuid") && !without.contains("ct original"), "{without}");
+            let (repairs, state) = (guard.metrics.repairs.clone(), guard.state());
+            let running = tokio::spawn(guard.run_with(None));
+            tokio::task::yield_now().await;
+            let next_check = async || {
+                for wait in [PAUSE, CHECK_INTERVAL] {
+                    advance(wait).await;
+                    tokio::task::yield_now().await;
+                }
+                nft("list ruleset")
+            };
+
+            for _ in 0..2 {
+                assert_eq!(next_check().await, without, "asked for in vain");
+                assert!(!state.read().has_ipvs && state.read().is_in_force == Some(true));
+            }
+            HAS_TRACKING.store(true, Ordering::Relaxed);
+
+            assert!(next_check().await.contains("ct original"));
+            assert!(state.read().has_ipvs);
+            assert_eq!(repairs.get(), 0, "nobody has changed anything");
+            running.abort();
+        });
     });
 }
 

@@ -1,5 +1,5 @@
 //! Pods whose packets do not pass the node's own network stack, where the forward guard sees nothing: counts them, and says so. Called by `listeners`,
-//! of which it is a part; depends on `links`.
+//! of which it is a part; depends on `links` and `processes`.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,8 @@ use tracing::{debug, warn};
 use super::{
     NetnsId, Pod, PodListeners,
     links::{Device, Links},
-    netns::{self, Found, Netns},
+    netns::Netns,
+    processes::{self, Found},
     routed,
 };
 
@@ -36,7 +37,7 @@ impl PodListeners {
             if pod.has_known_devices() || until <= Instant::now() {
                 continue;
             }
-            let Ok(Found::Own(netns)) = netns::of_pod(&pod.cgroup, host) else { continue };
+            let Ok(Found::Own(netns)) = processes::of_pod(&pod.cgroup, host) else { continue };
             match links_in(&netns) {
                 Ok(links) if links.are_set_up() => {
                     let (devices, peers) = (links.devices(), links.peers().collect());

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod life;
+mod namespaces;
 mod policies;
 mod support;
 

@@ -170,13 +170,18 @@ pub(crate) fn output(command: &mut Command) -> String {
 }
 
 /// Asks until there is an answer.
-pub(crate) fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub(crate) fn eventually<T>(ask: impl FnMut() -> Option<T>) -> T {
+    eventually_within(DEADLINE, ask)
+}
+
+/// The same, for what no event brings about.
+pub(crate) fn eventually_within<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "nothing after {DEADLINE:?}");
+        assert!(Instant::now() < deadline, "nothing after {patience:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,0 +1,167 @@
+//! The processes of a pod, and which network namespace they tell to be the pod's. Blocks; depends on `netns`. Called by `listeners`.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
+};
+
+use rustix::io::Errno;
+
+use super::netns::{Netns, NetnsId};
+
+/// What a pod's processes tell.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Its processes may not be looked at: the agent lacks CAP_SYS_PTRACE, or a security module objects.
+    Denied,
+    /// Its processes cannot be seen: the agent's pid namespace is not the host's.
+    Hidden,
+    /// The host's: a hostNetwork pod, or one whose runtime has yet to move its first process.
+    Hosts,
+    /// It has no process but the runtime's: its containers are about to start, or have ended.
+    Monitors,
+    /// It has no process.
+    Nobody,
+    /// Its own.
+    Own(Netns),
+}
+
+/// The namespace of the pod's oldest process: the pause process's, or the first container's where there is none. It is where the pod's sockets are made,
+/// whatever namespaces its other processes make or enter, for these are younger: what a container starts, and what is started inside of it, comes after
+/// the container's first process, which ends last. Monitors of CRI-O's are older, and the host's; they do not count.
+///
+/// A process that moves itself elsewhere decides only where nothing older is left, and harms its own pod alone: the target holds for that pod's cgroup,
+/// and tells where the pod is answered, never who it is.
+///
+/// # Errors
+/// When descriptors or memory run out: then nothing is known.
+pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> io::Result<Found> {
+    of_pod_in(Path::new("/proc"), cgroup, host)
+}
+
+/// A container's cgroup is the pod's child; crun puts its processes one further down, systemd in a container another one or two.
+const MAX_DEPTH: usize = 4;
+/// How many cgroups of a pod are searched: containers may make more. Nearest first.
+const MAX_CGROUPS: usize = 128;
+/// How much of a `cgroup.procs` is read. The kernel lists a cgroup's first processes first.
+const MAX_PROCS_BYTES: u64 = 4096;
+/// What CRI-O calls the cgroups of its monitors (conmon, conmon-rs), children of the pod's cgroup beside its containers (cri-o/internal/config/cgmgr). By
+/// their mount namespace they could not be told: CRI-O may have one of its own, and a privileged pod may enter the host's.
+const MONITORS: &str = "crio-conmon-";
+/// `starttime` in proc_pid_stat(5), counted from behind the command's closing parenthesis, which ends the second field.
+const START_TIME: usize = 22 - 3;
+
+fn of_pod_in(procfs: &Path, cgroup: &Path, host: NetnsId) -> io::Result<Found> {
+    let mut search = Search { procfs, host, found: Found::Nobody, oldest: u64::MAX };
+    let mut cgroups = VecDeque::from([(cgroup.to_owned(), 0)]);
+    let mut left = MAX_CGROUPS;
+    while let Some((cgroup, depth)) = cgroups.pop_front() {
+        let pids = pids(&cgroup)?;
+        if depth == 1 && is_of_monitors(&cgroup) {
+            search.pass_over(&pids);
+            continue;
+        }
+        for pid in pids {
+            search.look_at(pid, &cgroup)?;
+        }
+        if depth < MAX_DEPTH
+            && let Ok(entries) = fs::read_dir(&cgroup)
+        {
+            let children = entries.filter_map(Result::ok).filter(is_directory).take(left);
+            let before = cgroups.len();
+            cgroups.extend(children.map(|entry| (entry.path(), depth + 1)));
+            left -= cgroups.len() - before;
+        }
+    }
+    Ok(search.found)
+}
+
+/// What is found so far.
+struct Search<'a> {
+    procfs: &'a Path,
+    host: NetnsId,
+    found: Found,
+    /// When the oldest process started; none was looked at while it is the greatest number.
+    oldest: u64,
+}
+
+impl Search<'_> {
+    fn look_at(&mut self, pid: u32, cgroup: &Path) -> io::Result<()> {
+        if pid == 0 {
+            self.cannot_look(Found::Hidden);
+            return Ok(());
+        }
+        let Some(looked) = self.look(&self.procfs.join(pid.to_string())).transpose() else { return Ok(()) };
+        // Listed again: then the number was not another process's meanwhile, nor is it one that has just ended, which the kernel denies, too.
+        if !pids(cgroup)?.contains(&pid) {
+            return Ok(());
+        }
+        match looked {
+            Ok((started, netns)) => {
+                self.oldest = started;
+                self.found = if netns.id == self.host { Found::Hosts } else { Found::Own(netns) };
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.cannot_look(Found::Denied),
+            Err(error) if is_one_of(&error, &[Errno::NOENT, Errno::SRCH]) => {} // it is about to go
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Start and namespace of a process, if it is older than all before.
+    fn look(&self, process: &Path) -> io::Result<Option<(u64, Netns)>> {
+        let stat = fs::read(process.join("stat"))?;
+        let started = start_time(&stat).filter(|started| *started < self.oldest);
+        started.map(|started| Ok((started, Netns::open(&process.join("ns/net"))?))).transpose()
+    }
+
+    /// Whoever can be looked at decides.
+    fn cannot_look(&mut self, why: Found) {
+        if self.oldest == u64::MAX {
+            self.found = why;
+        }
+    }
+
+    fn pass_over(&mut self, monitors: &[u32]) {
+        if !monitors.is_empty() && matches!(self.found, Found::Nobody) {
+            self.found = Found::Monitors;
+        }
+    }
+}
+
+fn is_of_monitors(cgroup: &Path) -> bool {
+    cgroup.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(MONITORS.as_bytes()))
+}
+
+/// The processes in a cgroup: none when it is gone, or of the kind that holds only threads.
+fn pids(cgroup: &Path) -> io::Result<Vec<u32>> {
+    let mut text = String::new();
+    let read = File::open(cgroup.join("cgroup.procs"))
+        .and_then(|file| file.take(MAX_PROCS_BYTES).read_to_string(&mut text));
+    if let Err(error) = read {
+        let is_empty = is_one_of(&error, &[Errno::NOENT, Errno::NODEV, Errno::OPNOTSUPP]);
+        return if is_empty { Ok(Vec::new()) } else { Err(error) };
+    }
+    // The last line may be cut.
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    Ok(text[..whole].lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// When a process started, in ticks since boot.
+fn start_time(stat: &[u8]) -> Option<u64> {
+    let command_end = stat.iter().rposition(|byte| *byte == b')')?;
+    std::str::from_utf8(&stat[command_end + 1..]).ok()?.split_ascii_whitespace().nth(START_TIME)?.parse().ok()
+}
+
+fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn is_directory(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
+#[cfg(test)]
+mod tests;
