@@ -148,7 +148,8 @@ impl Compiler {
         build
     }
 
-    /// No path of this machine gets into the object: the same sources give the same bytes anywhere.
+    /// No path of this machine gets into the object: the same sources give the same bytes anywhere. What paths are called instead leads nowhere on any
+    /// machine, for LLVM adds each source line that it finds to the object (BTF's line information).
     fn flags(&self) -> Vec<OsString> {
         let cargo_home = cargo_home();
         let mut flags: Vec<OsString> = vec![
@@ -156,7 +157,7 @@ impl Compiler {
             "--cfg=bpf_target_arch=\"x86_64\"".into(),
             "-Clink-arg=--btf".into(),
         ];
-        for (from, to) in [(root(), "/src"), (&cargo_home, "/cargo"), (&self.sysroot, "/rust")] {
+        for (from, to) in [(root(), "kube2ram"), (&cargo_home, "cargo"), (&self.sysroot, "rust")] {
             let mut flag = OsString::from("--remap-path-prefix=");
             flag.push(from);
             flag.push("=");
