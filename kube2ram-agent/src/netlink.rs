@@ -87,6 +87,11 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// A request for all that there is of a kind.
+    pub(crate) fn dump(kind: u16, head: Vec<u8>, attributes: Vec<Attribute>) -> Self {
+        Self { kind, flags: NLM_F_DUMP, head, attributes }
+    }
+
     fn encode(&self, sequence: u32, bytes: &mut Vec<u8>) {
         let start = bytes.len();
         bytes.extend([0; 4]);

@@ -10,7 +10,7 @@ use super::{
     rule::{Destination, Place, Rule},
     xtables::{self, device},
 };
-use crate::netlink::{Attribute, Message, NLM_F_DUMP, Socket, attribute, attributes, uninterrupted};
+use crate::netlink::{Attribute, Message, Socket, attribute, attributes, uninterrupted};
 
 /// The rules of chains of NAT at PREROUTING and OUTPUT that lead `metadata` elsewhere.
 ///
@@ -68,12 +68,7 @@ const NFTA_RULE_CHAIN: u16 = 2;
 
 fn query(kind: u16, family: u8, attributes: Vec<Attribute>) -> Message {
     const NFNL_SUBSYS_NFTABLES: u16 = 10;
-    Message {
-        kind: NFNL_SUBSYS_NFTABLES << 8 | kind,
-        flags: NLM_F_DUMP,
-        head: vec![family, 0, 0, 0],
-        attributes,
-    }
+    Message::dump(NFNL_SUBSYS_NFTABLES << 8 | kind, vec![family, 0, 0, 0], attributes)
 }
 
 /// A chain that packets may be translated in before they are routed.

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     peers: BTreeSet<u32>,
 }
 
+/// How many ends of pairs are followed of one pod: the plugin makes one or two, the pod could make thousands.
+const MAX_PEERS: usize = 8;
 /// How long a pass may go on asking: a namespace takes 0.1 ms, but the kernel's lock for devices is the network plugin's, too. The next pass has the rest.
 const ASK_FOR: Duration = Duration::from_millis(100);
 
@@ -40,7 +42,7 @@ impl PodListeners {
             let Ok(Found::Own(netns)) = processes::of_pod(&pod.cgroup, host) else { continue };
             match links_in(&netns) {
                 Ok(links) if links.are_set_up() => {
-                    let (devices, peers) = (links.devices(), links.peers().collect());
+                    let (devices, peers) = (links.devices(), links.peers().take(MAX_PEERS).collect());
                     pod.seen = Some(Seen { netns: netns.id, devices, peers });
                 }
                 Ok(_) => pod.seen = None,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, io};
 
-use crate::netlink::{Attribute, Message, NLM_F_DUMP, Socket, attribute, attributes, half, word};
+use crate::netlink::{Attribute, Message, Socket, attribute, attributes, half, word};
 
 /// A device whose packets the node's netfilter does not see, or may not. The order is that of the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ const ARPHRD_INFINIBAND: u16 = 32;
 /// Asks for all devices, without their statistics.
 fn request() -> Message {
     let mask = Attribute::Value(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS.to_ne_bytes().into());
-    Message { kind: RTM_GETLINK, flags: NLM_F_DUMP, head: vec![0; IFINFOMSG], attributes: vec![mask] }
+    Message::dump(RTM_GETLINK, vec![0; IFINFOMSG], vec![mask])
 }
 
 fn link(payload: &[u8]) -> Option<Link> {

@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 
 use crate::{
     datapath::has_ingress_programs,
-    netlink::{Message, NLM_F_DUMP, Socket, attribute, word},
+    netlink::{Message, Socket, attribute, word},
 };
 
 /// Those of the `devices`, by their index in the calling thread's network namespace, that have such programs.
@@ -19,8 +19,9 @@ pub(super) fn programmed(devices: &BTreeSet<u32>) -> io::Result<BTreeSet<u32>> {
     if devices.is_empty() {
         return Ok(found);
     }
+    let all = Message::dump(RTM_GETQDISC, vec![0; TCMSG], Vec::new());
     Socket::open(None, MAX_DATAGRAMS)?
-        .request(&[request()], |kind, payload| found.extend(classified(kind, payload)))?;
+        .request(&[all], |kind, payload| found.extend(classified(kind, payload)))?;
     found.retain(|index| devices.contains(index));
     let names = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
     for index in devices {
@@ -41,11 +42,6 @@ const TCMSG: usize = 20;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_GETQDISC: u16 = 38;
 const TCA_KIND: u16 = 1;
-
-/// Asks for all queueing disciplines.
-fn request() -> Message {
-    Message { kind: RTM_GETQDISC, flags: NLM_F_DUMP, head: vec![0; TCMSG], attributes: Vec::new() }
-}
 
 /// The device that has the queueing discipline by which programs are attached before 6.6, and after.
 fn classified(kind: u16, payload: &[u8]) -> Option<u32> {

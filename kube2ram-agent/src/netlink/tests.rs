@@ -203,7 +203,7 @@ fn asks_again_only_while_interrupted() {
 #[test]
 fn a_dump_of_more_than_was_agreed_fails() {
     const RTM_GETLINK: u16 = 18;
-    let links = Message { kind: RTM_GETLINK, flags: NLM_F_DUMP, head: vec![0; 16], attributes: vec![] };
+    let links = Message::dump(RTM_GETLINK, vec![0; 16], Vec::new());
     let count = |max_datagrams| {
         let mut told = 0;
         let outcome = Socket::open(None, max_datagrams)
