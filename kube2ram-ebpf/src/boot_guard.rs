@@ -6,15 +6,15 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray},
-    macros::{btf_map, cgroup_skb, cgroup_sock_addr},
-    programs::{SkBuffContext, SockAddrContext},
+    macros::{btf_map, cgroup_sock_addr},
+    programs::SockAddrContext,
 };
 use kube2ram_common::{
     abi::{MAX_CGROUP_LEVEL, MAX_HOST_CGROUPS},
     connection::v4_mapped,
 };
 
-use crate::context::{Packet, SockAddr, current_ancestor_cgroup};
+use crate::context::{__sk_buff, Packet, SockAddr, current_ancestor_cgroup};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -65,9 +65,10 @@ fn judge(context: &SockAddr, addr_be: u32) -> i32 {
 }
 
 /// By the socket's cgroup: raw sockets, and what a socket of a container sends in other hands.
-#[cgroup_skb(egress)]
-pub(crate) fn k2r_boot_egress(context: SkBuffContext) -> i32 {
-    let packet = Packet::new(context);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "cgroup_skb/egress")]
+pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
+    let packet = Packet::new(skb);
     if !packet.is_ipv4() {
         return ALLOW;
     }

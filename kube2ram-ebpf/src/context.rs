@@ -172,13 +172,19 @@ impl SockOps {
     }
 }
 
+/// The kernel's context of the egress hook, as the object's type information (BTF) has it: without members, two of which are pointers to structures that
+/// the object does not have. LLVM 22 numbers such forward declarations in the order of its own addresses, which is another in each run: with more than one,
+/// the same sources give different objects. `bpf_sock` is one already, by the contexts of the other hooks.
+#[repr(C, align(8))]
+pub(crate) struct __sk_buff([u64; 24]);
+
 /// The context of the egress hook: a packet, from its IP header on.
 pub(crate) struct Packet(SkBuffContext);
 
 impl Packet {
     #[inline(always)]
-    pub(crate) const fn new(context: SkBuffContext) -> Self {
-        Self(context)
+    pub(crate) const fn new(skb: *mut __sk_buff) -> Self {
+        Self(SkBuffContext::new(skb.cast()))
     }
 
     /// Packets of IPv4-mapped sockets are IPv4 packets.

@@ -1,20 +1,21 @@
 //! `cgroup_skb/egress`: no packet of a pod's socket to the metadata server, however it came about: raw sockets, connections older than the
 //! connect hook, another program's rewrite, DNAT in the pod's namespace (it runs after that), source routing.
 
-use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 use kube2ram_common::abi::{CONFIG_KEEPS_OPEN, Counter};
 
 use crate::{
-    context::Packet,
+    context::{__sk_buff, Packet},
     maps::{CONFIG, PASS, count},
 };
 
 const ALLOW: i32 = 1;
 const DROP: i32 = 0;
 
-#[cgroup_skb(egress)]
-pub(crate) fn k2r_egress(context: SkBuffContext) -> i32 {
-    let packet = Packet::new(context);
+// By hand, because aya's macro says what `__sk_buff` consists of.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "cgroup_skb/egress")]
+pub(crate) fn k2r_egress(skb: *mut __sk_buff) -> i32 {
+    let packet = Packet::new(skb);
     if !packet.is_ipv4() {
         return ALLOW;
     }

@@ -56,6 +56,11 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// The files that `build` leaves in its directory.
+pub(crate) fn objects() -> impl Iterator<Item = &'static str> {
+    OBJECTS.into_iter().map(|(name, _)| name)
+}
+
 /// Tells the agent's build script where the objects are, and to fail without them.
 pub(crate) fn embed<'a>(command: &'a mut Command, objects: &Path) -> &'a mut Command {
     command.env("KUBE2RAM_EBPF_DIR", objects).env("KUBE2RAM_REQUIRE_EBPF", "1")
