@@ -78,6 +78,25 @@ fn a_typing_error_in_values_ends_the_installation() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn what_the_chart_itself_goes_by_is_no_extra_argument() {
+    let templates = fs::read_dir(deploy().join("helm/kube2ram/templates")).unwrap();
+    let templates: String =
+        templates.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+    let is_read = |flag: &str| templates.contains(&format!("\"{flag}\""));
+
+    let read: Vec<_> =
+        flags().into_keys().filter(|flag| is_read(flag) && flag != "namespace-restrictions").collect();
+    assert!(read.iter().any(|flag| flag == "state-dir"), "{read:?}");
+    for flag in read {
+        let refused = helm(&["--set", &format!("extraArgs={{--{flag}=x}}")]).unwrap_err();
+
+        assert!(refused.contains(&format!("--{flag} is for flags")), "{flag}: {refused}");
+    }
+    helm(&["--set", "extraArgs={--namespace-restrictions,--log-level=debug}"]).unwrap();
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn a_users_values_arrive() {
     let values = tempfile::NamedTempFile::new().unwrap();
     let text = r#"
