@@ -5,9 +5,10 @@ mod cgroup;
 mod cgroup_path;
 mod live;
 mod mount;
+mod recent;
 mod watch;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ pub use self::{
     cgroup_path::pod_of_path,
     live::{live_pods, pod_cgroups},
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
+    recent::Recent,
 };
 
 /// A cgroup2 id: the 64-bit file handle of its directory. Never reused on a 64-bit kernel while it is up.
@@ -32,7 +34,7 @@ impl fmt::Display for CgroupId {
 /// What a pod's cgroup is named after, in lower case: the pod's UID with dashes (`8-4-4-4-12` hex digits), or for a static pod
 /// the 32 hex digits of its `kubernetes.io/config.hash`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(Box<str>);
+pub struct PodUid(Arc<str>);
 
 impl PodUid {
     /// Parses a UID as the API server, a kubelet or a cgroup name writes it: case and `_` for `-` (systemd reserves the dash)

@@ -1,5 +1,5 @@
 //! Cgroup id → path → pod, by opening the id as a file handle: one system call each way, no walk, no cache.
-//! Depends on `cgroup_path`; `server` calls it through [`CgroupPods`] once per connection. The module's only unsafe code.
+//! Depends on `cgroup_path`; `recent` calls it for a connection whose cgroup had none lately. The module's only unsafe code.
 
 use std::{
     io, mem,

@@ -24,7 +24,7 @@ const LARGEST_BYTES: usize = 16 * 1024;
 /// What the allocator promises without being asked.
 const ALIGN: usize = 16;
 /// How much one thread may keep.
-const KEPT_BYTES: usize = 128 * 1024;
+const KEPT_BYTES: usize = 256 * 1024;
 
 /// A free block: the beginning of it leads to the next one of its class.
 #[repr(C)]
