@@ -4,7 +4,8 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{net::sockopt::socket_peercred, process::geteuid};
@@ -15,6 +16,9 @@ use crate::{
     state_dir::{StateDir, StateDirError},
     status::SCHEMA,
 };
+
+/// How long to wait before asking again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -76,17 +80,29 @@ pub(super) fn ask_any(state_dir: &Path, request: &Request) -> Result<serde_json:
         Ok(None) => return Err(ControlError::NoAgent(state_dir.to_owned())),
         Err(error) => return Err(ControlError::StateDir(error)),
     };
-    let answer = match UnixStream::connect(state.socket(SOCKET)) {
-        Ok(stream) => exchange(stream, request).map_err(ControlError::Silent)?,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(ControlError::NoAgent(state_dir.to_owned()));
+    let (socket, end) = (state.socket(SOCKET), Instant::now() + PATIENCE);
+    let reply = loop {
+        match ask_once(&socket, request, end) {
+            // An agent that ends hangs up, also on who has dialled it a moment before: the name leads to the next one by then.
+            Err(error) if is_hang_up(&error) && Instant::now() + PAUSE < end => thread::sleep(PAUSE),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                return Err(ControlError::NoAgent(state_dir.to_owned()));
+            }
+            Err(error) => return Err(ControlError::Silent(error)),
+            Ok(answer) => break serde_json::from_slice(&answer).map_err(ControlError::Answer)?,
         }
-        Err(error) => return Err(ControlError::Silent(error)),
     };
-    match serde_json::from_slice(&answer).map_err(ControlError::Answer)? {
+    match reply {
         Reply::Document(document) => Ok(document),
         Reply::Refused(reason) => Err(ControlError::Refused(reason)),
     }
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Reads a document, if it is of this binary's schema.
@@ -100,13 +116,14 @@ pub fn read<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, Contr
     }
 }
 
-fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
+/// One question, and all of its answer.
+fn ask_once(socket: &Path, request: &Request, end: Instant) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
     // Whoever can write to the directory could have put a socket of its own there.
     let peer = socket_peercred(&stream)?.uid;
     if peer != geteuid() && !peer.is_root() {
         return Err(io::Error::other("another user's process listens there"));
     }
-    let end = Instant::now() + PATIENCE;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut question = serde_json::to_vec(request)?;
     question.push(b'\n');
@@ -119,6 +136,7 @@ fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
         }
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut chunk)? {
+            0 if answer.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
             0 => return Ok(answer),
             read if answer.len() + read > MAX_ANSWER_BYTES => {
                 return Err(io::Error::other("the answer is too long"));

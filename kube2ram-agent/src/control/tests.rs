@@ -1,6 +1,9 @@
 use std::{
     io::{Read as _, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     time::Instant,
 };
 
@@ -58,6 +61,26 @@ async fn the_agent_that_took_over_answers_and_nobody_but_its_user_can_ask() {
         std::fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [SOCKET]);
     assert_eq!(std::fs::metadata(state.path().join(SOCKET)).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_hung_up_on_by_an_agent_that_ends_asks_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = state(&directory);
+    let former = StdUnixListener::bind(state.socket(SOCKET)).unwrap();
+    let asked = ask_in(&directory, Request::Status);
+    let hangs_up = spawn_blocking(move || {
+        // Once before the question is read, and once after.
+        drop(former.accept().unwrap());
+        let mut question = [0; 8];
+        former.accept().unwrap().0.read_exact(&mut question).unwrap();
+        serve(&state, "next");
+    });
+
+    let (answer, hung_up) = tokio::join!(asked, hangs_up);
+
+    hung_up.unwrap();
+    assert_eq!(answer.unwrap()["name"], "next");
 }
 
 #[tokio::test(flavor = "multi_thread")]
