@@ -124,17 +124,13 @@ fn ask_once(socket: &Path, request: &Request, end: Instant) -> io::Result<Vec<u8
     if peer != geteuid() && !peer.is_root() {
         return Err(io::Error::other("another user's process listens there"));
     }
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(left_until(end)?))?;
     let mut question = serde_json::to_vec(request)?;
     question.push(b'\n');
     stream.write_all(&question)?;
     let (mut answer, mut chunk) = (Vec::new(), [0; 16 * 1024]);
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
+        stream.set_read_timeout(Some(left_until(end)?))?;
         match stream.read(&mut chunk)? {
             0 if answer.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
             0 => return Ok(answer),
@@ -144,4 +140,10 @@ fn ask_once(socket: &Path, request: &Request, end: Instant) -> io::Result<Vec<u8
             read => answer.extend_from_slice(&chunk[..read]),
         }
     }
+}
+
+/// Never zero, which would be no timeout.
+fn left_until(end: Instant) -> io::Result<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
