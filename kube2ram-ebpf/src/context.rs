@@ -172,11 +172,12 @@ impl SockOps {
     }
 }
 
-/// The kernel's context of the egress hook, as the object's type information (BTF) has it: without members, two of which are pointers to structures that
-/// the object does not have. LLVM 22 numbers such forward declarations in the order of its own addresses, which is another in each run: with more than one,
+/// The kernel's context of the egress hook, as the object's type information (BTF) has it: by name and size alone, for two of its members point to structures
+/// that the object does not have. LLVM 22 numbers such forward declarations in the order of its own addresses, which is another in each run: with more than one,
 /// the same sources give different objects. `bpf_sock` is one already, by the contexts of the other hooks.
-#[repr(C, align(8))]
+#[repr(C)]
 pub(crate) struct __sk_buff([u64; 24]);
+const _: () = assert!(size_of::<__sk_buff>() == size_of::<aya_ebpf::bindings::__sk_buff>());
 
 /// The context of the egress hook: a packet, from its IP header on.
 pub(crate) struct Packet(SkBuffContext);
