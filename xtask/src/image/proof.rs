@@ -35,14 +35,15 @@ pub(crate) fn prove(no_skip: bool) -> Result<()> {
     let here = target_dir();
     let elsewhere = here.join("elsewhere").join(ELSEWHERE);
     sources::copy(&elsewhere)?;
+    let there = elsewhere.join("target");
     let image = build(root(), &here)?.join("oci");
-    let there = build(&elsewhere, &elsewhere.join("target"))?.join("oci");
+    let other_image = build(&elsewhere, &there)?.join("oci");
     for object in ebpf::objects() {
-        let [one, other] = [&here, &elsewhere.join("target")].map(|target| target.join("ebpf").join(object));
-        ensure!(fs::read(&one)? == fs::read(&other)?, "{} and {} differ", one.display(), other.display());
+        let [one, other] = [&here, &there].map(|target| target.join("ebpf").join(object));
+        ensure!(sources::is_same(&one, &other), "{} and {} differ", one.display(), other.display());
         leave_nothing_to_chance(&one)?;
     }
-    let digest = sources::ensure_same(&image, &there)?;
+    let digest = sources::ensure_same(&image, &other_image)?;
     say(format!("the same in two directories: {digest}"));
 
     let scratch = Scratch(target_dir().join("image-proof"));

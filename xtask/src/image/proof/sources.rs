@@ -64,7 +64,8 @@ pub(super) fn ensure_same(one: &Path, other: &Path) -> Result<String> {
     Ok(index["manifests"][0]["digest"].as_str().context("an index has a digest")?.to_owned())
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
+/// Whether both are there, with the same bytes.
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     fs::read(one).ok().zip(fs::read(other).ok()).is_some_and(|(one, other)| one == other)
 }
 
