@@ -1,5 +1,5 @@
-//! Remembers for a moment whose a cgroup is: a client that connects anew for each request does so thousands of times a second, and to ask the kernel costs a
-//! tenth of what a request does. Depends on [`CgroupPods`]; made by `app`.
+//! Remembers for a moment whose a cgroup is: a client that connects anew for each request does so thousands of times a second, and to ask the kernel took
+//! an eighth of the agent's time for that. Depends on [`CgroupPods`]; made by `app`.
 
 use std::{
     collections::HashMap,

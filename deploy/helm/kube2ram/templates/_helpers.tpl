@@ -56,7 +56,7 @@ command:
 - {{ printf "--startup-taint=%s" .Values.startupTaint.taint | quote }}
 {{- end }}
 {{- range .Values.extraArgs }}
-{{- /* Probes, mounts and the boot guard go by these. */ -}}
+{{- /* Probes, mounts, the boot guard, the admission policy or the notes go by these. */ -}}
 {{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr|namespace-key|ram-role-key|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
