@@ -76,7 +76,6 @@ struct Rehearsal {
     sandbox: Sandbox,
     ancestor: Ancestor,
     load: Vec<Child>,
-    had_table: bool,
 }
 
 fn iptables(arguments: &str) -> String {
@@ -98,8 +97,7 @@ impl Rehearsal {
             sandbox.add_pod(&PodSpec::new(pod).role(&role(pod))).unwrap();
         }
         let ancestor = sandbox.ancestor().unwrap();
-        let nft = Command::new("nft").args(["list", "table", "ip", "nat"]).output().unwrap();
-        let mut rehearsal = Self { sandbox, ancestor, load: Vec::new(), had_table: nft.status.success() };
+        let mut rehearsal = Self { sandbox, ancestor, load: Vec::new() };
         rehearsal.sandbox.add_agent(AGENT.as_ref(), &args()).unwrap();
         iptables(&format!("-t nat -A {}", rehearsal.rule()));
         rehearsal.load = PODS.map(|pod| rehearsal.client(pod)).into();
@@ -260,17 +258,6 @@ impl Drop for Rehearsal {
         for client in &mut self.load {
             drop(client.kill());
             drop(client.wait());
-        }
-        let rule = self.rule();
-        drop(
-            Command::new("iptables-nft")
-                .args(["-t", "nat", "-D"])
-                .args(rule.split(' '))
-                .stderr(Stdio::null())
-                .status(),
-        );
-        if !self.had_table {
-            drop(Command::new("nft").args(["delete", "table", "ip", "nat"]).stderr(Stdio::null()).status());
         }
         if thread::panicking() {
             let log = self.sandbox.agent().map(|agent| agent.log()).unwrap_or_default();

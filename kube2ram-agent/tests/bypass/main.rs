@@ -8,7 +8,6 @@ mod of_a_module;
 use std::{
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -149,32 +148,10 @@ fn say(line: &str) {
     eprintln!("\n{line}");
 }
 
-/// The node as a router that follows source routes, which few do: both switches, of all devices and of each, are on.
-struct SourceRoutes(Vec<(PathBuf, String)>);
-
-impl SourceRoutes {
-    /// For the sandbox's devices, which exist already; what was there before comes back.
-    fn follow() -> Self {
-        let devices = fs::read_dir("/proc/sys/net/ipv4/conf").unwrap().map(|entry| entry.unwrap().path());
-        let ours = devices.filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy();
-            name == "all" || name.starts_with("k2r")
-        });
-        let switches = ours.map(|path| path.join("accept_source_route"));
-        Self(switches.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()).turn_on()
-    }
-
-    fn turn_on(self) -> Self {
-        self.0.iter().for_each(|(path, _)| fs::write(path, "1").unwrap());
-        self
-    }
-}
-
-impl Drop for SourceRoutes {
-    fn drop(&mut self) {
-        for (path, before) in &self.0 {
-            drop(fs::write(path, before));
-        }
+/// Makes the node a router that follows source routes, which few do: both switches, of all devices and of each, are on.
+fn follow_source_routes() {
+    for device in fs::read_dir("/proc/sys/net/ipv4/conf").unwrap() {
+        fs::write(device.unwrap().path().join("accept_source_route"), "1").unwrap();
     }
 }
 
@@ -238,7 +215,7 @@ fn no_packet_arrives(mut sandbox: Sandbox, rows: &[Row]) {
 #[ignore = "needs root: cargo xtask test"]
 fn no_way_out_of_a_pod_reaches_the_metadata_server() {
     let sandbox = sandbox("bypass");
-    let _router = SourceRoutes::follow();
+    follow_source_routes();
     no_packet_arrives(sandbox, &FROM_POD);
 }
 
@@ -333,32 +310,19 @@ fn restart_guarded(sandbox: &mut Sandbox) {
     assert!(metrics.contains("kube2ram_forward_guard_in_force 1"), "{metrics}");
 }
 
-/// The node as a Service's proxy: a virtual address that stands for the metadata server.
-struct Service;
-
-const SERVICE: &str = "table ip kube2ram-test { chain prerouting { type nat hook prerouting priority dstnat; \
-                       ip daddr 10.96.0.9 dnat to 100.100.100.200; }; }";
-
-impl Service {
-    fn create() -> Self {
-        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output()); // of a killed run
-        assert!(Command::new("nft").arg(SERVICE).status().unwrap().success());
-        Self
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output());
-    }
+/// Makes the node a Service's proxy: a virtual address stands for the metadata server.
+fn proxy_a_service() {
+    const SERVICE: &str = "table ip kube2ram-test { chain prerouting { type nat hook prerouting priority dstnat; \
+                           ip daddr 10.96.0.9 dnat to 100.100.100.200; }; }";
+    assert!(Command::new("nft").arg(SERVICE).status().unwrap().success());
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn nothing_of_a_pod_is_forwarded_to_the_metadata_server() {
     let mut sandbox = sandbox("bypass-fwd");
-    let _service = Service::create();
-    let _router = SourceRoutes::follow();
+    proxy_a_service();
+    follow_source_routes();
     let ip = sandbox.pod("pod").unwrap().pod().ip().to_string();
     let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
         let before = openings(sandbox);

@@ -6,8 +6,8 @@ use std::{fs, process::Command};
 use kube2ram_sandbox::{Sandbox, standin::Accounts};
 
 use super::{
-    ABSENT, LIST, REDIRECTED, Row, WAYS, command, no_packet_arrives, openings, outcome, restart_guarded,
-    sandbox, say, skip, start_unguarded,
+    ABSENT, LIST, REDIRECTED, Row, command, no_packet_arrives, openings, outcome, restart_guarded, sandbox,
+    say, skip, start_unguarded,
 };
 
 const PROTOCOLS: [Row; 5] = [
@@ -25,10 +25,6 @@ fn no_protocol_of_a_pod_reaches_the_metadata_server() {
     no_packet_arrives(sandbox("bypass-protocol"), &PROTOCOLS);
 }
 
-/// kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its addresses on a device that is down, a virtual server each,
-/// connection tracking, and masquerading of what its own rules have marked.
-struct VirtualServers;
-
 /// Masqueraded is what the node itself sends; and what pods send to the second one, as with `--masquerade-all`.
 const VIRTUAL: [&str; 2] = ["10.96.0.10", "10.96.0.11"];
 const MASQUERADE: &str = "table ip kube2ram-test { \
@@ -38,36 +34,25 @@ const MASQUERADE: &str = "table ip kube2ram-test { \
 const CONNECTION_TRACKING: &str = "/proc/sys/net/ipv4/vs/conntrack";
 const DEVICE: &str = "k2ripvs";
 
-impl VirtualServers {
-    /// `None` where there is no IPVS.
-    fn create(sandbox: &Sandbox) -> Option<Self> {
-        let serve = |address| outcome(sandbox.node().host_command("python3"), "serve", &[address]);
-        if serve(VIRTUAL[0]) == ABSENT {
-            return None;
-        }
-        let servers = Self;
-        assert_eq!(serve(VIRTUAL[1]), "sent");
-        fs::write(CONNECTION_TRACKING, "1").unwrap();
-        run("ip", &["link", "add", DEVICE, "type", "dummy"]);
-        for address in VIRTUAL {
-            run("ip", &["addr", "add", &format!("{address}/32"), "dev", DEVICE]);
-        }
-        run("nft", &[MASQUERADE]);
-        Some(servers)
+/// Makes the node one of kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its addresses on a device that is down, a virtual
+/// server each, connection tracking, and masquerading of what its own rules have marked. Tells whether there is IPVS.
+fn serve_virtually(sandbox: &Sandbox) -> bool {
+    let serve = |address| outcome(sandbox.node().host_command("python3"), "serve", &[address]);
+    if serve(VIRTUAL[0]) == ABSENT {
+        return false;
     }
+    assert_eq!(serve(VIRTUAL[1]), "sent");
+    fs::write(CONNECTION_TRACKING, "1").unwrap();
+    run("ip", &["link", "add", DEVICE, "type", "dummy"]);
+    for address in VIRTUAL {
+        run("ip", &["addr", "add", &format!("{address}/32"), "dev", DEVICE]);
+    }
+    run("nft", &[MASQUERADE]);
+    true
 }
 
 fn run(program: &str, arguments: &[&str]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
-}
-
-impl Drop for VirtualServers {
-    fn drop(&mut self) {
-        drop(Command::new("python3").args([WAYS, "serve_nothing"]).output());
-        drop(fs::write(CONNECTION_TRACKING, "0"));
-        drop(Command::new("ip").args(["link", "delete", DEVICE]).output());
-        drop(Command::new("nft").args(["delete", "table", "ip", "kube2ram-test"]).output());
-    }
 }
 
 /// How many packets the rule has dropped.
@@ -93,7 +78,9 @@ const SERVED: [(&str, &str, &str); 4] = [
 #[ignore = "needs root: cargo xtask test"]
 fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
     let mut sandbox = sandbox("bypass-ipvs");
-    let Some(_servers) = VirtualServers::create(&sandbox) else { return skip("ipvs") };
+    if !serve_virtually(&sandbox) {
+        return skip("ipvs");
+    }
     let attempt = |sandbox: &Sandbox, (pod, way, address): (&str, &str, &str), when: &str| {
         let before = openings(sandbox);
         let outcome = outcome(command(sandbox, pod, way), way, &[address]);

@@ -206,7 +206,7 @@ fn pid(lab: &mut Lab) -> String {
     fs::read_to_string(procs).unwrap().trim().to_owned()
 }
 
-/// How many sockets the agent has that listen in pods: those that the host's namespace does not know.
+/// How many sockets the agent has that listen in pods: those that the node's namespace, in which this thread is, does not know.
 fn listening(lab: &mut Lab) -> usize {
     let links = fs::read_dir(format!("/proc/{}/fd", pid(lab))).unwrap();
     let inodes = links.filter_map(|link| {
@@ -214,6 +214,7 @@ fn listening(lab: &mut Lab) -> usize {
         Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
     });
     let tables = ["netlink", "tcp", "tcp6", "unix"];
-    let hosts = tables.map(|table| fs::read_to_string(format!("/proc/net/{table}")).unwrap()).join("\n");
+    let hosts =
+        tables.map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap()).join("\n");
     inodes.filter(|inode| !hosts.split_ascii_whitespace().any(|field| field == inode)).count()
 }

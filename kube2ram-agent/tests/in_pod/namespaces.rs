@@ -79,8 +79,8 @@ fn end_pause(lab: &Lab, pod: &str) {
 /// A pod of one process, which has a namespace of its own until it is told to go to the host's.
 fn restless(lab: &Lab, pod: &str) -> Process {
     end_pause(lab, pod);
-    let host = format!("/proc/{}/ns/net", std::process::id());
-    let script = format!("ip link set lo up && read go && exec nsenter --net={host} sleep 600");
+    let host = lab.node().netns();
+    let script = format!("ip link set lo up && read go && exec nsenter --net={} sleep 600", host.display());
     let mut unshare = lab.pod(pod).unwrap().pod().command("app", "unshare").unwrap();
     Process::start(unshare.args(["--net", "sh", "-c", &script]))
 }

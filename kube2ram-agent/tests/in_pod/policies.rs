@@ -7,14 +7,13 @@ use crate::{
     support::{Lab, output},
 };
 
-/// Rules in a network namespace, or the host's; removed at the end.
+/// Rules in a pod's network namespace, or the node's; removed when dropped.
 struct Rules(Vec<String>);
 
 impl Rules {
     fn load(netns: Option<&str>, chain: &str) -> Self {
         let prefix = netns.map(|netns| vec!["ip".into(), "netns".into(), "exec".into(), netns.into()]);
         let rules = Self(prefix.unwrap_or_default());
-        rules.nft("add table ip kube2ram-test; delete table ip kube2ram-test"); // of a killed run
         assert_eq!(rules.nft(&format!("table ip kube2ram-test {{ chain way {{ {chain}; }}; }}")), "");
         rules
     }

@@ -133,7 +133,7 @@ fn guarded() -> Result<()> {
 
 /// A node with pods, and nothing that protects them.
 fn node() -> Result<Sandbox> {
-    let mut sandbox = Sandbox::create_with("reboot", CgroupDriver::Systemd)?;
+    let mut sandbox = Sandbox::create_of_machine("reboot", CgroupDriver::Systemd)?;
     sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
     sandbox.add_pod(&PodSpec::new("pod").role(ROLE))?;
     sandbox.add_pod(&PodSpec::new("static").role(ROLE).static_pod())?;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
     bench::{self, Subject},
@@ -77,6 +77,9 @@ enum Command {
     },
     /// Runs a command in a pod of a sandbox that is being kept.
     Exec {
+        /// The sandbox; needed when several have such a pod.
+        #[arg(long)]
+        sandbox: Option<String>,
         /// `pod` or `pod/container`.
         target: String,
         /// The command.
@@ -159,7 +162,7 @@ fn main() -> Result<ExitCode> {
             bench::bench(&agent, &subjects, &mut stdout())?;
         }
         Command::Client(client) => run_client(client)?,
-        Command::Exec { target, command } => return exec(&target, &command),
+        Command::Exec { sandbox, target, command } => return exec(sandbox.as_deref(), &target, &command),
         Command::Sdk { agent, fixture, name, refresh, command } => {
             remove_on_signal(sdk::NAME)?;
             if !(Sdk { command, fixture, name, refresh }).run(&agent, &mut stdout())? {
@@ -186,8 +189,9 @@ fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
         writeln!(
             stdout(),
             "\nThe sandbox is yours until Ctrl-C. In another terminal, as root:\n  \
-             {} exec orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/",
-            env::current_exe()?.display()
+             {} exec --sandbox {} orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/",
+            env::current_exe()?.display(),
+            sandbox.node().name()
         )?;
         loop {
             thread::park();
@@ -246,16 +250,23 @@ fn run_client(client: Client) -> Result<()> {
     Ok(writeln!(stdout(), "{answer}")?)
 }
 
-fn exec(target: &str, command: &[String]) -> Result<ExitCode> {
-    let (pod, container) = match target.split_once('/') {
+fn exec(sandbox: Option<&str>, target: &str, command: &[String]) -> Result<ExitCode> {
+    let (name, container) = match target.split_once('/') {
         Some((pod, container)) => (pod, Some(container)),
         None => (target, None),
     };
-    let records = Record::load_all()?;
-    let pod = records
-        .iter()
-        .find_map(|record| record.pods.get(pod))
-        .with_context(|| format!("no sandbox has a pod {pod:?}: cargo xtask sandbox --keep"))?;
+    let mut records = Record::load_all()?;
+    records.retain(|record| {
+        record.pods.contains_key(name) && sandbox.is_none_or(|sandbox| sandbox == record.name)
+    });
+    let found: Vec<_> = records.iter().map(|record| &*record.name).collect();
+    ensure!(
+        found.len() < 2,
+        "pod {name:?} is in several sandboxes: --sandbox is one of {}",
+        found.join(", ")
+    );
+    let pod = records.first().and_then(|record| record.pods.get(name));
+    let pod = pod.with_context(|| format!("no sandbox has a pod {name:?}: cargo xtask sandbox --keep"))?;
     let (program, args) = command.split_first().context("no command")?;
     Err(pod.command(container, PathBuf::from(program))?.args(args).exec().into())
 }

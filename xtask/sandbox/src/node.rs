@@ -1,7 +1,8 @@
-//! A Kubernetes node made of this machine: a cgroup tree as a kubelet lays it out, pods with namespaces of their own, and a network
-//! namespace that owns the metadata address and counts what arrives there. Depends on iproute2, nftables and util-linux. Called by `sandbox`.
+//! A Kubernetes node: a cgroup tree as a kubelet lays it out, a network namespace that stands for the node's, pods with namespaces of their own, and
+//! one that owns the metadata address and counts what arrives there. Depends on iproute2 and util-linux. Called by `sandbox`.
 //!
-//! Everything has a name of its own and is written down before it is made, so that a crashed run is cleaned up by the next one.
+//! Nothing of it touches the machine's own routes, devices or netfilter rules, so that any number of nodes run on one machine. Everything has a
+//! name that no other process's node has, and is written down before it is made: the next node removes what a crashed process has left.
 
 mod cgroup;
 mod netns;
@@ -12,16 +13,13 @@ mod sniffer;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{FlockOperation, flock};
+use anyhow::{Result, ensure};
 
 pub use self::{
     cgroup::{CgroupDriver, Qos},
@@ -37,39 +35,45 @@ use crate::standin::Bind;
 #[derive(Debug)]
 pub struct Node {
     driver: CgroupDriver,
-    /// Held by the one node of this machine: the metadata address can be routed to one place only.
-    _lock: File,
-    net: [u8; 2],
     next_pod: u8,
     record: Record,
     sniffer: Sniffed,
+    /// Dropped last, for what is removed before is removed from within the namespace.
+    _inside: Option<netns::Inside>,
 }
 
 impl Node {
     /// The address of Alibaba Cloud's metadata server.
     pub const METADATA_IP: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
-    /// Makes a node, after removing what crashed runs have left. Waits while another process has one.
+    /// Makes a node with a network namespace of its own, after removing what crashed processes have left. The calling thread is inside that namespace
+    /// until it drops the node, and so is every process and thread that it starts meanwhile.
     ///
     /// # Errors
-    /// When the process is not root, another node exists for ten minutes, the machine has a route to the metadata address, or
-    /// cgroup v2, iproute2 or util-linux is missing.
+    /// When the process is not root or has a node of that name, or cgroup v2, iproute2 or util-linux is missing.
     pub fn create(name: &str, driver: CgroupDriver) -> Result<Self> {
+        Self::make(name, driver, Network::Own)
+    }
+
+    /// Makes a node whose network is the machine's: for a virtual machine that is a node as a whole.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; when the machine has a route to the metadata address.
+    pub fn create_of_machine(name: &str, driver: CgroupDriver) -> Result<Self> {
+        Self::make(name, driver, Network::Machine)
+    }
+
+    fn make(name: &str, driver: CgroupDriver, network: Network) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "making a node needs root");
         ensure!(
             (1..=32).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
             "a node's name has 1 to 32 characters of a-z, 0-9 and -"
         );
-        let lock = lock()?;
-        Record::undo_all()?;
-        let net = free_net()?;
-
-        let cgroup = cgroup::mount_point()?.join(format!("kube2ram-{name}"));
-        let mut record = Record::new(name, cgroup);
-        record.save()?;
-        match Self::build(&mut record, driver, net) {
-            Ok(sniffer) => Ok(Self { driver, _lock: lock, net, next_pod: 0, record, sniffer }),
+        Record::undo_abandoned()?;
+        let mut record = Record::create(name, &cgroup::mount_point()?)?;
+        match Self::build(&mut record, driver, network) {
+            Ok((inside, sniffer)) => Ok(Self { driver, next_pod: 0, record, sniffer, _inside: inside }),
             Err(error) => {
                 record.undo();
                 Err(error)
@@ -77,7 +81,11 @@ impl Node {
         }
     }
 
-    fn build(record: &mut Record, driver: CgroupDriver, net: [u8; 2]) -> Result<Sniffed> {
+    fn build(
+        record: &mut Record,
+        driver: CgroupDriver,
+        network: Network,
+    ) -> Result<(Option<netns::Inside>, Sniffed)> {
         fs::create_dir_all(record.cgroup.join(driver.kubepods()))?;
         fs::create_dir_all(record.cgroup.join("host"))?;
         // A bpffs of its own: unmounting it detaches whatever is pinned there.
@@ -89,22 +97,42 @@ impl Node {
         fs::create_dir_all(&state)?;
         netns::run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=700", "tmpfs"]).arg(&state))?;
 
-        let metadata = format!("kube2ram-{}-metadata", record.name);
-        let (node_ip, metadata_ip) = veth_ips(net, METADATA_NET);
-        netns::add(record, &metadata, &record.link(METADATA_NET), node_ip, metadata_ip)?;
+        let inside = match network {
+            Network::Machine => None,
+            Network::Own => {
+                let netns = record.netns_of("node");
+                netns::add_alone(record, &netns)?;
+                record.node_netns = Some(netns.clone());
+                record.save()?;
+                Some(netns::Inside::enter(&netns)?)
+            }
+        };
+        let metadata = record.netns_of(METADATA);
+        let (node_ip, metadata_ip) = veth_ips(METADATA_NET);
+        netns::add(record, &metadata, &link(METADATA_NET), node_ip, metadata_ip)?;
         ip(&["-n", &metadata, "addr", "add", &format!("{}/32", Self::METADATA_IP), "dev", "lo"])?;
         ip(&["route", "add", &format!("{}/32", Self::METADATA_IP), "via", &metadata_ip.to_string()])?;
-        Sniffed::start(&metadata, Self::METADATA_IP)
+        Ok((inside, Sniffed::start(&metadata, Self::METADATA_IP)?))
     }
 
-    /// What it is called.
+    /// What it is called: the name that it was given, and this process's id.
     pub fn name(&self) -> &str {
         &self.record.name
     }
 
+    /// Its cgroup, which holds the pods' and the host daemons'.
+    pub fn cgroup(&self) -> &Path {
+        &self.record.cgroup
+    }
+
     /// An address of the node that pods can reach.
     pub fn ip(&self) -> Ipv4Addr {
-        veth_ips(self.net, METADATA_NET).0
+        veth_ips(METADATA_NET).0
+    }
+
+    /// Its network namespace, as a file.
+    pub fn netns(&self) -> PathBuf {
+        self.record.node_netns.as_deref().map_or_else(|| "/proc/self/ns/net".into(), netns::path)
     }
 
     /// Where cgroup v2 is mounted.
@@ -134,7 +162,7 @@ impl Node {
 
     /// A listener on 100.100.100.200:80, in the namespace that owns the address.
     pub fn metadata_bind(&self) -> Bind {
-        let netns = format!("kube2ram-{}-metadata", self.record.name);
+        let netns = self.record.netns_of(METADATA);
         let addr = SocketAddr::from((Self::METADATA_IP, 80));
         Bind::new(addr, move |addr| netns::within(&netns, || TcpListener::bind(addr)))
     }
@@ -161,10 +189,11 @@ impl Node {
             .map(|name| (name.to_owned(), cgroup.join(self.driver.container(&spec.uid, name))))
             .collect::<BTreeMap<_, _>>();
         let netns = (spec.network != PodNetwork::Host).then(|| match index {
-            Some(index) => format!("kube2ram-{}-{index}", self.record.name),
-            None => format!("kube2ram-{}-{}", self.record.name, spec.name),
+            Some(index) => self.record.netns_of(&index.to_string()),
+            None => self.record.netns_of(&spec.name),
         });
-        let pod_record = PodRecord { cgroup, containers, netns };
+        let node_netns = self.record.node_netns.clone();
+        let pod_record = PodRecord { cgroup, containers, netns, node_netns };
         self.record.pods.insert(spec.name.clone(), pod_record.clone());
         self.record.save()?;
         for directory in pod_record.containers.values() {
@@ -172,9 +201,8 @@ impl Node {
         }
         let ip = match (&pod_record.netns, index) {
             (Some(netns), Some(index)) => {
-                let (node_ip, pod_ip) = veth_ips(self.net, index);
-                let link = self.record.link(index);
-                netns::add(&mut self.record, netns, &link, node_ip, pod_ip)?;
+                let (node_ip, pod_ip) = veth_ips(index);
+                netns::add(&mut self.record, netns, &link(index), node_ip, pod_ip)?;
                 pod_ip
             }
             (Some(netns), None) => {
@@ -215,14 +243,10 @@ impl Node {
     /// As [`Self::add_pod`].
     pub fn add_router(&mut self) -> Result<Router> {
         let (outer, inner) = (self.next_net()?, self.next_net()?);
-        let (name, client) = (
-            format!("kube2ram-{}-router", self.record.name),
-            format!("kube2ram-{}-client", self.record.name),
-        );
-        let (node_ip, router_ip) = veth_ips(self.net, outer);
-        let link = self.record.link(outer);
-        netns::add(&mut self.record, &name, &link, node_ip, router_ip)?;
-        let (ip, client_ip) = veth_ips(self.net, inner);
+        let (name, client) = (self.record.netns_of("router"), self.record.netns_of("client"));
+        let (node_ip, router_ip) = veth_ips(outer);
+        netns::add(&mut self.record, &name, &link(outer), node_ip, router_ip)?;
+        let (ip, client_ip) = veth_ips(inner);
         netns::add_behind(&mut self.record, &name, &client, ip, client_ip)?;
         Ok(Router { cgroup: self.record.cgroup.join("host"), client, ip, name })
     }
@@ -236,7 +260,7 @@ impl Node {
 
     /// A command that will run as a host daemon: outside kubepods, in the node's namespaces.
     pub fn host_command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        pod::join(&self.record.cgroup.join("host"), None, program.as_ref())
+        pod::join(&self.record.cgroup.join("host"), self.record.node_netns.as_deref(), program.as_ref())
     }
 }
 
@@ -246,44 +270,24 @@ impl Drop for Node {
     }
 }
 
+/// Where a node's network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    Machine,
+    Own,
+}
+
+/// The namespace that owns the metadata address.
+const METADATA: &str = "metadata";
 /// The metadata server's is the last of the /24s that pods have one each of.
 const METADATA_NET: u8 = 250;
 
-/// How long to wait for another process's node to go away.
-const LOCK_DEADLINE: Duration = Duration::from_secs(600);
-
-fn lock() -> Result<File> {
-    fs::create_dir_all(Record::ROOT)?;
-    let file = File::create(Path::new(Record::ROOT).join("lock"))?;
-    let deadline = Instant::now() + LOCK_DEADLINE;
-    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        ensure!(error == rustix::io::Errno::WOULDBLOCK, "cannot lock {}: {error}", Record::ROOT);
-        ensure!(Instant::now() < deadline, "another sandbox is running (cargo xtask sandbox --keep?)");
-        thread::sleep(Duration::from_millis(50));
-    }
-
-    Ok(file)
-}
-
-/// A /16 that this machine has no route into; refuses a machine that already routes the metadata address somewhere.
-fn free_net() -> Result<[u8; 2]> {
-    let routes = netns::routes()?;
-    if routes.iter().any(|(net, len)| *net == Node::METADATA_IP && *len == 32) {
-        bail!("this machine has a route to {} of its own", Node::METADATA_IP);
-    }
-    let taken = |candidate: Ipv4Addr| {
-        routes.iter().any(|(net, len)| {
-            let mask = u32::MAX.checked_shl(32 - u32::from((*len).min(16))).unwrap_or(0);
-            *len > 0 && u32::from(*net) & mask == u32::from(candidate) & mask
-        })
-    };
-    (213..=223)
-        .map(|second| [10, second])
-        .find(|[first, second]| !taken(Ipv4Addr::new(*first, *second, 0, 0)))
-        .context("10.213.0.0/16 to 10.223.0.0/16 are all in use on this machine")
-}
-
 /// Both ends of a pod's veth: the node's and the pod's.
-fn veth_ips([first, second]: [u8; 2], index: u8) -> (Ipv4Addr, Ipv4Addr) {
-    (Ipv4Addr::new(first, second, index, 1), Ipv4Addr::new(first, second, index, 2))
+fn veth_ips(index: u8) -> (Ipv4Addr, Ipv4Addr) {
+    (Ipv4Addr::new(10, 213, index, 1), Ipv4Addr::new(10, 213, index, 2))
+}
+
+/// The node's end of a veth.
+fn link(index: u8) -> String {
+    format!("k2r-pod{index}")
 }

@@ -22,7 +22,8 @@ use crate::{
     standin::{Accounts, Ancestor, ApiServer, Bind, Metadata, PodManifest, Sts},
 };
 
-/// A machine that looks like a cluster to whoever runs on it. Dropping it removes everything.
+/// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling thread is inside the node's network
+/// namespace until then, as [`Node::create`] says.
 ///
 /// ```no_run
 /// # use kube2ram_sandbox::{Sandbox, node::PodSpec};
@@ -67,8 +68,19 @@ impl Sandbox {
     /// # Errors
     /// As [`Self::create`].
     pub fn create_with(name: &str, driver: CgroupDriver) -> Result<Self> {
+        Self::on(Node::create(name, driver)?)
+    }
+
+    /// The same with the machine's own network, for a virtual machine that is a node as a whole.
+    ///
+    /// # Errors
+    /// As [`Node::create_of_machine`]; when the client binary has not been built.
+    pub fn create_of_machine(name: &str, driver: CgroupDriver) -> Result<Self> {
+        Self::on(Node::create_of_machine(name, driver)?)
+    }
+
+    fn on(node: Node) -> Result<Self> {
         let client = client_path()?;
-        let node = Node::create(name, driver)?;
         let accounts = Arc::new(Accounts::new(Clock::default()));
         let metadata = Metadata::start(node.metadata_bind(), Arc::clone(&accounts))?;
         let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts))?;

@@ -1,116 +1,147 @@
-//! What a node leaves behind: nothing, however it ends. One test at a time, since they look at the whole machine.
+//! What a node leaves behind: nothing, however it ends, and whatever other nodes the machine has meanwhile.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    os::fd::AsFd as _,
     path::Path,
-    process::{Child, Command},
-    sync::{Mutex, PoisonError},
+    process::{self, Child, Command},
+    thread,
+    time::{Duration, Instant},
 };
 
 use kube2ram_sandbox::node::{CgroupDriver, Node, PodSpec, Record};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// What a node could leave on the machine.
-fn machine() -> BTreeSet<String> {
+/// What a node of that name, which must be of this process, has on the machine.
+fn things_of(name: &str) -> BTreeSet<String> {
     let names = |directory: &str| {
         let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-        let paths = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file()));
-        paths.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
+        entries.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
     };
-    let routes = Command::new("ip").args(["route", "show", "table", "all"]).output().unwrap().stdout;
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    ["/sys/class/net", "/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/bpf", "/run/kube2ram-sandbox"]
-        .into_iter()
-        .flat_map(names)
-        .chain(
-            fs::read_dir("/run/netns")
-                .into_iter()
-                .flatten()
-                .map(|entry| format!("{:?}", entry.unwrap().path())),
-        )
-        .chain(String::from_utf8(routes).unwrap().lines().map(str::to_owned))
-        .chain(mounts.lines().filter(|mount| !mount.contains("/run/netns")).map(str::to_owned))
-        .chain([fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap()])
-        .collect()
+    let mounts = mounts.lines().map(str::to_owned).collect();
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/bpf", "/run/netns", Record::ROOT];
+    let of_this_process = format!("{name}-{}", process::id());
+    let all = places.into_iter().map(names).chain([mounts]).flatten();
+    all.filter(|thing| thing.contains(&of_this_process)).collect()
+}
+
+/// What all nodes of the machine share, and none may touch.
+fn network_of_machine() -> Vec<String> {
+    let list = |arguments: &[&str]| {
+        String::from_utf8(Command::new(arguments[0]).args(&arguments[1..]).output().unwrap().stdout).unwrap()
+    };
+    vec![
+        list(&["ip", "-o", "link", "show"]),
+        list(&["ip", "route", "show", "table", "all"]),
+        list(&["ip", "rule"]),
+        list(&["nft", "list", "tables"]),
+        fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+        fs::read_link("/proc/thread-self/ns/net").unwrap().display().to_string(),
+    ]
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn dropping_the_node_leaves_the_machine_as_it_was() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    drop(Node::create("first", CgroupDriver::Cgroupfs).unwrap());
-    let before = machine();
+    let before = network_of_machine();
+    let outside = File::open("/proc/thread-self/ns/net").unwrap();
 
     let mut node = Node::create("leaves-nothing", CgroupDriver::Systemd).unwrap();
     let pod = node.add_pod(&PodSpec::new("orders")).unwrap();
     let gone = node.add_pod(&PodSpec::new("gone")).unwrap();
     let mut survivor = pod.command("app", "sleep").unwrap().arg("1000").spawn().unwrap();
     node.remove_pod(gone).unwrap();
-    assert_ne!(machine(), before);
+    // A cgroup, a directory, two mounts, and the namespaces of node, metadata server and pod, each a file and a mount.
+    let things = things_of("leaves-nothing");
+    assert_eq!(things.len(), 10, "{things:?}");
+    assert_ne!(network_of_machine(), before);
+    let machine = thread::spawn(move || {
+        move_into_link_name_space(outside.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        network_of_machine()
+    });
+    assert_eq!(machine.join().unwrap(), before);
     drop(node);
 
-    assert_eq!(machine(), before);
+    assert_eq!(things_of("leaves-nothing"), BTreeSet::new());
+    assert_eq!(network_of_machine(), before);
     assert!(!survivor.wait().unwrap().success());
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_failed_test_leaves_the_machine_as_it_was() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    drop(Node::create("first", CgroupDriver::Cgroupfs).unwrap());
-    let before = machine();
-
-    let outcome = std::thread::spawn(|| {
+    let outcome = thread::spawn(|| {
         let mut node = Node::create("panics", CgroupDriver::Cgroupfs).unwrap();
         let _pod = node.add_pod(&PodSpec::new("orders")).unwrap();
+        assert!(!things_of("panics").is_empty());
         panic!("as a failed assertion does");
     });
 
-    assert!(outcome.join().is_err());
-    assert_eq!(machine(), before);
+    let message = outcome.join().unwrap_err();
+    assert_eq!(*message.downcast::<&str>().unwrap(), "as a failed assertion does");
+    assert_eq!(things_of("panics"), BTreeSet::new());
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_next_run_removes_what_a_killed_one_left() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    drop(Node::create("first", CgroupDriver::Cgroupfs).unwrap());
-    let before = machine();
+fn the_next_node_removes_what_a_killed_process_left() {
     // A node that is made, and then made again by hand from its record: as if its process had been killed.
     let mut node = Node::create("killed", CgroupDriver::Cgroupfs).unwrap();
     let _pod = node.add_pod(&PodSpec::new("orders")).unwrap();
-    let directory = Path::new(Record::ROOT).join("killed");
+    let directory = Path::new(Record::ROOT).join(node.name());
     let record = fs::read(directory.join("state.json")).unwrap();
     let cgroup = node.pods_cgroup();
     drop(node);
     let mut process = leave_behind(&directory, &record, &cgroup);
+    assert!(!things_of("killed").is_empty());
 
     drop(Node::create("next", CgroupDriver::Cgroupfs).unwrap());
 
-    assert_eq!(machine(), before);
+    // Another process's node may have found it first, and be at it.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !things_of("killed").is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", things_of("killed"));
+        thread::sleep(Duration::from_millis(10));
+    }
     assert!(!process.wait().unwrap().success());
 }
 
 fn leave_behind(directory: &Path, record: &[u8], cgroup: &Path) -> Child {
     fs::create_dir_all(directory.join("bpf")).unwrap();
-    fs::write(directory.join("state.json"), record).unwrap();
     fs::create_dir_all(cgroup).unwrap();
     let process = Command::new("sleep").arg("1000").spawn().unwrap();
     fs::write(cgroup.join("cgroup.procs"), process.id().to_string()).unwrap();
-    let record: serde_json::Value = serde_json::from_slice(record).unwrap();
-    let link = record["links"][1].as_str().unwrap();
-    let netns = record["netns"][1].as_str().unwrap();
+    let fields: serde_json::Value = serde_json::from_slice(record).unwrap();
     let bpf = directory.join("bpf").display().to_string();
-    for command in [
-        vec!["mount", "-t", "bpf", "bpf", &bpf],
-        vec!["ip", "netns", "add", netns],
-        vec!["ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns],
-    ] {
-        assert!(Command::new(command[0]).args(&command[1..]).status().unwrap().success());
+    let namespaces = fields["netns"].as_array().unwrap();
+    assert_eq!(namespaces.len(), 3, "{namespaces:?}");
+    let add = |netns: &serde_json::Value| {
+        vec!["ip".into(), "netns".into(), "add".into(), netns.as_str().unwrap().to_owned()]
+    };
+    let mount = ["mount", "-t", "bpf", "bpf", &bpf].map(str::to_owned).to_vec();
+    for command in namespaces.iter().map(add).chain([mount]) {
+        assert!(Command::new(&command[0]).args(&command[1..]).status().unwrap().success());
     }
+    fs::write(directory.join("lock"), "").unwrap();
+    // Last: from here on any node may remove it.
+    fs::write(directory.join("state.json"), record).unwrap();
     process
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_node_in_use_is_nobodys_to_remove() {
+    let mut node = Node::create("in-use", CgroupDriver::Cgroupfs).unwrap();
+    let pod = node.add_pod(&PodSpec::new("orders")).unwrap();
+
+    thread::spawn(|| drop(Node::create("other", CgroupDriver::Cgroupfs).unwrap())).join().unwrap();
+
+    let alive = pod.command("app", "true").unwrap().status().unwrap();
+    assert!(alive.success());
+    assert!(Node::create("in-use", CgroupDriver::Cgroupfs).is_err(), "a name is given once");
+    assert!(things_of("in-use").len() >= 10, "{:?}", things_of("in-use"));
 }

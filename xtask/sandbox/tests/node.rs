@@ -60,7 +60,8 @@ fn commands_run_in_the_cgroup_and_namespace_of_their_container() {
         };
         let cgroup =
             |directory: &Path| format!("/{}", directory.strip_prefix(node.cgroup_root()).unwrap().display());
-        let here = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
+        // The node's, which this thread is in.
+        let here = fs::read_link("/proc/thread-self/ns/net").unwrap().display().to_string();
 
         let app = place(&mut pod.command("app", "sh").unwrap());
         let nested = place(&mut pod.nested_command("app", "inner/most", "sh").unwrap());
@@ -72,7 +73,7 @@ fn commands_run_in_the_cgroup_and_namespace_of_their_container() {
         assert_ne!(app.1, here);
         assert_eq!(nested, (app.0 + "/inner/most", app.1));
         assert_eq!(daemon, (cgroup(host_pod.container_cgroup("app").unwrap()), here.clone()));
-        assert_eq!(host, ("/kube2ram-places/host".to_owned(), here));
+        assert_eq!(host, (cgroup(&node.cgroup().join("host")), here));
         assert!(pod.command("none", "sh").is_err());
     }
 }

@@ -95,17 +95,21 @@ fn kept_sandbox_can_be_entered_and_is_removed_by_a_signal() {
         assert!(lines.read_line(&mut line).unwrap() > 0, "it ended");
     }
 
-    let exec =
-        |target: &str| Command::new(BINARY).args(["exec", target, "--", "cat", "/proc/self/cgroup"]).output();
+    // Other sandboxes may have such a pod, too.
+    let name = format!("show-{}", kept.id());
+    let exec = |target: &str| {
+        let arguments = ["exec", "--sandbox", &name, target, "--", "cat", "/proc/self/cgroup"];
+        Command::new(BINARY).args(arguments).output()
+    };
     let inside = String::from_utf8(exec("orders/sidecar").unwrap().stdout).unwrap();
     let missing = exec("nobody").unwrap();
     let pid = kept.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 
     assert_eq!(kept.wait().unwrap().code(), Some(130));
-    assert!(inside.contains("/kube2ram-show/kubepods/burstable/pod"), "{inside}");
+    assert!(inside.contains(&format!("/kube2ram-{name}/kubepods/burstable/pod")), "{inside}");
     assert!(!missing.status.success());
-    assert!(!Path::new(Record::ROOT).join("show").exists());
+    assert!(!Path::new(Record::ROOT).join(&name).exists());
     // Whoever still held the pipe would be a process left behind.
     lines.read_to_string(&mut line).unwrap();
 }

@@ -1,7 +1,14 @@
-//! Network namespaces, each on a veth of its own to the node, made with iproute2.
-//! Forwarding is turned on for the veths alone, so the machine's own settings stay as they are. Called by `node`.
+//! Network namespaces, made with iproute2: the node's, and each pod's on a veth of its own to the node's. Called by `node`.
 
-use std::{fs, io, net::Ipv4Addr, os::fd::AsFd as _, path::Path, process::Command, thread};
+use std::{
+    fs::{self, File},
+    io,
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -27,16 +34,12 @@ pub(super) fn add(
     node_ip: Ipv4Addr,
     inner_ip: Ipv4Addr,
 ) -> Result<()> {
-    record.netns.push(netns.to_owned());
-    record.links.push(link.to_owned());
-    record.save()?;
-    ip(&["netns", "add", netns])?;
+    add_alone(record, netns)?;
     ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns])?;
     ip(&["addr", "add", &format!("{node_ip}/24"), "dev", link])?;
-    // Of the input device only: without it the node would not forward, with the global switch the machine would be a router.
+    // Of the input device only: that of a whole machine's network must not be turned into a router.
     fs::write(format!("/proc/sys/net/ipv4/conf/{link}/forwarding"), "1")?;
     ip(&["link", "set", link, "up"])?;
-    ip(&["-n", netns, "link", "set", "lo", "up"])?;
     ip(&["-n", netns, "addr", "add", &format!("{inner_ip}/24"), "dev", "eth0"])?;
     ip(&["-n", netns, "link", "set", "eth0", "up"])?;
     ip(&["-n", netns, "route", "add", "default", "via", &node_ip.to_string()])
@@ -68,29 +71,45 @@ pub(super) fn add_behind(
 }
 
 /// Where iproute2 keeps a namespace.
-pub(super) fn path(netns: &str) -> std::path::PathBuf {
+pub(super) fn path(netns: &str) -> PathBuf {
     Path::new("/run/netns").join(netns)
 }
 
 /// Runs a function inside a namespace, on a thread that ends with it. Sockets made there stay there.
 pub(super) fn within<T: Send>(netns: &str, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let file = fs::File::open(path(netns))?;
+    let file = File::open(path(netns))?;
     thread::scope(|scope| {
         let inside = scope.spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            enter(&file)?;
             f()
         });
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
 }
 
-/// Every IPv4 destination in every routing table: network and prefix length.
-pub(super) fn routes() -> Result<Vec<(Ipv4Addr, u8)>> {
-    let routes = run(Command::new("ip").args(["-4", "route", "show", "table", "all"]))?;
-    Ok(routes.lines().filter_map(|line| line.split(' ').take(2).find_map(prefix)).collect())
+/// The calling thread inside a namespace. Threads and processes that it starts are inside, too. Dropping it leads the thread that drops it back.
+#[derive(Debug)]
+pub(super) struct Inside {
+    outside: File,
 }
 
-fn prefix(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (net, len) = text.split_once('/').unwrap_or((text, "32"));
-    Some((net.parse().ok()?, len.parse().ok()?))
+impl Inside {
+    pub(super) fn enter(netns: &str) -> io::Result<Self> {
+        // Of the thread, not of the process: the two differ while a node exists.
+        let outside = File::open("/proc/thread-self/ns/net")?;
+        enter(&File::open(path(netns))?)?;
+        Ok(Self { outside })
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Err(error) = enter(&self.outside) {
+            crate::say(&format!("cannot leave the node's network namespace: {error}"));
+        }
+    }
+}
+
+fn enter(netns: &File) -> io::Result<()> {
+    Ok(move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?)
 }

@@ -210,7 +210,7 @@ impl Pod {
     ) -> Result<Command> {
         let cgroup = self.container_cgroup(container).context("no such container")?.join(nested);
         fs::create_dir_all(&cgroup)?;
-        Ok(join(&cgroup, self.record.netns.as_deref(), program.as_ref()))
+        Ok(self.record.join(&cgroup, program.as_ref()))
     }
 }
 

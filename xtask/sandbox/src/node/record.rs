@@ -1,31 +1,34 @@
-//! What a node has made on this machine, on disk before it exists, and how it is undone: by the node itself, by a signal, or by
-//! the next run. Depends on cgroup removal, iproute2 and nftables. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
+//! What a node has made on this machine, on disk before it exists, and how it is undone: by the node itself, by a signal, or by another process's
+//! node when this process is gone. Depends on cgroup removal and iproute2. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{self, Command},
 };
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{cgroup, netns, pod};
-use crate::{say, standin::hex_sha256};
+use crate::say;
 
 /// The things that exist because of one node.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Record {
-    /// The node's name.
+    /// The name that the node was given, and its process's id.
     pub name: String,
-    /// Whose it is.
-    pub pid: u32,
     /// The pods, by name.
     pub pods: BTreeMap<String, PodRecord>,
     pub(super) cgroup: PathBuf,
-    pub(super) links: Vec<String>,
+    /// Network namespaces, the node's among them.
     pub(super) netns: Vec<String>,
+    pub(super) node_netns: Option<String>,
+    /// Held as long as somebody looks after the node: who gets it may undo what is on record.
+    #[serde(skip)]
+    lock: Option<File>,
 }
 
 /// How to get into a pod.
@@ -33,7 +36,9 @@ pub struct Record {
 pub struct PodRecord {
     pub(super) cgroup: PathBuf,
     pub(super) containers: BTreeMap<String, PathBuf>,
+    /// Its own, if it has one.
     pub(super) netns: Option<String>,
+    pub(super) node_netns: Option<String>,
 }
 
 impl PodRecord {
@@ -47,7 +52,12 @@ impl PodRecord {
             None => self.containers.iter().find(|(name, _)| *name != pod::PAUSE).map(|(_, cgroup)| cgroup),
         };
         let cgroup = found.with_context(|| format!("no container {:?}", container.unwrap_or_default()))?;
-        Ok(pod::join(cgroup, self.netns.as_deref(), program.as_ref()))
+        Ok(self.join(cgroup, program.as_ref()))
+    }
+
+    /// A command that will run in a cgroup, and in the pod's network namespace or the node's.
+    pub(super) fn join(&self, cgroup: &Path, program: &std::ffi::OsStr) -> Command {
+        pod::join(cgroup, self.netns.as_deref().or(self.node_netns.as_deref()), program)
     }
 }
 
@@ -55,8 +65,17 @@ impl Record {
     /// Where the records are.
     pub const ROOT: &str = "/run/kube2ram-sandbox";
 
-    pub(super) fn new(name: &str, cgroup: PathBuf) -> Self {
-        Self { name: name.to_owned(), pid: process::id(), cgroup, ..Self::default() }
+    /// Of a node of this process that is about to be made.
+    pub(super) fn create(name: &str, cgroup_root: &Path) -> Result<Self> {
+        let name = of_this_process(name);
+        let cgroup = cgroup_root.join(format!("kube2ram-{name}"));
+        let mut record = Self { name, cgroup, ..Self::default() };
+        fs::create_dir_all(record.directory())?;
+        // Before the record exists: one without a lock is taken for abandoned.
+        let lock = File::create(record.directory().join(LOCK))?;
+        record.lock = Some(try_lock(lock)?.context("this process has a node of that name")?);
+        record.save()?;
+        Ok(record)
     }
 
     /// The records of all nodes on this machine.
@@ -65,8 +84,10 @@ impl Record {
     /// When a record cannot be read.
     pub fn load_all() -> Result<Vec<Self>> {
         let Ok(entries) = fs::read_dir(Self::ROOT) else { return Ok(Vec::new()) };
-        let files = entries.filter_map(Result::ok).map(|entry| entry.path().join(FILE));
-        files.filter(|file| file.exists()).map(|file| Self::load(&file)).collect()
+        let entries = entries.filter_map(Result::ok);
+        let files = entries.map(|entry| entry.path().join(FILE)).filter(|file| file.is_file());
+        // One that is gone by now was removed by its own process.
+        files.map(|file| Self::load(&file)).filter(|record| !record.as_ref().is_err_and(is_gone)).collect()
     }
 
     fn load(file: &Path) -> Result<Self> {
@@ -76,15 +97,27 @@ impl Record {
 
     /// Removes a node of this process that cannot be dropped, because a signal ends the process.
     pub fn remove(name: &str) {
-        if let Ok(record) = Self::load(&Path::new(Self::ROOT).join(name).join(FILE)) {
+        if let Ok(record) = Self::load(&Path::new(Self::ROOT).join(of_this_process(name)).join(FILE)) {
             record.undo();
         }
     }
 
-    /// Undoes what crashed runs have left. The caller holds the lock, so every record is one of those.
-    pub(super) fn undo_all() -> Result<()> {
-        Self::load_all()?.iter().for_each(Self::undo);
+    /// Undoes what is of no process any more.
+    pub(super) fn undo_abandoned() -> Result<()> {
+        for record in Self::load_all()? {
+            let Ok(lock) = File::open(record.directory().join(LOCK)) else { continue };
+            let Some(_lock) = try_lock(lock)? else { continue };
+            // Unless its own process, or another one that found it, was faster.
+            if record.directory().join(FILE).exists() {
+                record.undo();
+            }
+        }
         Ok(())
+    }
+
+    /// What a network namespace of the node's is called, among all of the machine.
+    pub(super) fn netns_of(&self, what: &str) -> String {
+        format!("kube2ram-{}-{what}", self.name)
     }
 
     pub(super) fn save(&self) -> Result<()> {
@@ -107,11 +140,6 @@ impl Record {
         self.directory().join("agent")
     }
 
-    /// The name of a veth's end on the node: at most 15 characters, and unlike any other node's.
-    pub(super) fn link(&self, index: u8) -> String {
-        format!("k2r{}p{index}", &hex_sha256(self.name.as_bytes())[..6])
-    }
-
     /// Removes everything, as far as the machine lets it; what could not be removed is said, and stays on record.
     pub(super) fn undo(&self) {
         let mut clean = true;
@@ -122,11 +150,6 @@ impl Record {
             }
         };
         attempt(cgroup::remove(&self.cgroup));
-        // The agent's netfilter table stays when the agent ends, and would hold for the next node's pods.
-        let tables = netns::run(Command::new("nft").args(["list", "tables"]));
-        if tables.is_ok_and(|tables| tables.lines().any(|table| table == GUARD)) {
-            attempt(netns::run(Command::new("nft").arg(format!("delete {GUARD}"))).map(drop));
-        }
         // What the agent pinned goes with the bpffs.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for mount in [self.bpffs(), self.agent_state()] {
@@ -134,9 +157,7 @@ impl Record {
                 attempt(netns::run(Command::new("umount").arg("-l").arg(&mount)).map(drop));
             }
         }
-        for link in self.links.iter().filter(|link| Path::new("/sys/class/net").join(link).exists()) {
-            attempt(netns::ip(&["link", "delete", link]));
-        }
+        // Devices, routes and netfilter tables go with them.
         for netns in self.netns.iter().filter(|netns| netns::path(netns).exists()) {
             attempt(netns::ip(&["netns", "delete", netns]));
         }
@@ -148,6 +169,22 @@ impl Record {
 }
 
 const FILE: &str = "state.json";
+const LOCK: &str = "lock";
 
-/// The table of the agent's forward guard.
-const GUARD: &str = "table ip kube2ram";
+/// The file with its lock, unless somebody has that.
+fn try_lock(file: File) -> Result<Option<File>> {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).context("cannot lock a record"),
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn of_this_process(name: &str) -> String {
+    format!("{name}-{}", process::id())
+}
