@@ -120,6 +120,16 @@ pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
 /// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
 pub const MAX_CGROUP_LEVEL: i32 = 10;
 
+/// Whether something that began at `since_ns` is older than [`HANDSHAKE_MAX_AGE_NS`].
+///
+/// The difference is signed: another processor may write `since_ns` after this one has read its clock, and a difference that wraps round would make the
+/// youngest entry the oldest.
+#[inline(always)]
+#[must_use]
+pub const fn is_past_max_age(now_ns: u64, since_ns: u64) -> bool {
+    now_ns.wrapping_sub(since_ns).cast_signed() > HANDSHAKE_MAX_AGE_NS.cast_signed()
+}
+
 /// Cgroups that the boot guard takes for the host's own, at most.
 pub const MAX_HOST_CGROUPS: usize = 64;
 
@@ -220,6 +230,19 @@ mod tests {
         assert_eq!(place_in(keys[1], 0), keys[0], "any key of a share names it");
         assert_eq!(place_in(keys[0], MAX_HANDSHAKES_OF_POD), keys[0], "counted round");
         assert!(MAX_HANDSHAKES_OF_POD.is_power_of_two());
+    }
+
+    #[test]
+    fn only_what_is_older_than_the_maximum_is_past_it() {
+        let now = 5_u64;
+        for (since_ns, is_past) in [
+            (now, false),
+            (now + 1, false),
+            (now.wrapping_sub(HANDSHAKE_MAX_AGE_NS), false),
+            (now.wrapping_sub(HANDSHAKE_MAX_AGE_NS + 1), true),
+        ] {
+            assert_eq!(is_past_max_age(now, since_ns), is_past, "{since_ns}");
+        }
     }
 
     #[test]

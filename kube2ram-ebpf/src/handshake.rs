@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, HANDSHAKE_MAX_AGE_NS, Handshake};
+use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, Handshake, is_past_max_age};
 
 use crate::{
     context::{SockOps, now_ns},
@@ -112,7 +112,7 @@ fn hand_over(context: &SockOps, accepted: Socket) {
         count(Counter::NotHandedOver);
         return;
     };
-    let is_old = now_ns().wrapping_sub(record.connected_at_ns) > HANDSHAKE_MAX_AGE_NS;
+    let is_old = is_past_max_age(now_ns(), record.connected_at_ns);
     if confirm_and_consume(key, record) && !is_old && record.flags == 0 {
         count(Counter::HandedOver);
     } else {
@@ -161,7 +161,10 @@ fn withdraw(context: &SockOps, record: &ConnectRecord) {
     // SAFETY: the element stays valid while the program runs (RCU).
     if let Some(pending) = unsafe { HANDSHAKES.get(key) }
         && pending.cookie == record.cookie
+        && !consume(key, pending.share)
     {
-        consume(key, pending.share);
+        // Either the hand-over removed the entry first, and nothing is left to mark. Or the kernel did not get the lock of the hash bucket (-EBUSY
+        // from Linux 5.11 on, -EDEADLK or -ETIMEDOUT from 6.15 on) and the entry outlives its socket: it must never be handed over.
+        contest(key);
     }
 }

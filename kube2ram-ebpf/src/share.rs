@@ -4,7 +4,7 @@
 //! when no handshake can be that old.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use kube2ram_common::abi::{HANDSHAKE_MAX_AGE_NS, SHARE_PROBES, place_in};
+use kube2ram_common::abi::{SHARE_PROBES, is_past_max_age, place_in};
 
 use crate::{context::now_ns, maps::SHARES};
 
@@ -34,7 +34,7 @@ fn is_taken_by_us(key: u64) -> bool {
     }
     // SAFETY: a value is replaced as a whole, never written in place.
     let is_forgotten = match unsafe { SHARES.get(key) } {
-        Some(taken_at) => now.wrapping_sub(*taken_at) > HANDSHAKE_MAX_AGE_NS,
+        Some(taken_at) => is_past_max_age(now, *taken_at),
         None => false,
     };
     if !is_forgotten {

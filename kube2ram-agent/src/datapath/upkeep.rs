@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aya::maps::HashMap;
 use kube2ram_common::{
-    abi::{ConnectRecord, HANDSHAKE_MAX_AGE_NS, Handshake},
+    abi::{ConnectRecord, Handshake, is_past_max_age},
     names::map,
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -45,7 +45,7 @@ impl Datapath {
 fn remove_the_old(pins: &Pins) -> Result<(), DatapathError> {
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns = u64::try_from(Duration::try_from(now).unwrap_or_default().as_nanos()).unwrap_or_default();
-    let is_old = |since_ns: u64| now_ns.saturating_sub(since_ns) > HANDSHAKE_MAX_AGE_NS;
+    let is_old = |since_ns: u64| is_past_max_age(now_ns, since_ns);
     let mut handshakes: HashMap<_, Handshake, ConnectRecord> = open(pins, map::HANDSHAKES)?;
     let old: Vec<_> =
         handshakes.iter().flatten().filter(|(_, record)| is_old(record.connected_at_ns)).collect();

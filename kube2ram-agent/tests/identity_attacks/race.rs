@@ -10,7 +10,7 @@ use std::{
 
 use kube2ram_agent::datapath::Origins as _;
 
-use crate::field::{Client, Field};
+use crate::field::{Client, Field, uptime_ns};
 
 /// Connects and closes as fast as it can, sometimes before the handshake is over, from ports that are this pod's alone.
 const FLICKER: &str = "import random\nprint('go', flush=True)\nend = __import__('time').monotonic() + SECONDS\n\
@@ -61,7 +61,22 @@ fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
     assert_ne!(vouched, 0);
     let deadline = Instant::now() + Duration::from_secs(10);
     while field.pending() + field.shares().keys().count() > 0 {
-        assert!(Instant::now() < deadline, "{} pending", field.pending());
+        assert!(Instant::now() < deadline, "left behind, at {} ns:\n{}", uptime_ns(), left_behind(&field));
         while field.lab.listener.accept().is_ok() {}
     }
+}
+
+/// The entries that nobody removed, the places that nobody gave back, every socket of the namespace, and the counters: what tells which program missed
+/// its turn.
+fn left_behind(field: &Field) -> String {
+    let handshakes: Vec<_> = field.handshakes().iter().collect();
+    let shares: Vec<_> = field.shares().iter().collect();
+    let counters: Vec<_> =
+        field.datapath.counters().unwrap().read().filter(|(_, count)| *count > 0).collect();
+    let sockets =
+        Command::new("ip").args(["netns", "exec", &field.netns.0, "ss", "-tanpe"]).output().unwrap();
+    format!(
+        "handshakes: {handshakes:#?}\nshares: {shares:?}\ncounters: {counters:?}\nsockets:\n{}",
+        String::from_utf8_lossy(&sockets.stdout)
+    )
 }

@@ -1,7 +1,7 @@
 //! No pod can use up what all of them need for their handshakes.
 
 use kube2ram_agent::datapath::OriginError;
-use kube2ram_common::abi::{HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, place_in, share_of};
+use kube2ram_common::abi::{ConnectRecord, HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, place_in, share_of};
 
 use crate::field::{Field, Netns, uptime_ns};
 
@@ -61,4 +61,28 @@ fn a_share_is_full_only_as_long_as_a_handshake_can_last() {
     assert_ne!(field.counter("share_full"), 0);
     assert_eq!(over.unwrap(), field.lab.id("pods/a"));
     assert_eq!(field.dial("pods/b", 0).unwrap(), field.lab.id("pods/b"), "a share is one pod's");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_agent_removes_what_no_handshake_can_still_need() {
+    let mut field = Field::new("sweep");
+    let (mut handshakes, mut shares) = (field.handshakes(), field.shares());
+    let pod = field.lab.id("pods/a").0;
+    let young = uptime_ns();
+    let old = young.wrapping_sub(HANDSHAKE_MAX_AGE_NS + 2_000_000_000);
+    // As if the notice of the close had been lost, twice.
+    for (place, port, connected_at_ns) in [(0, 41_000, old), (1, 41_001, young)] {
+        let share = place_in(share_of(pod), place);
+        let record = ConnectRecord { cgroup: pod, connected_at_ns, share, ..ConnectRecord::default() };
+        handshakes.insert(field.handshake(port), record, 0).unwrap();
+        shares.insert(share, connected_at_ns, 0).unwrap();
+    }
+
+    field.datapath.upkeep().unwrap();
+
+    let left: Vec<_> = field.handshakes().keys().map(Result::unwrap).collect();
+    assert_eq!(left, [field.handshake(41_001)], "the old one is removed, the young one stays");
+    let left: Vec<_> = field.shares().keys().map(Result::unwrap).collect();
+    assert_eq!(left, [place_in(share_of(pod), 1)]);
 }
