@@ -15,22 +15,36 @@ use crate::{
     setup,
 };
 
-/// Builds the kernel half and the agent around it, and tells where the binary is. A release is one static file, the very one that the image holds.
-pub(crate) fn agent(release: bool) -> Result<PathBuf> {
-    if release {
-        setup::static_building(&[Arch::HERE])?;
-        let revision = checkout::revision();
-        return program(&ebpf::build()?, Arch::HERE, Profile::Release, revision.as_deref())
-            .map(|program| program.path);
-    }
+/// Programs that are not optimised, which all tests use.
+pub(crate) struct Programs {
+    pub(crate) agent: PathBuf,
+    pub(crate) sandbox: PathBuf,
+}
+
+/// Builds the eBPF programs, the agent around them, and the sandbox. All packages of the workspace at a time, as the tests are built: with other
+/// packages selected, cargo would choose other features for what they share, and build that once more.
+pub(crate) fn programs() -> Result<Programs> {
     let objects = ebpf::build()?;
-    say("building the agent");
+    say("building the agent and the sandbox");
     let mut build = cargo();
-    build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram"]);
+    build.args(["build", "--locked", "--workspace", "--bins"]);
     run(ebpf::embed(&mut build, &objects))?;
-    let binary = target_dir().join("debug/kube2ram");
-    say(format!("built {}", binary.display()));
-    Ok(binary)
+    let built = |name| target_dir().join("debug").join(name);
+    Ok(Programs { agent: built("kube2ram"), sandbox: built("kube2ram-sandbox") })
+}
+
+/// Builds the agent as it is released, one static file, the very one that the image holds; tells where it is.
+pub(crate) fn release() -> Result<PathBuf> {
+    setup::static_building(&[Arch::HERE])?;
+    let revision = checkout::revision();
+    program(&ebpf::build()?, Arch::HERE, Profile::Release, revision.as_deref()).map(|program| program.path)
+}
+
+/// Builds the optimised sandbox, for benches.
+pub(crate) fn release_sandbox() -> Result<PathBuf> {
+    say("building the sandbox");
+    run(cargo().args(["build", "--locked", "--package", "kube2ram-sandbox", "--release"]))?;
+    Ok(target_dir().join("release/kube2ram-sandbox"))
 }
 
 /// How a program for the node is optimised.

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{capture, cargo, cargo_home, root, run, say, target_dir};
+use crate::{
+    command::{capture, cargo, cargo_home, root, run, say, target_dir},
+    setup,
+};
 
 const PACKAGE: &str = "kube2ram-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
@@ -28,10 +31,7 @@ pub(crate) const LINKER_VERSION: &str = "0.13.0";
 
 /// Builds the objects and returns the directory that holds them.
 pub(crate) fn build() -> Result<PathBuf> {
-    let compiler = Compiler::find()?;
-    let Some(linker) = linker() else {
-        bail!("bpf-linker {LINKER_VERSION} is missing: run `cargo xtask setup`");
-    };
+    let (compiler, linker) = (Compiler::find()?, setup::bpf_linker()?);
     say(format!(
         "building the kernel half (rustc {}, LLVM {}, bpf-linker {LINKER_VERSION})",
         compiler.release, compiler.llvm
@@ -64,18 +64,6 @@ pub(crate) fn objects() -> impl Iterator<Item = &'static str> {
 /// Tells the agent's build script where the objects are, and to fail without them.
 pub(crate) fn embed<'a>(command: &'a mut Command, objects: &Path) -> &'a mut Command {
     command.env("KUBE2RAM_EBPF_DIR", objects).env("KUBE2RAM_REQUIRE_EBPF", "1")
-}
-
-/// Where `cargo xtask setup` puts what it builds.
-pub(crate) fn tools_dir() -> PathBuf {
-    target_dir().join("tools")
-}
-
-/// A bpf-linker of the right version: ours, or the one in PATH.
-pub(crate) fn linker() -> Option<PathBuf> {
-    [tools_dir().join("bin/bpf-linker"), "bpf-linker".into()].into_iter().find(|path| {
-        capture(Command::new(path).arg("--version")).is_some_and(|version| version.ends_with(LINKER_VERSION))
-    })
 }
 
 /// A compiler with the sources of `core`.

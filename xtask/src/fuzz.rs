@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{capture, cargo, root, run, say, target_dir},
-    ebpf::{self, tools_dir},
-    setup,
+    command::{cargo, root, run, say, target_dir},
+    counts::Counts,
+    ebpf, setup,
 };
 
 /// Of cargo-fuzz.
@@ -42,8 +42,9 @@ pub(crate) struct Fuzz {
 }
 
 impl Fuzz {
-    pub(crate) fn run(&self) -> Result<()> {
-        install()?;
+    /// Fuzzes, and tells how many targets found nothing.
+    pub(crate) fn run(&self) -> Result<Counts> {
+        program()?;
         // Nothing of it is fuzzed, but where it is missing the agent is compiled again for every target.
         setup::building()?;
         ebpf::build()?;
@@ -51,6 +52,7 @@ impl Fuzz {
         let chosen: Vec<&String> =
             all.iter().filter(|name| self.target.as_ref().is_none_or(|target| target == *name)).collect();
         ensure!(!chosen.is_empty(), "no such target; there are {}", all.join(", "));
+        let counts = Counts::passed(chosen.len());
         let seconds = (self.seconds / u64::try_from(chosen.len())?).max(1);
         for name in chosen {
             say(format!("fuzzing {name} for {seconds} s"));
@@ -60,7 +62,7 @@ impl Fuzz {
             let limits = limits.chunks(2).map(|flag| flag.join("="));
             let dictionary = format!("-dict={}", crate_dir().join("dictionary").display());
             // The first corpus is the one that grows.
-            run(self.cargo_fuzz(name, &[&found, &corpus(name)]).args(limits).args([
+            run(self.cargo_fuzz(name, &[&found, &corpus(name)])?.args(limits).args([
                 format!("-max_total_time={seconds}"),
                 format!("-seed={}", self.seed),
                 dictionary,
@@ -69,7 +71,7 @@ impl Fuzz {
                 self.keep(name, &found)?;
             }
         }
-        Ok(())
+        Ok(counts)
     }
 
     /// Makes the committed corpus anew of itself and of what was found: the smallest inputs that reach all that is reached.
@@ -80,7 +82,7 @@ impl Fuzz {
         }
         fs::create_dir_all(&merged)?;
         run(self
-            .cargo_fuzz(name, &[&merged, &corpus, found])
+            .cargo_fuzz(name, &[&merged, &corpus, found])?
             .args(["-merge=1", &format!("-max_len={MAX_LENGTH}")]))?;
         fs::remove_dir_all(&corpus)?;
         fs::create_dir_all(&corpus)?;
@@ -93,8 +95,8 @@ impl Fuzz {
     }
 
     /// `cargo fuzz run`; what is added are libFuzzer's own flags.
-    fn cargo_fuzz(&self, target: &str, corpora: &[&Path]) -> Command {
-        let mut command = Command::new(program());
+    fn cargo_fuzz(&self, target: &str, corpora: &[&Path]) -> Result<Command> {
+        let mut command = Command::new(program()?);
         command
             .current_dir(root())
             .args(["fuzz", "run", "--sanitizer", &self.sanitizer, "--fuzz-dir"])
@@ -107,7 +109,7 @@ impl Fuzz {
             // Sanitizers are unstable options; the pinned compiler takes them, for this child only.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO", cargo().get_program());
-        command
+        Ok(command)
     }
 }
 
@@ -120,8 +122,8 @@ fn corpus(target: &str) -> PathBuf {
     crate_dir().join("corpus").join(target)
 }
 
-fn program() -> PathBuf {
-    tools_dir().join("bin/cargo-fuzz")
+fn program() -> Result<PathBuf> {
+    setup::crate_program("cargo-fuzz", VERSION, "cargo-fuzz", |_| Ok(()))
 }
 
 fn targets() -> Result<Vec<String>> {
@@ -134,14 +136,4 @@ fn targets() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-fn install() -> Result<()> {
-    if capture(Command::new(program()).arg("--version")).is_some_and(|version| version.ends_with(VERSION)) {
-        return Ok(());
-    }
-    say(format!("installing cargo-fuzz {VERSION} (once)"));
-    run(cargo()
-        .args(["install", "cargo-fuzz", "--version", VERSION, "--locked", "--force", "--root"])
-        .arg(tools_dir()))
 }

@@ -8,6 +8,7 @@ mod disk;
 mod initramfs;
 mod machine;
 mod modules;
+mod plan;
 mod reboot;
 
 use std::{
@@ -15,75 +16,88 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::{
-    apt::Apt,
-    initramfs::{Contents, Modules},
-    machine::Boot,
-};
+use self::{apt::Apt, machine::Boot, plan::Plan};
 use crate::{
-    command::{capture, cargo, root, run, say, target_dir},
+    build,
+    command::{run, say, target_dir},
+    counts::Counts,
     ebpf,
     musl::Arch,
-    setup, steps,
+    setup,
 };
 
 /// The series, and the Debian release whose security suite holds its newest kernel.
 const SERIES: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "bookworm")];
-/// The tests that need nothing but the kernel, cgroups and a loopback device.
-const TESTS: [&str; 3] = ["boot_guard_kernel", "datapath_kernel", "identity_attacks"];
-/// What they call, and what starts them.
-const PROGRAMS: [&str; 11] =
-    ["bpftool", "cat", "ip", "mkdir", "mount", "python3", "setpriv", "sh", "sleep", "uname", "unshare"];
-/// The series whose machines load modules as well, for what this machine's own kernel may not have.
-const MODULES_ON: [&str; 1] = ["6.1"];
-/// Protocols, kube-proxy's IPVS, and what the sandbox makes a node of.
-const MODULES: [&str; 9] =
-    ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_ct", "nft_masq", "sctp", "smc", "veth"];
-/// The test of what they bring, and what the sandbox and its pods call.
-const MODULES_TEST: &str = "bypass";
-const MODULES_PROGRAMS: [&str; 3] = ["nft", "nsenter", "umount"];
-/// The agent wants some certificate.
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The series and the release of the node that reboots.
 const REBOOTS: (&str, &str) = ("6.1", "bookworm");
 
+/// How much of what can run on a kernel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// All tests.
+    All,
+    /// What differs between kernels: that the programs load, with few capabilities too, attach, redirect, deny and tell pods apart.
+    Essential,
+}
+
 /// Runs the tests on every kernel. What does not run here is said, and is an error with `no_skip`.
-pub(crate) fn test(no_skip: bool) -> Result<()> {
+pub(crate) fn test(rows: Rows, no_skip: bool) -> Result<Counts> {
     setup::building()?;
     setup::programs()?;
     setup::emulator()?;
     let objects = ebpf::build()?;
-    say("rung 3: the kernel half on other kernels");
-    let built = Built::build(&objects)?;
+    say("rung 3: the eBPF programs on other kernels");
+    let programs = build::programs()?;
     let directory = target_dir().join("kernels");
     fs::create_dir_all(&directory)?;
-    let mut failed = Vec::new();
+    let mut machines = Vec::new();
+    let mut counts = Counts::default();
     for (series, release) in SERIES {
         match kernel(&directory, series, release) {
             Ok(kernel) => {
-                say(format!("booting {}", kernel.file_name().unwrap_or_default().display()));
-                let log = directory.join(format!("{series}.log"));
-                let archive = directory.join("initramfs.cpio");
-                let runs = built.write(&archive, MODULES_ON.contains(&series).then_some(&*kernel))?;
-                if let Err(error) = boot(&kernel, &archive, &log, runs) {
-                    say(format!("Linux {series}: {error:#}"));
-                    failed.push(series);
-                }
+                let plan = Plan::new(series, rows, &objects)?;
+                let archive = directory.join(format!("{series}.cpio"));
+                plan.write(&archive, &kernel, &programs)?;
+                machines.push(Machine {
+                    series,
+                    kernel,
+                    archive,
+                    log: directory.join(format!("{series}.log")),
+                    plan,
+                });
             }
             Err(error) if no_skip => return Err(error),
-            Err(error) => say(format!("SKIPPED Linux {series}: {error:#}")),
+            Err(error) => {
+                say(format!("SKIPPED Linux {series}: {error:#}"));
+                counts.skipped += 1;
+            }
         }
     }
-    ensure!(failed.is_empty(), "the kernel half fails on Linux {}", failed.join(", "));
-    Ok(())
+    // As many at a time as there are processors: an emulated one uses one of them.
+    let outcomes = thread::scope(|scope| {
+        let started: Vec<_> = machines.iter().map(|machine| scope.spawn(|| machine.run())).collect();
+        started.into_iter().map(|started| started.join()).collect::<Vec<_>>()
+    });
+    let mut failed = Vec::new();
+    for (machine, outcome) in machines.iter().zip(outcomes) {
+        match outcome {
+            Ok(Ok(passed)) => counts.passed += passed,
+            Ok(Err(error)) => failed.push(format!("{}: {error:#}", machine.series)),
+            Err(_) => failed.push(format!("{}: panicked", machine.series)),
+        }
+    }
+    ensure!(failed.is_empty(), "the eBPF programs fail on Linux {}", failed.join("; "));
+    Ok(counts)
 }
 
 /// Reboots a node, to see the boot guard.
-pub(crate) fn reboot() -> Result<()> {
+pub(crate) fn reboot() -> Result<Counts> {
     setup::static_building(&[Arch::HERE])?;
     setup::emulator()?;
     let objects = ebpf::build()?;
@@ -93,55 +107,39 @@ pub(crate) fn reboot() -> Result<()> {
     reboot::prove(&kernel, release, &objects)
 }
 
-/// What the machines run.
-struct Built {
-    tests: Vec<PathBuf>,
-    /// The test of the modules, and what it starts.
-    modules_tests: [PathBuf; 2],
-    agent: PathBuf,
+/// A virtual machine, and what it is to do.
+struct Machine {
+    series: &'static str,
+    kernel: PathBuf,
+    archive: PathBuf,
+    log: PathBuf,
+    plan: Plan,
 }
 
-impl Built {
-    /// Builds the tests and finds where cargo put them.
-    fn build(objects: &Path) -> Result<Self> {
-        let mut build = cargo();
-        build.args(["test", "--locked", "--package", "kube2ram-agent", "--no-run", "--message-format=json"]);
-        for test in TESTS.iter().chain([&MODULES_TEST]) {
-            build.args(["--test", test]);
+impl Machine {
+    /// Boots, waits for the machine to turn itself off, reads the results off its console, and tells how many tests passed.
+    fn run(&self) -> Result<usize> {
+        let begun = Instant::now();
+        let console = machine::run(&self.kernel, &Boot::Memory(&self.archive), &self.log)?;
+        let lines = || console.lines().map(str::trim);
+        let mut told = format!("{}, in {} s:", self.kernel.display(), begun.elapsed().as_secs());
+        for line in lines().filter(|line| {
+            ["test ", "row "].iter().any(|word| line.starts_with(word)) || line.contains("skipped")
+        }) {
+            told.push_str(&format!("\n  {line}"));
         }
-        let messages = capture(ebpf::embed(&mut build, objects)).context("the tests cannot be built")?;
-        let executables =
-            messages.lines().filter_map(|line| line.split_once(r#""executable":""#)?.1.split('"').next());
-        // Beside the agent's own binary.
-        let (tests, binaries): (Vec<_>, Vec<_>) = executables
-            .map(PathBuf::from)
-            .partition(|path| path.parent().is_some_and(|p| p.ends_with("deps")));
-        let (modules, tests): (Vec<_>, Vec<_>) = tests.into_iter().partition(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MODULES_TEST))
-        });
-        ensure!(tests.len() == TESTS.len(), "cargo built {} tests, not {}", tests.len(), TESTS.len());
-        let modules = modules.into_iter().next().context("cargo built no test of the modules")?;
-        let agent = binaries.into_iter().next().context("cargo built no agent")?;
-        Ok(Self { tests, modules_tests: [modules, steps::sandbox_binary(false)?], agent })
+        say(told);
+        let passed = lines().filter(|line| line.starts_with("k2r-result ") && line.ends_with(" 0")).count();
+        let runs = self.plan.runs.len();
+        ensure!(passed == runs, "{passed} of {runs} runs passed; see {}", self.log.display());
+        Ok(passed_tests(&console))
     }
+}
 
-    /// Writes what a machine boots from, with the modules of a kernel when it is given; tells how many results it will print.
-    fn write(&self, archive: &Path, with_modules_of: Option<&Path>) -> Result<usize> {
-        let Some(kernel) = with_modules_of else {
-            let contents = Contents { programs: &PROGRAMS, tests: &self.tests, modules: None };
-            return initramfs::write(archive, &contents);
-        };
-        let ways = fs::read_dir(root().join("kube2ram-agent/tests").join(MODULES_TEST))?;
-        let mut files = ways.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-        files.retain(|path| path.extension().is_some_and(|end| end == "py"));
-        files.extend([self.agent.clone(), CERTIFICATES.into()]);
-        let contents = Contents {
-            programs: &[&PROGRAMS[..], &MODULES_PROGRAMS].concat(),
-            tests: &[&self.tests[..], &self.modules_tests].concat(),
-            modules: Some(Modules { kernel, names: &MODULES, files: &files }),
-        };
-        initramfs::write(archive, &contents)
-    }
+/// How many tests a console shows to have passed, by the summaries of the test harness.
+fn passed_tests(console: &str) -> usize {
+    let summaries = console.lines().filter_map(|line| line.trim().strip_prefix("test result: ok. "));
+    summaries.filter_map(|summary| summary.split_once(" passed")?.0.parse::<usize>().ok()).sum()
 }
 
 /// The newest kernel of a series: as downloaded before, or from Debian, into a directory of our own.
@@ -184,23 +182,17 @@ fn newest(names: &str) -> Option<&str> {
     names.lines().filter(|name| name.ends_with("-cloud-amd64")).min_by_key(|name| Reverse(version(name)))
 }
 
-/// Boots, waits for the machine to turn itself off, and reads the results off its console.
-fn boot(kernel: &Path, archive: &Path, log: &Path, runs: usize) -> Result<()> {
-    let console = machine::run(kernel, &Boot::Memory(archive), log)?;
-    let lines = || console.lines().map(str::trim);
-    for line in lines().filter(|line| {
-        ["test ", "row "].iter().any(|word| line.starts_with(word)) || line.contains("skipped")
-    }) {
-        say(line);
-    }
-    let passed = lines().filter(|line| line.starts_with("k2r-result ") && line.ends_with(" 0")).count();
-    ensure!(passed == runs, "{passed} of {runs} runs passed; see {}", log.display());
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_counted_by_the_harness_summaries() {
+        let console = "test a ... ok\r\ntest result: ok. 13 passed; 0 failed; 2 ignored\r\n\
+                       test b ...\r\nrow c\r\nok\r\ntest result: ok. 1 passed; 0 failed\r\ntest result: FAILED. 7 passed; 1 failed";
+
+        assert_eq!(passed_tests(console), 14);
+    }
 
     #[test]
     fn the_newest_signed_kernel_is_chosen_by_number() {

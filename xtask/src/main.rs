@@ -5,19 +5,25 @@ mod command;
 mod ebpf;
 mod build;
 mod checkout;
+mod counts;
 mod fuzz;
 mod image;
 mod musl;
+mod rungs;
 mod sdks;
 mod manifests;
 mod setup;
+mod tools;
 mod kernels;
 mod steps;
+mod ci;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use self::{image::Places, kernels::Rows};
 
 /// Builds, tests and shows kube2ram.
 #[derive(Parser)]
@@ -42,6 +48,12 @@ enum Task {
     },
     /// Builds the kernel half alone, reproducibly: target/ebpf/*.o
     BuildEbpf,
+    /// Runs what CI runs, and prints a table of what each step took
+    Ci {
+        /// What runs once a night: an hour of fuzzing, the image twice, a real API server, all tests on all kernels
+        #[arg(long)]
+        nightly: bool,
+    },
     /// Writes those parts of the documents that come from the code: the tables of flags and annotations
     Docs,
     /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a wrong way
@@ -62,10 +74,10 @@ enum Task {
     Setup,
     /// Runs unit and component tests, and as root those on the real kernel
     Test {
-        /// Instead builds the image here and in another directory, compares the two, has other tools read it, and runs what it holds
+        /// Instead builds the image, has other tools read it, and runs what it holds
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         image: bool,
-        /// Instead runs those of the kernel half on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
+        /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
         #[arg(long)]
         kernels: bool,
         /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent (downloads Debian packages once)
@@ -80,6 +92,9 @@ enum Task {
         /// Runs unmodified SDKs in pods instead, and installs them under target/sdks
         #[arg(long, conflicts_with = "kernels")]
         sdks: bool,
+        /// With --image: for both architectures, and once more in another directory, compared. With --kernels: all tests that run there
+        #[arg(long)]
+        thorough: bool,
     },
 }
 
@@ -97,20 +112,31 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Bench { subjects } => steps::bench(&subjects),
-        Task::Build { release } => build::agent(release).map(drop),
+        Task::Build { release: true } => build::release().map(drop),
+        Task::Build { release: false } => {
+            build::programs().map(|programs| command::say(format!("built {}", programs.agent.display())))
+        }
         Task::BuildEbpf => ebpf::build().map(drop),
+        Task::Ci { nightly } => ci::run(nightly),
         Task::Docs => steps::docs(),
-        Task::Fuzz(fuzz) => fuzz.run(),
+        Task::Fuzz(fuzz) => fuzz.run().map(drop),
         Task::Image(image) => image.run(),
         Task::Lint => steps::lint(),
         Task::Manifests => manifests::write(),
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
-        Task::Test { image: true, no_skip, .. } => image::prove(no_skip.unwrap_or(false)),
-        Task::Test { kernels: true, no_skip, .. } => kernels::test(no_skip.unwrap_or(false)),
-        Task::Test { reboot: true, .. } => kernels::reboot(),
-        Task::Test { api_server: true, .. } => manifests::test_on_api_server(),
-        Task::Test { sdks: true, no_skip, .. } => sdks::test(no_skip.unwrap_or(false)),
-        Task::Test { no_skip, .. } => steps::test(no_skip.unwrap_or(false)),
+        Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
+            let no_skip = no_skip.unwrap_or(false);
+            let counts = match () {
+                () if image => image::prove(if thorough { Places::Two } else { Places::One }, no_skip),
+                () if kernels => kernels::test(if thorough { Rows::All } else { Rows::Essential }, no_skip),
+                () if reboot => kernels::reboot(),
+                () if api_server => rungs::test_on_api_server(),
+                () if sdks => sdks::test(no_skip),
+                () => rungs::test(no_skip),
+            }?;
+            command::say(counts.to_string());
+            Ok(())
+        }
     }
 }

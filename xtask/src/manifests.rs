@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{capture, cargo, root, run, say, target_dir},
-    ebpf::{self, tools_dir},
-    setup, steps,
+    command::{capture, root, run, say},
+    setup,
+    tools::Tool,
 };
 
 /// Program, package and version. The newest that the machine's Go builds.
@@ -28,11 +28,6 @@ const SCHEMAS: [&str; 5] = [
     "apis__batch__v1_openapi.json",
     "apis__rbac.authorization.k8s.io__v1_openapi.json",
 ];
-/// Modules of the tests that need these tools.
-const TESTS: [&str; 4] = ["chart::", "overlays::", "rendered::", "schema::"];
-/// Modules of the tests that need an API server.
-const API_SERVER_TESTS: &str = "api_server::";
-
 const HEAD: &str = "\
 # One agent per node: `kubectl apply -f deploy/kube2ram.yaml`, after setting the image. Made of deploy/kustomize/base, which tells what each line is for, by
 # `cargo xtask manifests`.
@@ -42,9 +37,9 @@ const HEAD: &str = "\
 /// Writes `deploy/kube2ram.yaml`.
 pub(crate) fn write() -> Result<()> {
     ensure!(setup::in_path("go"), "kustomize is built by Go: install that first");
-    install("kustomize")?;
+    let kustomize = install("kustomize")?;
     let base = root().join("deploy/kustomize/base");
-    let rendered = capture(Command::new(tools_dir().join("bin/kustomize")).arg("build").arg(&base));
+    let rendered = capture(Command::new(kustomize).arg("build").arg(&base));
     let rendered = rendered.with_context(|| format!("cannot build {}", base.display()))?;
     let file = root().join("deploy/kube2ram.yaml");
     fs::write(&file, format!("{HEAD}{rendered}\n"))?;
@@ -65,36 +60,15 @@ pub(crate) fn tools() -> Result<bool> {
     Ok(true)
 }
 
-/// Arguments for the test binaries that leave out what needs more than this machine has.
-pub(crate) fn left_out(has_tools: bool) -> Vec<&'static str> {
-    let tests = TESTS.into_iter().filter(|_| !has_tools).chain([API_SERVER_TESTS]);
-    tests.flat_map(|name| ["--skip", name]).collect()
-}
-
-/// `cargo xtask test --api-server`.
-pub(crate) fn test_on_api_server() -> Result<()> {
-    ensure!(setup::is_root(), "pods, cgroups and eBPF programs: run it as root");
-    setup::building()?;
-    setup::programs()?;
-    ensure!(tools()?, "the API server is built by Go: install that first");
-    api_server()?;
-    setup::bpf_file_system()?;
-    let objects = ebpf::build()?;
-    steps::sandbox_binary(false)?;
-    let test = ["test", "--locked", "--package", "kube2ram-agent", "--test", "manifests", API_SERVER_TESTS];
-    let mut test_run = cargo();
-    run(ebpf::embed(test_run.args(test), &objects).args(["--", "--ignored", "--test-threads=1"]))
-}
-
-fn install(program: &str) -> Result<()> {
+fn install(program: &str) -> Result<PathBuf> {
     let Some((_, package, version)) = PROGRAMS.into_iter().find(|(name, ..)| *name == program) else {
         bail!("no version of {program} is pinned");
     };
-    unless_installed(program, version, || {
-        say(format!("building {program} {version} (once)"));
+    Tool { name: program, version }.program(program, |directory| {
+        say(format!("building {program} {version} (once on this machine)"));
         let mut go = Command::new("go");
         go.args(["install", "-trimpath", "-ldflags=-s -w", &format!("{package}@{version}")]);
-        run(go.env("GOBIN", tools_dir().join("bin")).env("CGO_ENABLED", "0"))
+        run(go.env("GOBIN", directory.join("bin")).env("CGO_ENABLED", "0"))
     })
 }
 
@@ -114,28 +88,28 @@ fn kubernetes() -> Result<String> {
 
 fn schemas() -> Result<()> {
     let version = kubernetes()?;
-    unless_installed("openapi", &version, || {
+    let make = |directory: &Path| {
         say(format!("fetching the API schemas of Kubernetes {version}"));
         run(Command::new("go").current_dir(module()).args(["mod", "download", "k8s.io/kubernetes"]))?;
         let list = ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"];
         let sources = capture(Command::new("go").current_dir(module()).args(list));
         let sources = sources.context("cannot find the sources of Kubernetes")?;
-        let directory = tools_dir().join("openapi");
-        fs::create_dir_all(&directory)?;
         for name in SCHEMAS {
             let from = Path::new(&sources).join("api/openapi-spec/v3").join(name);
             let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
             fs::write(directory.join(name), text)?;
         }
         Ok(())
-    })
+    };
+    Tool { name: "openapi", version: &version }.directory(make).map(drop)
 }
 
-fn api_server() -> Result<()> {
+/// The API server and its store.
+pub(crate) fn api_server() -> Result<()> {
     let version = kubernetes()?;
-    unless_installed("kube-apiserver", &version, || {
-        say(format!("building kube-apiserver {version} and etcd (once)"));
-        let bin = tools_dir().join("bin");
+    let make = |directory: &Path| {
+        say(format!("building kube-apiserver {version} and etcd (once on this machine)"));
+        let bin = directory.join("bin");
         for (name, package) in [
             ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
             ("etcd", "go.etcd.io/etcd/server/v3"),
@@ -150,16 +124,6 @@ fn api_server() -> Result<()> {
             run(go.arg(bin.join(name)).arg(package))?;
         }
         Ok(())
-    })
-}
-
-/// Does something once for each version of it.
-fn unless_installed(what: &str, version: &str, install: impl FnOnce() -> Result<()>) -> Result<()> {
-    let stamp = tools_dir().join(format!("{what}.version"));
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == version) {
-        return Ok(());
-    }
-    fs::create_dir_all(target_dir().join("tools/bin"))?;
-    install()?;
-    Ok(fs::write(stamp, version)?)
+    };
+    Tool { name: "kube-apiserver", version: &version }.directory(make).map(drop)
 }

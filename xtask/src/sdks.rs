@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build,
     command::{cargo, root, run, say, target_dir},
-    setup, steps,
+    counts::Counts,
+    setup,
 };
 
 /// SDKs that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy in `target/sdks/<name>` is where
@@ -120,13 +121,13 @@ const LANGUAGES: [Language; 5] = [
 ];
 
 /// Installs every SDK whose language is on this machine, and tries each in a pod.
-pub(crate) fn test(no_skip: bool) -> Result<()> {
+pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("the sandbox makes cgroups, network namespaces and eBPF programs: run it as root");
     }
     setup::building()?;
     setup::programs()?;
-    let (agent, sandbox) = (build::agent(false)?, steps::sandbox_binary(false)?);
+    let build::Programs { agent, sandbox } = build::programs()?;
     let mut skipped = Vec::new();
     let mut commands = Vec::new();
     for language in &LANGUAGES {
@@ -144,6 +145,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     say("real clients, each in a pod of its own sandbox");
     say(format!("  {:<31}  {:<8}  {:<9}  REQUESTS", "CLIENT", "VERSION", "SIGNATURE"));
     let mut failed = Vec::new();
+    let passed = commands.len();
     for (Client { name, refresh, .. }, command) in commands {
         let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
         let mut trial = setup::privileged(&sandbox);
@@ -165,7 +167,7 @@ pub(crate) fn test(no_skip: bool) -> Result<()> {
     if no_skip && !skipped.is_empty() {
         bail!("skipped: {skipped:?}");
     }
-    Ok(())
+    Ok(Counts { passed, failed: 0, skipped: skipped.len() })
 }
 
 impl Language {

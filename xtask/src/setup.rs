@@ -10,9 +10,10 @@ use anyhow::{Result, bail};
 
 use crate::{
     command::{capture, cargo, root, run, say},
-    ebpf::{Compiler, LINKER_VERSION, linker, tools_dir},
+    ebpf::{Compiler, LINKER_VERSION},
     manifests,
     musl::{Arch, CLANG},
+    tools::Tool,
 };
 
 /// Where Debian's llvm-22 packages put LLVM.
@@ -42,6 +43,8 @@ const FILES: [(&str, &str); 1] = [("/usr/share/containers/seccomp.json", "golang
 pub(crate) fn everything() -> Result<()> {
     static_building(&Arch::ALL)?;
     programs()?;
+    nextest()?;
+    dependency_checkers()?;
     manifests::tools()?;
     prometheus()?;
     say("everything is there");
@@ -51,7 +54,7 @@ pub(crate) fn everything() -> Result<()> {
 /// What a build needs.
 pub(crate) fn building() -> Result<()> {
     rust_sources()?;
-    bpf_linker()
+    bpf_linker().map(drop)
 }
 
 /// What static programs for the node need besides.
@@ -68,9 +71,10 @@ pub(crate) fn static_building(arches: &[Arch]) -> Result<()> {
 }
 
 /// What reads an image, and runs the programs of another architecture.
-pub(crate) fn image() -> Result<()> {
+pub(crate) fn image(arches: &[Arch]) -> Result<()> {
     let emulator = if Arch::HERE == Arch::Arm64 { "qemu-x86_64-static" } else { "qemu-aarch64-static" };
-    missing(&[("skopeo", "skopeo"), (emulator, "qemu-user-static")])
+    let programs = [("skopeo", "skopeo"), (emulator, "qemu-user-static")];
+    missing(if arches == [Arch::HERE] { &programs[..1] } else { &programs })
 }
 
 /// What the sandbox and the tests need besides.
@@ -82,8 +86,7 @@ pub(crate) fn programs() -> Result<()> {
 
 /// Prometheus and promtool, for the tests of alerts and the dashboard. Unpacked, not installed: the package would start a server on every developer's machine.
 pub(crate) fn prometheus() -> Result<()> {
-    let directory = tools_dir().join("prometheus");
-    if directory.join("usr/bin/promtool").is_file() || in_path("promtool") && in_path("prometheus") {
+    if in_path("promtool") && in_path("prometheus") {
         return Ok(());
     }
     if !in_path("apt-get") {
@@ -92,21 +95,22 @@ pub(crate) fn prometheus() -> Result<()> {
         );
         return Ok(());
     }
-    say("unpacking Debian's prometheus");
-    // Another's download must not be taken for this one's.
-    let downloads = tools_dir().join("prometheus.download");
-    fs::create_dir_all(&downloads)?;
-    let mut download = Command::new("apt-get");
-    download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]).current_dir(&downloads);
-    if run(&mut download).is_err() {
-        run(privileged("apt-get").args(["update", "-qq"]))?;
-        run(&mut download)?;
-    }
-    let packages = fs::read_dir(&downloads)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let package = packages.iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
-    let Some(package) = package else { bail!("apt-get download prometheus brought no package") };
-    run(Command::new("dpkg-deb").arg("-x").arg(package).arg(&directory))?;
-    Ok(fs::remove_dir_all(&downloads)?)
+    let make = |directory: &Path| {
+        say("unpacking Debian's prometheus");
+        let mut download = Command::new("apt-get");
+        download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]);
+        download.current_dir(directory);
+        if run(&mut download).is_err() {
+            run(privileged("apt-get").args(["update", "-qq"]))?;
+            run(&mut download)?;
+        }
+        let files = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let package = files.iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
+        let Some(package) = package else { bail!("apt-get download prometheus brought no package") };
+        run(Command::new("dpkg-deb").arg("-x").arg(package).arg(directory))?;
+        Ok(fs::remove_file(package)?)
+    };
+    Tool { name: "prometheus", version: "of-debian" }.directory(make).map(drop)
 }
 
 /// What a bench compares with, and what it loads servers with.
@@ -126,20 +130,59 @@ fn rust_sources() -> Result<()> {
     Compiler::find().map(drop)
 }
 
-fn bpf_linker() -> Result<()> {
-    if linker().is_some() {
-        return Ok(());
-    }
-    if !Path::new(LLVM_PACKAGES.0).exists() {
-        install(LLVM_PACKAGES.1)?;
-    }
-    say(format!("building bpf-linker {LINKER_VERSION} (once, about two minutes)"));
-    run(cargo()
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
-        .args(["--features", "llvm-22", "--root"])
-        .arg(tools_dir())
+/// What links eBPF objects.
+pub(crate) fn bpf_linker() -> Result<PathBuf> {
+    let name = "bpf-linker";
+    crate_program(name, LINKER_VERSION, name, |build| {
+        if !Path::new(LLVM_PACKAGES.0).exists() {
+            install(LLVM_PACKAGES.1)?;
+        }
+        build.args(["--no-default-features", "--features", "llvm-22"]);
         // Without it the build picks the compiler's own LLVM directory, and fails to link.
-        .env("LLVM_PREFIX", LLVM_PREFIX))
+        build.env("LLVM_PREFIX", LLVM_PREFIX);
+        Ok(())
+    })
+}
+
+/// What runs the tests.
+pub(crate) fn nextest() -> Result<PathBuf> {
+    unoptimised_crate_program(
+        "cargo-nextest",
+        "0.9.151",
+        &["--no-default-features", "--features", "default-no-update"],
+    )
+}
+
+/// What checks the dependencies: licences, bans and sources; and that all of them are used.
+pub(crate) fn dependency_checkers() -> Result<[PathBuf; 2]> {
+    Ok([
+        unoptimised_crate_program("cargo-deny", "0.20.2", &[])?,
+        unoptimised_crate_program("cargo-machete", "0.9.2", &[])?,
+    ])
+}
+
+/// A program that is built sooner than it is fast: where the build takes minutes, and its own work seconds.
+fn unoptimised_crate_program(name: &str, version: &str, arguments: &[&str]) -> Result<PathBuf> {
+    crate_program(name, version, name, |build| {
+        build.args(["--profile", "dev", "--config", "profile.dev.debug=false"]).args(arguments);
+        Ok(())
+    })
+}
+
+/// A program from crates.io, built when this machine does not have it yet.
+pub(crate) fn crate_program(
+    name: &str,
+    version: &str,
+    program: &str,
+    prepare: impl FnOnce(&mut Command) -> Result<()>,
+) -> Result<PathBuf> {
+    Tool { name, version }.program(program, |directory| {
+        let mut build = cargo();
+        build.args(["install", name, "--version", version, "--locked", "--root"]).arg(directory);
+        prepare(&mut build)?;
+        say(format!("building {name} {version} (once on this machine)"));
+        run(&mut build)
+    })
 }
 
 /// Installs the packages of those programs that are not there.

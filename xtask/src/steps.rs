@@ -1,19 +1,25 @@
-//! The longer tasks: lint, sandbox, test.
+//! The longer tasks: lint, docs, sandbox, bench.
 
-use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::{
     build,
-    command::{capture, cargo, run, say, target_dir},
-    ebpf, manifests, setup,
+    command::{cargo, root, run, say},
+    counts::Counts,
+    setup,
 };
 
-/// rustfmt, clippy and rustdoc, with warnings as errors.
+/// rustfmt, the dependencies, clippy and rustdoc, with warnings as errors.
 pub(crate) fn lint() -> Result<()> {
     say("formatting");
     run(cargo().args(["fmt", "--all", "--check"]))?;
+    say("dependencies");
+    let [deny, machete] = setup::dependency_checkers()?;
+    run(Command::new(machete).current_dir(root()).args(["--skip-target-dir"]))?;
+    let check = ["--locked", "--log-level", "error", "check", "--hide-inclusion-graph"];
+    run(Command::new(&deny).current_dir(root()).args(check).args(["licenses", "bans", "sources"]))?;
     say("lints");
     run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     for feature in ["debug-log", "boot-guard"] {
@@ -24,6 +30,21 @@ pub(crate) fn lint() -> Result<()> {
     run(cargo()
         .args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Holds the dependencies against the database of known vulnerabilities; says so where that cannot be reached.
+pub(crate) fn advisories() -> Result<Counts> {
+    let [deny, _] = setup::dependency_checkers()?;
+    let deny = |arguments: &[&str]| {
+        let mut command = Command::new(&deny);
+        command.current_dir(root()).args(arguments);
+        command
+    };
+    if run(&mut deny(&["fetch", "db"])).is_err() {
+        say("SKIPPED: advisories (their database cannot be reached)");
+        return Ok(Counts { skipped: 1, ..Counts::default() });
+    }
+    run(&mut deny(&["--locked", "check", "--disable-fetch", "advisories"])).map(|()| Counts::passed(1))
 }
 
 /// Has the tests that compare documents with the code write them instead.
@@ -41,10 +62,9 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
     }
     setup::building()?;
     setup::programs()?;
-    let agent = build::agent(false)?;
-    let sandbox = sandbox_binary(false)?;
-    let mut show = setup::privileged(sandbox);
-    show.arg("show").arg("--agent").arg(agent);
+    let programs = build::programs()?;
+    let mut show = setup::privileged(programs.sandbox);
+    show.arg("show").arg("--agent").arg(programs.agent);
     if keep {
         show.arg("--keep");
     }
@@ -60,56 +80,12 @@ pub(crate) fn bench(subjects: &[String]) -> Result<()> {
     setup::building()?;
     setup::programs()?;
     setup::bench()?;
-    let agent = build::agent(true)?;
-    let mut bench = setup::privileged(sandbox_binary(true)?);
+    let agent = build::release()?;
+    let mut bench = setup::privileged(build::release_sandbox()?);
     bench.args(["bench", "--agent"]).arg(agent);
     match subjects {
         [] => bench.args(ALL),
         named => bench.args(named),
     };
     run(&mut bench)
-}
-
-pub(crate) fn sandbox_binary(release: bool) -> Result<PathBuf> {
-    say("building the sandbox");
-    let mut build = cargo();
-    build.args(["build", "--locked", "--package", "kube2ram-sandbox"]);
-    if release {
-        build.arg("--release");
-    }
-    run(&mut build)?;
-    Ok(target_dir().join(if release { "release" } else { "debug" }).join("kube2ram-sandbox"))
-}
-
-/// Every rung that this machine's own kernel can run.
-pub(crate) fn test(no_skip: bool) -> Result<()> {
-    setup::building()?;
-    setup::programs()?;
-    let has_tools = manifests::tools()?;
-    if no_skip && !has_tools {
-        bail!("tests of the manifests were skipped");
-    }
-    setup::prometheus()?;
-    let objects = ebpf::build()?;
-    say("rungs 0 and 1: pure functions, and components against stand-ins");
-    // One that fails does not hide the others.
-    let workspace = ["test", "--locked", "--workspace", "--no-fail-fast"];
-    run(ebpf::embed(cargo().args(workspace), &objects))?;
-
-    say("rung 2: the real agent on the real kernel");
-    if !setup::is_root() {
-        say("skipped: needs root (cgroups, network namespaces, eBPF)");
-        if no_skip {
-            bail!("rung 2 was skipped");
-        }
-        return Ok(());
-    }
-    say(format!("kernel {}", capture(std::process::Command::new("uname").arg("-r")).unwrap_or_default()));
-    setup::bpf_file_system()?;
-    // One at a time: they share the machine's routes and count packets.
-    run(ebpf::embed(cargo().args(workspace), &objects)
-        .args(["--", "--ignored", "--test-threads=1"])
-        .args(manifests::left_out(has_tools)))?;
-    say("more, each by itself: cargo xtask test --api-server, --kernels, --reboot, --sdks");
-    Ok(())
 }

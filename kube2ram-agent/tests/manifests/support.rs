@@ -27,7 +27,7 @@ pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy")
 }
 
-/// Where `cargo xtask setup` puts what it builds: beside the directory of the profile.
+/// Where `cargo xtask setup` links to what it builds: beside the directory of the profile.
 pub(crate) fn tools() -> PathBuf {
     Path::new(AGENT).ancestors().nth(2).unwrap().join("tools")
 }
@@ -63,7 +63,7 @@ pub(crate) fn single_file() -> String {
 }
 
 pub(crate) fn kustomize(directory: &Path) -> Result<String, String> {
-    run(Command::new(tools().join("bin/kustomize")).arg("build").arg(directory))
+    run(Command::new(tools().join("kustomize/bin/kustomize")).arg("build").arg(directory))
 }
 
 /// The base or an overlay.
@@ -78,7 +78,7 @@ pub(crate) fn values(variant: &str) -> PathBuf {
 
 /// What Helm makes of the chart with these arguments.
 pub(crate) fn helm(args: &[&str]) -> Result<String, String> {
-    let mut helm = Command::new(tools().join("bin/helm"));
+    let mut helm = Command::new(tools().join("helm/bin/helm"));
     helm.args(["template", "kube2ram"]).arg(deploy().join("helm/kube2ram"));
     run(helm.args(["--namespace", NAMESPACE, "--kube-version=1.36"]).args(args))
 }
@@ -99,7 +99,7 @@ pub(crate) fn notes(args: &[&str]) -> String {
     fs::rename(chart.join("templates/NOTES.txt"), chart.join("notes.txt")).unwrap();
     fs::write(chart.join("templates/notes.yaml"), r#"notes: {{ tpl (.Files.Get "notes.txt") . | quote }}"#)
         .unwrap();
-    let mut helm = Command::new(tools().join("bin/helm"));
+    let mut helm = Command::new(tools().join("helm/bin/helm"));
     helm.args(["template", "kube2ram", "--namespace", NAMESPACE, "--kube-version=1.36"]);
     helm.arg("--show-only=templates/notes.yaml");
     let text = run(helm.arg(&chart).args(args)).unwrap();
@@ -107,7 +107,7 @@ pub(crate) fn notes(args: &[&str]) -> String {
 }
 
 pub(crate) fn helm_lint(variant: &str) -> Result<String, String> {
-    let mut helm = Command::new(tools().join("bin/helm"));
+    let mut helm = Command::new(tools().join("helm/bin/helm"));
     helm.args(["lint", "--strict", "--values"]).arg(values(variant));
     run(helm.arg(deploy().join("helm/kube2ram")))
 }

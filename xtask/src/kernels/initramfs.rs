@@ -10,17 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{cpio::Cpio, modules};
+use super::{cpio::Cpio, modules, plan::Run};
 use crate::command::capture;
 
-/// How many results [`INIT`] prints.
-const RUNS: usize = 5;
-/// How many more [`INIT_MODULES`] does.
-const RUNS_MODULES: usize = 2;
-
-/// The first process. The first runs have the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and
-/// CAP_DAC_OVERRIDE, because the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
-const INIT: &str = r#"#!/bin/sh
+/// How the first process begins.
+const BEGIN: &str = r#"#!/bin/sh
 export PATH=/bin RUST_BACKTRACE=0
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -37,32 +31,9 @@ run() {
   status=$?
   echo; echo "k2r-result $name $status"
 }
-tests() {
-  name=$1; shift
-  run "$name" "$@" --ignored --nocapture --test-threads=1
-}
-unprivileged() {
-  tests "unprivileged-$1" setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all "/tests/$1" "$2"
-}
-(
-  ulimit -l unlimited
-  unprivileged datapath_kernel tells_the_cgroup_that_connected
-  unprivileged boot_guard_kernel denies_all_but_the_hosts_own
-)
-tests boot_guard /tests/boot_guard_kernel
-tests datapath /tests/datapath_kernel
-tests attacks /tests/identity_attacks
-[ ! -e /init-modules ] || . /init-modules
-echo o > /proc/sysrq-trigger
-sleep 60
 "#;
-
-/// What [`INIT`] does besides on a kernel that comes with its modules: what is there must be tried.
-const INIT_MODULES: &str = r#"
-run modules python3 /modules/load.py
-export KUBE2RAM_TEST_NO_SKIP=1
-tests modules_bypass /tests/bypass of_a_module::
-"#;
+/// How it ends: the machine turns itself off.
+const END: &str = "echo o > /proc/sysrq-trigger\nsleep 60\n";
 
 /// Loads the modules in the order of their names, without the kmod that this machine may not have (init_module(2)).
 const LOAD: &str = r#"
@@ -78,6 +49,8 @@ for path in sorted(glob.glob("/modules/*.ko")):
 
 /// What is in a machine besides the programs.
 pub(super) struct Contents<'a> {
+    /// What it does, in this order.
+    pub(super) runs: &'a [Run],
     /// From this machine's PATH.
     pub(super) programs: &'a [&'a str],
     /// They come to be in /tests, under the names of their sources.
@@ -96,14 +69,16 @@ pub(super) struct Modules<'a> {
     pub(super) files: &'a [PathBuf],
 }
 
-/// Writes the archive, and tells how many results its machine will print.
-pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<usize> {
+/// Writes the archive.
+pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<()> {
     let mut files = BTreeSet::new();
     let mut cpio = Cpio::create(archive)?;
     for directory in ["dev", "proc", "run", "sys", "tmp"] {
         cpio.directory(Path::new(directory))?;
     }
-    cpio.file(Path::new("init"), INIT.as_bytes())?;
+    let runs: String =
+        contents.runs.iter().map(|Run { name, command }| format!("run {name} {command}\n")).collect();
+    cpio.file(Path::new("init"), [BEGIN, &runs, END].concat().as_bytes())?;
     for test in contents.tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy();
         // Cargo adds a hash to the names of tests.
@@ -117,10 +92,7 @@ pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<usize> {
         cpio.file(&Path::new("bin").join(program), &fs::read(&path)?)?;
         files.extend(libraries(&path));
     }
-    let mut runs = RUNS;
     if let Some(modules) = &contents.modules {
-        runs += RUNS_MODULES;
-        cpio.file(Path::new("init-modules"), INIT_MODULES.as_bytes())?;
         cpio.file(Path::new("modules/load.py"), LOAD.as_bytes())?;
         for (index, (name, content)) in modules::read(modules.kernel, modules.names)?.iter().enumerate() {
             cpio.file(Path::new(&format!("modules/{index:02}-{name}.ko")), content)?;
@@ -134,8 +106,7 @@ pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<usize> {
     for path in &files {
         cpio.file(path, &fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)?;
     }
-    cpio.finish()?;
-    Ok(runs)
+    cpio.finish()
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -81,7 +81,7 @@ impl ControlPlane {
         ];
         let run = |name: &str, args: &[String]| {
             let log = File::create(at(&format!("{name}.log"))).unwrap();
-            let mut command = Command::new(tools().join("bin").join(name));
+            let mut command = Command::new(tools().join("kube-apiserver/bin").join(name));
             command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
             Process(command.spawn().unwrap_or_else(|error| panic!("{name}: {error}")))
         };

@@ -1,0 +1,117 @@
+//! What a kernel's machine runs, and what it needs for that. Called by `kernels`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use super::{
+    Rows,
+    initramfs::{self, Contents, Modules},
+};
+use crate::{build::Programs, command::root, rungs};
+
+/// What tests of the eBPF programs alone call, and what starts them.
+const PROGRAMS: [&str; 11] =
+    ["bpftool", "cat", "ip", "mkdir", "mount", "python3", "setpriv", "sh", "sleep", "uname", "unshare"];
+/// Protocols, kube-proxy's IPVS, and what the sandbox makes a node of.
+const MODULES: [&str; 9] =
+    ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_ct", "nft_masq", "sctp", "smc", "veth"];
+/// What a sandbox, its pods, and the tests in them call.
+const SANDBOX_PROGRAMS: [&str; 10] =
+    ["curl", "dd", "env", "find", "ln", "nft", "nsenter", "sort", "true", "umount"];
+/// The agent wants some certificate.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// The series whose machines load modules in each run, for what this machine's own kernel may not have.
+const MODULES_ON: &str = "6.1";
+/// The tests that need nothing but the kernel, cgroups and a loopback device.
+const TESTS: [&str; 3] = ["boot_guard_kernel", "datapath_kernel", "identity_attacks"];
+/// The tests with the whole agent in a sandbox that run on each kernel.
+const SANDBOX_TESTS: [&str; 4] = ["bypass", "identity_kernel", "in_pod", "uninstall"];
+
+/// What one machine runs.
+pub(super) struct Plan {
+    pub(super) runs: Vec<Run>,
+    tests: Vec<PathBuf>,
+    has_modules: bool,
+}
+
+/// A command of the machine's shell, whose end is one of the results.
+pub(super) struct Run {
+    pub(super) name: String,
+    pub(super) command: String,
+}
+
+impl Plan {
+    pub(super) fn new(series: &str, rows: Rows, objects: &Path) -> Result<Self> {
+        let mut runs = vec![
+            unprivileged("datapath_kernel", "tells_the_cgroup_that_connected"),
+            unprivileged("boot_guard_kernel", "denies_all_but_the_hosts_own"),
+            tests("boot_guard_kernel", ""),
+            tests("datapath_kernel", ""),
+            // Thousands of connects, for races that no kernel has of its own.
+            tests("identity_attacks", if rows == Rows::All { "" } else { "--skip race:: --skip ports_that" }),
+        ];
+        let has_modules = rows == Rows::All || series == MODULES_ON;
+        let mut names = TESTS.to_vec();
+        if has_modules {
+            runs.push(Run { name: "modules".into(), command: "python3 /modules/load.py".into() });
+        }
+        match rows {
+            Rows::All => {
+                runs.extend(SANDBOX_TESTS.map(|test| tests(test, "")));
+                names.extend(SANDBOX_TESTS);
+            }
+            Rows::Essential if has_modules => {
+                names.push("bypass");
+            }
+            Rows::Essential => {}
+        }
+        if series == MODULES_ON {
+            // What the modules bring is there, and must be tried.
+            let mut run = tests("bypass", "of_a_module::");
+            run.name = "bypass_of_a_module".into();
+            run.command = format!("env KUBE2RAM_TEST_NO_SKIP=1 {}", run.command);
+            runs.push(run);
+        }
+        Ok(Self { runs, tests: rungs::executables(objects, &names)?, has_modules })
+    }
+
+    /// Writes what the machine boots from.
+    pub(super) fn write(&self, archive: &Path, kernel: &Path, programs: &Programs) -> Result<()> {
+        if !self.has_modules {
+            return initramfs::write(
+                archive,
+                &Contents { runs: &self.runs, programs: &PROGRAMS, tests: &self.tests, modules: None },
+            );
+        }
+        let scripts = fs::read_dir(root().join("kube2ram-agent/tests/bypass"))?;
+        let mut files = scripts.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        files.retain(|path| path.extension().is_some_and(|end| end == "py"));
+        files.extend([programs.agent.clone(), CERTIFICATES.into()]);
+        let contents = Contents {
+            runs: &self.runs,
+            programs: &[&PROGRAMS[..], &SANDBOX_PROGRAMS].concat(),
+            tests: &[&self.tests[..], std::slice::from_ref(&programs.sandbox)].concat(),
+            modules: Some(Modules { kernel, names: &MODULES, files: &files }),
+        };
+        initramfs::write(archive, &contents)
+    }
+}
+
+/// One of the tests' executables, with arguments of its own.
+fn tests(name: &str, arguments: &str) -> Run {
+    let command = format!("/tests/{name} {arguments} --ignored --nocapture --test-threads=1");
+    Run { name: name.to_owned(), command }
+}
+
+/// One test with the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and CAP_DAC_OVERRIDE, because
+/// the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
+fn unprivileged(name: &str, test: &str) -> Run {
+    let Run { name, command } = tests(name, test);
+    let capabilities = "setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all";
+    let command = format!("sh -c 'ulimit -l unlimited; exec {capabilities} {command}'");
+    Run { name: format!("unprivileged-{name}"), command }
+}
