@@ -1,6 +1,6 @@
 //! A cluster of one node: a real API server with the manifests applied, and the sandbox's node with pods that it knows. Used by `admission` and `rights`.
 
-use kube2ram_sandbox::{Sandbox, node::PodSpec};
+use kube2ram_sandbox::{Sandbox, node::PodSpec, standin::Authority};
 use serde_json::{Value, json};
 
 use super::{
@@ -31,7 +31,10 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new(name: &str, yaml: String) -> Self {
-        let plane = ControlPlane::start();
+        let authority = Authority::new().unwrap();
+        // First: the API server is to be in the node's network namespace.
+        let node = Node::without_cluster(name, &authority);
+        let plane = ControlPlane::of(authority);
         apply_all(&plane, &yaml, name);
         for namespace in ["default", "kube-system"] {
             add_default_account(&plane, namespace);
@@ -44,7 +47,6 @@ impl Cluster {
             assert_eq!(plane.post("/api/v1/nodes", &object).status, 201);
             taint(&plane, node);
         }
-        let node = Node::without_cluster(name, &plane.authority);
         let mut cluster = Self { node, plane, yaml };
         for pod in PODS {
             cluster.add(pod, &json!({ "ram.aliyuncs.com/role": format!("{pod}-role") }));

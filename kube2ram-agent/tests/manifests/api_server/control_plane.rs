@@ -37,9 +37,13 @@ pub(crate) struct Answer {
 impl ControlPlane {
     /// Starts both and waits until the API server is ready.
     pub(crate) fn start() -> Self {
+        Self::of(Authority::new().unwrap())
+    }
+
+    /// The same, for clients that know this authority.
+    pub(crate) fn of(authority: Authority) -> Self {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let [port, client, peer] = free_ports();
-        let authority = Authority::new().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         let (certificate, key) = authority.certificate(&["127.0.0.1", "localhost"]).unwrap();
         let (verifying_key, signing_key) = authority.certificate(&["service-accounts"]).unwrap();
