@@ -127,7 +127,7 @@ pub async fn run(
     {
         debug!(error = chain(&error), "the former agent ended by itself");
     }
-    info!(agent = %node.agent, metadata = %node.settings.metadata.0, "serving");
+    info!(agent = %node.agent, metadata = %node.settings.metadata, "serving");
 
     parts.until(&shutdown).await?;
     service.end(heirs, estate, &mut parts).await;

@@ -18,6 +18,7 @@ use crate::{
     boot_guard::{Guard, Installation},
     cloud::alibaba::endpoint::Endpoint,
     control::ChangeLogLevel,
+    datapath::MetadataAddr,
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
@@ -140,7 +141,7 @@ pub struct Config {
     /// What is logged.
     pub log_level: LevelFilter,
     /// The real metadata server.
-    pub metadata_addr: SocketAddrV4,
+    pub metadata: MetadataAddr,
     /// Which sensitive items of the real metadata server pods may read.
     pub metadata_policy: MetadataPolicy,
     /// The TCP port of health, metrics and debug.
@@ -315,7 +316,7 @@ impl Command {
                     cgroup_root: flags.cgroup_root,
                     forward_guard: flags.forward_guard == ForwardGuardMode::Auto,
                     host_cgroups: of.host_cgroup,
-                    metadata: *flags.metadata_addr.ip(),
+                    metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
                 };
                 Ok(Self::BootGuard(match command {
                     flags::BootGuard::Apply(of) => BootGuardCommand::Apply(guard(of)),
@@ -349,7 +350,7 @@ impl Command {
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,
-                metadata: *flags.metadata_addr.ip(),
+                metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
                 pods_cgroup: flags.pods_cgroup,
             })),
             Some(Subcommand::Ready) => {
@@ -362,13 +363,17 @@ impl Command {
     }
 }
 
+fn metadata(v4: &SocketAddrV4, v6: value::MetadataAddr6) -> MetadataAddr {
+    MetadataAddr { v4: *v4, v6: v6.0 }
+}
+
 impl Config {
     /// What preflight looks at.
     pub fn node_paths(&self) -> NodePaths {
         NodePaths {
             bpf_dir: self.bpf_dir.clone(),
             cgroup_root: self.cgroup_root.clone(),
-            metadata: *self.metadata_addr.ip(),
+            metadata: self.metadata,
             pods_cgroup: self.pods_cgroup.clone(),
         }
     }
@@ -417,7 +422,7 @@ impl Config {
             } else {
                 LevelFilter::INFO
             }),
-            metadata_addr: flags.metadata_addr,
+            metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
             metadata_policy: flags.metadata_policy,
             metrics_port: flags.metrics_port,
             namespace_key: flags.namespace_key,

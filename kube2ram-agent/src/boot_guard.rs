@@ -7,14 +7,13 @@ mod unit;
 
 use std::{
     fmt, fs, io,
-    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 pub use self::host_root::HostRootError;
 use self::{binary::is_static, host_root::HostRoot};
 use crate::{
-    datapath::{BootOutcome, BootSettings, DatapathError, apply_boot_guard},
+    datapath::{BootOutcome, BootSettings, DatapathError, MetadataAddr, apply_boot_guard},
     guard::{self, GuardError},
     identity::{MountError, find_cgroup_root},
 };
@@ -41,7 +40,7 @@ pub struct Guard {
     /// The host's own cgroups, relative to the root.
     pub host_cgroups: Vec<PathBuf>,
     /// What is denied.
-    pub metadata: Ipv4Addr,
+    pub metadata: MetadataAddr,
 }
 
 /// How the guard is installed.

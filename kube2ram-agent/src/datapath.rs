@@ -18,8 +18,8 @@ mod tcx;
 mod upkeep;
 
 use std::{
-    io,
-    net::SocketAddrV4,
+    fmt, io,
+    net::{Ipv6Addr, SocketAddrV4, SocketAddrV6},
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
@@ -181,6 +181,32 @@ const HOST_LISTENER: ListenerId = ListenerId(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentAddr(pub SocketAddrV4);
 
-/// The address of the metadata server.
+/// The addresses of the metadata server, which serves the same at both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetadataAddr(pub SocketAddrV4);
+pub struct MetadataAddr {
+    /// IPv4, and the port of both.
+    pub v4: SocketAddrV4,
+    /// IPv6; `None` where the platform has none.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl fmt::Display for MetadataAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.socket_v6() {
+            Some(v6) => write!(f, "{} and {v6}", self.v4),
+            None => self.v4.fmt(f),
+        }
+    }
+}
+
+impl MetadataAddr {
+    /// One with an IPv4 address alone.
+    pub const fn v4_only(v4: SocketAddrV4) -> Self {
+        Self { v4, v6: None }
+    }
+
+    /// The IPv6 address with the port.
+    pub fn socket_v6(&self) -> Option<SocketAddrV6> {
+        self.v6.map(|address| SocketAddrV6::new(address, self.v4.port(), 0, 0))
+    }
+}

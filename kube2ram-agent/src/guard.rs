@@ -1,7 +1,7 @@
 //! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
 //! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
-use std::{future::pending, io, net::Ipv4Addr, path::Path, time::Duration};
+use std::{future::pending, io, path::Path, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -18,6 +18,7 @@ mod state;
 pub use self::state::{Standing, State};
 use self::{events::Changes, ruleset::Target};
 use crate::{
+    datapath::MetadataAddr,
     netlink::{Message, Socket, uninterrupted},
     telemetry::chain,
 };
@@ -41,7 +42,7 @@ pub enum GuardError {
 /// The guard of the network namespace that its first check runs in. Dropping it leaves the rule in force: nothing but [`remove`] takes it away.
 #[derive(Debug)]
 pub struct ForwardGuard {
-    metadata: Ipv4Addr,
+    metadata: MetadataAddr,
     metrics: Metrics,
     socket: Option<Socket>,
     /// What the last check found; `None` before the first.
@@ -72,7 +73,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 impl ForwardGuard {
     /// Makes a guard that does nothing yet.
-    pub fn new(metadata: Ipv4Addr, registry: &mut Registry) -> Self {
+    pub fn new(metadata: MetadataAddr, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
         let help = "Whether the netfilter rule against forwarding to the metadata server is in force";
         registry.register("forward_guard_in_force", help, metrics.in_force.clone());
@@ -81,7 +82,7 @@ impl ForwardGuard {
         Self::with(metadata, metrics)
     }
 
-    fn with(metadata: Ipv4Addr, metrics: Metrics) -> Self {
+    fn with(metadata: MetadataAddr, metrics: Metrics) -> Self {
         let ipvs = Path::new(IPVS);
         Self {
             metadata,
@@ -168,8 +169,10 @@ impl ForwardGuard {
         if !has_ipvs {
             self.tracking_again_at = None;
         }
-        let mut target =
-            Target { metadata: self.metadata, has_ipvs: has_ipvs && self.tracking_again_at.is_none() };
+        let mut target = Target {
+            metadata: *self.metadata.v4.ip(),
+            has_ipvs: has_ipvs && self.tracking_again_at.is_none(),
+        };
         let before = self.target.replace(target);
         if is_installed(socket, target)? {
             return self.ask_for_tracking_again();
@@ -203,7 +206,7 @@ impl ForwardGuard {
 
     /// Where the rules against IPVS are missing: their module may have come since. If not, what is in force stays as it is.
     fn ask_for_tracking_again(&mut self) -> Result<Found, GuardError> {
-        let (now, target) = (Instant::now(), Target { metadata: self.metadata, has_ipvs: true });
+        let (now, target) = (Instant::now(), Target { metadata: *self.metadata.v4.ip(), has_ipvs: true });
         let (Some(socket), Some(at)) = (&mut self.socket, &mut self.tracking_again_at) else {
             return Ok(Found::AsItShouldBe);
         };
@@ -223,7 +226,7 @@ impl ForwardGuard {
 ///
 /// # Errors
 /// [`GuardError`]: it may not be in force.
-pub fn install(metadata: Ipv4Addr) -> Result<(), GuardError> {
+pub fn install(metadata: MetadataAddr) -> Result<(), GuardError> {
     ForwardGuard::with(metadata, Metrics::default()).ensure().map(drop)
 }
 

@@ -220,7 +220,7 @@ impl Interception {
     }
 
     fn metadata(&self) -> SocketAddrV4 {
-        self.settings.metadata.0
+        self.settings.metadata.v4
     }
 
     fn count(&self, result: &'static str) {
@@ -244,7 +244,7 @@ mod tests {
             cgroup_root: "/".into(),
             pods_cgroup: "/pods".into(),
             own_cgroup: "/pods/own".into(),
-            metadata: MetadataAddr(nowhere),
+            metadata: MetadataAddr::v4_only(nowhere),
             agent: AgentAddr(nowhere),
             keeps_open: false,
             debug: false,

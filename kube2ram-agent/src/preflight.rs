@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     ancestor, boot_guard,
-    datapath::{self, Attachment, BootGuard, attachments, check_bpffs, kernel_version},
+    datapath::{self, Attachment, BootGuard, MetadataAddr, attachments, check_bpffs, kernel_version},
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
 };
@@ -23,8 +23,8 @@ pub struct NodePaths {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// The metadata server's address.
-    pub metadata: Ipv4Addr,
+    /// The metadata server's addresses.
+    pub metadata: MetadataAddr,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
 }
@@ -84,7 +84,7 @@ impl Preflight {
         checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&pods))));
         checks.push(check("other programs", others));
         checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
-        let ancestors = tell_ancestors(paths.metadata).into_iter();
+        let ancestors = tell_ancestors(*paths.metadata.v4.ip()).into_iter();
         checks.extend(ancestors.map(|outcome| Check { condition: "ancestors", outcome }));
         Self(checks)
     }

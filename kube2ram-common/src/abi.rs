@@ -5,8 +5,8 @@
 
 use core::mem::{align_of, size_of};
 
-/// The version of everything in this file; part of the pin path (`<bpf-dir>/v1`).
-pub const ABI_VERSION: u32 = 1;
+/// The version of everything in this file; part of the pin path (`<bpf-dir>/v2`).
+pub const ABI_VERSION: u32 = 2;
 
 macro_rules! abi {
     ($(#[$doc:meta])* $name:ident : $size:literal { $($(#[$field_doc:meta])* $field:ident : $type:ty),* $(,)? }) => {
@@ -26,9 +26,11 @@ macro_rules! abi {
 
 abi!(
     /// What the kernel half must know of the node and the cloud: the only entry of the configuration map.
-    Config: 24 {
+    Config: 40 {
         /// The cgroup that holds all pods.
         pods_cgroup: u64,
+        /// IPv6 address of the metadata server, four words in network byte order; all zero when it has none.
+        metadata_addr6_be: [u32; 4],
         /// IPv4 address of the metadata server, network byte order.
         metadata_addr_be: u32,
         /// IPv4 address of the agent's listener on the host, network byte order; 0 when there is none.
@@ -39,6 +41,16 @@ abi!(
         agent_port_be: u16,
         /// [`CONFIG_KEEPS_OPEN`] or zero.
         flags: u32,
+    }
+);
+
+abi!(
+    /// What the boot guard must know of the cloud: the only entry of its configuration map.
+    BootConfig: 20 {
+        /// IPv6 address of the metadata server, four words in network byte order; all zero when it has none.
+        metadata_addr6_be: [u32; 4],
+        /// IPv4 address of the metadata server, network byte order.
+        metadata_addr_be: u32,
     }
 );
 
@@ -85,11 +97,11 @@ abi!(
         listener: u64,
         /// The key of what this handshake takes of its pod's share: [`share_of`], then [`place_in`] that.
         share: u64,
-        /// What the client asked for: address, network byte order.
+        /// What the client asked for: IPv4 address, network byte order; 0 for [`Config::metadata_addr6_be`].
         metadata_addr_be: u32,
         /// What the client asked for: port, network byte order.
         metadata_port_be: u16,
-        /// `AF_INET`, or `AF_INET6` for an IPv4-mapped address.
+        /// `AF_INET`, or `AF_INET6` for an IPv4-mapped address or an IPv6 address.
         family: u16,
         /// What it got instead: address, network byte order.
         target_addr_be: u32,

@@ -1,6 +1,6 @@
 //! Addresses, ports and byte order, and the key of a handshake. Pure; the only place where the kernel half's values are converted.
 
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::abi::Handshake;
 
@@ -21,6 +21,20 @@ pub const PROBE_ADDR: Ipv4Addr = Ipv4Addr::new(127, 63, 255, 255);
 #[must_use]
 pub const fn addr_be(addr: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(addr.octets())
+}
+
+/// The address as the eBPF programs compare it: word by word.
+#[must_use]
+pub const fn addr6_be(addr: Ipv6Addr) -> [u32; 4] {
+    let octets = addr.octets();
+    let mut words = [0; 4];
+    let mut word = 0;
+    while word < 4 {
+        let at = word * 4;
+        words[word] = u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+        word += 1;
+    }
+    words
 }
 
 /// The port as the kernel half compares it.
@@ -58,6 +72,18 @@ pub const fn user_port_be(user_port: u32) -> u16 {
 #[must_use]
 pub const fn v4_mapped(words: [u32; 4]) -> Option<u32> {
     if words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be() { Some(words[3]) } else { None }
+}
+
+/// Whether an IPv6 address is the metadata server's, which is all zero when it has none. (No address that begins with four zero bytes can be one's own:
+/// `::1`, IPv4-mapped and the like.)
+#[inline(always)]
+#[must_use]
+pub const fn is_metadata6(metadata: &[u32; 4], words: [u32; 4]) -> bool {
+    words[0] != 0
+        && words[0] == metadata[0]
+        && words[1] == metadata[1]
+        && words[2] == metadata[2]
+        && words[3] == metadata[3]
 }
 
 impl Handshake {
@@ -102,6 +128,21 @@ mod tests {
         assert_eq!(v4_mapped([0, 0, 0, addr]), None);
         assert_eq!(v4_mapped([1, 0, mapped, addr]), None);
         assert_eq!(v4_mapped([0, 1, mapped, addr]), None);
+    }
+
+    #[test]
+    fn recognises_the_metadata_servers_ipv6_address_alone() {
+        let metadata = addr6_be("fd00:100::100:200".parse().unwrap());
+
+        assert!(is_metadata6(&metadata, metadata));
+        assert_eq!(metadata[0], u32::from_ne_bytes([0xfd, 0, 1, 0]));
+        for word in 0..4 {
+            let mut other = metadata;
+            other[word] ^= 1;
+            assert!(!is_metadata6(&metadata, other));
+        }
+        let none = [0; 4];
+        assert!(!is_metadata6(&none, none), "`::` is nobody's when there is no address");
     }
 
     #[test]

@@ -54,9 +54,11 @@ pub mod program {
     pub const TASK_CONNECT6: &str = "k2r_task_conn6";
     /// `cgroup/sendmsg4`, at the root.
     pub const TASK_SENDMSG4: &str = "k2r_task_send4";
+    /// `cgroup/sendmsg6`, at the root.
+    pub const TASK_SENDMSG6: &str = "k2r_task_send6";
 
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         CONNECT4,
         CONNECT6,
         EGRESS,
@@ -70,13 +72,14 @@ pub mod program {
         TASK_CONNECT4,
         TASK_CONNECT6,
         TASK_SENDMSG4,
+        TASK_SENDMSG6,
     ];
 }
 
 /// What belongs to the boot guard, an object of its own.
 pub mod boot {
-    /// Array of one `u32`: the metadata server's address, network byte order.
-    pub const ADDR: &str = "k2r_boot_addr";
+    /// Array of one [`BootConfig`](crate::abi::BootConfig).
+    pub const CONFIG: &str = "k2r_boot_config";
     /// Per-CPU array of one `u64`: what was denied.
     pub const DENIED: &str = "k2r_boot_denied";
     /// Hash: the ids of the host's own cgroups → 1.
@@ -94,7 +97,7 @@ pub mod boot {
     pub const SENDMSG6: &str = "k2r_boot_send6";
 
     /// The maps.
-    pub const MAPS: [&str; 3] = [ADDR, DENIED, HOSTS];
+    pub const MAPS: [&str; 3] = [CONFIG, DENIED, HOSTS];
     /// The programs, all at the cgroup root.
     pub const PROGRAMS: [&str; 5] = [EGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }

@@ -10,7 +10,7 @@ use crate::{
 /// What the hook saw.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    /// Destination address, network byte order.
+    /// Destination address, network byte order; of the metadata server's IPv6 address, [`Config::metadata_addr_be`].
     pub addr_be: u32,
     /// Destination port, network byte order.
     pub port_be: u16,
@@ -91,6 +91,7 @@ mod tests {
 
     const CONFIG: Config = Config {
         metadata_addr_be: addr_be(Ipv4Addr::new(100, 100, 100, 200)),
+        metadata_addr6_be: [0; 4],
         agent_addr_be: addr_be(Ipv4Addr::new(192, 0, 2, 1)),
         metadata_port_be: port_be(80),
         agent_port_be: port_be(8181),

@@ -10,18 +10,18 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use kube2ram_common::{
-    abi::{MAX_CGROUP_LEVEL, MAX_HOST_CGROUPS},
-    connection::v4_mapped,
+    abi::{BootConfig, MAX_CGROUP_LEVEL, MAX_HOST_CGROUPS},
+    connection::{is_metadata6, v4_mapped},
 };
 
-use crate::context::{__sk_buff, Packet, SockAddr, current_ancestor_cgroup};
+use crate::context::{__sk_buff, Network, Packet, SockAddr, current_ancestor_cgroup};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 
-/// The metadata server's address, network byte order.
-#[btf_map(name = "k2r_boot_addr")]
-static METADATA_ADDR: Array<u32, 1> = Array::new();
+/// The metadata server's addresses.
+#[btf_map(name = "k2r_boot_config")]
+static CONFIG: Array<BootConfig, 1> = Array::new();
 
 /// The ids of the host's own cgroups.
 #[btf_map(name = "k2r_boot_hosts")]
@@ -39,8 +39,7 @@ pub(crate) fn k2r_boot_conn4(context: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_boot_conn6(context: SockAddrContext) -> i32 {
-    let context = SockAddr::new(context);
-    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+    judge6(&SockAddr::new(context))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -51,13 +50,27 @@ pub(crate) fn k2r_boot_send4(context: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn k2r_boot_send6(context: SockAddrContext) -> i32 {
-    let context = SockAddr::new(context);
-    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+    judge6(&SockAddr::new(context))
 }
 
 #[inline(always)]
 fn judge(context: &SockAddr, addr_be: u32) -> i32 {
-    if !is_metadata(addr_be) || (context.is_in_first_network() && is_hosts_task()) {
+    if is_metadata(addr_be) { judge_task(context) } else { ALLOW }
+}
+
+#[inline(always)]
+fn judge6(context: &SockAddr) -> i32 {
+    let words = context.addr6_be();
+    if let Some(addr_be) = v4_mapped(words) {
+        return judge(context, addr_be);
+    }
+    let is_metadata = CONFIG.get(0).is_none_or(|config| is_metadata6(&config.metadata_addr6_be, words));
+    if is_metadata { judge_task(context) } else { ALLOW }
+}
+
+#[inline(always)]
+fn judge_task(context: &SockAddr) -> i32 {
+    if context.is_in_first_network() && is_hosts_task() {
         return ALLOW;
     }
     count();
@@ -69,11 +82,15 @@ fn judge(context: &SockAddr, addr_be: u32) -> i32 {
 #[unsafe(link_section = "cgroup_skb/egress")]
 pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
     let packet = Packet::new(skb);
-    if !packet.is_ipv4() {
-        return ALLOW;
-    }
-    let Some(addr_be) = packet.destination_be() else { return DENY };
-    if !(is_metadata(addr_be) || routes_by_metadata(&packet)) || is_hosts_packet(&packet) {
+    let is_for_metadata = match packet.network() {
+        Network::Ipv4 => {
+            let Some(addr_be) = packet.destination_be() else { return DENY };
+            is_metadata(addr_be) || routes_by_metadata(&packet)
+        }
+        Network::Ipv6 => CONFIG.get(0).is_none_or(|config| packet.is_for6(&config.metadata_addr6_be)),
+        Network::Other => false,
+    };
+    if !is_for_metadata || is_hosts_packet(&packet) {
         return ALLOW;
     }
     count();
@@ -83,12 +100,12 @@ pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
 /// An array without its element is none of ours: then everything would be.
 #[inline(always)]
 fn is_metadata(addr_be: u32) -> bool {
-    METADATA_ADDR.get(0).is_none_or(|metadata| *metadata == addr_be)
+    CONFIG.get(0).is_none_or(|config| config.metadata_addr_be == addr_be)
 }
 
 #[inline(always)]
 fn routes_by_metadata(packet: &Packet) -> bool {
-    METADATA_ADDR.get(0).is_none_or(|metadata| packet.options_name(*metadata))
+    CONFIG.get(0).is_none_or(|config| packet.options_name(config.metadata_addr_be))
 }
 
 /// On any level, because a nested node's slices are not at the first. What has no level at all is in the root itself: the kernel's own.

@@ -6,7 +6,7 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
     abi::{Config, ConnectRecord, Counter, DEFAULT_TARGET, MAX_CGROUP_LEVEL, Target, share_of},
-    connection::{AF_INET, AF_INET6, PROBE_ADDR, addr_be, v4_mapped},
+    connection::{AF_INET, AF_INET6, PROBE_ADDR, addr_be, is_metadata6, v4_mapped},
     verdict::{Attempt, Precheck, Verdict, dials_agent, precheck, verdict},
 };
 
@@ -33,40 +33,65 @@ enum Place {
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    judge(&context, context.addr_be(), AF_INET, Place::Pods)
+    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, Place::Pods)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
-    judge_mapped(&SockAddr::new(context), Place::Pods)
+    judge6(&SockAddr::new(context), Place::Pods)
 }
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_root_conn4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    judge(&context, context.addr_be(), AF_INET, Place::Root)
+    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, Place::Root)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_root_conn6(context: SockAddrContext) -> i32 {
-    judge_mapped(&SockAddr::new(context), Place::Root)
+    judge6(&SockAddr::new(context), Place::Root)
 }
 
+/// Where a connect(2) wants to go.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// IPv4 address, network byte order. The metadata server's when it is asked for by its IPv6 address.
+    addr_be: u32,
+    /// Asked for by the IPv6 address.
+    is_native6: bool,
+}
+
+/// An IPv6 socket can be sent to the same listener as an IPv4 one, by its IPv4-mapped address: the kernel looks at the destination after this hook, and then
+/// connects over IPv4. A socket that is IPv6-only (`IPV6_V6ONLY`), or bound to an IPv6 address, is refused by the kernel.
 #[inline(always)]
-fn judge_mapped(context: &SockAddr, place: Place) -> i32 {
-    let Some(addr_be) = v4_mapped(context.addr6_be()) else {
-        forget(context);
-        return ALLOW;
+fn judge6(context: &SockAddr, place: Place) -> i32 {
+    let words = context.addr6_be();
+    let asked = match v4_mapped(words) {
+        Some(addr_be) => Asked { addr_be, is_native6: false },
+        None => {
+            let Some(config) = CONFIG.get(0) else { return unconfigured(place) };
+            if !is_metadata6(&config.metadata_addr6_be, words) {
+                forget(context);
+                return ALLOW;
+            }
+            Asked { addr_be: config.metadata_addr_be, is_native6: true }
+        }
     };
-    judge(context, addr_be, AF_INET6, place)
+    judge(context, asked, AF_INET6, place)
+}
+
+/// The array's only element is always there; without it nothing is known, so nothing of a pod passes, and nobody can tell who is one.
+#[inline(always)]
+fn unconfigured(place: Place) -> i32 {
+    if place == Place::Root { ALLOW } else { DENY }
 }
 
 /// The verdict, carried out and counted. (The destination is written where the target is known: carried beyond the branches, LLVM reads it from the
 /// stack on every path, and 5.10 without CAP_PERFMON refuses to read what a path did not write.)
 #[inline(always)]
-fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
-    // The array's only element is always there; without it nothing is known, so nothing of a pod passes, and nobody can tell who is one.
-    let Some(config) = CONFIG.get(0) else { return if place == Place::Root { ALLOW } else { DENY } };
+fn judge(context: &SockAddr, asked: Asked, family: u16, place: Place) -> i32 {
+    let Asked { addr_be, is_native6 } = asked;
+    let Some(config) = CONFIG.get(0) else { return unconfigured(place) };
     if addr_be != config.metadata_addr_be {
         return elsewhere(context, config, addr_be, family, place); // nearly every connect: before any map is searched
     }
@@ -87,7 +112,8 @@ fn judge(context: &SockAddr, addr_be: u32, family: u16, place: Place) -> i32 {
     };
     let mut judged = verdict(prechecked, target);
     if let Verdict::Redirect(target) = judged {
-        if !record(context, config, socket, &attempt, family, target_cgroup, target) {
+        let asked_for = if is_native6 { 0 } else { addr_be };
+        if !record(context, config, socket, (asked_for, attempt.port_be), family, target_cgroup, target) {
             judged = Verdict::Deny(Counter::DeniedNoMemory);
         } else if family == AF_INET6 {
             context.set_mapped_destination(target.addr_be, target.port_be);
@@ -149,7 +175,7 @@ fn vouch(context: &SockAddr, config: &Config, addr_be: u32, family: u16) -> bool
     );
     target.addr_be == addr_be
         && target.port_be == attempt.port_be
-        && record(context, config, socket, &attempt, family, DEFAULT_TARGET, *target)
+        && record(context, config, socket, (addr_be, attempt.port_be), family, DEFAULT_TARGET, *target)
 }
 
 /// A socket that now goes elsewhere, perhaps straight to the agent, and perhaps in other hands (a socket can be dissolved, passed on and connected again),
@@ -188,7 +214,7 @@ fn record(
     context: &SockAddr,
     config: &Config,
     socket: Socket,
-    attempt: &Attempt,
+    (asked_addr_be, asked_port_be): (u32, u16),
     family: u16,
     target_cgroup: u64,
     target: Target,
@@ -200,8 +226,8 @@ fn record(
     record.connected_at_ns = now_ns();
     record.listener = target.listener;
     record.share = share_of(accountable_cgroup(config));
-    record.metadata_addr_be = attempt.addr_be;
-    record.metadata_port_be = attempt.port_be;
+    record.metadata_addr_be = asked_addr_be;
+    record.metadata_port_be = asked_port_be;
     record.family = family;
     record.target_addr_be = target.addr_be;
     record.target_port_be = target.port_be;

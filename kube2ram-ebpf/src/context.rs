@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use kube2ram_common::{
     abi::Handshake,
-    connection::{sock_ops_local_port_be, sock_ops_remote_port_be, user_port_be},
+    connection::{is_metadata6, sock_ops_local_port_be, sock_ops_remote_port_be, user_port_be},
 };
 
 use crate::socket::Socket;
@@ -103,10 +103,17 @@ impl SockAddr {
         write!(self.raw(), user_port)(u32::from(port_be));
     }
 
-    /// Keeps the `::ffff:` in front.
     #[inline(always)]
     pub(crate) fn set_mapped_destination(&self, addr_be: u32, port_be: u16) {
-        write!(self.raw(), user_ip6[3])(addr_be);
+        self.set_destination6([0, 0, 0xffff_u32.to_be(), addr_be], port_be);
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_destination6(&self, words: [u32; 4], port_be: u16) {
+        write!(self.raw(), user_ip6[0])(words[0]);
+        write!(self.raw(), user_ip6[1])(words[1]);
+        write!(self.raw(), user_ip6[2])(words[2]);
+        write!(self.raw(), user_ip6[3])(words[3]);
         write!(self.raw(), user_port)(u32::from(port_be));
     }
 }
@@ -179,6 +186,14 @@ impl SockOps {
 pub(crate) struct __sk_buff([u64; 24]);
 const _: () = assert!(size_of::<__sk_buff>() == size_of::<aya_ebpf::bindings::__sk_buff>());
 
+/// A packet's network protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    Ipv4,
+    Ipv6,
+    Other,
+}
+
 /// The context of the egress hook: a packet, from its IP header on.
 pub(crate) struct Packet(SkBuffContext);
 
@@ -188,14 +203,102 @@ impl Packet {
         Self(SkBuffContext::new(skb.cast()))
     }
 
-    /// Packets of IPv4-mapped sockets are IPv4 packets.
+    /// Which kind of packet it is. Those of IPv4-mapped sockets are IPv4's.
     #[inline(always)]
-    pub(crate) fn is_ipv4(&self) -> bool {
+    pub(crate) fn network(&self) -> Network {
         const ETH_P_IP: u16 = 0x0800;
-        read!(self.0.skb.skb, protocol) == u32::from(ETH_P_IP.to_be())
+        const ETH_P_IPV6: u16 = 0x86dd;
+        let protocol = read!(self.0.skb.skb, protocol);
+        if protocol == u32::from(ETH_P_IP.to_be()) {
+            Network::Ipv4
+        } else if protocol == u32::from(ETH_P_IPV6.to_be()) {
+            Network::Ipv6
+        } else {
+            Network::Other
+        }
     }
 
-    /// The destination in the IP header, network byte order.
+    /// Whether an IPv6 packet is for `metadata`, now or later: by its destination, or by a routing header that names it. So is one whose headers cannot be read, or
+    /// go on for longer than anybody needs.
+    #[inline(always)]
+    pub(crate) fn is_for6(&self, metadata: &[u32; 4]) -> bool {
+        const DESTINATION: usize = 24;
+        const NEXT_HEADER: usize = 6;
+        let Ok(words) = self.0.load::<[u32; 4]>(DESTINATION) else { return true };
+        if is_metadata6(metadata, words) {
+            return true;
+        }
+        let Ok(next) = self.0.load::<u8>(NEXT_HEADER) else { return true };
+        metadata[0] != 0 && is_extension(next) && self.is_routed_by6(next, metadata)
+    }
+
+    /// Looks through the extension headers for a routing header (RFC 8200 §4). Not a loop: see `pods`.
+    #[inline(always)]
+    fn is_routed_by6(&self, first: u8, metadata: &[u32; 4]) -> bool {
+        const FIXED: usize = 40;
+        let (header, at) = (first, FIXED);
+        macro_rules! next {
+            ($header:ident, $at:ident) => {{
+                let Ok(next) = self.0.load::<u8>($at) else { return true };
+                let Ok(length) = self.0.load::<u8>($at + 1) else { return true };
+                if $header == ROUTING {
+                    return self.routing_names($at, length, metadata);
+                }
+                // Of what follows a fragment's header, only a piece may be here: a router that puts it together sees the rest.
+                if $header == FRAGMENT {
+                    return is_extension(next);
+                }
+                if !is_extension(next) {
+                    return false;
+                }
+                (next, $at + (length as usize + 1) * 8)
+            }};
+        }
+        let (header, at) = next!(header, at);
+        let (header, at) = next!(header, at);
+        let _more = next!(header, at);
+        true
+    }
+
+    /// Whether a routing header at `at` names `metadata` as a segment, or has more segments than are looked at. All types have them at multiples of 16 bytes.
+    #[inline(always)]
+    fn routing_names(&self, at: usize, length: u8, metadata: &[u32; 4]) -> bool {
+        macro_rules! segments {
+            ($($number:literal)+) => {
+                const MOST: u8 = [$($number),+].len() as u8 * 2;
+                if length > MOST {
+                    return true;
+                }
+                $(
+                    if length >= ($number + 1) * 2 {
+                        let Ok(words) = self.0.load::<[u32; 4]>(at + 8 + $number * 16) else { return true };
+                        if is_metadata6(metadata, words) {
+                            return true;
+                        }
+                    }
+                )+
+            };
+        }
+        segments!(0 1 2 3 4 5 6 7);
+        false
+    }
+
+    /// As [`Self::goes_on`], of an IPv6 packet: TCP right behind the fixed header.
+    #[inline(always)]
+    pub(crate) fn goes_on6(&self, port_be: u16) -> bool {
+        const NEXT_HEADER: usize = 6;
+        const IPPROTO_TCP: u8 = 6;
+        const TCP_PORT: usize = 42;
+        const TCP_FLAGS: usize = 53;
+        const SYN: u8 = 2;
+        if self.0.load::<u8>(NEXT_HEADER) != Ok(IPPROTO_TCP) || self.0.load::<u16>(TCP_PORT) != Ok(port_be) {
+            return false;
+        }
+        let Ok(flags) = self.0.load::<u8>(TCP_FLAGS) else { return false };
+        flags & SYN == 0
+    }
+
+    /// The destination in the IPv4 header, network byte order.
     #[inline(always)]
     pub(crate) fn destination_be(&self) -> Option<u32> {
         const OFFSET: usize = 16;
@@ -263,6 +366,17 @@ impl Packet {
         // SAFETY: the program's own context, and a plain value.
         unsafe { bpf_skb_ancestor_cgroup_id(self.0.skb.skb, level) }
     }
+}
+
+/// Extension headers of IPv6 behind which others may be (RFC 8200 §4.1): hop-by-hop and destination options, routing, fragment.
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+
+#[inline(always)]
+const fn is_extension(header: u8) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    const DESTINATION_OPTIONS: u8 = 60;
+    header == HOP_BY_HOP || header == ROUTING || header == FRAGMENT || header == DESTINATION_OPTIONS
 }
 
 /// The cgroup of the calling task.

@@ -4,7 +4,7 @@
 use kube2ram_common::abi::{CONFIG_KEEPS_OPEN, Counter};
 
 use crate::{
-    context::{__sk_buff, Packet},
+    context::{__sk_buff, Network, Packet},
     maps::{CONFIG, PASS, count},
 };
 
@@ -16,18 +16,31 @@ const DROP: i32 = 0;
 #[unsafe(link_section = "cgroup_skb/egress")]
 pub(crate) fn k2r_egress(skb: *mut __sk_buff) -> i32 {
     let packet = Packet::new(skb);
-    if !packet.is_ipv4() {
+    let network = packet.network();
+    if network == Network::Other {
         return ALLOW;
     }
-    // Nothing is known without it, and a packet too short to have a destination goes nowhere good.
-    let (Some(config), Some(addr_be)) = (CONFIG.get(0), packet.destination_be()) else { return DROP };
-    if addr_be != config.metadata_addr_be && !packet.options_name(config.metadata_addr_be) {
-        return ALLOW;
+    // Nothing is known without it.
+    let Some(config) = CONFIG.get(0) else { return DROP };
+    if network == Network::Ipv6 {
+        if !packet.is_for6(&config.metadata_addr6_be) {
+            return ALLOW;
+        }
+    } else {
+        // A packet too short to have a destination goes nowhere good.
+        let Some(addr_be) = packet.destination_be() else { return DROP };
+        if addr_be != config.metadata_addr_be && !packet.options_name(config.metadata_addr_be) {
+            return ALLOW;
+        }
     }
     if packet.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
         return ALLOW;
     }
-    if config.flags & CONFIG_KEEPS_OPEN != 0 && packet.goes_on(config.metadata_port_be) {
+    let goes_on = || match network {
+        Network::Ipv6 => packet.goes_on6(config.metadata_port_be),
+        Network::Ipv4 | Network::Other => packet.goes_on(config.metadata_port_be),
+    };
+    if config.flags & CONFIG_KEEPS_OPEN != 0 && goes_on() {
         count(Counter::KeptOpen);
         return ALLOW;
     }

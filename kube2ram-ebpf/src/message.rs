@@ -1,7 +1,10 @@
 //! `sendmsg4`, `sendmsg6`: no datagram to the metadata server from a socket that never called connect(2).
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use kube2ram_common::{abi::Counter, connection::v4_mapped};
+use kube2ram_common::{
+    abi::Counter,
+    connection::{is_metadata6, v4_mapped},
+};
 
 use crate::{
     context::SockAddr,
@@ -16,10 +19,17 @@ pub(crate) fn k2r_sendmsg4(context: SockAddrContext) -> i32 {
     judge(SockAddr::new(context).addr_be())
 }
 
-/// An IPv6 socket that sends to a mapped address is seen by `sendmsg4` (Linux 5.10–6.18); this one is for a kernel that thinks otherwise.
+/// An IPv6 socket that sends to a mapped address is seen by `sendmsg4` (Linux 5.10–6.18); it is looked at here for a kernel that thinks otherwise.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn k2r_sendmsg6(context: SockAddrContext) -> i32 {
-    v4_mapped(SockAddr::new(context).addr6_be()).map_or(ALLOW, judge)
+    let words = SockAddr::new(context).addr6_be();
+    if let Some(addr_be) = v4_mapped(words) {
+        return judge(addr_be);
+    }
+    if CONFIG.get(0).is_some_and(|config| !is_metadata6(&config.metadata_addr6_be, words)) {
+        return ALLOW;
+    }
+    deny()
 }
 
 #[inline(always)]
@@ -27,6 +37,11 @@ fn judge(addr_be: u32) -> i32 {
     if CONFIG.get(0).is_some_and(|config| addr_be != config.metadata_addr_be) {
         return ALLOW;
     }
+    deny()
+}
+
+#[inline(always)]
+fn deny() -> i32 {
     count(Counter::DeniedMessage);
     DENY
 }

@@ -3,7 +3,10 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{abi::ConnectRecord, connection::v4_mapped};
 
-use crate::{context::SockAddr, maps::CLIENTS};
+use crate::{
+    context::SockAddr,
+    maps::{CLIENTS, CONFIG},
+};
 
 /// getpeername hooks cannot deny: the verifier accepts no other value.
 const ALLOW: i32 = 1;
@@ -23,7 +26,11 @@ pub(crate) fn k2r_peer_name6(context: SockAddrContext) -> i32 {
     if let Some(addr_be) = v4_mapped(context.addr6_be())
         && let Some(record) = redirected(&context, addr_be)
     {
-        context.set_mapped_destination(record.metadata_addr_be, record.metadata_port_be);
+        if record.metadata_addr_be != 0 {
+            context.set_mapped_destination(record.metadata_addr_be, record.metadata_port_be);
+        } else if let Some(config) = CONFIG.get(0) {
+            context.set_destination6(config.metadata_addr6_be, record.metadata_port_be);
+        }
     }
     ALLOW
 }

@@ -4,7 +4,10 @@
 //! It runs after the pods' own programs, which have rewritten what is legitimate, so it only ever sees leftovers.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use kube2ram_common::{abi::Counter, connection::v4_mapped};
+use kube2ram_common::{
+    abi::{Config, Counter},
+    connection::{is_metadata6, v4_mapped},
+};
 
 use crate::{
     context::SockAddr,
@@ -23,8 +26,7 @@ pub(crate) fn k2r_task_conn4(context: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_task_conn6(context: SockAddrContext) -> i32 {
-    let context = SockAddr::new(context);
-    v4_mapped(context.addr6_be()).map_or(ALLOW, |addr_be| judge(&context, addr_be))
+    judge6(&SockAddr::new(context))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -33,11 +35,33 @@ pub(crate) fn k2r_task_send4(context: SockAddrContext) -> i32 {
     judge(&context, context.addr_be())
 }
 
+/// Mapped addresses are seen by `sendmsg4`.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn k2r_task_send6(context: SockAddrContext) -> i32 {
+    judge6(&SockAddr::new(context))
+}
+
+// Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
+
 #[inline(always)]
 fn judge(context: &SockAddr, addr_be: u32) -> i32 {
-    // Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
     let Some(config) = CONFIG.get(0) else { return ALLOW };
-    if addr_be != config.metadata_addr_be || !is_pods_task(config) {
+    if addr_be == config.metadata_addr_be { judge_task(context, config) } else { ALLOW }
+}
+
+#[inline(always)]
+fn judge6(context: &SockAddr) -> i32 {
+    let words = context.addr6_be();
+    if let Some(addr_be) = v4_mapped(words) {
+        return judge(context, addr_be);
+    }
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    if is_metadata6(&config.metadata_addr6_be, words) { judge_task(context, config) } else { ALLOW }
+}
+
+#[inline(always)]
+fn judge_task(context: &SockAddr, config: &Config) -> i32 {
+    if !is_pods_task(config) {
         return ALLOW;
     }
     if context.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {

@@ -121,7 +121,7 @@ fn one_request(bytes: &[u8]) -> &str {
 
 /// Whether what passed is, in order, what requests of the stream ask for. Of a last one in doubt nothing is known.
 fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
-    let metadata = MetadataAddr(SocketAddrV4::new([100, 100, 100, 200].into(), 80));
+    let metadata = MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80));
     // hyper's parser of targets drops a fragment before the agent sees it.
     let before_fragment = |target: &[u8]| target.split(|byte| *byte == b'#').next().map(<[u8]>::to_vec);
     let mut asked = framing

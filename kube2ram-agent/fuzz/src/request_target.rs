@@ -74,7 +74,7 @@ fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
 }
 
 fn routed(method: &Method, raw: &[u8], policy: MetadataPolicy) -> Option<Route> {
-    let target = Target::parse(raw, MetadataAddr("100.100.100.200:80".parse().ok()?)).ok()?;
+    let target = Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().ok()?)).ok()?;
     Some(route(method, &target, policy))
 }
 

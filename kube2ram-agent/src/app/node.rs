@@ -10,7 +10,7 @@ use tracing::warn;
 use super::AppError;
 use crate::{
     args::{Config, OpenConnections},
-    datapath::{AgentAddr, MetadataAddr, Settings},
+    datapath::{AgentAddr, Settings},
     handover::Hello,
     identity::{CgroupId, CgroupTree, Recent, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
     preflight::Preflight,
@@ -59,7 +59,7 @@ impl Node {
                 cgroup_root,
                 own_cgroup: own,
                 pods_cgroup,
-                metadata: MetadataAddr(config.metadata_addr),
+                metadata: config.metadata,
                 agent: AgentAddr(agent),
                 keeps_open: config.open_connections == OpenConnections::Keep,
                 debug: config.debug,

@@ -39,7 +39,7 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::{MetadataAddr, PassMark},
+    datapath::PassMark,
     guard::{self, ForwardGuard},
     handover::Heirs,
     interception::{self, Interception},
@@ -104,7 +104,7 @@ impl Service {
         let mut registry = Registry::with_prefix("kube2ram");
         metrics::of_build(&mut registry);
 
-        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata_addr, pass)));
+        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata.v4, pass)));
         let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),
@@ -142,7 +142,7 @@ impl Service {
         };
         let server_config = server::Config {
             allow_list_annotation: config.namespace_key.clone(),
-            metadata: MetadataAddr(config.metadata_addr),
+            metadata: config.metadata,
             metadata_policy: config.metadata_policy,
             host_network_pods: config.host_network_pods,
             pass_through_rate: config.pass_through_rate,
@@ -287,7 +287,7 @@ impl Service {
     fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
         match self.config.forward_guard {
             ForwardGuardMode::Auto => {
-                let mut guard = ForwardGuard::new(*self.config.metadata_addr.ip(), registry);
+                let mut guard = ForwardGuard::new(self.config.metadata, registry);
                 guard.check();
                 let state = guard.state();
                 parts.spawn_writer("the forward guard", guard.run());

@@ -193,6 +193,16 @@ pub(super) struct Flags {
         global = true
     )]
     pub(super) metadata_addr: SocketAddrV4,
+    /// The metadata server's IPv6 address, at the same port. Pods' connections to it are redirected, too; an empty value says that the platform has none
+    #[arg(
+        long,
+        value_name = "IP",
+        default_value = "fd00:100::100:200",
+        value_parser = value::metadata_addr6,
+        help_heading = "Cloud",
+        global = true
+    )]
+    pub(super) metadata_addr6: value::MetadataAddr6,
     /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
     pub(super) sts_endpoint: Option<Endpoint>,

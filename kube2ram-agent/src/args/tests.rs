@@ -235,7 +235,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!(config.metadata_policy, MetadataPolicy::Standard);
     assert_eq!((config.pass_through_rate, config.require_token), (100, false));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
-    assert_eq!(config.metadata_addr, "100.100.100.200:80".parse().unwrap());
+    assert_eq!(config.metadata.v4, "100.100.100.200:80".parse().unwrap());
     assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
     assert_eq!(config.namespace_restrictions, None);
     assert_eq!(config.session_duration, Duration::from_secs(3600));
@@ -291,7 +291,7 @@ fn takes_every_other_flag() {
     assert_eq!(config.metadata_policy, MetadataPolicy::Open);
     assert_eq!((config.pass_through_rate, config.require_token), (0, true));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
-    assert_eq!(config.metadata_addr, "10.9.8.7:8080".parse().unwrap());
+    assert_eq!(config.metadata.v4, "10.9.8.7:8080".parse().unwrap());
     assert_eq!(&*config.namespace_key, "k/n");
     assert_eq!(config.namespace_restrictions, Some(PatternFormat::Regexp));
     assert_eq!(config.node, "m");

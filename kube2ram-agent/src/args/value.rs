@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -132,6 +132,26 @@ pub(super) fn metadata_addr(text: &str) -> Result<SocketAddrV4, &'static str> {
     match addr {
         Ok(addr) if addr.port() != 0 => Ok(addr),
         _ => Err("give an IPv4 address, such as 100.100.100.200, or <address>:<port>"),
+    }
+}
+
+/// An IPv6 address, or none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MetadataAddr6(pub(super) Option<Ipv6Addr>);
+
+/// An IPv6 address that a server can have; empty is none.
+pub(super) fn metadata_addr6(text: &str) -> Result<MetadataAddr6, &'static str> {
+    if text.is_empty() {
+        return Ok(MetadataAddr6(None));
+    }
+    match text.parse::<Ipv6Addr>() {
+        // `::1`, IPv4-mapped addresses and the like are this machine's or IPv4's, a multicast address is nobody's.
+        Ok(address) if address.segments()[..2] != [0, 0] && !address.is_multicast() => {
+            Ok(MetadataAddr6(Some(address)))
+        }
+        _ => Err(
+            "give an IPv6 address without brackets, such as fd00:100::100:200, or an empty value for none",
+        ),
     }
 }
 

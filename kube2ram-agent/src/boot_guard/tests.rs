@@ -14,7 +14,10 @@ fn installation(host_root: &Path) -> Installation {
         cgroup_root: None,
         forward_guard: true,
         host_cgroups: vec!["system.slice".into()],
-        metadata: Ipv4Addr::new(100, 100, 100, 200),
+        metadata: MetadataAddr {
+            v4: "100.100.100.200:80".parse().unwrap(),
+            v6: Some("fd00:100::100:200".parse().unwrap()),
+        },
     };
     Installation { guard, host_root: host_root.to_owned(), required_by_kubelet: false }
 }

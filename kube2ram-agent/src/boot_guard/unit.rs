@@ -12,7 +12,8 @@ pub(super) fn text(guard: &Guard, required_by_kubelet: bool) -> String {
     let Guard { bpf_dir, cgroup_root, forward_guard, host_cgroups, metadata } = guard;
     let path = |path: &Path| path.display().to_string();
     let mut arguments = vec![
-        format!("--metadata-addr={metadata}"),
+        format!("--metadata-addr={}", metadata.v4.ip()),
+        format!("--metadata-addr6={}", metadata.v6.map(|v6| v6.to_string()).unwrap_or_default()),
         format!("--bpf-dir={}", path(bpf_dir)),
         format!("--forward-guard={}", if *forward_guard { "auto" } else { "off" }),
     ];
@@ -79,7 +80,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use crate::datapath::MetadataAddr;
 
     use super::*;
 
@@ -89,7 +90,10 @@ mod tests {
             cgroup_root: None,
             forward_guard: true,
             host_cgroups: ["init.scope", "system.slice", "user.slice"].map(Into::into).into(),
-            metadata: Ipv4Addr::new(100, 100, 100, 200),
+            metadata: MetadataAddr {
+                v4: "100.100.100.200:80".parse().unwrap(),
+                v6: Some("fd00:100::100:200".parse().unwrap()),
+            },
         }
     }
 
@@ -106,7 +110,7 @@ mod tests {
         assert!(!text.contains("RequiredBy"));
         assert!(
             text.contains(
-                "\nExecStart=/opt/kube2ram/bin/kube2ram boot-guard apply --metadata-addr=100.100.100.200 --bpf-dir=/sys/fs/bpf/kube2ram \
+                "\nExecStart=/opt/kube2ram/bin/kube2ram boot-guard apply --metadata-addr=100.100.100.200 --metadata-addr6=fd00:100::100:200 --bpf-dir=/sys/fs/bpf/kube2ram \
                  --forward-guard=auto --host-cgroup=init.scope --host-cgroup=system.slice --host-cgroup=user.slice\n"
             ),
             "{text}"

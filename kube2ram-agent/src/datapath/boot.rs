@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -13,10 +12,14 @@ use aya::{
     EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
 };
-use kube2ram_common::{connection::addr_be, names::boot};
+use kube2ram_common::{
+    abi::BootConfig,
+    connection::{addr_be, addr6_be},
+    names::boot,
+};
 
 use super::{
-    DatapathError, io_error,
+    DatapathError, MetadataAddr, io_error,
     links::Link,
     load,
     pins::{Lock, children, layouts},
@@ -37,7 +40,7 @@ pub struct BootSettings {
     /// The host's own cgroups, relative to the root: what is not in them is denied.
     pub host_cgroups: Vec<PathBuf>,
     /// What is denied.
-    pub metadata: Ipv4Addr,
+    pub metadata: MetadataAddr,
 }
 
 /// What became of the boot guard.
@@ -178,8 +181,11 @@ fn configure(guard: &Pins, settings: &BootSettings) -> Result<Vec<PathBuf>, Data
             Err(error) => return Err(io_error("examine", &cgroup)(error)),
         }
     }
-    let mut addr: Array<_, u32> = guard.open(boot::ADDR)?;
-    addr.set(0, addr_be(settings.metadata), 0).map_err(failed(boot::ADDR))?;
+    let mut config: Array<_, BootConfig> = guard.open(boot::CONFIG)?;
+    let MetadataAddr { v4, v6 } = settings.metadata;
+    let wanted =
+        BootConfig { metadata_addr6_be: v6.map_or([0; 4], addr6_be), metadata_addr_be: addr_be(*v4.ip()) };
+    config.set(0, wanted, 0).map_err(failed(boot::CONFIG))?;
     Ok(missing)
 }
 

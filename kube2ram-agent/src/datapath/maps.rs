@@ -11,13 +11,13 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage};
 use kube2ram_common::{
     abi::{CONFIG_KEEPS_OPEN, Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
-    connection::{addr_be, port_be},
+    connection::{addr_be, addr6_be, port_be},
     names::map,
 };
 
 use super::{
-    AgentAddr, DatapathError, Former, HOST_LISTENER, ListenerId, MetadataAddr, Origin, OriginError, Origins,
-    PassGrant, Settings, io_error,
+    AgentAddr, DatapathError, Former, HOST_LISTENER, ListenerId, Origin, OriginError, Origins, PassGrant,
+    Settings, io_error,
     pins::{Pins, ensure_pinned},
     sys::{object_id, open_pinned},
 };
@@ -72,12 +72,13 @@ impl PinnedMap {
 
 /// The configuration that today's cgroups and these settings ask for.
 fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
-    let Settings { metadata: MetadataAddr(metadata), agent: AgentAddr(agent), pods_cgroup, .. } = settings;
+    let Settings { metadata, agent: AgentAddr(agent), pods_cgroup, .. } = settings;
     Ok(Config {
         pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
-        metadata_addr_be: addr_be(*metadata.ip()),
+        metadata_addr6_be: metadata.v6.map_or([0; 4], addr6_be),
+        metadata_addr_be: addr_be(*metadata.v4.ip()),
         agent_addr_be: addr_be(*agent.ip()),
-        metadata_port_be: port_be(metadata.port()),
+        metadata_port_be: port_be(metadata.v4.port()),
         agent_port_be: port_be(agent.port()),
         flags: if settings.keeps_open { CONFIG_KEEPS_OPEN } else { 0 },
     })

@@ -120,10 +120,12 @@ fn origin_form(raw: &str, metadata: MetadataAddr) -> Result<&str, TargetError> {
     }
     let rest = &raw[SCHEME.len()..];
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let MetadataAddr(addr) = metadata;
-    let is_metadata =
-        authority == addr.to_string() || (addr.port() == 80 && authority == addr.ip().to_string());
-    if !is_metadata {
+    let MetadataAddr { v4, v6 } = metadata;
+    let without_port = |host: &dyn std::fmt::Display| v4.port() == 80 && authority == host.to_string();
+    let is_v4 = authority == v4.to_string() || without_port(v4.ip());
+    let is_v6 = metadata.socket_v6().is_some_and(|v6| authority == v6.to_string())
+        || v6.is_some_and(|v6| without_port(&format_args!("[{v6}]")));
+    if !is_v4 && !is_v6 {
         return Err(TargetError::Authority);
     }
     Ok(if path.is_empty() { "/" } else { path })
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     fn parse(raw: &str) -> Result<Target, TargetError> {
-        Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap()))
+        Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
     }
 
     #[track_caller]

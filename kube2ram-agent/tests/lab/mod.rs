@@ -55,7 +55,7 @@ impl Lab {
             cgroup_root: self.cgroup.parent().unwrap().into(),
             pods_cgroup: self.cgroup.join("pods"),
             own_cgroup: own_cgroup(&self.cgroup),
-            metadata: MetadataAddr(METADATA),
+            metadata: MetadataAddr::v4_only(METADATA),
             agent: AgentAddr(self.agent()),
             keeps_open: false,
             debug: false,

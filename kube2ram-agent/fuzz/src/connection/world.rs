@@ -120,7 +120,7 @@ impl Service {
         };
         let config = Config {
             allow_list_annotation: "ram.aliyuncs.com/allowed-roles".into(),
-            metadata: MetadataAddr(SocketAddrV4::new([100, 100, 100, 200].into(), 80)),
+            metadata: MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80)),
             metadata_policy: policy,
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,

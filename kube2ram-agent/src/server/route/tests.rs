@@ -5,7 +5,7 @@ use crate::datapath::MetadataAddr;
 
 /// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
 fn routed(method: Method, raw: &[u8]) -> Option<Route> {
-    let target = Target::parse(raw, MetadataAddr("100.100.100.200:80".parse().unwrap())).ok()?;
+    let target = Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap())).ok()?;
     Some(route(&method, &target, MetadataPolicy::Standard))
 }
 
@@ -111,7 +111,8 @@ fn closes_sensitive_items_at_any_depth_and_in_any_case() {
 fn strict_policy_opens_a_list_in_its_own_spelling() {
     let strict = |raw: &str| {
         let target =
-            Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap())).unwrap();
+            Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
+                .unwrap();
         Some(route(&Method::GET, &target, MetadataPolicy::Strict))
     };
 
@@ -158,7 +159,8 @@ fn strict_policy_opens_a_list_in_its_own_spelling() {
 fn open_policy_opens_everything_but_credentials() {
     let open = |raw: &str| {
         let target =
-            Target::parse(raw.as_bytes(), MetadataAddr("100.100.100.200:80".parse().unwrap())).unwrap();
+            Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
+                .unwrap();
         route(&Method::GET, &target, MetadataPolicy::Open)
     };
 

@@ -130,7 +130,7 @@ impl Harness {
         let upstream = upstream(Arc::clone(&world)).await;
         let mut config = Config {
             allow_list_annotation: "ram.aliyuncs.com/allowed-roles".into(),
-            metadata: MetadataAddr("100.100.100.200:80".parse().unwrap()),
+            metadata: MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()),
             metadata_policy: MetadataPolicy::Standard,
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,
