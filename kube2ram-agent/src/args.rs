@@ -363,7 +363,7 @@ impl Command {
     }
 }
 
-fn metadata(v4: &SocketAddrV4, v6: value::MetadataAddr6) -> MetadataAddr {
+fn metadata(v4: &SocketAddrV4, v6: value::Address6) -> MetadataAddr {
     MetadataAddr { v4: *v4, v6: v6.0 }
 }
 
@@ -414,7 +414,7 @@ impl Config {
             debug: flags.debug,
             default_role,
             forward_guard: flags.forward_guard,
-            host_ip: flags.host_ip,
+            host_ip: flags.host_ip.and_then(|address| address.0),
             host_network_pods: flags.host_network_pods,
             log_format: flags.log_format,
             log_level: flags.log_level.unwrap_or(if flags.verbose {

@@ -43,7 +43,7 @@ fn settings(lab: &Lab) -> BootSettings {
         bpf_dir: lab.bpf_dir.clone(),
         cgroup_root: lab.cgroup.clone(),
         host_cgroups: vec!["host".into(), "missing.slice".into()],
-        metadata: MetadataAddr::v4_only(METADATA),
+        metadata: kube2ram_agent::datapath::MetadataAddr::v4_only(METADATA),
     }
 }
 

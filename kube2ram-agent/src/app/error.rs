@@ -39,9 +39,6 @@ pub enum AppError {
     /// What the agents of this node say to each other.
     #[error("cannot arrange with this node's other agents")]
     Handover(#[source] HandoverError),
-    /// The node's address is not known.
-    #[error("cannot tell this node's IPv4 address: set --host-ip")]
-    HostIp(#[source] Option<io::Error>),
     /// The API server's address or credentials are unusable.
     #[error("cannot make a client for the API server")]
     Kubernetes(#[source] ClientError),

@@ -104,7 +104,7 @@ impl Service {
         let mut registry = Registry::with_prefix("kube2ram");
         metrics::of_build(&mut registry);
 
-        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata.v4, pass)));
+        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata, pass)));
         let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),

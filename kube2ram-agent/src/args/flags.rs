@@ -7,11 +7,7 @@
     reason = "doc comments are the help text"
 )]
 
-use std::{
-    net::{IpAddr, SocketAddrV4},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddrV4, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Command, CommandFactory, Parser};
 use secrecy::SecretString;
@@ -202,7 +198,7 @@ pub(super) struct Flags {
         help_heading = "Cloud",
         global = true
     )]
-    pub(super) metadata_addr6: value::MetadataAddr6,
+    pub(super) metadata_addr6: value::Address6,
     /// The only STS endpoint to use. It sees the node's signed requests: https, or http to a loopback address for tests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
     pub(super) sts_endpoint: Option<Endpoint>,
@@ -244,9 +240,10 @@ pub(super) struct Flags {
         global = true
     )]
     pub(super) forward_guard: ForwardGuardMode,
-    /// The node's address, at which the host's listener serves. Without it, the one from which the node would send to the outside
-    #[arg(long, value_name = "IP", help_heading = "Node")]
-    pub(super) host_ip: Option<IpAddr>,
+    /// The node's IPv4 address, at which the host listener serves. When it is missing, empty, an IPv6 address or no address of this node, the agent uses
+    /// the one from which the node would send to the outside
+    #[arg(long, value_name = "IP", value_parser = value::host_ip, help_heading = "Node")]
+    pub(super) host_ip: Option<value::Address>,
     /// What becomes of connections to the metadata server that pods opened before kube2ram was in force: cut, or keep, for the time of a migration
     /// alone. Kept ones go on to an ancestor's agent; those of hostNetwork pods, and without the forward guard all, to the real server with the node's
     /// role too

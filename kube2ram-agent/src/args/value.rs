@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -137,17 +137,31 @@ pub(super) fn metadata_addr(text: &str) -> Result<SocketAddrV4, &'static str> {
 
 /// An IPv6 address, or none.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct MetadataAddr6(pub(super) Option<Ipv6Addr>);
+pub(super) struct Address6(pub(super) Option<Ipv6Addr>);
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address(pub(super) Option<IpAddr>);
+
+/// An address; empty is none, as a template leaves it that knows no address.
+pub(super) fn host_ip(text: &str) -> Result<Address, &'static str> {
+    if text.is_empty() {
+        return Ok(Address(None));
+    }
+    text.parse()
+        .map(|address| Address(Some(address)))
+        .map_err(|_no_address| "give an address of this node, such as 192.0.2.10")
+}
 
 /// An IPv6 address that a server can have; empty is none.
-pub(super) fn metadata_addr6(text: &str) -> Result<MetadataAddr6, &'static str> {
+pub(super) fn metadata_addr6(text: &str) -> Result<Address6, &'static str> {
     if text.is_empty() {
-        return Ok(MetadataAddr6(None));
+        return Ok(Address6(None));
     }
     match text.parse::<Ipv6Addr>() {
         // `::1`, IPv4-mapped addresses and the like are this machine's or IPv4's, a multicast address is nobody's.
         Ok(address) if address.segments()[..2] != [0, 0] && !address.is_multicast() => {
-            Ok(MetadataAddr6(Some(address)))
+            Ok(Address6(Some(address)))
         }
         _ => Err(
             "give an IPv6 address without brackets, such as fd00:100::100:200, or an empty value for none",

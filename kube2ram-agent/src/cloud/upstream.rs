@@ -3,10 +3,13 @@
 
 use std::{
     io,
-    net::SocketAddrV4,
+    net::SocketAddr,
     os::fd::AsFd as _,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::datapath::PassGrant;
+use crate::datapath::{MetadataAddr, PassGrant};
 
 /// Why the real metadata server did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +68,7 @@ where
     }
 }
 
-/// The real metadata server, at one fixed address whatever a request says.
+/// The real metadata server, at its fixed addresses whatever a request says.
 pub struct MetadataServer {
     client: Client<Connector, Full<Bytes>>,
     authority: String,
@@ -73,13 +76,15 @@ pub struct MetadataServer {
 
 impl MetadataServer {
     /// Prepares the client; connects on first use only.
-    pub fn new(address: SocketAddrV4, pass: Arc<dyn PassGrant>) -> Self {
+    pub fn new(metadata: MetadataAddr, pass: Arc<dyn PassGrant>) -> Self {
+        let address = metadata.v4;
+        let prefers_v6 = Arc::new(AtomicBool::new(false));
         // The connections' tasks end with the client or after the idle time, and hold nothing that needs a clean end.
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .pool_timer(TokioTimer::new())
-            .build(Connector { address, pass });
+            .build(Connector { metadata, pass, prefers_v6 });
         let authority = match address.port() {
             80 => address.ip().to_string(),
             _ => address.to_string(),
@@ -118,8 +123,39 @@ impl Upstream for MetadataServer {
 /// Dials the metadata server, and nothing else, over sockets that carry the pass.
 #[derive(Clone)]
 struct Connector {
-    address: SocketAddrV4,
+    metadata: MetadataAddr,
     pass: Arc<dyn PassGrant>,
+    /// IPv6 answered where IPv4 did not: a node without IPv4.
+    prefers_v6: Arc<AtomicBool>,
+}
+
+impl Connector {
+    /// The address that answered last, then the other one.
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let (v4, v6) = (SocketAddr::from(self.metadata.v4), self.metadata.socket_v6().map(SocketAddr::from));
+        let (first, second) = match v6 {
+            Some(v6) if self.prefers_v6.load(Ordering::Relaxed) => (v6, Some(v4)),
+            v6 => (v4, v6),
+        };
+        let refused = match self.connect_to(first).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        let Some(second) = second else { return Err(refused) };
+        // What the usual address said is what tells why there is no answer.
+        let stream = self.connect_to(second).await.map_err(|_of_the_other| refused)?;
+        self.prefers_v6.store(second.is_ipv6(), Ordering::Relaxed);
+        Ok(stream)
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Without the pass the connect hook would send us to ourselves: never connect without it.
+        self.pass.grant(socket.as_fd())?;
+        let stream = timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -132,19 +168,12 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let Self { address, pass } = self.clone();
-        Box::pin(async move {
-            let socket = TcpSocket::new_v4()?;
-            // Without the pass the connect hook would send us to ourselves: never connect without it.
-            pass.grant(socket.as_fd())?;
-            let stream = timeout(CONNECT_TIMEOUT, socket.connect(address.into())).await??;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(stream))
-        })
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
 }
 
-/// Bounds connecting. The server is one hop away, on the hypervisor.
+/// Bounds connecting to one address. The server is one hop away, on the hypervisor.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 /// Bounds waiting for a response's head, connecting included: SDKs give up at 1 s.
 const HEAD_DEADLINE: Duration = Duration::from_millis(900);

@@ -1,6 +1,7 @@
 //! Rung 2: the table in the kernel, each time in a network namespace of the test's own.
 
 use std::{
+    net::{Ipv4Addr, SocketAddrV4},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -11,7 +12,8 @@ use tokio::time::advance;
 use super::*;
 use crate::netlink::Attribute;
 
-const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+const METADATA: MetadataAddr =
+    MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::new(100, 100, 100, 200), 80));
 
 fn guard() -> ForwardGuard {
     ForwardGuard::new(METADATA, &mut Registry::default())
@@ -176,7 +178,7 @@ fn another_metadata_address_replaces_the_rule() {
     isolated(|| {
         assert!(guard().check());
 
-        assert!(ForwardGuard::new(Ipv4Addr::LOCALHOST, &mut Registry::default()).check());
+        assert!(ForwardGuard::new(METADATA, &mut Registry::default()).check());
 
         let ruleset = nft("list ruleset");
         assert!(ruleset.contains("daddr 127.0.0.1") && !ruleset.contains("100.100.100.200"), "{ruleset}");

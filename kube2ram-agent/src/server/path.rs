@@ -219,7 +219,11 @@ mod tests {
     use super::*;
 
     fn parse(raw: &str) -> Result<Target, TargetError> {
-        Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
+        let metadata = MetadataAddr {
+            v4: "100.100.100.200:80".parse().unwrap(),
+            v6: Some("fd00:100::100:200".parse().unwrap()),
+        };
+        Target::parse(raw.as_bytes(), metadata)
     }
 
     #[track_caller]
@@ -247,6 +251,11 @@ mod tests {
         assert_eq!(path("http://100.100.100.200/a"), "/a");
         assert_eq!(path("HTTP://100.100.100.200:80/a"), "/a");
         assert_eq!(path("http://100.100.100.200"), "/");
+        assert_eq!(path("http://[fd00:100::100:200]/a"), "/a");
+        assert_eq!(path("http://[fd00:100::100:200]:80/a"), "/a");
+        assert_eq!(parse("http://[fd00:100::100:201]/a"), Err(TargetError::Authority));
+        assert_eq!(parse("http://[fd00:100::100:200]:8080/a"), Err(TargetError::Authority));
+        assert_eq!(parse("http://fd00:100::100:200/a"), Err(TargetError::Authority));
         assert_eq!(parse("http://100.100.100.200.example/a"), Err(TargetError::Authority));
         assert_eq!(parse("http://x@100.100.100.200/a"), Err(TargetError::Authority));
         assert_eq!(parse("http://100.100.100.200:8080/a"), Err(TargetError::Authority));

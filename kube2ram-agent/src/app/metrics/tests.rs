@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use crate::{
     admin::{Exposition, Readiness},
     app::snapshot,
     credentials, datapath,
+    datapath::MetadataAddr,
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
     interception, kubernetes, listeners, reconcile, server,
@@ -61,7 +62,7 @@ fn registry() -> Registry {
     drop(listeners::Metrics::new(&mut registry));
     drop(interception::metrics(&mut registry));
     drop(reconcile::Metrics::new(&mut registry));
-    drop(ForwardGuard::new(Ipv4Addr::LOCALHOST, &mut registry));
+    drop(ForwardGuard::new(MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)), &mut registry));
     let readiness = Readiness::default();
     drop(readiness.wait_for("pods and namespaces"));
     registry.register_collector(Box::new(readiness));

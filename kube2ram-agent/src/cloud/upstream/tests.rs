@@ -1,7 +1,7 @@
 //! The client against a real server on loopback.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -24,7 +24,8 @@ async fn text(response: Response<Incoming>) -> Bytes {
 #[tokio::test]
 async fn passes_a_request_on_as_it_is_but_for_its_host() {
     let server = Server::start(|_| answer(404, "no")).await;
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let request = Request::put("/latest/../a%2Fb?")
         .header("Host", "evil.example")
         .header("x-own", "1")
@@ -45,7 +46,8 @@ async fn passes_a_request_on_as_it_is_but_for_its_host() {
 #[tokio::test]
 async fn dials_its_own_address_whatever_the_target_says() {
     let server = Server::start(|_| answer(200, "ours")).await;
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
 
     let response = upstream.send(get("http://192.0.2.1:9/latest/")).await.unwrap();
 
@@ -57,7 +59,8 @@ async fn dials_its_own_address_whatever_the_target_says() {
 async fn grants_the_pass_once_per_connection_and_reuses_connections() {
     let server = Server::start(|_| answer(200, "ok")).await;
     let pass = Arc::new(CountingPass::default());
-    let upstream = MetadataServer::new(server.address, Arc::clone(&pass) as Arc<dyn PassGrant>);
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::clone(&pass) as Arc<dyn PassGrant>);
 
     for _ in 0..5 {
         text(upstream.send(get("/")).await.unwrap()).await;
@@ -73,7 +76,7 @@ async fn grants_the_pass_once_per_connection_and_reuses_connections() {
 async fn never_connects_without_the_pass() {
     let server = Server::start(|_| answer(200, "ok")).await;
     let pass = CountingPass { refuse: true, ..CountingPass::default() };
-    let upstream = MetadataServer::new(server.address, Arc::new(pass));
+    let upstream = MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(pass));
 
     let error = upstream.send(get("/")).await.unwrap_err();
 
@@ -86,8 +89,10 @@ async fn a_closed_port_is_a_connect_error() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let upstream =
-        MetadataServer::new(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), Arc::new(CountingPass::default()));
+    let upstream = MetadataServer::new(
+        MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)),
+        Arc::new(CountingPass::default()),
+    );
 
     let error = upstream.send(get("/")).await.unwrap_err();
 
@@ -98,8 +103,10 @@ async fn a_closed_port_is_a_connect_error() {
 async fn gives_up_on_a_server_that_is_silent() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let upstream =
-        MetadataServer::new(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), Arc::new(CountingPass::default()));
+    let upstream = MetadataServer::new(
+        MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)),
+        Arc::new(CountingPass::default()),
+    );
 
     let error = upstream.send(get("/")).await.unwrap_err();
 
@@ -124,7 +131,7 @@ async fn start_hanging_up(answers: usize) -> (MetadataServer, Arc<AtomicUsize>) 
         }
     });
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-    (MetadataServer::new(address, Arc::new(CountingPass::default())), connections)
+    (MetadataServer::new(MetadataAddr::v4_only(address), Arc::new(CountingPass::default())), connections)
 }
 
 #[tokio::test]
@@ -177,4 +184,34 @@ async fn gives_up_on_a_body_that_stalls() {
     let error = read_bounded(Stalled, 10, Duration::from_secs(1)).await.unwrap_err();
 
     assert!(matches!(error, UpstreamError::Timeout), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_node_without_ipv4_is_served_over_ipv6_and_asked_there_first_from_then_on() {
+    let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 512];
+            let _read = stream.read(&mut head).await;
+            drop(
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nv6")
+                    .await,
+            );
+        }
+    });
+    let v4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    let pass = Arc::new(CountingPass::default());
+    let metadata = MetadataAddr { v4, v6: Some(Ipv6Addr::LOCALHOST) };
+    let upstream = MetadataServer::new(metadata, Arc::clone(&pass) as Arc<dyn PassGrant>);
+
+    for _ in 0..2 {
+        assert_eq!(&*text(upstream.send(get("/")).await.unwrap()).await, b"v6");
+    }
+
+    // Refused over IPv4 once; the second connection goes straight to what answered.
+    assert_eq!(pass.granted.load(Ordering::SeqCst), 3);
+    let none = MetadataServer::new(MetadataAddr::v4_only(v4), pass);
+    assert!(matches!(none.send(get("/")).await, Err(UpstreamError::Connect(_))));
 }

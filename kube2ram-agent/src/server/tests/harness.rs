@@ -144,7 +144,7 @@ impl Harness {
             entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
             tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
-            upstream: Arc::new(MetadataServer::new(upstream, Arc::clone(&world) as _)),
+            upstream: Arc::new(MetadataServer::new(MetadataAddr::v4_only(upstream), Arc::clone(&world) as _)),
         };
         let entitlements = Arc::clone(&pipeline.entitlements);
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);

@@ -20,6 +20,7 @@ use crate::cloud::{
     testing::{CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
 };
+use crate::datapath::MetadataAddr;
 
 mod oidc_environment;
 
@@ -120,7 +121,8 @@ async fn bench() -> Bench {
         _ => answer(404, ""),
     })
     .await;
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let clock = SetClock::at("2026-11-21T21:30:00Z");
     let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
     let base = Base::of_node_role(metadata, Arc::clone(&clock) as Arc<dyn Clock>);
@@ -214,7 +216,8 @@ async fn static_keys_have_no_others() {
 #[tokio::test]
 async fn a_node_without_role_is_named_as_such() {
     let server = Server::start(|_| answer(404, "")).await;
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
     let base = Base::of_node_role(metadata, SetClock::at("2026-11-21T21:30:00Z"));
 

@@ -9,11 +9,13 @@ use crate::cloud::{
     testing::{Asked, CountingPass, Server, answer},
     upstream::MetadataServer,
 };
+use crate::datapath::MetadataAddr;
 
 const TOKEN: &str = "x-aliyun-ecs-metadata-token";
 
 fn metadata(server: &Server) -> Metadata {
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     Metadata::new(Arc::new(HardenedMode::new(upstream)))
 }
 
@@ -121,7 +123,8 @@ async fn asks_again_for_a_token_after_a_passing_fault() {
 #[tokio::test]
 async fn a_token_of_a_pod_goes_no_further() {
     let server = serve(403, item).await;
-    let upstream = MetadataServer::new(server.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let request = Request::get("/").header(TOKEN, "of a pod").body(Full::default()).unwrap();
 
     HardenedMode::new(upstream).send(request).await.unwrap();

@@ -24,6 +24,7 @@ use crate::{
         testing::{Asked, CountingPass, Server, SetClock, answer},
         upstream::MetadataServer,
     },
+    datapath::MetadataAddr,
     role::{ExternalId, SessionName, SessionPolicy},
 };
 
@@ -239,7 +240,8 @@ async fn fetches_other_base_credentials_when_they_are_refused() {
         _ => answer(404, ""),
     })
     .await;
-    let upstream = MetadataServer::new(metadata.address, Arc::new(CountingPass::default()));
+    let upstream =
+        MetadataServer::new(MetadataAddr::v4_only(metadata.address), Arc::new(CountingPass::default()));
     let metadata_client = Metadata::new(Arc::new(HardenedMode::new(upstream)));
     let expired = || refused(400, "InvalidSecurityToken.Expired");
     let server = sts(vec![expired(), issued(), expired(), expired()]).await;
