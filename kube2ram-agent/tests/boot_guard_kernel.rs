@@ -11,14 +11,14 @@ use std::{
 };
 
 use kube2ram_agent::datapath::{
-    BootGuard, BootOutcome, BootSettings, Origins as _, apply_boot_guard, boot_guard, remove,
+    BootGuard, BootOutcome, BootSettings, MetadataAddr, Origins as _, apply_boot_guard, boot_guard, remove,
 };
 use kube2ram_common::names::boot;
 
-use self::lab::{Lab, METADATA};
+use self::lab::{Lab, METADATA, METADATA6};
 
 /// Everything that a socket can try; prints the name of what was refused, or an empty line. Not refused may still be unreachable.
-const WAYS: [(&str, &str); 6] = [
+const WAYS: [(&str, &str); 10] = [
     ("connect", "s = socket.socket(); s.settimeout(.2); s.connect((a, 80))"),
     (
         "mapped connect",
@@ -36,6 +36,39 @@ const WAYS: [(&str, &str); 6] = [
          s.setsockopt(0, 4, bytes([131, 11, 4]) + socket.inet_aton('127.0.0.2') + socket.inet_aton(a) + bytes(1)); \
          s.sendto(b'x', ('127.0.0.1', 9))",
     ),
+    ("IPv6 connect", "s = socket.socket(socket.AF_INET6); s.settimeout(.2); s.connect((b, 80))"),
+    ("IPv6 datagram", "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', (b, 9))"),
+    ("IPv6 datagram socket's connect", "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).connect((b, 9))"),
+    ("IPv6 message", "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, (b, 9))"),
+];
+
+/// What needs a route before the guard sees it; `c` is another address of the same network.
+const IPV6_PACKETS: [(&str, &str); 3] = [
+    (
+        "IPv6 raw",
+        "socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58).sendto(b'\\x80' + bytes(7), (b, 0))",
+    ),
+    (
+        "IPv6 raw with its header",
+        "w = bytes([96, 0, 0, 0, 0, 0, 59, 64]) + bytes(16) + socket.inet_pton(socket.AF_INET6, b); \
+         socket.socket(socket.AF_INET6, socket.SOCK_RAW, 255).sendto(w, (b, 0))",
+    ),
+    (
+        "IPv6 routing header",
+        "i = lambda a: socket.inet_pton(socket.AF_INET6, a); \
+         w = bytes([96, 0, 0, 0, 0, 24, 43, 64]) + bytes(16) + i(c) + bytes([59, 2, 0, 1, 0, 0, 0, 0]) + i(b); \
+         socket.socket(socket.AF_INET6, socket.SOCK_RAW, 255).sendto(w, (c, 0))",
+    ),
+];
+
+/// In a network with a route to the address, which this machine need not have. A packet is judged by its socket's cgroup, whatever the network.
+const UNSHARED: [&str; 6] = [
+    "unshare",
+    "--net",
+    "sh",
+    "-c",
+    r#"ip link set lo up && ip -6 route add local 2001:db8::/32 dev lo && exec python3 -c "$1""#,
+    "sh",
 ];
 
 fn settings(lab: &Lab) -> BootSettings {
@@ -43,7 +76,7 @@ fn settings(lab: &Lab) -> BootSettings {
         bpf_dir: lab.bpf_dir.clone(),
         cgroup_root: lab.cgroup.clone(),
         host_cgroups: vec!["host".into(), "missing.slice".into()],
-        metadata: kube2ram_agent::datapath::MetadataAddr::v4_only(METADATA),
+        metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
     }
 }
 
@@ -57,7 +90,8 @@ fn in_force() -> BootOutcome {
 
 fn script(way: &str) -> String {
     format!(
-        "import socket\na = '{}'\ntry:\n  {way}\nexcept PermissionError: print('refused')\nexcept OSError: pass",
+        "import socket\na, b, c = '{}', '{METADATA6}', '2001:db8::2'\ntry:\n  {way}\nexcept PermissionError: print('refused')\n\
+         except OSError: pass",
         METADATA.ip()
     )
 }
@@ -84,10 +118,39 @@ fn denies_all_but_the_hosts_own() {
         }
         assert!(!is_refused(&lab, "host", way), "{name} in host");
     }
-    let elsewhere = "s = socket.socket(); s.settimeout(.2); s.connect(('127.0.0.1', 9))";
-    assert!(!is_refused(&lab, "pods/a", elsewhere));
+    for elsewhere in [
+        "s = socket.socket(); s.settimeout(.2); s.connect(('127.0.0.1', 9))",
+        "s = socket.socket(socket.AF_INET6); s.settimeout(.2); s.connect(('::1', 9))",
+        "s = socket.socket(socket.AF_INET6); s.settimeout(.2); s.connect((c, 80))",
+        "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', (c, 9))",
+    ] {
+        assert!(!is_refused(&lab, "pods/a", elsewhere), "{elsewhere}");
+    }
     let BootGuard::InForce { denied } = boot_guard(&lab.bpf_dir).unwrap() else { panic!("not in force") };
     assert_eq!(denied, 3 * WAYS.len() as u64);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn denies_ipv6_packets_of_all_but_the_hosts_own() {
+    let lab = Lab::new();
+    let is_refused = |cgroup: &str, script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"echo $$ > "$1" && shift && exec "$@""#, "sh"]);
+        shell.arg(lab.cgroup.join(cgroup).join("cgroup.procs")).args(UNSHARED).arg(script);
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout == b"refused\n"
+    };
+    apply(&lab);
+
+    for (name, way) in IPV6_PACKETS {
+        let script = script(way);
+        assert!(is_refused("pods/a", &script), "{name}");
+        assert!(!is_refused("host", &script), "{name} of the host");
+        let to_another = script.replace(&METADATA6.to_string(), "2001:db8::3");
+        assert!(!is_refused("pods/a", &to_another), "{name} to another");
+    }
 }
 
 #[test]

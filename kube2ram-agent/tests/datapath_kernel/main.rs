@@ -3,6 +3,8 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod coexistence;
+mod ipv6;
+mod ipv6_packets;
 #[path = "../lab/mod.rs"]
 mod lab;
 
@@ -15,10 +17,10 @@ use std::{
 };
 
 use kube2ram_agent::datapath::{Datapath, OriginError, Origins as _, PassGrant as _, dial_as_pod};
-use kube2ram_common::names;
+use kube2ram_common::{connection::addr6_be, names};
 use serde_json::Value;
 
-use self::lab::{Lab, METADATA, own_cgroup};
+use self::lab::{Lab, METADATA, METADATA6, own_cgroup};
 
 fn connect(family: &str, host: &str, port: u16) -> String {
     format!(
@@ -230,7 +232,7 @@ fn a_second_agent_is_refused() {
 fn names_and_types_read_well_in_bpftool() {
     let lab = Lab::new();
     let _datapath = lab.attach();
-    let maps = lab.bpf_dir.join("v1/maps");
+    let maps = lab.bpf_dir.join("v2/maps");
     let pin = |name: &str| maps.join(name).into_os_string().into_string().unwrap();
 
     let mut pinned: Vec<_> =
@@ -245,14 +247,16 @@ fn names_and_types_read_well_in_bpftool() {
     }
     let dump = bpftool(&["map", "dump", "pinned", &pin(names::map::CONFIG)]);
     let address = u32::from_ne_bytes(METADATA.ip().octets());
-    assert_eq!(dump[0]["formatted"]["value"]["metadata_addr_be"], address, "{dump}");
+    let config = &dump[0]["formatted"]["value"];
+    assert_eq!(config["metadata_addr_be"], address, "{dump}");
+    assert_eq!(config["metadata_addr6_be"], serde_json::json!(addr6_be(METADATA6)), "{dump}");
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_map_of_another_layout_is_refused() {
     let lab = Lab::new();
-    let maps = lab.bpf_dir.join("v1/maps");
+    let maps = lab.bpf_dir.join("v2/maps");
     fs::create_dir_all(&maps).unwrap();
     let path = maps.join(names::map::CONFIG);
     let status = Command::new("bpftool")

@@ -47,7 +47,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     let pins = node.links();
 
     for name in ["k2r_connect4", "k2r_egress"] {
-        let pin = node.bpf_dir().join("v1/links/pods").join(name);
+        let pin = node.bpf_dir().join("v2/links/pods").join(name);
         bpftool(&["link", "detach", "pinned", pin.to_str().unwrap()]);
     }
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="detached"}"#) == 2.0);

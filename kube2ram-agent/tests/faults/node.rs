@@ -195,7 +195,7 @@ impl Node {
 
     /// Whether the program that lets nothing out is attached to the pods' cgroup.
     pub(crate) fn denies(&self) -> bool {
-        let pin = self.bpf_dir().join("v1/links/pods/k2r_egress");
+        let pin = self.bpf_dir().join("v2/links/pods/k2r_egress");
         let pods = fs::metadata(self.sandbox.node().pods_cgroup()).unwrap().ino();
         pin.exists() && bpftool(&["link", "show", "pinned", pin.to_str().unwrap()])["cgroup_id"] == pods
     }

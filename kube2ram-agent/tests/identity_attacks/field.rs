@@ -104,13 +104,13 @@ impl Field {
     }
 
     pub(crate) fn handshakes(&self) -> HashMap<MapData, Handshake, ConnectRecord> {
-        let pin = self.lab.bpf_dir.join("v1/maps").join(names::map::HANDSHAKES);
+        let pin = self.lab.bpf_dir.join("v2/maps").join(names::map::HANDSHAKES);
         HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
     }
 
     /// Places of shares that are taken.
     pub(crate) fn shares(&self) -> HashMap<MapData, u64, u64> {
-        let pin = self.lab.bpf_dir.join("v1/maps").join(names::map::SHARES);
+        let pin = self.lab.bpf_dir.join("v2/maps").join(names::map::SHARES);
         HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
     }
 

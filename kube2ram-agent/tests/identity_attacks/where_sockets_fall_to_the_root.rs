@@ -30,8 +30,8 @@ fn check_redirection_at_the_root(field: &Field) {
         assert_eq!(origin.is_ok(), is_vouched, "{cgroup}: {origin:?}");
     }
     assert_eq!(field.pending(), 0);
-    let links = |place: &str| fs::read_dir(field.lab.bpf_dir.join("v1/links").join(place)).unwrap().count();
-    assert_eq!((links("agent"), links("pods"), links("root")), (0, 3, 6));
+    let links = |place: &str| fs::read_dir(field.lab.bpf_dir.join("v2/links").join(place)).unwrap().count();
+    assert_eq!((links("agent"), links("pods"), links("root")), (0, 3, 7));
 }
 
 const DENIED_DATAGRAMS: &str = "u = socket(AF_INET, SOCK_DGRAM)\nfor attempt in (lambda: u.connect(METADATA), lambda: u.sendto(b'x', METADATA)):\n  \

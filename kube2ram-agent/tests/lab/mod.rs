@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
@@ -17,6 +17,8 @@ use kube2ram_agent::{
 
 /// An address of TEST-NET-2: nobody owns it, so a connect that is not redirected harms nobody.
 pub(crate) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 200), 80);
+/// The same server's IPv6 address, of the documentation prefix. No two of its 32-bit words are equal.
+pub(crate) const METADATA6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0x100, 0, 0x64, 0x100, 0x200);
 
 /// A cgroup tree, a pin directory and the agent's listener; removed at the end.
 pub(crate) struct Lab {
@@ -55,7 +57,7 @@ impl Lab {
             cgroup_root: self.cgroup.parent().unwrap().into(),
             pods_cgroup: self.cgroup.join("pods"),
             own_cgroup: own_cgroup(&self.cgroup),
-            metadata: MetadataAddr::v4_only(METADATA),
+            metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
             agent: AgentAddr(self.agent()),
             keeps_open: false,
             debug: false,

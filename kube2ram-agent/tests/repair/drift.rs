@@ -17,7 +17,7 @@ fn assert_repaired(found: &Found, expected: &[Drift]) {
 }
 
 fn pin(lab: &Lab, below: &str) -> String {
-    lab.bpf_dir.join("v1").join(below).into_os_string().into_string().unwrap()
+    lab.bpf_dir.join("v2").join(below).into_os_string().into_string().unwrap()
 }
 
 #[test]

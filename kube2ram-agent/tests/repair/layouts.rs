@@ -112,10 +112,10 @@ fn removal_takes_every_layout() {
     let lab = Lab::new();
     // Both at once is what an agent leaves that was killed before it took the other layout's programs out.
     drop(lab.attach());
-    fs::rename(lab.bpf_dir.join("v1"), lab.bpf_dir.join("v7")).unwrap();
+    fs::rename(lab.bpf_dir.join("v2"), lab.bpf_dir.join("v7")).unwrap();
     let other = Lab::new();
     drop(Datapath::attach(&Settings { bpf_dir: other.bpf_dir.clone(), ..lab.settings() }).unwrap());
-    fs::rename(other.bpf_dir.join("v1"), lab.bpf_dir.join("v1")).unwrap();
+    fs::rename(other.bpf_dir.join("v2"), lab.bpf_dir.join("v2")).unwrap();
     let links = pinned_links(&lab.bpf_dir).len();
     assert!(links >= 22);
 
@@ -125,7 +125,7 @@ fn removal_takes_every_layout() {
     assert!(!lab.bpf_dir.exists());
     // And a start where both are.
     drop(lab.attach());
-    fs::rename(lab.bpf_dir.join("v1"), lab.bpf_dir.join("v7")).unwrap();
+    fs::rename(lab.bpf_dir.join("v2"), lab.bpf_dir.join("v7")).unwrap();
     assert_works(&lab, &lab.attach().origins().unwrap());
     assert!(!lab.bpf_dir.join("v7").exists());
 }
