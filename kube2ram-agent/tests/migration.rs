@@ -225,7 +225,7 @@ impl Rehearsal {
     /// What pods sent to the metadata server past any agent.
     fn leaks(&self) -> usize {
         let node = self.sandbox.node();
-        node.sniffer().packets().iter().filter(|packet| *packet.source.ip() != node.ip()).count()
+        node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
     }
 
     /// Stops the clients, all at once, and tells what they saw together.

@@ -103,7 +103,7 @@ impl Lab {
     /// What pods sent to the metadata server past the agent. The node's own address is the agent's and the host's.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
         let mut packets = self.node().sniffer().packets();
-        packets.retain(|packet| *packet.source.ip() != self.node().ip());
+        packets.retain(|packet| !self.node().owns(packet.source.ip()));
         packets
     }
 

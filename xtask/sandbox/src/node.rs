@@ -14,7 +14,7 @@ mod sniffer;
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -28,13 +28,17 @@ pub use self::{
     router::Router,
     sniffer::{Packet, Sniffer},
 };
-use self::{netns::ip, sniffer::Sniffed};
+use self::{
+    netns::{Ends, ip},
+    sniffer::Sniffed,
+};
 use crate::standin::Bind;
 
 /// The node. Dropping it removes everything it made.
 #[derive(Debug)]
 pub struct Node {
     driver: CgroupDriver,
+    has_ipv6: bool,
     next_pod: u8,
     record: Record,
     sniffer: Sniffed,
@@ -43,8 +47,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// The address of Alibaba Cloud's metadata server.
+    /// The IPv4 address of Alibaba Cloud's metadata server.
     pub const METADATA_IP: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+    /// Its IPv6 address.
+    pub const METADATA_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200);
 
     /// Makes a node with a network namespace of its own, after removing what crashed processes have left. The calling thread is inside that namespace
     /// until it drops the node, and so is every process and thread that it starts meanwhile.
@@ -73,7 +79,10 @@ impl Node {
         Record::undo_abandoned()?;
         let mut record = Record::create(name, &cgroup::mount_point()?)?;
         match Self::build(&mut record, driver, network) {
-            Ok((inside, sniffer)) => Ok(Self { driver, next_pod: 0, record, sniffer, _inside: inside }),
+            Ok((inside, sniffer)) => {
+                let has_ipv6 = has_ipv6(network);
+                Ok(Self { driver, has_ipv6, next_pod: 0, record, sniffer, _inside: inside })
+            }
             Err(error) => {
                 record.undo();
                 Err(error)
@@ -108,11 +117,21 @@ impl Node {
             }
         };
         let metadata = record.netns_of(METADATA);
-        let (node_ip, metadata_ip) = veth_ips(METADATA_NET);
-        netns::add(record, &metadata, &link(METADATA_NET), node_ip, metadata_ip)?;
-        ip(&["-n", &metadata, "addr", "add", &format!("{}/32", Self::METADATA_IP), "dev", "lo"])?;
-        ip(&["route", "add", &format!("{}/32", Self::METADATA_IP), "via", &metadata_ip.to_string()])?;
-        Ok((inside, Sniffed::start(&metadata, Self::METADATA_IP)?))
+        let (v4, mut v6) = (veth_ips(METADATA_NET), None);
+        if has_ipv6(network) {
+            // In the node's own namespace: IPv6 has no switch for one device below Linux 6.17.
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+            v6 = Some(veth_ip6s(METADATA_NET));
+        }
+        netns::add(record, &metadata, &link(METADATA_NET), Some(v4), v6)?;
+        let mut addresses = vec![(IpAddr::from(Self::METADATA_IP), IpAddr::from(v4.inner))];
+        addresses.extend(v6.map(|v6| (Self::METADATA_IP6.into(), v6.inner.into())));
+        for (address, next_hop) in &addresses {
+            let address = address.to_string();
+            ip(&["-n", &metadata, "addr", "add", &address, "dev", "lo"])?;
+            ip(&["route", "add", &address, "via", &next_hop.to_string()])?;
+        }
+        Ok((inside, Sniffed::start(&metadata, addresses.iter().map(|(address, _)| *address).collect())?))
     }
 
     /// What it is called: the name that it was given, and this process's id.
@@ -125,9 +144,24 @@ impl Node {
         &self.record.cgroup
     }
 
-    /// An address of the node that pods can reach.
+    /// An IPv4 address of the node that pods can reach.
     pub fn ip(&self) -> Ipv4Addr {
-        veth_ips(METADATA_NET).0
+        veth_ips(METADATA_NET).node
+    }
+
+    /// An IPv6 address of the node that pods can reach.
+    pub fn ip6(&self) -> Ipv6Addr {
+        veth_ip6s(METADATA_NET).node
+    }
+
+    /// Whether an address is the node's, and no pod's.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        address == self.ip() || address == self.ip6()
+    }
+
+    /// Whether it has IPv6. A node of the machine's own network has none: routing IPv6 would change what the machine does on its other devices.
+    pub fn has_ipv6(&self) -> bool {
+        self.has_ipv6
     }
 
     /// Its network namespace, as a file.
@@ -160,11 +194,16 @@ impl Node {
         self.record.directory()
     }
 
-    /// A listener on 100.100.100.200:80, in the namespace that owns the address.
+    /// Listeners on port 80 of the metadata server's addresses, in the namespace that owns these.
     pub fn metadata_bind(&self) -> Bind {
-        let netns = self.record.netns_of(METADATA);
-        let addr = SocketAddr::from((Self::METADATA_IP, 80));
-        Bind::new(addr, move |addr| netns::within(&netns, || TcpListener::bind(addr)))
+        let bind = |address: IpAddr| {
+            let netns = self.record.netns_of(METADATA);
+            Bind::new(SocketAddr::from((address, 80)), move |addr| {
+                netns::within(&netns, || TcpListener::bind(addr))
+            })
+        };
+        let v4 = bind(Self::METADATA_IP.into());
+        if self.has_ipv6 { v4.and(bind(Self::METADATA_IP6.into())) } else { v4 }
     }
 
     /// What arrives at the metadata server's door.
@@ -178,8 +217,9 @@ impl Node {
     /// When the node has 250 pods with a way out, or one of that name, or the machine refuses.
     pub fn add_pod(&mut self, spec: &PodSpec) -> Result<Pod> {
         ensure!(!self.record.pods.contains_key(&spec.name), "there is a pod {:?} already", spec.name);
+        ensure!(self.has_ipv6 || spec.network != PodNetwork::VethIpv6, "this node has no IPv6");
         let index = match spec.network {
-            PodNetwork::Veth => Some(self.next_net()?),
+            PodNetwork::Veth | PodNetwork::VethIpv6 => Some(self.next_net()?),
             PodNetwork::Alone | PodNetwork::Host => None,
         };
 
@@ -199,20 +239,22 @@ impl Node {
         for directory in pod_record.containers.values() {
             fs::create_dir_all(directory)?;
         }
-        let ip = match (&pod_record.netns, index) {
+        const LOOPBACK: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        let ips = match (&pod_record.netns, index) {
             (Some(netns), Some(index)) => {
-                let (node_ip, pod_ip) = veth_ips(index);
-                netns::add(&mut self.record, netns, &link(index), node_ip, pod_ip)?;
-                pod_ip
+                let v4 = (spec.network != PodNetwork::VethIpv6).then(|| veth_ips(index));
+                let v6 = self.has_ipv6.then(|| veth_ip6s(index));
+                netns::add(&mut self.record, netns, &link(index), v4, v6)?;
+                (v4.map_or(LOOPBACK.0, |v4| v4.inner), v6.map_or(LOOPBACK.1, |v6| v6.inner))
             }
             (Some(netns), None) => {
                 netns::add_alone(&mut self.record, netns)?;
-                Ipv4Addr::LOCALHOST
+                LOOPBACK
             }
-            (None, _) => self.ip(),
+            (None, _) => (self.ip(), self.ip6()),
         };
 
-        Pod::start(spec.clone(), pod_record, ip)
+        Pod::start(spec.clone(), pod_record, ips)
     }
 
     /// Kills a pod's processes and removes its cgroups and namespace, as a kubelet does.
@@ -244,9 +286,8 @@ impl Node {
     pub fn add_router(&mut self) -> Result<Router> {
         let (outer, inner) = (self.next_net()?, self.next_net()?);
         let (name, client) = (self.record.netns_of("router"), self.record.netns_of("client"));
-        let (node_ip, router_ip) = veth_ips(outer);
-        netns::add(&mut self.record, &name, &link(outer), node_ip, router_ip)?;
-        let (ip, client_ip) = veth_ips(inner);
+        netns::add(&mut self.record, &name, &link(outer), Some(veth_ips(outer)), None)?;
+        let Ends { node: ip, inner: client_ip } = veth_ips(inner);
         netns::add_behind(&mut self.record, &name, &client, ip, client_ip)?;
         Ok(Router { cgroup: self.record.cgroup.join("host"), client, ip, name })
     }
@@ -282,9 +323,21 @@ const METADATA: &str = "metadata";
 /// The metadata server's is the last of the /24s that pods have one each of.
 const METADATA_NET: u8 = 250;
 
-/// Both ends of a pod's veth: the node's and the pod's.
-fn veth_ips(index: u8) -> (Ipv4Addr, Ipv4Addr) {
-    (Ipv4Addr::new(10, 213, index, 1), Ipv4Addr::new(10, 213, index, 2))
+/// The addresses of a pod's veth.
+fn veth_ips(index: u8) -> Ends<Ipv4Addr> {
+    let ip = |end| Ipv4Addr::new(10, 213, index, end);
+    Ends { node: ip(1), inner: ip(2) }
+}
+
+/// The same of IPv6.
+fn veth_ip6s(index: u8) -> Ends<Ipv6Addr> {
+    let ip = |end| Ipv6Addr::new(0xfd00, 0x213, u16::from(index), 0, 0, 0, 0, end);
+    Ends { node: ip(1), inner: ip(2) }
+}
+
+/// Only a node with a namespace of its own, and only where the kernel has IPv6.
+fn has_ipv6(network: Network) -> bool {
+    network == Network::Own && Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// The node's end of a veth.

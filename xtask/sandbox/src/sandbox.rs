@@ -318,13 +318,23 @@ impl<'a> InPod<'a> {
         self.curl_from(first, Family::V4, &url(target))
     }
 
-    /// Sends a GET to any URL from any container, on either kind of socket.
+    /// Sends a GET to the metadata server's IPv6 address from the first container.
+    ///
+    /// # Errors
+    /// As [`Self::curl`].
+    pub fn curl6(&self, target: &str) -> Result<Reply> {
+        let first = self.pod.spec().containers.first().context("the pod has no container")?;
+        self.curl_from(first, Family::V6, &url6(target))
+    }
+
+    /// Sends a GET to any URL from any container, on any kind of socket.
     ///
     /// # Errors
     /// As [`Self::curl`].
     pub fn curl_from(&self, container: &str, family: Family, url: &str) -> Result<Reply> {
         let family = match family {
             Family::V4 => "4",
+            Family::V6 => "6",
             Family::V6Mapped => "6mapped",
         };
         reply(self.pod.command(container, self.client)?.args(["client", "get", "--family", family, url]))
@@ -361,6 +371,10 @@ impl<'a> InPod<'a> {
 
 fn url(target: &str) -> String {
     format!("http://{}{target}", Node::METADATA_IP)
+}
+
+fn url6(target: &str) -> String {
+    format!("http://[{}]{target}", Node::METADATA_IP6)
 }
 
 fn reply(command: &mut Command) -> Result<Reply> {

@@ -231,6 +231,6 @@ fn check_owner(sandbox: &Sandbox, sts: &Sts, answer: &Answer) -> Result<()> {
 }
 
 fn packets_from_pods(sandbox: &Sandbox) -> usize {
-    let node = sandbox.node().ip();
-    sandbox.node().sniffer().packets().iter().filter(|packet| *packet.source.ip() != node).count()
+    let node = sandbox.node();
+    node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
 }

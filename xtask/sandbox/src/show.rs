@@ -94,9 +94,9 @@ fn populate(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn packets_from_pods(sandbox: &Sandbox) -> usize {
-    let node = sandbox.node().ip();
-    // What comes from the node's own address is the agent's or the host's, or a hostNetwork pod's, whose answers tell.
-    sandbox.node().sniffer().packets().iter().filter(|packet| *packet.source.ip() != node).count()
+    let node = sandbox.node();
+    // What comes from the node's own addresses is the agent's or the host's, or a hostNetwork pod's, whose answers tell.
+    node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
 }
 
 fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {

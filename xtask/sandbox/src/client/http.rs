@@ -3,15 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write as _},
+    io::{ErrorKind, Read, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
-use url::Url;
+use url::{Host, Url};
 
 /// Which kind of socket connects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -20,6 +20,9 @@ pub enum Family {
     #[default]
     #[value(name = "4")]
     V4,
+    /// An IPv6 socket to an IPv6 address.
+    #[value(name = "6")]
+    V6,
     /// An IPv6 socket to `::ffff:a.b.c.d`, as every JVM makes them.
     #[value(name = "6mapped")]
     V6Mapped,
@@ -103,7 +106,11 @@ impl Request {
         let rest = self.url.strip_prefix("http://").context("the URL must begin with http://")?;
         let (host, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let url = Url::parse(&format!("http://{host}"))?;
-        let ip = url.host_str().context("the URL has no host")?.parse::<IpAddr>()?;
+        let ip = match url.host().context("the URL has no host")? {
+            Host::Ipv4(ip) => IpAddr::from(ip),
+            Host::Ipv6(ip) => ip.into(),
+            Host::Domain(name) => bail!("{name} is no address"),
+        };
         let addr = SocketAddr::new(ip, url.port().unwrap_or(80));
 
         Ok((addr, host, if target.is_empty() { "/" } else { target }))
@@ -130,7 +137,10 @@ fn exchange(addr: SocketAddr, family: Family, bytes: &[u8]) -> Result<Vec<u8>> {
 pub(super) fn connect(addr: SocketAddr, family: Family) -> std::io::Result<TcpStream> {
     let addr = match (family, addr) {
         (Family::V6Mapped, SocketAddr::V4(v4)) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
-        _ => addr,
+        (Family::V4, SocketAddr::V4(_)) | (Family::V6 | Family::V6Mapped, SocketAddr::V6(_)) => addr,
+        (Family::V4, SocketAddr::V6(_)) | (Family::V6, SocketAddr::V4(_)) => {
+            return Err(ErrorKind::InvalidInput.into());
+        }
     };
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     if family == Family::V6Mapped {

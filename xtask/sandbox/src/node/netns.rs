@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Command,
@@ -26,23 +26,45 @@ pub(super) fn ip(args: &[&str]) -> Result<()> {
     run(Command::new("ip").args(args)).map(drop)
 }
 
-/// Makes a namespace whose `eth0` is the other end of the node's `link`, with a default route through the node.
+/// Both ends of a veth.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends<A> {
+    pub(super) node: A,
+    pub(super) inner: A,
+}
+
+/// Makes a namespace whose `eth0` is the other end of the node's `link`, with a default route through the node for each family that has addresses.
 pub(super) fn add(
     record: &mut Record,
     netns: &str,
     link: &str,
-    node_ip: Ipv4Addr,
-    inner_ip: Ipv4Addr,
+    v4: Option<Ends<Ipv4Addr>>,
+    v6: Option<Ends<Ipv6Addr>>,
 ) -> Result<()> {
     add_alone(record, netns)?;
     ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns])?;
-    ip(&["addr", "add", &format!("{node_ip}/24"), "dev", link])?;
-    // Of the input device only: that of a whole machine's network must not be turned into a router.
-    fs::write(format!("/proc/sys/net/ipv4/conf/{link}/forwarding"), "1")?;
+    if v6.is_some() {
+        // Without a link-local address, which else is not used for a second, the node does not ask for the neighbour that it forwards to.
+        let skip_detection =
+            |device: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{device}/accept_dad"), "0");
+        skip_detection(link)?;
+        within(netns, || skip_detection("eth0"))?;
+    }
     ip(&["link", "set", link, "up"])?;
-    ip(&["-n", netns, "addr", "add", &format!("{inner_ip}/24"), "dev", "eth0"])?;
     ip(&["-n", netns, "link", "set", "eth0", "up"])?;
-    ip(&["-n", netns, "route", "add", "default", "via", &node_ip.to_string()])
+    if let Some(Ends { node, inner }) = v4 {
+        // Of the input device only: that of a whole machine's network must not be turned into a router.
+        fs::write(format!("/proc/sys/net/ipv4/conf/{link}/forwarding"), "1")?;
+        ip(&["addr", "add", &format!("{node}/24"), "dev", link])?;
+        ip(&["-n", netns, "addr", "add", &format!("{inner}/24"), "dev", "eth0"])?;
+        ip(&["-n", netns, "route", "add", "default", "via", &node.to_string()])?;
+    }
+    if let Some(Ends { node, inner }) = v6 {
+        ip(&["addr", "add", &format!("{node}/64"), "dev", link, "nodad"])?;
+        ip(&["-n", netns, "addr", "add", &format!("{inner}/64"), "dev", "eth0", "nodad"])?;
+        ip(&["-n", netns, "route", "add", "default", "via", &node.to_string()])?;
+    }
+    Ok(())
 }
 
 /// Makes a namespace with nothing but a loopback device.

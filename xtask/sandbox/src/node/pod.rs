@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -24,9 +24,11 @@ pub enum PodNetwork {
     Alone,
     /// The node's.
     Host,
-    /// A namespace of its own, on a veth to the node.
+    /// A namespace of its own, on a veth to the node, with addresses of both families.
     #[default]
     Veth,
+    /// The same without an IPv4 address, as in an IPv6-only cluster; its loopback device has both.
+    VethIpv6,
 }
 
 /// What a pod should be like.
@@ -102,6 +104,13 @@ impl PodSpec {
         self
     }
 
+    /// Gives it no IPv4 address but the loopback device's.
+    #[must_use]
+    pub fn ipv6_only(mut self) -> Self {
+        self.network = PodNetwork::VethIpv6;
+        self
+    }
+
     /// Makes it a static pod: its UID is the hash of a file, and the API server knows a mirror of it.
     #[must_use]
     pub fn static_pod(mut self) -> Self {
@@ -137,6 +146,7 @@ impl PodSpec {
 #[derive(Debug)]
 pub struct Pod {
     ip: Ipv4Addr,
+    ip6: Ipv6Addr,
     pause: Child,
     record: PodRecord,
     spec: PodSpec,
@@ -149,10 +159,10 @@ pub(super) const PAUSE: &str = "pause";
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Pod {
-    pub(super) fn start(spec: PodSpec, record: PodRecord, ip: Ipv4Addr) -> Result<Self> {
+    pub(super) fn start(spec: PodSpec, record: PodRecord, (ip, ip6): (Ipv4Addr, Ipv6Addr)) -> Result<Self> {
         let mut command = record.command(Some(PAUSE), "sleep")?;
         let pause = command.arg("infinity").stdin(Stdio::null()).spawn().context("cannot start sleep")?;
-        let pod = Self { ip, pause, record, spec };
+        let pod = Self { ip, ip6, pause, record, spec };
 
         // The shell that joins the cgroup becomes nsenter becomes sleep; a namespace found through it must be the pod's.
         let deadline = Instant::now() + START_DEADLINE;
@@ -170,9 +180,14 @@ impl Pod {
         &self.spec
     }
 
-    /// Its address: the node's when it shares the node's network.
+    /// Its IPv4 address: the node's when it shares the node's network, the loopback device's when it has no other.
     pub fn ip(&self) -> Ipv4Addr {
         self.ip
+    }
+
+    /// Its IPv6 address, likewise.
+    pub fn ip6(&self) -> Ipv6Addr {
+        self.ip6
     }
 
     /// The directory of its cgroup.

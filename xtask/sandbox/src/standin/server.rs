@@ -1,4 +1,4 @@
-//! The HTTP server under every stand-in: one thread, one address, which can refuse connections and come back on the same port.
+//! The HTTP server under every stand-in: one thread, one address or two, which can refuse connections and come back on the same ports.
 //! Knows nothing of what is served. Called by the three stand-ins.
 
 use std::{
@@ -28,6 +28,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub struct Bind {
     addr: SocketAddr,
     open: Box<dyn Fn(SocketAddr) -> io::Result<TcpListener> + Send + Sync>,
+    also: Option<Box<Bind>>,
 }
 
 impl Bind {
@@ -41,7 +42,20 @@ impl Bind {
         addr: SocketAddr,
         open: impl Fn(SocketAddr) -> io::Result<TcpListener> + Send + Sync + 'static,
     ) -> Self {
-        Self { addr, open: Box::new(open) }
+        Self { addr, open: Box::new(open), also: None }
+    }
+
+    /// Both: the server answers the same at the other one, too. The first one is its address.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.also = Some(Box::new(other));
+        self
+    }
+
+    fn open(&self) -> Result<Vec<TcpListener>> {
+        let open =
+            |bind: &Self| (bind.open)(bind.addr).with_context(|| format!("cannot listen on {}", bind.addr));
+        [self].into_iter().chain(self.also.as_deref()).map(open).collect()
     }
 }
 
@@ -72,15 +86,17 @@ struct Running {
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 impl<H: Handler> Server<H> {
-    pub(super) fn start(bind: Bind, handler: Arc<H>) -> Result<Self> {
-        let listener = (bind.open)(bind.addr).with_context(|| format!("cannot listen on {}", bind.addr))?;
-        let addr = listener.local_addr()?;
-        let running = Mutex::new(Some(Running::start(listener, Arc::clone(&handler))?));
+    pub(super) fn start(mut bind: Bind, handler: Arc<H>) -> Result<Self> {
+        let listeners = bind.open()?;
+        let addr = listeners.first().context("no listener")?.local_addr()?;
+        // The same port when it comes back.
+        bind.addr = addr;
+        let running = Mutex::new(Some(Running::start(listeners, Arc::clone(&handler))?));
 
         Ok(Self { bind, addr, handler, running })
     }
 
-    /// Closes the listener and cuts every connection: clients are refused from here on.
+    /// Closes the listeners and cuts every connection: clients are refused from here on.
     pub(super) fn down(&self) {
         let running = locked(&self.running).take();
         if let Some(running) = running {
@@ -90,11 +106,11 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Listens again on the same address.
+    /// Listens again on the same addresses.
     pub(super) fn up(&self) -> Result<()> {
         let mut running = locked(&self.running);
         if running.is_none() {
-            *running = Some(Running::start((self.bind.open)(self.addr)?, Arc::clone(&self.handler))?);
+            *running = Some(Running::start(self.bind.open()?, Arc::clone(&self.handler))?);
         }
 
         Ok(())
@@ -117,14 +133,23 @@ impl<H> Drop for Server<H> {
 }
 
 impl Running {
-    fn start<H: Handler>(listener: TcpListener, handler: Arc<H>) -> Result<Self> {
-        listener.set_nonblocking(true)?;
+    fn start<H: Handler>(listeners: Vec<TcpListener>, handler: Arc<H>) -> Result<Self> {
+        for listener in &listeners {
+            listener.set_nonblocking(true)?;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = thread::Builder::new().name("stand-in".into()).spawn(move || {
             // Dropping the connections with the runtime is what cuts them.
-            runtime.block_on(stopped.run_until_cancelled_owned(accept(listener, handler)));
+            runtime.block_on(stopped.run_until_cancelled_owned(async {
+                let mut accepting = JoinSet::new();
+                for listener in listeners {
+                    // Within the set, as are its connections: cancelling drops all of them.
+                    accepting.spawn(accept(listener, Arc::clone(&handler)));
+                }
+                while accepting.join_next().await.is_some() {}
+            }));
         })?;
 
         Ok(Self { stop, thread })
