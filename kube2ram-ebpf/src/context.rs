@@ -260,9 +260,16 @@ impl Packet {
         true
     }
 
-    /// Whether a routing header at `at` names `metadata` as a segment, or has more segments than are looked at. All types have them at multiples of 16 bytes.
+    /// Whether a routing header at `at` names `metadata` as a segment, has more segments than are looked at, or may have left out parts of a segment. Types 0, 2 and
+    /// 4 have whole segments at multiples of 16 bytes. Type 3 (RFC 6554), which only routers of a sensor network have a use for, compresses them.
     #[inline(always)]
     fn routing_names(&self, at: usize, length: u8, metadata: &[u32; 4]) -> bool {
+        const TYPE: usize = 2;
+        const COMPRESSED: u8 = 3;
+        let Ok(kind) = self.0.load::<u8>(at + TYPE) else { return true };
+        if kind == COMPRESSED {
+            return true;
+        }
         macro_rules! segments {
             ($($number:literal)+) => {
                 const MOST: u8 = [$($number),+].len() as u8 * 2;

@@ -8,7 +8,7 @@ use crate::{
 
 /// Packets by a name, in Python: what the headers behind the fixed one are made of, and whether egress refuses the packet.
 /// `M` is the metadata server, `O` another address; `rh(type, …)` a routing header with segments.
-const PACKETS: [(&str, &str, bool); 27] = [
+const PACKETS: [(&str, &str, bool); 28] = [
     ("TCP to it", "to(M, TCP, syn)", true),
     ("UDP to it", "to(M, UDP, datagram)", true),
     ("ICMP to it", "to(M, ICMP, echo)", true),
@@ -27,6 +27,12 @@ const PACKETS: [(&str, &str, bool); 27] = [
     ("type 0, more than is looked at", "to(O, ROUTING, rh(0, *[O] * 9) + syn)", true),
     ("type 2", "to(O, ROUTING, rh(2, M) + syn)", true),
     ("type 2, another's", "to(O, ROUTING, rh(2, O) + syn)", false),
+    // Its segments may leave out the first bytes of the destination's.
+    (
+        "type 3",
+        "to(O, ROUTING, struct.pack('!BBBBBBH', TCP, 2, 3, 1, 0x11, 0x10, 0) + M[1:] + bytes(1) + syn)",
+        true,
+    ),
     ("type 4", "to(O, ROUTING, rh(4, M, O) + syn)", true),
     ("type 4, others'", "to(O, ROUTING, rh(4, O, O) + syn)", false),
     ("behind hop-by-hop options", "to(O, HOPS, options(ROUTING) + rh(0, M) + syn)", true),
@@ -35,7 +41,11 @@ const PACKETS: [(&str, &str, bool); 27] = [
     ("in a first fragment", "to(O, FRAGMENT, fragment(ROUTING, 0) + rh(0, M) + syn)", true),
     ("in a later fragment", "to(O, FRAGMENT, fragment(ROUTING, 8) + rh(0, M)[8:] + syn)", true),
     ("behind a long header", "to(O, OPTIONS, options(ROUTING, 30) + rh(0, M) + syn)", true),
-    ("behind more headers than are looked at", "to(O, HOPS, options(OPTIONS) + options(OPTIONS) + options(OPTIONS) + options(ROUTING) + rh(0, M))", true),
+    (
+        "behind more headers than are looked at",
+        "to(O, HOPS, options(OPTIONS) + options(OPTIONS) + options(OPTIONS) + options(ROUTING) + rh(0, M))",
+        true,
+    ),
 ];
 
 const SCRIPT: &str = r"
@@ -51,7 +61,7 @@ def to(destination, header, rest):
 def rh(kind, *segments):
     return struct.pack('!BBBBBBH', TCP, 2 * len(segments), kind, 1, len(segments) - 1 if kind == 4 else 0, 0, 0) + b''.join(segments)
 def options(following, words=0):
-    return struct.pack('!BBBB', following, words, 1, 4 + 0) + bytes(4) + b''.join(bytes([1, 6]) + bytes(6) for _ in range(words))
+    return struct.pack('!BBBB', following, words, 1, 4) + bytes(4) + b''.join(bytes([1, 6, *[0] * 6]) for _ in range(words))
 def fragment(following, offset):
     return struct.pack('!BBHI', following, 0, offset | 1, 7)
 for line in PACKETS:
