@@ -44,10 +44,7 @@ const WAYS: [(&str, &str); 10] = [
 
 /// What needs a route before the guard sees it; `c` is another address of the same network.
 const IPV6_PACKETS: [(&str, &str); 3] = [
-    (
-        "IPv6 raw",
-        "socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58).sendto(b'\\x80' + bytes(7), (b, 0))",
-    ),
+    ("IPv6 raw", "socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58).sendto(b'\\x80' + bytes(7), (b, 0))"),
     (
         "IPv6 raw with its header",
         "w = bytes([96, 0, 0, 0, 0, 0, 59, 64]) + bytes(16) + socket.inet_pton(socket.AF_INET6, b); \

@@ -1,9 +1,11 @@
 """What the ways have in common: the metadata server, sockets and requests."""
-import errno, socket
+import ctypes, errno, socket, struct
 
 M = ("100.100.100.200", 80)
 MAPPED = ("::ffff:" + M[0], M[1])
+M6 = ("fd00:100::100:200", 80)
 REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
+MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_UDPLITE, IPPROTO_MPTCP = 0x20000000, 30, 136, 262
 
 
 class Absent(Exception):
@@ -43,6 +45,21 @@ def ask(s):
 def dial(s, to=M):
     s.connect(to)
     return ask(s)
+
+
+def dissolve(s):
+    """connect(2) with AF_UNSPEC, which Python does not offer."""
+    address = struct.pack("H14x", socket.AF_UNSPEC)
+    if ctypes.CDLL(None, use_errno=True).connect(s.fileno(), address, len(address)):
+        raise OSError(ctypes.get_errno(), "")
+
+
+def send_to(s, to):
+    """connect(2) by sendto(2); blocking, or it ends with EINPROGRESS."""
+    s.setblocking(True)
+    s.sendto(REQUEST, MSG_FASTOPEN, to)
+    s.settimeout(2)
+    return answer(s)
 
 
 def udp(family=socket.AF_INET):

@@ -6,8 +6,8 @@ use std::{fs, process::Command};
 use kube2ram_sandbox::{Sandbox, standin::Accounts};
 
 use super::{
-    ABSENT, LIST, REDIRECTED, Row, command, no_packet_arrives, openings, outcome, restart_guarded, sandbox,
-    say, skip, start_unguarded,
+    ABSENT, LIST, REDIRECTED, Row, command, ip, no_packet_arrives, openings, outcome, restart_guarded,
+    sandbox, say, skip, start_unguarded,
 };
 
 const PROTOCOLS: [Row; 5] = [
@@ -22,7 +22,9 @@ const PROTOCOLS: [Row; 5] = [
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_protocol_of_a_pod_reaches_the_metadata_server() {
-    no_packet_arrives(sandbox("bypass-protocol"), &PROTOCOLS);
+    let sandbox = sandbox("bypass-protocol");
+    let ip = ip(&sandbox);
+    no_packet_arrives(sandbox, &PROTOCOLS, &ip);
 }
 
 /// Masqueraded is what the node itself sends; and what pods send to the second one, as with `--masquerade-all`.

@@ -1,6 +1,6 @@
 """The same through io_uring: the calls are made by the kernel, maybe on a thread of its own."""
 import ctypes, mmap, os, socket, struct
-from base import MAPPED, M, Absent, ask, sent, tcp, udp
+from base import MAPPED, M, M6, Absent, ask, sent, tcp, udp
 
 SETUP, ENTER = 425, 426
 SQPOLL, ASYNC, GETEVENTS, SQ_WAKEUP = 2, 16, 1, 2
@@ -75,6 +75,14 @@ def uring():
 
 def uring6_mapped():
     return Ring().dial(tcp(socket.AF_INET6), MAPPED)
+
+
+def v6_uring():
+    return Ring().dial(tcp(socket.AF_INET6), M6)
+
+
+def v6_uring_send():
+    return Ring().send(udp(socket.AF_INET6), M6)
 
 
 def uring_polled():

@@ -3,13 +3,15 @@
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
 import ctypes, errno, os, socket, struct, sys
-from base import MAPPED, M, REQUEST, Absent, answer, ask, dial, made, sent, tcp, udp
+from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, send_to, sent, tcp, udp
+from base import IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT
 from frames import *
+from ipv6 import *
 from ipvs import *
 from uring import *
 
-MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_REPAIR, IPPROTO_MPTCP = 0x20000000, 30, 19, 262
-IP_TRANSPARENT, AF_SMC, SOCK_DCCP, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE = 19, 43, 6, 33, 132, 136
+TCP_REPAIR = 19
+IP_TRANSPARENT, AF_SMC, SOCK_DCCP, IPPROTO_DCCP, IPPROTO_SCTP = 19, 43, 6, 33, 132
 SCTP_SOCKOPT_CONNECTX = 110
 
 
@@ -47,13 +49,6 @@ def bind_to_device():
     return dial(s)
 
 
-def dissolve(s):
-    """connect(2) with AF_UNSPEC, which Python does not offer."""
-    address = struct.pack("H14x", socket.AF_UNSPEC)
-    if ctypes.CDLL(None, use_errno=True).connect(s.fileno(), address, len(address)):
-        raise OSError(ctypes.get_errno(), "")
-
-
 def reconnect():
     s = tcp()
     s.connect(M)
@@ -84,14 +79,6 @@ def mptcp4():
 
 def mptcp6_mapped():
     return dial(tcp(socket.AF_INET6, IPPROTO_MPTCP), MAPPED)
-
-
-def send_to(s, to):
-    """connect(2) by sendto(2); blocking, or it ends with EINPROGRESS."""
-    s.setblocking(True)
-    s.sendto(REQUEST, MSG_FASTOPEN, to)
-    s.settimeout(2)
-    return answer(s)
 
 
 def fast_open():
@@ -316,10 +303,10 @@ def source_route(ip):
     return dial(s, (ip, 9))
 
 
-def existing():
+def existing(family="4"):
     """Connects, says so, and asks when told to."""
-    s = tcp()
-    s.connect(M)
+    s = tcp(socket.AF_INET6 if family == "6" else socket.AF_INET)
+    s.connect(M6 if family == "6" else M)
     print("connected", flush=True)
     sys.stdin.readline()
     return ask(s)
@@ -327,20 +314,23 @@ def existing():
 
 def moved(procs, way="tcp4"):
     """A socket (and a ring, with its thread) that is made here and used after the process moved into another cgroup."""
-    made = {"tcp6": lambda: tcp(socket.AF_INET6), "udp": udp}.get(way, tcp)()
+    six, target = way.startswith("v6_"), {"tcp6": MAPPED}.get(way, M6 if way.startswith("v6_") else M)
+    family, way = socket.AF_INET6 if six or way == "tcp6" else socket.AF_INET, way.removeprefix("v6_")
+    made = udp(family) if way == "udp" else tcp(family)
     ring = {"uring": Ring, "uring_polled": lambda: Ring(SQPOLL)}.get(way, lambda: None)()
     with open(procs, "w") as file:
         file.write(str(os.getpid()))
     if ring:
-        return ring.dial(made)
+        return ring.dial(made, target)
     if way == "udp":
-        made.sendto(b"x", M)
+        made.sendto(b"x", target)
         return sent()
-    return dial(made, MAPPED if way == "tcp6" else M)
+    return dial(made, target)
 
 
 def passed(procs, way="tcp4"):
     """A socket that is made here and used by another process, which never was in our cgroup when it was made."""
+    six = way == "v6_tcp"
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
         with open(procs, "w") as file:
@@ -348,9 +338,9 @@ def passed(procs, way="tcp4"):
         _, (fd,), _, _ = socket.recv_fds(theirs, 16, 1)
         got = socket.socket(fileno=fd)
         got.settimeout(2)
-        run(lambda: dial(got))
+        run(lambda: dial(got, M6 if six else M))
         os._exit(0)
-    made = tcp()
+    made = tcp(socket.AF_INET6 if six else socket.AF_INET)
     socket.send_fds(ours, [b"x"], [made.fileno()])
     os.wait()
 

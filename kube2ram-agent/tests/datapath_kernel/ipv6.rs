@@ -118,7 +118,12 @@ fn a_socket_of_ipv6_alone_is_refused() {
     let lab = Lab::new();
     let _datapath = lab.attach();
 
-    let only = error_of(&lab, "pods/a", "STREAM", "s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); s.connect(M)");
+    let only = error_of(
+        &lab,
+        "pods/a",
+        "STREAM",
+        "s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); s.connect(M)",
+    );
     let bound = error_of(&lab, "pods/a", "STREAM", "s.bind(('::1', 0)); s.connect(M)");
 
     assert_eq!((only.as_str(), bound.as_str()), ("ENETUNREACH", "ENETUNREACH"));
@@ -159,7 +164,9 @@ fn leaves_neighbours_of_the_ipv6_address_alone() {
         // Of the last bit of each word, but within the prefix.
         segments[word] ^= if word == 0 { 0x1000 } else { 1 };
         let neighbour = std::net::Ipv6Addr::from(segments);
-        for (kind, attempt) in [("STREAM", "s.connect"), ("DGRAM", "s.connect"), ("DGRAM", "lambda a: s.sendto(b'x', a)")] {
+        for (kind, attempt) in
+            [("STREAM", "s.connect"), ("DGRAM", "s.connect"), ("DGRAM", "lambda a: s.sendto(b'x', a)")]
+        {
             let attempt = format!("({attempt})(('{neighbour}', 80))");
             let refused = error_of(&lab, "pods/a", kind, &attempt);
             assert_ne!(refused, "EPERM", "{attempt}");
@@ -177,7 +184,9 @@ fn without_an_ipv6_address_none_is_redirected() {
     let datapath = Datapath::attach(&settings).unwrap();
 
     for address in [METADATA6.to_string(), "::".into(), "::1".into()] {
-        for (kind, attempt) in [("STREAM", "s.connect"), ("DGRAM", "s.connect"), ("DGRAM", "lambda a: s.sendto(b'x', a)")] {
+        for (kind, attempt) in
+            [("STREAM", "s.connect"), ("DGRAM", "s.connect"), ("DGRAM", "lambda a: s.sendto(b'x', a)")]
+        {
             let attempt = format!("({attempt})(('{address}', 80))");
             assert_ne!(error_of(&lab, "pods/a", kind, &attempt), "EPERM", "{attempt}");
         }

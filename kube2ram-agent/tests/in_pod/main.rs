@@ -47,7 +47,13 @@ fn ten_thousand_connects_of_two_pods_are_told_apart() {
         ip_in(&lab, pod, &["link", "set", "eth0", "down"]);
         let mut storm = lab.pod(pod).unwrap().client("app").unwrap();
         let (connects, role) = (format!("--connects={EACH}"), format!("--expect={pod}-role"));
-        storm.args(["storm", &connects, "--concurrency=8", &role, "http://100.100.100.200"]);
+        storm.args(["storm", &connects, "--concurrency=8", &role]);
+        // IPv4, IPv4-mapped, IPv6.
+        storm.args([
+            "http://100.100.100.200",
+            "http://[::ffff:100.100.100.200]",
+            "http://[fd00:100::100:200]",
+        ]);
         storm.stdout(std::process::Stdio::piped()).spawn().unwrap()
     });
 

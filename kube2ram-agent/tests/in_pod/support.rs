@@ -104,7 +104,7 @@ impl Lab {
     }
 
     fn map(&self) -> String {
-        self.node().bpffs().join("kube2ram/v1/maps/k2r_targets").display().to_string()
+        self.node().bpffs().join("kube2ram/v2/maps/k2r_targets").display().to_string()
     }
 
     pub(crate) fn cgroup(&self, pod: &str) -> u64 {

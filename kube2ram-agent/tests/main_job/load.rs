@@ -22,7 +22,9 @@ fn storm(lab: &Lab, pod: &str, container: &str, role: &str, connects: usize, con
         "--concurrency",
         &concurrency.to_string(),
     ]);
-    client.args(["--expect", role, "http://100.100.100.200"]).stdout(Stdio::piped()).spawn().unwrap()
+    // IPv4, IPv4-mapped, IPv6.
+    let urls = ["http://100.100.100.200", "http://[::ffff:100.100.100.200]", "http://[fd00:100::100:200]"];
+    client.args(["--expect", role]).args(urls).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 fn report(storm: Child) -> StormReport {

@@ -12,6 +12,7 @@ mod hardened;
 mod http_proxy;
 mod identity;
 mod interception;
+mod ipv6;
 mod lifecycle;
 mod load;
 mod observability;

@@ -163,6 +163,10 @@ pub(crate) fn url(target: &str) -> String {
     format!("http://{}{target}", Node::METADATA_IP)
 }
 
+pub(crate) fn url6(target: &str) -> String {
+    format!("http://[{}]{target}", Node::METADATA_IP6)
+}
+
 /// Whose credentials a reply holds, `STS.<role>.<unique>`; a refusal is its status.
 pub(crate) fn owner(reply: &Reply) -> String {
     if reply.status != 200 {

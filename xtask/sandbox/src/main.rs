@@ -99,8 +99,9 @@ enum Client {
     },
     /// Sends one request.
     Get {
-        #[arg(long, value_enum, default_value = "4")]
-        family: Family,
+        /// By default, that of the address.
+        #[arg(long, value_enum)]
+        family: Option<Family>,
         #[arg(short = 'X', long, default_value = "GET")]
         method: String,
         /// `Name: value`.
@@ -150,8 +151,9 @@ enum Client {
         /// The role that every answer must be of.
         #[arg(long)]
         expect: String,
-        /// `http://address`.
-        url: String,
+        /// `http://address`, or several to take in turns.
+        #[arg(required = true)]
+        urls: Vec<String>,
     },
 }
 
@@ -222,7 +224,8 @@ fn remove_on_signal(node: &'static str) -> Result<()> {
 fn run_client(client: Client) -> Result<()> {
     let answer = match client {
         Client::Get { family, method, headers, url } => {
-            let mut request = Request { method, family, ..Request::get(url) };
+            let mut request = Request { method, ..Request::get(url) };
+            request.family = family.unwrap_or(request.family);
             for header in headers {
                 let (name, value) = header.split_once(':').context("a header is `Name: value`")?;
                 request = request.header(name, value.trim());
@@ -243,8 +246,8 @@ fn run_client(client: Client) -> Result<()> {
             serde_json::to_string(&Load { addr: connect, role: expect }.run(stdin())?)?
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
-        Client::Storm { connects, concurrency, expect, url } => {
-            serde_json::to_string(&Storm { base_url: url, connects, concurrency, role: expect }.run())?
+        Client::Storm { connects, concurrency, expect, urls } => {
+            serde_json::to_string(&Storm { base_urls: urls, connects, concurrency, role: expect }.run())?
         }
     };
     Ok(writeln!(stdout(), "{answer}")?)

@@ -62,12 +62,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT_BYTES: u64 = 1024 * 1024;
 
 impl Request {
-    /// A GET without further headers.
+    /// A GET without further headers, on a socket of the address's family.
     pub fn get(url: impl Into<String>) -> Self {
+        let url = url.into();
         Self {
             method: "GET".into(),
-            url: url.into(),
-            family: Family::V4,
+            family: if url.starts_with("http://[") { Family::V6 } else { Family::V4 },
+            url,
             headers: Vec::new(),
             body: Vec::new(),
         }

@@ -13,8 +13,8 @@ use super::{Credentials, Request};
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Storm {
-    /// `http://100.100.100.200`.
-    pub base_url: String,
+    /// `http://100.100.100.200` and the like, taken in turns.
+    pub base_urls: Vec<String>,
     /// Connections in all, half of them for the role's name and half for its credentials.
     pub connects: usize,
     /// Connections at a time.
@@ -72,7 +72,8 @@ impl Storm {
             }
             let list = index.is_multiple_of(2);
             let role = if list { "" } else { self.role.as_str() };
-            let url = format!("{}/latest/meta-data/ram/security-credentials/{role}", self.base_url);
+            let base_url = &self.base_urls[index / 2 % self.base_urls.len()];
+            let url = format!("{base_url}/latest/meta-data/ram/security-credentials/{role}");
             match Request::get(url).send() {
                 Ok(reply) => {
                     report.latencies_us.push(reply.latency_us);

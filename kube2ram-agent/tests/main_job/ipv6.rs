@@ -1,0 +1,92 @@
+//! The metadata server's IPv6 address serves the same as its IPv4 address: to pods of both families, to pods without an IPv4 address, and to pods in the
+//! host's network.
+
+use kube2ram_sandbox::{
+    client::{Family, Reply},
+    node::PodSpec,
+    standin::Accounts,
+};
+
+use crate::support::{INSTANCE_ID, LIST, Lab, eventually, owner, run, url, url6};
+
+/// A pod of both families, one of IPv6 alone, and one in the host's network.
+const PODS: [&str; 3] = ["dual", "six", "daemon"];
+
+fn lab(name: &str, extra: &[&str]) -> Lab {
+    let pod = |name: &str| PodSpec::new(name).role(&format!("{name}-role"));
+    let mut lab =
+        Lab::with_agent(name, &[pod("dual"), pod("six").ipv6_only(), pod("daemon").host_network()], extra);
+    // Until its own listener is there, a pod without IPv4 cannot reach the host's.
+    eventually(2.0, || lab.metric("kube2ram_pod_listeners"));
+    lab
+}
+
+fn ask6(lab: &Lab, pod: &str, target: &str) -> Reply {
+    lab.pod(pod).unwrap().curl6(target).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn each_pod_gets_its_own_role_over_ipv6() {
+    let lab = lab("ipv6", &[]);
+
+    for pod in PODS {
+        let role = format!("{pod}-role");
+        assert_eq!(ask6(&lab, pod, LIST).body, role, "{pod}");
+        assert_eq!(owner(&ask6(&lab, pod, &format!("{LIST}{role}"))), role, "{pod}");
+        for other in PODS.iter().filter(|other| **other != pod) {
+            assert_eq!(
+                ask6(&lab, pod, &format!("{LIST}{other}-role")).status,
+                403,
+                "{pod} asks for {other}'s"
+            );
+        }
+        assert_eq!(ask6(&lab, pod, &format!("{LIST}{}", Accounts::NODE_ROLE)).status, 403, "{pod}");
+        assert_eq!(ask6(&lab, pod, INSTANCE_ID).status, 200, "{pod}: passed through");
+        // The IPv4 twins.
+        assert_eq!(lab.ask(pod, LIST).body, role, "{pod}");
+        let mapped = lab.pod(pod).unwrap().curl_from("app", Family::V6Mapped, &url(LIST)).unwrap();
+        assert_eq!(mapped.body, role, "{pod}");
+    }
+    assert_eq!(lab.leaks(), []);
+    // The control: processes of the host reach the server itself.
+    assert_eq!(lab.host_curl_url(&url6(LIST)).unwrap().body, Accounts::NODE_ROLE);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn unmodified_clients_are_redirected_and_see_the_ipv6_address_as_their_peer() {
+    let lab = lab("ipv6-clients", &[]);
+    let python = |pod: &str, script: &str| {
+        run(lab.pod(pod).unwrap().pod().command("app", "python3").unwrap().args(["-c", script]))
+    };
+
+    for pod in PODS {
+        let role = format!("{pod}-role");
+        let format = " %{http_code} %{remote_ip} %{remote_port}";
+        let curl = lab.curl(pod, &["--silent", "--globoff", "--write-out", format, &url6(LIST)]);
+        assert_eq!(curl, (Some(0), format!("{role} 200 fd00:100::100:200 80")), "{pod}");
+
+        let urllib = format!(
+            "from urllib.request import urlopen; print(urlopen('{}', timeout=1).read().decode())",
+            url6(LIST)
+        );
+        assert_eq!(python(pod, &urllib), (Some(0), role), "{pod}");
+
+        let peer = "import socket\ns = socket.socket(socket.AF_INET6); s.connect(('fd00:100::100:200', 80)); print(s.getpeername()[:2])";
+        assert_eq!(python(pod, peer), (Some(0), "('fd00:100::100:200', 80)".into()), "{pod}");
+    }
+    assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_an_ipv6_address_the_agent_leaves_it_alone() {
+    let lab = lab("ipv6-off", &["--metadata-addr6="]);
+
+    let reply = ask6(&lab, "dual", LIST);
+
+    assert_eq!(reply.body, Accounts::NODE_ROLE, "the server itself answers");
+    assert!(!lab.leaks().is_empty());
+    assert_eq!(lab.ask("dual", LIST).body, "dual-role");
+}
