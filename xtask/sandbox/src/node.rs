@@ -128,7 +128,8 @@ impl Node {
         addresses.extend(v6.map(|v6| (Self::METADATA_IP6.into(), v6.inner.into())));
         for (address, next_hop) in &addresses {
             let address = address.to_string();
-            ip(&["-n", &metadata, "addr", "add", &address, "dev", "lo"])?;
+            // Without detection of duplicates, which would not be over when the server starts.
+            ip(&["-n", &metadata, "addr", "add", &address, "dev", "lo", "nodad"])?;
             ip(&["route", "add", &address, "via", &next_hop.to_string()])?;
         }
         Ok((inside, Sniffed::start(&metadata, addresses.iter().map(|(address, _)| *address).collect())?))
