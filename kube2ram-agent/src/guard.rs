@@ -1,5 +1,5 @@
-//! The forward guard: a netfilter rule that drops what the node would forward to the metadata server. It closes what no hook of a cgroup
-//! sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
+//! The forward guard: netfilter rules that drop what the node would forward to the metadata server, by IPv4 and by IPv6. It closes what no hook of a
+//! cgroup sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
 use std::{future::pending, io, path::Path, time::Duration};
 
@@ -7,55 +7,68 @@ use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
-use rustix::net::netlink;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 mod events;
 mod ruleset;
 mod state;
+mod tables;
 
 pub use self::state::{Standing, State};
-use self::{events::Changes, ruleset::Target};
-use crate::{
-    datapath::MetadataAddr,
-    netlink::{Message, Socket, uninterrupted},
-    telemetry::chain,
+use self::{
+    events::Changes,
+    ruleset::{Family, Target},
+    tables::Tables,
 };
+use crate::{datapath::MetadataAddr, netlink::Message, telemetry::chain};
 
-/// Why the guard's table could not be read or written.
+/// Why the guard's tables could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
     /// A request was refused.
     #[error(
-        "cannot {0} the nf_tables table ip kube2ram: are nf_tables in the kernel and CAP_NET_ADMIN given?"
+        "cannot {0} the nf_tables tables ip kube2ram and ip6 kube2ram: are nf_tables in the kernel and CAP_NET_ADMIN given?"
     )]
     Request(&'static str, #[source] io::Error),
     /// There is no netlink socket of netfilter.
     #[error("cannot speak with netfilter: is nfnetlink in the kernel?")]
     Socket(#[source] io::Error),
-    /// Somebody else changes the table as fast as it is made.
-    #[error("the nf_tables table ip kube2ram is not what was written: who else writes it?")]
+    /// Somebody else changes the tables as fast as they are made.
+    #[error("the nf_tables table ip kube2ram or ip6 kube2ram is not what was written: who else writes it?")]
     Unstable,
 }
 
-/// The guard of the network namespace that its first check runs in. Dropping it leaves the rule in force: nothing but [`remove`] takes it away.
+/// The guard of the network namespace that its first check runs in. Dropping it leaves the rules in force: nothing but [`remove`] takes them away.
 #[derive(Debug)]
 pub struct ForwardGuard {
     metadata: MetadataAddr,
     metrics: Metrics,
-    socket: Option<Socket>,
-    /// What the last check found; `None` before the first.
+    tables: Option<Tables>,
+    /// Whether the last check found or wrote `target`; `None` before the first.
     in_force: Option<bool>,
     /// There where the namespace has IPVS.
     ipvs: &'static Path,
-    /// What the last table was against.
+    /// There where the kernel has IPv6.
+    ipv6: &'static Path,
+    /// What the last tables were against.
     target: Option<Target>,
-    /// What makes a table.
-    install: fn(Target) -> Vec<Message>,
-    /// When nf_tables is asked again for rules that ask connection tracking, which it could not make.
-    tracking_again_at: Option<Instant>,
+    /// Makes the transaction that writes the tables.
+    install: fn(Target, bool) -> Vec<Message>,
+    /// Set while the kernel cannot make all of the rules.
+    reduced: Option<Reduced>,
     state: State,
+}
+
+/// What the kernel made of a target that it could not make as a whole.
+#[derive(Clone, Debug)]
+struct Reduced {
+    wanted: Target,
+    target: Target,
+    /// Why not all.
+    error: String,
+    /// When the kernel is asked again for the whole: a module may have been loaded.
+    again_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -66,33 +79,35 @@ struct Metrics {
 
 /// The virtual servers of the calling thread's network namespace, which are there when ip_vs is loaded.
 const IPVS: &str = "/proc/thread-self/net/ip_vs";
-/// How long a rule that somebody removed may be missing, if the kernel does not tell.
+/// The IPv6 addresses of the calling thread's network namespace. The file is missing if the kernel has no IPv6, or `ipv6.disable=1`.
+const IPV6: &str = "/proc/thread-self/net/if_inet6";
+/// How long rules that somebody removed may be missing, if the kernel does not tell.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// Whoever changes the table all the time, changes it this often at most.
+/// Whoever changes the tables all the time, changes them this often at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl ForwardGuard {
     /// Makes a guard that does nothing yet.
     pub fn new(metadata: MetadataAddr, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
-        let help = "Whether the netfilter rule against forwarding to the metadata server is in force";
+        let help = "Whether the netfilter rules against forwarding to the metadata server are in force, for each of its addresses";
         registry.register("forward_guard_in_force", help, metrics.in_force.clone());
-        let help = "How often the netfilter rule was found missing or changed, and made anew";
+        let help = "How often the netfilter rules were found missing or changed, and made anew";
         registry.register("forward_guard_repairs", help, metrics.repairs.clone());
         Self::with(metadata, metrics)
     }
 
     fn with(metadata: MetadataAddr, metrics: Metrics) -> Self {
-        let ipvs = Path::new(IPVS);
         Self {
             metadata,
             metrics,
-            socket: None,
+            tables: None,
             in_force: None,
-            ipvs,
+            ipvs: Path::new(IPVS),
+            ipv6: Path::new(IPV6),
             target: None,
             install: ruleset::install,
-            tracking_again_at: None,
+            reduced: None,
             state: State::default(),
         }
     }
@@ -102,28 +117,38 @@ impl ForwardGuard {
         self.state.clone()
     }
 
-    /// Makes the table unless it is there as it should be, reads it back, and tells whether it is in force. A failure is logged, not
-    /// returned: the hooks in the cgroups hold without the guard, so that pods are better served by a loud agent than by none.
+    /// Makes the tables unless they are there as they should be, reads them back, and tells whether the rules for each address are in force. A failure
+    /// is logged, not returned: the hooks in the cgroups hold without the guard, so that pods are better served by a loud agent than by none.
     ///
     /// Waits for other writers of nf_tables, which is usually no time.
     pub fn check(&mut self) -> bool {
         let before = self.in_force;
         let outcome = self.ensure();
         self.in_force = Some(outcome.is_ok());
-        self.metrics.in_force.set(outcome.is_ok().into());
-        self.state.write(&outcome, self.target, before);
+        let failure = outcome.as_ref().err().map(|error| chain(error)).or_else(|| self.lacks_ipv6());
+        let (is_in_force, target) = (failure.is_none(), self.target);
+        let is_repair = before == Some(true) && matches!(outcome, Ok(Found::MissingOrChanged));
+        self.metrics.in_force.set(is_in_force.into());
+        self.state.update(|standing| {
+            standing.is_in_force = Some(is_in_force);
+            standing.has_ipv6 = target.is_some_and(|target| target.v6.is_some());
+            standing.has_ipvs = target.is_some_and(|target| target.has_ipvs);
+            standing.failure = failure;
+            standing.repairs += u64::from(is_repair);
+        });
         match outcome {
             Ok(Found::AsItShouldBe) => {}
-            Ok(Found::MissingOrChanged) if before == Some(true) => {
+            Ok(Found::MissingOrChanged) if is_repair => {
                 self.metrics.repairs.inc();
                 warn!("the forward guard was removed or changed; it is in force again");
             }
             Ok(Found::MissingOrChanged | Found::OfAnotherTarget) => {
-                let has_ipvs = self.target.is_some_and(|target| target.has_ipvs);
-                info!(metadata = %self.metadata, has_ipvs, "forward guard in force");
+                let has_ipv6 = target.is_some_and(|target| target.v6.is_some());
+                let has_ipvs = target.is_some_and(|target| target.has_ipvs);
+                info!(metadata = %self.metadata, has_ipv6, has_ipvs, "forward guard in force");
             }
             Err(error) => {
-                self.socket = None;
+                self.tables = None;
                 if before != Some(false) {
                     error!(
                         error = chain(&error),
@@ -132,13 +157,20 @@ impl ForwardGuard {
                 }
             }
         }
-        self.in_force == Some(true)
+        is_in_force
     }
 
-    /// Checks when somebody changes the table, and from time to time, for ever.
+    /// Why there are no rules for the IPv6 address, where packets may be forwarded to one.
+    fn lacks_ipv6(&self) -> Option<String> {
+        let reduced = self.reduced.as_ref()?;
+        let is_lacking = reduced.wanted.v6.is_some() && reduced.target.v6.is_none() && self.ipv6.exists();
+        is_lacking.then(|| format!("no rules for IPv6 (those for IPv4 are in force): {}", reduced.error))
+    }
+
+    /// Checks when somebody changes the tables, and from time to time, for ever.
     ///
     /// # Cancel safety
-    /// Safe: the table is changed between waits, in one transaction.
+    /// Safe: the tables are changed between waits, in one transaction.
     pub async fn run(self) {
         let changes = Changes::of(ruleset::TABLE).inspect_err(|error| {
             warn!(%error, "cannot hear of changes of netfilter's tables; a repair takes up to 30 s");
@@ -152,7 +184,8 @@ impl ForwardGuard {
             self.check();
             sleep(PAUSE).await;
             let now = Instant::now();
-            let again_at = self.tracking_again_at.filter(|at| *at > now).unwrap_or(now + CHECK_INTERVAL);
+            let again_at = self.reduced.as_ref().map(|reduced| reduced.again_at);
+            let again_at = again_at.filter(|at| *at > now).unwrap_or(now + CHECK_INTERVAL);
             tokio::select! {
                 is_listening = changed(changes.as_mut()) => if !is_listening { changes = None },
                 () = sleep_until(again_at) => {}
@@ -161,71 +194,102 @@ impl ForwardGuard {
     }
 
     fn ensure(&mut self) -> Result<Found, GuardError> {
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => none.insert(open()?),
-        };
         let has_ipvs = self.ipvs.exists();
-        if !has_ipvs {
-            self.tracking_again_at = None;
-        }
-        let mut target = Target {
-            metadata: *self.metadata.v4.ip(),
-            has_ipvs: has_ipvs && self.tracking_again_at.is_none(),
-        };
+        let wanted = Target { v4: *self.metadata.v4.ip(), v6: self.metadata.v6, has_ipvs };
+        self.reduced.take_if(|reduced| reduced.wanted != wanted);
+        let target = self.reduced.as_ref().map_or(wanted, |reduced| reduced.target);
         let before = self.target.replace(target);
-        if is_installed(socket, target)? {
-            return self.ask_for_tracking_again();
+        let tables = self.tables()?;
+        // An agent that had an IPv6 address may have left a table; one that this kernel cannot make now is kept.
+        let is_stale = wanted.v6.is_none() && tables.exists(Family::Ipv6)?;
+        if !is_stale && tables.are_installed(target)? {
+            return self.ask_again(wanted);
         }
-        let mut written = socket.request(&(self.install)(target), |_, _| {});
-        if target.has_ipvs
-            && let Err(error) = &written
-            && [Some(libc::ENOENT), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
-        {
-            let error = error.to_string();
-            let without = Target { has_ipvs: false, ..target };
-            written = socket.request(&(self.install)(without), |_, _| {});
-            // Or it was something else that is not there.
-            if written.is_ok() {
-                warn!(
-                    error,
-                    "no rule against IPVS, is nft_ct in the kernel? A Service that points at the metadata server lets hostNetwork pods through"
-                );
-                self.tracking_again_at = Some(Instant::now() + CHECK_INTERVAL);
-                self.target = Some(without);
-                target = without;
-            }
+        let target = self.write(wanted, &target.and_less(), is_stale)?;
+        if !self.tables()?.are_installed(target)? {
+            return Err(GuardError::Unstable);
         }
-        written.map_err(|error| GuardError::Request("write", error))?;
-        match is_installed(socket, target)? {
-            true if before.is_some_and(|before| before != target) => Ok(Found::OfAnotherTarget),
-            true => Ok(Found::MissingOrChanged),
-            false => Err(GuardError::Unstable),
-        }
+        let is_other = before.is_some_and(|before| before != target);
+        Ok(if is_other { Found::OfAnotherTarget } else { Found::MissingOrChanged })
     }
 
-    /// Where the rules against IPVS are missing: their module may have come since. If not, what is in force stays as it is.
-    fn ask_for_tracking_again(&mut self) -> Result<Found, GuardError> {
-        let (now, target) = (Instant::now(), Target { metadata: *self.metadata.v4.ip(), has_ipvs: true });
-        let (Some(socket), Some(at)) = (&mut self.socket, &mut self.tracking_again_at) else {
+    fn tables(&mut self) -> Result<&mut Tables, GuardError> {
+        Ok(match &mut self.tables {
+            Some(tables) => tables,
+            none => none.insert(Tables::open()?),
+        })
+    }
+
+    /// Writes the first target that the kernel can make. Which errors a kernel gives for what it lacks differs by version, so any error counts.
+    fn write(&mut self, wanted: Target, targets: &[Target], is_stale: bool) -> Result<Target, GuardError> {
+        let mut refused = None;
+        for target in targets {
+            let messages = (self.install)(*target, is_stale);
+            match self.tables()?.write(&messages) {
+                Ok(()) => {
+                    self.target = Some(*target);
+                    if let Some(error) = refused {
+                        self.reduce(wanted, *target, &error);
+                    }
+                    return Ok(*target);
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(GuardError::Request("write", refused.unwrap_or_else(|| io::ErrorKind::NotFound.into())))
+    }
+
+    /// Remembers that the kernel could not make all that is wanted, and logs what is missing.
+    fn reduce(&mut self, wanted: Target, target: Target, error: &io::Error) {
+        let error = error.to_string();
+        if wanted.v6 != target.v6 && !self.ipv6.exists() {
+            info!(error, "no netfilter rules for IPv6; this kernel has no IPv6, so none are needed");
+        } else if wanted.v6 != target.v6 {
+            warn!(
+                error,
+                "no netfilter rules for the metadata server's IPv6 address, is nf_tables for IPv6 (CONFIG_NF_TABLES_IPV6) in the kernel? \
+                 Packet sockets, TUN devices, Kata and gVisor pods, and Services get through by IPv6; the rules for IPv4 are in force"
+            );
+        }
+        if wanted.has_ipvs != target.has_ipvs {
+            warn!(
+                error,
+                "no rule against IPVS, is nft_ct in the kernel? A Service that points at the metadata server lets hostNetwork pods through"
+            );
+        }
+        self.reduced = Some(Reduced { wanted, target, error, again_at: Instant::now() + CHECK_INTERVAL });
+    }
+
+    /// Where rules are missing because the kernel could not make them: their module may have come since. If not, what is in force stays as it is.
+    fn ask_again(&mut self, wanted: Target) -> Result<Found, GuardError> {
+        let now = Instant::now();
+        let Some(reduced) = self.reduced.as_mut().filter(|reduced| reduced.again_at <= now) else {
             return Ok(Found::AsItShouldBe);
         };
-        if now < *at {
-            return Ok(Found::AsItShouldBe);
+        reduced.again_at = now + CHECK_INTERVAL;
+        let better = wanted.and_less().into_iter();
+        let current = reduced.target;
+        for target in better.take_while(|target| *target != current) {
+            let messages = (self.install)(target, false);
+            if self.tables()?.write(&messages).is_err() {
+                continue;
+            }
+            self.target = Some(target);
+            match &mut self.reduced {
+                Some(reduced) if target != wanted => reduced.target = target,
+                reduced => *reduced = None,
+            }
+            let is_installed = self.tables()?.are_installed(target)?;
+            return if is_installed { Ok(Found::OfAnotherTarget) } else { Err(GuardError::Unstable) };
         }
-        if socket.request(&(self.install)(target), |_, _| {}).is_err() {
-            *at = now + CHECK_INTERVAL;
-            return Ok(Found::AsItShouldBe);
-        }
-        (self.target, self.tracking_again_at) = (Some(target), None);
-        if is_installed(socket, target)? { Ok(Found::OfAnotherTarget) } else { Err(GuardError::Unstable) }
+        Ok(Found::AsItShouldBe)
     }
 }
 
-/// Makes the table once, unless it is there as it should be.
+/// Makes the tables once, unless they are there as they should be. What the kernel cannot make besides the rules for IPv4 is logged.
 ///
 /// # Errors
-/// [`GuardError`]: it may not be in force.
+/// [`GuardError`]: they may not be in force.
 pub fn install(metadata: MetadataAddr) -> Result<(), GuardError> {
     ForwardGuard::with(metadata, Metrics::default()).ensure().map(drop)
 }
@@ -238,53 +302,21 @@ async fn changed(changes: Option<&mut Changes>) -> bool {
     }
 }
 
-/// Removes the guard's table, and tells whether there was one.
+/// Removes the guard's tables, and tells whether there was one.
 ///
 /// # Errors
-/// [`GuardError`]: it may still be there.
+/// [`GuardError`]: they may still be there.
 pub fn remove() -> Result<bool, GuardError> {
-    match open()?.request(&ruleset::remove(), |_, _| {}) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(GuardError::Request("remove", error)),
-    }
+    let mut tables = Tables::open()?;
+    let had_ipv6 = tables.remove(Family::Ipv6)?;
+    Ok(tables.remove(Family::Ipv4)? || had_ipv6)
 }
 
 enum Found {
     AsItShouldBe,
     MissingOrChanged,
-    /// As it was made, before IPVS came or went.
+    /// As it was made, before the kernel could make more of it, or IPVS came or went.
     OfAnotherTarget,
-}
-
-fn is_installed(socket: &mut Socket, target: Target) -> Result<bool, GuardError> {
-    let mut replies = Vec::new();
-    for query in ruleset::queries() {
-        match ask(socket, &[query]) {
-            Ok(messages) => replies.push(messages),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
-            Err(error) => return Err(GuardError::Request("read", error)),
-        }
-    }
-    Ok(ruleset::is_installed(target, &replies))
-}
-
-/// The attributes of each message of the reply.
-fn ask(socket: &mut Socket, query: &[Message]) -> io::Result<Vec<Vec<u8>>> {
-    // Somebody else's change of any table interrupts a dump.
-    uninterrupted(|| {
-        let mut messages = Vec::new();
-        socket.request(query, |_, payload| {
-            messages.push(payload.get(ruleset::NFGENMSG..).unwrap_or_default().to_owned());
-        })?;
-        Ok(messages)
-    })
-}
-
-fn open() -> Result<Socket, GuardError> {
-    /// Far more than the table is.
-    const MAX_DATAGRAMS: usize = 64;
-    Socket::open(Some(netlink::NETFILTER), MAX_DATAGRAMS).map_err(GuardError::Socket)
 }
 
 #[cfg(test)]

@@ -138,13 +138,16 @@ pub struct Interception {
 pub struct ForwardGuard {
     /// Whether there should be any.
     pub is_wanted: bool,
-    /// Whether they are in force.
+    /// Whether they are in force, for each of the metadata server's addresses.
     pub is_in_force: bool,
+    /// Whether rules for its IPv6 address are among them.
+    #[serde(default)]
+    pub has_ipv6: bool,
     /// Whether rules against IPVS are among them.
     pub has_ipvs: bool,
     /// How often they were made anew since the agent began.
     pub repairs: u64,
-    /// Why they are not in force.
+    /// Why they are not in force, or not all.
     pub failure: Option<String>,
 }
 

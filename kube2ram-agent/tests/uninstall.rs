@@ -68,9 +68,13 @@ fn ids(kind: &str) -> BTreeSet<u64> {
     bpftool(&[kind, "show"]).as_array().unwrap().iter().filter_map(|one| one["id"].as_u64()).collect()
 }
 
+/// Whether all of the forward guard is there; one table without the other fails.
 fn guard_is_there() -> bool {
     let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
-    String::from_utf8(tables.stdout).unwrap().contains("table ip kube2ram\n")
+    let tables = String::from_utf8(tables.stdout).unwrap();
+    let [ip, ip6] = ["table ip kube2ram\n", "table ip6 kube2ram\n"].map(|table| tables.contains(table));
+    assert_eq!(ip, ip6, "{tables}");
+    ip
 }
 
 #[test]

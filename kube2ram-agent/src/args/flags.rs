@@ -228,9 +228,9 @@ pub(super) struct Flags {
     /// Where the cgroup2 hierarchy is mounted, instead of looking for it
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) cgroup_root: Option<PathBuf>,
-    /// Whether a netfilter rule (table ip kube2ram) drops what the node would forward to the metadata server: auto, or off. It also stops
-    /// containers outside of Kubernetes that have a network of their own. Without it packet sockets, TUN devices, Kata and gVisor pods, and
-    /// Services that point at the metadata server get through
+    /// Whether netfilter rules (tables ip kube2ram and ip6 kube2ram) drop what the node would forward to the metadata server: auto, or off.
+    /// They also stop containers outside of Kubernetes that have a network of their own. Without them packet sockets, TUN devices, Kata and
+    /// gVisor pods, and Services that point at the metadata server get through
     #[arg(
         long,
         value_enum,

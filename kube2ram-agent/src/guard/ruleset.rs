@@ -1,21 +1,70 @@
-//! The forward guard's table as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether what the kernel tells is that
-//! table. Pure. Called by `guard`.
+//! The forward guard's tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether what the kernel reports is those
+//! tables. Pure. Called by `guard`.
+//!
+//! One table for each address family, not one of family `inet` for both: `ip kube2ram` is the same in every version, so that agents of two versions
+//! do not undo each other's work and either one's `uninstall` removes it; it needs nothing of a kernel without nf_tables for IPv6; and rules on
+//! connection tracking turn tracking on for the table's own family alone.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::{Attribute, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, all_in};
 
+mod expression;
+
+use self::expression::{
+    NF_ACCEPT, NF_DROP, by_ipvs, came_in, counter, has_socket, is_for, is_neighbour_discovery, untracked,
+    verdict,
+};
+
+/// The name of each family's table.
 pub(super) const TABLE: &str = "kube2ram";
 
-/// What the table is against.
+/// The addresses and the ways that the tables are against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    pub(super) metadata: Ipv4Addr,
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Option<Ipv6Addr>,
     /// Whether IPVS may send there for sockets of this namespace. Telling takes connection tracking, which is not for nodes that do without.
     pub(super) has_ipvs: bool,
 }
 
-/// A chain of the table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
+impl Target {
+    /// This target, then what is left of it without what a kernel may not have (connection tracking, IPv6, both).
+    pub(super) fn and_less(self) -> Vec<Self> {
+        let mut targets = vec![self];
+        let less = [
+            Self { has_ipvs: false, ..self },
+            Self { v6: None, ..self },
+            Self { v6: None, has_ipvs: false, ..self },
+        ];
+        for target in less {
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        targets
+    }
+
+    fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.v4)].into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+/// An address family that has a table of its own. The number is `NFPROTO_…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Family {
+    Ipv4 = 2,
+    Ipv6 = 10,
+}
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+/// A chain of a table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
 /// source routing has changed the destination; the second one, being later, knows where a packet came in only from Linux 5.7 on.
 #[derive(Clone, Copy, Debug)]
 struct Chain {
@@ -25,16 +74,14 @@ struct Chain {
 
 const FORWARD: Chain = Chain { name: "forward", hook: NF_INET_FORWARD };
 const POSTROUTING: Chain = Chain { name: "postrouting", hook: NF_INET_POST_ROUTING };
+const CHAINS: [Chain; 2] = [FORWARD, POSTROUTING];
 
 /// The length of `struct nfgenmsg`.
 pub(super) const NFGENMSG: usize = 4;
-const NFPROTO_IPV4: u8 = 2;
 const NF_INET_FORWARD: u32 = 2;
 const NF_INET_POST_ROUTING: u32 = 4;
-/// `NF_IP_PRI_RAW`: before any firewall's own rules. An *accept* there would not matter, since each chain decides for itself.
+/// `NF_IP_PRI_RAW`, `NF_IP6_PRI_RAW`: before any firewall's own rules. An *accept* there would not matter, since each chain decides for itself.
 const PRIORITY: i32 = -300;
-const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -47,9 +94,9 @@ const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
 
-fn message(kind: u16, flags: u16, attributes: Vec<Attribute>) -> Message {
+fn message(family: Family, kind: u16, flags: u16, attributes: Vec<Attribute>) -> Message {
     let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
-    Message { kind, flags, head: nfgenmsg(NFPROTO_IPV4, 0), attributes }
+    Message { kind, flags, head: nfgenmsg(family as u8, 0), attributes }
 }
 
 /// What every message of netfilter begins with: `struct nfgenmsg`.
@@ -59,7 +106,11 @@ fn nfgenmsg(family: u8, resource: u16) -> Vec<u8> {
 }
 
 /// Messages that take effect together or not at all.
-fn batch(messages: Vec<Message>) -> Vec<Message> {
+fn batch(mut messages: Vec<Message>) -> Vec<Message> {
+    // The acknowledgement of the last one is that of all.
+    if let Some(last) = messages.last_mut() {
+        last.flags |= NLM_F_ACK;
+    }
     let head = nfgenmsg(0, NFNL_SUBSYS_NFTABLES);
     let edge = |kind| Message { kind, flags: 0, head: head.clone(), attributes: vec![] };
     [vec![edge(NFNL_MSG_BATCH_BEGIN)], messages, vec![edge(NFNL_MSG_BATCH_END)]].concat()
@@ -106,180 +157,90 @@ fn rule_place(chain: Chain) -> Vec<Attribute> {
     vec![Attribute::text(NFTA_RULE_TABLE, TABLE), Attribute::text(NFTA_RULE_CHAIN, chain.name)]
 }
 
-const NFT_REG_VERDICT: u32 = 0;
-const NFT_REG_1: u32 = 1;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
-
-// Numbers of each expression's own attributes follow their order: NFTA_PAYLOAD_{DREG,BASE,OFFSET,LEN}, NFTA_CMP_{SREG,OP,DATA}, NFTA_META_{DREG,KEY},
-// NFTA_IMMEDIATE_{DREG,DATA}, NFTA_CT_{DREG,KEY,DIRECTION}, NFTA_BITWISE_{SREG,DREG,LEN,MASK,XOR}.
-
-/// `ip daddr <metadata>`.
-fn is_for(metadata: Ipv4Addr) -> [Attribute; 2] {
-    const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-    /// RFC 791: where the destination stands in the header.
-    const DESTINATION: (u32, u32) = (16, 4);
-    let load = vec![
-        Attribute::number(1, NFT_REG_1),
-        Attribute::number(2, NFT_PAYLOAD_NETWORK_HEADER),
-        Attribute::number(3, DESTINATION.0),
-        Attribute::number(4, DESTINATION.1),
-    ];
-    [expression("payload", load), compare(NFT_CMP_EQ, metadata.octets().into())]
-}
-
-/// `iif != 0`: it came in by a device, so it is not from a socket of this namespace. (The socket alone would not tell: one that was closed and still
-/// has something to say has no owner any more.) Linux 5.7.
-fn came_in() -> [Attribute; 2] {
-    const NFT_META_IIF: u32 = 4;
-    [expression("meta", meta(NFT_META_IIF)), compare(NFT_CMP_NEQ, vec![0; 4])]
-}
-
-/// `meta skuid != 4294967295`, which nobody has: true of any socket, and of nothing else. Packets of raw sockets that bring their own header look as if
-/// they had come in.
-fn has_socket() -> [Attribute; 2] {
-    const NFT_META_SKUID: u32 = 10;
-    [expression("meta", meta(NFT_META_SKUID)), compare(NFT_CMP_NEQ, vec![0xff; 4])]
-}
-
-/// `ct direction original ct original ip daddr != <metadata> ct status ! dnat`: IPVS has made it the metadata server's. (What netfilter has translated
-/// says so, and passes the hooks of its socket's cgroup.)
-fn by_ipvs(metadata: Ipv4Addr) -> [Attribute; 7] {
-    const NFT_CT_DIRECTION: u32 = 1;
-    const NFT_CT_STATUS: u32 = 2;
-    const NFT_CT_DST_IP: u32 = 20;
-    const IP_CT_DIR_ORIGINAL: u8 = 0;
-    const IPS_DST_NAT: u32 = 1 << 5;
-    let destination = [meta(NFT_CT_DST_IP), vec![Attribute::Value(3, vec![IP_CT_DIR_ORIGINAL])]].concat();
-    [
-        expression("ct", meta(NFT_CT_DIRECTION)),
-        compare(NFT_CMP_EQ, vec![IP_CT_DIR_ORIGINAL]),
-        expression("ct", destination),
-        compare(NFT_CMP_NEQ, metadata.octets().into()),
-        expression("ct", meta(NFT_CT_STATUS)),
-        only_bits(IPS_DST_NAT),
-        compare(NFT_CMP_EQ, vec![0; 4]),
-    ]
-}
-
-/// `ct state untracked`: so does IPVS mark what it sends unless it was told to have its connections tracked, as kube-proxy does.
-fn untracked() -> [Attribute; 3] {
-    const NFT_CT_STATE: u32 = 0;
-    const NF_CT_STATE_UNTRACKED_BIT: u32 = 1 << 6;
-    [
-        expression("ct", meta(NFT_CT_STATE)),
-        only_bits(NF_CT_STATE_UNTRACKED_BIT),
-        compare(NFT_CMP_NEQ, vec![0; 4]),
-    ]
-}
-
-/// Where to, and what: of the expressions *meta* and *ct* alike.
-fn meta(key: u32) -> Vec<Attribute> {
-    vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, key)]
-}
-
-/// What the register holds and the mask has.
-fn only_bits(mask: u32) -> Attribute {
-    let bytes = |value: u32| vec![Attribute::Value(NFTA_DATA_VALUE, value.to_ne_bytes().into())];
-    let data = vec![
-        Attribute::number(1, NFT_REG_1),
-        Attribute::number(2, NFT_REG_1),
-        Attribute::number(3, 4),
-        Attribute::Nest(4, bytes(mask)),
-        Attribute::Nest(5, bytes(0)),
-    ];
-    expression("bitwise", data)
-}
-
-fn compare(operator: u32, value: Vec<u8>) -> Attribute {
-    let data = Attribute::Nest(3, vec![Attribute::Value(NFTA_DATA_VALUE, value)]);
-    expression("cmp", vec![Attribute::number(1, NFT_REG_1), Attribute::number(2, operator), data])
-}
-
-fn counter() -> Attribute {
-    expression("counter", vec![]) // whatever it has counted
-}
-
-fn verdict(code: u32) -> Attribute {
-    const NFTA_DATA_VERDICT: u16 = 2;
-    const NFTA_VERDICT_CODE: u16 = 1;
-    let verdict = vec![Attribute::number(NFTA_VERDICT_CODE, code)];
-    let data = vec![Attribute::Nest(NFTA_DATA_VERDICT, verdict)];
-    expression("immediate", vec![Attribute::number(1, NFT_REG_VERDICT), Attribute::Nest(2, data)])
-}
-
-/// `ip daddr <metadata> counter drop` where packets are forwarded; elsewhere `ip daddr <metadata> meta skuid != 4294967295 accept`, then
-/// `ip daddr <metadata> iif != 0 counter drop`; and before them, against IPVS, `ip daddr <metadata> ct … counter drop` for what is tracked and what is not.
-fn rules(chain: Chain, Target { metadata, has_ipvs }: Target) -> Vec<Vec<Attribute>> {
+/// The rules of a chain, each on packets for the metadata server's address alone.
+///
+/// Where packets are forwarded: drop. Elsewhere: against IPVS, drop what it has made the metadata server's, tracked and untracked; accept what has a
+/// socket; drop what came in. Before these, IPv6 accepts the node's own neighbour discovery, which IPv4 does by ARP.
+fn rules(chain: Chain, metadata: IpAddr, has_ipvs: bool) -> Vec<Vec<Attribute>> {
     const NFTA_RULE_EXPRESSIONS: u16 = 4;
-    let mut expressions = if chain.hook == NF_INET_FORWARD {
-        vec![[&is_for(metadata)[..], &[counter(), verdict(NF_DROP)]].concat()]
+    let accept = |what: &[Attribute]| [&is_for(metadata), what, &[verdict(NF_ACCEPT)]].concat();
+    let drop = |what: &[Attribute]| [&is_for(metadata), what, &[counter(), verdict(NF_DROP)]].concat();
+    let mut expressions = Vec::new();
+    if chain.hook == NF_INET_FORWARD {
+        expressions.push(drop(&[]));
     } else {
-        vec![
-            [&is_for(metadata)[..], &has_socket(), &[verdict(NF_ACCEPT)]].concat(),
-            [&is_for(metadata)[..], &came_in(), &[counter(), verdict(NF_DROP)]].concat(),
-        ]
-    };
-    if has_ipvs && chain.hook == NF_INET_POST_ROUTING {
-        let drop = |what: &[Attribute]| [&is_for(metadata), what, &[counter(), verdict(NF_DROP)]].concat();
-        expressions.splice(..0, [drop(&by_ipvs(metadata)), drop(&untracked())]);
+        if metadata.is_ipv6() {
+            expressions.push(accept(&is_neighbour_discovery()));
+        }
+        if has_ipvs {
+            expressions.extend([drop(&by_ipvs(metadata)), drop(&untracked())]);
+        }
+        expressions.extend([accept(&has_socket()), drop(&came_in())]);
     }
     let rule =
         |expressions| [rule_place(chain), vec![Attribute::Nest(NFTA_RULE_EXPRESSIONS, expressions)]].concat();
     expressions.into_iter().map(rule).collect()
 }
 
-fn expression(name: &str, data: Vec<Attribute>) -> Attribute {
-    const NFTA_LIST_ELEM: u16 = 1;
-    const NFTA_EXPR_NAME: u16 = 1;
-    const NFTA_EXPR_DATA: u16 = 2;
-    let attributes = vec![Attribute::text(NFTA_EXPR_NAME, name), Attribute::Nest(NFTA_EXPR_DATA, data)];
-    Attribute::Nest(NFTA_LIST_ELEM, attributes)
+/// Makes the tables anew, whatever they were before, in one transaction: the old chains are unhooked when the new ones are in place. Removes the
+/// IPv6 table if it is there (`is_stale`) and the target has no IPv6 address.
+pub(super) fn install(target: Target, is_stale: bool) -> Vec<Message> {
+    let mut messages: Vec<_> =
+        target.addresses().flat_map(|address| table_of(address, target.has_ipvs)).collect();
+    if is_stale && target.v6.is_none() {
+        messages.push(message(Family::Ipv6, NFT_MSG_DELTABLE, 0, table_name()));
+    }
+    batch(messages)
 }
 
-/// Makes the table anew, whatever it was before, in one transaction: the old chains are unhooked when the new ones are in place.
-pub(super) fn install(target: Target) -> Vec<Message> {
+fn table_of(metadata: IpAddr, has_ipvs: bool) -> Vec<Message> {
+    let message = |kind, flags, attributes| message(Family::of(metadata), kind, flags, attributes);
     let mut messages = vec![
         // Added first, because what does not exist cannot be deleted.
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table_name()),
         message(NFT_MSG_DELTABLE, 0, table_name()),
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table()),
     ];
-    for chain in [FORWARD, POSTROUTING] {
+    for chain in CHAINS {
         messages.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, base_chain(chain)));
-        let rules = rules(chain, target).into_iter();
+        let rules = rules(chain, metadata, has_ipvs).into_iter();
         messages.extend(rules.map(|rule| message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule)));
     }
-    // The acknowledgement of the last one is that of all.
-    if let Some(last) = messages.last_mut() {
-        last.flags |= NLM_F_ACK;
-    }
-    batch(messages)
+    messages
 }
 
-/// Deletes the table. The kernel's error is `ENOENT` when there is none.
-pub(super) fn remove() -> Vec<Message> {
-    batch(vec![message(NFT_MSG_DELTABLE, NLM_F_ACK, table_name())])
+/// Deletes a family's table. The kernel's error is `ENOENT` when there is none.
+pub(super) fn remove(family: Family) -> Vec<Message> {
+    batch(vec![message(family, NFT_MSG_DELTABLE, 0, table_name())])
 }
 
-/// The requests whose replies tell what is in force: the table, then chain and rules of each. All but those for rules are errors when there is none.
-pub(super) fn queries() -> Vec<Message> {
-    let of_chain = |chain| {
-        [
-            message(NFT_MSG_GETCHAIN, NLM_F_ACK, chain_name(chain)),
-            message(NFT_MSG_GETRULE, NLM_F_DUMP, rule_place(chain)),
-        ]
+/// The request for a family's table. The kernel's error is `ENOENT` when there is none, or when it knows no such family.
+pub(super) fn table_query(family: Family) -> Message {
+    message(family, NFT_MSG_GETTABLE, NLM_F_ACK, table_name())
+}
+
+/// The requests whose replies tell what is in force: each table, then chain and rules of each. All but those for rules are errors when there is none.
+pub(super) fn queries(target: Target) -> Vec<Message> {
+    let of_table = |address| {
+        let family = Family::of(address);
+        let of_chain = move |chain| {
+            [
+                message(family, NFT_MSG_GETCHAIN, NLM_F_ACK, chain_name(chain)),
+                message(family, NFT_MSG_GETRULE, NLM_F_DUMP, rule_place(chain)),
+            ]
+        };
+        [table_query(family)].into_iter().chain(CHAINS.into_iter().flat_map(of_chain))
     };
-    let table = message(NFT_MSG_GETTABLE, NLM_F_ACK, table_name());
-    [vec![table], of_chain(FORWARD).into(), of_chain(POSTROUTING).into()].concat()
+    target.addresses().flat_map(of_table).collect()
 }
 
-/// Tells whether the replies are what [`install`] makes: that table, those chains in it, and in each its rules alone, in their order.
+/// Tells whether the replies are what [`install`] makes: those tables, those chains in each, and in each chain its rules alone, in their order.
 pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
-    let wanted =
-        [FORWARD, POSTROUTING].into_iter().flat_map(|chain| [vec![base_chain(chain)], rules(chain, target)]);
-    let wanted: Vec<_> = [vec![table()]].into_iter().chain(wanted).collect();
+    let of_table = |address| {
+        let of_chain = move |chain| [vec![base_chain(chain)], rules(chain, address, target.has_ipvs)];
+        [vec![table()]].into_iter().chain(CHAINS.into_iter().flat_map(of_chain))
+    };
+    let wanted: Vec<_> = target.addresses().flat_map(of_table).collect();
     wanted.len() == replies.len()
         && wanted.iter().zip(replies).all(|(wanted, found)| {
             wanted.len() == found.len() && wanted.iter().zip(found).all(|(one, found)| all_in(one, found))
@@ -287,43 +248,4 @@ pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::netlink::{HEADER, encode};
-
-    const TARGET: Target = Target { metadata: Ipv4Addr::new(100, 100, 100, 200), has_ipvs: true };
-
-    /// The attributes as the kernel would tell them.
-    fn told(attributes: Vec<Attribute>) -> Vec<Vec<u8>> {
-        vec![encode(&[message(0, 0, attributes)], 0)[HEADER + NFGENMSG..].to_vec()]
-    }
-
-    #[test]
-    fn only_the_whole_table_is_the_table() {
-        let all = |chain| rules(chain, TARGET).into_iter().flat_map(told).collect::<Vec<_>>();
-        let whole = [
-            told(table()),
-            told(base_chain(FORWARD)),
-            all(FORWARD),
-            told(base_chain(POSTROUTING)),
-            all(POSTROUTING),
-        ];
-        let with = |at: usize, reply: Vec<Vec<u8>>| {
-            let mut replies = whole.clone();
-            replies[at] = reply;
-            is_installed(TARGET, &replies)
-        };
-
-        assert!(is_installed(TARGET, &whole));
-        assert!(!is_installed(Target { metadata: Ipv4Addr::new(100, 100, 100, 201), ..TARGET }, &whole));
-        assert!(!is_installed(Target { has_ipvs: false, ..TARGET }, &whole));
-        assert!(!is_installed(TARGET, &whole[..4]));
-        let dormant = [table_name(), vec![Attribute::number(2, 1)]].concat();
-        assert!(!with(0, told(dormant)));
-        for at in 0..whole.len() {
-            assert!(!with(at, vec![]), "{at}");
-        }
-        assert!(!with(2, [told(rule_place(FORWARD)), all(FORWARD)].concat()), "a rule before ours");
-        assert!(!with(4, all(POSTROUTING).into_iter().rev().collect()), "another order");
-    }
-}
+mod tests;

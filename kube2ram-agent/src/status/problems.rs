@@ -46,7 +46,7 @@ fn forward_guard(status: &Status) -> Option<Problem> {
     problem(
         "forward_guard",
         format!("packets that the node forwards to the metadata server are not dropped: {why}"),
-        "load nf_tables on the node and give the agent NET_ADMIN; nft list table ip kube2ram shows the rules",
+        "load nf_tables on the node and give the agent NET_ADMIN; nft list table ip kube2ram, and ip6 kube2ram, shows the rules",
     )
 }
 

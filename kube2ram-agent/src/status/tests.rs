@@ -75,6 +75,7 @@ fn healthy() -> Status {
         forward_guard: ForwardGuard {
             is_wanted: true,
             is_in_force: true,
+            has_ipv6: true,
             has_ipvs: false,
             repairs: 0,
             failure: None,

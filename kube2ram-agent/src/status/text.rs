@@ -154,12 +154,13 @@ fn counts(counts: &std::collections::BTreeMap<String, u64>) -> String {
 
 fn guards(page: &mut Page, status: &Status) {
     let guard = &status.forward_guard;
+    let families = if guard.has_ipv6 { "for IPv4 and IPv6" } else { "for IPv4" };
     let ipvs = if guard.has_ipvs { ", with rules against IPVS" } else { "" };
     page.row(
         "forward guard",
         &match (guard.is_wanted, guard.is_in_force, &guard.failure) {
             (false, ..) => "off (--forward-guard=off)".to_owned(),
-            (true, true, _) => format!("in force{ipvs}; repaired {} times", guard.repairs),
+            (true, true, _) => format!("in force, {families}{ipvs}; repaired {} times", guard.repairs),
             (true, false, Some(failure)) => format!("✗ not in force: {failure}"),
             (true, false, None) => "not checked yet".to_owned(),
         },

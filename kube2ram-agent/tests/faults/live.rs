@@ -33,8 +33,12 @@ fn nft(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Whether all of the forward guard is there; one table without the other fails.
 fn guard_is_there() -> bool {
-    nft("list tables").contains("table ip kube2ram\n")
+    let tables = nft("list tables");
+    let [ip, ip6] = ["table ip kube2ram\n", "table ip6 kube2ram\n"].map(|table| tables.contains(table));
+    assert_eq!(ip, ip6, "{tables}");
+    ip
 }
 
 #[test]
@@ -55,8 +59,12 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     let took = within(AT_ONCE, || node.links() == pins);
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="link_pin"}"#) == 1.0);
     nft("delete table ip kube2ram");
-    let guarded = within(AT_ONCE, guard_is_there);
+    let guarded = within(AT_ONCE, || nft("list tables").contains("table ip kube2ram\n"));
     within(SOON, || node.metric("kube2ram_forward_guard_repairs_total") == 1.0);
+    nft("delete table ip6 kube2ram");
+    within(AT_ONCE, || nft("list tables").contains("table ip6 kube2ram\n"));
+    within(SOON, || node.metric("kube2ram_forward_guard_repairs_total") == 2.0);
+    assert_eq!(node.metric("kube2ram_forward_guard_in_force"), 1.0);
 
     assert_eq!(node.role(), ROLE);
     node.tries_again();

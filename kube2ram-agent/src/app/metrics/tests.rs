@@ -10,8 +10,8 @@ use super::*;
 use crate::{
     admin::{Exposition, Readiness},
     app::snapshot,
-    credentials, datapath,
-    datapath::MetadataAddr,
+    credentials,
+    datapath::{self, MetadataAddr},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
     interception, kubernetes, listeners, reconcile, server,
@@ -62,7 +62,8 @@ fn registry() -> Registry {
     drop(listeners::Metrics::new(&mut registry));
     drop(interception::metrics(&mut registry));
     drop(reconcile::Metrics::new(&mut registry));
-    drop(ForwardGuard::new(MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)), &mut registry));
+    let metadata = MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
+    drop(ForwardGuard::new(metadata, &mut registry));
     let readiness = Readiness::default();
     drop(readiness.wait_for("pods and namespaces"));
     registry.register_collector(Box::new(readiness));

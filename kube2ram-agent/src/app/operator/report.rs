@@ -83,6 +83,7 @@ impl Operator {
         ForwardGuard {
             is_wanted,
             is_in_force: standing.is_in_force == Some(true),
+            has_ipv6: standing.has_ipv6,
             has_ipvs: standing.has_ipvs,
             repairs: standing.repairs,
             failure: standing.failure,
