@@ -51,7 +51,7 @@ pub(crate) fn advisories() -> Result<Counts> {
 pub(crate) fn docs() -> Result<()> {
     say("the documents' tables");
     // All that are called `…_current`.
-    let tests = ["test", "--locked", "--package", "kube2ram-agent", "--lib", "_current"];
+    let tests = ["test", "--locked", "--workspace", "--lib", "_current"];
     run(cargo().args(tests).env("UPDATE_DOCS", "1"))
 }
 
