@@ -50,10 +50,10 @@ fn the_boot_guard_takes_what_the_agent_takes() {
 
     assert_eq!(defaults.host_cgroups, ["init.scope", "system.slice", "user.slice"].map(PathBuf::from));
     assert!(defaults.forward_guard);
-    assert_eq!(defaults.metadata.to_string(), "100.100.100.200");
+    assert_eq!(defaults.metadata.to_string(), "100.100.100.200:80 and [fd00:100::100:200]:80");
     assert_eq!(other.host_cgroups, ["a.slice", "b/c"].map(PathBuf::from));
     assert!(!other.forward_guard);
-    assert_eq!(other.metadata.to_string(), "10.9.8.7");
+    assert_eq!(other.metadata.to_string(), "10.9.8.7:8080 and [fd00:100::100:200]:8080");
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn refuses_malformed_values() {
     let cases = [
         ("--app-port=0", "'--app-port <PORT>': 0 is not in 1..=65535"),
         ("--metrics-port=65536", "'--metrics-port <PORT>': 65536 is not in 1..=65535"),
-        ("--host-ip=me", "'--host-ip <IP>': invalid IP address syntax"),
+        ("--host-ip=me", "'--host-ip <IP>': give an address of this node, such as 192.0.2.10"),
         (
             "--host-network-pods=maybe",
             "'--host-network-pods <HOST_NETWORK_PODS>' [possible values: deny, pass]",
@@ -536,6 +536,10 @@ fn refuses_malformed_values() {
             "--metadata-addr=100.100.100.200:0",
             "give an IPv4 address, such as 100.100.100.200, or <address>:<port>",
         ),
+        ("--metadata-addr6=::1", "give an IPv6 address without brackets, such as fd00:100::100:200"),
+        ("--metadata-addr6=[fd00:100::100:200]", "give an IPv6 address without brackets"),
+        ("--metadata-addr6=::ffff:10.0.0.1", "give an IPv6 address without brackets"),
+        ("--metadata-addr6=ff02::1", "give an IPv6 address without brackets"),
         ("--namespace-restriction-format=regex", "give glob or regexp"),
         ("--node=a,spec.nodeName=b", "give the name of a Node: up to 253 of a-z, 0-9, '-' and '.'"),
         ("--ram-role-key=", "give an annotation key, such as ram.aliyuncs.com/role"),
