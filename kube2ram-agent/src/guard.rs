@@ -1,5 +1,6 @@
-//! The forward guard: netfilter rules that drop what the node would forward to the metadata server, by IPv4 and by IPv6. It closes what no hook of a
-//! cgroup sees: packet sockets, TUN devices, a Service that points there, pods with a kernel of their own. Called by `app` and `uninstall`.
+//! The forward guard: netfilter rules that drop what the node would forward to the metadata server, by IPv4
+//! and by IPv6. It closes what no hook of a cgroup sees: packet sockets, TUN devices, a Service that points
+//! there, pods with a kernel of their own. Called by `app` and `uninstall`.
 
 use std::{future::pending, io, path::Path, time::Duration};
 
@@ -39,7 +40,8 @@ pub enum GuardError {
     Unstable,
 }
 
-/// The guard of the network namespace that its first check runs in. Dropping it leaves the rules in force: nothing but [`remove`] takes them away.
+/// The guard of the network namespace that its first check runs in. Dropping it leaves the rules in force:
+/// nothing but [`remove`] takes them away.
 #[derive(Debug)]
 pub struct ForwardGuard {
     metadata: MetadataAddr,
@@ -79,7 +81,8 @@ struct Metrics {
 
 /// The virtual servers of the calling thread's network namespace, which are there when ip_vs is loaded.
 const IPVS: &str = "/proc/thread-self/net/ip_vs";
-/// The IPv6 addresses of the calling thread's network namespace. The file is missing if the kernel has no IPv6, or `ipv6.disable=1`.
+/// The IPv6 addresses of the calling thread's network namespace. The file is missing if the kernel has no
+/// IPv6, or `ipv6.disable=1`.
 const IPV6: &str = "/proc/thread-self/net/if_inet6";
 /// How long rules that somebody removed may be missing, if the kernel does not tell.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -117,8 +120,9 @@ impl ForwardGuard {
         self.state.clone()
     }
 
-    /// Makes the tables unless they are there as they should be, reads them back, and tells whether the rules for each address are in force. A failure
-    /// is logged, not returned: the hooks in the cgroups hold without the guard, so that pods are better served by a loud agent than by none.
+    /// Makes the tables unless they are there as they should be, reads them back, and tells whether the rules
+    /// for each address are in force. A failure is logged, not returned: the hooks in the cgroups hold
+    /// without the guard, so that pods are better served by a loud agent than by none.
     ///
     /// Waits for other writers of nf_tables, which is usually no time.
     pub fn check(&mut self) -> bool {
@@ -200,7 +204,8 @@ impl ForwardGuard {
         let target = self.reduced.as_ref().map_or(wanted, |reduced| reduced.target);
         let before = self.target.replace(target);
         let tables = self.tables()?;
-        // An agent that had an IPv6 address may have left a table; one that this kernel cannot make now is kept.
+        // An agent that had an IPv6 address may have left a table; one that this kernel cannot make now is
+        // kept.
         let is_stale = wanted.v6.is_none() && tables.exists(Family::Ipv6)?;
         if !is_stale && tables.are_installed(target)? {
             return self.ask_again(wanted);
@@ -220,7 +225,8 @@ impl ForwardGuard {
         })
     }
 
-    /// Writes the first target that the kernel can make. Which errors a kernel gives for what it lacks differs by version, so any error counts.
+    /// Writes the first target that the kernel can make. Which errors a kernel gives for what it lacks
+    /// differs by version, so any error counts.
     fn write(&mut self, wanted: Target, targets: &[Target], is_stale: bool) -> Result<Target, GuardError> {
         let mut refused = None;
         for target in targets {
@@ -260,7 +266,8 @@ impl ForwardGuard {
         self.reduced = Some(Reduced { wanted, target, error, again_at: Instant::now() + CHECK_INTERVAL });
     }
 
-    /// Where rules are missing because the kernel could not make them: their module may have come since. If not, what is in force stays as it is.
+    /// Where rules are missing because the kernel could not make them: their module may have come since. If
+    /// not, what is in force stays as it is.
     fn ask_again(&mut self, wanted: Target) -> Result<Found, GuardError> {
         let now = Instant::now();
         let Some(reduced) = self.reduced.as_mut().filter(|reduced| reduced.again_at <= now) else {
@@ -286,7 +293,8 @@ impl ForwardGuard {
     }
 }
 
-/// Makes the tables once, unless they are there as they should be. What the kernel cannot make besides the rules for IPv4 is logged.
+/// Makes the tables once, unless they are there as they should be. What the kernel cannot make besides the
+/// rules for IPv4 is logged.
 ///
 /// # Errors
 /// [`GuardError`]: they may not be in force.

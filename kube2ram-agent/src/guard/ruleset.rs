@@ -1,9 +1,10 @@
-//! The forward guard's tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether what the kernel reports is those
-//! tables. Pure. Called by `guard`.
+//! The forward guard's tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether
+//! what the kernel reports is those tables. Pure. Called by `guard`.
 //!
-//! One table for each address family, not one of family `inet` for both: `ip kube2ram` is the same in every version, so that agents of two versions
-//! do not undo each other's work and either one's `uninstall` removes it; it needs nothing of a kernel without nf_tables for IPv6; and rules on
-//! connection tracking turn tracking on for the table's own family alone.
+//! One table for each address family, not one of family `inet` for both: `ip kube2ram` is the same in every
+//! version, so that agents of two versions do not undo each other's work and either one's `uninstall` removes
+//! it; it needs nothing of a kernel without nf_tables for IPv6; and rules on connection tracking turn
+//! tracking on for the table's own family alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,12 +25,14 @@ pub(super) const TABLE: &str = "kube2ram";
 pub(super) struct Target {
     pub(super) v4: Ipv4Addr,
     pub(super) v6: Option<Ipv6Addr>,
-    /// Whether IPVS may send there for sockets of this namespace. Telling takes connection tracking, which is not for nodes that do without.
+    /// Whether IPVS may send there for sockets of this namespace. Telling takes connection tracking, which is
+    /// not for nodes that do without.
     pub(super) has_ipvs: bool,
 }
 
 impl Target {
-    /// This target, then what is left of it without what a kernel may not have (connection tracking, IPv6, both).
+    /// This target, then what is left of it without what a kernel may not have (connection tracking, IPv6,
+    /// both).
     pub(super) fn and_less(self) -> Vec<Self> {
         let mut targets = vec![self];
         let less = [
@@ -64,8 +67,9 @@ impl Family {
     }
 }
 
-/// A chain of a table. Both, because neither sees all: the first one comes before a Service's proxy that sends again what it received (IPVS), and before
-/// source routing has changed the destination; the second one, being later, knows where a packet came in only from Linux 5.7 on.
+/// A chain of a table. Both, because neither sees all: the first one comes before a Service's proxy that
+/// sends again what it received (IPVS), and before source routing has changed the destination; the second
+/// one, being later, knows where a packet came in only from Linux 5.7 on.
 #[derive(Clone, Copy, Debug)]
 struct Chain {
     name: &'static str,
@@ -80,7 +84,8 @@ const CHAINS: [Chain; 2] = [FORWARD, POSTROUTING];
 pub(super) const NFGENMSG: usize = 4;
 const NF_INET_FORWARD: u32 = 2;
 const NF_INET_POST_ROUTING: u32 = 4;
-/// `NF_IP_PRI_RAW`, `NF_IP6_PRI_RAW`: before any firewall's own rules. An *accept* there would not matter, since each chain decides for itself.
+/// `NF_IP_PRI_RAW`, `NF_IP6_PRI_RAW`: before any firewall's own rules. An *accept* there would not matter,
+/// since each chain decides for itself.
 const PRIORITY: i32 = -300;
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -159,8 +164,9 @@ fn rule_place(chain: Chain) -> Vec<Attribute> {
 
 /// The rules of a chain, each on packets for the metadata server's address alone.
 ///
-/// Where packets are forwarded: drop. Elsewhere: against IPVS, drop what it has made the metadata server's, tracked and untracked; accept what has a
-/// socket; drop what came in. Before these, IPv6 accepts the node's own neighbour discovery, which IPv4 does by ARP.
+/// Where packets are forwarded: drop. Elsewhere: against IPVS, drop what it has made the metadata server's,
+/// tracked and untracked; accept what has a socket; drop what came in. Before these, IPv6 accepts the node's
+/// own neighbour discovery, which IPv4 does by ARP.
 fn rules(chain: Chain, metadata: IpAddr, has_ipvs: bool) -> Vec<Vec<Attribute>> {
     const NFTA_RULE_EXPRESSIONS: u16 = 4;
     let accept = |what: &[Attribute]| [&is_for(metadata), what, &[verdict(NF_ACCEPT)]].concat();
@@ -182,8 +188,9 @@ fn rules(chain: Chain, metadata: IpAddr, has_ipvs: bool) -> Vec<Vec<Attribute>> 
     expressions.into_iter().map(rule).collect()
 }
 
-/// Makes the tables anew, whatever they were before, in one transaction: the old chains are unhooked when the new ones are in place. Removes the
-/// IPv6 table if it is there (`is_stale`) and the target has no IPv6 address.
+/// Makes the tables anew, whatever they were before, in one transaction: the old chains are unhooked when the
+/// new ones are in place. Removes the IPv6 table if it is there (`is_stale`) and the target has no IPv6
+/// address.
 pub(super) fn install(target: Target, is_stale: bool) -> Vec<Message> {
     let mut messages: Vec<_> =
         target.addresses().flat_map(|address| table_of(address, target.has_ipvs)).collect();
@@ -214,12 +221,14 @@ pub(super) fn remove(family: Family) -> Vec<Message> {
     batch(vec![message(family, NFT_MSG_DELTABLE, 0, table_name())])
 }
 
-/// The request for a family's table. The kernel's error is `ENOENT` when there is none, or when it knows no such family.
+/// The request for a family's table. The kernel's error is `ENOENT` when there is none, or when it knows no
+/// such family.
 pub(super) fn table_query(family: Family) -> Message {
     message(family, NFT_MSG_GETTABLE, NLM_F_ACK, table_name())
 }
 
-/// The requests whose replies tell what is in force: each table, then chain and rules of each. All but those for rules are errors when there is none.
+/// The requests whose replies tell what is in force: each table, then chain and rules of each. All but those
+/// for rules are errors when there is none.
 pub(super) fn queries(target: Target) -> Vec<Message> {
     let of_table = |address| {
         let family = Family::of(address);
@@ -234,7 +243,8 @@ pub(super) fn queries(target: Target) -> Vec<Message> {
     target.addresses().flat_map(of_table).collect()
 }
 
-/// Tells whether the replies are what [`install`] makes: those tables, those chains in each, and in each chain its rules alone, in their order.
+/// Tells whether the replies are what [`install`] makes: those tables, those chains in each, and in each
+/// chain its rules alone, in their order.
 pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
     let of_table = |address| {
         let of_chain = move |chain| [vec![base_chain(chain)], rules(chain, address, target.has_ipvs)];

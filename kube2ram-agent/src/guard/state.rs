@@ -9,7 +9,8 @@ pub struct State(Arc<Mutex<Standing>>);
 /// How the guard stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether the rules for each of the metadata server's addresses are in force; `None` before the first check.
+    /// Whether the rules for each of the metadata server's addresses are in force; `None` before the first
+    /// check.
     pub is_in_force: Option<bool>,
     /// Whether rules for its IPv6 address are among them.
     pub has_ipv6: bool,

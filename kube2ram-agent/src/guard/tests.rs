@@ -29,7 +29,7 @@ const IPV4: &str = "table ip kube2ram {\n\tchain forward {\n\t\ttype filter hook
 const IPV6: &str = "table ip6 kube2ram {\n\tchain forward {\n\t\ttype filter hook forward priority raw; policy accept;\n\
                     \t\tip6 daddr fd00:100::100:200 counter packets 0 bytes 0 drop\n\t}\n\n\tchain postrouting {\n\
                     \t\ttype filter hook postrouting priority raw; policy accept;\n\
-                    \t\tip6 daddr fd00:100::100:200 meta l4proto ipv6-icmp ip6 hoplimit 255 accept\n\
+                    \t\tip6 daddr fd00:100::100:200 meta l4proto 58 ip6 hoplimit 255 accept\n\
                     \t\tip6 daddr fd00:100::100:200 meta skuid != 4294967295 accept\n\
                     \t\tip6 daddr fd00:100::100:200 iif != 0 counter packets 0 bytes 0 drop\n\t}\n}\n";
 
@@ -37,8 +37,11 @@ fn guard() -> ForwardGuard {
     guard_of(METADATA)
 }
 
+/// On a machine with IPv6 and without IPVS, whatever this one has.
 fn guard_of(metadata: MetadataAddr) -> ForwardGuard {
-    ForwardGuard::new(metadata, &mut Registry::default())
+    let mut guard = ForwardGuard::new(metadata, &mut Registry::default());
+    (guard.ipvs, guard.ipv6) = (Path::new("/nonexistent"), Path::new("/proc/self/stat"));
+    guard
 }
 
 /// Runs a test on a thread of its own, in a network namespace that goes away with it.
@@ -52,8 +55,10 @@ fn isolated(test: impl FnOnce() + Send + 'static) {
     inside.join().unwrap();
 }
 
+/// The numbers of protocols, because their names depend on the machine's /etc/protocols.
 fn nft(arguments: &str) -> String {
-    let output = Command::new("nft").args(arguments.split(' ')).output().expect("nft");
+    let output =
+        Command::new("nft").arg("--numeric-protocol").args(arguments.split(' ')).output().expect("nft");
     assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -289,7 +294,7 @@ fn the_ipv4_rules_stay_where_the_kernel_cannot_make_ipv6s() {
             guard.ipv6 = Path::new("/nonexistent");
             assert!(guard.check(), "nothing is forwarded by IPv6");
             assert_eq!((state.read().failure, metrics.0.get()), (None, 1));
-            guard.ipv6 = Path::new(super::IPV6);
+            guard.ipv6 = Path::new("/proc/self/stat");
 
             HAS_IPV6.store(true, Ordering::Relaxed);
             assert!(!guard.check(), "not asked yet");

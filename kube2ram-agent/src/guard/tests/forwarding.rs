@@ -1,4 +1,5 @@
-//! Packets through the guard: the test's namespace is the node, between a pod and the metadata server, each in a namespace of its own.
+//! Packets through the guard: the test's namespace is the node, between a pod and the metadata server, each
+//! in a namespace of its own.
 
 use std::{
     fs,
@@ -115,7 +116,8 @@ impl Network {
         rule.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
     }
 
-    /// Sends a packet to each of the metadata server's addresses, and tells how many of IPv4 and of IPv6 arrived.
+    /// Sends a packet to each of the metadata server's addresses, and tells how many of IPv4 and of IPv6
+    /// arrived.
     fn attempt(&self, send: impl Fn(&str)) -> (u64, u64) {
         let metadata = [METADATA.v4.ip().to_owned().into(), METADATA.v6.unwrap().into()];
         let before = metadata.map(|address| self.arrived(address));
