@@ -1,9 +1,9 @@
 //! The forward guard's tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether
 //! what the kernel reports is those tables. Pure. Called by `guard`.
 //!
-//! One table for each address family, not one of family `inet` for both: `ip kube2ram` is the same in every
-//! version, so that agents of two versions do not undo each other's work and either one's `uninstall` removes
-//! it; it needs nothing of a kernel without nf_tables for IPv6; and rules on connection tracking turn
+//! One table for each address family, not one of family `inet` for both. `ip kube2ram` is thus the same in
+//! every version: an earlier one neither finds a table that it does not know in its place nor leaves rules for
+//! IPv4 behind. It needs nothing of a kernel without nf_tables for IPv6. And rules on connection tracking turn
 //! tracking on for the table's own family alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
