@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
@@ -129,7 +130,8 @@ fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
     agent.set_env("KUBE2RAM_FORWARD_GUARD", "off"); // so that what denies is what is left of the programs
     agent.start().unwrap();
     agent.terminate().unwrap();
-    let ip = sandbox.pod("pod").unwrap().pod().ip();
+    let pod = sandbox.pod("pod").unwrap().pod();
+    let addresses: [IpAddr; 2] = [pod.ip().into(), pod.ip6().into()];
     let name = |pin: &Path| pin.file_name().unwrap().to_str().unwrap().to_owned();
     let mut pins = pinned_links(&sandbox);
     let order = ["k2r_peer_name", "k2r_connect", "k2r_sendmsg", "k2r_task", "k2r_sock_ops", "k2r_egress"];
@@ -140,7 +142,15 @@ fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
     for pin in steps {
         fs::remove_file(pin).unwrap();
         assert_ne!(role_of_pod(&sandbox), Accounts::NODE_ROLE, "without {}", name(pin));
-        assert_eq!(sandbox.node().sniffer().packets_from(ip), [], "without {}", name(pin));
+        let over_ipv6 = sandbox.pod("pod").unwrap().curl6(LIST);
+        assert!(
+            over_ipv6.is_err() || over_ipv6.unwrap().body != Accounts::NODE_ROLE,
+            "without {}",
+            name(pin)
+        );
+        for address in addresses {
+            assert_eq!(sandbox.node().sniffer().packets_from(address), [], "without {}", name(pin));
+        }
     }
 
     assert!(said(&uninstall(&sandbox)).starts_with("detached 1 programs, removed 8 maps"));

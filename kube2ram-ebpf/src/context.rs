@@ -272,8 +272,10 @@ impl Packet {
         }
         macro_rules! segments {
             ($($number:literal)+) => {
-                const MOST: u8 = [$($number),+].len() as u8 * 2;
-                if length > MOST {
+                const MOST: u8 = 8;
+                const _: () = assert!([$($number),+].len() == MOST as usize);
+                // In units of 8 bytes.
+                if length > MOST * 2 {
                     return true;
                 }
                 $(

@@ -160,8 +160,10 @@ impl Node {
     /// cgroup, and carries nothing.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
         const SYN: u8 = 2;
-        let pod = self.sandbox.pod(POD).unwrap().pod().ip();
-        let mut packets = self.sandbox.node().sniffer().packets_from(pod);
+        let pod = self.sandbox.pod(POD).unwrap().pod();
+        let sniffer = self.sandbox.node().sniffer();
+        let mut packets = sniffer.packets_from(pod.ip());
+        packets.extend(sniffer.packets_from(pod.ip6()));
         packets
             .retain(|packet| i32::from(packet.protocol) != libc::IPPROTO_TCP || packet.tcp_flags & SYN != 0);
         packets
@@ -218,14 +220,18 @@ impl Drop for Node {
     }
 }
 
-/// A process of the pod that tries TCP, UDP and a raw socket, again and again.
+/// A process of the pod that tries TCP, UDP and a raw socket to both addresses, again and again.
 fn probe(sandbox: &Sandbox) -> (Child, Arc<AtomicUsize>) {
-    const SCRIPT: &str = "import socket, time\nM = ('100.100.100.200', 80)\n\
-        def attempt(kind, protocol, act):\n  s = socket.socket(socket.AF_INET, kind, protocol)\n  s.settimeout(0.05)\n\
+    const SCRIPT: &str = "import socket, time\nV4, V6 = ('100.100.100.200', 80), ('fd00:100::100:200', 80)\n\
+        def attempt(family, kind, protocol, act):\n  s = socket.socket(family, kind, protocol)\n  s.settimeout(0.05)\n\
         \x20 try: act(s)\n  except OSError: pass\n  s.close()\n\
-        while True:\n  attempt(socket.SOCK_STREAM, 0, lambda s: s.connect(M))\n\
-        \x20 attempt(socket.SOCK_DGRAM, 0, lambda s: s.sendto(b'x', M))\n\
-        \x20 attempt(socket.SOCK_RAW, socket.IPPROTO_ICMP, lambda s: s.sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0', (M[0], 0)))\n\
+        def ping(family, to, protocol, echo): attempt(family, socket.SOCK_RAW, protocol, lambda s: s.sendto(echo, (to[0], 0)))\n\
+        while True:\n\
+        \x20 for family, to in (socket.AF_INET, V4), (socket.AF_INET6, V6):\n\
+        \x20   attempt(family, socket.SOCK_STREAM, 0, lambda s: s.connect(to))\n\
+        \x20   attempt(family, socket.SOCK_DGRAM, 0, lambda s: s.sendto(b'x', to))\n\
+        \x20 ping(socket.AF_INET, V4, socket.IPPROTO_ICMP, b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0')\n\
+        \x20 ping(socket.AF_INET6, V6, socket.IPPROTO_ICMPV6, b'\\x80' + bytes(7))\n\
         \x20 print(flush=True)\n  time.sleep(0.005)";
     let mut command = sandbox.pod(POD).unwrap().pod().command("app", "python3").unwrap();
     let mut prober = command.args(["-c", SCRIPT]).stdout(Stdio::piped()).spawn().unwrap();

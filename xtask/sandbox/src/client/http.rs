@@ -28,6 +28,13 @@ pub enum Family {
     V6Mapped,
 }
 
+impl Family {
+    /// The one of an address.
+    pub(super) const fn of(addr: SocketAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
 /// A request to be sent.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -123,7 +130,7 @@ impl Request {
 /// # Errors
 /// When the server cannot be reached, or keeps the connection open for more than five seconds.
 pub fn raw(addr: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
-    exchange(addr, Family::V4, bytes)
+    exchange(addr, Family::of(addr), bytes)
 }
 
 fn exchange(addr: SocketAddr, family: Family, bytes: &[u8]) -> Result<Vec<u8>> {

@@ -133,7 +133,7 @@ impl Load {
                 answer => return self.keep(stream, answer?, keeps, kept),
             }
         }
-        let mut stream = connect(self.addr, Family::V4)?;
+        let mut stream = connect(self.addr, Family::of(self.addr))?;
         let answer = exchange(&mut stream, &head)?;
         self.keep(stream, answer, keeps, kept)
     }
