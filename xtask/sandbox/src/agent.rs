@@ -49,8 +49,9 @@ impl Agent {
         sts_url: &str,
         extra: &[&str],
     ) -> Result<Self> {
-        let app_addr = SocketAddrV4::new(node.ip(), free_port()?);
-        let metrics_addr = SocketAddrV4::new(node.ip(), free_port()?);
+        let [app_port, metrics_port] = free_ports()?;
+        let app_addr = SocketAddrV4::new(node.ip(), app_port);
+        let metrics_addr = SocketAddrV4::new(node.ip(), metrics_port);
         let mut args = vec![
             format!("--api-server={api_url}"),
             format!("--node={}", crate::Sandbox::NODE),
@@ -326,7 +327,8 @@ impl Drop for Agent {
     }
 }
 
-/// A port that was free a moment ago. The agent takes numbers, not sockets.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
+/// Two ports that were free a moment ago, both at a time: one after the other may be the same. The agent takes numbers, not sockets.
+fn free_ports() -> Result<[u16; 2]> {
+    let listeners = [TcpListener::bind("0.0.0.0:0")?, TcpListener::bind("0.0.0.0:0")?];
+    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
 }
