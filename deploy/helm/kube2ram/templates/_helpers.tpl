@@ -57,7 +57,7 @@ command:
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, the boot guard, the admission policy or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr|namespace-key|ram-role-key|state-dir)\\b" . }}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|ram-role-key|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
