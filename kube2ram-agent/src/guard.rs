@@ -316,8 +316,9 @@ async fn changed(changes: Option<&mut Changes>) -> bool {
 /// [`GuardError`]: they may still be there.
 pub fn remove() -> Result<bool, GuardError> {
     let mut tables = Tables::open()?;
-    let had_ipv6 = tables.remove(Family::Ipv6)?;
-    Ok(tables.remove(Family::Ipv4)? || had_ipv6)
+    // Both, whatever becomes of the first.
+    let (ipv6, ipv4) = (tables.remove(Family::Ipv6), tables.remove(Family::Ipv4));
+    Ok(ipv4? | ipv6?)
 }
 
 enum Found {

@@ -242,7 +242,8 @@ impl Packet {
                 let Ok(next) = self.0.load::<u8>($at) else { return true };
                 let Ok(length) = self.0.load::<u8>($at + 1) else { return true };
                 if $header == ROUTING {
-                    return self.routing_names($at, length, metadata);
+                    // A second one behind it would not be looked at.
+                    return is_extension(next) || self.routing_names($at, length, metadata);
                 }
                 // Of what follows a fragment's header, only a piece may be here: a router that puts it together sees the rest.
                 if $header == FRAGMENT {

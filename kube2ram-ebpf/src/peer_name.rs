@@ -14,7 +14,10 @@ const ALLOW: i32 = 1;
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn k2r_peer_name4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    if let Some(record) = redirected(&context, context.addr_be()) {
+    // A socket that asked for the IPv6 address can become an IPv4 one later (IPV6_ADDRFORM). It asked for no IPv4 address.
+    if let Some(record) = redirected(&context, context.addr_be())
+        && record.metadata_addr_be != 0
+    {
         context.set_destination(record.metadata_addr_be, record.metadata_port_be);
     }
     ALLOW

@@ -33,7 +33,7 @@ impl Node {
     /// # Errors
     /// When the agent cannot run here; [`AppError::Preflight`] names all that is missing.
     pub(super) fn examine(config: &Config) -> Result<Self, AppError> {
-        let agent = SocketAddrV4::new(host_ip(config.host_ip), config.app_port);
+        let agent = SocketAddrV4::new(host_ip(config.host_ip, *config.metadata.v4.ip()), config.app_port);
         let cgroup_root = find_cgroup_root(config.cgroup_root.as_deref()).map_err(AppError::Cgroups)?;
         let pods_cgroup =
             find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
@@ -70,7 +70,7 @@ impl Node {
 
 /// The configured address, if it is one of this node's; else the one from which this node would send to the outside; else the loopback's, where the node has
 /// no IPv4 address that pods could reach. Pods with a network of their own are served by their own listeners there.
-fn host_ip(configured: Option<IpAddr>) -> Ipv4Addr {
+fn host_ip(configured: Option<IpAddr>, metadata: Ipv4Addr) -> Ipv4Addr {
     let why = match configured {
         Some(IpAddr::V4(address)) if is_of_this_node(address) => return address,
         Some(IpAddr::V4(_)) => Some("no address of this node"),
@@ -78,15 +78,18 @@ fn host_ip(configured: Option<IpAddr>) -> Ipv4Addr {
         Some(IpAddr::V6(_)) => Some("redirected connections are IPv4's"),
         None => None,
     };
-    let found = address_towards_the_outside();
+    /// TEST-NET-1: somewhere outside.
+    const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    // A node without a default route has one to the metadata server.
+    let found = address_towards(OUTSIDE).or_else(|| address_towards(metadata));
     if let (Some(why), Some(configured)) = (why, configured) {
         let used = found.unwrap_or(Ipv4Addr::LOCALHOST);
         warn!(%configured, %used, why, "the configured host address is not used");
     }
     found.unwrap_or_else(|| {
         warn!(
-            "this node has no IPv4 address that leads outside: the host listener serves hostNetwork pods at the loopback address, and every other \
-             pod as soon as its own listener is open"
+            "this node has no IPv4 address that leads outside: the host listener serves hostNetwork pods at the loopback address, and no other pod \
+             before its own listener is open"
         );
         Ipv4Addr::LOCALHOST
     })
@@ -97,11 +100,9 @@ fn is_of_this_node(address: Ipv4Addr) -> bool {
 }
 
 /// Nothing is sent.
-fn address_towards_the_outside() -> Option<Ipv4Addr> {
-    /// TEST-NET-1: somewhere outside.
-    const OUTSIDE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect(OUTSIDE).ok()?;
+    socket.connect((destination, 9)).ok()?;
     match socket.local_addr().ok()?.ip() {
         IpAddr::V4(address) if !address.is_unspecified() => Some(address),
         _ => None,
@@ -114,7 +115,10 @@ mod tests {
 
     #[test]
     fn an_address_of_this_node_is_used_and_any_other_is_replaced() {
-        let found = address_towards_the_outside().unwrap_or(Ipv4Addr::LOCALHOST);
+        let metadata = Ipv4Addr::new(198, 51, 100, 200);
+        let host_ip = |configured| host_ip(configured, metadata);
+        let outside = address_towards(Ipv4Addr::new(192, 0, 2, 1)).or_else(|| address_towards(metadata));
+        let found = outside.unwrap_or(Ipv4Addr::LOCALHOST);
 
         assert_eq!(host_ip(Some(Ipv4Addr::LOCALHOST.into())), Ipv4Addr::LOCALHOST);
         for other in ["192.0.2.7", "0.0.0.0", "2001:db8::7", "::"] {

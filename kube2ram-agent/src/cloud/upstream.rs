@@ -125,7 +125,7 @@ impl Upstream for MetadataServer {
 struct Connector {
     metadata: MetadataAddr,
     pass: Arc<dyn PassGrant>,
-    /// IPv6 answered where IPv4 did not: a node without IPv4.
+    /// The node has no route to the IPv4 address, and IPv6 answered.
     prefers_v6: Arc<AtomicBool>,
 }
 
@@ -142,6 +142,11 @@ impl Connector {
             Err(error) => error,
         };
         let Some(second) = second else { return Err(refused) };
+        // Who answers at the IPv6 address is for the node's routes to say, while the IPv4 address is the platform's own: a moment without an answer there must not
+        // lead to another server. Only a node that has no way to it is one without IPv4.
+        if first.is_ipv4() && !is_without_route(&refused) {
+            return Err(refused);
+        }
         // What the usual address said is what tells why there is no answer.
         let stream = self.connect_to(second).await.map_err(|_of_the_other| refused)?;
         self.prefers_v6.store(second.is_ipv6(), Ordering::Relaxed);
@@ -171,6 +176,10 @@ impl tower_service::Service<Uri> for Connector {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
+}
+
+fn is_without_route(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
 }
 
 /// Bounds connecting to one address. The server is one hop away, on the hypervisor.

@@ -8,7 +8,7 @@ use crate::{
 
 /// Packets by a name, in Python: what the headers behind the fixed one are made of, and whether egress refuses the packet.
 /// `M` is the metadata server, `O` another address; `rh(type, …)` a routing header with segments.
-const PACKETS: [(&str, &str, bool); 28] = [
+const PACKETS: [(&str, &str, bool); 29] = [
     ("TCP to it", "to(M, TCP, syn)", true),
     ("UDP to it", "to(M, UDP, datagram)", true),
     ("ICMP to it", "to(M, ICMP, echo)", true),
@@ -35,6 +35,12 @@ const PACKETS: [(&str, &str, bool); 28] = [
     ),
     ("type 4", "to(O, ROUTING, rh(4, M, O) + syn)", true),
     ("type 4, others'", "to(O, ROUTING, rh(4, O, O) + syn)", false),
+    // The first is done, and a router looks at the second.
+    (
+        "behind an empty one",
+        "to(O, ROUTING, struct.pack('!BBBBBBH', ROUTING, 0, 4, 0, 0, 0, 0) + rh(4, M) + syn)",
+        true,
+    ),
     ("behind hop-by-hop options", "to(O, HOPS, options(ROUTING) + rh(0, M) + syn)", true),
     ("behind destination options", "to(O, OPTIONS, options(ROUTING) + rh(0, M) + syn)", true),
     ("behind both", "to(O, HOPS, options(OPTIONS) + options(ROUTING) + rh(0, M) + syn)", true),

@@ -201,7 +201,8 @@ async fn a_node_without_ipv4_is_served_over_ipv6_and_asked_there_first_from_then
             );
         }
     });
-    let v4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    // ENETUNREACH wherever this runs: the kernel connects to no multicast address (tcp_v4_connect).
+    let v4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), port);
     let pass = Arc::new(CountingPass::default());
     let metadata = MetadataAddr { v4, v6: Some(Ipv6Addr::LOCALHOST) };
     let upstream = MetadataServer::new(metadata, Arc::clone(&pass) as Arc<dyn PassGrant>);
@@ -210,8 +211,13 @@ async fn a_node_without_ipv4_is_served_over_ipv6_and_asked_there_first_from_then
         assert_eq!(&*text(upstream.send(get("/")).await.unwrap()).await, b"v6");
     }
 
-    // Refused over IPv4 once; the second connection goes straight to what answered.
+    // No way over IPv4 once; the second connection goes straight to what answered.
     assert_eq!(pass.granted.load(Ordering::SeqCst), 3);
-    let none = MetadataServer::new(MetadataAddr::v4_only(v4), pass);
+    let none = MetadataServer::new(MetadataAddr::v4_only(v4), Arc::clone(&pass) as Arc<dyn PassGrant>);
     assert!(matches!(none.send(get("/")).await, Err(UpstreamError::Connect(_))));
+    // Where there is a way, whoever answers over IPv6 is not asked: the IPv4 address is the platform's own.
+    let refused =
+        MetadataAddr { v4: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), v6: Some(Ipv6Addr::LOCALHOST) };
+    let refused = MetadataServer::new(refused, pass);
+    assert!(matches!(refused.send(get("/")).await, Err(UpstreamError::Connect(_))));
 }
