@@ -19,6 +19,10 @@ const PROGRAMS: [&str; 11] =
 /// Protocols, kube-proxy's IPVS, and what the sandbox makes a node of.
 const MODULES: [&str; 9] =
     ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_ct", "nft_masq", "sctp", "smc", "veth"];
+/// What pods, and nodes that are tried with the whole agent, have besides.
+const SANDBOX_MODULES: [&str; 6] = ["macvlan", "nft_nat", "nft_redir", "nft_reject_inet", "tun", "vxlan"];
+/// A module below 5.11 only; built in since.
+const COUNTER: (&str, &str) = ("5.10", "nft_counter");
 /// What a sandbox, its pods, and the tests in them call.
 const SANDBOX_PROGRAMS: [&str; 10] =
     ["curl", "dd", "env", "find", "ln", "nft", "nsenter", "sort", "true", "umount"];
@@ -35,7 +39,8 @@ const SANDBOX_TESTS: [&str; 4] = ["bypass", "identity_kernel", "in_pod", "uninst
 pub(super) struct Plan {
     pub(super) runs: Vec<Run>,
     tests: Vec<PathBuf>,
-    has_modules: bool,
+    /// None where nothing that runs needs one.
+    modules: Vec<&'static str>,
 }
 
 /// A command of the machine's shell, whose end is one of the results.
@@ -55,12 +60,15 @@ impl Plan {
             tests("identity_attacks", if rows == Rows::All { "" } else { "--skip race:: --skip ports_that" }),
         ];
         let has_modules = rows == Rows::All || series == MODULES_ON;
+        let mut modules = if has_modules { MODULES.to_vec() } else { Vec::new() };
         let mut names = TESTS.to_vec();
         if has_modules {
             runs.push(Run { name: "modules".into(), command: "python3 /modules/load.py".into() });
         }
         match rows {
             Rows::All => {
+                modules.extend(SANDBOX_MODULES);
+                modules.extend((series == COUNTER.0).then_some(COUNTER.1));
                 runs.extend(SANDBOX_TESTS.map(|test| tests(test, "")));
                 names.extend(SANDBOX_TESTS);
             }
@@ -76,12 +84,12 @@ impl Plan {
             run.command = format!("env KUBE2RAM_TEST_NO_SKIP=1 {}", run.command);
             runs.push(run);
         }
-        Ok(Self { runs, tests: rungs::executables(objects, &names)?, has_modules })
+        Ok(Self { runs, tests: rungs::executables(objects, &names)?, modules })
     }
 
     /// Writes what the machine boots from.
     pub(super) fn write(&self, archive: &Path, kernel: &Path, programs: &Programs) -> Result<()> {
-        if !self.has_modules {
+        if self.modules.is_empty() {
             return initramfs::write(
                 archive,
                 &Contents { runs: &self.runs, programs: &PROGRAMS, tests: &self.tests, modules: None },
@@ -95,7 +103,7 @@ impl Plan {
             runs: &self.runs,
             programs: &[&PROGRAMS[..], &SANDBOX_PROGRAMS].concat(),
             tests: &[&self.tests[..], std::slice::from_ref(&programs.sandbox)].concat(),
-            modules: Some(Modules { kernel, names: &MODULES, files: &files }),
+            modules: Some(Modules { kernel, names: &self.modules, files: &files }),
         };
         initramfs::write(archive, &contents)
     }
