@@ -162,9 +162,25 @@ impl Record {
             attempt(netns::ip(&["netns", "delete", netns]));
         }
         // A record that is not fully undone is tried again by the next run.
-        if clean && let Err(error) = fs::remove_dir_all(self.directory()) {
+        if clean && let Err(error) = self.remove_directory() {
             say(&format!("could not remove {}: {error}", self.directory().display()));
         }
+    }
+}
+
+impl Record {
+    /// The record last, and the lock after it: whoever is killed in between leaves something that the next node finds, or nothing but an unused lock.
+    fn remove_directory(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(self.directory())? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else if entry.file_name() != FILE && entry.file_name() != LOCK {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_file(self.directory().join(FILE))?;
+        fs::remove_dir_all(self.directory())
     }
 }
 
