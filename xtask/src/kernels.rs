@@ -79,7 +79,7 @@ pub(crate) fn test(rows: Rows, no_skip: bool) -> Result<Counts> {
             }
         }
     }
-    // As many at a time as there are processors: an emulated one uses one of them.
+    // All side by side: each waits for its own deadlines much of the time.
     let outcomes = thread::scope(|scope| {
         let started: Vec<_> = machines.iter().map(|machine| scope.spawn(|| machine.run())).collect();
         started.into_iter().map(|started| started.join()).collect::<Vec<_>>()

@@ -20,7 +20,7 @@ mod ci;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 use self::{image::Places, kernels::Rows};
@@ -126,6 +126,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
         Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
+            ensure!(!thorough || image || kernels, "--thorough is for --image and --kernels");
             let no_skip = no_skip.unwrap_or(false);
             let counts = match () {
                 () if image => image::prove(if thorough { Places::Two } else { Places::One }, no_skip),

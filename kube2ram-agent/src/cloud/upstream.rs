@@ -6,10 +6,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsFd as _,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -78,13 +75,12 @@ impl MetadataServer {
     /// Prepares the client; connects on first use only.
     pub fn new(metadata: MetadataAddr, pass: Arc<dyn PassGrant>) -> Self {
         let address = metadata.v4;
-        let prefers_v6 = Arc::new(AtomicBool::new(false));
         // The connections' tasks end with the client or after the idle time, and hold nothing that needs a clean end.
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .pool_timer(TokioTimer::new())
-            .build(Connector { metadata, pass, prefers_v6 });
+            .build(Connector { metadata, pass });
         let authority = match address.port() {
             80 => address.ip().to_string(),
             _ => address.to_string(),
@@ -125,32 +121,19 @@ impl Upstream for MetadataServer {
 struct Connector {
     metadata: MetadataAddr,
     pass: Arc<dyn PassGrant>,
-    /// The node has no route to the IPv4 address, and IPv6 answered.
-    prefers_v6: Arc<AtomicBool>,
 }
 
 impl Connector {
-    /// The address that answered last, then the other one.
+    /// Over IPv4. Over IPv6 only while the node has no route to the IPv4 address, which the kernel says at once: who answers at the IPv6 address is for the node's
+    /// routes to say, while the IPv4 address is the platform's own. So a moment without an answer there must not lead to another server, nor may a moment
+    /// without a route, for longer than that.
     async fn connect(&self) -> io::Result<TcpStream> {
-        let (v4, v6) = (SocketAddr::from(self.metadata.v4), self.metadata.socket_v6().map(SocketAddr::from));
-        let (first, second) = match v6 {
-            Some(v6) if self.prefers_v6.load(Ordering::Relaxed) => (v6, Some(v4)),
-            v6 => (v4, v6),
-        };
-        let refused = match self.connect_to(first).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => error,
-        };
-        let Some(second) = second else { return Err(refused) };
-        // Who answers at the IPv6 address is for the node's routes to say, while the IPv4 address is the platform's own: a moment without an answer there must not
-        // lead to another server. Only a node that has no way to it is one without IPv4.
-        if first.is_ipv4() && !is_without_route(&refused) {
-            return Err(refused);
+        match (self.connect_to(self.metadata.v4.into()).await, self.metadata.socket_v6()) {
+            (Err(error), Some(v6)) if error.kind() == io::ErrorKind::NetworkUnreachable => {
+                self.connect_to(v6.into()).await
+            }
+            (outcome, _) => outcome,
         }
-        // What the usual address said is what tells why there is no answer.
-        let stream = self.connect_to(second).await.map_err(|_of_the_other| refused)?;
-        self.prefers_v6.store(second.is_ipv6(), Ordering::Relaxed);
-        Ok(stream)
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -176,10 +159,6 @@ impl tower_service::Service<Uri> for Connector {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
-}
-
-fn is_without_route(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
 }
 
 /// Bounds connecting to one address. The server is one hop away, on the hypervisor.
