@@ -66,13 +66,13 @@ fn a_first_start_denies_from_its_first_program_on_and_the_next_one_completes_it(
 
         let is_tight = node.denies();
         open += usize::from(!is_tight);
-        let before = node.leaks().len();
+        let before = node.leaks_so_far();
         if is_tight {
             assert_tight(&node, before, &why);
         }
         if step.changes() {
             node.start_plainly(&why);
-            let before = node.leaks().len();
+            let before = node.leaks_so_far();
             node.kill();
             assert_tight(&node, before, &why);
         }
@@ -92,7 +92,7 @@ fn an_upgrade_denies_throughout_and_the_next_start_completes_it() {
     node.start_plainly("at first");
     node.kill();
     let links = node.links().len();
-    let before = node.leaks().len();
+    let before = node.leaks_so_far();
     let steps = node.steps(|node, strace| assert_eq!(node.start(strace), Start::Ready));
     node.kill();
     let (began, plan) = (Instant::now(), plan(&steps));
@@ -136,7 +136,7 @@ fn an_uninstall_denies_until_its_last_program_can_be_repeated_and_undone() {
         let why = format!("{fault:?} at {step:?}");
         node.start_plainly(&why);
         node.kill();
-        let before = node.leaks().len();
+        let before = node.leaks_so_far();
 
         node.uninstall(&step.inject(*fault));
 

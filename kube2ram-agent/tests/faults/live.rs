@@ -46,7 +46,7 @@ fn guard_is_there() -> bool {
 fn what_somebody_detaches_or_removes_is_back_and_counted() {
     let mut node = Node::new("live-drift", "auto");
     node.start_plainly("at first");
-    let before = node.leaks().len();
+    let before = node.leaks_so_far();
     assert_eq!(node.metric("kube2ram_datapath_in_force"), 1.0);
     let pins = node.links();
 
@@ -122,7 +122,7 @@ fn remove_tree(cgroup: &std::path::Path) {
 fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_back() {
     let mut node = Node::new("live-bpffs", "off");
     node.start_plainly("at first");
-    let (before, pins) = (node.leaks().len(), node.links());
+    let (before, pins) = (node.leaks_so_far(), node.links());
     let status = |node: &mut Node| node.sandbox.agent().unwrap().admin("/readyz").unwrap().status;
     let bpffs = node.sandbox.node().bpffs();
     assert!(Command::new("umount").arg("-l").arg(&bpffs).status().unwrap().success());

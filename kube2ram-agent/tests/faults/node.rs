@@ -1,6 +1,7 @@
 //! A sandbox with one pod that tries all the time, an agent that strace can stand in front of, and the ways to ask what is in force.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
@@ -59,7 +60,21 @@ impl Node {
         let guard = format!("--forward-guard={guard}");
         sandbox.add_agent(&wrapper, &["--auto-discover-base-arn", &guard]).unwrap();
         let (prober, rounds) = probe(&sandbox);
-        Self { sandbox, prober, rounds }
+        let node = Self { sandbox, prober, rounds };
+        node.has_arrived_everywhere();
+        node
+    }
+
+    /// Waits until the pod has arrived at both addresses in each of its ways. Before that, a packet may wait for a neighbour's address, long after the programs let it pass.
+    fn has_arrived_everywhere(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let kinds = || -> HashSet<_> {
+            self.leaks().iter().map(|packet| (packet.source.is_ipv6(), packet.protocol)).collect()
+        };
+        while kinds().len() < 6 {
+            assert!(Instant::now() < deadline, "the pod does not arrive: {:?}", kinds());
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn bpf_dir(&self) -> PathBuf {
@@ -167,6 +182,12 @@ impl Node {
         packets
             .retain(|packet| i32::from(packet.protocol) != libc::IPPROTO_TCP || packet.tcp_flags & SYN != 0);
         packets
+    }
+
+    /// How many attempts have arrived, after what was on its way has.
+    pub(crate) fn leaks_so_far(&self) -> usize {
+        self.tries_again();
+        self.leaks().len()
     }
 
     /// Waits until the pod has tried everything again.
