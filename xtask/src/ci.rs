@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 use crate::{
     command::{say, target_dir},
@@ -47,7 +47,7 @@ const NIGHTLY: [Step; 5] = [
 /// How long the nightly run fuzzes.
 const FUZZING: Duration = Duration::from_secs(3600);
 
-/// Runs all steps up to the first that fails. Nightly, fuzzing takes one processor beside them.
+/// Runs the steps for a change up to the first that fails; nightly all of them, and the fuzzer beside them.
 pub(crate) fn run(nightly: bool) -> Result<()> {
     if !nightly {
         return perform(&EACH_CHANGE, None);
@@ -58,7 +58,7 @@ pub(crate) fn run(nightly: bool) -> Result<()> {
 
 fn perform(steps: &[Step], fuzzing: Option<Fuzzing>) -> Result<()> {
     let mut done = Vec::new();
-    let mut failure = None;
+    let mut failure: Option<Error> = None;
     for step in steps {
         say(format!("CI: {}", step.name));
         let begun = Instant::now();
@@ -67,8 +67,12 @@ fn perform(steps: &[Step], fuzzing: Option<Fuzzing>) -> Result<()> {
         let counts = outcome.as_ref().copied().unwrap_or(Counts { failed: 1, ..Counts::default() });
         done.push(Done { name: step.name, budget: Duration::from_secs(step.budget * 60), took, counts });
         if let Err(error) = outcome {
-            failure = Some(error.context(format!("step {:?} failed", step.name)));
-            break;
+            let error = error.context(format!("step {:?} failed", step.name));
+            say(format!("CI: {error:#}"));
+            failure = failure.or(Some(error));
+            if fuzzing.is_none() {
+                break;
+            }
         }
     }
     if let Some(fuzzing) = fuzzing {
