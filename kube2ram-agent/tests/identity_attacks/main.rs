@@ -20,6 +20,7 @@ use std::{
 
 use kube2ram_agent::datapath::OriginError;
 use kube2ram_common::abi::{ConnectRecord, Handshake, MAX_HANDSHAKES};
+use kube2ram_sandbox::kernel;
 
 use self::field::{Client, Field, Netns, uptime_ns};
 
@@ -176,7 +177,7 @@ fn every_way_to_connect_carries_the_identity() {
     ];
     for (way, script) in ways {
         if way == "MPTCP" && !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
-            eprintln!("skipped MPTCP: not in this kernel (CONFIG_MPTCP, 5.6)");
+            kernel::skip(way, "MPTCP");
             continue;
         }
         let client = field.client("pods/a/nested", &format!("s = tcp()\n{script}\ns.recv(1)"));

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use kube2ram_sandbox::node::PodSpec;
+use kube2ram_sandbox::{kernel, node::PodSpec};
 
 use crate::{
     LIST, pods,
@@ -92,7 +92,7 @@ fn pods_whose_packets_a_program_on_the_node_may_route_are_counted() {
     BufReader::new(by_link.stdout.take().unwrap()).read_line(&mut attached).unwrap();
     let has_tcx = attached.trim() != "-1";
     if !has_tcx {
-        eprintln!("skipped tcx: not in this kernel");
+        kernel::skip("tcx", "tcx");
     }
 
     lab.start();
