@@ -83,10 +83,17 @@ pub(crate) fn test(rows: Rows, named: &[String], no_skip: bool) -> Result<Counts
             }
         }
     }
-    // All side by side: each waits for its own deadlines much of the time.
-    let outcomes = thread::scope(|scope| {
-        let started: Vec<_> = machines.iter().map(|machine| scope.spawn(|| machine.run())).collect();
-        started.into_iter().map(|started| started.join()).collect::<Vec<_>>()
+    let at_a_time = match rows {
+        // The tests with the whole agent have deadlines, which pass too soon on processors that emulate three machines.
+        Rows::All => 1,
+        // Side by side: each machine waits much of the time.
+        Rows::Essential => machines.len(),
+    };
+    let outcomes = machines.chunks(at_a_time.max(1)).flat_map(|machines| {
+        thread::scope(|scope| {
+            let started: Vec<_> = machines.iter().map(|machine| scope.spawn(|| machine.run())).collect();
+            started.into_iter().map(|started| started.join()).collect::<Vec<_>>()
+        })
     });
     let mut failed = Vec::new();
     for (machine, outcome) in machines.iter().zip(outcomes) {
