@@ -65,6 +65,15 @@ def send_to(s, to):
     return answer(s)
 
 
+def mptcp_send_to(family, to):
+    try:
+        return send_to(tcp(family, IPPROTO_MPTCP), to)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise Absent("MPTCP-MSG_FASTOPEN")
+        raise
+
+
 def udp(family=socket.AF_INET):
     return socket.socket(family, socket.SOCK_DGRAM)
 

@@ -1,6 +1,6 @@
 """The same to the metadata server's IPv6 address: sockets of IPv6's own, not with IPv4-mapped addresses; routing headers in the place of source routes."""
 import errno, fcntl, socket, struct
-from base import M6, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, send_to, sent, tcp, tool, udp, with_table
+from base import M6, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, mptcp_send_to, send_to, sent, tcp, tool, udp, with_table
 from frames import IFF_NO_PI, IFF_RUNNING, IFF_TUN, IFF_UP, SIOCSIFFLAGS, TUNSETIFF, gateway
 
 SIX = socket.AF_INET6
@@ -86,7 +86,7 @@ def v6_fast_open_connect():
 
 
 def v6_mptcp_fast_open():
-    return send_to(tcp(SIX, IPPROTO_MPTCP), M6)
+    return mptcp_send_to(SIX, M6)
 
 
 def v6_udp_connect():

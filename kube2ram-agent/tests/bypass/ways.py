@@ -3,7 +3,7 @@
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
 import ctypes, errno, os, socket, struct, sys
-from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, send_to, sent, tcp, udp
+from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, mptcp_send_to, send_to, sent, tcp, udp
 from base import AF_SMC, IPPROTO_DCCP, IPPROTO_MPTCP, IPPROTO_SCTP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT
 from frames import *
 from ipv6 import *
@@ -102,7 +102,7 @@ def fast_open6_connect():
 
 
 def mptcp_fast_open():
-    return send_to(tcp(protocol=IPPROTO_MPTCP), M)
+    return mptcp_send_to(socket.AF_INET, M)
 
 
 def mptcp_fast_open_connect():
