@@ -10,7 +10,7 @@ mod support;
 
 use kube2ram_sandbox::{client::StormReport, node::PodSpec};
 
-use crate::support::{LIST, Lab, ip_in, output};
+use crate::support::{LIST, Lab, eventually, ip_in, output};
 
 fn pods() -> [PodSpec; 3] {
     [
@@ -44,6 +44,8 @@ fn ten_thousand_connects_of_two_pods_are_told_apart() {
     let lab = Lab::with_agent("in-pod-storm", &pods());
     let storms = ["orders", "billing"].map(|pod| {
         lab.own_target(pod);
+        // The first credentials may come later than a request waits for them, which is then answered 503.
+        eventually(|| (lab.role(pod) == format!("{pod}-role")).then_some(()));
         ip_in(&lab, pod, &["link", "set", "eth0", "down"]);
         let mut storm = lab.pod(pod).unwrap().client("app").unwrap();
         let (connects, role) = (format!("--connects={EACH}"), format!("--expect={pod}-role"));

@@ -4,18 +4,14 @@ use std::{
     fs,
     io::Write as _,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use kube2ram_sandbox::node::PodSpec;
 
 use crate::{
     pods,
-    support::{Lab, eventually, eventually_within, ip_in},
+    support::{Lab, NEXT_PASS, eventually, eventually_within, ip_in},
 };
-
-/// A full pass is due every 30 s.
-const NEXT_PASS: Duration = Duration::from_secs(40);
 
 /// A process that is ended with the test.
 struct Process(Child);

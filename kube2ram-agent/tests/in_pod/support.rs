@@ -22,6 +22,9 @@ const ROLE: &str = "ram.aliyuncs.com/role";
 /// How long something that an event brings about may take on a busy machine: well below the 30 s after which it would come about without.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(8);
 
+/// A full pass is due every 30 s.
+pub(crate) const NEXT_PASS: Duration = Duration::from_secs(40);
+
 /// Where a pod is redirected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
