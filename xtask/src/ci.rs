@@ -41,7 +41,7 @@ const NIGHTLY: [Step; 5] = [
     Step { name: "advisories", budget: 1, run: steps::advisories },
     Step { name: "API server", budget: 15, run: rungs::test_on_api_server },
     Step { name: "image, twice", budget: 15, run: || image::prove(image::Places::Two, true) },
-    Step { name: "kernels, all", budget: 45, run: || kernels::test(kernels::Rows::All, &[], true) },
+    Step { name: "kernels, all", budget: 75, run: || kernels::test(kernels::Rows::All, &[], true) },
 ];
 
 /// How long the nightly run fuzzes.
