@@ -5,6 +5,7 @@ mod cluster;
 mod discovery;
 mod error;
 mod front;
+mod host_port;
 mod log_level;
 mod metrics;
 mod node;
@@ -107,7 +108,7 @@ pub async fn run(
         }
     };
     let is_first = predecessor.is_none();
-    let (estate, operator) = service.open(front, &node, readiness, is_first, verbosity, &mut parts)?;
+    let (estate, operator) = service.open(front, &node, readiness, is_first, verbosity, &mut parts).await?;
     parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
     match Control::open(&state) {
         Ok(control) => {

@@ -66,6 +66,20 @@ pub struct Agent {
     pub log_level: String,
     /// When that falls back to what the flags say.
     pub log_level_until: Option<Timestamp>,
+    /// Ports of the agent's that another process has.
+    #[serde(default)]
+    pub taken_ports: Vec<TakenPort>,
+}
+
+/// A port that the agent should listen on, and cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenPort {
+    /// The flag that names the port.
+    pub flag: String,
+    /// Address and port.
+    pub address: String,
+    /// The process that listens there, and its pod if it has one.
+    pub holder: String,
 }
 
 /// Something that is wrong.

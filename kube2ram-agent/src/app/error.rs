@@ -63,6 +63,9 @@ pub enum AppError {
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
+    /// Another process has a port, so that there is no listener to hand over.
+    #[error("another process has the port of {0}")]
+    PortTaken(&'static str),
 }
 
 impl AppError {

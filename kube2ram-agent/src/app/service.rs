@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::{SetOnce, mpsc},
+    net::TcpListener,
+    sync::{SetOnce, mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -16,6 +17,7 @@ use super::{
     cluster::{client_config, cluster_config},
     discovery::Discovery,
     front::{Front, Listeners},
+    host_port::HostPort,
     log_level::LogLevel,
     metrics,
     node::Node,
@@ -39,11 +41,12 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::PassMark,
+    datapath::{AgentAddr, PassMark},
     guard::{self, ForwardGuard},
     handover::Heirs,
+    identity::PodUid,
     interception::{self, Interception},
-    kubernetes::Cluster,
+    kubernetes::{Cluster, Seen},
     listeners::{self, HandOver, PodListeners},
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
@@ -194,7 +197,7 @@ impl Service {
     ///
     /// # Errors
     /// When the kernel half's maps cannot be opened.
-    pub(super) fn open(
+    pub(super) async fn open(
         &mut self,
         front: Front,
         node: &Node,
@@ -224,11 +227,17 @@ impl Service {
         );
         pod_listeners.inherit(pods, &self.closing);
         let interception = self.interception(node, &mut registry);
-        let app = Arc::clone(&self.server).serve(
-            Arc::clone(&listeners.app),
-            Arc::new(origins),
-            self.closing.clone(),
-        );
+        let (moved, agent) = watch::channel(datapath.agent());
+        let app = {
+            let (server, closing) = (Arc::clone(&self.server), self.closing.clone());
+            let (listener, here) = (self.claim(&listeners.app, &readiness), AgentAddr(node.agent));
+            async move {
+                let Some(listener) = listener.await else { return };
+                // Pods are sent here from now on, if they were not before.
+                moved.send_replace(here);
+                server.serve(listener, Arc::new(origins), closing).await;
+            }
+        };
         // Tracked as well: what it has accepted it has handed on before it ends.
         parts.spawn("the metadata service", self.connections.track_future(app));
         let (pods, heirs) = mpsc::channel(1);
@@ -238,13 +247,20 @@ impl Service {
         }
         let metrics = reconcile::Metrics::new(&mut registry);
         let notices = Arc::clone(&self.cluster) as _;
-        let reconciler = Reconciler::new(datapath, metrics, notices, readiness.clone());
+        let reconciler = Reconciler::new(datapath, agent, metrics, notices, readiness.clone());
         let state = reconciler.state();
-        parts.spawn_writer("the kernel half", reconciler.run());
-        let guard = self.guard(&mut registry, parts);
+        parts.spawn_blocking_writer("the kernel half", |stop| reconciler.run(stop));
+        let guard = self.guard(&mut registry, parts).await;
         // Another agent that serves already has shown that it works; this one is ready by then, and need not be unready for a moment.
         let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
-        let probing = Arc::clone(&interception).run(readiness.clone(), pending);
+        let probing = {
+            let (app, interception) = (Arc::clone(&listeners.app), Arc::clone(&interception));
+            let readiness = readiness.clone();
+            async move {
+                app.is_open().await;
+                interception.run(readiness, pending).await;
+            }
+        };
         // Before a hand-over this ends as well: the other agent would meet what this one awaits.
         parts.spawn_writer("interception", probing);
         if let Some(snapshot) = self.snapshot.take() {
@@ -260,6 +276,7 @@ impl Service {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),
             kernel: Kernel { state, counters, guard, targets, interception },
+            ports: [Arc::clone(&listeners.app), Arc::clone(&listeners.admin)],
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
             base: self.base.clone(),
@@ -271,9 +288,35 @@ impl Service {
         });
         let debug_store = self.config.debug.then(|| debug_store(&self.config, &self.cluster));
         let shown = Arc::new(Admin { readiness, registry, debug_store });
-        let admin = shown.serve(Arc::clone(&listeners.admin), self.connections.clone(), self.closing.clone());
+        let admin = {
+            let listener = self.claim(&listeners.admin, &shown.readiness);
+            let (connections, closing) = (self.connections.clone(), self.closing.clone());
+            async move {
+                let Some(listener) = listener.await else { return };
+                shown.serve(listener, connections, closing).await;
+            }
+        };
         parts.spawn("the admin service", self.connections.track_future(admin));
         Ok((Holdings { listeners, pods }, operator))
+    }
+
+    /// A port's listener, once no other process has it; `None` at the end.
+    fn claim(
+        &self,
+        port: &Arc<HostPort>,
+        readiness: &Readiness,
+    ) -> impl Future<Output = Option<Arc<TcpListener>>> + use<> {
+        let (port, readiness, closing) = (Arc::clone(port), readiness.clone(), self.closing.clone());
+        let cluster = Arc::clone(&self.cluster);
+        async move {
+            let pod_name = |uid: &PodUid| {
+                let seen = cluster.seen();
+                let is_it = |seen: &&Seen| seen.pod.uid == *uid || seen.config_hash.as_ref() == Some(uid);
+                seen.iter().find(is_it).map(|seen| format!("{}/{}", seen.pod.namespace, seen.pod.name))
+            };
+            let claimed = port.claim(&readiness, pod_name);
+            closing.accepting().run_until_cancelled(claimed).await.cloned()
+        }
     }
 
     fn interception(&self, node: &Node, registry: &mut Registry) -> Arc<Interception> {
@@ -284,13 +327,13 @@ impl Service {
     }
 
     /// `None` where there is to be none.
-    fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
+    async fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
         match self.config.forward_guard {
             ForwardGuardMode::Auto => {
-                let mut guard = ForwardGuard::new(self.config.metadata, registry);
-                guard.check();
+                let guard = ForwardGuard::new(self.config.metadata, registry);
                 let state = guard.state();
-                parts.spawn_writer("the forward guard", guard.run());
+                parts.spawn_blocking_writer("the forward guard", |stop| guard.run(stop));
+                state.checked().await;
                 Some(state)
             }
             ForwardGuardMode::Off => {

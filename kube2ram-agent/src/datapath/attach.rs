@@ -189,6 +189,23 @@ impl Datapath {
         AcceptedOrigins::open(&self.pins)
     }
 
+    /// Where pods without a listener of their own are sent.
+    pub fn agent(&self) -> AgentAddr {
+        self.settings.agent
+    }
+
+    /// Sends them elsewhere, where the agent listens already.
+    ///
+    /// # Errors
+    /// When the kernel refuses. The configuration is written by the next [`Self::repair`].
+    pub fn move_agent(&mut self, to: AgentAddr) -> Result<(), DatapathError> {
+        if self.settings.agent != to {
+            self.targets.set_host(to)?;
+            self.settings.agent = to;
+        }
+        Ok(())
+    }
+
     /// Sends pods to listeners of their own.
     pub fn targets(&self) -> Targets {
         self.targets.clone()

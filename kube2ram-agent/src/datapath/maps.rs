@@ -140,6 +140,14 @@ impl Targets {
         self.written().set(pod.0, target(listener, addr))
     }
 
+    /// Sends the connections of pods without a listener of their own to the host's, at this address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn set_host(&self, host: AgentAddr) -> Result<(), DatapathError> {
+        self.written().set(DEFAULT_TARGET, target(HOST_LISTENER, host.0))
+    }
+
     /// Sends a pod's connections to the host's listener again. Call it before the pod's own is closed.
     ///
     /// # Errors

@@ -6,7 +6,8 @@ use super::{Problem, Status, text::ago};
 
 /// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
-    let parts = [datapath, interception, forward_guard, api_server, base_credentials, sts, pending];
+    let parts =
+        [datapath, taken_port, interception, forward_guard, api_server, base_credentials, sts, pending];
     parts.into_iter().filter_map(|look| look(status)).collect()
 }
 
@@ -20,6 +21,22 @@ fn datapath(status: &Status) -> Option<Problem> {
         "datapath",
         format!("the kernel half is not what it should be: {failure}"),
         "see who changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
+    )
+}
+
+fn taken_port(status: &Status) -> Option<Problem> {
+    let port = status.agent.taken_ports.first()?;
+    let refused = match &*port.flag {
+        "--app-port" => "; hostNetwork pods, and pods without a listener of their own, are refused",
+        _ => "",
+    };
+    problem(
+        "agent",
+        format!(
+            "the agent cannot listen on {} ({}): {} has the port{refused}",
+            port.address, port.flag, port.holder
+        ),
+        "stop that process, or give the agent another port (--app-port, --metrics-port); the agent tries again every second",
     )
 }
 

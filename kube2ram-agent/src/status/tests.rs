@@ -50,6 +50,7 @@ fn healthy() -> Status {
             pending: Vec::new(),
             log_level: "info".to_owned(),
             log_level_until: None,
+            taken_ports: Vec::new(),
         },
         problems: Vec::new(),
         datapath: Datapath {

@@ -19,6 +19,7 @@ mod observability;
 mod oidc;
 mod options;
 mod outages;
+mod ports;
 mod situations;
 mod status;
 mod support;

@@ -45,6 +45,7 @@ impl Operator {
             pending: self.readiness.pending().into_iter().map(Into::into).collect(),
             log_level: level.to_string(),
             log_level_until: until.map(rounded),
+            taken_ports: self.ports.iter().filter_map(|port| port.taken()).collect(),
         }
     }
 
