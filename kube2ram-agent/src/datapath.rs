@@ -8,6 +8,7 @@ mod links;
 mod load;
 mod log;
 mod maps;
+mod other_installation;
 mod pins;
 mod place;
 mod probe;
@@ -29,10 +30,11 @@ pub(crate) use self::maps::NoOutcomes;
 pub(crate) use self::tcx::has_ingress_programs;
 pub use self::{
     attach::{Datapath, Former, Settings},
-    attachment::{Attachment, attachments},
+    attachment::{Attachment, attachments, connect_programs},
     boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, PassMark, Targets},
+    other_installation::{OtherInstallation, other_installation},
     pins::{Lock, check_bpffs},
     place::Mode,
     probe::dial_as_pod,

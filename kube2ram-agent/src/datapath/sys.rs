@@ -28,6 +28,7 @@ use rustix::{
 // Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -221,33 +222,93 @@ pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
+/// The `query` member of `union bpf_attr`.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    reserved: u32,
+}
+
+/// Asks what is attached at a hook of this very cgroup. Numbers of programs go to `ids`; an empty slice asks for the
+/// count and the flags alone.
+fn query(cgroup: BorrowedFd<'_>, hook: u32, ids: &mut [u32]) -> io::Result<ProgQuery> {
+    let mut attributes = ProgQuery {
+        target_fd: number(cgroup),
+        attach_type: hook,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: if ids.is_empty() { 0 } else { ids.as_mut_ptr() as u64 },
+        prog_cnt: u32::try_from(ids.len()).map_err(io::Error::other)?,
+        reserved: 0,
+    };
+    // SAFETY: `prog_ids` points to `prog_cnt` writable numbers, or is null.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
+    Ok(attributes)
+}
+
 /// The flags with which programs are attached at a hook of this very cgroup; `None` when there is no program.
 ///
 /// # Errors
 /// bpf(2)'s.
 pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u32>> {
+    let found = query(cgroup.as_fd(), hook, &mut [])?;
+    Ok((found.prog_cnt > 0).then_some(found.attach_flags))
+}
+
+/// The numbers of the programs at a hook of this very cgroup.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn program_ids(cgroup: impl AsFd, hook: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_CGROUP_MAX_PROGS`, include/linux/bpf-cgroup.h.
+    const MAX: usize = 64;
+    let mut ids = [0; MAX];
+    let found = query(cgroup.as_fd(), hook, &mut ids)?.prog_cnt;
+    Ok(ids.into_iter().take(usize::try_from(found).unwrap_or(MAX)).collect())
+}
+
+/// The name of a program, which the kernel cuts to 15 bytes. Takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// bpf(2)'s; [`io::ErrorKind::NotFound`] when there is no such program any more.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
     #[repr(C)]
-    struct ProgQuery {
-        target_fd: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        prog_cnt: u32,
-        reserved: u32,
+    struct GetId {
+        prog_id: u32,
+        next_id: u32,
+        open_flags: u32,
     }
-    let mut attributes = ProgQuery {
-        target_fd: number(cgroup.as_fd()),
-        attach_type: hook,
-        query_flags: 0,
-        attach_flags: 0,
-        prog_ids: 0, // the count and the flags will do
-        prog_cnt: 0,
-        reserved: 0,
-    };
+    /// `struct bpf_prog_info`, up to the name.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgInfo {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_prog_len: u32,
+        xlated_prog_len: u32,
+        jited_prog_insns: u64,
+        xlated_prog_insns: u64,
+        load_time: u64,
+        created_by_uid: u32,
+        nr_map_ids: u32,
+        map_ids: u64,
+        name: [u8; 16],
+    }
+    let mut attributes = GetId { prog_id: id, next_id: 0, open_flags: 0 };
     // SAFETY: no pointers.
-    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
-    Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
+    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes) }?;
+    // SAFETY: this command makes a descriptor.
+    let program = unsafe { descriptor(fd) }?;
+    // SAFETY: integers only.
+    let info: ProgInfo = unsafe { info(program.as_fd()) }?;
+    let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 /// What a child makes of its socket.

@@ -127,3 +127,53 @@ fn a_program_that_does_not_share_its_place_is_seen_wherever_it_is() {
         }
     }
 }
+
+/// Detaches a program by number, as Cilium does (`RawDetachProgram` of cilium/ebpf), and prints what bpf(2) said.
+const DETACH: &str = r#"
+import ctypes, errno, os, struct, sys
+BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID = 9, 13
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes)
+    return libc.syscall(BPF, command, buffer, len(attributes))
+cgroup, hook, program = os.open(sys.argv[1], os.O_RDONLY), int(sys.argv[2]), int(sys.argv[3])
+descriptor = bpf(BPF_PROG_GET_FD_BY_ID, struct.pack("III", program, 0, 0))
+assert descriptor >= 0, os.strerror(ctypes.get_errno())
+# target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd
+detached = bpf(BPF_PROG_DETACH, struct.pack("IIIII", cgroup, descriptor, hook, 0, 0))
+print("detached" if detached == 0 else errno.errorcode[ctypes.get_errno()])
+"#;
+
+/// What Cilium without its socket load balancer does to every program at the cgroup root when it starts
+/// (cilium/cilium#43877).
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_foreign_detach_of_the_task_gate_is_enoent_and_changes_nothing() {
+    let lab = Lab::new();
+    let _datapath = attach(&lab);
+    // `enum bpf_attach_type`.
+    let hooks =
+        [(10, "k2r_task_conn4"), (11, "k2r_task_conn6"), (14, "k2r_task_send4"), (15, "k2r_task_send6")];
+    let attached = |name: &str| {
+        let shown =
+            Command::new("bpftool").args(["--json", "cgroup", "show"]).arg(&lab.cgroup).output().unwrap();
+        let programs: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let of_name = |program: &&serde_json::Value| program["name"] == name;
+        programs.as_array().unwrap().iter().find(of_name).map(|program| program["id"].to_string())
+    };
+    for (hook, name) in hooks {
+        let id = attached(name).unwrap();
+
+        let detached = Command::new("python3")
+            .args(["-c", DETACH])
+            .arg(&lab.cgroup)
+            .args([&hook.to_string(), &id])
+            .output()
+            .unwrap();
+
+        let said = String::from_utf8_lossy(&detached.stdout);
+        assert_eq!(said.trim(), "ENOENT", "{name}: {}", stderr(&detached));
+        assert_eq!(attached(name), Some(id), "{name}");
+    }
+}
