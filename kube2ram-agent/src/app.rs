@@ -10,6 +10,7 @@ mod log_level;
 mod metrics;
 mod node;
 mod operator;
+mod outside;
 mod parts;
 mod prefetch;
 mod service;
@@ -32,7 +33,7 @@ use crate::{
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
-    probe::Probe,
+    probe::{Place, Probe},
     state_dir::StateDir,
     telemetry::{Verbosity, chain},
 };
@@ -65,7 +66,9 @@ pub async fn run(
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
     let mut parts = Parts::default();
     let readiness = Readiness::default();
-    let probe = Probe::open(&state, node.own_cgroup).map_err(AppError::Probe)?;
+    state.hold().map_err(AppError::StateDir)?;
+    let place = Place::new(&config.pod_dir, &config.state_dir);
+    let probe = Probe::open(&place).map_err(AppError::Probe)?;
     let starting = readiness.wait_for("the start");
     parts.spawn("the probes", probe.run(readiness.clone()));
 

@@ -112,6 +112,9 @@ pub struct Datapath {
     pub repairs: BTreeMap<String, u64>,
     /// The last of it.
     pub last_repair: Option<Repair>,
+    /// Pods that run where the programs do not see them.
+    #[serde(default)]
+    pub outside_pods: Vec<OutsidePod>,
     /// What the kernel did since the maps were made, by outcome.
     pub outcomes: BTreeMap<String, u64>,
     /// The agent's own connection to the metadata address.
@@ -125,6 +128,39 @@ pub struct Program {
     pub name: String,
     /// The cgroup that it is attached to.
     pub cgroup: String,
+}
+
+/// A pod that runs, and has no process below the pods' cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsidePod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Whether it uses the host's network, and so reaches the node's role.
+    pub host_network: bool,
+    /// Where its processes seem to be.
+    pub cgroup: Option<String>,
+}
+
+impl OutsidePod {
+    /// What is wrong, what the pod gets, and what to do.
+    pub fn message(&self) -> String {
+        let cgroup =
+            self.cgroup.as_deref().map(|cgroup| format!(" (they are in {cgroup})")).unwrap_or_default();
+        let gets = if self.host_network {
+            "it reaches the node's role, because it uses the host's network"
+        } else {
+            "it gets no role, and the netfilter rule keeps it from the node's"
+        };
+        format!(
+            "the pod's processes are not below the pods' cgroup{cgroup}, so kube2ram does not see them: {gets}. Its runtime uses another cgroup driver \
+             than the kubelet, or it was started before the kubelet's was changed: set SystemdCgroup for its runtime handler to what the kubelet has, \
+             and delete the pod"
+        )
+    }
 }
 
 /// Drift that was made good.
@@ -170,6 +206,9 @@ pub struct ForwardGuard {
 pub struct BootGuard {
     /// `absent`, `in_force`, `taken_over`, or `unknown`.
     pub state: String,
+    /// Why it could not be installed for the next boot, if that was tried and failed.
+    #[serde(default)]
+    pub installation_failure: Option<String>,
 }
 
 /// The watches.

@@ -15,7 +15,7 @@ use tokio::{
 use tracing::level_filters::LevelFilter;
 
 use self::explain::Judge;
-use super::{host_port::HostPort, log_level::LogLevel};
+use super::{host_port::HostPort, log_level::LogLevel, outside};
 use crate::{
     admin::Readiness,
     args::Config,
@@ -37,6 +37,7 @@ pub(super) struct Operator {
     pub(super) config: Arc<Config>,
     pub(super) settings: Settings,
     pub(super) kernel: Kernel,
+    pub(super) outside: outside::State,
     /// Those of `--app-port` and `--metrics-port`.
     pub(super) ports: [Arc<HostPort>; 2],
     pub(super) cluster: Arc<Cluster>,

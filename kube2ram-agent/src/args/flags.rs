@@ -249,6 +249,16 @@ pub(super) struct Flags {
     /// role too
     #[arg(long, value_enum, default_value = "cut", hide_possible_values = true, help_heading = "Node")]
     pub(super) open_connections: OpenConnections,
+    /// Directory that the containers of one agent's pod share, an emptyDir: for the socket of kube2ram ready and live, and what the boot guard's
+    /// installation reports. If it is missing, that socket is in --state-dir
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/kube2ram-pod",
+        help_heading = "Node",
+        global = true
+    )]
+    pub(super) pod_dir: PathBuf,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,
@@ -340,6 +350,10 @@ pub(super) enum BootGuard {
         guard: Guard,
         #[command(flatten)]
         host: HostRoot,
+        /// End with status 0 even if it fails, so that an init container does not keep the agent from its node, and leave the reason in
+        /// --pod-dir: the agent reports it in its log, status and metrics
+        #[arg(long)]
+        optional: bool,
         /// Have the kubelet not start at all when the guard fails. Otherwise it starts, and pods reach the node's role until an agent is in
         /// force
         #[arg(long)]

@@ -6,8 +6,18 @@ use super::{Problem, Status, text::ago};
 
 /// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
-    let parts =
-        [datapath, taken_port, interception, forward_guard, api_server, base_credentials, sts, pending];
+    let parts = [
+        datapath,
+        taken_port,
+        outside_pods,
+        interception,
+        forward_guard,
+        api_server,
+        base_credentials,
+        sts,
+        boot_guard,
+        pending,
+    ];
     parts.into_iter().filter_map(|look| look(status)).collect()
 }
 
@@ -37,6 +47,20 @@ fn taken_port(status: &Status) -> Option<Problem> {
             port.address, port.flag, port.holder
         ),
         "stop that process, or give the agent another port (--app-port, --metrics-port); the agent tries again every second",
+    )
+}
+
+fn outside_pods(status: &Status) -> Option<Problem> {
+    let outside = &status.datapath.outside_pods;
+    let first = outside.first()?;
+    let others = match outside.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    };
+    problem(
+        "datapath",
+        format!("{}/{}{others}: {}", first.namespace, first.name, first.message()),
+        "kube2ram status -o json lists them in datapath.outside_pods",
     )
 }
 
@@ -129,6 +153,17 @@ fn sts(status: &Status) -> Option<Problem> {
         _ => return None,
     };
     problem("sts", format!("{what} (last {})", ago(status.at, failure.at)), &failure.remedy)
+}
+
+fn boot_guard(status: &Status) -> Option<Problem> {
+    let failure = status.boot_guard.installation_failure.as_deref()?;
+    problem(
+        "boot_guard",
+        format!(
+            "the boot guard could not be installed: {failure}; from the next boot on, pods that start before the agent reach the node's role"
+        ),
+        "correct that and restart the agent's pod, or leave the boot guard out and use the start-up taint",
+    )
 }
 
 fn pending(status: &Status) -> Option<Problem> {

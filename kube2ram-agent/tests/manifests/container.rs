@@ -178,6 +178,29 @@ fn without_a_mount_it_says_which_one_to_make() {
     node.start(&manifest()).unwrap();
 }
 
+/// The manifest of a version before the pod's own directory, with a later image.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_a_directory_of_the_pod_probes_still_hear_of_their_own_agent() {
+    let mut node = Node::new("manifest-pod-dir");
+    let mut former = node.start(&without_volume("pod")).unwrap();
+    let another = node.start(&without_volume("pod")).unwrap();
+    // Last: containers share their root file system here, and the mount point stays in it.
+    let next = node.start(&manifest()).unwrap();
+
+    for agent in [&former, &next, &another] {
+        assert_eq!((agent.ready().unwrap().as_str(), agent.live().unwrap().as_str()), ("ready", "live"));
+    }
+    former.container.signal("KILL").unwrap();
+    assert!(!former.container.wait().unwrap().success());
+
+    assert!(former.live().is_err());
+    for agent in [&next, &another] {
+        assert_eq!(agent.live().unwrap(), "live");
+    }
+    node.assert_served();
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn without_the_hosts_processes_pods_share_the_hosts_listener() {

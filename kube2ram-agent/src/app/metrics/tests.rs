@@ -9,7 +9,7 @@ use std::{
 use super::*;
 use crate::{
     admin::{Exposition, Readiness},
-    app::snapshot,
+    app::{outside, snapshot},
     credentials,
     datapath::{self, MetadataAddr},
     documents::{keep_current, keep_file_current, row},
@@ -52,8 +52,10 @@ impl Collector for Own {
 fn registry() -> Registry {
     let mut registry = Registry::with_prefix("kube2ram");
     of_build(&mut registry);
+    of_boot_guard(&mut registry, None);
     drop(kubernetes::Metrics::new(registry.sub_registry_with_prefix("kubernetes")));
     drop(snapshot::metrics(&mut registry));
+    drop(outside::metrics(&mut registry));
     registry.register_collector(Box::new(Held));
     registry.register_collector(Box::new(Own));
     server::register_metrics(&mut registry);

@@ -4,6 +4,7 @@ use std::process;
 
 use super::{Operator, rounded};
 use crate::{
+    boot_guard::installation_failure,
     cloud::alibaba::base::BaseState,
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
@@ -69,6 +70,7 @@ impl Operator {
                 kind: drift.label().to_owned(),
                 of: of.to_owned(),
             }),
+            outside_pods: self.outside.read(),
             outcomes: self.kernel.counters.read().map(|(name, count)| (name.to_owned(), count)).collect(),
             interception: Interception {
                 arrived_at: last.arrived_at.map(|at| self.ago(at.elapsed())),
@@ -98,7 +100,10 @@ impl Operator {
             Ok(datapath::BootGuard::TakenOver) => "taken_over",
             Err(_) => "unknown",
         };
-        BootGuard { state: state.to_owned() }
+        BootGuard {
+            state: state.to_owned(),
+            installation_failure: installation_failure(&self.config.pod_dir),
+        }
     }
 
     fn api_server(&self) -> ApiServer {
