@@ -33,7 +33,7 @@ use crate::{
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
-    probe::{Place, Probe},
+    probe::{Probe, SocketPaths},
     state_dir::StateDir,
     telemetry::{Verbosity, chain},
 };
@@ -67,8 +67,8 @@ pub async fn run(
     let mut parts = Parts::default();
     let readiness = Readiness::default();
     state.hold().map_err(AppError::StateDir)?;
-    let place = Place::new(&config.pod_dir, &config.state_dir);
-    let probe = Probe::open(&place).map_err(AppError::Probe)?;
+    let paths = SocketPaths::new(&config.pod_dir, &config.state_dir);
+    let probe = Probe::open(&paths).map_err(AppError::Probe)?;
     let starting = readiness.wait_for("the start");
     parts.spawn("the probes", probe.run(readiness.clone()));
 

@@ -22,7 +22,7 @@ use crate::{
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
-    probe::Place,
+    probe::SocketPaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
     telemetry::LogFormat,
 };
@@ -51,7 +51,7 @@ pub enum Command {
         state_dir: PathBuf,
     },
     /// To tell whether this container's agent answers, and end.
-    Live(Place),
+    Live(SocketPaths),
     /// To tell or change what the running agent logs, and end.
     LogLevel {
         /// How it is to change.
@@ -62,7 +62,7 @@ pub enum Command {
     /// To tell whether an agent could run here, and end.
     Preflight(NodePaths),
     /// To tell whether this container's agent is ready, and end.
-    Ready(Place),
+    Ready(SocketPaths),
     /// To tell how the running agent is, and end.
     Status {
         /// How it is told.
@@ -328,7 +328,7 @@ impl Command {
             Some(Subcommand::Explain { pod: (namespace, name), output }) => {
                 Ok(Self::Explain { namespace, name, output, state_dir: flags.state_dir })
             }
-            Some(Subcommand::Live) => Ok(Self::Live(Place::new(&flags.pod_dir, &flags.state_dir))),
+            Some(Subcommand::Live) => Ok(Self::Live(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::LogLevel { level, span }) => Ok(Self::LogLevel {
                 change: level.map(|change| match change {
                     value::LevelChange::Reset => ChangeLogLevel::Reset,
@@ -345,7 +345,7 @@ impl Command {
                 metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
                 pods_cgroup: flags.pods_cgroup,
             })),
-            Some(Subcommand::Ready) => Ok(Self::Ready(Place::new(&flags.pod_dir, &flags.state_dir))),
+            Some(Subcommand::Ready) => Ok(Self::Ready(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::Uninstall) => {
                 Ok(Self::Uninstall { bpf_dir: flags.bpf_dir, state_dir: flags.state_dir })
             }

@@ -4,6 +4,7 @@
 mod attach;
 mod attachment;
 mod boot;
+mod child;
 mod links;
 mod load;
 mod log;

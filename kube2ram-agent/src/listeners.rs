@@ -4,6 +4,7 @@
 //! A pod without one is served by the host's listener: until its own is open, where that fails, and when it has the host's namespace, whatever others
 //! its processes make. A listener of its own would give a hostNetwork pod nothing, because nothing stands between it and the host's.
 
+mod cut;
 mod devices;
 mod links;
 mod metrics;
@@ -33,12 +34,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::{devices::Seen, names::Names, netns::Netns, pods::PodCgroups, processes::Found};
 pub use self::{
+    cut::{Ended, end_cut_connections},
     metrics::Metrics,
     netns::NetnsId,
     succession::{HandOver, PodListener},
 };
+use self::{devices::Seen, names::Names, netns::Netns, pods::PodCgroups, processes::Found};
 use crate::{
     clock::since_boot,
     closing::Closing,
@@ -61,6 +63,8 @@ pub struct PodListeners {
     pods: HashMap<CgroupId, Pod>,
     /// Those of a former agent whose pods were not looked at yet.
     inherited: HashMap<CgroupId, Open>,
+    /// Whether a cgroup could not be watched.
+    is_blind: bool,
     /// What was said once and need not be again.
     said: HashSet<&'static str>,
 }
@@ -99,6 +103,9 @@ enum ListenError {
     Redirect(#[source] DatapathError),
 }
 
+const POLLING: &str = "cannot watch cgroups, so they are looked at every second: raise fs.inotify.max_user_instances and max_user_watches on the node";
+/// How often pods' cgroups are listed while inotify does not work.
+const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How often everything is looked at, whether something happened or not.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// A first process is in the pod's cgroup a few milliseconds before it is in the pod's namespace, and no event tells of that: after an event, a pod is
@@ -123,7 +130,7 @@ impl PodListeners {
         let (cgroups, pods, said) =
             (PodCgroups::new(cgroup_root, pods_cgroup), HashMap::new(), HashSet::new());
         let inherited = HashMap::new();
-        Self { cgroups, targets, origins, serve, metrics, names, pods, inherited, said }
+        Self { cgroups, targets, origins, serve, metrics, names, pods, inherited, is_blind: false, said }
     }
 
     /// Opens and closes listeners until they are to be closed, all of them, or handed over. What the kernel half knows of them stays: where
@@ -144,20 +151,16 @@ impl PodListeners {
                 return shutdown.cancelled().await;
             }
         };
-        let mut watch = match Watch::start() {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                self.metrics.failed("watch");
-                warn!(%error, "cannot watch cgroups; new pods get their listener late");
-                None
-            }
-        };
+        let mut watch = None;
         let (mut events, mut full_at) = (Vec::new(), Instant::now());
         while !shutdown.is_cancelled() {
             let fired: HashSet<_> = events.drain(..).collect();
             let watching = watch.as_ref().map(Watch::handle);
             let closing = closing.clone();
             let is_full = full_at <= Instant::now() || fired.contains(&WatchId::OVERFLOW);
+            if is_full && watch.is_none() {
+                watch = self.start_watch();
+            }
             let pass = spawn_blocking(move || {
                 if let Err(error) = self.pass(host, watching.as_ref(), &fired, is_full, &closing) {
                     self.metrics.failed("survey");
@@ -172,6 +175,9 @@ impl PodListeners {
                 full_at = Instant::now() + RECONCILE_EVERY;
             }
             let next_at = self.pods.values().filter_map(|pod| pod.again_at).fold(full_at, Instant::min);
+            let is_polling = self.is_blind || watch.is_none();
+            self.metrics.polling.set(is_polling.into());
+            let next_at = if is_polling { next_at.min(Instant::now() + POLL_EVERY) } else { next_at };
             let happens = async {
                 match &mut watch {
                     Some(watch) => watch.next(&mut events).await,
@@ -196,6 +202,16 @@ impl PodListeners {
         }
     }
 
+    /// `None` when inotify's instances or watches are used up: then cgroups are polled, and this is tried again.
+    fn start_watch(&mut self) -> Option<Watch> {
+        Watch::start()
+            .inspect_err(|error| {
+                self.metrics.failed("watch");
+                self.warn_once(POLLING, Some(error));
+            })
+            .ok()
+    }
+
     /// One look at the pods' cgroups: closes what is gone, and examines what is new, due or `fired`.
     fn pass(
         &mut self,
@@ -215,7 +231,10 @@ impl PodListeners {
         self.forget_others(&living, watch);
         self.close_inherited_of_others(&living);
         for (id, cgroup) in listed {
-            if self.pods.contains_key(&id) {
+            if let Some(pod) = self.pods.get_mut(&id) {
+                if pod.population.is_none() {
+                    pod.population = watch.and_then(|watch| watch.population(&cgroup).ok());
+                }
                 continue;
             }
             if self.pods.len() == MAX_PODS {
@@ -234,9 +253,11 @@ impl PodListeners {
             let pod = Pod { cgroup, population, examined: 0, again_at, open, complained: false, seen: None };
             self.pods.insert(id, pod);
         }
-        if let Some(error) = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound) {
+        let unwatched = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound);
+        self.is_blind = unwatched.is_some();
+        if let Some(error) = unwatched {
             self.metrics.failed("watch");
-            self.warn_once("cannot watch cgroups; new pods get their listener late", Some(&error));
+            self.warn_once(POLLING, Some(&error));
         }
 
         let now = Instant::now();
@@ -247,7 +268,8 @@ impl PodListeners {
             if has_fired {
                 pod.examined = 0;
             }
-            if has_fired || is_full || pod.again_at.is_some_and(|at| at <= now) {
+            let is_polled = pod.population.is_none() && pod.open.is_none() && !pod.complained;
+            if has_fired || is_polled || is_full || pod.again_at.is_some_and(|at| at <= now) {
                 due.push(*id);
             }
         }

@@ -268,13 +268,13 @@ fn tell_cilium(bpf_dir: &Path, root: &Path) -> Option<Outcome> {
 }
 
 /// The deepest level of the pods' cgroup at which the programs, which look at ten levels, still find a pod two levels below.
-const MAX_PODS_LEVEL: usize = 8;
+const MAX_PODS_LEVEL: u8 = 8;
 const _: () = assert!(MAX_PODS_LEVEL as i32 + 2 == MAX_CGROUP_LEVEL);
 
 /// In a nested node (kind) the root is not the kernel's, and the levels above it are not counted here.
 fn check_pods(root: &Path, pods: &Path) -> Result<String, String> {
     let level = pods.strip_prefix(root).map_or(0, |below| below.components().count());
-    if level > MAX_PODS_LEVEL {
+    if level > usize::from(MAX_PODS_LEVEL) {
         return Err(format!(
             "{} is {level} levels below the cgroup root, and the programs find pods down to {MAX_PODS_LEVEL}: move it up (the kubelet's --cgroup-root)",
             pods.display()

@@ -65,10 +65,10 @@ pub enum ProbeError {
 
 /// Where the socket of this container's agent may be: in the pod's own directory or, where there is none, in the shared one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place([Socket; 2]);
+pub struct SocketPaths([SocketPath; 2]);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Socket {
+struct SocketPath {
     directory: PathBuf,
     name: String,
 }
@@ -85,15 +85,15 @@ const MAX_ANSWER_BYTES: usize = 1024;
 /// How long to wait when accept(2) fails.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-impl Place {
+impl SocketPaths {
     /// In `pod_dir`, else in `state_dir`.
     pub fn new(pod_dir: &Path, state_dir: &Path) -> Self {
         // An error gives 0: the agent of this container, and no other process, makes the same of it.
         let namespace = fs::metadata("/proc/self/ns/mnt").map_or(0, |metadata| metadata.ino());
         let shared = format!("{SHARED_PREFIX}{namespace}");
         Self([
-            Socket { directory: pod_dir.to_owned(), name: NAME.to_owned() },
-            Socket { directory: state_dir.to_owned(), name: shared },
+            SocketPath { directory: pod_dir.to_owned(), name: NAME.to_owned() },
+            SocketPath { directory: state_dir.to_owned(), name: shared },
         ])
     }
 
@@ -112,7 +112,7 @@ impl Place {
     }
 }
 
-impl Socket {
+impl SocketPath {
     /// Calls with a path that is short enough for a socket's address, however deep the directory is.
     fn with_path<T>(&self, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -126,8 +126,8 @@ impl Probe {
     ///
     /// # Errors
     /// [`ProbeError::Listen`].
-    pub fn open(place: &Place) -> Result<Self, ProbeError> {
-        let listener = place.first(|path| {
+    pub fn open(paths: &SocketPaths) -> Result<Self, ProbeError> {
+        let listener = paths.first(|path| {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -136,7 +136,7 @@ impl Probe {
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             Ok(listener)
         });
-        let path = || place.0[0].directory.join(NAME);
+        let path = || paths.0[0].directory.join(NAME);
         listener.map(Self).map_err(|source| ProbeError::Listen { path: path(), source })
     }
 
@@ -163,8 +163,8 @@ impl Probe {
 ///
 /// # Errors
 /// [`ProbeError`], within a second: it is not ready, as far as anybody can tell.
-pub fn ready(place: &Place) -> Result<Ready, ProbeError> {
-    match ask(place, PATIENCE)? {
+pub fn ready(paths: &SocketPaths) -> Result<Ready, ProbeError> {
+    match ask(paths, PATIENCE)? {
         pending if pending.is_empty() => Ok(Ready),
         pending => Err(ProbeError::Pending(pending)),
     }
@@ -174,13 +174,13 @@ pub fn ready(place: &Place) -> Result<Ready, ProbeError> {
 ///
 /// # Errors
 /// [`ProbeError`], but for [`Pending`](ProbeError::Pending), within five seconds: there is none.
-pub fn live(place: &Place) -> Result<Live, ProbeError> {
-    ask(place, PATIENCE_FOR_LIFE).map(|_pending| Live)
+pub fn live(paths: &SocketPaths) -> Result<Live, ProbeError> {
+    ask(paths, PATIENCE_FOR_LIFE).map(|_pending| Live)
 }
 
 /// What the agent of this container waits for.
-fn ask(place: &Place, patience: Duration) -> Result<String, ProbeError> {
-    place.first(dial).and_then(|stream| hear(stream, patience)).map_err(ProbeError::Silent)
+fn ask(paths: &SocketPaths, patience: Duration) -> Result<String, ProbeError> {
+    paths.first(dial).and_then(|stream| hear(stream, patience)).map_err(ProbeError::Silent)
 }
 
 /// A whole line: what ends before it does was no answer, but the agent's own end.

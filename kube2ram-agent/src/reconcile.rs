@@ -123,6 +123,8 @@ impl Reconciler {
             let due = Due { targets: targets_at <= now, upkeep: upkeep_at <= now };
             if due.targets {
                 targets_at = now + LOOK_AT_TARGETS_EVERY;
+                // inotify's instances may have been used up for a while.
+                watch = watch.or_else(|| Watch::start().ok());
             }
             let (readiness, state) = (self.readiness.clone(), self.state.clone());
             let handle = watch.as_ref().map(Watch::handle);

@@ -31,7 +31,7 @@ pub(super) struct HostPort {
     condition: &'static str,
     listener: SetOnce<Arc<TcpListener>>,
     /// The process that has the port; `None` once the agent has it.
-    holder: Mutex<Option<String>>,
+    holder: Mutex<Option<Holder>>,
 }
 
 /// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it
@@ -64,7 +64,7 @@ impl HostPort {
         let (listener, holder) = match listen(address) {
             Ok(listener) => (SetOnce::new_with(Some(Arc::new(listener))), None),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                (SetOnce::new(), Some(Holder::default().describe(|_| None)))
+                (SetOnce::new(), Some(Holder::default()))
             }
             Err(source) => return Err(AppError::Bind { address, flag, source }),
         };
@@ -93,14 +93,13 @@ impl HostPort {
         self.listener.wait().await;
     }
 
-    /// The process that has the port, if the agent has not.
-    pub(super) fn taken(&self) -> Option<TakenPort> {
-        let holder = self.holder().clone()?;
+    /// The process that has the port, if the agent has not. `pod_name` looks up the namespace and name of a pod.
+    pub(super) fn taken(&self, pod_name: impl Fn(&PodUid) -> Option<String>) -> Option<TakenPort> {
+        let holder = self.holder().as_ref()?.describe(pod_name);
         Some(TakenPort { flag: self.flag.to_owned(), address: self.address.to_string(), holder })
     }
 
-    /// Listens, as soon as no other process does; until then the agent is not ready. `pod_name` looks up the
-    /// namespace and name of a pod.
+    /// Listens, as soon as no other process does; until then the agent is not ready.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the agent unready.
@@ -136,19 +135,18 @@ impl HostPort {
     async fn report(&self, failure: &io::Error, pod_name: impl Fn(&PodUid) -> Option<String>) {
         let address = self.address;
         let found = spawn_blocking(move || Holder::find(address)).await.unwrap_or_default();
-        let holder = found.describe(pod_name);
         error!(
             %address,
             flag = self.flag,
-            holder,
+            holder = found.describe(pod_name),
             pid = found.pid(),
             error = chain(failure),
             "another process has the agent's port: stop it, or give the agent another port; pods that need this port are refused meanwhile, and the agent tries again every second"
         );
-        *self.holder() = Some(holder);
+        *self.holder() = Some(found);
     }
 
-    fn holder(&self) -> MutexGuard<'_, Option<String>> {
+    fn holder(&self) -> MutexGuard<'_, Option<Holder>> {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -188,16 +186,16 @@ mod tests {
             async move { port.claim(&readiness, |_| None).await.local_addr().unwrap() }
         });
         let own = format!("pid {}", std::process::id());
-        while !port.taken().unwrap().holder.contains(&own) {
+        while !port.taken(|_| None).unwrap().holder.contains(&own) {
             sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(readiness.pending(), ["the port of --app-port"]);
-        assert_eq!(port.taken().unwrap().address, address.to_string());
+        assert_eq!(port.taken(|_| None).unwrap().address, address.to_string());
 
         drop(other);
 
         assert_eq!(claiming.await.unwrap(), address);
-        assert!(readiness.pending().is_empty() && port.taken().is_none());
+        assert!(readiness.pending().is_empty() && port.taken(|_| None).is_none());
         assert!(port.listener().is_ok());
     }
 

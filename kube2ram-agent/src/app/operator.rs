@@ -25,8 +25,9 @@ use crate::{
     control::{self, ChangeLogLevel, Request},
     datapath::{Counters, Settings, Targets},
     guard,
+    identity::PodUid,
     interception::Interception,
-    kubernetes::Cluster,
+    kubernetes::{Cluster, Seen},
     reconcile,
     server::Entitlements,
     status::SCHEMA,
@@ -105,6 +106,13 @@ impl Operator {
         let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
         rounded(self.clock.now().checked_sub(span).unwrap_or(Timestamp::UNIX_EPOCH))
     }
+}
+
+/// The namespace and name of a pod that is known, by what its cgroup is named after.
+pub(super) fn pod_name(cluster: &Cluster, uid: &PodUid) -> Option<String> {
+    let seen = cluster.seen();
+    let is_it = |seen: &&Seen| seen.pod.uid == *uid || seen.config_hash.as_ref() == Some(uid);
+    seen.iter().find(is_it).map(|seen| format!("{}/{}", seen.pod.namespace, seen.pod.name))
 }
 
 /// To milliseconds: what is finer is noise.

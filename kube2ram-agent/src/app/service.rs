@@ -21,7 +21,8 @@ use super::{
     log_level::LogLevel,
     metrics,
     node::Node,
-    operator::{Kernel, Operator},
+    operator::{Kernel, Operator, pod_name},
+    outside::Outside,
     parts::Parts,
     prefetch::Prefetch,
     snapshot,
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     admin::{Admin, Readiness},
     args::{Config, ForwardGuardMode},
+    boot_guard,
     clock::{Clock, SystemClock},
     closing::Closing,
     cloud::{
@@ -41,13 +43,12 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::{AgentAddr, PassMark},
+    datapath::{AgentAddr, PassMark, Settings},
     guard::{self, ForwardGuard},
     handover::Heirs,
-    identity::PodUid,
     interception::{self, Interception},
-    kubernetes::{Cluster, Seen},
-    listeners::{self, HandOver, PodListeners},
+    kubernetes::Cluster,
+    listeners::{self, Ended, HandOver, PodListeners},
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     state_dir::StateDir,
@@ -106,6 +107,14 @@ impl Service {
         let shutdown = closing.draining();
         let mut registry = Registry::with_prefix("kube2ram");
         metrics::of_build(&mut registry);
+        let failure = boot_guard::installation_failure(&config.pod_dir);
+        if let Some(failure) = &failure {
+            warn!(
+                failure,
+                "the boot guard could not be installed on this node: from the next boot on, pods that start before the agent reach the node's role"
+            );
+        }
+        metrics::of_boot_guard(&mut registry, failure.as_deref());
 
         let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata, pass)));
         let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
@@ -227,6 +236,10 @@ impl Service {
         );
         pod_listeners.inherit(pods, &self.closing);
         let interception = self.interception(node, &mut registry);
+        if datapath.has_cut_connections() {
+            let settings = node.settings.clone();
+            drop(self.tasks.spawn_blocking(move || end_cut_connections(&settings)));
+        }
         let (moved, agent) = watch::channel(datapath.agent());
         let app = {
             let (server, closing) = (Arc::clone(&self.server), self.closing.clone());
@@ -271,11 +284,21 @@ impl Service {
         }
 
         self.remove_taint(&readiness, parts);
+        let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, &mut registry);
+        let outside_state = outside.state();
+        parts.spawn("pods outside of the pods' cgroup", {
+            let shutdown = self.closing.draining().clone();
+            async move {
+                outside.run(shutdown.clone()).await;
+                shutdown.cancelled().await;
+            }
+        });
         registry.register_collector(Box::new(readiness.clone()));
         let operator = Arc::new(Operator {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),
             kernel: Kernel { state, counters, guard, targets, interception },
+            outside: outside_state,
             ports: [Arc::clone(&listeners.app), Arc::clone(&listeners.admin)],
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
@@ -309,12 +332,7 @@ impl Service {
         let (port, readiness, closing) = (Arc::clone(port), readiness.clone(), self.closing.clone());
         let cluster = Arc::clone(&self.cluster);
         async move {
-            let pod_name = |uid: &PodUid| {
-                let seen = cluster.seen();
-                let is_it = |seen: &&Seen| seen.pod.uid == *uid || seen.config_hash.as_ref() == Some(uid);
-                seen.iter().find(is_it).map(|seen| format!("{}/{}", seen.pod.namespace, seen.pod.name))
-            };
-            let claimed = port.claim(&readiness, pod_name);
+            let claimed = port.claim(&readiness, |uid| pod_name(&cluster, uid));
             closing.accepting().run_until_cancelled(claimed).await.cloned()
         }
     }
@@ -395,6 +413,21 @@ impl Service {
         });
         if drained.await.is_err() {
             warn!(connections = self.connections.len(), "not everything ended in time");
+        }
+    }
+}
+
+/// Nothing depends on it: where it fails, clients wait for their timeouts.
+fn end_cut_connections(settings: &Settings) {
+    match listeners::end_cut_connections(settings) {
+        Ok(ended) if ended == Ended::default() => {}
+        Ok(Ended { connections, failures }) => info!(
+            connections,
+            failures,
+            "ended pods' connections to the metadata server from before: their clients connect again, to the agent"
+        ),
+        Err(error) => {
+            warn!(%error, "cannot end pods' connections from before: their clients wait for a timeout")
         }
     }
 }

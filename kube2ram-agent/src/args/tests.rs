@@ -84,12 +84,12 @@ fn probes_ask_the_agent_of_the_pods_directory_or_the_state_directorys() {
         // The flags of former manifests' probes still parse.
         let line = format!("{probe} --pod-dir=/p --state-dir=/s --cgroup-root=/c");
         let told = match command(&line, &|_| None).unwrap() {
-            Command::Live(place) | Command::Ready(place) => place,
+            Command::Live(paths) | Command::Ready(paths) => paths,
             other => panic!("{other:?}"),
         };
 
-        assert_eq!(told, Place::new(Path::new("/p"), Path::new("/s")));
-        assert_ne!(told, Place::new(Path::new("/s"), Path::new("/p")));
+        assert_eq!(told, SocketPaths::new(Path::new("/p"), Path::new("/s")));
+        assert_ne!(told, SocketPaths::new(Path::new("/s"), Path::new("/p")));
     }
 }
 

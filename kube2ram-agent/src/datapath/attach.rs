@@ -6,6 +6,7 @@ use std::{
 };
 
 use aya::Ebpf;
+use kube2ram_common::names::program;
 
 use super::{
     AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, PassMark, Removed,
@@ -189,6 +190,12 @@ impl Datapath {
         AcceptedOrigins::open(&self.pins)
     }
 
+    /// Whether this start cut connections to the metadata server that pods had open before.
+    pub fn has_cut_connections(&self) -> bool {
+        let is_new_egress = |link: &Link| link.name() == program::EGRESS && link.is_new();
+        !self.settings.keeps_open && self.links.iter().any(is_new_egress)
+    }
+
     /// Where pods without a listener of their own are sent.
     pub fn agent(&self) -> AgentAddr {
         self.settings.agent
@@ -197,12 +204,15 @@ impl Datapath {
     /// Sends them elsewhere, where the agent listens already.
     ///
     /// # Errors
-    /// When the kernel refuses. The configuration is written by the next [`Self::repair`].
+    /// When the kernel refuses; to be tried again.
     pub fn move_agent(&mut self, to: AgentAddr) -> Result<(), DatapathError> {
-        if self.settings.agent != to {
-            self.targets.set_host(to)?;
-            self.settings.agent = to;
+        if self.settings.agent == to {
+            return Ok(());
         }
+        let settings = Settings { agent: to, ..self.settings.clone() };
+        self.configuration.ensure(&settings)?;
+        self.targets.set_host(to)?;
+        self.settings = settings;
         Ok(())
     }
 

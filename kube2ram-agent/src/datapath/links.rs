@@ -44,6 +44,8 @@ pub(super) struct Link {
     program: OwnedFd,
     program_id: u32,
     link: OwnedFd,
+    /// Whether this start attached it, rather than swapped the program under it.
+    is_new: bool,
     /// What it was attached to last.
     cgroup_id: u64,
     attach_type: u32,
@@ -78,12 +80,18 @@ impl Link {
         let info = link_info(&link).map_err(io_error("examine", &pin))?;
         let (cgroup_id, attach_type) = (info.cgroup, info.attach_type);
         let cgroup = cgroup.to_owned();
-        Ok((Self { name, cgroup, pin, program, program_id, link, cgroup_id, attach_type }, outcome))
+        let is_new = outcome != Outcome::Updated;
+        Ok((Self { name, cgroup, pin, program, program_id, link, is_new, cgroup_id, attach_type }, outcome))
     }
 
     /// Where it was attached last.
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Whether this start attached it, rather than swapped the program under it.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The program's name.

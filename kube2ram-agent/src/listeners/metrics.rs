@@ -11,6 +11,8 @@ use super::links::Device;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) open: Gauge,
+    /// Whether pods' cgroups are looked at every second, because inotify does not work.
+    pub(super) polling: Gauge,
     beside_host: Family<[(&'static str, &'static str); 1], Gauge>,
     failures: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -20,6 +22,11 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("pod_listeners", "Pods with a listener of their own", metrics.open.clone());
+        registry.register(
+            "pod_cgroups_polled",
+            "Whether pods' cgroups are looked at every second, because inotify does not work: its instances are used up (fs.inotify.max_user_instances)",
+            metrics.polling.clone(),
+        );
         registry.register(
             "pod_listener_failures",
             "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, find, listen, redirect, survey, watch), and questions for pods' devices that failed (links)",

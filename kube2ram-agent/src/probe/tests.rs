@@ -7,8 +7,8 @@ use super::*;
 /// Of whoever is to be disappointed.
 const LITTLE: Duration = Duration::from_millis(50);
 
-fn place(directory: &tempfile::TempDir) -> Place {
-    Place::new(directory.path(), Path::new("/nonexistent"))
+fn paths(directory: &tempfile::TempDir) -> SocketPaths {
+    SocketPaths::new(directory.path(), Path::new("/nonexistent"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -18,11 +18,11 @@ async fn each_pod_hears_of_its_own_agent() {
     let (readiness, unready) = (Readiness::default(), Readiness::default());
     let (pods, _links) = (readiness.wait_for("pods"), unready.wait_for("links"));
     for (directory, readiness) in [(&one, &readiness), (&other, &unready)] {
-        drop(tokio::spawn(Probe::open(&place(directory)).unwrap().run(readiness.clone())));
+        drop(tokio::spawn(Probe::open(&paths(directory)).unwrap().run(readiness.clone())));
     }
     let ask = |directory| {
-        let place = place(directory);
-        spawn_blocking(move || ask(&place, PATIENCE))
+        let paths = paths(directory);
+        spawn_blocking(move || ask(&paths, PATIENCE))
     };
 
     assert_eq!(ask(&one).await.unwrap().unwrap(), "pods");
@@ -35,11 +35,11 @@ async fn each_pod_hears_of_its_own_agent() {
 #[tokio::test]
 async fn a_container_that_is_started_again_takes_its_sockets_place() {
     let directory = tempfile::tempdir().unwrap();
-    let place = place(&directory);
-    drop(Probe::open(&place).unwrap());
-    assert!(matches!(ask(&place, PATIENCE), Err(ProbeError::Silent(_))), "what a dead agent left is silent");
+    let paths = paths(&directory);
+    drop(Probe::open(&paths).unwrap());
+    assert!(matches!(ask(&paths, PATIENCE), Err(ProbeError::Silent(_))), "what a dead agent left is silent");
 
-    let _next = Probe::open(&place).unwrap();
+    let _next = Probe::open(&paths).unwrap();
 
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
@@ -47,24 +47,24 @@ async fn a_container_that_is_started_again_takes_its_sockets_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn under_a_manifest_without_a_directory_of_the_pod_it_goes_by_the_mount_namespace() {
     let shared = tempfile::tempdir().unwrap();
-    let place = Place::new(Path::new("/nonexistent"), shared.path());
-    drop(tokio::spawn(Probe::open(&place).unwrap().run(Readiness::default())));
+    let paths = SocketPaths::new(Path::new("/nonexistent"), shared.path());
+    drop(tokio::spawn(Probe::open(&paths).unwrap().run(Readiness::default())));
 
     let own = std::process::Command::new("readlink").arg("/proc/self/ns/mnt").output().unwrap().stdout;
     let own = String::from_utf8(own).unwrap();
     let inode: String = own.chars().filter(char::is_ascii_digit).collect();
 
     assert!(shared.path().join(format!("ready-{inode}")).exists());
-    assert_eq!(spawn_blocking(move || ask(&place, PATIENCE)).await.unwrap().unwrap(), "");
+    assert_eq!(spawn_blocking(move || ask(&paths, PATIENCE)).await.unwrap().unwrap(), "");
 }
 
 /// What is heard of an agent that says this and hangs up.
 fn hear_of_one_that_says(said: &'static [u8]) -> Result<String, ProbeError> {
     let directory = tempfile::tempdir().unwrap();
-    let place = place(&directory);
+    let paths = paths(&directory);
     let listener = StdUnixListener::bind(directory.path().join(NAME)).unwrap();
     let agent = thread::spawn(move || listener.accept().unwrap().0.write_all(said));
-    let heard = ask(&place, PATIENCE);
+    let heard = ask(&paths, PATIENCE);
     agent.join().unwrap().unwrap();
     heard
 }
@@ -88,13 +88,13 @@ fn an_answer_is_a_whole_line() {
 #[test]
 fn an_agent_that_hangs_is_waited_for_no_longer_than_that() {
     let directory = tempfile::tempdir().unwrap();
-    let place = place(&directory);
+    let paths = paths(&directory);
     let listener = StdUnixListener::bind(directory.path().join(NAME)).unwrap();
 
     // In the queue of its socket, which nobody looks at; and accepted, and then forgotten.
-    let hanging = ask(&place, LITTLE);
+    let hanging = ask(&paths, LITTLE);
     let agent = thread::spawn(move || [listener.accept().unwrap(), listener.accept().unwrap()]);
-    let forgotten = ask(&place, LITTLE);
+    let forgotten = ask(&paths, LITTLE);
 
     for heard in [hanging, forgotten] {
         let Err(ProbeError::Silent(error)) = heard else { panic!("{heard:?}") };

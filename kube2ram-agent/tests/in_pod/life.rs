@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kube2ram_sandbox::node::PodSpec;
@@ -37,6 +37,51 @@ fn a_new_pod_gets_its_listener_by_event_and_a_deleted_one_leaves_nothing() {
     eventually(|| (lab.metric("kube2ram_pod_listeners") == 2.0).then_some(()));
     assert_eq!(listening(&mut lab), 2);
     assert_eq!(watched(&mut lab), watches);
+}
+
+/// Has inotify_init1(2) fail as it does when the instances of the user are used up, and becomes another program.
+const WITHOUT_INOTIFY: &str = r#"
+import ctypes, errno, os, struct, sys
+INOTIFY_INIT1 = {"x86_64": 294, "aarch64": 26}[os.uname().machine]
+# Classic BPF: load the number; if it is that one, answer EMFILE, else allow.
+program = [(0x20, 0, 0, 0), (0x15, 0, 1, INOTIFY_INIT1), (0x06, 0, 0, 0x00050000 | errno.EMFILE), (0x06, 0, 0, 0x7fff0000)]
+code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+buffer = ctypes.create_string_buffer(code)
+filter = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0) != 0:
+    sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn without_inotify_pods_are_looked_for_every_second_and_it_is_reported() {
+    let mut lab = Lab::without_agent("in-pod-inotify", &pods());
+    lab.add_agent(env!("CARGO_BIN_EXE_kube2ram").as_ref(), &["--auto-discover-base-arn"]).unwrap();
+    lab.agent().unwrap().set_wrapper(&["python3", "-c", WITHOUT_INOTIFY]);
+    lab.agent().unwrap().start().unwrap();
+    lab.own_target("orders");
+    assert_eq!(lab.metric("kube2ram_pod_cgroups_polled"), 1.0);
+    assert!(lab.agent().unwrap().log().contains("raise fs.inotify.max_user_instances"));
+
+    // Well after the looks that every new pod gets for a while.
+    std::thread::sleep(Duration::from_secs(4));
+    lab.add(&PodSpec::new("late").role("late-role"));
+    let there = Instant::now();
+    lab.own_target("late");
+    let took = there.elapsed();
+    println!("own listener after {took:?}");
+    lab.remove_pod("late").unwrap();
+    eventually(|| (lab.metric("kube2ram_pod_listeners") == 2.0).then_some(()));
+
+    assert!(took < Duration::from_secs(10), "{took:?}: not only by the pass every 30 s");
+    // The twin.
+    lab.agent().unwrap().set_wrapper(&[]);
+    lab.agent().unwrap().restart(None).unwrap();
+    lab.own_target("orders");
+    assert_eq!(lab.metric("kube2ram_pod_cgroups_polled"), 0.0);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod clients;
 mod denials;
 mod drain;
 mod explain;
+mod first_attach;
 mod hardened;
 mod http_proxy;
 mod identity;

@@ -69,6 +69,10 @@ fn a_taken_app_port_is_reported_and_pods_are_refused_until_it_is_free() {
 
     assert_eq!(lab.credentials("daemon", "daemon-role"), "daemon-role");
     assert_eq!(lab.document(&["status"]).1["agent"]["taken_ports"], serde_json::json!([]));
+    for kind in ["config", "targets"] {
+        let repairs = format!(r#"kube2ram_datapath_repairs_total{{kind="{kind}"}}"#);
+        assert_eq!(lab.metric(&repairs), 0.0, "{kind}: nobody else changed it");
+    }
     let log = lab.agent().unwrap().log();
     assert_eq!(log.matches("another process has the agent's port").count(), 1, "one line a minute");
     assert_eq!(lab.leaks(), []);

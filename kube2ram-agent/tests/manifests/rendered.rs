@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured, probe::Place};
+use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured, probe::SocketPaths};
 use serde_json::Value;
 
 use super::support::{
@@ -152,14 +152,14 @@ fn the_probes_ask_as_the_agent_was_told() {
         args[0] = AGENT.to_owned();
         Command::from_args(args.into_iter().map(Into::into), &|_| None).unwrap()
     };
-    let told = Place::new(Path::new("/run/pod"), Path::new("/run/k2r"));
+    let told = SocketPaths::new(Path::new("/run/pod"), Path::new("/run/k2r"));
 
     let (ready, live) = (of("readinessProbe"), of("livenessProbe"));
 
-    let Command::Ready(place) = ready else { panic!("{ready:?}") };
-    assert_eq!(place, told);
-    let Command::Live(place) = live else { panic!("{live:?}") };
-    assert_eq!(place, told);
+    let Command::Ready(paths) = ready else { panic!("{ready:?}") };
+    assert_eq!(paths, told);
+    let Command::Live(paths) = live else { panic!("{live:?}") };
+    assert_eq!(paths, told);
     for probe in ["readinessProbe", "livenessProbe"] {
         let args = strings(&container[probe]["exec"]["command"]);
         assert_eq!(args[2..], ["--pod-dir=/run/pod", "--state-dir=/run/k2r"]);

@@ -2,7 +2,7 @@
 
 use std::process;
 
-use super::{Operator, rounded};
+use super::{Operator, pod_name, rounded};
 use crate::{
     boot_guard::installation_failure,
     cloud::alibaba::base::BaseState,
@@ -46,7 +46,11 @@ impl Operator {
             pending: self.readiness.pending().into_iter().map(Into::into).collect(),
             log_level: level.to_string(),
             log_level_until: until.map(rounded),
-            taken_ports: self.ports.iter().filter_map(|port| port.taken()).collect(),
+            taken_ports: self
+                .ports
+                .iter()
+                .filter_map(|port| port.taken(|uid| pod_name(&self.cluster, uid)))
+                .collect(),
         }
     }
 
