@@ -16,6 +16,7 @@ mod repair;
 mod sys;
 mod tcx;
 mod upkeep;
+mod wire;
 
 use std::{
     fmt, io,
@@ -38,6 +39,7 @@ pub use self::{
     probe::dial_as_pod,
     remove::{Removed, remove},
     repair::{Drift, Found},
+    wire::{Covering, LinkHeader, Wire, WireDevice, WireHook, uncover},
 };
 use crate::identity::CgroupId;
 use kube2ram_common::abi::ABI_VERSION;
@@ -150,6 +152,15 @@ pub enum DatapathError {
         /// aya's error.
         #[source]
         source: aya::maps::MapError,
+    },
+    /// A network device has no program of the wire guard, or has it behind another one.
+    #[error("cannot attach a program to egress of network device {index}")]
+    Wire {
+        /// Its index.
+        index: u32,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
     },
     /// This binary was built without the kernel half.
     #[error("this binary was built without the kernel half: build it with `cargo xtask build`")]

@@ -33,7 +33,11 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::{devices::Seen, names::Names, netns::Netns, pods::PodCgroups, processes::Found};
+use self::{devices::Seen, names::Names, pods::PodCgroups, processes::Found};
+pub(crate) use self::{
+    links::{Links, WayOut},
+    netns::Netns,
+};
 pub use self::{
     metrics::Metrics,
     netns::NetnsId,

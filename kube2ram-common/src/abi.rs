@@ -202,8 +202,12 @@ counters! {
     DeniedPort = "denied_port",
     /// Denied: not TCP.
     DeniedProtocol = "denied_protocol",
+    /// Denied: a socket option that leads a pod's packets past the wire guard.
+    DeniedSocketOption = "denied_socket_option",
     /// Denied at the root: a pod's task with a socket that was made outside of the pods.
     DeniedTask = "denied_task",
+    /// Dropped on a network device: a packet to the metadata server of a pod's packet socket, or of nobody's.
+    DeniedWire = "denied_wire",
     /// A pod dialled the agent's listener on the host itself, and was recorded as if it had been redirected there.
     DialledAgent = "dialled_agent",
     /// Not vouched for: the handshake map is full.

@@ -46,19 +46,27 @@ pub mod program {
     pub const ROOT_CONNECT4: &str = "k2r_root_conn4";
     /// `cgroup/connect6`, at the root, where sockets fall to it.
     pub const ROOT_CONNECT6: &str = "k2r_root_conn6";
+    /// `cgroup/setsockopt`.
+    pub const SOCKET_OPTION: &str = "k2r_option";
     /// `sockops`.
     pub const SOCK_OPS: &str = "k2r_sock_ops";
     /// `cgroup/connect4`, at the root.
     pub const TASK_CONNECT4: &str = "k2r_task_conn4";
     /// `cgroup/connect6`, at the root.
     pub const TASK_CONNECT6: &str = "k2r_task_conn6";
+    /// `cgroup/setsockopt`, at the root.
+    pub const TASK_SOCKET_OPTION: &str = "k2r_task_option";
     /// `cgroup/sendmsg4`, at the root.
     pub const TASK_SENDMSG4: &str = "k2r_task_send4";
     /// `cgroup/sendmsg6`, at the root.
     pub const TASK_SENDMSG6: &str = "k2r_task_send6";
+    /// tc, on egress of devices with an Ethernet header.
+    pub const WIRE: &str = "k2r_wire";
+    /// tc, on egress of devices without a link header.
+    pub const WIRE_IP: &str = "k2r_wire_ip";
 
-    /// All of them.
-    pub const ALL: [&str; 14] = [
+    /// All of them that belong on cgroups.
+    pub const ALL: [&str; 16] = [
         CONNECT4,
         CONNECT6,
         EGRESS,
@@ -68,12 +76,16 @@ pub mod program {
         ROOT_CONNECT6,
         SENDMSG4,
         SENDMSG6,
+        SOCKET_OPTION,
         SOCK_OPS,
         TASK_CONNECT4,
         TASK_CONNECT6,
         TASK_SENDMSG4,
         TASK_SENDMSG6,
+        TASK_SOCKET_OPTION,
     ];
+    /// Those that belong on network devices.
+    pub const WIRES: [&str; 2] = [WIRE, WIRE_IP];
 }
 
 /// What belongs to the boot guard, an object of its own.
@@ -108,7 +120,13 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        for name in map::ALL.iter().chain(&program::ALL).chain(&boot::MAPS).chain(&boot::PROGRAMS) {
+        for name in map::ALL
+            .iter()
+            .chain(&program::ALL)
+            .chain(&program::WIRES)
+            .chain(&boot::MAPS)
+            .chain(&boot::PROGRAMS)
+        {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }
     }

@@ -30,7 +30,11 @@ mod egress;
 #[cfg(not(feature = "boot-guard"))]
 mod message;
 #[cfg(not(feature = "boot-guard"))]
+mod socket_option;
+#[cfg(not(feature = "boot-guard"))]
 mod task;
+#[cfg(not(feature = "boot-guard"))]
+mod wire;
 
 #[cfg(not(target_arch = "bpf"))]
 #[expect(clippy::print_stderr, reason = "a hint for whoever runs the host build")]

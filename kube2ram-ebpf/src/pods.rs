@@ -1,19 +1,19 @@
-//! Whether a task is a pod's, and which cgroup stands for that pod; told by the ids of the task's ancestors. Called by `connect` and `task`.
+//! Whether a task is a pod's, and which cgroup stands for that pod; told by the ids of the task's ancestors. Called by `connect`, `task` and `wire`.
 //!
 //! By id on every level rather than at a level that user space tells: in a nested node, paths do not begin at the kernel's root.
 
 use kube2ram_common::abi::{Config, MAX_CGROUP_LEVEL};
 
-use crate::context::current_ancestor_cgroup;
+use crate::context::{Packet, current_ancestor_cgroup};
 
 /// Returns what `$found` makes of the level of the pods' cgroup. Not a loop: 5.10 without CAP_PERFMON also follows what a processor may guess, and
 /// no guess ever ends one.
 macro_rules! search {
-    ($config:ident, $found:ident, $none:expr, $($level:literal)+) => {
+    ($config:ident, $ancestor:expr, $found:ident, $none:expr, $($level:literal)+) => {
         const LEVELS: &[i32] = &[$($level),+];
         const _: () = assert!(LEVELS[LEVELS.len() - 1] == MAX_CGROUP_LEVEL);
         $(
-            let cgroup = current_ancestor_cgroup($level);
+            let cgroup = $ancestor($level);
             if cgroup == $config.pods_cgroup {
                 return $found($level);
             }
@@ -32,7 +32,18 @@ pub(crate) fn is_pods_task(config: &Config) -> bool {
     const fn yes(_: i32) -> bool {
         true
     }
-    search!(config, yes, false, 1 2 3 4 5 6 7 8 9 10);
+    search!(config, current_ancestor_cgroup, yes, false, 1 2 3 4 5 6 7 8 9 10);
+}
+
+/// Whether the socket that sends a packet is of a cgroup below the pods'. A socket that is only half of one
+/// (TIME_WAIT) has no cgroup.
+#[inline(always)]
+pub(crate) fn is_pods_packet(packet: &Packet, config: &Config) -> bool {
+    #[inline(always)]
+    const fn yes(_: i32) -> bool {
+        true
+    }
+    search!(config, |level| packet.ancestor_cgroup(level), yes, false, 1 2 3 4 5 6 7 8 9 10);
 }
 
 /// The cgroup whose share a connection of the calling task counts against: two levels below that of the pods. This is the pod or, without a level for
@@ -44,5 +55,5 @@ pub(crate) fn accountable_cgroup(config: &Config) -> u64 {
         let cgroup = current_ancestor_cgroup(level + 2);
         if cgroup == 0 { current_ancestor_cgroup(level + 1) } else { cgroup }
     }
-    search!(config, below, 0, 1 2 3 4 5 6 7 8 9 10);
+    search!(config, current_ancestor_cgroup, below, 0, 1 2 3 4 5 6 7 8 9 10);
 }

@@ -17,6 +17,7 @@ use super::{
     probe,
     remove::remove_others,
     upkeep,
+    wire::{Wire, WireHook, WirePrograms},
 };
 use crate::telemetry::chain;
 
@@ -50,6 +51,7 @@ pub struct Datapath {
     pub(super) links: Vec<Link>,
     pub(super) maps: Vec<PinnedMap>,
     pub(super) targets: Targets,
+    wire_programs: WirePrograms,
     /// Kept for its log.
     debug: Option<Ebpf>,
 }
@@ -104,10 +106,12 @@ impl Datapath {
         let targets = Targets::open(&pins, settings.agent, former)?;
         let mode = Mode::known(&pins);
         let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        let wire_programs = WirePrograms::of(&ebpf, &pins)?;
         // The links hold the programs.
         let debug = settings.debug.then_some(ebpf);
         let settings = settings.clone();
-        let mut datapath = Self { pins, settings, configuration, mode, links, maps, targets, debug };
+        let mut datapath =
+            Self { pins, settings, configuration, mode, links, maps, targets, wire_programs, debug };
         datapath.find_mode()?;
         datapath.take_out_others()?;
         Ok(datapath)
@@ -208,6 +212,14 @@ impl Datapath {
     /// When the pinned map cannot be opened.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         Counters::open(&self.pins)
+    }
+
+    /// The programs for network devices, with what an earlier agent has attached.
+    ///
+    /// # Errors
+    /// When a pinned link cannot be examined, or its program cannot be swapped.
+    pub fn wire(&self, hook: WireHook) -> Result<Wire, DatapathError> {
+        Wire::adopt(&self.wire_programs, hook)
     }
 
     /// The programs in force, and the cgroup of each, in the order in which they were attached.

@@ -2,7 +2,10 @@
 
 use std::{fs::File, path::Path};
 
-use super::{DatapathError, io_error, sys::attach_flags};
+use super::{
+    DatapathError, io_error,
+    sys::{BPF_CGROUP_SETSOCKOPT, attach_flags},
+};
 
 /// Programs at one hook of one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +17,14 @@ pub struct Attachment {
 }
 
 /// `enum bpf_attach_type` of include/uapi/linux/bpf.h.
-const HOOKS: [(u32, &str); 8] = [
+const HOOKS: [(u32, &str); 9] = [
     (1, "cgroup_inet_egress"),
     (3, "cgroup_sock_ops"),
     (10, "cgroup_inet4_connect"),
     (11, "cgroup_inet6_connect"),
     (14, "cgroup_udp4_sendmsg"),
     (15, "cgroup_udp6_sendmsg"),
+    (BPF_CGROUP_SETSOCKOPT, "cgroup_setsockopt"),
     (29, "cgroup_inet4_getpeername"),
     (30, "cgroup_inet6_getpeername"),
 ];

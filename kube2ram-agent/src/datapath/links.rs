@@ -21,7 +21,7 @@ use super::{
     DatapathError, Drift, io_error,
     load::program_fd,
     pins::{ensure_pinned, remove},
-    sys::{link_create, link_info, link_update, object_id, open_pinned, pin},
+    sys::{self, BPF_CGROUP_SETSOCKOPT, link_create, link_info, link_update, object_id, open_pinned, pin},
 };
 
 /// What happened to a link at a start.
@@ -152,7 +152,17 @@ fn attach(
     make_room: impl FnOnce(&Path) -> Result<(), DatapathError>,
 ) -> Result<OwnedFd, DatapathError> {
     let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
-    let link = create(ebpf, name, &directory).map_err(|source| attach_error(name, cgroup, source))?;
+    let failed = |source| attach_error(name, cgroup, source);
+    if let Some(Program::CgroupSockopt(program)) = ebpf.program(name) {
+        // aya 0.14 has no way to pin this kind's links.
+        let program = program.fd().map_err(|error| failed(error.into()))?;
+        let link = link_create(program, &directory, BPF_CGROUP_SETSOCKOPT);
+        let link = link.map_err(|error| failed(error.into()))?;
+        make_room(pin)?;
+        sys::pin(&link, pin).map_err(io_error("pin", pin))?;
+        return Ok(link);
+    }
+    let link = create(ebpf, name, &directory).map_err(failed)?;
     make_room(pin)?;
     // The pin owns the link from here on; aya's handle only closes its descriptor when dropped.
     link.pin(pin).map(drop).map_err(|error| attach_error(name, cgroup, error.into()))?;

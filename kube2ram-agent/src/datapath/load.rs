@@ -63,6 +63,8 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) ->
         match program {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
             Program::SockOps(program) => program.load(),
             _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
         }
@@ -76,6 +78,8 @@ pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd
     match ebpf.program(name) {
         Some(Program::CgroupSkb(program)) => program.fd(),
         Some(Program::CgroupSockAddr(program)) => program.fd(),
+        Some(Program::CgroupSockopt(program)) => program.fd(),
+        Some(Program::SchedClassifier(program)) => program.fd(),
         Some(Program::SockOps(program)) => program.fd(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

@@ -50,9 +50,10 @@ impl Place {
 
 /// Egress first, unless it keeps them: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
 /// names are cosmetic. What sockets from elsewhere need comes last, after what rewrites the legitimate.
-const PODS: [(Place, &str); 13] = [
+const PODS: [(Place, &str); 15] = [
     (Place::Agent, program::SOCK_OPS),
     (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SOCKET_OPTION),
     (Place::Pods, program::SOCK_OPS),
     (Place::Pods, program::CONNECT4),
     (Place::Pods, program::CONNECT6),
@@ -64,11 +65,13 @@ const PODS: [(Place, &str); 13] = [
     (Place::Root, program::TASK_CONNECT6),
     (Place::Root, program::TASK_SENDMSG4),
     (Place::Root, program::TASK_SENDMSG6),
+    (Place::Root, program::TASK_SOCKET_OPTION),
 ];
 
 /// What goes by the calling task works at the root as well. Egress does not: a packet has no task. It stays where it is, for sockets that are older.
-const ROOT: [(Place, &str); 10] = [
+const ROOT: [(Place, &str); 12] = [
     (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SOCKET_OPTION),
     (Place::Pods, program::SENDMSG4),
     (Place::Pods, program::SENDMSG6),
     (Place::Root, program::SOCK_OPS),
@@ -76,6 +79,7 @@ const ROOT: [(Place, &str); 10] = [
     (Place::Root, program::ROOT_CONNECT6),
     (Place::Root, program::TASK_SENDMSG4),
     (Place::Root, program::TASK_SENDMSG6),
+    (Place::Root, program::TASK_SOCKET_OPTION),
     (Place::Root, program::PEER_NAME4),
     (Place::Root, program::PEER_NAME6),
 ];

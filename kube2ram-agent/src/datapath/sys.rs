@@ -155,28 +155,115 @@ pub(super) fn object_id(object: impl AsFd) -> io::Result<u32> {
     unsafe { info::<ObjectInfo>(object.as_fd()) }.map(|info| info.id)
 }
 
+/// Of include/uapi/linux/bpf.h, enum bpf_attach_type.
+pub(super) const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+
 /// Attaches a program to a cgroup, as one of many, for as long as the link is open or pinned.
 ///
 /// # Errors
 /// bpf(2)'s; `EPERM` below a program that was attached as exclusive.
 pub(super) fn link_create(program: impl AsFd, cgroup: impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
+    create_link(program.as_fd(), number(cgroup.as_fd()), attach_type, 0)
+}
+
+/// `target` is a descriptor, or the index of a device.
+fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct LinkCreate {
         prog_fd: u32,
-        target_fd: u32,
+        target: u32,
         attach_type: u32,
         flags: u32,
     }
-    let mut attributes = LinkCreate {
-        prog_fd: number(program.as_fd()),
-        target_fd: number(cgroup.as_fd()),
-        attach_type,
-        flags: 0,
-    };
+    let mut attributes = LinkCreate { prog_fd: number(program), target, attach_type, flags };
     // SAFETY: no pointers.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
     // SAFETY: this command makes a descriptor.
     unsafe { descriptor(fd) }
+}
+
+/// `struct bpf_link_info`, as far as tcx links fill it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TcxInfo {
+    link_type: u32,
+    /// Never given twice before a reboot.
+    pub(super) id: u32,
+    /// The program that it runs.
+    pub(super) program_id: u32,
+    reserved: u32,
+    /// The index of the device, in whatever namespace that is; 0 once it is gone, or somebody detached the link.
+    pub(super) device: u32,
+    attach_type: u32,
+}
+
+/// Tells what a tcx link is attached to.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn tcx_info(link: impl AsFd) -> io::Result<TcxInfo> {
+    // SAFETY: integers only.
+    unsafe { info(link.as_fd()) }
+}
+
+/// `BPF_TCX_EGRESS` of include/uapi/linux/bpf.h, enum bpf_attach_type. Linux 6.6.
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Attaches a program to egress of a device of the calling thread's network namespace, before all others, for as
+/// long as the link is open or pinned, or the device there.
+///
+/// # Errors
+/// bpf(2)'s; `ENODEV` when there is no such device.
+pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd> {
+    /// Before the first one, where no other is named.
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    create_link(program.as_fd(), device, BPF_TCX_EGRESS, BPF_F_BEFORE)
+}
+
+/// The programs on egress of a device of the calling thread's network namespace, in their order, each with the
+/// number of its link (0 without one).
+///
+/// # Errors
+/// bpf(2)'s; `ENODEV` when there is no such device.
+pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// `BPF_MPROG_MAX`: the kernel attaches no more.
+    const MAX: usize = 64;
+    #[repr(C)]
+    struct ProgQuery {
+        device: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        reserved: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let (mut programs, mut links) = ([0_u32; MAX], [0_u32; MAX]);
+    let mut attributes = ProgQuery {
+        device,
+        attach_type: BPF_TCX_EGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: programs.as_mut_ptr() as u64,
+        prog_cnt: MAX as u32,
+        reserved: 0,
+        prog_attach_flags: 0,
+        link_ids: links.as_mut_ptr() as u64,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: both arrays have room for `prog_cnt` numbers, and outlive the call.
+    match unsafe { bpf(BPF_PROG_QUERY, &mut attributes) } {
+        // Nothing was ever attached there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        queried => queried?,
+    };
+    let count = (attributes.prog_cnt as usize).min(MAX);
+    Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
 /// Replaces the program of a link, atomically: no connect(2) runs without one.

@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     thread,
     time::Duration,
@@ -22,7 +25,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 /// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NetnsId(u64, u64);
 
 impl NetnsId {
@@ -41,14 +44,14 @@ impl NetnsId {
 
 /// A namespace that is held open.
 #[derive(Debug)]
-pub(super) struct Netns {
+pub(crate) struct Netns {
     file: File,
-    pub(super) id: NetnsId,
+    pub(crate) id: NetnsId,
 }
 
 impl Netns {
     /// Does something inside. setns(2) changes the calling thread, so it is called on a thread that ends with it: there is no way back that could fail.
-    pub(super) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub(crate) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -58,11 +61,16 @@ impl Netns {
         })
     }
 
+    /// For the kernel, which takes a namespace as a descriptor.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Holds the one that a file leads to: a process's, or one that has a name, as iproute2 gives them.
     ///
     /// # Errors
     /// The kernel's; [`io::ErrorKind::PermissionDenied`] where the process may not be looked at.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self { id: NetnsId::of(file.metadata())?, file })
     }

@@ -7,13 +7,16 @@ mod ipv6;
 mod ipv6_packets;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod socket_options;
+mod wire;
 
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{self, Command, Output},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use kube2ram_agent::datapath::{Datapath, OriginError, Origins as _, PassGrant as _, dial_as_pod};
@@ -21,6 +24,15 @@ use kube2ram_common::{connection::addr6_be, names};
 use serde_json::Value;
 
 use self::lab::{Lab, METADATA, METADATA6, own_cgroup};
+
+/// Waits until something is so; the kernel frees devices of a namespace that is gone after the fact.
+fn eventually(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within 10 s");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
 
 fn connect(family: &str, host: &str, port: u16) -> String {
     format!(
@@ -193,7 +205,7 @@ fn fails_closed_without_the_agent_and_recovers_with_it() {
 
     assert_eq!(origin.cgroup, lab.id("pods/a"));
     assert!(client.wait_with_output().unwrap().status.success());
-    assert_eq!((before.len(), &before), (8, &links(&lab)), "the links were kept");
+    assert_eq!((before.len(), &before), (9, &links(&lab)), "the links were kept");
 }
 
 #[test]
