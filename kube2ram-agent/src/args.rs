@@ -168,6 +168,8 @@ pub struct Config {
     pub startup_taint: Option<StartupTaint>,
     /// The directory that the agents of this node share.
     pub state_dir: PathBuf,
+    /// Whether network devices are guarded.
+    pub wire_guard: WireGuardMode,
     /// Where STS is.
     pub sts_endpoint: StsEndpoint,
 }
@@ -197,6 +199,17 @@ pub enum ForwardGuardMode {
     Auto,
     /// It does not.
     Off,
+}
+
+/// Whether the agent guards network devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireGuardMode {
+    /// It does, and reports what it cannot guard.
+    Auto,
+    /// It does not.
+    Off,
+    /// It does, and is not ready while it cannot.
+    On,
 }
 
 /// What becomes of a hostNetwork pod that is annotated with no role.
@@ -436,6 +449,7 @@ impl Config {
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             startup_taint: flags.startup_taint,
             state_dir: flags.state_dir,
+            wire_guard: flags.wire_guard,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),
                 (None, true) => StsEndpoint::Regional,

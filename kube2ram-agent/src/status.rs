@@ -35,6 +35,9 @@ pub struct Status {
     pub datapath: Datapath,
     /// The netfilter rules.
     pub forward_guard: ForwardGuard,
+    /// The programs on network devices.
+    #[serde(default)]
+    pub wire_guard: WireGuard,
     /// What was in force at boot.
     pub boot_guard: BootGuard,
     /// The watches.
@@ -148,6 +151,23 @@ pub struct ForwardGuard {
     /// How often they were made anew since the agent began.
     pub repairs: u64,
     /// Why they are not in force, or not all.
+    pub failure: Option<String>,
+}
+
+/// The programs on network devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireGuard {
+    /// Whether there should be any.
+    pub is_wanted: bool,
+    /// Whether each device that leads out has one, before all others.
+    pub is_in_force: bool,
+    /// The node's devices that have one.
+    pub node_devices: usize,
+    /// Devices in pods' network namespaces that have one.
+    pub pod_devices: usize,
+    /// How often one was missing or behind another since the agent began.
+    pub repairs: u64,
+    /// Why not all have one.
     pub failure: Option<String>,
 }
 

@@ -14,6 +14,7 @@ use crate::{
     server::token::Tokens,
     snapshot,
     state_dir::{StateDir, StateDirError},
+    wire_guard::{self, WireGuardError},
 };
 
 /// What was removed.
@@ -46,6 +47,9 @@ pub enum UninstallError {
         #[source]
         source: io::Error,
     },
+    /// Filters on network devices.
+    #[error("cannot remove the wire guard")]
+    WireGuard(#[source] WireGuardError),
     /// The state directory.
     #[error("cannot use the state directory")]
     StateDir(#[source] StateDirError),
@@ -65,7 +69,8 @@ pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallEr
     {
         return Err(UninstallError::AgentRuns(state_dir.to_owned()));
     }
-    let kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
+    let mut kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
+    kernel_half.links += wire_guard::remove_filters().map_err(UninstallError::WireGuard)?;
     let forward_guard = guard::remove().map_err(UninstallError::Guard)?;
     if let Some(state) = &state {
         empty(state).map_err(state_error)?;

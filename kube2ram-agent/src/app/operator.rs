@@ -30,6 +30,7 @@ use crate::{
     reconcile,
     server::Entitlements,
     status::SCHEMA,
+    wire_guard,
 };
 
 /// All that can be asked.
@@ -53,6 +54,8 @@ pub(super) struct Kernel {
     pub(super) counters: Counters,
     /// `None` where there is to be no guard.
     pub(super) guard: Option<guard::State>,
+    /// As above.
+    pub(super) wire_guard: Option<wire_guard::State>,
     pub(super) targets: Targets,
     pub(super) interception: Arc<Interception>,
 }

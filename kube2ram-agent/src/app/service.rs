@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Readiness},
-    args::{Config, ForwardGuardMode},
+    args::{Config, ForwardGuardMode, WireGuardMode},
     clock::{Clock, SystemClock},
     closing::Closing,
     cloud::{
@@ -39,7 +39,7 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::PassMark,
+    datapath::{Datapath, PassMark, WireHook},
     guard::{self, ForwardGuard},
     handover::Heirs,
     interception::{self, Interception},
@@ -49,6 +49,7 @@ use crate::{
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     state_dir::StateDir,
     telemetry::{Verbosity, chain},
+    wire_guard::{self, WireGuard},
 };
 
 /// Connections in progress get this long to end before the process does.
@@ -236,6 +237,7 @@ impl Service {
         if let Some(log) = datapath.log() {
             parts.spawn("the kernel half's log", log);
         }
+        let wire_guard = self.wire_guard(&datapath, node, &readiness, &mut registry, parts)?;
         let metrics = reconcile::Metrics::new(&mut registry);
         let notices = Arc::clone(&self.cluster) as _;
         let reconciler = Reconciler::new(datapath, metrics, notices, readiness.clone());
@@ -259,7 +261,7 @@ impl Service {
         let operator = Arc::new(Operator {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),
-            kernel: Kernel { state, counters, guard, targets, interception },
+            kernel: Kernel { state, counters, guard, wire_guard, targets, interception },
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
             base: self.base.clone(),
@@ -300,6 +302,37 @@ impl Service {
                 None
             }
         }
+    }
+
+    /// `None` where there is to be none; then what an earlier agent has attached is removed.
+    fn wire_guard(
+        &self,
+        datapath: &Datapath,
+        node: &Node,
+        readiness: &Readiness,
+        registry: &mut Registry,
+        parts: &mut Parts,
+    ) -> Result<Option<wire_guard::State>, AppError> {
+        let mut wire = datapath.wire(WireHook::of_kernel()).map_err(AppError::Datapath)?;
+        let readiness = match self.config.wire_guard {
+            WireGuardMode::Auto => None,
+            WireGuardMode::On => Some(readiness.clone()),
+            WireGuardMode::Off => {
+                warn!(
+                    "--wire-guard=off: packet sockets get through from hostNetwork pods, and from pods on ipvlan, with a card of their own or routed in eBPF"
+                );
+                wire.detach_links().map_err(AppError::Datapath)?;
+                wire_guard::remove_filters().map_err(AppError::WireGuard)?;
+                return Ok(None);
+            }
+        };
+        let pods = &node.settings.pods_cgroup;
+        let mut guard = WireGuard::new(wire, self.config.metadata, pods, readiness, registry)
+            .map_err(AppError::Namespace)?;
+        guard.look();
+        let state = guard.state();
+        parts.spawn_writer("the wire guard", guard.run());
+        Ok(Some(state))
     }
 
     /// Removes the start-up taint once the agent is ready. An agent that stands by need not: where another one serves, it is gone.

@@ -14,7 +14,9 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, value};
+use super::{
+    ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, WireGuardMode, value,
+};
 use crate::{
     cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
 };
@@ -255,6 +257,11 @@ pub(super) struct Flags {
     /// Directory that agents of this node share, on a tmpfs, for root alone: whoever can write there can pose as the agent
     #[arg(long, value_name = "PATH", default_value = "/run/kube2ram", help_heading = "Node", global = true)]
     pub(super) state_dir: PathBuf,
+    /// Whether a tc program on each network device that leads out of the node, or out of a pod's own network, drops pods' packets for the metadata
+    /// server that pass no other guard: auto (failures are reported), on (the agent is not ready while a device is without it), or off. Without it packet
+    /// sockets of hostNetwork pods, and of pods on ipvlan, with a card of their own or routed in eBPF, get through
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
+    pub(super) wire_guard: WireGuardMode,
 
     /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
     #[arg(long, help_heading = "Observability")]

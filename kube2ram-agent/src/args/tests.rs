@@ -231,6 +231,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
     assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
+    assert_eq!(config.wire_guard, WireGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
     assert_eq!(config.metadata_policy, MetadataPolicy::Standard);
     assert_eq!((config.pass_through_rate, config.require_token), (100, false));

@@ -6,7 +6,8 @@ use super::{Problem, Status, text::ago};
 
 /// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
-    let parts = [datapath, interception, forward_guard, api_server, base_credentials, sts, pending];
+    let parts =
+        [datapath, interception, forward_guard, wire_guard, api_server, base_credentials, sts, pending];
     parts.into_iter().filter_map(|look| look(status)).collect()
 }
 
@@ -47,6 +48,19 @@ fn forward_guard(status: &Status) -> Option<Problem> {
         "forward_guard",
         format!("packets that the node forwards to the metadata server are not dropped: {why}"),
         "load nf_tables on the node and give the agent NET_ADMIN; nft list table ip kube2ram, and ip6 kube2ram, shows the rules",
+    )
+}
+
+fn wire_guard(status: &Status) -> Option<Problem> {
+    let guard = &status.wire_guard;
+    if !guard.is_wanted || guard.is_in_force {
+        return None;
+    }
+    let why = guard.failure.as_deref().unwrap_or("not checked yet");
+    problem(
+        "wire_guard",
+        format!("packet sockets of pods may reach the metadata server: {why}"),
+        "see what else is attached to the device (bpftool net show, tc filter show dev … egress); the agent tries again twice a second",
     )
 }
 

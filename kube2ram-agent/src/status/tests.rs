@@ -80,6 +80,14 @@ fn healthy() -> Status {
             repairs: 0,
             failure: None,
         },
+        wire_guard: WireGuard {
+            is_wanted: true,
+            is_in_force: true,
+            node_devices: 2,
+            pod_devices: 1,
+            repairs: 0,
+            failure: None,
+        },
         boot_guard: BootGuard { state: "taken_over".to_owned() },
         api_server: ApiServer {
             is_synced: true,
@@ -196,6 +204,7 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
             ForwardGuard { is_wanted: false, is_in_force: false, ..status.forward_guard.clone() }),
         []
     );
+    assert_eq!(problems(&|status| status.wire_guard = WireGuard::default()), [], "off");
     assert_eq!(
         problems(&|status| status.sts.last_failure = Some(failure("denied"))),
         [],
@@ -209,6 +218,7 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
         "the last one arrived 3s ago",
     );
     one(&|status| status.forward_guard.is_in_force = false, "forward_guard", "not dropped");
+    one(&|status| status.wire_guard.is_in_force = false, "wire_guard", "packet sockets");
     one(
         &|status| {
             let watch = &mut status.api_server.watches[1];

@@ -68,3 +68,15 @@ def udp(family=socket.AF_INET):
 
 def sent():
     return "sent"
+
+
+def outcome_of(way):
+    """What a way returns, or the name of its error."""
+    try:
+        return way()
+    except Absent:
+        return "absent"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))

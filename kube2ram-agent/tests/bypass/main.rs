@@ -5,6 +5,7 @@
 
 mod ipv6;
 mod of_a_module;
+mod wire;
 
 use std::{
     env, fs,
@@ -305,11 +306,13 @@ const FORWARDED: [Row; 8] = [
 ];
 
 const GUARD: &str = "KUBE2RAM_FORWARD_GUARD";
+const WIRE_GUARD: &str = "KUBE2RAM_WIRE_GUARD";
 
-/// Starts the agent without the forward guard.
+/// Starts the agent without the forward guard; and without the wire guard, which also drops what is forwarded.
 fn start_unguarded(sandbox: &mut Sandbox) {
     let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
     agent.set_env(GUARD, "off");
+    agent.set_env(WIRE_GUARD, "off");
     agent.start().unwrap();
     assert!(agent.log().contains("--forward-guard=off: packet sockets"));
 }

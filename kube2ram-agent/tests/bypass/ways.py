@@ -3,12 +3,13 @@
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
 import ctypes, errno, os, socket, struct, sys
-from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, send_to, sent, tcp, udp
+from base import MAPPED, M, M6, ask, dial, dissolve, made, outcome_of, send_to, sent, tcp, udp
 from base import IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT
 from frames import *
 from ipv6 import *
 from ipvs import *
 from uring import *
+from wire import *
 
 TCP_REPAIR = 19
 IP_TRANSPARENT, AF_SMC, SOCK_DCCP, IPPROTO_DCCP, IPPROTO_SCTP = 19, 43, 6, 33, 132
@@ -346,15 +347,7 @@ def passed(procs, way="tcp4"):
 
 
 def run(way):
-    try:
-        result = way()
-    except Absent:
-        result = "absent"
-    except TimeoutError:
-        result = "timeout"
-    except OSError as error:
-        result = errno.errorcode.get(error.errno, str(error))
-    if result:
+    if result := outcome_of(way):
         print(result, flush=True)
 
 

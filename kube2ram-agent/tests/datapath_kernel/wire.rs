@@ -246,8 +246,7 @@ impl Rival {
     }
 
     fn start(lab: &Lab, namespace: &Namespace, how: &str, pin: &str) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/datapath_kernel/rival_tc.py");
-        let script = fs::read_to_string(script).unwrap();
+        let script = include_str!("rival_tc.py");
         let script = format!("NETNS, HOW, PIN = '/run/netns/{}', '{how}', '{pin}'\n{script}", namespace.0);
         let mut child = lab.python("host", &script);
         let mut ready = [0; 6];

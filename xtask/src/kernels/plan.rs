@@ -14,18 +14,41 @@ use super::{
 use crate::{build::Programs, command::root, rungs};
 
 /// What tests of the eBPF programs alone call, and what starts them.
-const PROGRAMS: [&str; 11] =
-    ["bpftool", "cat", "ip", "mkdir", "mount", "python3", "setpriv", "sh", "sleep", "uname", "unshare"];
-/// Protocols, kube-proxy's IPVS, and what the sandbox makes a node of.
-const MODULES: [&str; 9] =
-    ["dccp_ipv4", "dummy", "ip_vs_rr", "nft_chain_nat", "nft_ct", "nft_masq", "sctp", "smc", "veth"];
+const PROGRAMS: [&str; 13] = [
+    "bpftool", "cat", "ip", "mkdir", "mount", "nsenter", "python3", "setpriv", "sh", "sleep", "tc", "uname",
+    "unshare",
+];
+/// Protocols, kube-proxy's IPVS, tc's filters, and what the sandbox makes a node of.
+const MODULES: [&str; 11] = [
+    "cls_bpf",
+    "dccp_ipv4",
+    "dummy",
+    "ip_vs_rr",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_masq",
+    "sch_ingress",
+    "sctp",
+    "smc",
+    "veth",
+];
 /// What pods, and nodes that are tried with the whole agent, have besides.
-const SANDBOX_MODULES: [&str; 6] = ["macvlan", "nft_nat", "nft_redir", "nft_reject_inet", "tun", "vxlan"];
+const SANDBOX_MODULES: [&str; 10] = [
+    "act_mirred",
+    "bonding",
+    "cls_u32",
+    "ipvlan",
+    "macvlan",
+    "nft_nat",
+    "nft_redir",
+    "nft_reject_inet",
+    "tun",
+    "vxlan",
+];
 /// A module below 5.11 only; built in since.
 const COUNTER: (&str, &str) = ("5.10", "nft_counter");
 /// What a sandbox, its pods, and the tests in them call.
-const SANDBOX_PROGRAMS: [&str; 10] =
-    ["curl", "dd", "env", "find", "ln", "nft", "nsenter", "sort", "true", "umount"];
+const SANDBOX_PROGRAMS: [&str; 9] = ["curl", "dd", "env", "find", "ln", "nft", "sort", "true", "umount"];
 /// The agent wants some certificate.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The series whose machines load modules in each run, for what this machine's own kernel may not have.
@@ -33,7 +56,7 @@ const MODULES_ON: &str = "6.1";
 /// The tests that need nothing but the kernel, cgroups and a loopback device.
 const TESTS: [&str; 3] = ["boot_guard_kernel", "datapath_kernel", "identity_attacks"];
 /// The tests with the whole agent in a sandbox that run on each kernel.
-const SANDBOX_TESTS: [&str; 4] = ["bypass", "identity_kernel", "in_pod", "uninstall"];
+const SANDBOX_TESTS: [&str; 5] = ["bypass", "identity_kernel", "in_pod", "uninstall", "wire_guard"];
 
 /// What one machine runs.
 pub(super) struct Plan {

@@ -10,7 +10,7 @@ use crate::{
     kubernetes::{Presence, Resource},
     status::{
         Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, Program, Repair,
-        SCHEMA, Status, Sts, StsFailure, Watch, problems_of,
+        SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
 
@@ -24,6 +24,7 @@ impl Operator {
             problems: Vec::new(),
             datapath: self.datapath(),
             forward_guard: self.forward_guard(),
+            wire_guard: self.wire_guard(),
             boot_guard: self.boot_guard(),
             api_server: self.api_server(),
             base_credentials: self.base_credentials(),
@@ -85,6 +86,20 @@ impl Operator {
             is_in_force: standing.is_in_force == Some(true),
             has_ipv6: standing.has_ipv6,
             has_ipvs: standing.has_ipvs,
+            repairs: standing.repairs,
+            failure: standing.failure,
+        }
+    }
+
+    fn wire_guard(&self) -> WireGuard {
+        let Some(standing) = self.kernel.wire_guard.as_ref().map(|guard| guard.read()) else {
+            return WireGuard::default();
+        };
+        WireGuard {
+            is_wanted: true,
+            is_in_force: standing.is_in_force == Some(true),
+            node_devices: standing.node_devices,
+            pod_devices: standing.pod_devices,
             repairs: standing.repairs,
             failure: standing.failure,
         }
