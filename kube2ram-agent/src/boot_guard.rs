@@ -16,6 +16,7 @@ use crate::{
     datapath::{BootOutcome, BootSettings, DatapathError, MetadataAddr, apply_boot_guard},
     guard::{self, GuardError},
     identity::{MountError, find_cgroup_root},
+    wire_guard::{self, WireGuardError},
 };
 
 /// The binary, below the host's root.
@@ -63,6 +64,9 @@ pub enum BootGuardError {
     /// The programs are not in force.
     #[error("cannot bring the boot guard's programs in force")]
     Datapath(#[source] DatapathError),
+    /// The network devices are not known.
+    #[error("cannot find the devices by which packets leave this node")]
+    WireGuard(#[source] WireGuardError),
     /// This binary needs libraries, which the host may not have.
     #[error(
         "this binary is not static, and would not run on the host: take the image's, or `cargo xtask build --release`"
@@ -169,6 +173,7 @@ pub fn apply(guard: &Guard) -> Result<Applied, BootGuardError> {
         cgroup_root,
         host_cgroups: guard.host_cgroups.clone(),
         metadata: guard.metadata,
+        wire: wire_guard::devices_of_node(guard.metadata).map_err(BootGuardError::WireGuard)?,
     };
     let outcome = apply_boot_guard(&settings).map_err(BootGuardError::Datapath)?;
     if guard.forward_guard && matches!(outcome, BootOutcome::InForce { .. }) {

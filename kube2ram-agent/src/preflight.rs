@@ -11,7 +11,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     ancestor, boot_guard,
-    datapath::{self, Attachment, BootGuard, MetadataAddr, attachments, check_bpffs, kernel_version},
+    datapath::{
+        self, Attachment, BootGuard, MetadataAddr, WireHook, attachments, check_bpffs, kernel_version,
+    },
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
 };
@@ -83,6 +85,7 @@ impl Preflight {
         checks.push(check("cgroup v2", root.map(shown)));
         checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&pods))));
         checks.push(check("other programs", others));
+        checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
         checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
         let ancestors = tell_ancestors(*paths.metadata.v4.ip()).into_iter();
         checks.extend(ancestors.map(|outcome| Check { condition: "ancestors", outcome }));
@@ -195,6 +198,18 @@ fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
             line.split(' ').nth(1).unwrap_or_default()
         ),
     })
+}
+
+/// No condition: what is missing is a failure of the wire guard, which the agent reports for each device. Whether a
+/// module can be loaded is not known before it is.
+fn tell_wire_guard() -> &'static str {
+    match WireHook::of_kernel() {
+        WireHook::Tcx => "by tcx links, before all other programs",
+        WireHook::Clsact => {
+            "by filters of clsact: the kernel loads sch_ingress and cls_bpf, if they are not built in; pods with a card of their own and NET_ADMIN can \
+             remove them until the next look (Linux 6.6 has tcx links)"
+        }
+    }
 }
 
 /// No condition: an agent runs without it.

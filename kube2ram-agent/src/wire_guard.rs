@@ -32,6 +32,7 @@ use crate::{
     admin::{Pending, Readiness},
     datapath::{Covering, DatapathError, MetadataAddr, Wire, WireDevice, WireHook, uncover},
     listeners::{Links, Netns, NetnsId, WayOut},
+    netlink::uninterrupted,
     telemetry::chain,
 };
 
@@ -199,15 +200,7 @@ impl WireGuard {
 
     fn look_at_node(&mut self, look: &mut Look) {
         const PLACE: &str = "the node";
-        let listed = Links::of_this_thread().and_then(|links| {
-            let addresses = [Some(IpAddr::V4(*self.metadata.v4.ip())), self.metadata.v6.map(IpAddr::V6)];
-            let mut routed = Vec::new();
-            for address in addresses.into_iter().flatten() {
-                routed.extend(routes::device_towards(address)?);
-            }
-            Ok((links.indices().collect::<Vec<_>>(), links.way_out_of_node(&routed)))
-        });
-        match listed {
+        match list_node(self.metadata) {
             Ok((links, way)) => {
                 let known = std::mem::take(&mut self.node_devices);
                 self.node_devices = look.cover(&mut self.wire, &way, &known, PLACE);
@@ -287,6 +280,27 @@ impl WireGuard {
         }
         is_in_force
     }
+}
+
+/// All devices of the calling thread's namespace, and those by which packets leave the node.
+fn list_node(metadata: MetadataAddr) -> io::Result<(Vec<u32>, WayOut)> {
+    let links = Links::of_this_thread()?;
+    let addresses = [Some(IpAddr::V4(*metadata.v4.ip())), metadata.v6.map(IpAddr::V6)];
+    let mut routed = Vec::new();
+    for address in addresses.into_iter().flatten() {
+        routed.extend(routes::device_towards(address)?);
+    }
+    Ok((links.indices().collect(), links.way_out_of_node(&routed)))
+}
+
+/// The devices of the calling thread's namespace by which packets leave the node.
+///
+/// # Errors
+/// [`WireGuardError::List`].
+pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGuardError> {
+    let listed = uninterrupted(|| list_node(metadata));
+    let (_, way) = listed.map_err(|source| WireGuardError::List { place: "the node", source })?;
+    Ok(way.devices)
 }
 
 /// The condition of readiness.
@@ -386,7 +400,7 @@ pub fn remove_filters() -> Result<usize, WireGuardError> {
 }
 
 fn remove_filters_here(place: &'static str) -> Result<usize, WireGuardError> {
-    let links = crate::netlink::uninterrupted(Links::of_this_thread);
+    let links = uninterrupted(Links::of_this_thread);
     let links = links.map_err(|source| WireGuardError::List { place, source })?;
     let mut removed = 0;
     for index in links.indices() {

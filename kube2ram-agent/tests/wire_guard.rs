@@ -323,3 +323,47 @@ impl Drop for Full {
         }
     }
 }
+
+/// A host's connections that end in each way, two of them by packets of a socket that is only half of one: a reset, and
+/// the acknowledgement of TIME_WAIT.
+const ENDINGS: &str = r#"
+import socket, struct, sys, time
+request = b"GET /latest/meta-data/region-id HTTP/1.1\r\nHost: m\r\nConnection: keep-alive\r\n\r\n"
+for address in sys.argv[1:]:
+    for ending in ["shutdown", "abort", "unread", "server"]:
+        s = socket.create_connection((address, 80), timeout=5)
+        s.sendall(request if ending != "server" else request.replace(b"keep-alive", b"close"))
+        if ending == "unread":
+            time.sleep(0.2)
+        else:
+            assert s.recv(4096).startswith(b"HTTP/1.1 200"), ending
+        if ending == "abort":
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if ending == "shutdown":
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(4096): pass
+        s.close()
+"#;
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_nodes_and_the_agents_own_connections_are_whole() {
+    let mut sandbox = started("wire-own");
+    let mut addresses = vec!["100.100.100.200"];
+    addresses.extend(sandbox.node().has_ipv6().then_some("fd00:100::100:200"));
+    let before = sandbox.node().sniffer().packets().len();
+
+    let mut host = sandbox.node().host_command("python3");
+    assert!(host.args(["-c", ENDINGS]).args(&addresses).status().unwrap().success());
+    for _ in 0..5 {
+        // By the agent's own socket.
+        let passed_through = sandbox.pod("pod").unwrap().curl("/latest/meta-data/region-id").unwrap();
+        assert_eq!(passed_through.status, 200);
+    }
+
+    assert!(sandbox.node().sniffer().packets().len() > before + 20);
+    let denied = r#"kube2ram_kernel_outcomes_total{outcome="denied_wire"}"#;
+    assert_eq!(metric(&mut sandbox, denied), 0.0);
+    assert_eq!(arriving(&sandbox, "host-pod", &sandbox.node().uplink()), 0);
+    assert_ne!(metric(&mut sandbox, denied), 0.0, "it counts");
+}

@@ -103,6 +103,8 @@ pub mod boot {
     pub const CONNECT6: &str = "k2r_boot_conn6";
     /// `cgroup_skb/egress`.
     pub const EGRESS: &str = "k2r_boot_egress";
+    /// `cgroup/setsockopt`.
+    pub const SOCKET_OPTION: &str = "k2r_boot_option";
     /// `cgroup/sendmsg4`.
     pub const SENDMSG4: &str = "k2r_boot_send4";
     /// `cgroup/sendmsg6`.
@@ -110,8 +112,10 @@ pub mod boot {
 
     /// The maps.
     pub const MAPS: [&str; 3] = [CONFIG, DENIED, HOSTS];
-    /// The programs, all at the cgroup root.
-    pub const PROGRAMS: [&str; 5] = [EGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+    /// tc, on egress of the node's cards.
+    pub const WIRE: &str = "k2r_boot_wire";
+    /// The programs at the cgroup root.
+    pub const PROGRAMS: [&str; 6] = [EGRESS, SOCKET_OPTION, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
 #[cfg(test)]
@@ -126,6 +130,7 @@ mod tests {
             .chain(&program::WIRES)
             .chain(&boot::MAPS)
             .chain(&boot::PROGRAMS)
+            .chain([&boot::WIRE])
         {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }

@@ -190,13 +190,29 @@ impl SocketOption {
     }
 
     #[inline(always)]
-    pub(crate) fn level(&self) -> i32 {
+    fn level(&self) -> i32 {
         read!(self.0.sockopt, level)
     }
 
     #[inline(always)]
-    pub(crate) fn name(&self) -> i32 {
+    fn name(&self) -> i32 {
         read!(self.0.sockopt, optname)
+    }
+
+    /// Whether it is one with which packets skip tc: the kernel then transmits by `__dev_direct_xmit`.
+    #[inline(always)]
+    pub(crate) fn skips_tc(&self) -> bool {
+        /// include/linux/socket.h and include/uapi/linux/if_packet.h.
+        const SOL_PACKET: i32 = 263;
+        const PACKET_QDISC_BYPASS: i32 = 20;
+        /// include/linux/socket.h and include/uapi/linux/if_xdp.h.
+        const SOL_XDP: i32 = 283;
+        const XDP_TX_RING: i32 = 3;
+        match self.level() {
+            SOL_PACKET => self.name() == PACKET_QDISC_BYPASS,
+            SOL_XDP => self.name() == XDP_TX_RING,
+            _ => false,
+        }
     }
 
     /// Lets the kernel read the value from the caller's memory, where it is longer than what the hook copies.
@@ -468,6 +484,23 @@ impl Packet {
         let [first, ..] = words[0].to_ne_bytes();
         let has_options = first & 0x0f > WORDS_WITHOUT_OPTIONS;
         Some(words[DESTINATION] == metadata_be || has_options && self.options_name(metadata_be))
+    }
+
+    /// Whether an IPv6 packet asks for a neighbour, or answers (RFC 4861 §7.1): with a hop limit that nothing forwarded
+    /// has.
+    #[inline(always)]
+    pub(crate) fn is_neighbour_discovery(&self) -> bool {
+        const NEXT_HEADER: usize = 6;
+        const IPPROTO_ICMPV6: u8 = 58;
+        const MOST_HOPS: u8 = 255;
+        const TYPE: usize = 40;
+        const SOLICITATION: u8 = 135;
+        const ADVERTISEMENT: u8 = 136;
+        if self.load::<[u8; 2]>(NEXT_HEADER) != Ok([IPPROTO_ICMPV6, MOST_HOPS]) {
+            return false;
+        }
+        let Ok(kind) = self.load::<u8>(TYPE) else { return false };
+        kind == SOLICITATION || kind == ADVERTISEMENT
     }
 
     /// Whether no socket sends it: it is forwarded.

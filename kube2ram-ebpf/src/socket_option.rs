@@ -1,5 +1,4 @@
-//! Socket options that lead a packet past the wire guard: both make the kernel transmit by
-//! `__dev_direct_xmit`, which runs no tc program. The only ways to ask for that are setsockopt(2) and io_uring's
+//! Socket options that lead a packet past the wire guard. The only ways to ask for that are setsockopt(2) and io_uring's
 //! socket command, and both run these programs, whatever the protocol family.
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
@@ -18,7 +17,7 @@ const DENY: i32 = 0;
 #[cgroup_sockopt(setsockopt)]
 pub(crate) fn k2r_option(context: SockoptContext) -> i32 {
     let context = SocketOption::new(context);
-    if skips_tc(&context) {
+    if context.skips_tc() {
         count(Counter::DeniedSocketOption);
         return DENY;
     }
@@ -31,26 +30,11 @@ pub(crate) fn k2r_option(context: SockoptContext) -> i32 {
 pub(crate) fn k2r_task_option(context: SockoptContext) -> i32 {
     let context = SocketOption::new(context);
     // Without the array's element no program of ours is configured at all; this must not cut the host off.
-    if skips_tc(&context) && CONFIG.get(0).is_some_and(is_pods_task) {
+    if context.skips_tc() && CONFIG.get(0).is_some_and(is_pods_task) {
         // Of a pod's own socket, too, which the other program has denied: both run.
         count(Counter::DeniedTask);
         return DENY;
     }
     context.leave_to_kernel();
     ALLOW
-}
-
-#[inline(always)]
-fn skips_tc(context: &SocketOption) -> bool {
-    /// include/linux/socket.h and include/uapi/linux/if_packet.h.
-    const SOL_PACKET: i32 = 263;
-    const PACKET_QDISC_BYPASS: i32 = 20;
-    /// include/linux/socket.h and include/uapi/linux/if_xdp.h.
-    const SOL_XDP: i32 = 283;
-    const XDP_TX_RING: i32 = 3;
-    match context.level() {
-        SOL_PACKET => context.name() == PACKET_QDISC_BYPASS,
-        SOL_XDP => context.name() == XDP_TX_RING,
-        _ => false,
-    }
 }

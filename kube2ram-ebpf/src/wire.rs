@@ -53,7 +53,12 @@ fn judge(packet: &Packet, network: Network, config: &Config) -> i32 {
 
 #[inline(always)]
 fn judge_sender(packet: &Packet, network: Network, config: &Config) -> i32 {
-    if !packet.has_no_socket() {
+    if packet.has_no_socket() {
+        // The node's own, which has none.
+        if network == Network::Ipv6 && packet.is_neighbour_discovery() {
+            return NEXT;
+        }
+    } else {
         if packet.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
             return NEXT;
         }

@@ -156,7 +156,7 @@ impl Wire {
             if info.program_id != program.id {
                 match link_update(link, &program.fd) {
                     // The device has just gone.
-                    Err(error) if error.raw_os_error() == Some(Errno::NOLINK.raw_os_error()) => continue,
+                    Err(error) if is_severed(&error) => continue,
                     updated => updated.map_err(io_error("update", pin))?,
                 }
             }
@@ -226,7 +226,7 @@ impl Wire {
         let Some(Link { link, pin, .. }) = self.links.get(&id) else { return Ok(()) };
         match link_detach(link) {
             // Detached already, with its device.
-            Err(error) if error.raw_os_error() == Some(Errno::NOLINK.raw_os_error()) => {}
+            Err(error) if is_severed(&error) => {}
             detached => detached.map_err(io_error("detach", pin))?,
         }
         remove(pin)?;
@@ -254,8 +254,14 @@ fn or_gone(covered: io::Result<Covering>) -> io::Result<Covering> {
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
+/// Whether there is no such device.
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+}
+
+/// Whether a link was detached already, with its device or by somebody.
+pub(super) fn is_severed(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOLINK.raw_os_error())
 }
 
 fn wire_error(device: WireDevice, source: io::Error) -> DatapathError {

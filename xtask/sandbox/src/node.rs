@@ -170,6 +170,14 @@ impl Node {
         link(METADATA_NET)
     }
 
+    /// Leads an address the way of the metadata server.
+    ///
+    /// # Errors
+    /// When the machine refuses.
+    pub fn route_by_uplink(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&["route", "add", &address.to_string(), "via", &veth_ips(METADATA_NET).inner.to_string()])
+    }
+
     /// Gives a pod a device of its own to the namespace of the metadata server, past the node, and returns its name.
     ///
     /// # Errors

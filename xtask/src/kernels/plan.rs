@@ -33,7 +33,7 @@ const MODULES: [&str; 11] = [
     "veth",
 ];
 /// What pods, and nodes that are tried with the whole agent, have besides.
-const SANDBOX_MODULES: [&str; 10] = [
+const SANDBOX_MODULES: [&str; 12] = [
     "act_mirred",
     "bonding",
     "cls_u32",
