@@ -23,7 +23,7 @@ const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// A busy machine may take its time; how long it really took is shown.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const OF_NODE: &str = r#"kube2ram_wire_guard_devices{of="node"}"#;
 const OF_PODS: &str = r#"kube2ram_wire_guard_devices{of="pods"}"#;
 

@@ -129,7 +129,7 @@ pub(crate) fn k2r_boot_wire(skb: *mut __sk_buff) -> i32 {
         Some((packet, Network::Other)) => (packet, false),
         None => (Packet::new(skb), true),
     };
-    if !is_for_metadata || !packet.has_no_socket() && is_hosts_packet(&packet) {
+    if !is_for_metadata || packet.sender().is_some() && is_hosts_packet(&packet) {
         return NEXT;
     }
     count();

@@ -503,16 +503,17 @@ impl Packet {
         kind == SOLICITATION || kind == ADVERTISEMENT
     }
 
-    /// Whether no socket sends it: it is forwarded.
+    /// What sends it, be it a socket or half of one; none when it is forwarded. To be asked once: LLVM keeps the
+    /// field's address for a second time, and the verifier refuses that ("dereference of modified ctx ptr").
     #[inline(always)]
-    pub(crate) fn has_no_socket(&self) -> bool {
-        Socket::new(read!(self.raw(), __bindgen_anon_2.sk)).is_none()
+    pub(crate) fn sender(&self) -> Option<Socket> {
+        Socket::new(read!(self.raw(), __bindgen_anon_2.sk))
     }
 
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
-        Socket::new(read!(self.raw(), __bindgen_anon_2.sk)).and_then(Socket::full)
+        self.sender().and_then(Socket::full)
     }
 
     /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own level.

@@ -53,18 +53,16 @@ fn judge(packet: &Packet, network: Network, config: &Config) -> i32 {
 
 #[inline(always)]
 fn judge_sender(packet: &Packet, network: Network, config: &Config) -> i32 {
-    if packet.has_no_socket() {
-        // The node's own, which has none.
-        if network == Network::Ipv6 && packet.is_neighbour_discovery() {
-            return NEXT;
-        }
-    } else {
-        if packet.socket().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
+    if let Some(sender) = packet.sender() {
+        if sender.full().is_some_and(|socket| socket.stored(&PASS).is_some_and(|pass| *pass != 0)) {
             return NEXT;
         }
         if !is_pods_packet(packet, config) {
             return NEXT;
         }
+    } else if network == Network::Ipv6 && packet.is_neighbour_discovery() {
+        // The node's own, which has no socket.
+        return NEXT;
     }
     let goes_on = || match network {
         Network::Ipv4 => packet.goes_on(config.metadata_port_be),

@@ -34,8 +34,10 @@ const MODULES: [&str; 11] = [
 ];
 /// What pods, and nodes that are tried with the whole agent, have besides.
 const SANDBOX_MODULES: [&str; 12] = [
+    "8021q",
     "act_mirred",
     "bonding",
+    "bridge",
     "cls_u32",
     "ipvlan",
     "macvlan",

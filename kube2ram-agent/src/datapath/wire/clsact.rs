@@ -38,14 +38,12 @@ struct Filter {
 /// Makes sure that the first filter on a device's egress is the program.
 pub(super) fn cover(device: u32, program: &Program<'_>) -> io::Result<Covering> {
     let mut socket = Socket::open(None, MAX_DATAGRAMS)?;
+    ensure_discipline(&mut socket, device)?;
     let filters = filters(&mut socket, device, EGRESS)?;
     let ours: Vec<_> = filters.iter().filter(|filter| filter.is_ours).collect();
     let first = filters.first().filter(|filter| filter.is_ours);
     if ours.len() == 1 && first.is_some_and(|first| first.program_id == Some(program.id)) {
         return Ok(Covering::Unchanged);
-    }
-    if ours.is_empty() {
-        add_discipline(&mut socket, device)?;
     }
     match first {
         // In its place, without a moment between the programs.
@@ -94,6 +92,7 @@ const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -155,6 +154,31 @@ fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     Some(Filter { priority, handle, program_id: number(options, TCA_BPF_ID), is_ours })
 }
 
+/// Makes the discipline unless it is there. Another kind in its place, `ingress`, would take a filter for egress, and
+/// list it there, but run it on ingress alone.
+fn ensure_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
+    let mut kind = None;
+    let head = head(device, 0, TC_H_CLSACT, 0);
+    let asked = Message { kind: RTM_GETQDISC, flags: NLM_F_ACK, head, attributes: vec![] };
+    let answered = socket.request(&[asked], |message, payload| {
+        if message == RTM_NEWQDISC {
+            kind = attribute(payload.get(TCMSG..).unwrap_or_default(), TCA_KIND).map(<[u8]>::to_vec);
+        }
+    });
+    match (answered, kind.as_deref()) {
+        (Ok(()), Some(b"clsact\0")) => Ok(()),
+        (Ok(()), Some(_)) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another queueing discipline is in clsact's place",
+        )),
+        (Ok(()), None) => add_discipline(socket, device),
+        (Err(error), _) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+            add_discipline(socket, device)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
 fn add_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
     let message = Message {
         kind: RTM_NEWQDISC,
@@ -162,10 +186,7 @@ fn add_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
         head: head(device, DISCIPLINE, TC_H_CLSACT, 0),
         attributes: vec![Attribute::text(TCA_KIND, "clsact")],
     };
-    match socket.request(&[message], |_, _| {}) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        added => added,
-    }
+    socket.request(&[message], |_, _| {})
 }
 
 fn remove_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
