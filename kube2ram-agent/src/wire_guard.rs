@@ -46,7 +46,7 @@ pub enum WireGuardError {
         place: &'static str,
         /// The datapath's.
         #[source]
-        source: DatapathError,
+        source: Box<DatapathError>,
     },
     /// The kernel did not tell which devices there are.
     #[error("cannot list the network devices of {place}")]
@@ -191,7 +191,9 @@ impl WireGuard {
         let mut look = Look::default();
         match self.wire.repair_links() {
             Ok(repaired) => look.repairs += repaired,
-            Err(source) => look.failures.push(WireGuardError::Cover { place: "the node", source }),
+            Err(error) => {
+                look.failures.push(WireGuardError::Cover { place: "the node", source: error.into() })
+            }
         }
         self.look_at_node(&mut look);
         self.look_at_pods(&mut look);
@@ -364,9 +366,9 @@ impl Look {
                         "the wire guard is in force on a device"
                     );
                 }
-                Err(source) => {
-                    debug!(device = device.index, error = chain(&source), "a device is not covered");
-                    self.failures.push(WireGuardError::Cover { place, source });
+                Err(error) => {
+                    debug!(device = device.index, error = chain(&error), "a device is not covered");
+                    self.failures.push(WireGuardError::Cover { place, source: error.into() });
                     continue;
                 }
             }

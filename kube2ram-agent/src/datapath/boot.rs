@@ -100,7 +100,7 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
     }
     let mut ebpf = load::load_object(&mut loader, OBJECT)?;
     let missing = configure(&guard, settings)?;
-    for program in boot::PROGRAMS {
+    for program in boot::PROGRAMS.into_iter().filter(|program| load::is_for_this_kernel(program)) {
         Link::ensure(&mut ebpf, program, &settings.cgroup_root, guard.links.join(program))?;
     }
     cover(&ebpf, &guard, &settings.wire)?;

@@ -9,7 +9,7 @@ use aya::{
 };
 use kube2ram_common::{
     abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_TARGETS, Target},
-    names::map,
+    names::{boot, map, program},
 };
 
 use super::{DatapathError, io_error, pins::Pins};
@@ -59,7 +59,7 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) ->
     }
     raise_memlock_limit();
     let mut ebpf = loader.load(object).map_err(|error| load_error("the object", error))?;
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_for_this_kernel(name)) {
         match program {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
@@ -71,6 +71,13 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) ->
         .map_err(|error| load_error(name, error))?;
     }
     Ok(ebpf)
+}
+
+/// Whether the kernel can run a program. Those that judge the calling task at the setsockopt hook need
+/// `bpf_get_current_ancestor_cgroup_id` there, which 6.1 has and 5.10 has not ("unknown func").
+pub(super) fn is_for_this_kernel(name: &str) -> bool {
+    const FROM_6_1: [&str; 2] = [program::TASK_SOCKET_OPTION, boot::SOCKET_OPTION];
+    !FROM_6_1.contains(&name) || kernel_version() >= (6, 1)
 }
 
 /// The descriptor of a loaded program.

@@ -8,6 +8,7 @@ use kube2ram_common::names::program;
 use super::{
     DatapathError, Settings,
     links::Link,
+    load::is_for_this_kernel,
     pins::{self, Pins},
 };
 
@@ -114,7 +115,7 @@ impl Mode {
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
         let mut programs = self.programs(settings.keeps_open);
-        programs.retain(|(place, _)| is_needed(*place));
+        programs.retain(|(place, program)| is_needed(*place) && is_for_this_kernel(program));
         let mut links = Vec::new();
         for &(place, program) in &programs {
             let cgroup = place.cgroup(settings);

@@ -227,7 +227,7 @@ pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd>
 /// bpf(2)'s; `ENODEV` when there is no such device.
 pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
     /// `BPF_MPROG_MAX`: the kernel attaches no more.
-    const MAX: usize = 64;
+    const MAX: u32 = 64;
     #[repr(C)]
     struct ProgQuery {
         device: u32,
@@ -242,14 +242,14 @@ pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
         link_attach_flags: u64,
         revision: u64,
     }
-    let (mut programs, mut links) = ([0_u32; MAX], [0_u32; MAX]);
+    let (mut programs, mut links) = ([0_u32; MAX as usize], [0_u32; MAX as usize]);
     let mut attributes = ProgQuery {
         device,
         attach_type: BPF_TCX_EGRESS,
         query_flags: 0,
         attach_flags: 0,
         prog_ids: programs.as_mut_ptr() as u64,
-        prog_cnt: MAX as u32,
+        prog_cnt: MAX,
         reserved: 0,
         prog_attach_flags: 0,
         link_ids: links.as_mut_ptr() as u64,
@@ -262,7 +262,7 @@ pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         queried => queried?,
     };
-    let count = (attributes.prog_cnt as usize).min(MAX);
+    let count = attributes.prog_cnt.min(MAX) as usize;
     Ok(programs.into_iter().zip(links).take(count).collect())
 }
 

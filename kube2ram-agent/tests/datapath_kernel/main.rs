@@ -34,6 +34,11 @@ fn eventually(mut is_so: impl FnMut() -> bool) {
     }
 }
 
+#[expect(clippy::print_stderr, reason = "says what does not run here")]
+fn say(what: &str) {
+    eprintln!("{what}");
+}
+
 fn connect(family: &str, host: &str, port: u16) -> String {
     format!(
         "import socket\ns = socket.socket(socket.{family}, socket.SOCK_STREAM)\ns.settimeout(5)\ns.connect(('{host}', {port}))\n\

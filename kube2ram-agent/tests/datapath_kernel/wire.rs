@@ -14,7 +14,7 @@ use std::{
 use kube2ram_agent::datapath::{Covering, Datapath, LinkHeader, Wire, WireDevice, WireHook, uncover};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Lab, METADATA, METADATA6, output};
+use super::{Lab, METADATA, METADATA6, output, say};
 
 const LO: WireDevice = WireDevice { index: 1, header: LinkHeader::Ethernet };
 
@@ -63,11 +63,6 @@ impl Drop for Namespace {
 
 fn run(program: &str, arguments: &[&str]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
-}
-
-#[expect(clippy::print_stderr, reason = "says what does not run here")]
-fn say(what: &str) {
-    eprintln!("{what}");
 }
 
 /// The hooks of this kernel. Filters are modules of Debian's kernels, which not every run has.

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::Covering;
 use crate::netlink::{
-    Attribute, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Socket, attribute, uninterrupted,
-    word,
+    Attribute, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, Socket, attribute,
+    uninterrupted, word,
 };
 
 /// A program to attach.
@@ -159,7 +159,9 @@ fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
 fn ensure_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
     let mut kind = None;
     let head = head(device, 0, TC_H_CLSACT, 0);
-    let asked = Message { kind: RTM_GETQDISC, flags: NLM_F_ACK, head, attributes: vec![] };
+    // Older kernels answer with a notice, which goes to those alone who ask for an echo.
+    let flags = NLM_F_ACK | NLM_F_ECHO;
+    let asked = Message { kind: RTM_GETQDISC, flags, head, attributes: vec![] };
     let answered = socket.request(&[asked], |message, payload| {
         if message == RTM_NEWQDISC {
             kind = attribute(payload.get(TCMSG..).unwrap_or_default(), TCA_KIND).map(<[u8]>::to_vec);
