@@ -247,6 +247,7 @@ mod tests {
             metadata: MetadataAddr::v4_only(nowhere),
             agent: AgentAddr(nowhere),
             keeps_open: false,
+            guards_wire: true,
             debug: false,
         };
         Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())

@@ -111,8 +111,9 @@ struct Pod {
     ask_at: Instant,
 }
 
+/// What the wire guard tells.
 #[derive(Debug, Default)]
-struct Metrics {
+pub struct Metrics {
     in_force: Gauge,
     devices: Family<[(&'static str, &'static str); 1], Gauge>,
     repairs: Counter,
@@ -122,7 +123,8 @@ const NODE: [(&str, &str); 1] = [("of", "node")];
 const PODS: [(&str, &str); 1] = [("of", "pods")];
 
 impl Metrics {
-    fn new(registry: &mut Registry) -> Self {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let help = "Whether each network device that leads out of the node has the wire guard's program, before all others";
         registry.register("wire_guard_in_force", help, metrics.in_force.clone());

@@ -74,7 +74,7 @@ fn a_node_that_has_everything_passes_before_and_while_an_agent_runs() {
     for output in [before, meanwhile] {
         assert!(output.status.success(), "{output:?}");
         let lines = String::from_utf8(output.stdout).unwrap();
-        assert!(lines.lines().count() == 10 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
+        assert!(lines.lines().count() == 11 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
     }
 }
 

@@ -270,13 +270,11 @@ impl Packet {
         const TYPES_FROM: u16 = 0x0600;
         const SNAP: [u8; 6] = [0xaa, 0xaa, 3, 0, 0, 0];
         let frame = Self::new(skb);
-        // What cannot be read is no type.
-        let type_at = |offset| frame.load::<u16>(offset).map_or(0, u16::from_be);
-        let (mut kind, mut at) = (type_at(12), 14);
+        let (mut kind, mut at) = (frame.type_at(12), 14);
         if is_tag(kind) {
-            (kind, at) = (type_at(16), 18);
+            (kind, at) = (frame.type_at(16), 18);
             if is_tag(kind) {
-                (kind, at) = (type_at(20), 22);
+                (kind, at) = (frame.type_at(20), 22);
                 if is_tag(kind) {
                     return None;
                 }
@@ -284,7 +282,7 @@ impl Packet {
         }
         // Linux does not receive IP this way, but Open vSwitch does.
         if kind < TYPES_FROM && frame.load::<[u8; 6]>(at) == Ok(SNAP) {
-            (kind, at) = (type_at(at + 6), at + 8);
+            (kind, at) = (frame.type_at(at + 6), at + 8);
         }
         let network = match kind {
             ETH_P_IP => Network::Ipv4,
@@ -294,12 +292,22 @@ impl Packet {
         Some((Self::at(skb, at), network))
     }
 
+    /// The type at an offset of a frame; what cannot be read is none.
+    #[inline(always)]
+    fn type_at(&self, offset: usize) -> u16 {
+        match self.load::<u16>(offset) {
+            Ok(kind) => u16::from_be(kind),
+            Err(_) => 0,
+        }
+    }
+
     /// The protocol of a packet that begins with its IP header, by that.
     #[inline(always)]
     pub(crate) fn network_by_version(&self) -> Network {
-        match self.load::<u8>(0).map(|first| first >> 4) {
-            Ok(4) => Network::Ipv4,
-            Ok(6) => Network::Ipv6,
+        let Ok(first) = self.load::<u8>(0) else { return Network::Other };
+        match first >> 4 {
+            4 => Network::Ipv4,
+            6 => Network::Ipv6,
             _ => Network::Other,
         }
     }

@@ -6,14 +6,21 @@ use kube2ram_common::abi::{Config, MAX_CGROUP_LEVEL};
 
 use crate::context::{Packet, current_ancestor_cgroup};
 
+/// Not a closure, which LLVM would make a function of its own.
+macro_rules! of_task {
+    ($level:literal) => {
+        current_ancestor_cgroup($level)
+    };
+}
+
 /// Returns what `$found` makes of the level of the pods' cgroup. Not a loop: 5.10 without CAP_PERFMON also follows what a processor may guess, and
 /// no guess ever ends one.
 macro_rules! search {
-    ($config:ident, $ancestor:expr, $found:ident, $none:expr, $($level:literal)+) => {
+    ($config:ident, $ancestor:ident, $found:ident, $none:expr, $($level:literal)+) => {
         const LEVELS: &[i32] = &[$($level),+];
         const _: () = assert!(LEVELS[LEVELS.len() - 1] == MAX_CGROUP_LEVEL);
         $(
-            let cgroup = $ancestor($level);
+            let cgroup = $ancestor!($level);
             if cgroup == $config.pods_cgroup {
                 return $found($level);
             }
@@ -32,7 +39,7 @@ pub(crate) fn is_pods_task(config: &Config) -> bool {
     const fn yes(_: i32) -> bool {
         true
     }
-    search!(config, current_ancestor_cgroup, yes, false, 1 2 3 4 5 6 7 8 9 10);
+    search!(config, of_task, yes, false, 1 2 3 4 5 6 7 8 9 10);
 }
 
 /// Whether the socket that sends a packet is of a cgroup below the pods'. A socket that is only half of one
@@ -43,7 +50,12 @@ pub(crate) fn is_pods_packet(packet: &Packet, config: &Config) -> bool {
     const fn yes(_: i32) -> bool {
         true
     }
-    search!(config, |level| packet.ancestor_cgroup(level), yes, false, 1 2 3 4 5 6 7 8 9 10);
+    macro_rules! of_packet {
+        ($level:literal) => {
+            packet.ancestor_cgroup($level)
+        };
+    }
+    search!(config, of_packet, yes, false, 1 2 3 4 5 6 7 8 9 10);
 }
 
 /// The cgroup whose share a connection of the calling task counts against: two levels below that of the pods. This is the pod or, without a level for
@@ -55,5 +67,5 @@ pub(crate) fn accountable_cgroup(config: &Config) -> u64 {
         let cgroup = current_ancestor_cgroup(level + 2);
         if cgroup == 0 { current_ancestor_cgroup(level + 1) } else { cgroup }
     }
-    search!(config, current_ancestor_cgroup, below, 0, 1 2 3 4 5 6 7 8 9 10);
+    search!(config, of_task, below, 0, 1 2 3 4 5 6 7 8 9 10);
 }

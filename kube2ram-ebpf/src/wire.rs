@@ -64,15 +64,19 @@ fn judge_sender(packet: &Packet, network: Network, config: &Config) -> i32 {
         // The node's own, which has no socket.
         return NEXT;
     }
-    let goes_on = || match network {
-        Network::Ipv4 => packet.goes_on(config.metadata_port_be),
-        Network::Ipv6 => packet.goes_on6(config.metadata_port_be),
-        Network::Other => false,
-    };
     // As in the egress hook, which has counted it.
-    if config.flags & CONFIG_KEEPS_OPEN != 0 && goes_on() {
+    if config.flags & CONFIG_KEEPS_OPEN != 0 && goes_on(packet, network, config) {
         return NEXT;
     }
     count(Counter::DeniedWire);
     DROP
+}
+
+#[inline(always)]
+fn goes_on(packet: &Packet, network: Network, config: &Config) -> bool {
+    match network {
+        Network::Ipv4 => packet.goes_on(config.metadata_port_be),
+        Network::Ipv6 => packet.goes_on6(config.metadata_port_be),
+        Network::Other => false,
+    }
 }

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::AppError;
 use crate::{
-    args::{Config, OpenConnections},
+    args::{Config, OpenConnections, WireGuardMode},
     datapath::{AgentAddr, Settings},
     handover::Hello,
     identity::{CgroupId, CgroupTree, Recent, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
@@ -62,6 +62,7 @@ impl Node {
                 metadata: config.metadata,
                 agent: AgentAddr(agent),
                 keeps_open: config.open_connections == OpenConnections::Keep,
+                guards_wire: config.wire_guard != WireGuardMode::Off,
                 debug: config.debug,
             },
         })

@@ -38,6 +38,8 @@ pub struct Settings {
     pub agent: AgentAddr,
     /// Let connections to the metadata server go on that are older than the programs.
     pub keeps_open: bool,
+    /// Deny pods the socket options with which a packet skips the wire guard.
+    pub guards_wire: bool,
     /// Log every verdict.
     pub debug: bool,
 }

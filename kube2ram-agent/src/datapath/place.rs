@@ -85,6 +85,9 @@ const ROOT: [(Place, &str); 12] = [
     (Place::Root, program::PEER_NAME6),
 ];
 
+/// Those that are of use with the wire guard alone.
+const OF_WIRE_GUARD: [&str; 2] = [program::SOCKET_OPTION, program::TASK_SOCKET_OPTION];
+
 impl Mode {
     /// The one that an agent of this boot has found before.
     pub(super) fn known(pins: &Pins) -> Self {
@@ -115,7 +118,10 @@ impl Mode {
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
         let mut programs = self.programs(settings.keeps_open);
-        programs.retain(|(place, program)| is_needed(*place) && is_for_this_kernel(program));
+        let is_wanted = |program: &str| settings.guards_wire || !OF_WIRE_GUARD.contains(&program);
+        programs.retain(|(place, program)| {
+            is_needed(*place) && is_wanted(program) && is_for_this_kernel(program)
+        });
         let mut links = Vec::new();
         for &(place, program) in &programs {
             let cgroup = place.cgroup(settings);

@@ -47,7 +47,8 @@ def packet_socket(ip, bypass=0, hop=None):
     """A frame that no socket layer sees; with the bypass, no queueing discipline either."""
     interface, hardware = gateway()
     s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-    s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+    if bypass:
+        s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
     s.sendto(whole_syn(ip, hop), (interface, ETH_P_IP, 0, 0, hardware))
     return sent()
 

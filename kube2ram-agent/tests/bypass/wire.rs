@@ -230,8 +230,11 @@ fn add_ipvlan(sandbox: &Sandbox, mode: &str) -> Option<&'static str> {
     }
     ip(&["-n", netns, "link", "set", DEVICE, "up"]);
     ip(&["-n", netns, "addr", "add", "198.18.0.7/32", "dev", DEVICE]);
+    // In mode L3 the node decides where a packet goes.
+    sandbox.node().route_by_uplink("100.100.100.201".parse().unwrap()).unwrap();
     if sandbox.node().has_ipv6() {
         ip(&["-n", netns, "addr", "add", "2001:2::7/128", "dev", DEVICE, "nodad"]);
+        sandbox.node().route_by_uplink("fd00:100::100:201".parse().unwrap()).unwrap();
     }
     Some(DEVICE)
 }

@@ -60,6 +60,7 @@ impl Lab {
             metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
             agent: AgentAddr(self.agent()),
             keeps_open: false,
+            guards_wire: true,
             debug: false,
         }
     }

@@ -221,10 +221,10 @@ fn a_cgroup_made_anew_gets_its_programs_and_one_that_is_gone_is_told() {
     }
 
     let found = datapath.repair(false);
-    assert!(found.repaired.is_empty() && found.failed.len() == 9, "configuration and eight links: {found:?}");
+    assert!(found.repaired.is_empty() && found.failed.len() == 10, "configuration and nine links: {found:?}");
     fs::create_dir_all(lab.cgroup.join("pods/a")).unwrap();
 
-    assert_repaired(&datapath.repair(false), &[&[Drift::Config][..], &[Drift::Cgroup; 8]].concat());
+    assert_repaired(&datapath.repair(false), &[&[Drift::Config][..], &[Drift::Cgroup; 9]].concat());
 
     assert_works(&lab, &datapath.origins().unwrap());
     assert_repaired(&datapath.repair(true), &[]);

@@ -174,8 +174,12 @@ impl Node {
     ///
     /// # Errors
     /// When the machine refuses.
-    pub fn route_by_uplink(&self, address: Ipv4Addr) -> Result<()> {
-        ip(&["route", "add", &address.to_string(), "via", &veth_ips(METADATA_NET).inner.to_string()])
+    pub fn route_by_uplink(&self, address: IpAddr) -> Result<()> {
+        let next_hop: IpAddr = match address {
+            IpAddr::V4(_) => veth_ips(METADATA_NET).inner.into(),
+            IpAddr::V6(_) => veth_ip6s(METADATA_NET).inner.into(),
+        };
+        ip(&["route", "add", &address.to_string(), "via", &next_hop.to_string()])
     }
 
     /// Gives a pod a device of its own to the namespace of the metadata server, past the node, and returns its name.

@@ -14,7 +14,7 @@ use crate::{
     datapath::{self, MetadataAddr},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
-    interception, kubernetes, listeners, reconcile, server,
+    interception, kubernetes, listeners, reconcile, server, wire_guard,
 };
 
 /// Labels of which not all values are there from the beginning, or that differ with the build.
@@ -64,6 +64,7 @@ fn registry() -> Registry {
     drop(reconcile::Metrics::new(&mut registry));
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
     drop(ForwardGuard::new(metadata, &mut registry));
+    drop(wire_guard::Metrics::new(&mut registry));
     let readiness = Readiness::default();
     drop(readiness.wait_for("pods and namespaces"));
     registry.register_collector(Box::new(readiness));

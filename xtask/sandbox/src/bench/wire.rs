@@ -33,7 +33,7 @@ struct Took {
 pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
     sandbox.add_pod(&PodSpec::new("caller").role("orders-role"))?;
     sandbox.add_agent(agent, &["--auto-discover-base-arn"])?;
-    sandbox.node().route_by_uplink(ELSEWHERE)?;
+    sandbox.node().route_by_uplink(ELSEWHERE.into())?;
     let host = |sandbox: &Sandbox| -> Result<Command> {
         let mut command = sandbox.node().host_command(std::env::current_exe()?);
         command.arg("client");
