@@ -65,6 +65,10 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
     let counting = kernel::Counting::start()?;
     sender.dial(CALLS)?;
     writeln!(out, "  by the kernel's own count, packets elsewhere:")?;
+    counting.report(CALLS, out)?;
+    let counting = kernel::Counting::start()?;
+    pod_option.dial(CALLS)?;
+    writeln!(out, "  setsockopt(2) of a pod's process:")?;
     counting.report(CALLS, out)
 }
 
