@@ -45,7 +45,7 @@ pub(crate) enum Start {
 }
 
 impl Node {
-    /// No agent runs yet. `guard` is the value of `--forward-guard`: where it is `off`, what denies is the programs alone.
+    /// No agent runs yet. `guard` is the value of `--forward-guard` and `--wire-guard`: where it is `off`, what denies is the programs alone.
     pub(crate) fn new(name: &str, guard: &str) -> Self {
         let mut sandbox = Sandbox::create(name).unwrap();
         sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
@@ -57,8 +57,8 @@ impl Node {
         );
         fs::write(&wrapper, script).unwrap();
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
-        let guard = format!("--forward-guard={guard}");
-        sandbox.add_agent(&wrapper, &["--auto-discover-base-arn", &guard]).unwrap();
+        let (forward, wire) = (format!("--forward-guard={guard}"), format!("--wire-guard={guard}"));
+        sandbox.add_agent(&wrapper, &["--auto-discover-base-arn", &forward, &wire]).unwrap();
         let (prober, rounds) = probe(&sandbox);
         let node = Self { sandbox, prober, rounds };
         node.has_arrived_everywhere();
