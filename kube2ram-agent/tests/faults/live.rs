@@ -55,7 +55,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
         bpftool(&["link", "detach", "pinned", pin.to_str().unwrap()]);
     }
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="detached"}"#) == 2.0);
-    fs::remove_file(&pins[0]).unwrap();
+    fs::remove_file(node.bpf_dir().join("v2/links/pods/k2r_connect6")).unwrap();
     let took = within(AT_ONCE, || node.links() == pins);
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="link_pin"}"#) == 1.0);
     nft("delete table ip kube2ram");
