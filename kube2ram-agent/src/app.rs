@@ -5,10 +5,12 @@ mod cluster;
 mod discovery;
 mod error;
 mod front;
+mod host_port;
 mod log_level;
 mod metrics;
 mod node;
 mod operator;
+mod outside;
 mod parts;
 mod prefetch;
 mod service;
@@ -16,14 +18,20 @@ mod snapshot;
 mod store;
 mod warm_up;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::error::AppError;
-use self::{front::Front, node::Node, parts::Parts, service::Service};
+use self::{
+    front::Front,
+    node::Node,
+    parts::Parts,
+    service::{Opened, Service},
+};
 use crate::{
     admin::{Pending, Readiness},
     args::Config,
@@ -31,10 +39,13 @@ use crate::{
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
-    probe::Probe,
+    probe::{Probe, SocketPaths},
     state_dir::StateDir,
     telemetry::{Verbosity, chain},
 };
+
+/// How long listeners in pods may take to open before the former agent is told to end. It waits a little longer than that.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// Runs the agent until `shutdown`: stands by while another one serves this node, serves, and hands over to one that stands by, if any; then
 /// drains. `environment` looks a variable up, `verbosity` is what is logged.
@@ -64,7 +75,9 @@ pub async fn run(
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
     let mut parts = Parts::default();
     let readiness = Readiness::default();
-    let probe = Probe::open(&state, node.own_cgroup).map_err(AppError::Probe)?;
+    state.hold().map_err(AppError::StateDir)?;
+    let paths = SocketPaths::new(&config.pod_dir, &config.state_dir);
+    let probe = Probe::open(&paths).map_err(AppError::Probe)?;
     let starting = readiness.wait_for("the start");
     parts.spawn("the probes", probe.run(readiness.clone()));
 
@@ -107,7 +120,8 @@ pub async fn run(
         }
     };
     let is_first = predecessor.is_none();
-    let (estate, operator) = service.open(front, &node, readiness, is_first, verbosity, &mut parts)?;
+    let Opened { holdings, operator, are_open, targets } =
+        service.open(front, &node, readiness, is_first, verbosity, &mut parts).await?;
     parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
     match Control::open(&state) {
         Ok(control) => {
@@ -122,15 +136,22 @@ pub async fn run(
     let post = Post::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
     let heirs = post.heirs();
     parts.spawn("the post of agents that stand by", post.run());
-    if let Some(predecessor) = predecessor
-        && let Err(error) = predecessor.serving().await
-    {
-        debug!(error = chain(&error), "the former agent ended by itself");
+    if let Some(predecessor) = predecessor {
+        // Whoever is redirected to the former agent's listeners is served by it until it is told.
+        if timeout(OPENING, are_open).await.is_err() {
+            warn!("listeners in pods take long to open; the host's listener serves the rest meanwhile");
+        }
+        if let Err(error) = targets.forget_adopted() {
+            warn!(error = chain(&error), "cannot forget the former agent's listeners in pods");
+        }
+        if let Err(error) = predecessor.serving().await {
+            debug!(error = chain(&error), "the former agent ended by itself");
+        }
     }
     info!(agent = %node.agent, metadata = %node.settings.metadata, "serving");
 
     parts.until(&shutdown).await?;
-    service.end(heirs, estate, &mut parts).await;
+    service.end(heirs, holdings, &mut parts).await;
     Ok(())
 }
 
@@ -154,7 +175,7 @@ async fn succeed(
         let offered = loop {
             tokio::select! {
                 biased;
-                offered = predecessor.offer() => break offered,
+                offered = predecessor.estate() => break offered,
                 () = readiness.ready(), if !is_prepared => {
                     is_prepared = true;
                     info!("prepared to serve");
@@ -164,11 +185,7 @@ async fn succeed(
                 }
             }
         };
-        let estate = match offered {
-            Ok(pods) => predecessor.estate(pods).await,
-            Err(error) => Err(error),
-        };
-        match estate {
+        match offered {
             Ok(estate) => {
                 let front = Front::inherit(node, estate)?;
                 return Ok((front, Some(predecessor)));

@@ -22,6 +22,7 @@ use crate::{
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
+    probe::SocketPaths,
     role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
     telemetry::LogFormat,
 };
@@ -50,12 +51,7 @@ pub enum Command {
         state_dir: PathBuf,
     },
     /// To tell whether this container's agent answers, and end.
-    Live {
-        /// The cgroup2 mount; found by looking when `None`.
-        cgroup_root: Option<PathBuf>,
-        /// The directory that the agents of this node share.
-        state_dir: PathBuf,
-    },
+    Live(SocketPaths),
     /// To tell or change what the running agent logs, and end.
     LogLevel {
         /// How it is to change.
@@ -66,12 +62,7 @@ pub enum Command {
     /// To tell whether an agent could run here, and end.
     Preflight(NodePaths),
     /// To tell whether this container's agent is ready, and end.
-    Ready {
-        /// The cgroup2 mount; found by looking when `None`.
-        cgroup_root: Option<PathBuf>,
-        /// The directory that the agents of this node share.
-        state_dir: PathBuf,
-    },
+    Ready(SocketPaths),
     /// To tell how the running agent is, and end.
     Status {
         /// How it is told.
@@ -158,6 +149,8 @@ pub struct Config {
     pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
     pub pass_through_rate: u32,
+    /// The directory that this agent's pod has to itself.
+    pub pod_dir: PathBuf,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
     /// Whether requests without a session token are refused.
@@ -168,6 +161,8 @@ pub struct Config {
     pub startup_taint: Option<StartupTaint>,
     /// The directory that the agents of this node share.
     pub state_dir: PathBuf,
+    /// Whether network devices are guarded.
+    pub wire_guard: WireGuardMode,
     /// Where STS is.
     pub sts_endpoint: StsEndpoint,
 }
@@ -197,6 +192,17 @@ pub enum ForwardGuardMode {
     Auto,
     /// It does not.
     Off,
+}
+
+/// Whether the agent guards network devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireGuardMode {
+    /// It does, and reports what it cannot guard.
+    Auto,
+    /// It does not.
+    Off,
+    /// It does, and is not ready while it cannot.
+    On,
 }
 
 /// What becomes of a hostNetwork pod that is annotated with no role.
@@ -320,11 +326,12 @@ impl Command {
                 };
                 Ok(Self::BootGuard(match command {
                     flags::BootGuard::Apply(of) => BootGuardCommand::Apply(guard(of)),
-                    flags::BootGuard::Install { guard: of, host, required_by_kubelet } => {
+                    flags::BootGuard::Install { guard: of, host, optional, required_by_kubelet } => {
                         let host_root = host.host_root;
                         BootGuardCommand::Install(Installation {
                             guard: guard(of),
                             host_root,
+                            report_to: optional.then(|| flags.pod_dir.clone()),
                             required_by_kubelet,
                         })
                     }
@@ -334,9 +341,7 @@ impl Command {
             Some(Subcommand::Explain { pod: (namespace, name), output }) => {
                 Ok(Self::Explain { namespace, name, output, state_dir: flags.state_dir })
             }
-            Some(Subcommand::Live) => {
-                Ok(Self::Live { cgroup_root: flags.cgroup_root, state_dir: flags.state_dir })
-            }
+            Some(Subcommand::Live) => Ok(Self::Live(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::LogLevel { level, span }) => Ok(Self::LogLevel {
                 change: level.map(|change| match change {
                     value::LevelChange::Reset => ChangeLogLevel::Reset,
@@ -353,9 +358,7 @@ impl Command {
                 metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
                 pods_cgroup: flags.pods_cgroup,
             })),
-            Some(Subcommand::Ready) => {
-                Ok(Self::Ready { cgroup_root: flags.cgroup_root, state_dir: flags.state_dir })
-            }
+            Some(Subcommand::Ready) => Ok(Self::Ready(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::Uninstall) => {
                 Ok(Self::Uninstall { bpf_dir: flags.bpf_dir, state_dir: flags.state_dir })
             }
@@ -435,7 +438,9 @@ impl Config {
             require_token: flags.require_token,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             startup_taint: flags.startup_taint,
+            pod_dir: flags.pod_dir,
             state_dir: flags.state_dir,
+            wire_guard: flags.wire_guard,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),
                 (None, true) => StsEndpoint::Regional,

@@ -6,7 +6,8 @@ mod host_root;
 mod unit;
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +17,8 @@ use crate::{
     datapath::{BootOutcome, BootSettings, DatapathError, MetadataAddr, apply_boot_guard},
     guard::{self, GuardError},
     identity::{MountError, find_cgroup_root},
+    telemetry::chain,
+    wire_guard::{self, WireGuardError},
 };
 
 /// The binary, below the host's root.
@@ -25,6 +28,9 @@ const UNIT: (&str, &str) = ("etc/systemd/system", "kube2ram-boot-guard.service")
 /// What `systemctl enable` would make: where, for what is in its `[Install]` section.
 const WANTED_BY: &str = "etc/systemd/system/multi-user.target.wants";
 const REQUIRED_BY: &str = "etc/systemd/system/kubelet.service.requires";
+/// The file in which an installation leaves its failure to the agent; empty when there was none.
+const REPORT: &str = "boot-guard";
+const MAX_REPORT_BYTES: u64 = 4096;
 /// Any of them tells that the host has systemd, also when it does not run (an image that is being made).
 const SYSTEMD: [&str; 2] = ["usr/lib/systemd", "lib/systemd"];
 
@@ -50,6 +56,8 @@ pub struct Installation {
     pub guard: Guard,
     /// The host's file system, as it is mounted here.
     pub host_root: PathBuf,
+    /// The directory of the agent's pod in which a failure is reported, if one must not end the pod's start.
+    pub report_to: Option<PathBuf>,
     /// Whether the kubelet does not start without the guard.
     pub required_by_kubelet: bool,
 }
@@ -63,6 +71,9 @@ pub enum BootGuardError {
     /// The programs are not in force.
     #[error("cannot bring the boot guard's programs in force")]
     Datapath(#[source] DatapathError),
+    /// The network devices are not known.
+    #[error("cannot find the devices by which packets leave this node")]
+    WireGuard(#[source] WireGuardError),
     /// This binary needs libraries, which the host may not have.
     #[error(
         "this binary is not static, and would not run on the host: take the image's, or `cargo xtask build --release`"
@@ -83,9 +94,15 @@ pub enum BootGuardError {
 }
 
 /// What [`install`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Installed {
-    changed: bool,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// All is as it should be.
+    Done {
+        /// Whether it was not before.
+        changed: bool,
+    },
+    /// Nothing, or not all. The agent reports it.
+    Failed(String),
 }
 
 /// What [`remove`] did.
@@ -101,14 +118,42 @@ pub struct Applied(BootOutcome);
 /// Puts this very binary and the unit on the host, for the next boot. What is there as it should be is not written again.
 ///
 /// # Errors
-/// [`BootGuardError`]; each file is whole or not there, and another run goes on.
+/// [`BootGuardError`], unless the installation names a directory for the report; each file is whole or not there,
+/// and another run goes on.
 pub fn install(installation: &Installation) -> Result<Installed, BootGuardError> {
-    let binary = fs::read("/proc/self/exe").map_err(BootGuardError::OwnBinary)?;
-    install_binary(&binary, installation)
+    let binary = fs::read("/proc/self/exe").map_err(BootGuardError::OwnBinary);
+    let installed = binary.and_then(|binary| install_binary(&binary, installation));
+    match &installation.report_to {
+        Some(directory) => Ok(report(installed, directory)),
+        None => installed,
+    }
+}
+
+/// Leaves the outcome to the agent.
+fn report(installed: Result<Installed, BootGuardError>, directory: &Path) -> Installed {
+    let failure = installed.as_ref().err().map(|error| chain(error));
+    if let Err(error) = fs::write(directory.join(REPORT), failure.as_deref().unwrap_or_default()) {
+        // There is no log yet, and the pod's status shows the last words.
+        return Installed::Failed(match failure {
+            Some(failure) => {
+                format!("{failure}; cannot report it to the agent in {}: {error}", directory.display())
+            }
+            None => format!("it is installed, but the agent cannot know: {}: {error}", directory.display()),
+        });
+    }
+    installed.unwrap_or_else(|_| Installed::Failed(failure.unwrap_or_default()))
+}
+
+/// Why the boot guard could not be installed when this pod started, if an installation was tried then.
+pub fn installation_failure(pod_dir: &Path) -> Option<String> {
+    let file = fs::File::open(pod_dir.join(REPORT)).ok()?;
+    let mut failure = String::new();
+    io::Read::take(file, MAX_REPORT_BYTES).read_to_string(&mut failure).ok()?;
+    (!failure.is_empty()).then_some(failure)
 }
 
 fn install_binary(binary: &[u8], installation: &Installation) -> Result<Installed, BootGuardError> {
-    let Installation { guard, host_root, required_by_kubelet } = installation;
+    let Installation { guard, host_root, report_to: _, required_by_kubelet } = installation;
     if !is_static(binary) {
         return Err(BootGuardError::Dynamic);
     }
@@ -127,7 +172,7 @@ fn install_binary(binary: &[u8], installation: &Installation) -> Result<Installe
         } else {
             changed |= root.remove((REQUIRED_BY, UNIT.1))?;
         }
-        Ok(Some(Installed { changed }))
+        Ok(Some(Installed::Done { changed }))
     };
     let installed = write().map_err(BootGuardError::HostRoot)?;
     installed.ok_or_else(|| BootGuardError::NoSystemd(host_root.clone()))
@@ -169,6 +214,7 @@ pub fn apply(guard: &Guard) -> Result<Applied, BootGuardError> {
         cgroup_root,
         host_cgroups: guard.host_cgroups.clone(),
         metadata: guard.metadata,
+        wire: wire_guard::devices_of_node(guard.metadata).map_err(BootGuardError::WireGuard)?,
     };
     let outcome = apply_boot_guard(&settings).map_err(BootGuardError::Datapath)?;
     if guard.forward_guard && matches!(outcome, BootOutcome::InForce { .. }) {
@@ -184,7 +230,16 @@ fn unit_from_beside() -> String {
 
 impl fmt::Display for Installed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let done = if self.changed { "installed" } else { "is installed already" };
+        let done = match self {
+            Self::Done { changed: true } => "installed",
+            Self::Done { changed: false } => "is installed already",
+            Self::Failed(why) => {
+                return write!(
+                    f,
+                    "the boot guard could not be installed: {why}. The agent starts all the same; from the next boot on, pods that start before it reach the node's role"
+                );
+            }
+        };
         write!(
             f,
             "boot guard {done}: /{}/{}, /{}/{}, enabled; in force from the next boot on (systemctl daemon-reload makes it known to this one)",

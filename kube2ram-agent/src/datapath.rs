@@ -4,10 +4,12 @@
 mod attach;
 mod attachment;
 mod boot;
+mod child;
 mod links;
 mod load;
 mod log;
 mod maps;
+mod other_installation;
 mod pins;
 mod place;
 mod probe;
@@ -16,6 +18,7 @@ mod repair;
 mod sys;
 mod tcx;
 mod upkeep;
+mod wire;
 
 use std::{
     fmt, io,
@@ -29,26 +32,28 @@ pub(crate) use self::maps::NoOutcomes;
 pub(crate) use self::tcx::has_ingress_programs;
 pub use self::{
     attach::{Datapath, Former, Settings},
-    attachment::{Attachment, attachments},
+    attachment::{Attachment, attachments, connect_programs},
     boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
-    maps::{AcceptedOrigins, Counters, PassMark, Targets},
+    maps::{AcceptedOrigins, Counters, NetnsCookies, PassMark, PodTarget, Targets},
+    other_installation::{OtherInstallation, other_installation},
     pins::{Lock, check_bpffs},
     place::Mode,
     probe::dial_as_pod,
     remove::{Removed, remove},
     repair::{Drift, Found},
+    wire::{Covering, LinkHeader, Wire, WireDevice, WireHook, uncover},
 };
-use crate::identity::CgroupId;
+use crate::identity::{CgroupId, PodUid};
 use kube2ram_common::abi::ABI_VERSION;
 
-/// What the kernel vouches for about one accepted connection: who called connect(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The cgroup of the task that called connect(2); a nested cgroup of a container is possible.
-    pub cgroup: CgroupId,
-    /// The process (tgid, as seen from the host) that called connect(2). For logs only.
-    pub tgid: u32,
+/// Who is behind one accepted connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A pod: the listener is in that pod's network namespace, on the loopback device.
+    Pod(PodUid),
+    /// Whoever called connect(2), as the kernel half recorded it. A nested cgroup of a container is possible.
+    Task(CgroupId),
 }
 
 /// Why a connection has no origin.
@@ -57,9 +62,6 @@ pub enum OriginError {
     /// Two sockets claimed one 4-tuple, or the record was lost on its way: the kernel half vouches for nobody.
     #[error("ambiguous connection")]
     Ambiguous,
-    /// Another listener was meant: the caller dialled this one itself, or from a namespace that is not its pod's.
-    #[error("connection meant for another listener")]
-    Misdirected,
     /// Reading the socket's storage failed.
     #[error("cannot read the origin of a connection")]
     Read(#[source] io::Error),
@@ -75,6 +77,16 @@ pub trait Origins: Send + Sync + 'static {
     /// # Errors
     /// [`OriginError::Unvouched`] when the kernel did not mark it; any error must end in a denial.
     fn origin_of(&self, socket: BorrowedFd<'_>) -> Result<Origin, OriginError>;
+}
+
+/// The origins of a listener in a pod's network namespace, to which the connect hook sends that pod alone, and to which there is no other way: all are the pod.
+#[derive(Debug)]
+pub struct PodOrigin(pub PodUid);
+
+impl Origins for PodOrigin {
+    fn origin_of(&self, _: BorrowedFd<'_>) -> Result<Origin, OriginError> {
+        Ok(Origin::Pod(self.0.clone()))
+    }
 }
 
 /// Marks sockets of the agent itself, so that the connect hook lets them reach the real metadata server.
@@ -151,6 +163,15 @@ pub enum DatapathError {
         #[source]
         source: aya::maps::MapError,
     },
+    /// A network device has no program of the wire guard, or has it behind another one.
+    #[error("cannot attach a program to egress of network device {index}")]
+    Wire {
+        /// Its index.
+        index: u32,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
     /// This binary was built without the kernel half.
     #[error("this binary was built without the kernel half: build it with `cargo xtask build`")]
     NoObject,
@@ -170,14 +191,7 @@ impl Layout {
     pub const OURS: Self = Self(ABI_VERSION);
 }
 
-/// Names a listener of the agent. Never reused for another one before a reboot, and the maps do not outlive that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListenerId(pub u64);
-
-/// The listener that holds for pods without one of their own: the one in the host's namespace.
-const HOST_LISTENER: ListenerId = ListenerId(1);
-
-/// The address that redirected connections are sent to.
+/// The address of the agent's listener on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentAddr(pub SocketAddrV4);
 

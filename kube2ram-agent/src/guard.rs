@@ -8,7 +8,11 @@ use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 mod events;
@@ -86,6 +90,8 @@ const IPVS: &str = "/proc/thread-self/net/ip_vs";
 const IPV6: &str = "/proc/thread-self/net/if_inet6";
 /// How long rules that somebody removed may be missing, if the kernel does not tell.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// A check takes milliseconds, but waits for others that write nf_tables: kube-proxy among them.
+const LATE: Duration = Duration::from_secs(5);
 /// Whoever changes the tables all the time, changes them this often at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -171,27 +177,36 @@ impl ForwardGuard {
         is_lacking.then(|| format!("no rules for IPv6 (those for IPv4 are in force): {}", reduced.error))
     }
 
-    /// Checks when somebody changes the tables, and from time to time, for ever.
+    /// Checks when somebody changes the tables, and from time to time, until `stop`. Checks run on threads that may
+    /// block.
     ///
     /// # Cancel safety
-    /// Safe: the tables are changed between waits, in one transaction.
-    pub async fn run(self) {
+    /// None: a check that has begun goes on. After `stop` this returns once nothing is written any more.
+    pub async fn run(self, stop: CancellationToken) {
         let changes = Changes::of(ruleset::TABLE).inspect_err(|error| {
             warn!(%error, "cannot hear of changes of netfilter's tables; a repair takes up to 30 s");
         });
-        self.run_with(changes.ok()).await;
+        self.run_with(changes.ok(), stop).await;
     }
 
-    async fn run_with(mut self, mut changes: Option<Changes>) {
-        loop {
+    async fn run_with(mut self, mut changes: Option<Changes>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let (in_force, state) = (self.metrics.in_force.clone(), self.state.clone());
             // After the first time of listening too: what happened before is not told.
-            self.check();
+            let checking = spawn_blocking(move || {
+                self.check();
+                self
+            });
+            // It panicked, which ends this part, or the runtime ends.
+            let Some(checked) = in_time(checking, &in_force, &state).await else { return };
+            self = checked;
             sleep(PAUSE).await;
             let now = Instant::now();
             let again_at = self.reduced.as_ref().map(|reduced| reduced.again_at);
             let again_at = again_at.filter(|at| *at > now).unwrap_or(now + CHECK_INTERVAL);
             tokio::select! {
                 is_listening = changed(changes.as_mut()) => if !is_listening { changes = None },
+                () = stop.cancelled() => {}
                 () = sleep_until(again_at) => {}
             }
         }
@@ -300,6 +315,21 @@ impl ForwardGuard {
 /// [`GuardError`]: they may not be in force.
 pub fn install(metadata: MetadataAddr) -> Result<(), GuardError> {
     ForwardGuard::with(metadata, Metrics::default()).ensure().map(drop)
+}
+
+/// Waits for a check, and reports one that takes too long; `None` when it panicked.
+async fn in_time<T>(mut checking: JoinHandle<T>, in_force: &Gauge, state: &State) -> Option<T> {
+    if let Ok(checked) = timeout(LATE, &mut checking).await {
+        return checked.ok();
+    }
+    let late = format!("netfilter has not answered for {} s", LATE.as_secs());
+    error!("{late}: who writes nf_tables all the time? it is waited for, and no rule is repaired meanwhile");
+    in_force.set(0);
+    state.update(|standing| {
+        standing.is_in_force = Some(false);
+        standing.failure = Some(late);
+    });
+    checking.await.ok()
 }
 
 /// Waits for a change; `false` when none will be told any more.

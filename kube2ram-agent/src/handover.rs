@@ -1,5 +1,5 @@
-//! Hands a node from one agent to the next without a moment in which nobody serves: the lock, the listeners of the host and those of the pods
-//! go through a Unix socket in the state directory. Depends on `datapath`, `listeners` and `state_dir`; called by `app`.
+//! Hands a node from one agent to the next without a moment in which nobody serves: the lock and the listeners of the host go through a Unix socket in the state
+//! directory. In pods the next agent opens listeners of its own, beside those of the former. Depends on `datapath` and `state_dir`; called by `app`.
 //!
 //! An agent that finds another one prepares itself and stands by. The running one passes everything on when it is told to end, and goes on serving
 //! until the other one says that it does. So an agent that cannot serve never ends one that can, and whoever is told to end is the one that ends.
@@ -17,14 +17,10 @@ pub use self::{
     heirs::{Heirs, Post},
     predecessor::{Predecessor, Seat, claim},
 };
-use crate::{
-    datapath::{DatapathError, ListenerId},
-    identity::CgroupId,
-    listeners::NetnsId,
-};
+use crate::datapath::DatapathError;
 
 /// What this file's messages look like and mean. Agents of different versions do not hand over: the later one starts when the other has ended.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "handover";
 
@@ -59,28 +55,6 @@ pub struct Estate {
     pub app: OwnedFd,
     /// The operator's listener.
     pub admin: OwnedFd,
-    /// The listeners in pods.
-    pub pods: Vec<(PodEntry, OwnedFd)>,
-}
-
-/// Says which listener it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodEntry {
-    pod: u64,
-    listener: u64,
-    netns: NetnsId,
-}
-
-impl PodEntry {
-    /// The listener of a pod, by the ids of both, in a namespace.
-    pub fn new(pod: CgroupId, listener: ListenerId, netns: NetnsId) -> Self {
-        Self { pod: pod.0, listener: listener.0, netns }
-    }
-
-    /// The pod's cgroup, the listener's id and its namespace.
-    pub fn parts(&self) -> (CgroupId, ListenerId, NetnsId) {
-        (CgroupId(self.pod), ListenerId(self.listener), self.netns)
-    }
 }
 
 /// Why agents do not understand each other. Pods are served by the running one as long as it runs.

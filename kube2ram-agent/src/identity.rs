@@ -5,7 +5,6 @@ mod cgroup;
 mod cgroup_path;
 mod live;
 mod mount;
-mod recent;
 mod watch;
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -14,11 +13,10 @@ use uuid::Uuid;
 
 pub(crate) use self::watch::{Handle, Watch, WatchId};
 pub use self::{
-    cgroup::{CgroupTree, cgroup_id},
+    cgroup::{CgroupTree, cgroup_id, qos_cgroups},
     cgroup_path::pod_of_path,
     live::{live_pods, pod_cgroups},
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
-    recent::Recent,
 };
 
 /// A cgroup2 id: the 64-bit file handle of its directory. Never reused on a 64-bit kernel while it is up.

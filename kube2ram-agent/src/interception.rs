@@ -121,8 +121,9 @@ impl Interception {
     }
 
     /// Whether an accepted connection is the agent's own: then it is nobody else's business. Two loads for all others.
-    pub fn takes(&self, peer: SocketAddr, origin: Origin) -> bool {
-        if self.awaited_cgroup.load(Ordering::Acquire) != origin.cgroup.0 {
+    pub fn takes(&self, peer: SocketAddr, origin: &Origin) -> bool {
+        let Origin::Task(cgroup) = origin else { return false };
+        if self.awaited_cgroup.load(Ordering::Acquire) != cgroup.0 {
             return false;
         }
         let port = self.awaited_port.load(Ordering::Acquire);
@@ -247,27 +248,28 @@ mod tests {
             metadata: MetadataAddr::v4_only(nowhere),
             agent: AgentAddr(nowhere),
             keeps_open: false,
+            guards_wire: true,
             debug: false,
         };
         Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())
     }
 
     fn origin(cgroup: u64) -> Origin {
-        Origin { cgroup: CgroupId(cgroup), tgid: 1 }
+        Origin::Task(CgroupId(cgroup))
     }
 
     #[tokio::test(start_paused = true)]
     async fn takes_only_what_comes_from_its_cgroup_and_its_port_while_it_waits() {
         let interception = interception();
         let peer = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
-        assert!(!interception.takes(peer(1000), origin(7)), "nobody is awaited");
+        assert!(!interception.takes(peer(1000), &origin(7)), "nobody is awaited");
 
         interception.expect(CgroupId(7), 1000);
 
-        assert!(!interception.takes(peer(1000), origin(8)), "another cgroup");
-        assert!(!interception.takes(peer(1001), origin(7)), "another port: a process beside the agent");
+        assert!(!interception.takes(peer(1000), &origin(8)), "another cgroup");
+        assert!(!interception.takes(peer(1001), &origin(7)), "another port: a process beside the agent");
         assert!(interception.arrival().await.is_err());
-        assert!(interception.takes(peer(1000), origin(7)));
+        assert!(interception.takes(peer(1000), &origin(7)));
         assert!(interception.arrival().await.is_ok());
     }
 
@@ -275,7 +277,7 @@ mod tests {
     async fn one_that_comes_too_late_does_not_count_for_the_next() {
         let interception = interception();
         interception.expect(CgroupId(7), ANY_PORT);
-        assert!(interception.takes(SocketAddr::from(([10, 0, 0, 1], 1)), origin(7)));
+        assert!(interception.takes(SocketAddr::from(([10, 0, 0, 1], 1)), &origin(7)));
 
         interception.expect(CgroupId(7), ANY_PORT);
 

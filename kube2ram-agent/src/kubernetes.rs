@@ -90,7 +90,7 @@ pub struct Notice {
     /// The object it is about.
     pub about: About,
     /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
-    /// `MalformedAnnotation`, `RoleDenied`.
+    /// `MalformedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
     pub reason: &'static str,
     /// For people: what is the matter, and what to do about it. Names no secret and no other pod.
     pub message: String,

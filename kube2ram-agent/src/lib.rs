@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod interception;
 pub mod listeners;
 pub mod identity;
+pub mod wire_guard;
 pub mod kubernetes;
 pub mod role;
 pub mod policy;

@@ -1,66 +1,88 @@
-//! Listeners of the agent inside pods' network namespaces, so that nothing between pod and host (policies, SNAT, routes) can come between a pod and the
-//! agent. Owns their life: opened when a pod's sandbox appears, closed with it. Depends on `datapath` and `identity`; called by `app`.
+//! Listeners of the agent inside pods' network namespaces: one namespace, one pod, so that whoever connects there is that pod, and nothing between pod and host
+//! (policies, SNAT, routes) can come between the two. Owns their life: opened when a pod's sandbox appears, closed with it. Depends on `datapath` and `identity`;
+//! called by `app`.
 //!
-//! A pod without one is served by the host's listener: until its own is open, where that fails, and when it has the host's namespace, whatever others
-//! its processes make. A listener of its own would give a hostNetwork pod nothing, because nothing stands between it and the host's.
+//! A pod without one is served by the host's listener: until its own is open, where that fails, when it has the host's namespace, and when two pods have the same one.
 
+mod cut;
 mod devices;
 mod links;
 mod metrics;
-mod names;
 mod netns;
 mod pods;
 mod processes;
 mod routed;
-mod succession;
 
 use std::{
     cell::Cell,
     collections::{HashMap, HashSet},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use kube2ram_common::abi::MAX_TARGETS;
 use tokio::{
     net::TcpListener,
-    sync::mpsc,
+    sync::{Notify, mpsc, oneshot},
     task::spawn_blocking,
     time::{Instant, sleep_until},
 };
 use tracing::{debug, warn};
 
-use self::{devices::Seen, names::Names, netns::Netns, pods::PodCgroups, processes::Found};
 pub use self::{
+    cut::{Ended, end_cut_connections},
     metrics::Metrics,
     netns::NetnsId,
-    succession::{HandOver, PodListener},
+};
+use self::{
+    devices::Seen,
+    netns::Opened,
+    pods::{PodCgroup, PodCgroups},
+    processes::Found,
+};
+pub(crate) use self::{
+    links::{Links, WayOut},
+    netns::Netns,
 };
 use crate::{
-    clock::since_boot,
     closing::Closing,
-    datapath::{AcceptedOrigins, DatapathError, ListenerId, Origins, Targets},
+    datapath::{DatapathError, NetnsCookies, Origins, PassGrant, PodOrigin, PodTarget, Targets},
     identity::{self, CgroupId, Watch, WatchId},
     telemetry::chain,
 };
 
-/// Starts to serve one listener, until it is told to end, and returns at once. Called within the runtime.
-pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing) + Send>;
+/// Starts to serve one listener, until it is told to end or cannot go on, and returns at once. The last argument is to be dropped then. Called within the runtime.
+pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing, Ending) + Send>;
+
+/// Asks for an end of all changes. From the answer on none is opened or closed any more, and nothing is written: another agent does. Those that are open go on.
+pub type Release = oneshot::Sender<()>;
+
+/// What opening a listener in a pod takes.
+pub struct Kernel {
+    /// Tells which namespace it is.
+    pub cookies: NetnsCookies,
+    /// For trying what was opened.
+    pub pass: Arc<dyn PassGrant>,
+    /// Sends pods there.
+    pub targets: Targets,
+}
 
 /// The listeners in pods.
 pub struct PodListeners {
     cgroups: PodCgroups,
-    targets: Targets,
-    origins: AcceptedOrigins,
+    kernel: Kernel,
     serve: Serve,
     metrics: Metrics,
-    names: Names,
     pods: HashMap<CgroupId, Pod>,
-    /// Those of a former agent whose pods were not looked at yet.
-    inherited: HashMap<CgroupId, Open>,
+    /// A listener ended that nobody closed.
+    ended: Arc<Notify>,
+    /// Whether a cgroup could not be watched.
+    is_blind: bool,
     /// What was said once and need not be again.
     said: HashSet<&'static str>,
 }
@@ -68,12 +90,16 @@ pub struct PodListeners {
 /// A pod whose cgroup is there.
 #[derive(Debug)]
 struct Pod {
-    cgroup: PathBuf,
+    cgroup: PodCgroup,
     population: Option<WatchId>,
     /// How often it was examined since its last event, and when it will be again.
     examined: u32,
     again_at: Option<Instant>,
+    /// Its network namespace, if it has one of its own, or seems to.
+    netns: Option<NetnsId>,
     open: Option<Open>,
+    /// How often somebody ended it.
+    ended: u32,
     complained: bool,
     /// Its network devices, once they are set up.
     seen: Option<Seen>,
@@ -81,24 +107,40 @@ struct Pod {
 
 #[derive(Debug)]
 struct Open {
-    id: ListenerId,
-    addr: SocketAddrV4,
+    port: u16,
     netns: NetnsId,
-    listener: Arc<TcpListener>,
     closing: Closing,
+    has_ended: Arc<AtomicBool>,
+}
+
+/// Tells of the end of a listener when it is dropped.
+#[derive(Debug)]
+pub struct Ending {
+    has_ended: Arc<AtomicBool>,
+    notify: Arc<Notify>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
 }
 
 /// Why a pod has no listener of its own.
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
     /// The listener could not be opened.
-    #[error("cannot listen on {0} in the pod")]
-    Listen(Ipv4Addr, #[source] io::Error),
+    #[error("cannot listen in the pod")]
+    Listen(#[source] io::Error),
     /// The kernel half could not be told.
     #[error("cannot redirect the pod")]
     Redirect(#[source] DatapathError),
 }
 
+const POLLING: &str = "cannot watch cgroups, so they are looked at every second: raise fs.inotify.max_user_instances and max_user_watches on the node";
+/// How often pods' cgroups are listed while inotify does not work.
+const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How often everything is looked at, whether something happened or not.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// A first process is in the pod's cgroup a few milliseconds before it is in the pod's namespace, and no event tells of that: after an event, a pod is
@@ -106,58 +148,61 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The last of these pauses is 2.6 s; after that, only the next event or the next full pass helps.
 const PAUSES: u32 = 10;
-/// The map's room but for the host's listener.
-const MAX_PODS: usize = MAX_TARGETS - 1;
+/// A pod that ends its listener, as it can with NET_ADMIN, has it back this much later; twice that the second time, and so on up to 8 s.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+const MAX_REOPEN_DOUBLINGS: u32 = 4;
 
 impl PodListeners {
     /// Prepares for the pods below `pods_cgroup`.
     pub fn new(
         cgroup_root: &Path,
         pods_cgroup: &Path,
-        targets: Targets,
-        origins: AcceptedOrigins,
+        kernel: Kernel,
         metrics: Metrics,
         serve: Serve,
     ) -> Self {
-        let names = Names::starting_at(u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX / 2));
         let (cgroups, pods, said) =
             (PodCgroups::new(cgroup_root, pods_cgroup), HashMap::new(), HashSet::new());
-        let inherited = HashMap::new();
-        Self { cgroups, targets, origins, serve, metrics, names, pods, inherited, said }
+        Self { cgroups, kernel, serve, metrics, pods, ended: Arc::default(), is_blind: false, said }
     }
 
-    /// Opens and closes listeners until they are to be closed, all of them, or handed over. What the kernel half knows of them stays: where
-    /// nobody took them over, pods are then refused.
+    /// Opens and closes listeners until all are to be closed, or another agent is to do it. Tells `opened` when all pods that there are have been looked at. What the
+    /// kernel half knows of them stays: where no other agent takes over, pods are then refused.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the listeners that are open to whoever serves them.
-    pub async fn run(mut self, closing: Closing, mut heirs: mpsc::Receiver<HandOver>) {
+    pub async fn run(
+        mut self,
+        closing: Closing,
+        mut releases: mpsc::Receiver<Release>,
+        opened: oneshot::Sender<()>,
+    ) {
         let shutdown = closing.draining().clone();
+        let mut opened = Some(opened);
+        let tell = |asked: oneshot::Sender<()>| {
+            let _has_given_up = asked.send(());
+        };
         let host = match NetnsId::own() {
             Ok(host) => host,
             Err(error) => {
                 warn!(%error, "cannot tell the host's network namespace; no pod gets a listener of its own");
-                if let Some(Some(heir)) = shutdown.run_until_cancelled(heirs.recv()).await {
-                    // Whoever asked may have given up.
-                    drop(heir.send(self.handed_over()));
+                opened.take().into_iter().for_each(tell);
+                if let Some(Some(release)) = shutdown.run_until_cancelled(releases.recv()).await {
+                    tell(release);
                 }
                 return shutdown.cancelled().await;
             }
         };
-        let mut watch = match Watch::start() {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                self.metrics.failed("watch");
-                warn!(%error, "cannot watch cgroups; new pods get their listener late");
-                None
-            }
-        };
+        let mut watch = None;
         let (mut events, mut full_at) = (Vec::new(), Instant::now());
         while !shutdown.is_cancelled() {
             let fired: HashSet<_> = events.drain(..).collect();
             let watching = watch.as_ref().map(Watch::handle);
             let closing = closing.clone();
             let is_full = full_at <= Instant::now() || fired.contains(&WatchId::OVERFLOW);
+            if is_full && watch.is_none() {
+                watch = self.start_watch();
+            }
             let pass = spawn_blocking(move || {
                 if let Err(error) = self.pass(host, watching.as_ref(), &fired, is_full, &closing) {
                     self.metrics.failed("survey");
@@ -170,8 +215,12 @@ impl PodListeners {
             self = passed;
             if is_full {
                 full_at = Instant::now() + RECONCILE_EVERY;
+                opened.take().into_iter().for_each(tell);
             }
             let next_at = self.pods.values().filter_map(|pod| pod.again_at).fold(full_at, Instant::min);
+            let is_polling = self.is_blind || watch.is_none();
+            self.metrics.polling.set(is_polling.into());
+            let next_at = if is_polling { next_at.min(Instant::now() + POLL_EVERY) } else { next_at };
             let happens = async {
                 match &mut watch {
                     Some(watch) => watch.next(&mut events).await,
@@ -180,13 +229,12 @@ impl PodListeners {
             };
             let is_watching = tokio::select! {
                 () = shutdown.cancelled() => return,
-                Some(heir) = heirs.recv() => {
-                    // Nobody to hear it: then nobody has taken anything over, and all ends with the shutdown.
-                    drop(heir.send(self.handed_over()));
-                    drop(self); // whoever still serves has the listeners, and a pod that is gone needs its namespace back
+                Some(release) = releases.recv() => {
+                    tell(release);
                     return shutdown.cancelled().await;
                 }
                 is_watching = happens => is_watching,
+                () = self.ended.notified() => true,
                 () = sleep_until(next_at) => true,
             };
             if !is_watching {
@@ -194,6 +242,16 @@ impl PodListeners {
                 watch = None;
             }
         }
+    }
+
+    /// `None` when inotify's instances or watches are used up: then cgroups are polled, and this is tried again.
+    fn start_watch(&mut self) -> Option<Watch> {
+        Watch::start()
+            .inspect_err(|error| {
+                self.metrics.failed("watch");
+                self.warn_once(POLLING, Some(error));
+            })
+            .ok()
     }
 
     /// One look at the pods' cgroups: closes what is gone, and examines what is new, due or `fired`.
@@ -211,34 +269,48 @@ impl PodListeners {
                 unwatched.set(Some(error));
             }
         })?;
-        let living: HashSet<_> = listed.iter().map(|(id, _)| *id).collect();
+        let living: HashSet<_> = listed.iter().map(|cgroup| cgroup.id).collect();
         self.forget_others(&living, watch);
-        self.close_inherited_of_others(&living);
-        for (id, cgroup) in listed {
-            if self.pods.contains_key(&id) {
+        for cgroup in listed {
+            if let Some(pod) = self.pods.get_mut(&cgroup.id) {
+                if pod.population.is_none() {
+                    pod.population = watch.and_then(|watch| watch.population(&cgroup.path).ok());
+                }
                 continue;
             }
-            if self.pods.len() == MAX_PODS {
+            if self.pods.len() == MAX_TARGETS {
                 self.metrics.failed("redirect");
                 self.warn_once("more pods than fit; the host's listener serves the rest", None);
                 break;
             }
             // Before its processes are looked for, so that none is missed.
-            let population = watch.map(|watch| watch.population(&cgroup)).transpose();
+            let population = watch.map(|watch| watch.population(&cgroup.path)).transpose();
             let population = population.unwrap_or_else(|error| {
                 unwatched.set(Some(error));
                 None
             });
-            let again_at = Some(Instant::now());
-            let open = self.inherited.remove(&id);
-            let pod = Pod { cgroup, population, examined: 0, again_at, open, complained: false, seen: None };
+            let (id, again_at) = (cgroup.id, Some(Instant::now()));
+            let pod = Pod {
+                cgroup,
+                population,
+                examined: 0,
+                again_at,
+                netns: None,
+                open: None,
+                ended: 0,
+                complained: false,
+                seen: None,
+            };
             self.pods.insert(id, pod);
         }
-        if let Some(error) = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound) {
+        let unwatched = unwatched.take().filter(|error| error.kind() != io::ErrorKind::NotFound);
+        self.is_blind = unwatched.is_some();
+        if let Some(error) = unwatched {
             self.metrics.failed("watch");
-            self.warn_once("cannot watch cgroups; new pods get their listener late", Some(&error));
+            self.warn_once(POLLING, Some(&error));
         }
 
+        self.close_ended();
         let now = Instant::now();
         let mut due = Vec::new();
         for (id, pod) in &mut self.pods {
@@ -247,7 +319,8 @@ impl PodListeners {
             if has_fired {
                 pod.examined = 0;
             }
-            if has_fired || is_full || pod.again_at.is_some_and(|at| at <= now) {
+            let is_polled = pod.population.is_none() && pod.open.is_none() && !pod.complained;
+            if has_fired || is_polled || is_full || pod.again_at.is_some_and(|at| at <= now) {
                 due.push(*id);
             }
         }
@@ -274,18 +347,38 @@ impl PodListeners {
         }
     }
 
+    /// Those that ended by themselves: somebody in the pod destroyed the socket. Until it is opened again the host's listener serves the pod.
+    fn close_ended(&mut self) {
+        let has_ended = |open: &Open| open.has_ended.load(Ordering::Acquire);
+        let ended = self.pods.iter().filter(|(_, pod)| pod.open.as_ref().is_some_and(has_ended));
+        let ended: Vec<_> = ended.map(|(id, _)| *id).collect();
+        for id in ended {
+            self.metrics.failed("ended");
+            if self.close(id)
+                && let Some(pod) = self.pods.get_mut(&id)
+            {
+                if pod.ended == 0 {
+                    warn!(pod.uid = %pod.cgroup.uid, "somebody in a pod destroyed the agent's listener there; it is opened again each time");
+                }
+                pod.again_at =
+                    Some(Instant::now() + REOPEN_AFTER * 2_u32.pow(pod.ended.min(MAX_REOPEN_DOUBLINGS)));
+                (pod.examined, pod.ended) = (0, pod.ended + 1);
+            }
+        }
+    }
+
     /// Sends a pod to the host's listener, then closes its own; in this order, so that nobody is sent to one that is closed. Whether there is none now.
     fn close(&mut self, id: CgroupId) -> bool {
         let Some(pod) = self.pods.get_mut(&id) else { return true };
         let Some(open) = pod.open.take() else { return true };
-        if let Err(error) = self.targets.remove(id) {
+        if let Err(error) = self.kernel.targets.remove(id) {
             pod.open = Some(open); // to be tried again
             self.metrics.failed("close");
             warn!(cgroup.id = %id, error = chain(&error), "cannot forget a pod's listener");
             return false;
         }
         open.closing.close();
-        debug!(cgroup.id = %id, addr = %open.addr, "listener in a pod closed");
+        debug!(cgroup.id = %id, port = open.port, "listener in a pod closed");
         true
     }
 
@@ -293,7 +386,7 @@ impl PodListeners {
     fn examine(&mut self, id: CgroupId, host: NetnsId, closing: &Closing) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
-        let found = match processes::of_pod(&pod.cgroup, host) {
+        let found = match processes::of_pod(&pod.cgroup.path, host) {
             Ok(found) => found,
             Err(error) => {
                 self.metrics.failed("find");
@@ -315,14 +408,20 @@ impl PodListeners {
             }
             // The listener would keep the namespace alive, for whose end the network plugin may wait.
             Found::Nobody => {
+                pod.netns = None;
                 self.close(id);
                 return;
             }
-            Found::Own(netns) if pod.open.as_ref().is_none_or(|open| open.netns != netns.id) => {
-                self.open_or_close(id, &netns, closing);
+            Found::Own(netns) => {
+                pod.netns = Some(netns.id);
+                let is_open_there = pod.open.as_ref().is_some_and(|open| open.netns == netns.id);
+                if !self.is_contested(id, netns.id) && !is_open_there {
+                    self.open_or_close(id, &netns, closing);
+                }
             }
             Found::Hosts => self.leave_to_host(id),
-            Found::Monitors | Found::Own(_) => {}
+            // Its namespace is about to go, or has yet to come.
+            Found::Monitors => pod.netns = pod.netns.filter(|_| pod.open.is_some()),
         }
         // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new one's.
         if let Some(pod) = self.pods.get_mut(&id).filter(|pod| pod.examined < PAUSES) {
@@ -331,10 +430,29 @@ impl PodListeners {
         }
     }
 
+    /// Whether another pod has the same namespace. Then nobody can tell the two apart there, and neither has a listener: one process that was moved must not make
+    /// one pod the other. The next look at either finds out when that is over.
+    fn is_contested(&mut self, id: CgroupId, netns: NetnsId) -> bool {
+        let claimed = self.pods.iter().filter(|(_, pod)| pod.netns == Some(netns)).map(|(id, _)| *id);
+        let claimed: Vec<_> = claimed.collect();
+        if claimed.iter().all(|other| *other == id) {
+            return false;
+        }
+        self.metrics.failed("contested");
+        for pod in claimed {
+            self.close(pod);
+            if let Some(pod) = self.pods.get_mut(&pod).filter(|pod| !pod.complained) {
+                pod.complained = true;
+                warn!(pod.uid = %pod.cgroup.uid, "another pod's process is in this pod's network namespace; the host's listener serves both");
+            }
+        }
+        true
+    }
+
     /// A pod in the host's namespace has no way to a listener elsewhere, be it one that a former agent opened.
     fn leave_to_host(&mut self, id: CgroupId) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
-        pod.seen = None;
+        (pod.seen, pod.netns) = (None, None);
         if pod.open.is_some()
             && self.close(id)
             && let Some(pod) = self.pods.get_mut(&id)
@@ -349,6 +467,12 @@ impl PodListeners {
         if let Err(error) = &outcome {
             self.close(id);
             self.metrics.failed(error.step());
+            if matches!(error, ListenError::Listen(error) if error.kind() == io::ErrorKind::PermissionDenied)
+            {
+                let what = "listeners in pods are not permitted: add NET_BIND_SERVICE to the container's securityContext.capabilities; the host's \
+                            listener serves all pods";
+                self.warn_once(what, None);
+            }
         }
         let Some(pod) = self.pods.get_mut(&id) else { return };
         let has_complained = std::mem::replace(&mut pod.complained, outcome.is_err());
@@ -361,27 +485,31 @@ impl PodListeners {
 
     /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in an earlier namespace.
     fn open(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) -> Result<(), ListenError> {
-        let opens = || self.pods.values().filter_map(|pod| pod.open.as_ref()).chain(self.inherited.values());
-        let (listener_id, addr) = self.names.next(|addr| opens().any(|open| *open.addr.ip() == addr));
-        let listen_error = |source| ListenError::Listen(addr, source);
-        let (listener, bound) = netns::listen_in(netns, addr).map_err(listen_error)?;
-        let listener = TcpListener::from_std(listener).map_err(listen_error)?;
-        self.targets.insert(id, listener_id, bound).map_err(ListenError::Redirect)?;
+        let Some(pod) = self.pods.get_mut(&id) else { return Ok(()) };
+        let Opened { port, v4, v6, inside } =
+            netns::listen_in(netns, &*self.kernel.pass).map_err(ListenError::Listen)?;
+        let cookie = self.kernel.cookies.of(&inside).map_err(ListenError::Listen)?;
+        let listeners = [Some(v4), v6].into_iter().flatten().map(TcpListener::from_std);
+        let listeners = listeners.collect::<io::Result<Vec<_>>>().map_err(ListenError::Listen)?;
+        let target = PodTarget { netns: cookie, port, has_ipv6: listeners.len() == 2 };
+        self.kernel.targets.insert(id, target).map_err(ListenError::Redirect)?;
 
-        let listener = Arc::new(listener);
-        let open = Open { id: listener_id, addr: bound, netns: netns.id, listener, closing: closing.child() };
-        self.serve(id, &open);
-        debug!(cgroup.id = %id, addr = %bound, "listener in a pod open");
-        let former = self.pods.get_mut(&id).and_then(|pod| pod.open.replace(open));
-        if let Some(former) = former {
+        let open = Open {
+            port,
+            netns: netns.id,
+            closing: closing.child(),
+            has_ended: Arc::new(AtomicBool::new(false)),
+        };
+        for listener in listeners {
+            let ending = Ending { has_ended: Arc::clone(&open.has_ended), notify: Arc::clone(&self.ended) };
+            let origin = Arc::new(PodOrigin(pod.cgroup.uid.clone()));
+            (self.serve)(Arc::new(listener), origin, open.closing.clone(), ending);
+        }
+        debug!(cgroup.id = %id, port, "listener in a pod open");
+        if let Some(former) = pod.open.replace(open) {
             former.closing.close();
         }
         Ok(())
-    }
-
-    fn serve(&self, pod: CgroupId, open: &Open) {
-        let origins = Arc::new(self.origins.of_pod(pod, open.id));
-        (self.serve)(Arc::clone(&open.listener), origins, open.closing.clone());
     }
 
     fn warn_once(&mut self, what: &'static str, error: Option<&io::Error>) {
@@ -395,7 +523,7 @@ impl ListenError {
     /// The metrics label.
     fn step(&self) -> &'static str {
         match self {
-            Self::Listen(..) => "listen",
+            Self::Listen(_) => "listen",
             Self::Redirect(_) => "redirect",
         }
     }

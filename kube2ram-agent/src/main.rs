@@ -48,8 +48,8 @@ fn main() -> ExitCode {
                 (text.to_text(paint()), text.exit_code())
             });
         }
-        Ok(Command::Live { cgroup_root, state_dir }) => {
-            return conclude(probe::live(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        Ok(Command::Live(paths)) => {
+            return conclude(probe::live(&paths).map_err(Into::into));
         }
         Ok(Command::LogLevel { change, state_dir }) => {
             return tell_of(&state_dir, &Request::LogLevel(change), Output::Text, |text: &LogLevel| {
@@ -57,8 +57,8 @@ fn main() -> ExitCode {
             });
         }
         Ok(Command::Preflight(paths)) => return conclude(preflight(&paths)),
-        Ok(Command::Ready { cgroup_root, state_dir }) => {
-            return conclude(probe::ready(&state_dir, cgroup_root.as_deref()).map_err(Into::into));
+        Ok(Command::Ready(paths)) => {
+            return conclude(probe::ready(&paths).map_err(Into::into));
         }
         Ok(Command::Status { output, state_dir }) => {
             return tell_of(&state_dir, &Request::Status, output, |text: &Status| {

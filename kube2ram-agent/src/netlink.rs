@@ -4,7 +4,8 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+    netlink::SocketAddrNetlink, recvfrom, send, socket_with,
 };
 
 /// An attribute: a number and a value, or attributes again.
@@ -118,6 +119,8 @@ const ALIGN: usize = 4;
 
 const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
+pub(crate) const NLM_F_ECHO: u16 = 8;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 pub(crate) const NLM_F_APPEND: u16 = 0x800;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
@@ -217,8 +220,11 @@ impl Socket {
         let mut buffer = vec![0; DATAGRAM_MAX];
         // The kernel answers within send(2), and goes on with a dump within recv(2): nothing to read is a fault, not a reason to wait.
         for _ in 0..self.max_datagrams {
-            let (read, length) =
-                recv(&self.socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT | RecvFlags::TRUNC)?;
+            let (read, length, sender) =
+                recvfrom(&self.socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT | RecvFlags::TRUNC)?;
+            if !is_kernel(sender) {
+                continue;
+            }
             if length > read {
                 return Err(io::ErrorKind::InvalidData.into());
             }
@@ -229,6 +235,12 @@ impl Socket {
         }
         Err(io::ErrorKind::FileTooLarge.into())
     }
+}
+
+/// Whether a datagram is the kernel's. Other processes of the network namespace may send to the socket's port, too: a
+/// container with CAP_NET_ADMIN in its own.
+pub(crate) fn is_kernel(sender: Option<SocketAddrAny>) -> bool {
+    sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == 0)
 }
 
 /// Asks again, a few times, when the answer was interrupted: somebody changed meanwhile what it tells of.

@@ -7,11 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kube2ram_common::abi::MAX_CGROUP_LEVEL;
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
     ancestor, boot_guard,
-    datapath::{self, Attachment, BootGuard, MetadataAddr, attachments, check_bpffs, kernel_version},
+    datapath::{
+        self, Attachment, BootGuard, MetadataAddr, WireHook, attachments, check_bpffs, connect_programs,
+        kernel_version, other_installation,
+    },
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     telemetry::chain,
 };
@@ -79,10 +83,16 @@ impl Preflight {
             find_pods_cgroup(&root, paths.pods_cgroup.as_deref()).map_err(|error| chain(&error))
         });
         let others = root.clone().and_then(|root| check_attachments(&root, &pods.clone()?));
+        let installations = pods.clone().and_then(|pods| check_installations(&paths.bpf_dir, &pods));
+        let cilium = root.as_ref().ok().and_then(|root| tell_cilium(&paths.bpf_dir, root));
+        let levels = root.clone();
         let shown = |path: PathBuf| path.display().to_string();
         checks.push(check("cgroup v2", root.map(shown)));
-        checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&pods))));
+        checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&levels?, &pods))));
         checks.push(check("other programs", others));
+        checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
+        checks.push(check("installations", installations));
+        checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
         checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
         let ancestors = tell_ancestors(*paths.metadata.v4.ip()).into_iter();
         checks.extend(ancestors.map(|outcome| Check { condition: "ancestors", outcome }));
@@ -197,6 +207,18 @@ fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
     })
 }
 
+/// No condition: what is missing is a failure of the wire guard, which the agent reports for each device. Whether a
+/// module can be loaded is not known before it is.
+fn tell_wire_guard() -> &'static str {
+    match WireHook::of_kernel() {
+        WireHook::Tcx => "by tcx links, before all other programs",
+        WireHook::Clsact => {
+            "by filters of clsact: the kernel loads sch_ingress and cls_bpf, if they are not built in; pods with a card of their own and NET_ADMIN can \
+             remove them until the next look (Linux 6.6 has tcx links)"
+        }
+    }
+}
+
 /// No condition: an agent runs without it.
 fn tell_boot_guard(bpf_dir: &Path) -> String {
     match datapath::boot_guard(bpf_dir) {
@@ -226,7 +248,51 @@ fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
     }
 }
 
-fn check_pods(pods: &Path) -> Result<String, String> {
+/// Two sets of programs on the pods' cgroup would send pods, and each other's agents, to listeners of either.
+fn check_installations(bpf_dir: &Path, pods: &Path) -> Result<String, String> {
+    match other_installation(bpf_dir, pods) {
+        Ok(None) => Ok("no other one on this node".to_owned()),
+        Ok(Some(other)) => Err(format!("{}: {other}", pods.display())),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// Cilium whose socket load balancer is off detaches all programs of the cgroup root when it starts. Versions without
+/// the fix of cilium/cilium#43877 give up at the first that is a link: the kernel answers `ENOENT`. Which version it
+/// is cannot be seen from here.
+fn tell_cilium(bpf_dir: &Path, root: &Path) -> Option<Outcome> {
+    let pins = bpf_dir.parent()?.join("cilium");
+    if !pins.is_dir() {
+        return None;
+    }
+    let names = connect_programs(root).unwrap_or_default();
+    // Before 1.14 without the prefix.
+    let is_cilium = |name: &String| {
+        name.starts_with("cil_sock") || name.starts_with("sock4_") || name.starts_with("sock6_")
+    };
+    if names.iter().any(is_cilium) {
+        return Some(Outcome::Met("its socket load balancer is on".to_owned()));
+    }
+    Some(Outcome::Amiss(format!(
+        "Cilium ({}) has no socket load balancer at the cgroup root. Up to 1.18 it then fails when it starts (\"can't detach program: no such file \
+         or directory\"), because kube2ram has links there: use a Cilium with the fix of cilium/cilium#43877, or turn its socket load balancer on",
+        pins.display()
+    )))
+}
+
+/// The deepest level of the pods' cgroup at which the programs, which look at ten levels, still find a pod two levels below.
+const MAX_PODS_LEVEL: u8 = 8;
+const _: () = assert!(MAX_PODS_LEVEL as i32 + 2 == MAX_CGROUP_LEVEL);
+
+/// In a nested node (kind) the root is not the kernel's, and the levels above it are not counted here.
+fn check_pods(root: &Path, pods: &Path) -> Result<String, String> {
+    let level = pods.strip_prefix(root).map_or(0, |below| below.components().count());
+    if level > usize::from(MAX_PODS_LEVEL) {
+        return Err(format!(
+            "{} is {level} levels below the cgroup root, and the programs find pods down to {MAX_PODS_LEVEL}: move it up (the kubelet's --cgroup-root)",
+            pods.display()
+        ));
+    }
     if is_populated(pods) {
         return Ok(pods.display().to_string());
     }
@@ -288,6 +354,20 @@ mod tests {
             assert_eq!(check_v1(version, mounts).unwrap(), "takes no sockets away");
         }
         assert!(check_memlock((5, 11), 0).is_ok() && check_memlock((5, 10), ALL).is_ok());
+    }
+
+    #[test]
+    fn a_pods_cgroup_that_is_too_deep_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |level: usize| {
+            let pods = (0..level).fold(root.path().to_owned(), |path, _| path.join("a"));
+            fs::create_dir_all(&pods).unwrap();
+            fs::write(pods.join("cgroup.events"), "populated 1\n").unwrap();
+            check_pods(root.path(), &pods)
+        };
+
+        assert!(at(1).is_ok() && at(8).is_ok());
+        assert!(at(9).unwrap_err().contains("is 9 levels below the cgroup root"));
     }
 
     #[test]

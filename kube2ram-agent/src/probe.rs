@@ -1,15 +1,27 @@
 //! `kube2ram ready` and `live`: how the agent of this very container is. Two agents of a node share its ports, so that no probe over HTTP could tell
-//! them apart, and others on the node could keep the kubelet from those ports. Depends on `admin` and `state_dir`; called by `app` and `main`.
+//! them apart, and others on the node could keep the kubelet from those ports. Depends on `admin`; called by `app` and `main`.
+//!
+//! The agent answers on a socket in the pod's own directory, an `emptyDir`. A manifest from before that directory has none: the socket is then in the state
+//! directory, which all agents of the node share, and is named after the mount namespace, which the kubelet's exec shares with the agent.
 
 use std::{
     fmt, fs,
     io::{self, Read as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net::UnixStream as StdUnixStream,
+        },
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
 use tokio::{
     io::AsyncWriteExt as _,
     net::UnixListener,
@@ -17,11 +29,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{
-    admin::Readiness,
-    identity::{CgroupId, MountError, cgroup_id, find_cgroup_root, own_cgroup},
-    state_dir::{StateDir, StateDirError},
-};
+use crate::admin::Readiness;
 
 /// Answers with what the agent waits for.
 #[derive(Debug)]
@@ -38,22 +46,10 @@ pub struct Ready;
 /// Why nobody can tell, or the agent is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The container's cgroup, by which its agent is known.
-    #[error("cannot tell this container's cgroup")]
-    Cgroup(#[source] MountError),
-    /// The same.
-    #[error("cannot tell the id of {}", path.display())]
-    CgroupId {
-        /// The cgroup.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
     /// The agent waits for something.
     #[error("pending: {0}")]
     Pending(String),
-    /// There is no agent in this container's cgroup, or it does not answer.
+    /// There is no agent in this container, or it does not answer.
     #[error("no agent of this container answers")]
     Silent(#[source] io::Error),
     /// The socket could not be made.
@@ -65,13 +61,22 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
-    /// The state directory.
-    #[error("cannot use the state directory")]
-    StateDir(#[source] StateDirError),
 }
 
-/// What sockets' names begin with; the id of the agent's own cgroup follows. A container has one of its own, and `exec` joins it.
-const PREFIX: &str = "ready-";
+/// Where the socket of this container's agent may be: in the pod's own directory or, where there is none, in the shared one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPaths([SocketPath; 2]);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SocketPath {
+    directory: PathBuf,
+    name: String,
+}
+
+/// The socket's name in the pod's own directory.
+const NAME: &str = "probe";
+/// What the names of sockets in the state directory begin with.
+pub const SHARED_PREFIX: &str = "ready-";
 /// How long an answer may take, on either side. The manifest's probe allows 3 s.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long an answer may take where silence ends the agent: a node that is short of processors is no reason. The manifest's probe allows 10 s.
@@ -80,30 +85,59 @@ const MAX_ANSWER_BYTES: usize = 1024;
 /// How long to wait when accept(2) fails.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
+impl SocketPaths {
+    /// In `pod_dir`, else in `state_dir`.
+    pub fn new(pod_dir: &Path, state_dir: &Path) -> Self {
+        // An error gives 0: the agent of this container, and no other process, makes the same of it.
+        let namespace = fs::metadata("/proc/self/ns/mnt").map_or(0, |metadata| metadata.ino());
+        let shared = format!("{SHARED_PREFIX}{namespace}");
+        Self([
+            SocketPath { directory: pod_dir.to_owned(), name: NAME.to_owned() },
+            SocketPath { directory: state_dir.to_owned(), name: shared },
+        ])
+    }
+
+    /// The first outcome of one that is there.
+    fn first<T>(&self, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        let [own, shared] = &self.0;
+        match own.with_path(&act) {
+            // A mount point that nothing is mounted on is a part of the read-only root.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                shared.with_path(&act)
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+impl SocketPath {
+    /// Calls with a path that is short enough for a socket's address, however deep the directory is.
+    fn with_path<T>(&self, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory: OwnedFd = open(&self.directory, flags, Mode::empty())?;
+        act(format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), self.name).as_ref())
+    }
+}
+
 impl Probe {
-    /// Listens for questions about the agent in this cgroup, and removes what agents that are gone left.
+    /// Listens for questions about this agent, in place of a former one of this container.
     ///
     /// # Errors
     /// [`ProbeError::Listen`].
-    pub fn open(state: &StateDir, own: CgroupId) -> Result<Self, ProbeError> {
-        let name = format!("{PREFIX}{own}");
-        let listen = || {
-            for other in sockets(state)? {
-                if is_answered(state, &other) {
-                    continue;
-                }
-                match fs::remove_file(state.socket(&other)) {
-                    // Another agent that starts was faster.
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+    pub fn open(paths: &SocketPaths) -> Result<Self, ProbeError> {
+        let listener = paths.first(|path| {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
-            let path = state.socket(&name);
-            let listener = UnixListener::bind(&path)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-            Ok(Self(listener))
-        };
-        listen().map_err(|source| ProbeError::Listen { path: state.path().join(&name), source })
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        });
+        let path = || paths.0[0].directory.join(NAME);
+        listener.map(Self).map_err(|source| ProbeError::Listen { path: path(), source })
     }
 
     /// Answers, for ever: one line of what is pending, empty when nothing is.
@@ -129,8 +163,8 @@ impl Probe {
 ///
 /// # Errors
 /// [`ProbeError`], within a second: it is not ready, as far as anybody can tell.
-pub fn ready(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Ready, ProbeError> {
-    match ask(state_dir, cgroup_root, PATIENCE)? {
+pub fn ready(paths: &SocketPaths) -> Result<Ready, ProbeError> {
+    match ask(paths, PATIENCE)? {
         pending if pending.is_empty() => Ok(Ready),
         pending => Err(ProbeError::Pending(pending)),
     }
@@ -140,24 +174,13 @@ pub fn ready(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Ready, Prob
 ///
 /// # Errors
 /// [`ProbeError`], but for [`Pending`](ProbeError::Pending), within five seconds: there is none.
-pub fn live(state_dir: &Path, cgroup_root: Option<&Path>) -> Result<Live, ProbeError> {
-    ask(state_dir, cgroup_root, PATIENCE_FOR_LIFE).map(|_pending| Live)
+pub fn live(paths: &SocketPaths) -> Result<Live, ProbeError> {
+    ask(paths, PATIENCE_FOR_LIFE).map(|_pending| Live)
 }
 
 /// What the agent of this container waits for.
-fn ask(state_dir: &Path, cgroup_root: Option<&Path>, patience: Duration) -> Result<String, ProbeError> {
-    let root = find_cgroup_root(cgroup_root).map_err(ProbeError::Cgroup)?;
-    let path = own_cgroup(&root).map_err(ProbeError::Cgroup)?;
-    let own = cgroup_id(&path).map_err(|source| ProbeError::CgroupId { path, source })?;
-    match StateDir::existing(state_dir).map_err(ProbeError::StateDir)? {
-        Some(state) => ask_agent(&state, own, patience),
-        None => Err(ProbeError::Silent(io::ErrorKind::NotFound.into())),
-    }
-}
-
-fn ask_agent(state: &StateDir, own: CgroupId, patience: Duration) -> Result<String, ProbeError> {
-    let stream = dial(state, &format!("{PREFIX}{own}"));
-    stream.and_then(|stream| hear(stream, patience)).map_err(ProbeError::Silent)
+fn ask(paths: &SocketPaths, patience: Duration) -> Result<String, ProbeError> {
+    paths.first(dial).and_then(|stream| hear(stream, patience)).map_err(ProbeError::Silent)
 }
 
 /// A whole line: what ends before it does was no answer, but the agent's own end.
@@ -185,34 +208,11 @@ fn hear(mut stream: StdUnixStream, patience: Duration) -> io::Result<String> {
     Err(io::Error::other("the answer is too long"))
 }
 
-/// Whether any agent runs that shares the directory, serving or standing by.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn any_agent(state: &StateDir) -> io::Result<bool> {
-    Ok(sockets(state)?.iter().any(|name| is_answered(state, name)))
-}
-
-/// Names of the sockets that agents left or use.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn sockets(state: &StateDir) -> io::Result<Vec<String>> {
-    let names = fs::read_dir(state.path())?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|name| name.starts_with(PREFIX)).collect())
-}
-
-/// A socket that nobody listens on any more refuses. One whose queue is full has somebody.
-fn is_answered(state: &StateDir, name: &str) -> bool {
-    let refused = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
-    dial(state, name).map_or_else(|error| !refused.contains(&error.kind()), |_| true)
-}
-
 /// Never waits: an agent that hangs would let whoever dials it hang too, once the queue of its socket is full.
-fn dial(state: &StateDir, name: &str) -> io::Result<StdUnixStream> {
+fn dial(path: &Path) -> io::Result<StdUnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(state.socket(name))?)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket.into())
 }
 

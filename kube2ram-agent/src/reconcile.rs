@@ -10,14 +10,19 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::state::{Look, State};
 use crate::{
     admin::{Pending, Readiness},
-    datapath::{Datapath, DatapathError, Drift, Found},
-    identity::{Watch, WatchId},
+    datapath::{AgentAddr, Datapath, DatapathError, Drift, Found},
+    identity::{self, Watch, WatchId},
     kubernetes::{About, Notice, Notices},
     telemetry::chain,
 };
@@ -30,8 +35,13 @@ const LOOK_AT_TARGETS_EVERY: Duration = Duration::from_secs(10);
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
 /// Whoever changes things all the time, changes them this often at most.
 const PAUSE: Duration = Duration::from_millis(10);
+/// A look takes milliseconds. It waits for `cgroup_mutex`, and for a child that joins a cgroup, which a busy node
+/// may hold up.
+const LATE: Duration = Duration::from_secs(5);
 /// The condition of readiness.
 const CONDITION: &str = "the kernel half in force";
+/// The condition of readiness while a look does not end.
+const LATE_CONDITION: &str = "the kernel's answer on the programs";
 
 /// What the reconciler counts.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +74,8 @@ impl Metrics {
 /// Looks at the kernel half, and repairs it. Owns it, and with it the lock on the pins: dropping it changes nothing.
 pub struct Reconciler {
     datapath: Datapath,
+    /// Where the host's listener is.
+    agent: watch::Receiver<AgentAddr>,
     metrics: Metrics,
     notices: Arc<dyn Notices>,
     readiness: Readiness,
@@ -76,6 +88,7 @@ impl Reconciler {
     /// Takes a kernel half that is in force.
     pub fn new(
         datapath: Datapath,
+        agent: watch::Receiver<AgentAddr>,
         metrics: Metrics,
         notices: Arc<dyn Notices>,
         readiness: Readiness,
@@ -83,7 +96,7 @@ impl Reconciler {
         metrics.in_force.set(1);
         let state = State::default();
         state.write(&datapath, &Found::default());
-        Self { datapath, metrics, notices, readiness, state, pending: None }
+        Self { datapath, agent, metrics, notices, readiness, state, pending: None }
     }
 
     /// Where it tells what it finds.
@@ -91,34 +104,42 @@ impl Reconciler {
         self.state.clone()
     }
 
-    /// Looks and repairs, for ever. What cannot be repaired makes the agent unready and is tried again; only when another agent has taken the pins over,
-    /// which is what a restart finds out, it returns.
+    /// Looks and repairs until `stop`. What cannot be repaired makes the agent unready and is tried again; only when
+    /// another agent has taken the pins over, which is what a restart finds out, it returns earlier.
+    ///
+    /// Looks run on threads that may block: their system calls wait for locks of the kernel.
     ///
     /// # Cancel safety
-    /// Safe: a look does not wait, and what it changes is whole when it ends.
-    pub async fn run(mut self) {
+    /// None: a look that has begun goes on. After `stop` this returns once nothing is written any more.
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut watch = Watch::start()
             .inspect_err(|error| warn!(%error, "cannot watch cgroups and pins; repairs take a second"))
             .ok();
         let mut targets_at = Instant::now() + LOOK_AT_TARGETS_EVERY;
         let mut upkeep_at = Instant::now() + UPKEEP_EVERY;
         let mut events = Vec::new();
-        loop {
-            // Before looking, so that nothing is missed.
-            self.watch(watch.as_ref());
-            let with_targets = targets_at <= Instant::now();
-            if with_targets {
-                targets_at = Instant::now() + LOOK_AT_TARGETS_EVERY;
+        while !stop.is_cancelled() {
+            let now = Instant::now();
+            let due = Due { targets: targets_at <= now, upkeep: upkeep_at <= now };
+            if due.targets {
+                targets_at = now + LOOK_AT_TARGETS_EVERY;
+                // inotify's instances may have been used up for a while.
+                watch = watch.or_else(|| Watch::start().ok());
             }
-            // Here rather than on another thread: whoever stops this part, to hand the pins over, must be sure that nothing writes any more.
-            let mut found = self.datapath.repair(with_targets);
-            if upkeep_at <= Instant::now() {
-                match self.datapath.upkeep() {
-                    Ok(()) => upkeep_at = Instant::now() + UPKEEP_EVERY,
-                    // Due again at the next look: until then the agent is not ready.
-                    Err(error) => found.failed.push(error),
-                }
+            let (readiness, state) = (self.readiness.clone(), self.state.clone());
+            let handle = watch.as_ref().map(Watch::handle);
+            let looking = spawn_blocking(move || {
+                let looked = self.look(due, handle.as_ref());
+                (self, looked)
+            });
+            // It panicked, which ends this part, or the runtime ends.
+            let Some((this, looked)) = in_time(looking, &readiness, &state).await else { return };
+            self = this;
+            // Else it is due again at the next look: until then the agent is not ready.
+            if due.upkeep && looked.upkeep_done {
+                upkeep_at = Instant::now() + UPKEEP_EVERY;
             }
+            let found = looked.found;
             self.tell(&found);
             if let Some(DatapathError::Locked(_)) = found.failed.first() {
                 return;
@@ -126,17 +147,38 @@ impl Reconciler {
             sleep(PAUSE).await;
             tokio::select! {
                 is_watching = happens(watch.as_mut(), &mut events) => if !is_watching { watch = None },
+                // Never an error: the sender is only gone once everything ends.
+                Ok(()) = self.agent.changed() => {}
+                () = stop.cancelled() => {}
                 () = sleep(LOOK_EVERY) => {}
             }
             events.clear();
         }
     }
 
-    fn watch(&self, watch: Option<&Watch>) {
-        let Some(handle) = watch.map(Watch::handle) else { return };
+    /// Blocks.
+    fn look(&mut self, due: Due, watch: Option<&identity::Handle>) -> Looked {
+        // Before looking, so that nothing is missed.
+        self.watch(watch);
+        let agent = *self.agent.borrow_and_update();
+        let moved = self.datapath.move_agent(agent);
+        let mut found = self.datapath.repair(due.targets);
+        found.failed.extend(moved.err());
+        let mut upkeep_done = due.upkeep;
+        if due.upkeep
+            && let Err(error) = self.datapath.upkeep()
+        {
+            upkeep_done = false;
+            found.failed.push(error);
+        }
+        Looked { found, upkeep_done }
+    }
+
+    fn watch(&self, watch: Option<&identity::Handle>) {
+        let Some(watch) = watch else { return };
         for directory in self.datapath.directories() {
             // What is not there is made by the look that follows, or missed by it too.
-            if let Err(error) = handle.children(&directory) {
+            if let Err(error) = watch.children(&directory) {
                 debug!(directory = %directory.display(), %error, "cannot watch");
             }
         }
@@ -173,6 +215,33 @@ impl Reconciler {
             (None, None) => {}
         }
     }
+}
+
+/// What a look includes beside the comparison.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    targets: bool,
+    upkeep: bool,
+}
+
+struct Looked {
+    found: Found,
+    upkeep_done: bool,
+}
+
+/// Waits for a look, and makes the agent unready while it takes too long; `None` when it panicked.
+async fn in_time<T>(mut looking: JoinHandle<T>, readiness: &Readiness, state: &State) -> Option<T> {
+    if let Ok(looked) = timeout(LATE, &mut looking).await {
+        return looked.ok();
+    }
+    let pending = readiness.wait_for(LATE_CONDITION);
+    let late = format!("a look at the programs has not ended after {} s", LATE.as_secs());
+    error!("{late}: does the node hang? it is waited for, and nothing is repaired meanwhile");
+    state.late(late);
+    let looked = looking.await.ok();
+    info!("the look at the programs has ended");
+    pending.ready();
+    looked
 }
 
 /// Waits for events; `false` when none will come any more.

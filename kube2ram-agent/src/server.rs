@@ -134,8 +134,8 @@ impl Server {
         drop(self.interception.set(interception));
     }
 
-    /// Serves one of the listeners to which pods are redirected, until accepting ends. The connections it accepted then drain by themselves:
-    /// within 6 s, or, while another agent accepts, within 16 s. `origins` tells who they come from, and refuses those meant for another listener.
+    /// Serves one of the listeners to which pods are redirected, until accepting ends or the listener does. The connections it accepted then drain by themselves:
+    /// within 6 s, or, while another agent accepts, within 16 s. `origins` tells who they come from.
     ///
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
@@ -147,7 +147,7 @@ impl Server {
     ) {
         listener::accept(listener, &closing, |stream, peer| {
             let origin = self.origin_of(&*origins, &stream, peer);
-            if let (Some(interception), Some(origin)) = (self.interception.get(), origin)
+            if let (Some(interception), Some(origin)) = (self.interception.get(), &origin)
                 && interception.takes(peer, origin)
             {
                 return;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, fstatfs, linkat, open, openat, unlinkat},
+    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstatfs, linkat, open, openat, unlinkat},
     io::Errno,
     process::geteuid,
     rand::{GetRandomFlags, getrandom},
@@ -32,6 +32,9 @@ const OPEN_TO_OTHERS: u32 = 0o077;
 /// Why the directory is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
+    /// An agent uses it, or `kube2ram uninstall` does.
+    #[error("{} is in use by another kube2ram process", .0.display())]
+    InUse(PathBuf),
     /// A file operation failed.
     #[error("cannot {what} {}", path.display())]
     Io {
@@ -99,6 +102,29 @@ impl StateDir {
         let kind = fstatfs(&directory).map_err(|error| failed("examine")(error.into()))?.f_type;
         let is_volatile = u64::try_from(kind).is_ok_and(|kind| VOLATILE_FILE_SYSTEMS.contains(&kind));
         Ok(Self { directory, path: path.to_owned(), is_volatile })
+    }
+
+    /// Marks the directory as used by an agent, for as long as it is open, so that [`Self::claim`] fails.
+    ///
+    /// # Errors
+    /// [`StateDirError::InUse`] while `kube2ram uninstall` runs; [`StateDirError::Io`].
+    pub fn hold(&self) -> Result<(), StateDirError> {
+        self.lock(FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Keeps agents away, for as long as it is open.
+    ///
+    /// # Errors
+    /// [`StateDirError::InUse`] when an agent runs, serving or standing by; [`StateDirError::Io`].
+    pub fn claim(&self) -> Result<(), StateDirError> {
+        self.lock(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<(), StateDirError> {
+        flock(&self.directory, operation).map_err(|error| match error {
+            Errno::WOULDBLOCK => StateDirError::InUse(self.path.clone()),
+            error => StateDirError::Io { what: "lock", path: self.path.clone(), source: error.into() },
+        })
     }
 
     /// Where it is.
@@ -234,6 +260,28 @@ mod tests {
             StateDir::open(&scratch.path().join("a/b")),
             Err(StateDirError::Io { what: "create", .. })
         ));
+    }
+
+    #[test]
+    fn agents_share_it_and_keep_an_uninstallation_away() {
+        let scratch = scratch();
+        let path = scratch.path().join("state");
+        let open = || StateDir::open(&path).unwrap();
+        let in_use = |outcome| matches!(outcome, Err(StateDirError::InUse(_)));
+
+        let (one, other) = (open(), open());
+        one.hold().unwrap();
+        other.hold().unwrap();
+        assert!(in_use(open().claim()));
+        drop(one);
+        assert!(in_use(open().claim()));
+        drop(other);
+
+        let uninstallation = open();
+        uninstallation.claim().unwrap();
+        assert!(in_use(open().hold()));
+        drop(uninstallation);
+        open().hold().unwrap();
     }
 
     #[test]

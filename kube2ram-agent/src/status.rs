@@ -35,6 +35,9 @@ pub struct Status {
     pub datapath: Datapath,
     /// The netfilter rules.
     pub forward_guard: ForwardGuard,
+    /// The programs on network devices.
+    #[serde(default)]
+    pub wire_guard: WireGuard,
     /// What was in force at boot.
     pub boot_guard: BootGuard,
     /// The watches.
@@ -66,6 +69,20 @@ pub struct Agent {
     pub log_level: String,
     /// When that falls back to what the flags say.
     pub log_level_until: Option<Timestamp>,
+    /// Ports of the agent's that another process has.
+    #[serde(default)]
+    pub taken_ports: Vec<TakenPort>,
+}
+
+/// A port that the agent should listen on, and cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenPort {
+    /// The flag that names the port.
+    pub flag: String,
+    /// Address and port.
+    pub address: String,
+    /// The process that listens there, and its pod if it has one.
+    pub holder: String,
 }
 
 /// Something that is wrong.
@@ -98,6 +115,9 @@ pub struct Datapath {
     pub repairs: BTreeMap<String, u64>,
     /// The last of it.
     pub last_repair: Option<Repair>,
+    /// Pods that run where the programs do not see them.
+    #[serde(default)]
+    pub outside_pods: Vec<OutsidePod>,
     /// What the kernel did since the maps were made, by outcome.
     pub outcomes: BTreeMap<String, u64>,
     /// The agent's own connection to the metadata address.
@@ -111,6 +131,39 @@ pub struct Program {
     pub name: String,
     /// The cgroup that it is attached to.
     pub cgroup: String,
+}
+
+/// A pod that runs, and has no process below the pods' cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsidePod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Whether it uses the host's network, and so reaches the node's role.
+    pub host_network: bool,
+    /// Where its processes seem to be.
+    pub cgroup: Option<String>,
+}
+
+impl OutsidePod {
+    /// What is wrong, what the pod gets, and what to do.
+    pub fn message(&self) -> String {
+        let cgroup =
+            self.cgroup.as_deref().map(|cgroup| format!(" (they are in {cgroup})")).unwrap_or_default();
+        let gets = if self.host_network {
+            "it reaches the node's role, because it uses the host's network"
+        } else {
+            "it gets no role, and the netfilter rule keeps it from the node's"
+        };
+        format!(
+            "the pod's processes are not below the pods' cgroup{cgroup}, so kube2ram does not see them: {gets}. Its runtime uses another cgroup driver \
+             than the kubelet, or it was started before the kubelet's was changed: set SystemdCgroup for its runtime handler to what the kubelet has, \
+             and delete the pod"
+        )
+    }
 }
 
 /// Drift that was made good.
@@ -151,11 +204,31 @@ pub struct ForwardGuard {
     pub failure: Option<String>,
 }
 
+/// The programs on network devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireGuard {
+    /// Whether there should be any.
+    pub is_wanted: bool,
+    /// Whether each device that leads out has one, before all others.
+    pub is_in_force: bool,
+    /// The node's devices that have one.
+    pub node_devices: usize,
+    /// Devices in pods' network namespaces that have one.
+    pub pod_devices: usize,
+    /// How often one was missing or behind another since the agent began.
+    pub repairs: u64,
+    /// Why not all have one.
+    pub failure: Option<String>,
+}
+
 /// What was in force at boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootGuard {
     /// `absent`, `in_force`, `taken_over`, or `unknown`.
     pub state: String,
+    /// Why it could not be installed for the next boot, if that was tried and failed.
+    #[serde(default)]
+    pub installation_failure: Option<String>,
 }
 
 /// The watches.

@@ -14,6 +14,7 @@ use crate::{
     server::token::Tokens,
     snapshot,
     state_dir::{StateDir, StateDirError},
+    wire_guard::{self, WireGuardError},
 };
 
 /// What was removed.
@@ -29,7 +30,7 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
     /// An agent runs, maybe one that stands by and would make everything anew.
-    #[error("an agent runs on this node (it answers in {}): delete the DaemonSet first", .0.display())]
+    #[error("an agent runs on this node (it uses {}): delete the DaemonSet first", .0.display())]
     AgentRuns(PathBuf),
     /// The kernel half.
     #[error("cannot remove the kernel half")]
@@ -46,6 +47,9 @@ pub enum UninstallError {
         #[source]
         source: io::Error,
     },
+    /// Filters on network devices.
+    #[error("cannot remove the wire guard")]
+    WireGuard(#[source] WireGuardError),
     /// The state directory.
     #[error("cannot use the state directory")]
     StateDir(#[source] StateDirError),
@@ -60,12 +64,13 @@ pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallEr
     let state_error = |source| UninstallError::State { path: state_dir.to_owned(), source };
     let state = state_dir.exists().then(|| StateDir::open(state_dir)).transpose();
     let state = state.map_err(UninstallError::StateDir)?;
-    if let Some(state) = &state
-        && probe::any_agent(state).map_err(state_error)?
-    {
-        return Err(UninstallError::AgentRuns(state_dir.to_owned()));
-    }
-    let kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
+    // Held until the end: no agent starts meanwhile.
+    state.as_ref().map_or(Ok(()), StateDir::claim).map_err(|error| match error {
+        StateDirError::InUse(path) => UninstallError::AgentRuns(path),
+        error => UninstallError::StateDir(error),
+    })?;
+    let mut kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
+    kernel_half.links += wire_guard::remove_filters().map_err(UninstallError::WireGuard)?;
     let forward_guard = guard::remove().map_err(UninstallError::Guard)?;
     if let Some(state) = &state {
         empty(state).map_err(state_error)?;
@@ -78,7 +83,9 @@ fn empty(state: &StateDir) -> io::Result<()> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let sockets = [handover::SOCKET, control::SOCKET, control::DRAFT].map(str::to_owned);
     let files = [Tokens::KEY_FILE, snapshot::FILE_NAME, snapshot::DRAFT_NAME].map(str::to_owned);
-    for name in probe::sockets(state)?.into_iter().chain(sockets).chain(files) {
+    let names = fs::read_dir(state.path())?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let probes = names.filter(|name| name.starts_with(probe::SHARED_PREFIX));
+    for name in probes.chain(sockets).chain(files) {
         match fs::remove_file(state.path().join(name)) {
             Err(error) if !missing(&error) => return Err(error),
             _ => {}

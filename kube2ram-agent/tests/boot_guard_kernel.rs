@@ -8,12 +8,15 @@ use std::{
     fs,
     os::fd::AsFd as _,
     process::{Command, Stdio},
+    thread,
 };
 
 use kube2ram_agent::datapath::{
-    BootGuard, BootOutcome, BootSettings, MetadataAddr, Origins as _, apply_boot_guard, boot_guard, remove,
+    BootGuard, BootOutcome, BootSettings, LinkHeader, MetadataAddr, Origins as _, WireDevice, WireHook,
+    apply_boot_guard, boot_guard, kernel_version, remove,
 };
 use kube2ram_common::names::boot;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::lab::{Lab, METADATA, METADATA6};
 
@@ -74,6 +77,7 @@ fn settings(lab: &Lab) -> BootSettings {
         cgroup_root: lab.cgroup.clone(),
         host_cgroups: vec!["host".into(), "missing.slice".into()],
         metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
+        wire: Vec::new(),
     }
 }
 
@@ -185,7 +189,7 @@ fn an_agent_takes_over_and_is_not_guarded_again() {
     assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::TakenOver);
     let client = lab.python("pods/a", &script("s = socket.socket(); s.connect((a, 80)); s.recv(1)"));
     let origin = datapath.origins().unwrap().origin_of(lab.accept().as_fd()).unwrap();
-    assert_eq!(origin.cgroup, lab.id("pods/a"));
+    assert_eq!(origin, lab.task("pods/a"));
     assert!(client.wait_with_output().unwrap().stdout.is_empty());
     assert_eq!(apply(&lab), BootOutcome::AgentInForce, "while it runs");
     drop(datapath);
@@ -208,10 +212,79 @@ fn a_second_time_swaps_and_an_uninstall_removes() {
     assert_eq!(apply(&lab), in_force());
 
     let pinned = |kind: &str| fs::read_dir(lab.bpf_dir.join("boot").join(kind)).unwrap().count();
-    assert_eq!((pinned("links"), pinned("maps")), (boot::PROGRAMS.len(), boot::MAPS.len()));
+    // Without the one for socket options below Linux 6.1.
+    let programs = boot::PROGRAMS.len() - usize::from(kernel_version() < (6, 1));
+    assert_eq!((pinned("links"), pinned("maps")), (programs, boot::MAPS.len()));
     assert!(is_refused(&lab, "pods/a", datagram) && !is_refused(&lab, "host", datagram));
 
     assert_eq!(remove(&lab.bpf_dir).unwrap().links, boot::PROGRAMS.len());
     assert!(!lab.bpf_dir.exists());
     assert!(!is_refused(&lab, "pods/a", datagram));
+}
+
+/// A SYN by a packet socket on the loopback device of a namespace; prints whether it came out of it.
+const PACKET: &str = r#"
+import ctypes, os, socket, struct, sys
+assert not ctypes.CDLL(None).setns(os.open("/run/netns/NETNS", os.O_RDONLY), 0x40000000)
+seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+seen.bind(("lo", 3))
+seen.setsockopt(263, 23, 1)  # PACKET_IGNORE_OUTGOING
+seen.setblocking(False)
+def arrives(kind, data):
+    frame = bytes(12) + struct.pack("!H", kind) + data
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).sendto(frame, ("lo", kind))
+    except OSError as error:
+        assert error.errno == 105, error
+    try:
+        return "1" if seen.recv(4096) == frame else "?"
+    except BlockingIOError:
+        return "0"
+v4 = lambda to: struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, 0, bytes(4), socket.inet_aton(to)) + bytes(20)
+v6 = lambda to: struct.pack("!IHBB", 6 << 28, 20, 6, 64) + bytes(16) + socket.inet_pton(socket.AF_INET6, to) + bytes(20)
+print(arrives(0x800, v4("A")) + arrives(0x86dd, v6("B")) + arrives(0x800, v4("198.51.100.201")))
+"#;
+const BYPASS: &str = "import socket\ntry: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).setsockopt(263, 20, 1)\n\
+                      except PermissionError: print('refused')";
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn packet_sockets_are_denied_on_the_nodes_devices_but_for_the_hosts_own() {
+    let lab = Lab::new();
+    let name = lab.cgroup.file_name().unwrap().to_str().unwrap();
+    let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
+    ip(&["netns", "add", name]);
+    ip(&["-n", name, "link", "set", "lo", "up"]);
+    let packet = PACKET.replace("NETNS", name).replace("\"A\"", &format!("\"{}\"", METADATA.ip()));
+    let packet = packet.replace("\"B\"", &format!("\"{METADATA6}\""));
+    let arrivals = |cgroup: &str| {
+        let output = lab.python(cgroup, &packet).wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let bypass = |cgroup: &str| lab.python(cgroup, BYPASS).wait_with_output().unwrap().stdout;
+    assert_eq!(arrivals("pods/a"), "111", "the control");
+    let apply = || {
+        let netns = fs::File::open(format!("/run/netns/{name}")).unwrap();
+        let inside = || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let lo = WireDevice { index: 1, header: LinkHeader::Ethernet };
+            apply_boot_guard(&BootSettings { wire: vec![lo], ..settings(&lab) }).unwrap()
+        };
+        thread::scope(|scope| scope.spawn(inside).join().unwrap())
+    };
+
+    // The second time in place of the first.
+    for _ in 0..2 {
+        assert_eq!(apply(), in_force());
+
+        let closed = if WireHook::of_kernel() == WireHook::Tcx { "001" } else { "111" };
+        assert_eq!(arrivals("pods/a"), closed);
+        assert_eq!(arrivals("host"), "111");
+        let refused = if kernel_version() < (6, 1) { Vec::new() } else { b"refused\n".to_vec() };
+        assert_eq!((bypass("pods/a"), bypass("host")), (refused, Vec::new()));
+    }
+    remove(&lab.bpf_dir).unwrap();
+    assert_eq!((arrivals("pods/a"), bypass("pods/a")), ("111".to_owned(), Vec::new()));
+    ip(&["netns", "delete", name]);
 }

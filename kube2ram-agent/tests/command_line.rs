@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    io::Read as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -191,31 +190,4 @@ fn a_pin_directory_on_no_bpffs_ends_in_1_and_says_how_to_mount_one() {
     let error = last_words(&output);
     assert!(error.contains("mount -t bpf bpf /sys/fs/bpf") && error.contains("--bpf-dir"), "{error}");
     assert!(!pins.exists(), "nothing is made there");
-}
-
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn an_address_in_use_ends_in_1_and_names_the_flag() {
-    let (directory, pods) = (tempfile::tempdir().unwrap(), Cgroup::make());
-    let pins = Path::new("/sys/fs/bpf").join(pods.0.file_name().unwrap());
-    let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = format!("--app-port={}", taken.local_addr().unwrap().port());
-
-    // A pod, or the agent refuses the cgroup.
-    let joined = format!("echo $$ > {}/cgroup.procs && echo joined && exec cat", pods.0.display());
-    let mut pod = Command::new("sh");
-    let mut pod = pod.args(["-c", &joined]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    pod.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-
-    let state = flag("state-dir", &directory.path().join("state"));
-    let output = on_a_node(&[&flag("pods-cgroup", &pods.0), &flag("bpf-dir", &pins), &state, &port]);
-
-    pod.kill().unwrap();
-    pod.wait().unwrap();
-    let left = fs::read_dir(&pins).map(Iterator::count);
-    drop(fs::remove_dir(&pins));
-    assert_eq!(output.status.code(), Some(1));
-    assert!(last_words(&output).contains("(--app-port): Address already in use"), "{}", last_words(&output));
-    assert!(matches!(left, Ok(0)), "listening comes before attaching: {left:?}");
 }

@@ -74,7 +74,7 @@ fn a_node_that_has_everything_passes_before_and_while_an_agent_runs() {
     for output in [before, meanwhile] {
         assert!(output.status.success(), "{output:?}");
         let lines = String::from_utf8(output.stdout).unwrap();
-        assert!(lines.lines().count() == 10 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
+        assert!(lines.lines().count() == 12 && lines.lines().all(|line| line.starts_with('✓')), "{lines}");
     }
 }
 
@@ -88,6 +88,55 @@ fn names_what_is_missing() {
     assert_eq!(unmet.len(), 2, "{unmet:?}");
     assert!(unmet[0].contains("mount -t bpf bpf /sys/fs/bpf"), "{unmet:?}");
     assert!(unmet[1].contains("holds no process"), "{unmet:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn another_installation_is_named_with_its_directory_and_the_remedy() {
+    let mut sandbox = Sandbox::create("preflight-other").unwrap();
+    sandbox.add_pod(&PodSpec::new("pod")).unwrap();
+    sandbox.start_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
+    sandbox.agent().unwrap().kill().unwrap();
+    let (first, second) = (pins(&sandbox), sandbox.node().bpffs().join("second/kube2ram"));
+
+    let unmet = unmet(&preflight(&sandbox, &second));
+
+    let [line] = &*unmet else { panic!("{unmet:?}") };
+    assert!(line.contains("another installation of kube2ram has programs there (ids "), "{line}");
+    let remedy = format!("kube2ram uninstall --bpf-dir={}", first.display());
+    assert!(line.contains(&format!("pinned in {}", first.display())) && line.ends_with(&remedy), "{line}");
+    // The agent refuses for the same reason, and changes nothing.
+    let agent = sandbox.agent().unwrap();
+    agent.add_arg(&format!("--bpf-dir={}", second.display()));
+    let refused = agent.start().unwrap_err().to_string();
+    assert!(refused.contains("installations: ") && refused.contains(&remedy), "{refused}");
+    assert!(!second.exists());
+    // Once the other one is removed as it says, it starts.
+    let mut uninstall = sandbox.node().host_command(AGENT);
+    uninstall.arg("uninstall").arg("--bpf-dir").arg(&first);
+    let removed = uninstall.arg("--state-dir").arg(sandbox.node().agent_state()).output().unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+    sandbox.agent().unwrap().start().unwrap();
+    assert!(preflight(&sandbox, &second).status.success());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_cilium_without_socket_load_balancer_is_told_of_the_links() {
+    let mut sandbox = Sandbox::create("preflight-cilium").unwrap();
+    sandbox.add_pod(&PodSpec::new("pod")).unwrap();
+    let says = |sandbox: &Sandbox| {
+        let output = preflight(sandbox, &pins(sandbox));
+        assert!(output.status.success(), "{output:?}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().find(|line| line.contains(" Cilium ")).map(str::to_owned)
+    };
+    assert_eq!(says(&sandbox), None);
+
+    std::fs::create_dir(sandbox.node().bpffs().join("cilium")).unwrap();
+
+    let line = says(&sandbox).unwrap();
+    assert!(line.starts_with('!') && line.contains("cilium/cilium#43877"), "{line}");
 }
 
 /// A network namespace with nothing but a loopback device, removed at the end.

@@ -43,6 +43,7 @@ fn sandbox(name: &str) -> Sandbox {
     let mut sandbox = Sandbox::create(name).unwrap();
     sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
     sandbox.add_pod(&PodSpec::new("pod").role(ROLE)).unwrap();
+    sandbox.add_pod(&PodSpec::new("daemon").role(ROLE).host_network()).unwrap();
     sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
     sandbox
 }
@@ -65,7 +66,9 @@ fn everything_works(sandbox: &mut Sandbox) -> bool {
             sandbox.agent().unwrap().metric("kube2ram_pod_listeners").unwrap() == 1.0
         })
         && sandbox.agent().unwrap().metric("kube2ram_forward_guard_in_force").unwrap() == 1.0
-        && sandbox.pod("pod").unwrap().curl(LIST).is_ok_and(|reply| reply.body == ROLE)
+        && ["pod", "daemon"]
+            .iter()
+            .all(|pod| sandbox.pod(pod).unwrap().curl(LIST).is_ok_and(|reply| reply.body == ROLE))
         && sandbox
             .pod("pod")
             .unwrap()

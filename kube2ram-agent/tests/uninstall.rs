@@ -102,7 +102,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 
     let removed = said(&uninstall(&sandbox));
 
-    assert!(removed.starts_with(&format!("detached {} programs, removed 8 maps", links.len())), "{removed}");
+    assert!(removed.starts_with(&format!("detached {} programs, removed 10 maps", links.len())), "{removed}");
     assert!(removed.contains("forward guard: removed"), "{removed}");
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
     assert!(!bpf_dir(&sandbox).exists() && !guard_is_there());
@@ -127,14 +127,24 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
     let mut sandbox = sandbox("uninstall-half");
     let agent = sandbox.agent().unwrap();
-    agent.set_env("KUBE2RAM_FORWARD_GUARD", "off"); // so that what denies is what is left of the programs
+    // So that what denies is what is left of the programs.
+    agent.set_env("KUBE2RAM_FORWARD_GUARD", "off");
+    agent.set_env("KUBE2RAM_WIRE_GUARD", "off");
     agent.start().unwrap();
     agent.terminate().unwrap();
     let pod = sandbox.pod("pod").unwrap().pod();
     let addresses: [IpAddr; 2] = [pod.ip().into(), pod.ip6().into()];
     let name = |pin: &Path| pin.file_name().unwrap().to_str().unwrap().to_owned();
     let mut pins = pinned_links(&sandbox);
-    let order = ["k2r_peer_name", "k2r_connect", "k2r_sendmsg", "k2r_task", "k2r_sock_ops", "k2r_egress"];
+    let order = [
+        "k2r_peer_name",
+        "k2r_connect",
+        "k2r_sendmsg",
+        "k2r_option",
+        "k2r_task",
+        "k2r_sock_ops",
+        "k2r_egress",
+    ];
     pins.sort_by_key(|pin| order.iter().position(|prefix| name(pin).starts_with(prefix)).unwrap());
 
     let (last, steps) = pins.split_last().unwrap();
@@ -149,7 +159,7 @@ fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
         }
     }
 
-    assert!(said(&uninstall(&sandbox)).starts_with("detached 1 programs, removed 8 maps"));
+    assert!(said(&uninstall(&sandbox)).starts_with("detached 1 programs, removed 10 maps"));
     assert!(!bpf_dir(&sandbox).exists());
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
 }

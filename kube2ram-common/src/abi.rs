@@ -26,9 +26,13 @@ macro_rules! abi {
 
 abi!(
     /// What the kernel half must know of the node and the cloud: the only entry of the configuration map.
-    Config: 40 {
+    Config: 64 {
         /// The cgroup that holds all pods.
         pods_cgroup: u64,
+        /// The cookie of the agent's network namespace, which is the host's; 0 where nobody tells.
+        agent_netns: u64,
+        /// Its children that hold the pods of one quality of service, for there is none for Guaranteed pods; 0 where there are fewer.
+        qos_cgroups: [u64; 2],
         /// IPv6 address of the metadata server, four words in network byte order; all zero when it has none.
         metadata_addr6_be: [u32; 4],
         /// IPv4 address of the metadata server, network byte order.
@@ -55,16 +59,16 @@ abi!(
 );
 
 abi!(
-    /// Where connections of one cgroup are sent: a listener of the agent.
+    /// The agent's listener in the network namespace of one pod, on the loopback device, to which connections of the pod's cgroup are sent.
     Target: 16 {
-        /// Names the listener; never reused for another one. The agent compares it with the listener that accepted.
-        listener: u64,
-        /// IPv4 address of the listener, network byte order.
-        addr_be: u32,
-        /// TCP port of the listener, network byte order.
+        /// The cookie of that namespace (`SO_NETNS_COOKIE`), never reused. A socket of another namespace is not sent there.
+        netns: u64,
+        /// The TCP port at 127.0.0.1, network byte order.
         port_be: u16,
+        /// [`TARGET_HAS_IPV6`] or zero.
+        flags: u16,
         /// Zero.
-        reserved: u16,
+        reserved: u32,
     }
 );
 
@@ -82,48 +86,40 @@ abi!(
 );
 
 abi!(
-    /// What the connect hook recorded of a connect(2) that was redirected, or that dialled the agent on the host itself. It travels with the connection:
+    /// What the connect hook recorded of a connect(2) that goes to the agent's listener on the host. It travels with the connection:
     /// client socket → handshake → accepted socket.
-    ConnectRecord: 72 {
+    ///
+    /// Whole words only: see [`Handshake`].
+    ConnectRecord: 64 {
         /// The cgroup of the task that called connect(2).
         cgroup: u64,
-        /// The key under which the target was found: an ancestor cgroup, or [`DEFAULT_TARGET`].
-        target_cgroup: u64,
         /// Cookie of the client socket.
         cookie: u64,
         /// When connect(2) was called, CLOCK_MONOTONIC nanoseconds.
         connected_at_ns: u64,
-        /// [`Target::listener`].
-        listener: u64,
-        /// The key of what this handshake takes of its pod's share: [`share_of`], then [`place_in`] that.
-        share: u64,
-        /// What the client asked for: IPv4 address, network byte order; 0 for [`Config::metadata_addr6_be`].
-        metadata_addr_be: u32,
-        /// What the client asked for: port, network byte order.
-        metadata_port_be: u16,
-        /// `AF_INET`, or `AF_INET6` for an IPv4-mapped address or an IPv6 address.
-        family: u16,
-        /// What it got instead: address, network byte order.
-        target_addr_be: u32,
-        /// What it got instead: port, network byte order.
-        target_port_be: u16,
-        /// [`FLAG_AMBIGUOUS`] or zero.
-        flags: u16,
-        /// The process that called connect(2), as the host numbers it.
-        tgid: u32,
-        /// Zero.
-        reserved: u32,
+        /// The key of what this connection takes of its pod's share: [`place_in`].
+        place: u64,
+        /// Until when it has that place, CLOCK_MONOTONIC nanoseconds; tells whose the place is.
+        place_until_ns: u64,
+        /// 1 when two client sockets claimed one 4-tuple at the same time (by a forged address, or on the loopback devices of two namespaces): neither is vouched for.
+        ambiguous: u64,
+        /// 1 when the client socket is in another network namespace than the agent.
+        is_elsewhere: u64,
+        /// 1 when the client's side of the handshake is complete.
+        established: u64,
     }
 );
 
+/// The listener is at `::1` as well, at the same port.
+pub const TARGET_HAS_IPV6: u16 = 1;
+
+/// Where listeners in pods' network namespaces are, the first and the last port. The Internet Assigned Numbers Authority has reserved 225 to 241, and assigns them
+/// to nobody (IANA's Service Name and Transport Protocol Port Number Registry). They are outside of the ports that the kernel chooses (`ip_local_port_range`) and that
+/// `bindresvport(3)` does (512 to 1023), so that no application asks for one of them.
+pub const LISTENER_PORTS: (u16, u16) = (225, 232);
+
 /// Connections to the metadata server go on that were open before the programs were in force.
 pub const CONFIG_KEEPS_OPEN: u32 = 1;
-
-/// The key in the target map that holds for every cgroup without an entry of its own. No cgroup has the id 0.
-pub const DEFAULT_TARGET: u64 = 0;
-
-/// Two client sockets claimed one 4-tuple at the same time (by a forged address, or on the loopback devices of two namespaces): neither is vouched for.
-pub const FLAG_AMBIGUOUS: u16 = 1;
 
 /// A record older than this is never handed over: longer than the longest handshake (`tcp_syn_retries` 6 gives up after 127 s), shorter than any
 /// leftover of a time without programs could be.
@@ -132,14 +128,25 @@ pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
 /// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
 pub const MAX_CGROUP_LEVEL: i32 = 10;
 
+/// How long after connect(2) the SYN may come: microseconds, but for `TCP_FASTOPEN_CONNECT`, with which it waits for the first byte. A record without one is of a connect(2)
+/// that came to nothing.
+pub const ANNOUNCE_WITHIN_NS: u64 = 5_000_000_000;
+
 /// Whether something that began at `since_ns` is older than [`HANDSHAKE_MAX_AGE_NS`].
-///
-/// The difference is signed: another processor may write `since_ns` after this one has read its clock, and a difference that wraps round would make the
-/// youngest entry the oldest.
 #[inline(always)]
 #[must_use]
 pub const fn is_past_max_age(now_ns: u64, since_ns: u64) -> bool {
-    now_ns.wrapping_sub(since_ns).cast_signed() > HANDSHAKE_MAX_AGE_NS.cast_signed()
+    is_over(now_ns, since_ns.wrapping_add(HANDSHAKE_MAX_AGE_NS))
+}
+
+/// Whether a time is over.
+///
+/// The difference is signed: another processor may write `until_ns` after this one has read its clock, and a difference that wraps round would make the
+/// youngest entry the oldest.
+#[inline(always)]
+#[must_use]
+pub const fn is_over(now_ns: u64, until_ns: u64) -> bool {
+    now_ns.wrapping_sub(until_ns).cast_signed() > 0
 }
 
 /// Cgroups that the boot guard takes for the host's own, at most.
@@ -148,14 +155,20 @@ pub const MAX_HOST_CGROUPS: usize = 64;
 /// Pods on the node with a listener of their own, at most.
 pub const MAX_TARGETS: usize = 4096;
 
-/// Handshakes in flight, at most. Beyond it a connection is not vouched for, hence denied.
-pub const MAX_HANDSHAKES: usize = 16_384;
+/// Pods on the node that may have connections to the host's listener in flight at the same time. Most nodes have room for 110, the largest for some 700.
+pub const MAX_PODS: usize = 1024;
 
-/// Handshakes in flight that one pod may have. An honest one is over within the connect(2), or as soon as the agent accepts; a pod that lets
+/// Connections to the host's listener in flight, at most. Beyond it a connection is not vouched for, hence denied.
+pub const MAX_HANDSHAKES: usize = MAX_PODS * MAX_HANDSHAKES_OF_POD;
+
+/// Places that are taken of all shares, at most: more than [`MAX_HANDSHAKES`], so that it is the pod's own share that ends first.
+pub const MAX_PLACES: usize = 2 * MAX_HANDSHAKES;
+
+/// Connections to the host's listener that one pod may have in flight. An honest one is over within the connect(2), or as soon as the agent accepts; a pod that lets
 /// them hang for the two minutes that TCP allows takes no more than this from the others.
-pub const MAX_HANDSHAKES_OF_POD: u64 = 256;
+pub const MAX_HANDSHAKES_OF_POD: usize = 32;
 
-/// How many places of its share a handshake tries. A pod that leaves every second place free is refused one connect in 256.
+/// How many places of its share a connection tries. A pod that leaves every second place free is refused one connect in 256.
 pub const SHARE_PROBES: u64 = 8;
 
 /// The share of a pod's cgroup: the key of its place 0. Ids of cgroups are counted up from 1 since the boot, so that none is too long.
@@ -169,7 +182,8 @@ pub const fn share_of(cgroup: u64) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn place_in(share: u64, place: u64) -> u64 {
-    share & !(MAX_HANDSHAKES_OF_POD - 1) | place & (MAX_HANDSHAKES_OF_POD - 1)
+    const PLACES: u64 = MAX_HANDSHAKES_OF_POD as u64 - 1;
+    share & !PLACES | place & PLACES
 }
 
 /// Declares the counters once: enum, count and names.
@@ -188,42 +202,48 @@ macro_rules! counters {
 }
 
 counters! {
-    /// A handshake's 4-tuple was claimed twice, or dialled by a socket that was not redirected while it was claimed.
+    /// A handshake's 4-tuple was claimed twice, or dialled by a socket that was not recorded while it was claimed.
     Ambiguous = "ambiguous",
     /// Dropped: a packet to the metadata server, whatever socket it came from.
     DeniedEgress = "denied_egress",
+    /// Denied: somebody dialled a pod's listener who is not that pod.
+    DeniedListener = "denied_listener",
     /// Denied: a datagram to the metadata server.
     DeniedMessage = "denied_message",
-    /// Denied: the socket's storage could not be allocated.
-    DeniedNoMemory = "denied_no_memory",
-    /// Denied: no target, not even the default.
+    /// Denied: the pod has no listener of its own, and the host has none.
     DeniedNoTarget = "denied_no_target",
     /// Denied: another port of the metadata address.
     DeniedPort = "denied_port",
     /// Denied: not TCP.
     DeniedProtocol = "denied_protocol",
+    /// Denied: a socket option that leads a pod's packets past the wire guard.
+    DeniedSocketOption = "denied_socket_option",
     /// Denied at the root: a pod's task with a socket that was made outside of the pods.
     DeniedTask = "denied_task",
+    /// Dropped on a network device: a packet to the metadata server of a pod's packet socket, or of nobody's.
+    DeniedWire = "denied_wire",
     /// A pod dialled the agent's listener on the host itself, and was recorded as if it had been redirected there.
     DialledAgent = "dialled_agent",
-    /// Not vouched for: the handshake map is full.
+    /// Not vouched for: the map of connections in flight is full.
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.
     HandedOver = "handed_over",
     /// A packet of a connection to the metadata server from before the programs, which were told to keep those.
     KeptOpen = "kept_open",
-    /// Not handed over: the record was contested, too old, or vanished during the hand-over.
+    /// Not handed over: the record was contested, too old, or vanished during the hand-over, or the client's side was not complete.
     NotHandedOver = "not_handed_over",
+    /// Redirected to the host's listener, because the socket is in another network namespace than its pod's listener.
+    OtherNamespace = "other_namespace",
     /// One of the agent's own sockets passed.
     Passed = "passed",
     /// The agent asked whether the programs see a socket, and they do.
     Probed = "probed",
     /// Redirected to the agent.
     Redirected = "redirected",
-    /// Not vouched for: the pod has its share of handshakes in flight.
+    /// Not vouched for: the pod has its share of connections to the host's listener in flight.
     ShareFull = "share_full",
-    /// Not vouched for: another program changed the destination after us, or the socket went elsewhere.
-    Superseded = "superseded",
+    /// Not vouched for: the shares of all pods together are full.
+    SharesFull = "shares_full",
 }
 
 #[cfg(test)]
@@ -232,7 +252,8 @@ mod tests {
 
     #[test]
     fn places_of_different_shares_differ() {
-        let last = MAX_HANDSHAKES_OF_POD - 1;
+        let places = MAX_HANDSHAKES_OF_POD as u64;
+        let last = places - 1;
         let keys =
             [(1, 0), (1, last), (2, 0), (2, 1)].map(|(cgroup, place)| place_in(share_of(cgroup), place));
 
@@ -240,7 +261,7 @@ mod tests {
             assert!(!keys[..position].contains(key), "{key}");
         }
         assert_eq!(place_in(keys[1], 0), keys[0], "any key of a share names it");
-        assert_eq!(place_in(keys[0], MAX_HANDSHAKES_OF_POD), keys[0], "counted round");
+        assert_eq!(place_in(keys[0], places), keys[0], "counted round");
         assert!(MAX_HANDSHAKES_OF_POD.is_power_of_two());
     }
 

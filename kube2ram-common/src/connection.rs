@@ -17,6 +17,25 @@ pub const IPPROTO_MPTCP: u32 = 262;
 /// those of its listeners, so that without a hook no packet comes of it.
 pub const PROBE_ADDR: Ipv4Addr = Ipv4Addr::new(127, 63, 255, 255);
 
+/// Where listeners in pods are.
+pub const LOOPBACK_BE: u32 = addr_be(Ipv4Addr::LOCALHOST);
+/// The same in IPv6.
+pub const LOOPBACK6_BE: [u32; 4] = addr6_be(Ipv6Addr::LOCALHOST);
+
+/// Whether a destination is the loopback device's own address: 127.0.0.1, or 0.0.0.0, which connect(2) takes for it.
+#[inline(always)]
+#[must_use]
+pub const fn is_loopback(addr_be: u32) -> bool {
+    addr_be == 0 || addr_be == LOOPBACK_BE
+}
+
+/// The same in IPv6: `::1`, or `::`, which connect(2) takes for it.
+#[inline(always)]
+#[must_use]
+pub const fn is_loopback6(words: [u32; 4]) -> bool {
+    words[0] == 0 && words[1] == 0 && words[2] == 0 && (words[3] == 0 || words[3] == LOOPBACK6_BE[3])
+}
+
 /// The address as the kernel half compares it.
 #[must_use]
 pub const fn addr_be(addr: Ipv4Addr) -> u32 {

@@ -9,21 +9,26 @@ pub mod map {
     pub const CONFIG: &str = "k2r_config";
     /// Hash: cgroup id → [`Target`](crate::abi::Target).
     pub const TARGETS: &str = "k2r_targets";
+    /// Hash: cookie of a network namespace with a listener of the agent → the cgroup id of the pod whose it is.
+    pub const NAMESPACES: &str = "k2r_namespaces";
     /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const HANDSHAKES: &str = "k2r_handshakes";
-    /// Hash: [`place_in`](crate::abi::place_in) a share → when it was taken, CLOCK_MONOTONIC nanoseconds.
+    /// Hash: [`place_in`](crate::abi::place_in) a share → until when it is taken, CLOCK_MONOTONIC nanoseconds.
     pub const SHARES: &str = "k2r_shares";
-    /// Socket storage of client sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
+    /// Hash: cookie of a client socket → [`ConnectRecord`](crate::abi::ConnectRecord), until its handshake is over.
     pub const CLIENTS: &str = "k2r_clients";
     /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const ACCEPTED: &str = "k2r_accepted";
+    /// Socket storage of a socket of the agent's: a `u64` for the cookie of the socket's network namespace, which the connect hook writes.
+    pub const NETNS: &str = "k2r_netns";
     /// Socket storage of the agent's own outgoing sockets: a non-zero `u32` lets them pass.
     pub const PASS: &str = "k2r_pass";
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::abi::Counter).
     pub const COUNTERS: &str = "k2r_counters";
 
     /// All of them.
-    pub const ALL: [&str; 8] = [CONFIG, TARGETS, HANDSHAKES, SHARES, CLIENTS, ACCEPTED, PASS, COUNTERS];
+    pub const ALL: [&str; 10] =
+        [CONFIG, TARGETS, NAMESPACES, HANDSHAKES, SHARES, CLIENTS, ACCEPTED, NETNS, PASS, COUNTERS];
 }
 
 /// Programs.
@@ -46,19 +51,27 @@ pub mod program {
     pub const ROOT_CONNECT4: &str = "k2r_root_conn4";
     /// `cgroup/connect6`, at the root, where sockets fall to it.
     pub const ROOT_CONNECT6: &str = "k2r_root_conn6";
+    /// `cgroup/setsockopt`.
+    pub const SOCKET_OPTION: &str = "k2r_option";
     /// `sockops`.
     pub const SOCK_OPS: &str = "k2r_sock_ops";
     /// `cgroup/connect4`, at the root.
     pub const TASK_CONNECT4: &str = "k2r_task_conn4";
     /// `cgroup/connect6`, at the root.
     pub const TASK_CONNECT6: &str = "k2r_task_conn6";
+    /// `cgroup/setsockopt`, at the root.
+    pub const TASK_SOCKET_OPTION: &str = "k2r_task_option";
     /// `cgroup/sendmsg4`, at the root.
     pub const TASK_SENDMSG4: &str = "k2r_task_send4";
     /// `cgroup/sendmsg6`, at the root.
     pub const TASK_SENDMSG6: &str = "k2r_task_send6";
+    /// tc, on egress of devices with an Ethernet header.
+    pub const WIRE: &str = "k2r_wire";
+    /// tc, on egress of devices without a link header.
+    pub const WIRE_IP: &str = "k2r_wire_ip";
 
-    /// All of them.
-    pub const ALL: [&str; 14] = [
+    /// All of them that belong on cgroups.
+    pub const ALL: [&str; 16] = [
         CONNECT4,
         CONNECT6,
         EGRESS,
@@ -68,12 +81,16 @@ pub mod program {
         ROOT_CONNECT6,
         SENDMSG4,
         SENDMSG6,
+        SOCKET_OPTION,
         SOCK_OPS,
         TASK_CONNECT4,
         TASK_CONNECT6,
         TASK_SENDMSG4,
         TASK_SENDMSG6,
+        TASK_SOCKET_OPTION,
     ];
+    /// Those that belong on network devices.
+    pub const WIRES: [&str; 2] = [WIRE, WIRE_IP];
 }
 
 /// What belongs to the boot guard, an object of its own.
@@ -91,6 +108,8 @@ pub mod boot {
     pub const CONNECT6: &str = "k2r_boot_conn6";
     /// `cgroup_skb/egress`.
     pub const EGRESS: &str = "k2r_boot_egress";
+    /// `cgroup/setsockopt`.
+    pub const SOCKET_OPTION: &str = "k2r_boot_option";
     /// `cgroup/sendmsg4`.
     pub const SENDMSG4: &str = "k2r_boot_send4";
     /// `cgroup/sendmsg6`.
@@ -98,8 +117,10 @@ pub mod boot {
 
     /// The maps.
     pub const MAPS: [&str; 3] = [CONFIG, DENIED, HOSTS];
-    /// The programs, all at the cgroup root.
-    pub const PROGRAMS: [&str; 5] = [EGRESS, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
+    /// tc, on egress of the node's cards.
+    pub const WIRE: &str = "k2r_boot_wire";
+    /// The programs at the cgroup root.
+    pub const PROGRAMS: [&str; 6] = [EGRESS, SOCKET_OPTION, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
 #[cfg(test)]
@@ -108,7 +129,14 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        for name in map::ALL.iter().chain(&program::ALL).chain(&boot::MAPS).chain(&boot::PROGRAMS) {
+        for name in map::ALL
+            .iter()
+            .chain(&program::ALL)
+            .chain(&program::WIRES)
+            .chain(&boot::MAPS)
+            .chain(&boot::PROGRAMS)
+            .chain([&boot::WIRE])
+        {
             assert!(name.len() <= 15 && name.starts_with(PREFIX), "{name}");
         }
     }

@@ -1,9 +1,7 @@
-//! The verdict on one connect(2), as a pure function in two halves: most connects go elsewhere, and only the rest may cost a look-up.
-//!
-//! Two functions and no closure, because LLVM outlines a closure into a BPF subprogram of its own.
+//! The verdict on one connect(2), as pure functions: most connects go elsewhere, and only the rest may cost a look-up.
 
 use crate::{
-    abi::{Config, Counter, Target},
+    abi::{Config, Counter, LISTENER_PORTS},
     connection::{IPPROTO_MPTCP, IPPROTO_TCP},
 };
 
@@ -20,42 +18,31 @@ pub struct Attempt {
     pub has_pass: bool,
 }
 
-/// The first half's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precheck {
-    /// Refused, whatever the target.
-    Deny(Counter),
-    /// To be redirected, if there is a target.
-    NeedTarget,
-    /// None of our business, or the agent itself.
-    Pass,
-}
-
-/// What happens to the connect(2).
+/// The verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `EPERM`.
     Deny(Counter),
-    /// Unchanged.
+    /// Unchanged: none of our business, or the agent itself.
     Pass,
-    /// To the agent's listener instead.
-    Redirect(Target),
+    /// To a listener of the agent instead.
+    Redirect,
 }
 
-/// First half: is it about the metadata server at all?
+/// What becomes of a connect(2).
 #[inline(always)]
 #[must_use]
-pub const fn precheck(config: &Config, attempt: &Attempt) -> Precheck {
+pub const fn verdict(config: &Config, attempt: &Attempt) -> Verdict {
     if attempt.addr_be != config.metadata_addr_be || attempt.has_pass {
-        return Precheck::Pass;
+        return Verdict::Pass;
     }
-    if attempt.protocol != IPPROTO_TCP && attempt.protocol != IPPROTO_MPTCP {
-        return Precheck::Deny(Counter::DeniedProtocol);
+    if !is_tcp(attempt.protocol) {
+        return Verdict::Deny(Counter::DeniedProtocol);
     }
     if attempt.port_be != config.metadata_port_be {
-        return Precheck::Deny(Counter::DeniedPort);
+        return Verdict::Deny(Counter::DeniedPort);
     }
-    Precheck::NeedTarget
+    Verdict::Redirect
 }
 
 /// Whether a pod's connect(2) to another address than the metadata server's dials the agent's listener on the host: what an `http_proxy`
@@ -65,19 +52,22 @@ pub const fn precheck(config: &Config, attempt: &Attempt) -> Precheck {
 pub const fn dials_agent(config: &Config, attempt: &Attempt) -> bool {
     attempt.addr_be == config.agent_addr_be
         && attempt.port_be == config.agent_port_be
-        && (attempt.protocol == IPPROTO_TCP || attempt.protocol == IPPROTO_MPTCP)
+        && is_tcp(attempt.protocol)
 }
 
-/// Second half: the target is looked up for [`Precheck::NeedTarget`] only.
+/// Whether a protocol is TCP's, or the one of TCP over several paths.
 #[inline(always)]
 #[must_use]
-pub const fn verdict(precheck: Precheck, target: Option<Target>) -> Verdict {
-    match (precheck, target) {
-        (Precheck::Pass, _) => Verdict::Pass,
-        (Precheck::Deny(reason), _) => Verdict::Deny(reason),
-        (Precheck::NeedTarget, Some(target)) => Verdict::Redirect(target),
-        (Precheck::NeedTarget, None) => Verdict::Deny(Counter::DeniedNoTarget),
-    }
+pub const fn is_tcp(protocol: u32) -> bool {
+    protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
+}
+
+/// Whether a port at the loopback device is one that listeners in pods have.
+#[inline(always)]
+#[must_use]
+pub const fn is_listener_port(port_be: u16) -> bool {
+    let port = u16::from_be(port_be);
+    port >= LISTENER_PORTS.0 && port <= LISTENER_PORTS.1
 }
 
 #[cfg(test)]
@@ -97,6 +87,8 @@ mod tests {
         agent_port_be: port_be(8181),
         flags: 0,
         pods_cgroup: 0,
+        agent_netns: 0,
+        qos_cgroups: [0; 2],
     };
     const ATTEMPT: Attempt = Attempt {
         addr_be: CONFIG.metadata_addr_be,
@@ -104,45 +96,34 @@ mod tests {
         protocol: IPPROTO_TCP,
         has_pass: false,
     };
-    const TARGET: Option<Target> = Some(Target { listener: 1, addr_be: 2, port_be: 3, reserved: 0 });
 
-    fn judge(attempt: Attempt, target: Option<Target>) -> Verdict {
-        verdict(precheck(&CONFIG, &attempt), target)
+    fn judge(attempt: Attempt) -> Verdict {
+        verdict(&CONFIG, &attempt)
     }
 
     #[test]
     fn redirects_tcp_and_mptcp_to_the_metadata_server() {
-        assert_eq!(judge(ATTEMPT, TARGET), Verdict::Redirect(TARGET.unwrap()));
-        assert_eq!(
-            judge(Attempt { protocol: IPPROTO_MPTCP, ..ATTEMPT }, TARGET),
-            Verdict::Redirect(TARGET.unwrap())
-        );
+        assert_eq!(judge(ATTEMPT), Verdict::Redirect);
+        assert_eq!(judge(Attempt { protocol: IPPROTO_MPTCP, ..ATTEMPT }), Verdict::Redirect);
     }
 
     #[test]
-    fn denies_without_a_target() {
-        assert_eq!(judge(ATTEMPT, None), Verdict::Deny(Counter::DeniedNoTarget));
+    fn listeners_in_pods_have_reserved_ports() {
+        for (port, is_theirs) in [(224, false), (225, true), (232, true), (233, false), (0xe100, false)] {
+            assert_eq!(is_listener_port(port_be(port)), is_theirs, "{port}");
+        }
     }
 
     #[test]
     fn denies_other_ports_and_protocols_of_the_metadata_address() {
-        assert_eq!(
-            judge(Attempt { port_be: port_be(443), ..ATTEMPT }, TARGET),
-            Verdict::Deny(Counter::DeniedPort)
-        );
-        assert_eq!(
-            judge(Attempt { protocol: 17, ..ATTEMPT }, TARGET),
-            Verdict::Deny(Counter::DeniedProtocol)
-        );
+        assert_eq!(judge(Attempt { port_be: port_be(443), ..ATTEMPT }), Verdict::Deny(Counter::DeniedPort));
+        assert_eq!(judge(Attempt { protocol: 17, ..ATTEMPT }), Verdict::Deny(Counter::DeniedProtocol));
     }
 
     #[test]
     fn passes_other_addresses_and_the_agent() {
-        assert_eq!(
-            judge(Attempt { addr_be: addr_be(Ipv4Addr::LOCALHOST), ..ATTEMPT }, TARGET),
-            Verdict::Pass
-        );
-        assert_eq!(judge(Attempt { has_pass: true, port_be: 0, ..ATTEMPT }, TARGET), Verdict::Pass);
+        assert_eq!(judge(Attempt { addr_be: addr_be(Ipv4Addr::LOCALHOST), ..ATTEMPT }), Verdict::Pass);
+        assert_eq!(judge(Attempt { has_pass: true, port_be: 0, ..ATTEMPT }), Verdict::Pass);
     }
 
     #[test]
@@ -159,10 +140,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_passes_the_metadata_address_without_a_pass(port_be: u16, protocol: u32, found: bool) {
+        fn never_passes_the_metadata_address_without_a_pass(port_be: u16, protocol: u32) {
             let attempt = Attempt { port_be, protocol, ..ATTEMPT };
 
-            prop_assert_ne!(judge(attempt, TARGET.filter(|_| found)), Verdict::Pass);
+            prop_assert_ne!(judge(attempt), Verdict::Pass);
         }
     }
 }

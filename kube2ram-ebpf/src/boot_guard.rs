@@ -6,15 +6,15 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray},
-    macros::{btf_map, cgroup_sock_addr},
-    programs::SockAddrContext,
+    macros::{btf_map, cgroup_sock_addr, cgroup_sockopt},
+    programs::{SockAddrContext, SockoptContext},
 };
 use kube2ram_common::{
     abi::{BootConfig, MAX_CGROUP_LEVEL, MAX_HOST_CGROUPS},
     connection::{is_metadata6, v4_mapped},
 };
 
-use crate::context::{__sk_buff, Network, Packet, SockAddr, current_ancestor_cgroup};
+use crate::context::{__sk_buff, Network, Packet, SockAddr, SocketOption, current_ancestor_cgroup};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -95,6 +95,45 @@ pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
     }
     count();
     DENY
+}
+
+/// By the calling task: the socket options with which a packet skips tc.
+#[cgroup_sockopt(setsockopt)]
+pub(crate) fn k2r_boot_option(context: SockoptContext) -> i32 {
+    let context = SocketOption::new(context);
+    if context.skips_tc() && !is_hosts_task() {
+        count();
+        return DENY;
+    }
+    context.leave_to_kernel();
+    ALLOW
+}
+
+/// On egress of the node's cards, as the agent's `k2r_wire`: a packet socket's packet that is not the host's, or one
+/// without a socket, which was forwarded.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+pub(crate) fn k2r_boot_wire(skb: *mut __sk_buff) -> i32 {
+    const NEXT: i32 = -1;
+    const DROP: i32 = 2;
+    let Some(config) = CONFIG.get(0) else { return NEXT };
+    let (packet, is_for_metadata) = match Packet::in_frame(skb) {
+        Some((packet, Network::Ipv4)) => {
+            let is_for = packet.is_for(config.metadata_addr_be).unwrap_or(true);
+            (packet, is_for)
+        }
+        Some((packet, Network::Ipv6)) => {
+            let is_for = packet.is_for6(&config.metadata_addr6_be) && !packet.is_neighbour_discovery();
+            (packet, is_for)
+        }
+        Some((packet, Network::Other)) => (packet, false),
+        None => (Packet::new(skb), true),
+    };
+    if !is_for_metadata || packet.sender().is_some() && is_hosts_packet(&packet) {
+        return NEXT;
+    }
+    count();
+    DROP
 }
 
 /// An array without its element is none of ours: then everything would be.

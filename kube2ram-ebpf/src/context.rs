@@ -8,11 +8,12 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sock_addr, bpf_sock_ops},
+    cty::c_long,
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
         bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_ancestor_cgroup_id,
     },
-    programs::{SkBuffContext, SockAddrContext, SockOpsContext},
+    programs::{SkBuffContext, SockAddrContext, SockOpsContext, SockoptContext},
 };
 use kube2ram_common::{
     abi::Handshake,
@@ -87,14 +88,18 @@ impl SockAddr {
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
+    /// The cookie of the socket's network namespace. Linux 5.7.
+    #[inline(always)]
+    pub(crate) fn netns(&self) -> u64 {
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
     /// Whether the socket is in the network namespace that the kernel began with. Linux 5.7.
     #[inline(always)]
     pub(crate) fn is_in_first_network(&self) -> bool {
-        // SAFETY: the helper takes the program's own context.
-        let of_socket = unsafe { bpf_get_netns_cookie(self.0.as_ptr()) };
         // SAFETY: null stands for the first one.
-        let of_first = unsafe { bpf_get_netns_cookie(ptr::null_mut()) };
-        of_socket == of_first
+        self.netns() == unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
     }
 
     #[inline(always)]
@@ -149,7 +154,13 @@ impl SockOps {
     }
 
     #[inline(always)]
-    fn local(&self) -> (u32, u16) {
+    pub(crate) fn socket_cookie(&self) -> u64 {
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn local(&self) -> (u32, u16) {
         (read!(self.raw(), local_ip4), sock_ops_local_port_be(read!(self.raw(), local_port)))
     }
 
@@ -179,6 +190,53 @@ impl SockOps {
     }
 }
 
+/// The context of the setsockopt hook.
+pub(crate) struct SocketOption(SockoptContext);
+
+impl SocketOption {
+    #[inline(always)]
+    pub(crate) const fn new(context: SockoptContext) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    fn level(&self) -> i32 {
+        read!(self.0.sockopt, level)
+    }
+
+    #[inline(always)]
+    fn name(&self) -> i32 {
+        read!(self.0.sockopt, optname)
+    }
+
+    /// Whether it is one with which packets skip tc: the kernel then transmits by `__dev_direct_xmit`.
+    #[inline(always)]
+    pub(crate) fn skips_tc(&self) -> bool {
+        /// include/linux/socket.h and include/uapi/linux/if_packet.h.
+        const SOL_PACKET: i32 = 263;
+        const PACKET_QDISC_BYPASS: i32 = 20;
+        /// include/linux/socket.h and include/uapi/linux/if_xdp.h.
+        const SOL_XDP: i32 = 283;
+        const XDP_TX_RING: i32 = 3;
+        match self.level() {
+            SOL_PACKET => self.name() == PACKET_QDISC_BYPASS,
+            SOL_XDP => self.name() == XDP_TX_RING,
+            _ => false,
+        }
+    }
+
+    /// Lets the kernel read the value from the caller's memory, where it is longer than what the hook copies.
+    /// Without this the kernel refuses such a value (kernel commit d8fe449a9c51, Linux 5.8).
+    #[inline(always)]
+    pub(crate) fn leave_to_kernel(&self) {
+        /// A page of the smallest size.
+        const COPIED_MAX: i32 = 4096;
+        if read!(self.0.sockopt, optlen) > COPIED_MAX {
+            write!(self.0.sockopt, optlen)(0);
+        }
+    }
+}
+
 /// The kernel's context of the egress hook, as the object's type information (BTF) has it: by name and size alone, for two of its members point to structures
 /// that the object does not have. LLVM 22 numbers such forward declarations in the order of its own addresses, which is another in each run: with more than one,
 /// the same sources give different objects. `bpf_sock` is one already, by the contexts of the other hooks.
@@ -194,21 +252,91 @@ pub(crate) enum Network {
     Other,
 }
 
-/// The context of the egress hook: a packet, from its IP header on.
-pub(crate) struct Packet(SkBuffContext);
+/// The context of the hooks that see packets, and where in it the IP header begins.
+pub(crate) struct Packet {
+    buffer: SkBuffContext,
+    ip_at: usize,
+}
 
 impl Packet {
+    /// The egress hook's, which begins with the IP header.
     #[inline(always)]
     pub(crate) const fn new(skb: *mut __sk_buff) -> Self {
-        Self(SkBuffContext::new(skb.cast()))
+        Self::at(skb, 0)
+    }
+
+    /// One whose IP header begins at `ip_at`.
+    #[inline(always)]
+    pub(crate) const fn at(skb: *mut __sk_buff, ip_at: usize) -> Self {
+        Self { buffer: SkBuffContext::new(skb.cast()), ip_at }
+    }
+
+    /// The packet in an Ethernet frame, by the frame's own bytes: the context's `protocol` is what the sender of a
+    /// packet socket claims. `None` when there are more tags than are looked through. (A tag that the device
+    /// will add is not among the bytes.)
+    #[inline(always)]
+    pub(crate) fn in_frame(skb: *mut __sk_buff) -> Option<(Self, Network)> {
+        /// An IEEE 802.3 length instead of a type.
+        const TYPES_FROM: u16 = 0x0600;
+        const SNAP: [u8; 6] = [0xaa, 0xaa, 3, 0, 0, 0];
+        let frame = Self::new(skb);
+        let (mut kind, mut at) = (frame.type_at(12), 14);
+        if is_tag(kind) {
+            (kind, at) = (frame.type_at(16), 18);
+            if is_tag(kind) {
+                (kind, at) = (frame.type_at(20), 22);
+                if is_tag(kind) {
+                    return None;
+                }
+            }
+        }
+        // Linux does not receive IP this way, but Open vSwitch does.
+        if kind < TYPES_FROM && frame.load::<[u8; 6]>(at) == Ok(SNAP) {
+            (kind, at) = (frame.type_at(at + 6), at + 8);
+        }
+        let network = match kind {
+            ETH_P_IP => Network::Ipv4,
+            ETH_P_IPV6 => Network::Ipv6,
+            _ => Network::Other,
+        };
+        Some((Self::at(skb, at), network))
+    }
+
+    /// The type at an offset of a frame; what cannot be read is none.
+    #[inline(always)]
+    fn type_at(&self, offset: usize) -> u16 {
+        match self.load::<u16>(offset) {
+            Ok(kind) => u16::from_be(kind),
+            Err(_) => 0,
+        }
+    }
+
+    /// The protocol of a packet that begins with its IP header, by that.
+    #[inline(always)]
+    pub(crate) fn network_by_version(&self) -> Network {
+        let Ok(first) = self.load::<u8>(0) else { return Network::Other };
+        match first >> 4 {
+            4 => Network::Ipv4,
+            6 => Network::Ipv6,
+            _ => Network::Other,
+        }
+    }
+
+    /// Reads at an offset from the IP header on.
+    #[inline(always)]
+    fn load<T>(&self, offset: usize) -> Result<T, c_long> {
+        self.buffer.load(self.ip_at + offset)
+    }
+
+    #[inline(always)]
+    const fn raw(&self) -> *mut aya_ebpf::bindings::__sk_buff {
+        self.buffer.skb.skb
     }
 
     /// Which kind of packet it is. Those of IPv4-mapped sockets are IPv4's.
     #[inline(always)]
     pub(crate) fn network(&self) -> Network {
-        const ETH_P_IP: u16 = 0x0800;
-        const ETH_P_IPV6: u16 = 0x86dd;
-        let protocol = read!(self.0.skb.skb, protocol);
+        let protocol = read!(self.raw(), protocol);
         if protocol == u32::from(ETH_P_IP.to_be()) {
             Network::Ipv4
         } else if protocol == u32::from(ETH_P_IPV6.to_be()) {
@@ -224,11 +352,11 @@ impl Packet {
     pub(crate) fn is_for6(&self, metadata: &[u32; 4]) -> bool {
         const DESTINATION: usize = 24;
         const NEXT_HEADER: usize = 6;
-        let Ok(words) = self.0.load::<[u32; 4]>(DESTINATION) else { return true };
+        let Ok(words) = self.load::<[u32; 4]>(DESTINATION) else { return true };
         if is_metadata6(metadata, words) {
             return true;
         }
-        let Ok(next) = self.0.load::<u8>(NEXT_HEADER) else { return true };
+        let Ok(next) = self.load::<u8>(NEXT_HEADER) else { return true };
         metadata[0] != 0 && is_extension(next) && self.is_routed_by6(next, metadata)
     }
 
@@ -239,8 +367,8 @@ impl Packet {
         let (header, at) = (first, FIXED);
         macro_rules! next {
             ($header:ident, $at:ident) => {{
-                let Ok(next) = self.0.load::<u8>($at) else { return true };
-                let Ok(length) = self.0.load::<u8>($at + 1) else { return true };
+                let Ok(next) = self.load::<u8>($at) else { return true };
+                let Ok(length) = self.load::<u8>($at + 1) else { return true };
                 if $header == ROUTING {
                     // A second one behind it would not be looked at.
                     return is_extension(next) || self.routing_names($at, length, metadata);
@@ -267,7 +395,7 @@ impl Packet {
     fn routing_names(&self, at: usize, length: u8, metadata: &[u32; 4]) -> bool {
         const TYPE: usize = 2;
         const COMPRESSED: u8 = 3;
-        let Ok(kind) = self.0.load::<u8>(at + TYPE) else { return true };
+        let Ok(kind) = self.load::<u8>(at + TYPE) else { return true };
         if kind == COMPRESSED {
             return true;
         }
@@ -281,7 +409,7 @@ impl Packet {
                 }
                 $(
                     if length >= ($number + 1) * 2 {
-                        let Ok(words) = self.0.load::<[u32; 4]>(at + 8 + $number * 16) else { return true };
+                        let Ok(words) = self.load::<[u32; 4]>(at + 8 + $number * 16) else { return true };
                         if is_metadata6(metadata, words) {
                             return true;
                         }
@@ -301,10 +429,10 @@ impl Packet {
         const TCP_PORT: usize = 42;
         const TCP_FLAGS: usize = 53;
         const SYN: u8 = 2;
-        if self.0.load::<u8>(NEXT_HEADER) != Ok(IPPROTO_TCP) || self.0.load::<u16>(TCP_PORT) != Ok(port_be) {
+        if self.load::<u8>(NEXT_HEADER) != Ok(IPPROTO_TCP) || self.load::<u16>(TCP_PORT) != Ok(port_be) {
             return false;
         }
-        let Ok(flags) = self.0.load::<u8>(TCP_FLAGS) else { return false };
+        let Ok(flags) = self.load::<u8>(TCP_FLAGS) else { return false };
         flags & SYN == 0
     }
 
@@ -312,7 +440,7 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn destination_be(&self) -> Option<u32> {
         const OFFSET: usize = 16;
-        self.0.load(OFFSET).ok()
+        self.load(OFFSET).ok()
     }
 
     /// Whether `addr_be` stands anywhere in the header's options: with source routing, the destination is only the next hop.
@@ -320,7 +448,7 @@ impl Packet {
     pub(crate) fn options_name(&self, addr_be: u32) -> bool {
         const OPTIONS: usize = 20;
         // A packet whose first byte cannot be read has no destination either.
-        let Ok(first) = self.0.load::<u8>(0) else { return true };
+        let Ok(first) = self.load::<u8>(0) else { return true };
         let end = usize::from(first & 0x0f) * 4;
         if end <= OPTIONS {
             return false; // nearly every packet
@@ -328,7 +456,7 @@ impl Packet {
         // Not a loop: see `pods`.
         macro_rules! at {
             ($($offset:literal)+) => {
-                $(if $offset + 4 <= end && self.0.load::<u32>($offset) == Ok(addr_be) {
+                $(if $offset + 4 <= end && self.load::<u32>($offset) == Ok(addr_be) {
                     return true;
                 })+
             };
@@ -351,31 +479,77 @@ impl Packet {
         const TCP_FLAGS: usize = 33;
         const SYN: u8 = 2;
         // One by one: no value is carried past a join that one branch did not set.
-        if self.0.load::<u8>(0) != Ok(VERSION_4_WITHOUT_OPTIONS)
-            || self.0.load::<u8>(PROTOCOL) != Ok(IPPROTO_TCP)
+        if self.load::<u8>(0) != Ok(VERSION_4_WITHOUT_OPTIONS) || self.load::<u8>(PROTOCOL) != Ok(IPPROTO_TCP)
         {
             return false;
         }
-        let Ok(fragment) = self.0.load::<u16>(FRAGMENT) else { return false };
-        if fragment & FRAGMENT_OFFSET_OR_MORE != 0 || self.0.load::<u16>(TCP_PORT) != Ok(port_be) {
+        let Ok(fragment) = self.load::<u16>(FRAGMENT) else { return false };
+        if fragment & FRAGMENT_OFFSET_OR_MORE != 0 || self.load::<u16>(TCP_PORT) != Ok(port_be) {
             return false;
         }
-        let Ok(flags) = self.0.load::<u8>(TCP_FLAGS) else { return false };
+        let Ok(flags) = self.load::<u8>(TCP_FLAGS) else { return false };
         flags & SYN == 0
+    }
+
+    /// Whether an IPv4 packet is for `metadata_be`, now or later: by its destination, or by an option. `None`
+    /// when its header cannot be read.
+    #[inline(always)]
+    pub(crate) fn is_for(&self, metadata_be: u32) -> Option<bool> {
+        const WORDS_WITHOUT_OPTIONS: u8 = 5;
+        const DESTINATION: usize = 4;
+        // At once: each read is a call of a helper, and nearly every packet of the node takes this one alone.
+        let words = self.load::<[u32; 5]>(0).ok()?;
+        let [first, ..] = words[0].to_ne_bytes();
+        let has_options = first & 0x0f > WORDS_WITHOUT_OPTIONS;
+        Some(words[DESTINATION] == metadata_be || has_options && self.options_name(metadata_be))
+    }
+
+    /// Whether an IPv6 packet asks for a neighbour, or answers (RFC 4861 §7.1): with a hop limit that nothing forwarded
+    /// has.
+    #[inline(always)]
+    pub(crate) fn is_neighbour_discovery(&self) -> bool {
+        const NEXT_HEADER: usize = 6;
+        const IPPROTO_ICMPV6: u8 = 58;
+        const MOST_HOPS: u8 = 255;
+        const TYPE: usize = 40;
+        const SOLICITATION: u8 = 135;
+        const ADVERTISEMENT: u8 = 136;
+        if self.load::<[u8; 2]>(NEXT_HEADER) != Ok([IPPROTO_ICMPV6, MOST_HOPS]) {
+            return false;
+        }
+        let Ok(kind) = self.load::<u8>(TYPE) else { return false };
+        kind == SOLICITATION || kind == ADVERTISEMENT
+    }
+
+    /// What sends it, be it a socket or half of one; none when it is forwarded. To be asked once: LLVM keeps the
+    /// field's address for a second time, and the verifier refuses that ("dereference of modified ctx ptr").
+    #[inline(always)]
+    pub(crate) fn sender(&self) -> Option<Socket> {
+        Socket::new(read!(self.raw(), __bindgen_anon_2.sk))
     }
 
     /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
-        Socket::new(read!(self.0.skb.skb, __bindgen_anon_2.sk)).and_then(Socket::full)
+        self.sender().and_then(Socket::full)
     }
 
     /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own level.
     #[inline(always)]
     pub(crate) fn ancestor_cgroup(&self, level: i32) -> u64 {
         // SAFETY: the program's own context, and a plain value.
-        unsafe { bpf_skb_ancestor_cgroup_id(self.0.skb.skb, level) }
+        unsafe { bpf_skb_ancestor_cgroup_id(self.raw(), level) }
     }
+}
+
+// include/uapi/linux/if_ether.h.
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// IEEE 802.1Q, 802.1ad, and what was in use before that.
+#[inline(always)]
+const fn is_tag(kind: u16) -> bool {
+    kind == 0x8100 || kind == 0x88a8 || kind == 0x9100
 }
 
 /// Extension headers of IPv6 behind which others may be (RFC 8200 §4.1): hop-by-hop and destination options, routing, fragment.

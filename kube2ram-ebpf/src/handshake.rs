@@ -1,22 +1,22 @@
-//! `sock_ops`: carries the record from the client socket, through the handshake's 4-tuple, to the socket that the agent accepts.
+//! `sock_ops`: carries the record of a connection to the host's listener from the client socket, through the handshake's 4-tuple, to the socket that the agent accepts.
 //!
 //! The record is consumed by the hand-over. A tuple that stayed behind could be taken over by another socket of the same namespace; that, TCP options
 //! and `sock_diag` were all spoofed in experiments.
 
 use aya_ebpf::{
     bindings::{
-        BPF_NOEXIST, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+        BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
     },
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use kube2ram_common::abi::{ConnectRecord, Counter, FLAG_AMBIGUOUS, Handshake, is_past_max_age};
+use kube2ram_common::abi::{Config, ConnectRecord, Counter, Handshake, is_past_max_age};
 
 use crate::{
     context::{SockOps, now_ns},
-    maps::{ACCEPTED, CLIENTS, HANDSHAKES, count},
-    share,
+    maps::{ACCEPTED, CLIENTS, CONFIG, HANDSHAKES, count},
+    record::{announced, forget},
     socket::Socket,
 };
 
@@ -28,63 +28,80 @@ pub(crate) fn k2r_sock_ops(context: SockOpsContext) -> u32 {
     let context = SockOps::new(context);
     let operation = context.operation();
     if operation != BPF_SOCK_OPS_TCP_CONNECT_CB
+        && operation != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         && operation != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
         && operation != BPF_SOCK_OPS_STATE_CB
     {
         return CONTINUE;
     }
-    let Some(socket) = context.socket() else { return CONTINUE };
+    let Some(config) = CONFIG.get(0) else { return CONTINUE };
+    let agent = (config.agent_addr_be, config.agent_port_be);
     if operation == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-        hand_over(&context, socket);
-    } else if operation == BPF_SOCK_OPS_TCP_CONNECT_CB {
-        announce(&context, socket);
-    } else if context.new_state() == BPF_TCP_CLOSE
-        && let Some(record) = socket.stored(&CLIENTS)
-    {
-        withdraw(&context, record);
+        if context.local() == agent
+            && let Some(socket) = context.socket()
+        {
+            hand_over(context.handshake_of_accepted(), socket);
+        }
+        return CONTINUE;
+    }
+    if context.remote() != agent {
+        return CONTINUE; // nearly every connection of the pods
+    }
+    if operation == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        announce(&context, config);
+    } else if operation == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        confirm(&context);
+    } else if context.new_state() == BPF_TCP_CLOSE {
+        withdraw(&context);
     }
     CONTINUE
 }
 
 /// The client's SYN is about to be built: nobody can have seen the connection yet.
 #[inline(always)]
-fn announce(context: &SockOps, client: Socket) {
-    let key = context.handshake_of_client();
-    let Some(record) = client.stored(&CLIENTS) else {
-        // Not redirected. If it dials the agent itself, it must not find what a dead socket left under its 4-tuple.
+fn announce(context: &SockOps, config: &Config) {
+    let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
+    let Some(record) = announced(cookie) else {
+        // Not recorded. It must not find what a dead socket left under its 4-tuple.
         contest(key);
         return;
     };
-    if context.remote() != (record.target_addr_be, record.target_port_be) {
-        count(Counter::Superseded);
+    // The host's address, in another namespace: whoever made that namespace can complete a handshake there, and the host's own processes have that address here.
+    if record.is_elsewhere == 1 && context.local().0 == config.agent_addr_be {
+        forget(cookie);
         contest(key);
         return;
     }
-    let Some(place) = share::take(record.share, u64::from(key.client_port())) else {
-        if !is_announced(key, record) {
-            count(Counter::ShareFull);
+    context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
+    if HANDSHAKES.insert(key, record, u64::from(BPF_NOEXIST)).is_ok() {
+        // A freed element is reused at once (Linux 6.1 and later): should somebody have removed this socket's record during the copy, the copy may be another's in part.
+        if !is_copy_of(key, cookie) {
             contest(key);
         }
         return;
-    };
-    record.share = place;
-    let announced: &ConnectRecord = record;
-    if HANDSHAKES.insert(key, announced, u64::from(BPF_NOEXIST)).is_ok() {
-        context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
-        return;
     }
-    share::give_back(place);
-    if !is_announced(key, record) && !contest(key) {
+    // Announced a moment ago, by this program at another level of the cgroup tree?
+    if !is_of(key, cookie) && !contest(key) {
         count(Counter::HandshakesFull);
     }
 }
 
-/// Announced a moment ago, by this program at another level of the cgroup tree?
+/// Whether the handshake is what the socket's record still says.
 #[inline(always)]
-fn is_announced(key: Handshake, record: &ConnectRecord) -> bool {
+fn is_copy_of(key: Handshake, cookie: u64) -> bool {
+    // SAFETY: the element stays readable while the program runs (RCU).
+    let Some(claim) = (unsafe { HANDSHAKES.get(key) }) else { return false };
+    // SAFETY: as above.
+    let Some(record) = (unsafe { CLIENTS.get(cookie) }) else { return false };
+    claim.cookie == cookie && is_same(claim, record)
+}
+
+/// Whether the handshake is this socket's.
+#[inline(always)]
+fn is_of(key: Handshake, cookie: u64) -> bool {
     // SAFETY: the element stays readable while the program runs (RCU).
     match unsafe { HANDSHAKES.get(key) } {
-        Some(other) => other.cookie == record.cookie && other.connected_at_ns == record.connected_at_ns,
+        Some(claim) => claim.cookie == cookie,
         None => false,
     }
 }
@@ -96,27 +113,41 @@ fn is_announced(key: Handshake, record: &ConnectRecord) -> bool {
 fn contest(key: Handshake) -> bool {
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return false };
     // SAFETY: the element stays writable while the program runs (RCU).
-    unsafe { (*claim).flags = FLAG_AMBIGUOUS };
+    unsafe { (*claim).ambiguous = 1 };
     count(Counter::Ambiguous);
     true
 }
 
+/// The answer to the client's SYN has come, so that somebody answers at its address. On the same machine this is always before the agent's side is complete: the last
+/// packet of the handshake is sent after it.
+#[inline(always)]
+fn confirm(context: &SockOps) {
+    let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
+    if let Some(claim) = HANDSHAKES.get_ptr_mut(key)
+        // SAFETY: the element stays readable while the program runs (RCU).
+        && unsafe { (*claim).cookie } == cookie
+    {
+        // SAFETY: the element stays writable while the program runs (RCU).
+        unsafe { (*claim).established = 1 };
+    }
+}
+
 /// The agent's listener completed a handshake; accept(2) returns the socket only after this.
 #[inline(always)]
-fn hand_over(context: &SockOps, accepted: Socket) {
-    let key = context.handshake_of_accepted();
+fn hand_over(key: Handshake, accepted: Socket) {
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return };
     let Some(record) = accepted.store_new(&ACCEPTED, claim) else {
-        // SAFETY: the element stays readable while the program runs (RCU).
-        consume(key, unsafe { (*claim).share });
+        let _gone_already = HANDSHAKES.remove(key);
         count(Counter::NotHandedOver);
         return;
     };
     let is_old = is_past_max_age(now_ns(), record.connected_at_ns);
-    if confirm_and_consume(key, record) && !is_old && record.flags == 0 {
+    let is_whole = record.ambiguous == 0 && record.established == 1;
+    if confirm_and_consume(key, record) && !is_old && is_whole {
+        forget(record.cookie);
         count(Counter::HandedOver);
     } else {
-        record.flags = FLAG_AMBIGUOUS;
+        record.ambiguous = 1;
         count(Counter::NotHandedOver);
     }
 }
@@ -129,19 +160,8 @@ fn hand_over(context: &SockOps, accepted: Socket) {
 fn confirm_and_consume(key: Handshake, record: &ConnectRecord) -> bool {
     let Some(claim) = HANDSHAKES.get_ptr(key) else { return false };
     // SAFETY: the element stays readable while the program runs (RCU).
-    let claim = unsafe { &*claim };
-    let is_copy = is_same(record, claim);
-    consume(key, claim.share) && is_copy
-}
-
-/// Removes a claim and gives its place back; whether it still was there.
-#[inline(always)]
-fn consume(key: Handshake, place: u64) -> bool {
-    let is_removed = HANDSHAKES.remove(key).is_ok();
-    if is_removed {
-        share::give_back(place);
-    }
-    is_removed
+    let is_copy = is_same(record, unsafe { &*claim });
+    HANDSHAKES.remove(key).is_ok() && is_copy
 }
 
 /// Compares what the agent relies on. Cookie and time together are never the same for two records.
@@ -150,19 +170,15 @@ const fn is_same(one: &ConnectRecord, other: &ConnectRecord) -> bool {
     one.cgroup == other.cgroup
         && one.cookie == other.cookie
         && one.connected_at_ns == other.connected_at_ns
-        && one.listener == other.listener
-        && one.flags == other.flags
+        && one.ambiguous == other.ambiguous
 }
 
-/// The client socket closed before its handshake was completed.
+/// The client socket closed. Where its handshake was completed, nothing is left of it.
 #[inline(always)]
-fn withdraw(context: &SockOps, record: &ConnectRecord) {
-    let key = context.handshake_of_client();
-    // SAFETY: the element stays valid while the program runs (RCU).
-    if let Some(pending) = unsafe { HANDSHAKES.get(key) }
-        && pending.cookie == record.cookie
-        && !consume(key, pending.share)
-    {
+fn withdraw(context: &SockOps) {
+    let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
+    forget(cookie);
+    if is_of(key, cookie) && HANDSHAKES.remove(key).is_err() {
         // Either the hand-over removed the entry first, and nothing is left to mark. Or the kernel did not get the lock of the hash bucket (-EBUSY
         // from Linux 5.11 on, -EDEADLK or -ETIMEDOUT from 6.15 on) and the entry outlives its socket: it must never be handed over.
         contest(key);

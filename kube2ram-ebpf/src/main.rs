@@ -23,14 +23,22 @@ mod handshake;
 #[cfg(not(feature = "boot-guard"))]
 mod peer_name;
 #[cfg(not(feature = "boot-guard"))]
+mod record;
+#[cfg(not(feature = "boot-guard"))]
 mod share;
+#[cfg(not(feature = "boot-guard"))]
+mod target;
 
 #[cfg(not(feature = "boot-guard"))]
 mod egress;
 #[cfg(not(feature = "boot-guard"))]
 mod message;
 #[cfg(not(feature = "boot-guard"))]
+mod socket_option;
+#[cfg(not(feature = "boot-guard"))]
 mod task;
+#[cfg(not(feature = "boot-guard"))]
+mod wire;
 
 #[cfg(not(target_arch = "bpf"))]
 #[expect(clippy::print_stderr, reason = "a hint for whoever runs the host build")]

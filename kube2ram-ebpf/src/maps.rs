@@ -6,13 +6,25 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use kube2ram_common::abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_TARGETS, Target};
+use kube2ram_common::abi::{
+    Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS, Target,
+};
 
 #[btf_map(name = "k2r_config")]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "k2r_targets")]
 pub(crate) static TARGETS: HashMap<u64, Target, MAX_TARGETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Which pod's a network namespace is.
+#[btf_map(name = "k2r_namespaces")]
+pub(crate) static NAMESPACES: HashMap<u64, u64, MAX_TARGETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// By the cookie of the client's socket, from connect(2) to the hand-over. Not socket storage: the kernel counts that as the agent's memory, and a pod has as much as it
+/// has sockets.
+#[btf_map(name = "k2r_clients")]
+pub(crate) static CLIENTS: HashMap<u64, ConnectRecord, MAX_HANDSHAKES, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// A plain hash: an LRU would let one pod's handshakes evict, and recycle the memory of, another's.
 #[btf_map(name = "k2r_handshakes")]
@@ -23,15 +35,15 @@ pub(crate) static HANDSHAKES: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
-/// Room for every handshake: who has one has a place here.
+/// Who has a record has a place here.
 #[btf_map(name = "k2r_shares")]
-pub(crate) static SHARES: HashMap<u64, u64, MAX_HANDSHAKES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-
-#[btf_map(name = "k2r_clients")]
-pub(crate) static CLIENTS: SkStorage<ConnectRecord> = SkStorage::new();
+pub(crate) static SHARES: HashMap<u64, u64, MAX_PLACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map(name = "k2r_accepted")]
 pub(crate) static ACCEPTED: SkStorage<ConnectRecord> = SkStorage::new();
+
+#[btf_map(name = "k2r_netns")]
+pub(crate) static NETNS: SkStorage<u64> = SkStorage::new();
 
 #[btf_map(name = "k2r_pass")]
 pub(crate) static PASS: SkStorage<u32> = SkStorage::new();

@@ -32,12 +32,6 @@ impl Socket {
         self.storage(map, ptr::null_mut(), 0)
     }
 
-    /// What `map` stores for this socket, made of zeros when there is nothing yet. `None`: no memory.
-    #[inline(always)]
-    pub(crate) fn stored_or_zero<T>(self, map: &'static SkStorage<T>) -> Option<&'static mut T> {
-        self.storage(map, ptr::null_mut(), BPF_SK_STORAGE_GET_F_CREATE)
-    }
-
     /// Copies `value` into `map` for a socket that has nothing there yet. `None`: no memory.
     #[inline(always)]
     pub(crate) fn store_new<T>(self, map: &'static SkStorage<T>, value: *mut T) -> Option<&'static mut T> {

@@ -77,9 +77,9 @@ enum Task {
         /// Instead builds the image, has other tools read it, and runs what it holds
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         image: bool,
-        /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, in virtual machines (downloads the kernels once)
-        #[arg(long)]
-        kernels: bool,
+        /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, or on those named, in virtual machines (downloads the kernels once)
+        #[arg(long, value_name = "SERIES", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = kernels::SERIES)]
+        kernels: Option<Vec<String>>,
         /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent (downloads Debian packages once)
         #[arg(long, conflicts_with_all = ["kernels", "sdks"])]
         reboot: bool,
@@ -126,15 +126,16 @@ fn perform(task: Task) -> Result<()> {
         Task::Sandbox { keep } => steps::sandbox(keep),
         Task::Setup => setup::everything(),
         Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
-            ensure!(!thorough || image || kernels, "--thorough is for --image and --kernels");
+            ensure!(!thorough || image || kernels.is_some(), "--thorough is for --image and --kernels");
             let no_skip = no_skip.unwrap_or(false);
-            let counts = match () {
-                () if image => image::prove(if thorough { Places::Two } else { Places::One }, no_skip),
-                () if kernels => kernels::test(if thorough { Rows::All } else { Rows::Essential }, no_skip),
-                () if reboot => kernels::reboot(),
-                () if api_server => rungs::test_on_api_server(),
-                () if sdks => sdks::test(no_skip),
-                () => rungs::test(no_skip),
+            let rows = if thorough { Rows::All } else { Rows::Essential };
+            let counts = match kernels {
+                Some(series) => kernels::test(rows, &series, no_skip),
+                None if image => image::prove(if thorough { Places::Two } else { Places::One }, no_skip),
+                None if reboot => kernels::reboot(),
+                None if api_server => rungs::test_on_api_server(),
+                None if sdks => sdks::test(no_skip),
+                None => rungs::test(no_skip),
             }?;
             command::say(counts.to_string());
             Ok(())

@@ -73,7 +73,7 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
 
 /// Measures optimised builds.
 pub(crate) fn bench(subjects: &[String]) -> Result<()> {
-    const ALL: [&str; 4] = ["connect", "kernel", "service", "scale"];
+    const ALL: [&str; 5] = ["connect", "kernel", "service", "scale", "wire"];
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("a bench makes cgroups, network namespaces and eBPF programs: run it as root");
     }

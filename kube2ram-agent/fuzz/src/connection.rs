@@ -36,10 +36,11 @@ const CUT: u8 = 4;
 pub fn check(data: &[u8]) {
     let Some((&flags, stream)) = data.split_first() else { return };
     let policy = if flags & OPEN == 0 { MetadataPolicy::Standard } else { MetadataPolicy::Open };
-    let origin = (flags & UNVOUCHED == 0).then_some(Origin { cgroup: CgroupId(7), tgid: 1 });
+    let origin = (flags & UNVOUCHED == 0).then_some(Origin::Task(CgroupId(7)));
     let cut = if flags & CUT == 0 { 0 } else { usize::from(flags >> 3) * stream.len() / 32 };
 
-    let (answer, upstream) = world::with_service(policy, |service| converse(service, stream, cut, origin));
+    let (answer, upstream) =
+        world::with_service(policy, |service| converse(service, stream, cut, origin.clone()));
 
     let framing = Framing::of(stream);
     let shown = format!("{} -> {}", stream.escape_ascii(), answer.escape_ascii());

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr};
 
 use crate::{
     cloud::alibaba::base::BaseError, datapath::DatapathError, handover::HandoverError, identity::MountError,
-    kubernetes::ClientError, probe::ProbeError, state_dir::StateDirError,
+    kubernetes::ClientError, probe::ProbeError, state_dir::StateDirError, wire_guard::WireGuardError,
 };
 
 /// Why the agent does not run.
@@ -42,6 +42,9 @@ pub enum AppError {
     /// The API server's address or credentials are unusable.
     #[error("cannot make a client for the API server")]
     Kubernetes(#[source] ClientError),
+    /// The node's network namespace.
+    #[error("cannot open the node's network namespace")]
+    Namespace(#[source] io::Error),
     /// The id of the agent's own cgroup.
     #[error("cannot examine the agent's own cgroup")]
     OwnCgroup(#[source] io::Error),
@@ -60,9 +63,15 @@ pub enum AppError {
     /// The directory that agents share.
     #[error("cannot use the state directory")]
     StateDir(#[source] StateDirError),
+    /// What an earlier agent left on network devices.
+    #[error("cannot remove the wire guard")]
+    WireGuard(#[source] WireGuardError),
     /// A part panicked.
     #[error("a part of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
+    /// Another process has a port, so that there is no listener to hand over.
+    #[error("another process has the port of {0}")]
+    PortTaken(&'static str),
 }
 
 impl AppError {

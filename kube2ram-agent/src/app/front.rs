@@ -1,7 +1,7 @@
 //! What faces the pods: the kernel half and the listeners that it sends them to, made anew or taken over. Called by `app`.
 
 use std::{
-    net::{SocketAddr, TcpListener as StdTcpListener},
+    net::TcpListener as StdTcpListener,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
@@ -12,88 +12,95 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{AppError, node::Node};
+use super::{
+    AppError,
+    host_port::{HostPort, refuse},
+    node::Node,
+};
 use crate::{
-    datapath::{Datapath, Former, Lock},
-    handover::{Estate, PodEntry},
-    listeners::{HandOver, PodListener},
+    datapath::{AgentAddr, Datapath, Former, Lock, Settings},
+    handover::Estate,
+    listeners::Release,
 };
 
 /// The kernel half in force, and who listens.
 pub(super) struct Front {
     pub(super) datapath: Datapath,
     pub(super) listeners: Listeners,
-    /// Those in pods, of a former agent.
-    pub(super) pods: Vec<PodListener>,
 }
 
-/// What an agent may hand over, but for the listeners in pods, which are theirs who open and close them.
+/// What an agent may hand over.
 pub(super) struct Listeners {
-    pub(super) app: Arc<TcpListener>,
-    pub(super) admin: Arc<TcpListener>,
+    pub(super) app: Arc<HostPort>,
+    pub(super) admin: Arc<HostPort>,
+    /// Where pods were sent while another process had the port of `app`. Held for good: nobody may ever listen
+    /// there.
+    pub(super) _refusing: Option<TcpSocket>,
     /// Last, and so dropped last: whoever gets it listens there.
     pub(super) lock: Lock,
 }
 
-/// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it
-/// full is only heard a second later, which is when SDKs give up.
-const BACKLOG: u32 = 4096;
-
 impl Front {
-    /// Makes everything anew, where no agent runs. Listening comes before attaching: a pod is never sent to a port on which nobody listens.
+    /// Makes everything anew, where no agent runs. Listening comes before attaching: a pod is never sent to a port
+    /// on which nobody listens, nor to one on which another process does.
     pub(super) fn open(node: &Node, lock: Lock) -> Result<Self, AppError> {
-        let app = Arc::new(bind(node.agent.into(), "--app-port")?);
-        let admin = Arc::new(bind(node.admin.into(), "--metrics-port")?);
+        let app = HostPort::app(node.agent.into())?;
+        let admin = HostPort::admin(node.admin.into())?;
+        let mut settings = node.settings.clone();
+        let refusing = match app.listener() {
+            Ok(_) => None,
+            Err(_taken) => Some(send_nowhere(&mut settings, node)?),
+        };
         let kept = lock.clone();
-        let datapath = Datapath::succeed(&node.settings, lock, Former::Gone).map_err(AppError::Datapath)?;
-        Ok(Self { datapath, listeners: Listeners { lock: kept, app, admin }, pods: Vec::new() })
+        let datapath = Datapath::succeed(&settings, lock, Former::Gone).map_err(AppError::Datapath)?;
+        let listeners = Listeners { app, admin, _refusing: refusing, lock: kept };
+        Ok(Self { datapath, listeners })
     }
 
     /// Takes over what another agent has and goes on serving with meanwhile.
     pub(super) fn inherit(node: &Node, estate: Estate) -> Result<Self, AppError> {
-        let Estate { lock, app, admin, pods } = estate;
-        let app = Arc::new(listening(app)?);
-        let admin = Arc::new(listening(admin)?);
-        let pods = pods.into_iter().map(pod_listener).collect::<Result<_, _>>()?;
+        let Estate { lock, app, admin } = estate;
+        let app = HostPort::inherited(node.agent.into(), "--app-port", listening(app)?);
+        let admin = HostPort::inherited(node.admin.into(), "--metrics-port", listening(admin)?);
         let lock = Lock::adopt(&node.settings.bpf_dir, lock).map_err(AppError::Datapath)?;
         let kept = lock.clone();
         let datapath =
             Datapath::succeed(&node.settings, lock, Former::HandsOver).map_err(AppError::Datapath)?;
-        Ok(Self { datapath, listeners: Listeners { lock: kept, app, admin }, pods })
+        Ok(Self { datapath, listeners: Listeners { app, admin, _refusing: None, lock: kept } })
     }
 }
 
+/// Has pods that the host's listener would serve refused.
+fn send_nowhere(settings: &mut Settings, node: &Node) -> Result<TcpSocket, AppError> {
+    let bind_error = |source| {
+        let address = (*node.agent.ip(), 0).into();
+        AppError::Bind { address, flag: "--host-ip", source }
+    };
+    let (refusing, address) = refuse(*node.agent.ip()).map_err(bind_error)?;
+    settings.agent = AgentAddr(address);
+    Ok(refusing)
+}
+
 impl Listeners {
-    /// Everything that the next agent needs, once `pods` has let go of the listeners in pods.
-    pub(super) async fn estate(&self, pods: &mpsc::Sender<HandOver>) -> Result<Estate, AppError> {
-        let (heir, released) = oneshot::channel();
+    /// Everything that the next agent needs, once `pods` changes nothing more in pods.
+    pub(super) async fn estate(&self, pods: &mpsc::Sender<Release>) -> Result<Estate, AppError> {
+        let (release, released) = oneshot::channel();
         // Its other end is a part, which may not end.
         let gone = AppError::Ended("listeners in pods");
-        let released = match pods.send(heir).await {
-            Ok(()) => released.await.ok(),
-            Err(_) => None,
-        };
-        let released = released.ok_or(gone)?;
-        let of_pod = |pod: PodListener| {
-            let entry = PodEntry::new(pod.pod, pod.id, pod.netns);
-            Ok((entry, copy(&*pod.listener)?))
-        };
+        let is_released = pods.send(release).await.is_ok() && released.await.is_ok();
+        if !is_released {
+            return Err(gone);
+        }
         Ok(Estate {
             lock: self.lock.copy().map_err(AppError::Datapath)?,
-            app: copy(&*self.app)?,
-            admin: copy(&*self.admin)?,
-            pods: released.into_iter().map(of_pod).collect::<Result<_, AppError>>()?,
+            app: copy(&**self.app.listener()?)?,
+            admin: copy(&**self.admin.listener()?)?,
         })
     }
 }
 
 fn copy(descriptor: &impl AsFd) -> Result<OwnedFd, AppError> {
     descriptor.as_fd().try_clone_to_owned().map_err(AppError::HandOver)
-}
-
-fn pod_listener((entry, socket): (PodEntry, OwnedFd)) -> Result<PodListener, AppError> {
-    let (pod, id, netns) = entry.parts();
-    Ok(PodListener { pod, id, netns, listener: Arc::new(listening(socket)?) })
 }
 
 /// A listener that was passed on.
@@ -107,14 +114,4 @@ fn listening(socket: OwnedFd) -> Result<TcpListener, AppError> {
         TcpListener::from_std(listener)
     };
     checked().map_err(AppError::HandOver)
-}
-
-fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, AppError> {
-    let listen = || {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|source| AppError::Bind { address, flag, source })
 }

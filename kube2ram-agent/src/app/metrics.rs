@@ -8,7 +8,12 @@ use kube2ram_common::abi::ABI_VERSION;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    metrics::{
+        MetricType,
+        counter::ConstCounter,
+        gauge::{ConstGauge, Gauge},
+        info::Info,
+    },
     registry::Registry,
 };
 use tokio::sync::SetOnce;
@@ -34,6 +39,14 @@ pub(super) fn of_build(registry: &mut Registry) {
         ("map_layout", ABI_VERSION.to_string()),
     ];
     registry.register("build", "What runs on the node", Info::new(labels));
+}
+
+/// Tells whether the boot guard could be installed when this pod started. Looked at once: it does not change.
+pub(super) fn of_boot_guard(registry: &mut Registry, failure: Option<&str>) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(failure.is_some().into());
+    let help = "Whether the boot guard could not be installed on this node when the agent's pod started";
+    registry.register("boot_guard_installation_failed", help, gauge);
 }
 
 /// Tells of credentials: those for pods, and those the agent signs with.

@@ -9,10 +9,10 @@ use tracing::warn;
 
 use super::AppError;
 use crate::{
-    args::{Config, OpenConnections},
+    args::{Config, OpenConnections, WireGuardMode},
     datapath::{AgentAddr, Settings},
     handover::Hello,
-    identity::{CgroupId, CgroupTree, Recent, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    identity::{CgroupId, CgroupTree, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
     preflight::Preflight,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct Node {
     pub(super) agent: SocketAddrV4,
     pub(super) admin: SocketAddrV4,
-    pub(super) cgroups: Arc<Recent<CgroupTree>>,
+    pub(super) cgroups: Arc<CgroupTree>,
     /// What this agent says to another one.
     pub(super) hello: Hello,
     pub(super) own_cgroup: CgroupId,
@@ -51,7 +51,7 @@ impl Node {
         Ok(Self {
             agent,
             admin,
-            cgroups: Arc::new(Recent::new(cgroups)),
+            cgroups: Arc::new(cgroups),
             hello: Hello::new(agent, admin, own.starts_with(&pods_cgroup)),
             own_cgroup: cgroup_id(&own).map_err(AppError::OwnCgroup)?,
             settings: Settings {
@@ -62,6 +62,7 @@ impl Node {
                 metadata: config.metadata,
                 agent: AgentAddr(agent),
                 keeps_open: config.open_connections == OpenConnections::Keep,
+                guards_wire: config.wire_guard != WireGuardMode::Off,
                 debug: config.debug,
             },
         })

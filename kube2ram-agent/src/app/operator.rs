@@ -15,7 +15,7 @@ use tokio::{
 use tracing::level_filters::LevelFilter;
 
 use self::explain::Judge;
-use super::log_level::LogLevel;
+use super::{host_port::HostPort, log_level::LogLevel, outside};
 use crate::{
     admin::Readiness,
     args::Config,
@@ -25,11 +25,13 @@ use crate::{
     control::{self, ChangeLogLevel, Request},
     datapath::{Counters, Settings, Targets},
     guard,
+    identity::PodUid,
     interception::Interception,
-    kubernetes::Cluster,
+    kubernetes::{Cluster, Seen},
     reconcile,
     server::Entitlements,
     status::SCHEMA,
+    wire_guard,
 };
 
 /// All that can be asked.
@@ -37,6 +39,9 @@ pub(super) struct Operator {
     pub(super) config: Arc<Config>,
     pub(super) settings: Settings,
     pub(super) kernel: Kernel,
+    pub(super) outside: outside::State,
+    /// Those of `--app-port` and `--metrics-port`.
+    pub(super) ports: [Arc<HostPort>; 2],
     pub(super) cluster: Arc<Cluster>,
     pub(super) entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) base: Base,
@@ -53,6 +58,8 @@ pub(super) struct Kernel {
     pub(super) counters: Counters,
     /// `None` where there is to be no guard.
     pub(super) guard: Option<guard::State>,
+    /// As above.
+    pub(super) wire_guard: Option<wire_guard::State>,
     pub(super) targets: Targets,
     pub(super) interception: Arc<Interception>,
 }
@@ -102,6 +109,13 @@ impl Operator {
         let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
         rounded(self.clock.now().checked_sub(span).unwrap_or(Timestamp::UNIX_EPOCH))
     }
+}
+
+/// The namespace and name of a pod that is known, by what its cgroup is named after.
+pub(super) fn pod_name(cluster: &Cluster, uid: &PodUid) -> Option<String> {
+    let seen = cluster.seen();
+    let is_it = |seen: &&Seen| seen.pod.uid == *uid || seen.config_hash.as_ref() == Some(uid);
+    seen.iter().find(is_it).map(|seen| format!("{}/{}", seen.pod.namespace, seen.pod.name))
 }
 
 /// To milliseconds: what is finer is noise.

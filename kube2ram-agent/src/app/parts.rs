@@ -8,7 +8,11 @@ use super::AppError;
 /// All of them; dropping it ends them.
 #[derive(Default)]
 pub(super) struct Parts {
-    /// Those that write to what agents share.
+    /// Those that write to what agents share, and end in their own time.
+    blocking_writers: JoinSet<&'static str>,
+    /// Tells them to.
+    stop: CancellationToken,
+    /// Others that write to what agents share.
     writers: JoinSet<&'static str>,
     others: JoinSet<&'static str>,
 }
@@ -27,16 +31,29 @@ impl Parts {
         spawn(&mut self.writers, name, part);
     }
 
+    /// One that writes there from threads that may block, and that could not be ended in the middle: it must return
+    /// soon after the token is cancelled.
+    pub(super) fn spawn_blocking_writer<P: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        part: impl FnOnce(CancellationToken) -> P,
+    ) {
+        spawn(&mut self.blocking_writers, name, part(self.stop.clone()));
+    }
+
     /// Ends those that write, and waits until they have.
     pub(super) async fn stop_writing(&mut self) {
+        self.stop.cancel();
+        while self.blocking_writers.join_next().await.is_some() {}
         self.writers.shutdown().await;
     }
 
     pub(super) async fn until(&mut self, shutdown: &CancellationToken) -> Result<(), AppError> {
-        let Self { writers, others } = self;
+        let Self { blocking_writers, stop: _, writers, others } = self;
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Ok(()),
+            Some(ended) = blocking_writers.join_next() => Err(why(ended)),
             Some(ended) = writers.join_next() => Err(why(ended)),
             Some(ended) = others.join_next() => Err(why(ended)),
         }

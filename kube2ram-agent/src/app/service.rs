@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::{SetOnce, mpsc},
-    time::{Instant, timeout},
+    net::TcpListener,
+    sync::{SetOnce, mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -16,10 +17,12 @@ use super::{
     cluster::{client_config, cluster_config},
     discovery::Discovery,
     front::{Front, Listeners},
+    host_port::HostPort,
     log_level::LogLevel,
     metrics,
     node::Node,
-    operator::{Kernel, Operator},
+    operator::{Kernel, Operator, pod_name},
+    outside::Outside,
     parts::Parts,
     prefetch::Prefetch,
     snapshot,
@@ -28,7 +31,8 @@ use super::{
 };
 use crate::{
     admin::{Admin, Readiness},
-    args::{Config, ForwardGuardMode},
+    args::{Config, ForwardGuardMode, WireGuardMode},
+    boot_guard,
     clock::{Clock, SystemClock},
     closing::Closing,
     cloud::{
@@ -39,22 +43,25 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::PassMark,
+    datapath::{AgentAddr, Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
     handover::Heirs,
     interception::{self, Interception},
     kubernetes::Cluster,
-    listeners::{self, HandOver, PodListeners},
+    listeners::{self, Ended, PodListeners, Release},
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     state_dir::StateDir,
     telemetry::{Verbosity, chain},
+    wire_guard::{self, WireGuard},
 };
 
 /// Connections in progress get this long to end before the process does.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
 /// How long a part may take to let go of what is to be handed over: a look at the pods takes milliseconds, one in a namespace that does not answer 20 ms more.
 const RELEASE: Duration = Duration::from_secs(5);
+/// From the connect hook to the SYN there are a few microseconds of one processor, which it may spend on others.
+const ON_THEIR_WAY: Duration = Duration::from_millis(500);
 /// Where another agent serves already, clients may first be done with their connections themselves: longer than an idle one lives (15 s).
 const FAREWELL: Duration = Duration::from_secs(16);
 
@@ -79,7 +86,16 @@ pub(super) struct Service {
 /// What may be handed over.
 pub(super) struct Holdings {
     listeners: Listeners,
-    pods: mpsc::Sender<HandOver>,
+    pods: mpsc::Sender<Release>,
+}
+
+/// What [`Service::open`] leaves to its caller.
+pub(super) struct Opened {
+    pub(super) holdings: Holdings,
+    pub(super) operator: Arc<Operator>,
+    /// Told when the pods that there were have their listeners.
+    pub(super) are_open: oneshot::Receiver<()>,
+    pub(super) targets: Targets,
 }
 
 impl Service {
@@ -103,6 +119,14 @@ impl Service {
         let shutdown = closing.draining();
         let mut registry = Registry::with_prefix("kube2ram");
         metrics::of_build(&mut registry);
+        let failure = boot_guard::installation_failure(&config.pod_dir);
+        if let Some(failure) = &failure {
+            warn!(
+                failure,
+                "the boot guard could not be installed on this node: from the next boot on, pods that start before the agent reach the node's role"
+            );
+        }
+        metrics::of_boot_guard(&mut registry, failure.as_deref());
 
         let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata, pass)));
         let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
@@ -194,7 +218,7 @@ impl Service {
     ///
     /// # Errors
     /// When the kernel half's maps cannot be opened.
-    pub(super) fn open(
+    pub(super) async fn open(
         &mut self,
         front: Front,
         node: &Node,
@@ -202,49 +226,74 @@ impl Service {
         is_first: bool,
         verbosity: Verbosity,
         parts: &mut Parts,
-    ) -> Result<(Holdings, Arc<Operator>), AppError> {
-        let Front { mut datapath, listeners, pods } = front;
+    ) -> Result<Opened, AppError> {
+        let Front { mut datapath, listeners } = front;
         let mut registry = std::mem::take(&mut self.registry);
         let origins = datapath.origins().map_err(AppError::Datapath)?;
         let targets = datapath.targets();
         let counters = datapath.counters().map_err(AppError::Datapath)?;
         registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
-        let mut pod_listeners = PodListeners::new(
+        let kernel = listeners::Kernel {
+            cookies: datapath.netns_cookies().map_err(AppError::Datapath)?,
+            pass: Arc::new(datapath.pass().map_err(AppError::Datapath)?),
+            targets: targets.clone(),
+        };
+        let pod_listeners = PodListeners::new(
             &node.settings.cgroup_root,
             &node.settings.pods_cgroup,
-            targets.clone(),
-            origins.clone(),
+            kernel,
             listeners::Metrics::new(&mut registry),
             Box::new({
                 let (server, connections) = (Arc::clone(&self.server), self.connections.clone());
-                move |listener, origins, closing| {
-                    connections.spawn(Arc::clone(&server).serve(listener, origins, closing));
+                move |listener, origins, closing, ending| {
+                    let serving = Arc::clone(&server).serve(listener, origins, closing);
+                    connections.spawn(async move {
+                        serving.await;
+                        drop(ending);
+                    });
                 }
             }),
         );
-        pod_listeners.inherit(pods, &self.closing);
         let interception = self.interception(node, &mut registry);
-        let app = Arc::clone(&self.server).serve(
-            Arc::clone(&listeners.app),
-            Arc::new(origins),
-            self.closing.clone(),
-        );
+        if datapath.has_cut_connections() {
+            let settings = node.settings.clone();
+            drop(self.tasks.spawn_blocking(move || end_cut_connections(&settings)));
+        }
+        let (moved, agent) = watch::channel(datapath.agent());
+        let app = {
+            let (server, closing) = (Arc::clone(&self.server), self.closing.clone());
+            let (listener, here) = (self.claim(&listeners.app, &readiness), AgentAddr(node.agent));
+            async move {
+                let Some(listener) = listener.await else { return };
+                // Pods are sent here from now on, if they were not before.
+                moved.send_replace(here);
+                server.serve(listener, Arc::new(origins), closing).await;
+            }
+        };
         // Tracked as well: what it has accepted it has handed on before it ends.
         parts.spawn("the metadata service", self.connections.track_future(app));
-        let (pods, heirs) = mpsc::channel(1);
-        parts.spawn("listeners in pods", pod_listeners.run(self.closing.clone(), heirs));
+        let ((pods, releases), (opened, are_open)) = (mpsc::channel(1), oneshot::channel());
+        parts.spawn("listeners in pods", pod_listeners.run(self.closing.clone(), releases, opened));
         if let Some(log) = datapath.log() {
             parts.spawn("the kernel half's log", log);
         }
+        let wire_guard = self.wire_guard(&datapath, node, &readiness, &mut registry, parts)?;
         let metrics = reconcile::Metrics::new(&mut registry);
         let notices = Arc::clone(&self.cluster) as _;
-        let reconciler = Reconciler::new(datapath, metrics, notices, readiness.clone());
+        let reconciler = Reconciler::new(datapath, agent, metrics, notices, readiness.clone());
         let state = reconciler.state();
-        parts.spawn_writer("the kernel half", reconciler.run());
-        let guard = self.guard(&mut registry, parts);
+        parts.spawn_blocking_writer("the kernel half", |stop| reconciler.run(stop));
+        let guard = self.guard(&mut registry, parts).await;
         // Another agent that serves already has shown that it works; this one is ready by then, and need not be unready for a moment.
         let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
-        let probing = Arc::clone(&interception).run(readiness.clone(), pending);
+        let probing = {
+            let (app, interception) = (Arc::clone(&listeners.app), Arc::clone(&interception));
+            let readiness = readiness.clone();
+            async move {
+                app.is_open().await;
+                interception.run(readiness, pending).await;
+            }
+        };
         // Before a hand-over this ends as well: the other agent would meet what this one awaits.
         parts.spawn_writer("interception", probing);
         if let Some(snapshot) = self.snapshot.take() {
@@ -255,11 +304,22 @@ impl Service {
         }
 
         self.remove_taint(&readiness, parts);
+        let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, &mut registry);
+        let outside_state = outside.state();
+        parts.spawn("pods outside of the pods' cgroup", {
+            let shutdown = self.closing.draining().clone();
+            async move {
+                outside.run(shutdown.clone()).await;
+                shutdown.cancelled().await;
+            }
+        });
         registry.register_collector(Box::new(readiness.clone()));
         let operator = Arc::new(Operator {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),
-            kernel: Kernel { state, counters, guard, targets, interception },
+            kernel: Kernel { state, counters, guard, wire_guard, targets: targets.clone(), interception },
+            outside: outside_state,
+            ports: [Arc::clone(&listeners.app), Arc::clone(&listeners.admin)],
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
             base: self.base.clone(),
@@ -271,9 +331,30 @@ impl Service {
         });
         let debug_store = self.config.debug.then(|| debug_store(&self.config, &self.cluster));
         let shown = Arc::new(Admin { readiness, registry, debug_store });
-        let admin = shown.serve(Arc::clone(&listeners.admin), self.connections.clone(), self.closing.clone());
+        let admin = {
+            let listener = self.claim(&listeners.admin, &shown.readiness);
+            let (connections, closing) = (self.connections.clone(), self.closing.clone());
+            async move {
+                let Some(listener) = listener.await else { return };
+                shown.serve(listener, connections, closing).await;
+            }
+        };
         parts.spawn("the admin service", self.connections.track_future(admin));
-        Ok((Holdings { listeners, pods }, operator))
+        Ok(Opened { holdings: Holdings { listeners, pods }, operator, are_open, targets })
+    }
+
+    /// A port's listener, once no other process has it; `None` at the end.
+    fn claim(
+        &self,
+        port: &Arc<HostPort>,
+        readiness: &Readiness,
+    ) -> impl Future<Output = Option<Arc<TcpListener>>> + use<> {
+        let (port, readiness, closing) = (Arc::clone(port), readiness.clone(), self.closing.clone());
+        let cluster = Arc::clone(&self.cluster);
+        async move {
+            let claimed = port.claim(&readiness, |uid| pod_name(&cluster, uid));
+            closing.accepting().run_until_cancelled(claimed).await.cloned()
+        }
     }
 
     fn interception(&self, node: &Node, registry: &mut Registry) -> Arc<Interception> {
@@ -284,13 +365,13 @@ impl Service {
     }
 
     /// `None` where there is to be none.
-    fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
+    async fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
         match self.config.forward_guard {
             ForwardGuardMode::Auto => {
-                let mut guard = ForwardGuard::new(self.config.metadata, registry);
-                guard.check();
+                let guard = ForwardGuard::new(self.config.metadata, registry);
                 let state = guard.state();
-                parts.spawn_writer("the forward guard", guard.run());
+                parts.spawn_blocking_writer("the forward guard", |stop| guard.run(stop));
+                state.checked().await;
                 Some(state)
             }
             ForwardGuardMode::Off => {
@@ -300,6 +381,37 @@ impl Service {
                 None
             }
         }
+    }
+
+    /// `None` where there is to be none; then what an earlier agent has attached is removed.
+    fn wire_guard(
+        &self,
+        datapath: &Datapath,
+        node: &Node,
+        readiness: &Readiness,
+        registry: &mut Registry,
+        parts: &mut Parts,
+    ) -> Result<Option<wire_guard::State>, AppError> {
+        let mut wire = datapath.wire(WireHook::of_kernel()).map_err(AppError::Datapath)?;
+        let readiness = match self.config.wire_guard {
+            WireGuardMode::Auto => None,
+            WireGuardMode::On => Some(readiness.clone()),
+            WireGuardMode::Off => {
+                warn!(
+                    "--wire-guard=off: packet sockets get through from hostNetwork pods, and from pods on ipvlan, with a card of their own or routed in eBPF"
+                );
+                wire.detach_links().map_err(AppError::Datapath)?;
+                wire_guard::remove_filters().map_err(AppError::WireGuard)?;
+                return Ok(None);
+            }
+        };
+        let pods = &node.settings.pods_cgroup;
+        let mut guard = WireGuard::new(wire, self.config.metadata, pods, readiness, registry)
+            .map_err(AppError::Namespace)?;
+        guard.look();
+        let state = guard.state();
+        parts.spawn_writer("the wire guard", guard.run());
+        Ok(Some(state))
     }
 
     /// Removes the start-up taint once the agent is ready. An agent that stands by need not: where another one serves, it is gone.
@@ -334,6 +446,8 @@ impl Service {
         self.tasks.close();
         if is_handed_over {
             info!("another agent serves; waiting for connections to end");
+            // Who was redirected to a listener of ours a moment ago has yet to arrive there.
+            sleep(ON_THEIR_WAY).await;
             self.closing.hand_over();
         }
         // Whoever cannot be served must be refused, not kept waiting. With the lock, if it was handed over: should the other one end as well, the next
@@ -352,6 +466,21 @@ impl Service {
         });
         if drained.await.is_err() {
             warn!(connections = self.connections.len(), "not everything ended in time");
+        }
+    }
+}
+
+/// Nothing depends on it: where it fails, clients wait for their timeouts.
+fn end_cut_connections(settings: &Settings) {
+    match listeners::end_cut_connections(settings) {
+        Ok(ended) if ended == Ended::default() => {}
+        Ok(Ended { connections, failures }) => info!(
+            connections,
+            failures,
+            "ended pods' connections to the metadata server from before: their clients connect again, to the agent"
+        ),
+        Err(error) => {
+            warn!(%error, "cannot end pods' connections from before: their clients wait for a timeout")
         }
     }
 }

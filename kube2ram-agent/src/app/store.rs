@@ -87,7 +87,13 @@ mod tests {
             host_network: false,
             annotations: role.map(|role| ("role".into(), role.into())).into_iter().collect(),
         };
-        Seen { pod: Arc::new(pod), config_hash: None, ip: ip.map(IpAddr::from), presence: Presence::Known }
+        Seen {
+            pod: Arc::new(pod),
+            config_hash: None,
+            ip: ip.map(IpAddr::from),
+            is_running: true,
+            presence: Presence::Known,
+        }
     }
 
     #[test]

@@ -14,7 +14,9 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, value};
+use super::{
+    ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, WireGuardMode, value,
+};
 use crate::{
     cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
 };
@@ -249,12 +251,27 @@ pub(super) struct Flags {
     /// role too
     #[arg(long, value_enum, default_value = "cut", hide_possible_values = true, help_heading = "Node")]
     pub(super) open_connections: OpenConnections,
+    /// Directory that the containers of one agent's pod share, an emptyDir: for the socket of kube2ram ready and live, and what the boot guard's
+    /// installation reports. If it is missing, that socket is in --state-dir
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/kube2ram-pod",
+        help_heading = "Node",
+        global = true
+    )]
+    pub(super) pod_dir: PathBuf,
     /// The cgroup that holds all pods, instead of looking for it. Pods outside of it reach the node's role
     #[arg(long, value_name = "PATH", help_heading = "Node", global = true)]
     pub(super) pods_cgroup: Option<PathBuf>,
     /// Directory that agents of this node share, on a tmpfs, for root alone: whoever can write there can pose as the agent
     #[arg(long, value_name = "PATH", default_value = "/run/kube2ram", help_heading = "Node", global = true)]
     pub(super) state_dir: PathBuf,
+    /// Whether a tc program on each network device that leads out of the node, or out of a pod's own network, drops pods' packets for the metadata
+    /// server that pass no other guard: auto (failures are reported), on (the agent is not ready while a device is without it), or off. Without it packet
+    /// sockets of hostNetwork pods, and of pods on ipvlan, with a card of their own or routed in eBPF, get through
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
+    pub(super) wire_guard: WireGuardMode,
 
     /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
     #[arg(long, help_heading = "Observability")]
@@ -340,6 +357,10 @@ pub(super) enum BootGuard {
         guard: Guard,
         #[command(flatten)]
         host: HostRoot,
+        /// End with status 0 even if it fails, so that an init container does not keep the agent from its node, and leave the reason in
+        /// --pod-dir: the agent reports it in its log, status and metrics
+        #[arg(long)]
+        optional: bool,
         /// Have the kubelet not start at all when the guard fails. Otherwise it starts, and pods reach the node's role until an agent is in
         /// force
         #[arg(long)]

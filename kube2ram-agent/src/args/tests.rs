@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use secrecy::ExposeSecret;
 
 use super::*;
@@ -77,15 +79,18 @@ fn the_boot_guard_is_installed_and_removed_on_a_host() {
 }
 
 #[test]
-fn probes_ask_the_agent_of_the_state_directory() {
-    let told = |probe: &str| command(&format!("{probe} --state-dir=/s --cgroup-root=/c"), &|_| None).unwrap();
+fn probes_ask_the_agent_of_the_pods_directory_or_the_state_directorys() {
+    for probe in ["live", "ready"] {
+        // The flags of former manifests' probes still parse.
+        let line = format!("{probe} --pod-dir=/p --state-dir=/s --cgroup-root=/c");
+        let told = match command(&line, &|_| None).unwrap() {
+            Command::Live(paths) | Command::Ready(paths) => paths,
+            other => panic!("{other:?}"),
+        };
 
-    let (live, ready) = (told("live"), told("ready"));
-
-    let Command::Live { cgroup_root, state_dir } = live else { panic!("{live:?}") };
-    assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
-    let Command::Ready { cgroup_root, state_dir } = ready else { panic!("{ready:?}") };
-    assert_eq!((cgroup_root, state_dir), (Some("/c".into()), "/s".into()));
+        assert_eq!(told, SocketPaths::new(Path::new("/p"), Path::new("/s")));
+        assert_ne!(told, SocketPaths::new(Path::new("/s"), Path::new("/p")));
+    }
 }
 
 #[test]
@@ -231,6 +236,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!((config.cgroup_root, config.pods_cgroup, config.host_ip), (None, None, None));
     assert!(!config.debug);
     assert_eq!(config.forward_guard, ForwardGuardMode::Auto);
+    assert_eq!(config.wire_guard, WireGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
     assert_eq!(config.metadata_policy, MetadataPolicy::Standard);
     assert_eq!((config.pass_through_rate, config.require_token), (100, false));

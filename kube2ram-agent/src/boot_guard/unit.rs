@@ -4,8 +4,11 @@ use std::path::Path;
 
 use super::{BINARY, Guard};
 
-/// What a guard that comes too late would have missed.
-const BEFORE: &str = "kubelet.service containerd.service docker.service crio.service";
+/// Kubelets and container runtimes, which a guard that comes later would have missed. Distributions have both in one unit: k3s, RKE2, k0s, MicroK8s
+/// (a snap). Units that a host does not have cost nothing.
+const BEFORE: &str = "kubelet.service containerd.service docker.service crio.service k3s.service k3s-agent.service rke2-server.service \
+                      rke2-agent.service k0scontroller.service k0sworker.service snap.microk8s.daemon-kubelite.service \
+                      snap.microk8s.daemon-containerd.service";
 
 /// Writes the unit. It says everything that it does not leave to the binary's defaults, so that another version's defaults change nothing.
 pub(super) fn text(guard: &Guard, required_by_kubelet: bool) -> String {
@@ -102,7 +105,11 @@ mod tests {
         let text = text(&guard(), false);
 
         assert!(
-            text.contains("\nBefore=kubelet.service containerd.service docker.service crio.service\n"),
+            text.contains(
+                "\nBefore=kubelet.service containerd.service docker.service crio.service k3s.service k3s-agent.service rke2-server.service \
+                 rke2-agent.service k0scontroller.service k0sworker.service snap.microk8s.daemon-kubelite.service \
+                 snap.microk8s.daemon-containerd.service\n"
+            ),
             "{text}"
         );
         assert!(text.contains("\nWants=system.slice user.slice\nAfter=system.slice user.slice\n"), "{text}");

@@ -1,15 +1,17 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
 use std::{
-    fmt,
+    fmt, io,
+    net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
 };
 
 use aya::Ebpf;
+use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, PassMark, Removed,
-    Targets, boot,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, NetnsCookies, PassMark,
+    Removed, Targets, boot,
     links::Link,
     load, log,
     maps::{Configuration, PinnedMap},
@@ -17,6 +19,7 @@ use super::{
     probe,
     remove::remove_others,
     upkeep,
+    wire::{Wire, WireHook, WirePrograms},
 };
 use crate::telemetry::chain;
 
@@ -37,6 +40,8 @@ pub struct Settings {
     pub agent: AgentAddr,
     /// Let connections to the metadata server go on that are older than the programs.
     pub keeps_open: bool,
+    /// Deny pods the socket options with which a packet skips the wire guard.
+    pub guards_wire: bool,
     /// Log every verdict.
     pub debug: bool,
 }
@@ -50,6 +55,7 @@ pub struct Datapath {
     pub(super) links: Vec<Link>,
     pub(super) maps: Vec<PinnedMap>,
     pub(super) targets: Targets,
+    wire_programs: WirePrograms,
     /// Kept for its log.
     debug: Option<Ebpf>,
 }
@@ -59,7 +65,7 @@ pub struct Datapath {
 pub enum Former {
     /// It is gone, and its listeners with it: where it sent pods, nobody listens.
     Gone,
-    /// It hands its listeners over: pods are sent there as before.
+    /// It goes on serving until this one does: pods are sent to its listeners as before.
     HandsOver,
 }
 
@@ -101,16 +107,30 @@ impl Datapath {
         let maps = PinnedMap::open_all(&pins)?;
         let mut configuration = Configuration::open(&pins)?;
         configuration.ensure(settings)?;
-        let targets = Targets::open(&pins, settings.agent, former)?;
+        let targets = Targets::open(&pins, former)?;
         let mode = Mode::known(&pins);
         let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        let wire_programs = WirePrograms::of(&ebpf, &pins)?;
         // The links hold the programs.
         let debug = settings.debug.then_some(ebpf);
         let settings = settings.clone();
-        let mut datapath = Self { pins, settings, configuration, mode, links, maps, targets, debug };
+        let mut datapath =
+            Self { pins, settings, configuration, mode, links, maps, targets, wire_programs, debug };
         datapath.find_mode()?;
+        datapath.tell_own_netns()?;
         datapath.take_out_others()?;
         Ok(datapath)
+    }
+
+    /// Below Linux 5.14 it is the programs that tell.
+    fn tell_own_netns(&mut self) -> Result<(), DatapathError> {
+        let own = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+        match own.and_then(|own| self.netns_cookies().map_err(io::Error::other)?.of(&own)) {
+            Ok(cookie) => self.configuration.set_agent_netns(cookie),
+            // Then a connection of the host's own can be taken for a pod's that has forged the host's address.
+            Err(error) => tracing::debug!(%error, "cannot tell the own network namespace"),
+        }
+        self.configuration.ensure(&self.settings).map(drop)
     }
 
     /// Makes sure that the programs see the sockets of pods.
@@ -189,6 +209,39 @@ impl Datapath {
         AcceptedOrigins::open(&self.pins)
     }
 
+    /// Tells the cookies of network namespaces.
+    ///
+    /// # Errors
+    /// When the pinned map cannot be opened.
+    pub fn netns_cookies(&self) -> Result<NetnsCookies, DatapathError> {
+        NetnsCookies::open(&self.pins)
+    }
+
+    /// Whether this start cut connections to the metadata server that pods had open before.
+    pub fn has_cut_connections(&self) -> bool {
+        let is_new_egress = |link: &Link| link.name() == program::EGRESS && link.is_new();
+        !self.settings.keeps_open && self.links.iter().any(is_new_egress)
+    }
+
+    /// Where pods without a listener of their own are sent.
+    pub fn agent(&self) -> AgentAddr {
+        self.settings.agent
+    }
+
+    /// Sends them elsewhere, where the agent listens already.
+    ///
+    /// # Errors
+    /// When the kernel refuses; to be tried again.
+    pub fn move_agent(&mut self, to: AgentAddr) -> Result<(), DatapathError> {
+        if self.settings.agent == to {
+            return Ok(());
+        }
+        let settings = Settings { agent: to, ..self.settings.clone() };
+        self.configuration.ensure(&settings)?;
+        self.settings = settings;
+        Ok(())
+    }
+
     /// Sends pods to listeners of their own.
     pub fn targets(&self) -> Targets {
         self.targets.clone()
@@ -208,6 +261,14 @@ impl Datapath {
     /// When the pinned map cannot be opened.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         Counters::open(&self.pins)
+    }
+
+    /// The programs for network devices, with what an earlier agent has attached.
+    ///
+    /// # Errors
+    /// When a pinned link cannot be examined, or its program cannot be swapped.
+    pub fn wire(&self, hook: WireHook) -> Result<Wire, DatapathError> {
+        Wire::adopt(&self.wire_programs, hook)
     }
 
     /// The programs in force, and the cgroup of each, in the order in which they were attached.

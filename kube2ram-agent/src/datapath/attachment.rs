@@ -2,7 +2,10 @@
 
 use std::{fs::File, path::Path};
 
-use super::{DatapathError, io_error, sys::attach_flags};
+use super::{
+    DatapathError, io_error,
+    sys::{BPF_CGROUP_SETSOCKOPT, attach_flags, program_ids, program_name},
+};
 
 /// Programs at one hook of one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,16 +17,32 @@ pub struct Attachment {
 }
 
 /// `enum bpf_attach_type` of include/uapi/linux/bpf.h.
-const HOOKS: [(u32, &str); 8] = [
+pub(super) const HOOKS: [(u32, &str); 9] = [
     (1, "cgroup_inet_egress"),
     (3, "cgroup_sock_ops"),
     (10, "cgroup_inet4_connect"),
     (11, "cgroup_inet6_connect"),
     (14, "cgroup_udp4_sendmsg"),
     (15, "cgroup_udp6_sendmsg"),
+    (BPF_CGROUP_SETSOCKOPT, "cgroup_setsockopt"),
     (29, "cgroup_inet4_getpeername"),
     (30, "cgroup_inet6_getpeername"),
 ];
+
+/// The names of the programs that are attached to the cgroup itself at the hooks of connect(2). Those that cannot be
+/// read are left out.
+///
+/// # Errors
+/// As [`attachments`].
+pub fn connect_programs(cgroup: &Path) -> Result<Vec<String>, DatapathError> {
+    let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
+    let mut names = Vec::new();
+    for (hook, _) in HOOKS.into_iter().filter(|(_, name)| name.ends_with("_connect")) {
+        let ids = program_ids(&directory, hook).map_err(io_error("ask for programs on", cgroup))?;
+        names.extend(ids.into_iter().filter_map(|id| program_name(id).ok()));
+    }
+    Ok(names)
+}
 
 /// Tells what is attached to the cgroup itself, not to its ancestors.
 ///

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
 };
 use kube2ram_common::{
@@ -19,11 +19,12 @@ use kube2ram_common::{
 };
 
 use super::{
-    DatapathError, MetadataAddr, io_error,
+    DatapathError, LinkHeader, MetadataAddr, WireDevice, WireHook, io_error,
     links::Link,
     load,
     pins::{Lock, children, layouts},
-    sys::{link_detach, link_info, open_pinned},
+    sys::{self, link_detach, link_info, open_pinned, tcx_create, tcx_info},
+    wire::{is_gone, is_severed},
 };
 use crate::identity::cgroup_id;
 
@@ -41,6 +42,9 @@ pub struct BootSettings {
     pub host_cgroups: Vec<PathBuf>,
     /// What is denied.
     pub metadata: MetadataAddr,
+    /// Devices of the calling thread's network namespace by which packets leave the node. Those with an Ethernet header
+    /// get a program where the kernel has tcx (Linux 6.6).
+    pub wire: Vec<WireDevice>,
 }
 
 /// What became of the boot guard.
@@ -96,10 +100,45 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
     }
     let mut ebpf = load::load_object(&mut loader, OBJECT)?;
     let missing = configure(&guard, settings)?;
-    for program in boot::PROGRAMS {
+    for program in boot::PROGRAMS.into_iter().filter(|program| load::is_for_this_kernel(program)) {
         Link::ensure(&mut ebpf, program, &settings.cgroup_root, guard.links.join(program))?;
     }
+    cover(&ebpf, &guard, &settings.wire)?;
     Ok(BootOutcome::InForce { missing })
+}
+
+/// Attaches the program to devices, then removes what an earlier run has attached.
+fn cover(ebpf: &Ebpf, guard: &Pins, devices: &[WireDevice]) -> Result<(), DatapathError> {
+    let mut old = children(&guard.links)?;
+    old.retain(|pin| is_wire(pin));
+    if WireHook::of_kernel() == WireHook::Tcx {
+        let program = load::program_fd(ebpf, boot::WIRE)?;
+        for WireDevice { index, .. } in devices.iter().filter(|device| device.header == LinkHeader::Ethernet)
+        {
+            let failed = |source| DatapathError::Wire { index: *index, source };
+            let link = match tcx_create(program, *index) {
+                Err(error) if is_gone(&error) => continue,
+                link => link.map_err(failed)?,
+            };
+            let pin = guard.links.join(format!("{}_{}", boot::WIRE, tcx_info(&link).map_err(failed)?.id));
+            sys::pin(&link, &pin).map_err(io_error("pin", &pin))?;
+        }
+    }
+    old.iter().try_for_each(|pin| detach(pin))
+}
+
+fn is_wire(pin: &Path) -> bool {
+    pin.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(boot::WIRE))
+}
+
+/// Unpinning alone lets the program run for a moment longer. A device that is gone has detached its link itself.
+fn detach(pin: &Path) -> Result<(), DatapathError> {
+    let link = open_pinned(pin).map_err(io_error("open", pin))?;
+    match link_detach(link) {
+        Err(error) if is_severed(&error) => {}
+        detached => detached.map_err(io_error("detach", pin))?,
+    }
+    fs::remove_file(pin).map_err(io_error("remove", pin))
 }
 
 /// Tells what became of the boot guard.
@@ -124,12 +163,7 @@ pub fn boot_guard(bpf_dir: &Path) -> Result<BootGuard, DatapathError> {
 pub(super) fn retire(bpf_dir: &Path) -> Result<usize, DatapathError> {
     let guard = Pins::of(bpf_dir);
     let links = children(&guard.links)?;
-    for link in &links {
-        // Unpinning alone lets the program run for a moment longer.
-        let opened = open_pinned(link).map_err(io_error("open", link))?;
-        link_detach(opened).map_err(io_error("detach", link))?;
-        fs::remove_file(link).map_err(io_error("remove", link))?;
-    }
+    links.iter().try_for_each(|link| detach(link))?;
     for map in children(&guard.maps)? {
         fs::remove_file(&map).map_err(io_error("remove", &map))?;
     }

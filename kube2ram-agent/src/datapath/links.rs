@@ -21,7 +21,7 @@ use super::{
     DatapathError, Drift, io_error,
     load::program_fd,
     pins::{ensure_pinned, remove},
-    sys::{link_create, link_info, link_update, object_id, open_pinned, pin},
+    sys::{self, BPF_CGROUP_SETSOCKOPT, link_create, link_info, link_update, object_id, open_pinned, pin},
 };
 
 /// What happened to a link at a start.
@@ -44,6 +44,8 @@ pub(super) struct Link {
     program: OwnedFd,
     program_id: u32,
     link: OwnedFd,
+    /// Whether this start attached it, rather than swapped the program under it.
+    is_new: bool,
     /// What it was attached to last.
     cgroup_id: u64,
     attach_type: u32,
@@ -78,12 +80,18 @@ impl Link {
         let info = link_info(&link).map_err(io_error("examine", &pin))?;
         let (cgroup_id, attach_type) = (info.cgroup, info.attach_type);
         let cgroup = cgroup.to_owned();
-        Ok((Self { name, cgroup, pin, program, program_id, link, cgroup_id, attach_type }, outcome))
+        let is_new = outcome != Outcome::Updated;
+        Ok((Self { name, cgroup, pin, program, program_id, link, is_new, cgroup_id, attach_type }, outcome))
     }
 
     /// Where it was attached last.
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Whether this start attached it, rather than swapped the program under it.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The program's name.
@@ -152,7 +160,17 @@ fn attach(
     make_room: impl FnOnce(&Path) -> Result<(), DatapathError>,
 ) -> Result<OwnedFd, DatapathError> {
     let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
-    let link = create(ebpf, name, &directory).map_err(|source| attach_error(name, cgroup, source))?;
+    let failed = |source| attach_error(name, cgroup, source);
+    if let Some(Program::CgroupSockopt(program)) = ebpf.program(name) {
+        // aya 0.14 has no way to pin this kind's links.
+        let program = program.fd().map_err(|error| failed(error.into()))?;
+        let link = link_create(program, &directory, BPF_CGROUP_SETSOCKOPT);
+        let link = link.map_err(|error| failed(error.into()))?;
+        make_room(pin)?;
+        sys::pin(&link, pin).map_err(io_error("pin", pin))?;
+        return Ok(link);
+    }
+    let link = create(ebpf, name, &directory).map_err(failed)?;
     make_room(pin)?;
     // The pin owns the link from here on; aya's handle only closes its descriptor when dropped.
     link.pin(pin).map(drop).map_err(|error| attach_error(name, cgroup, error.into()))?;

@@ -8,8 +8,8 @@ use aya::{
     programs::{Program, ProgramFd},
 };
 use kube2ram_common::{
-    abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_TARGETS, Target},
-    names::map,
+    abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS, Target},
+    names::{boot, map, program},
 };
 
 use super::{DatapathError, io_error, pins::Pins};
@@ -23,13 +23,15 @@ static DEBUG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 type Layout = (MapType, usize, usize, usize);
 
 /// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the kernel's.
-const LAYOUTS: [(&str, Layout); 8] = [
+const LAYOUTS: [(&str, Layout); 10] = [
     (map::CONFIG, (MapType::Array, 4, size_of::<Config>(), 1)),
     (map::TARGETS, (MapType::Hash, 8, size_of::<Target>(), MAX_TARGETS)),
+    (map::NAMESPACES, (MapType::Hash, 8, 8, MAX_TARGETS)),
     (map::HANDSHAKES, (MapType::Hash, size_of::<Handshake>(), size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
-    (map::SHARES, (MapType::Hash, 8, 8, MAX_HANDSHAKES)),
-    (map::CLIENTS, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
+    (map::SHARES, (MapType::Hash, 8, 8, MAX_PLACES)),
+    (map::CLIENTS, (MapType::Hash, 8, size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
     (map::ACCEPTED, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
+    (map::NETNS, (MapType::SkStorage, 4, 8, 0)),
     (map::PASS, (MapType::SkStorage, 4, 4, 0)),
     (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Counter::ALL.len())),
 ];
@@ -59,10 +61,12 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) ->
     }
     raise_memlock_limit();
     let mut ebpf = loader.load(object).map_err(|error| load_error("the object", error))?;
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| is_for_this_kernel(name)) {
         match program {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
             Program::SockOps(program) => program.load(),
             _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
         }
@@ -71,11 +75,20 @@ pub(super) fn load_object(loader: &mut EbpfLoader<'_>, object: &'static [u8]) ->
     Ok(ebpf)
 }
 
+/// Whether the kernel can run a program. Those that judge the calling task at the setsockopt hook need
+/// `bpf_get_current_ancestor_cgroup_id` there, which 6.1 has and 5.10 has not ("unknown func").
+pub(super) fn is_for_this_kernel(name: &str) -> bool {
+    const FROM_6_1: [&str; 2] = [program::TASK_SOCKET_OPTION, boot::SOCKET_OPTION];
+    !FROM_6_1.contains(&name) || kernel_version() >= (6, 1)
+}
+
 /// The descriptor of a loaded program.
 pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd, DatapathError> {
     match ebpf.program(name) {
         Some(Program::CgroupSkb(program)) => program.fd(),
         Some(Program::CgroupSockAddr(program)) => program.fd(),
+        Some(Program::CgroupSockopt(program)) => program.fd(),
+        Some(Program::SchedClassifier(program)) => program.fd(),
         Some(Program::SockOps(program)) => program.fd(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

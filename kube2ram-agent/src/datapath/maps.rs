@@ -3,21 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::SocketAddrV4,
+    net::UdpSocket,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, SkStorage},
+};
 use kube2ram_common::{
-    abi::{CONFIG_KEEPS_OPEN, Config, ConnectRecord, Counter, DEFAULT_TARGET, FLAG_AMBIGUOUS, Target},
-    connection::{addr_be, addr6_be, port_be},
+    abi::{CONFIG_KEEPS_OPEN, Config, ConnectRecord, Counter, TARGET_HAS_IPV6, Target},
+    connection::{PROBE_ADDR, addr_be, addr6_be, port_be},
     names::map,
 };
 
 use super::{
-    AgentAddr, DatapathError, Former, HOST_LISTENER, ListenerId, Origin, OriginError, Origins, PassGrant,
-    Settings, io_error,
+    AgentAddr, DatapathError, Former, Origin, OriginError, Origins, PassGrant, Settings, io_error,
     pins::{Pins, ensure_pinned},
     sys::{object_id, open_pinned},
 };
@@ -27,7 +29,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use crate::identity::{CgroupId, cgroup_id};
+use crate::identity::{CgroupId, cgroup_id, qos_cgroups};
 
 /// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
 pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
@@ -71,10 +73,13 @@ impl PinnedMap {
 }
 
 /// The configuration that today's cgroups and these settings ask for.
-fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
+fn wanted_config(settings: &Settings, agent_netns: u64) -> Result<Config, DatapathError> {
     let Settings { metadata, agent: AgentAddr(agent), pods_cgroup, .. } = settings;
+    let examine_error = || io_error("examine", pods_cgroup);
     Ok(Config {
-        pods_cgroup: cgroup_id(pods_cgroup).map_err(io_error("examine", pods_cgroup))?.0,
+        pods_cgroup: cgroup_id(pods_cgroup).map_err(examine_error())?.0,
+        agent_netns,
+        qos_cgroups: qos_cgroups(pods_cgroup).map_err(examine_error())?.map(|id| id.map_or(0, |id| id.0)),
         metadata_addr6_be: metadata.v6.map_or([0; 4], addr6_be),
         metadata_addr_be: addr_be(*metadata.v4.ip()),
         agent_addr_be: addr_be(*agent.ip()),
@@ -85,44 +90,67 @@ fn wanted_config(settings: &Settings) -> Result<Config, DatapathError> {
 }
 
 /// What the kernel half must know of the node and the cloud.
-pub(super) struct Configuration(Array<MapData, Config>);
+pub(super) struct Configuration {
+    map: Array<MapData, Config>,
+    agent_netns: u64,
+}
 
 impl Configuration {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        open(pins, map::CONFIG).map(Self)
+        Ok(Self { map: open(pins, map::CONFIG)?, agent_netns: 0 })
+    }
+
+    /// Tells which network namespace is the agent's, from the next [`Self::ensure`] on.
+    pub(super) fn set_agent_netns(&mut self, cookie: u64) {
+        self.agent_netns = cookie;
     }
 
     /// Writes it unless it is there, and tells whether something was done.
     pub(super) fn ensure(&mut self, settings: &Settings) -> Result<bool, DatapathError> {
         let failed = |what| move |source| DatapathError::Map { what, name: map::CONFIG, source };
-        let wanted = wanted_config(settings)?;
-        if self.0.get(&0, 0).map_err(failed("read"))? == wanted {
+        let wanted = wanted_config(settings, self.agent_netns)?;
+        if self.map.get(&0, 0).map_err(failed("read"))? == wanted {
             return Ok(false);
         }
-        self.0.set(0, wanted, 0).map_err(failed("write"))?;
+        self.map.set(0, wanted, 0).map_err(failed("write"))?;
         Ok(true)
     }
 }
 
-/// Where pods are redirected to, by the pod's cgroup. Remembers what it wrote, so that it can be written again.
+/// The agent's listener in a pod's network namespace, at 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodTarget {
+    /// The cookie of the namespace.
+    pub netns: u64,
+    /// The TCP port.
+    pub port: u16,
+    /// Whether it is at `::1` as well.
+    pub has_ipv6: bool,
+}
+
+/// Pods with a listener of their own, by the pod's cgroup. Remembers what it wrote, so that it can be written again.
 #[derive(Clone, Debug)]
 pub struct Targets(Arc<Mutex<Written>>);
 
 #[derive(Debug)]
 struct Written {
     map: HashMap<MapData, u64, Target>,
+    /// Follows from it: which pod's a namespace is.
+    namespaces: HashMap<MapData, u64, u64>,
     /// As many as the map has room for.
     wanted: BTreeMap<u64, Target>,
+    /// Those of them that a former agent wrote.
+    adopted: BTreeSet<u64>,
 }
 
 impl Targets {
     /// Opens the map. Where a former agent is gone, nobody listens any more, and all pods are sent to the host's listener.
-    pub(super) fn open(pins: &Pins, host: AgentAddr, former: Former) -> Result<Self, DatapathError> {
-        let mut written = Written { map: open(pins, map::TARGETS)?, wanted: BTreeMap::new() };
+    pub(super) fn open(pins: &Pins, former: Former) -> Result<Self, DatapathError> {
+        let (map, namespaces) = (open(pins, map::TARGETS)?, open(pins, map::NAMESPACES)?);
+        let mut written = Written { map, namespaces, wanted: BTreeMap::new(), adopted: BTreeSet::new() };
         if former == Former::HandsOver {
             written.adopt()?;
         }
-        written.set(DEFAULT_TARGET, target(HOST_LISTENER, host.0))?;
         written.repair()?;
         Ok(Self(Arc::new(Mutex::new(written))))
     }
@@ -131,13 +159,8 @@ impl Targets {
     ///
     /// # Errors
     /// When the map is full, or the kernel refuses; what held for the pod before still does.
-    pub fn insert(
-        &self,
-        pod: CgroupId,
-        listener: ListenerId,
-        addr: SocketAddrV4,
-    ) -> Result<(), DatapathError> {
-        self.written().set(pod.0, target(listener, addr))
+    pub fn insert(&self, pod: CgroupId, target: PodTarget) -> Result<(), DatapathError> {
+        self.written().set(pod.0, target.into())
     }
 
     /// Sends a pod's connections to the host's listener again. Call it before the pod's own is closed.
@@ -148,10 +171,19 @@ impl Targets {
         self.written().remove(pod.0)
     }
 
-    /// Where a pod's connections go; `None` for the host's listener.
-    pub fn of_pod(&self, pod: CgroupId) -> Option<SocketAddrV4> {
-        let target = *self.written().wanted.get(&pod.0)?;
-        Some(SocketAddrV4::new(target.addr_be.to_ne_bytes().into(), u16::from_be(target.port_be)))
+    /// Sends pods to the host's listener that a former agent sent to its own, and that have none of this one's yet: the former's are about to be closed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_adopted(&self) -> Result<(), DatapathError> {
+        let mut written = self.written();
+        let adopted = std::mem::take(&mut written.adopted);
+        adopted.into_iter().try_for_each(|pod| written.remove(pod))
+    }
+
+    /// A pod's own listener, if it has one.
+    pub fn of_pod(&self, pod: CgroupId) -> Option<PodTarget> {
+        self.written().wanted.get(&pod.0).copied().map(PodTarget::from)
     }
 
     /// Compares the map with what was written, and makes it so: tells how many entries were missing, altered or somebody else's.
@@ -164,8 +196,18 @@ impl Targets {
     }
 }
 
-fn target(listener: ListenerId, addr: SocketAddrV4) -> Target {
-    Target { listener: listener.0, addr_be: addr_be(*addr.ip()), port_be: port_be(addr.port()), reserved: 0 }
+impl From<PodTarget> for Target {
+    fn from(target: PodTarget) -> Self {
+        let flags = if target.has_ipv6 { TARGET_HAS_IPV6 } else { 0 };
+        Self { netns: target.netns, port_be: port_be(target.port), flags, reserved: 0 }
+    }
+}
+
+impl From<Target> for PodTarget {
+    fn from(target: Target) -> Self {
+        let has_ipv6 = target.flags & TARGET_HAS_IPV6 != 0;
+        Self { netns: target.netns, port: u16::from_be(target.port_be), has_ipv6 }
+    }
 }
 
 impl Written {
@@ -173,86 +215,129 @@ impl Written {
     fn adopt(&mut self) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { what: "read", name: map::TARGETS, source };
         self.wanted = self.map.iter().collect::<Result<_, _>>().map_err(failed)?;
+        self.adopted = self.wanted.keys().copied().collect();
         Ok(())
     }
 
     fn set(&mut self, cgroup: u64, target: Target) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
-        self.map.insert(cgroup, target, 0).map_err(failed)?;
-        self.wanted.insert(cgroup, target);
-        Ok(())
+        // Nobody else may dial the listener before the pod is sent there.
+        self.namespaces.insert(target.netns, cgroup, 0).map_err(failed("write", map::NAMESPACES))?;
+        self.map.insert(cgroup, target, 0).map_err(failed("write", map::TARGETS))?;
+        self.adopted.remove(&cgroup);
+        let former = self.wanted.insert(cgroup, target);
+        match former.filter(|former| former.netns != target.netns) {
+            Some(former) => remove(&mut self.namespaces, former.netns, map::NAMESPACES),
+            None => Ok(()),
+        }
     }
 
     fn remove(&mut self, cgroup: u64) -> Result<(), DatapathError> {
-        match self.map.remove(&cgroup) {
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-            Ok(()) => {}
-            Err(source) => {
-                return Err(DatapathError::Map { what: "remove from", name: map::TARGETS, source });
-            }
+        remove(&mut self.map, cgroup, map::TARGETS)?;
+        match self.wanted.remove(&cgroup) {
+            Some(former) => remove(&mut self.namespaces, former.netns, map::NAMESPACES),
+            None => Ok(()),
         }
-        self.wanted.remove(&cgroup);
-        Ok(())
     }
 
     fn repair(&mut self) -> Result<usize, DatapathError> {
-        let failed = |source| DatapathError::Map { what: "read", name: map::TARGETS, source };
-        let found = self.map.keys().collect::<Result<BTreeSet<_>, _>>().map_err(failed)?;
-        let mut repaired = 0;
-        // First, because they take the room of those that are missing.
-        for cgroup in found.iter().filter(|cgroup| !self.wanted.contains_key(cgroup)) {
-            let failed = |source| DatapathError::Map { what: "remove from", name: map::TARGETS, source };
-            self.map.remove(cgroup).map_err(failed)?;
-            repaired += 1;
-        }
-        for (cgroup, target) in &self.wanted {
-            if found.contains(cgroup) && self.map.get(cgroup, 0).map_err(failed)? == *target {
-                continue;
-            }
-            let failed = |source| DatapathError::Map { what: "write", name: map::TARGETS, source };
-            self.map.insert(*cgroup, *target, 0).map_err(failed)?;
-            repaired += 1;
-        }
-        Ok(repaired)
+        let namespaces = self.wanted.iter().map(|(cgroup, target)| (target.netns, *cgroup)).collect();
+        Ok(repair(&mut self.namespaces, &namespaces, map::NAMESPACES)?
+            + repair(&mut self.map, &self.wanted, map::TARGETS)?)
     }
 }
 
-/// Reads the records that the kernel half leaves with the sockets of one listener.
-#[derive(Clone, Debug)]
-pub struct AcceptedOrigins {
-    records: Arc<SkStorage<MapData, ConnectRecord>>,
-    listener: ListenerId,
-    /// The key of the listener's target.
-    target_cgroup: u64,
+fn failed(what: &'static str, name: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { what, name, source }
 }
+
+fn remove<V: Pod>(
+    map: &mut HashMap<MapData, u64, V>,
+    key: u64,
+    name: &'static str,
+) -> Result<(), DatapathError> {
+    match map.remove(&key) {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(failed("remove from", name)),
+    }
+}
+
+/// Makes a map what it should be, and tells how many entries were not.
+fn repair<V: Pod + PartialEq>(
+    map: &mut HashMap<MapData, u64, V>,
+    wanted: &BTreeMap<u64, V>,
+    name: &'static str,
+) -> Result<usize, DatapathError> {
+    let found = map.keys().collect::<Result<BTreeSet<_>, _>>().map_err(failed("read", name))?;
+    let mut repaired = 0;
+    // First, because they take the room of those that are missing.
+    for key in found.iter().filter(|key| !wanted.contains_key(key)) {
+        remove(map, *key, name)?;
+        repaired += 1;
+    }
+    for (key, value) in wanted {
+        if found.contains(key) && map.get(key, 0).map_err(failed("read", name))? == *value {
+            continue;
+        }
+        map.insert(key, value, 0).map_err(failed("write", name))?;
+        repaired += 1;
+    }
+    Ok(repaired)
+}
+
+/// Reads the records that the kernel half leaves with the sockets that the host's listener accepts.
+#[derive(Clone, Debug)]
+pub struct AcceptedOrigins(Arc<SkStorage<MapData, ConnectRecord>>);
 
 impl AcceptedOrigins {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        let records = Arc::new(open(pins, map::ACCEPTED)?);
-        Ok(Self { records, listener: HOST_LISTENER, target_cgroup: DEFAULT_TARGET })
-    }
-
-    /// Reads those of a pod's own listener instead.
-    #[must_use]
-    pub fn of_pod(&self, pod: CgroupId, listener: ListenerId) -> Self {
-        Self { records: Arc::clone(&self.records), listener, target_cgroup: pod.0 }
+        open(pins, map::ACCEPTED).map(|records| Self(Arc::new(records)))
     }
 }
 
 impl Origins for AcceptedOrigins {
     fn origin_of(&self, socket: BorrowedFd<'_>) -> Result<Origin, OriginError> {
-        let record = self.records.get(&socket.as_raw_fd(), 0).map_err(|error| match error {
+        let record = self.0.get(&socket.as_raw_fd(), 0).map_err(|error| match error {
             MapError::KeyNotFound => OriginError::Unvouched,
             error => OriginError::Read(io::Error::other(error)),
         })?;
-        if record.flags & FLAG_AMBIGUOUS != 0 || record.cgroup == 0 {
+        if record.ambiguous != 0 || record.established != 1 || record.cgroup == 0 {
             return Err(OriginError::Ambiguous);
         }
-        // Two independent facts: which listener, and under which pod's cgroup the caller's was found.
-        if record.listener != self.listener.0 || record.target_cgroup != self.target_cgroup {
-            return Err(OriginError::Misdirected);
+        Ok(Origin::Task(CgroupId(record.cgroup)))
+    }
+}
+
+/// Tells the cookies of network namespaces.
+#[derive(Debug)]
+pub struct NetnsCookies(Mutex<SkStorage<MapData, u64>>);
+
+impl NetnsCookies {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        open(pins, map::NETNS).map(|cookies| Self(Mutex::new(cookies)))
+    }
+
+    /// The cookie of the namespace in which a socket was made. From Linux 5.14 on the kernel tells; before, the connect hook does, which sees the agent's sockets
+    /// where its cgroup is below the pods'.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where neither tells.
+    pub fn of(&self, socket: &UdpSocket) -> io::Result<u64> {
+        match super::sys::netns_cookie(socket) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => self.by_hook(socket),
+            told => told,
         }
-        Ok(Origin { cgroup: CgroupId(record.cgroup), tgid: record.tgid })
+    }
+
+    fn by_hook(&self, socket: &UdpSocket) -> io::Result<u64> {
+        let mut cookies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = socket.as_raw_fd();
+        cookies.insert(&key, 0, 0).map_err(io::Error::other)?;
+        // Any port will do: the hook refuses.
+        let _refused = socket.connect((PROBE_ADDR, 9));
+        match cookies.get(&key, 0).map_err(io::Error::other)? {
+            0 => Err(io::ErrorKind::Unsupported.into()),
+            cookie => Ok(cookie),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use kube2ram_common::names::program;
 use rustix::{
     fs::{FlockOperation, flock, statfs},
     io::Errno,
@@ -142,7 +143,14 @@ impl Pins {
     /// The directories that hold them.
     pub(super) fn directories(&self) -> impl Iterator<Item = PathBuf> {
         let directory = self.directory();
-        ["maps", "links/agent", "links/pods", "links/root"].into_iter().map(move |kind| directory.join(kind))
+        let wires = program::WIRES.map(|name| self.place(name));
+        let others = ["maps", "links/agent", "links/pods", "links/root"];
+        others.into_iter().map(move |kind| directory.join(kind)).chain(wires)
+    }
+
+    /// Where the links of one place are: a cgroup, or the devices that have a program.
+    pub(super) fn place(&self, place: &str) -> PathBuf {
+        self.directory().join("links").join(place)
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -151,7 +159,7 @@ impl Pins {
 
     /// `place` tells apart the links of one program: `pods`, `agent` or `root`.
     pub(super) fn link(&self, place: &str, program: &str) -> PathBuf {
-        self.directory().join("links").join(place).join(program)
+        self.place(place).join(program)
     }
 }
 

@@ -8,6 +8,7 @@ use kube2ram_common::names::program;
 use super::{
     DatapathError, Settings,
     links::Link,
+    load::is_for_this_kernel,
     pins::{self, Pins},
 };
 
@@ -50,9 +51,10 @@ impl Place {
 
 /// Egress first, unless it keeps them: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
 /// names are cosmetic. What sockets from elsewhere need comes last, after what rewrites the legitimate.
-const PODS: [(Place, &str); 13] = [
+const PODS: [(Place, &str); 15] = [
     (Place::Agent, program::SOCK_OPS),
     (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SOCKET_OPTION),
     (Place::Pods, program::SOCK_OPS),
     (Place::Pods, program::CONNECT4),
     (Place::Pods, program::CONNECT6),
@@ -64,11 +66,13 @@ const PODS: [(Place, &str); 13] = [
     (Place::Root, program::TASK_CONNECT6),
     (Place::Root, program::TASK_SENDMSG4),
     (Place::Root, program::TASK_SENDMSG6),
+    (Place::Root, program::TASK_SOCKET_OPTION),
 ];
 
 /// What goes by the calling task works at the root as well. Egress does not: a packet has no task. It stays where it is, for sockets that are older.
-const ROOT: [(Place, &str); 10] = [
+const ROOT: [(Place, &str); 12] = [
     (Place::Pods, program::EGRESS),
+    (Place::Pods, program::SOCKET_OPTION),
     (Place::Pods, program::SENDMSG4),
     (Place::Pods, program::SENDMSG6),
     (Place::Root, program::SOCK_OPS),
@@ -76,9 +80,13 @@ const ROOT: [(Place, &str); 10] = [
     (Place::Root, program::ROOT_CONNECT6),
     (Place::Root, program::TASK_SENDMSG4),
     (Place::Root, program::TASK_SENDMSG6),
+    (Place::Root, program::TASK_SOCKET_OPTION),
     (Place::Root, program::PEER_NAME4),
     (Place::Root, program::PEER_NAME6),
 ];
+
+/// Those that are of use with the wire guard alone.
+const OF_WIRE_GUARD: [&str; 2] = [program::SOCKET_OPTION, program::TASK_SOCKET_OPTION];
 
 impl Mode {
     /// The one that an agent of this boot has found before.
@@ -110,7 +118,10 @@ impl Mode {
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
         let mut programs = self.programs(settings.keeps_open);
-        programs.retain(|(place, _)| is_needed(*place));
+        let is_wanted = |program: &str| settings.guards_wire || !OF_WIRE_GUARD.contains(&program);
+        programs.retain(|(place, program)| {
+            is_needed(*place) && is_wanted(program) && is_for_this_kernel(program)
+        });
         let mut links = Vec::new();
         for &(place, program) in &programs {
             let cgroup = place.cgroup(settings);

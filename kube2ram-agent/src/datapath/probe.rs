@@ -6,8 +6,9 @@ use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf, time::Dur
 use kube2ram_common::connection::PROBE_ADDR;
 
 use super::{
-    DatapathError, Settings, io_error,
-    sys::{Attempt, connect_in_child},
+    DatapathError, Settings,
+    child::{Attempt, connect_in_child},
+    io_error,
 };
 use crate::identity::{CgroupId, cgroup_id};
 

@@ -84,7 +84,8 @@ fn take_out(layouts: &[PathBuf], grace: Duration, removed: &mut Removed) -> Resu
     Ok(())
 }
 
-/// The order in which programs go. Egress denies whatever the others no longer redirect, so it goes last; the hand-over is of use as long as
+/// The order in which programs go. Egress and the wire guard deny whatever the others no longer redirect, so they
+/// go last; the hand-over is of use as long as
 /// somebody redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
@@ -99,9 +100,15 @@ fn stage(link: &Path) -> Stage {
     match () {
         () if is(&[program::PEER_NAME4, program::PEER_NAME6]) => Stage::PeerName,
         () if is(&[program::SOCK_OPS]) => Stage::HandOver,
-        () if is(&[program::EGRESS]) => Stage::Egress,
+        () if is(&[program::EGRESS]) || is_wire(link) => Stage::Egress,
         () => Stage::Verdict,
     }
+}
+
+/// Links to devices are pinned under their number, in a directory that is named after their program.
+fn is_wire(link: &Path) -> bool {
+    let place = link.parent().and_then(Path::file_name);
+    program::WIRES.iter().any(|name| place == Some(name.as_ref()))
 }
 
 #[cfg(test)]
@@ -110,12 +117,14 @@ mod tests {
 
     #[test]
     fn what_denies_goes_last() {
-        let mut links = program::ALL.map(|name| Path::new("/b/v1/links/pods").join(name));
+        let wires = program::WIRES.map(|name| Path::new("/b/v1/links").join(name).join("7"));
+        let others = program::ALL.map(|name| Path::new("/b/v1/links/pods").join(name));
+        let mut links = [&wires[..], &others].concat();
 
         links.sort_by_key(|link| stage(link));
 
         let names: Vec<_> = links.iter().filter_map(|link| link.file_name()?.to_str()).collect();
         assert_eq!(names[..2], [program::PEER_NAME4, program::PEER_NAME6]);
-        assert_eq!(names[names.len() - 2..], [program::SOCK_OPS, program::EGRESS]);
+        assert_eq!(names[names.len() - 4..], [program::SOCK_OPS, "7", "7", program::EGRESS]);
     }
 }

@@ -1,12 +1,10 @@
 //! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and `attachment`.
-//! And a child that connects from another cgroup, for `probe`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::{
     ffi::CString,
     io,
-    net::SocketAddrV4,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -14,17 +12,10 @@ use std::{
     path::Path,
 };
 
-use rustix::{
-    net::{
-        AddressFamily, SocketType,
-        sockopt::{Timeout, set_socket_timeout},
-    },
-    process::{WaitOptions, waitpid},
-};
-
 // Command numbers: include/uapi/linux/bpf.h, enum bpf_cmd.
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -155,28 +146,115 @@ pub(super) fn object_id(object: impl AsFd) -> io::Result<u32> {
     unsafe { info::<ObjectInfo>(object.as_fd()) }.map(|info| info.id)
 }
 
+/// Of include/uapi/linux/bpf.h, enum bpf_attach_type.
+pub(super) const BPF_CGROUP_SETSOCKOPT: u32 = 22;
+
 /// Attaches a program to a cgroup, as one of many, for as long as the link is open or pinned.
 ///
 /// # Errors
 /// bpf(2)'s; `EPERM` below a program that was attached as exclusive.
 pub(super) fn link_create(program: impl AsFd, cgroup: impl AsFd, attach_type: u32) -> io::Result<OwnedFd> {
+    create_link(program.as_fd(), number(cgroup.as_fd()), attach_type, 0)
+}
+
+/// `target` is a descriptor, or the index of a device.
+fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct LinkCreate {
         prog_fd: u32,
-        target_fd: u32,
+        target: u32,
         attach_type: u32,
         flags: u32,
     }
-    let mut attributes = LinkCreate {
-        prog_fd: number(program.as_fd()),
-        target_fd: number(cgroup.as_fd()),
-        attach_type,
-        flags: 0,
-    };
+    let mut attributes = LinkCreate { prog_fd: number(program), target, attach_type, flags };
     // SAFETY: no pointers.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
     // SAFETY: this command makes a descriptor.
     unsafe { descriptor(fd) }
+}
+
+/// `struct bpf_link_info`, as far as tcx links fill it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TcxInfo {
+    link_type: u32,
+    /// Never given twice before a reboot.
+    pub(super) id: u32,
+    /// The program that it runs.
+    pub(super) program_id: u32,
+    reserved: u32,
+    /// The index of the device, in whatever namespace that is; 0 once it is gone, or somebody detached the link.
+    pub(super) device: u32,
+    attach_type: u32,
+}
+
+/// Tells what a tcx link is attached to.
+///
+/// # Errors
+/// bpf(2)'s.
+pub(super) fn tcx_info(link: impl AsFd) -> io::Result<TcxInfo> {
+    // SAFETY: integers only.
+    unsafe { info(link.as_fd()) }
+}
+
+/// `BPF_TCX_EGRESS` of include/uapi/linux/bpf.h, enum bpf_attach_type. Linux 6.6.
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Attaches a program to egress of a device of the calling thread's network namespace, before all others, for as
+/// long as the link is open or pinned, or the device there.
+///
+/// # Errors
+/// bpf(2)'s; `ENODEV` when there is no such device.
+pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd> {
+    /// Before the first one, where no other is named.
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    create_link(program.as_fd(), device, BPF_TCX_EGRESS, BPF_F_BEFORE)
+}
+
+/// The programs on egress of a device of the calling thread's network namespace, in their order, each with the
+/// number of its link (0 without one).
+///
+/// # Errors
+/// bpf(2)'s; `ENODEV` when there is no such device.
+pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// `BPF_MPROG_MAX`: the kernel attaches no more.
+    const MAX: u32 = 64;
+    #[repr(C)]
+    struct ProgQuery {
+        device: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        reserved: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let (mut programs, mut links) = ([0_u32; MAX as usize], [0_u32; MAX as usize]);
+    let mut attributes = ProgQuery {
+        device,
+        attach_type: BPF_TCX_EGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: programs.as_mut_ptr() as u64,
+        prog_cnt: MAX,
+        reserved: 0,
+        prog_attach_flags: 0,
+        link_ids: links.as_mut_ptr() as u64,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: both arrays have room for `prog_cnt` numbers, and outlive the call.
+    match unsafe { bpf(BPF_PROG_QUERY, &mut attributes) } {
+        // Nothing was ever attached there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        queried => queried?,
+    };
+    let count = attributes.prog_cnt.min(MAX) as usize;
+    Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
 /// Replaces the program of a link, atomically: no connect(2) runs without one.
@@ -218,89 +296,113 @@ pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
+/// The `query` member of `union bpf_attr`.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    reserved: u32,
+}
+
+/// Asks what is attached at a hook of this very cgroup. Numbers of programs go to `ids`; an empty slice asks for the
+/// count and the flags alone.
+fn query(cgroup: BorrowedFd<'_>, hook: u32, ids: &mut [u32]) -> io::Result<ProgQuery> {
+    let mut attributes = ProgQuery {
+        target_fd: number(cgroup),
+        attach_type: hook,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: if ids.is_empty() { 0 } else { ids.as_mut_ptr() as u64 },
+        prog_cnt: u32::try_from(ids.len()).map_err(io::Error::other)?,
+        reserved: 0,
+    };
+    // SAFETY: `prog_ids` points to `prog_cnt` writable numbers, or is null.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
+    Ok(attributes)
+}
+
 /// The flags with which programs are attached at a hook of this very cgroup; `None` when there is no program.
 ///
 /// # Errors
 /// bpf(2)'s.
 pub(super) fn attach_flags(cgroup: impl AsFd, hook: u32) -> io::Result<Option<u32>> {
-    #[repr(C)]
-    struct ProgQuery {
-        target_fd: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        prog_cnt: u32,
-        reserved: u32,
-    }
-    let mut attributes = ProgQuery {
-        target_fd: number(cgroup.as_fd()),
-        attach_type: hook,
-        query_flags: 0,
-        attach_flags: 0,
-        prog_ids: 0, // the count and the flags will do
-        prog_cnt: 0,
-        reserved: 0,
-    };
-    // SAFETY: no pointers.
-    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
-    Ok((attributes.prog_cnt > 0).then_some(attributes.attach_flags))
+    let found = query(cgroup.as_fd(), hook, &mut [])?;
+    Ok((found.prog_cnt > 0).then_some(found.attach_flags))
 }
 
-/// What a child makes of its socket.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Attempt {
-    /// No packet comes of it.
-    Datagram,
-    /// Waits for the handshake, within whole seconds.
-    Stream(std::time::Duration),
-}
-
-/// Connects a socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
+/// The numbers of the programs at a hook of this very cgroup.
 ///
 /// # Errors
-/// When there was no child, or it could not join or make a socket.
-pub(super) fn connect_in_child(
-    procs: Option<BorrowedFd<'_>>,
-    to: SocketAddrV4,
-    attempt: Attempt,
-) -> io::Result<io::Result<()>> {
-    // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls, and nothing that allocates.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let status = join_and_connect(procs, to, attempt);
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(status) };
-    }
-    let Some(child) = rustix::process::Pid::from_raw(child).filter(|_| child > 0) else {
-        return Err(io::Error::last_os_error());
-    };
-    let waited = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
-    match waited.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(Ok(())),
-        Some(errno) if errno != UNABLE => Ok(Err(io::Error::from_raw_os_error(errno))),
-        _ => Err(io::Error::other("the child could not try")),
-    }
+/// bpf(2)'s.
+pub(super) fn program_ids(cgroup: impl AsFd, hook: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_CGROUP_MAX_PROGS`, include/linux/bpf-cgroup.h.
+    const MAX: usize = 64;
+    let mut ids = [0; MAX];
+    let found = query(cgroup.as_fd(), hook, &mut ids)?.prog_cnt;
+    Ok(ids.into_iter().take(usize::try_from(found).unwrap_or(MAX)).collect())
 }
 
-/// An exit status that is no error number; those are what the child ends with, or 0.
-const UNABLE: i32 = 255;
+/// The name of a program, which the kernel cuts to 15 bytes. Takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// bpf(2)'s; [`io::ErrorKind::NotFound`] when there is no such program any more.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
+    #[repr(C)]
+    struct GetId {
+        prog_id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    /// `struct bpf_prog_info`, up to the name.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgInfo {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_prog_len: u32,
+        xlated_prog_len: u32,
+        jited_prog_insns: u64,
+        xlated_prog_insns: u64,
+        load_time: u64,
+        created_by_uid: u32,
+        nr_map_ids: u32,
+        map_ids: u64,
+        name: [u8; 16],
+    }
+    let mut attributes = GetId { prog_id: id, next_id: 0, open_flags: 0 };
+    // SAFETY: no pointers.
+    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes) }?;
+    // SAFETY: this command makes a descriptor.
+    let program = unsafe { descriptor(fd) }?;
+    // SAFETY: integers only.
+    let info: ProgInfo = unsafe { info(program.as_fd()) }?;
+    let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
 
-/// What the child does.
-fn join_and_connect(procs: Option<BorrowedFd<'_>>, to: SocketAddrV4, attempt: Attempt) -> i32 {
-    if procs.is_some_and(|procs| rustix::io::write(procs, b"0").is_err()) {
-        return UNABLE;
-    }
-    let kind = match attempt {
-        Attempt::Datagram => SocketType::DGRAM,
-        Attempt::Stream(_) => SocketType::STREAM,
+/// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h), Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie of the network namespace in which a socket was made.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.14.
+pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let (mut cookie, mut length): (u64, libc::socklen_t) = (0, u64::BITS / 8);
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, and the written length to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
     };
-    let Ok(socket) = rustix::net::socket(AddressFamily::INET, kind, None) else { return UNABLE };
-    // Also bounds connect(2), socket(7).
-    if let Attempt::Stream(patience) = attempt
-        && set_socket_timeout(&socket, Timeout::Send, Some(patience)).is_err()
-    {
-        return UNABLE;
-    }
-    rustix::net::connect(&socket, &to).map_or_else(rustix::io::Errno::raw_os_error, |()| 0)
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use aya::maps::HashMap;
+use aya::{Pod, maps::HashMap};
 use kube2ram_common::{
-    abi::{ConnectRecord, Handshake, is_past_max_age},
+    abi::{ConnectRecord, HANDSHAKE_MAX_AGE_NS, Handshake, is_over},
     names::map,
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -41,22 +41,28 @@ impl Datapath {
     }
 }
 
-/// An entry stays behind when another program takes our notice of the close away. It is never handed over, but it takes room.
+/// A record stays behind when its connect(2) came to nothing before a packet was sent, or when another program takes our notice of the close away. It is never handed
+/// over, but it takes room.
 fn remove_the_old(pins: &Pins) -> Result<(), DatapathError> {
+    let until_ns = |record: &ConnectRecord| record.connected_at_ns + HANDSHAKE_MAX_AGE_NS;
+    remove_over::<u64, ConnectRecord>(pins, map::CLIENTS, until_ns)?;
+    remove_over::<Handshake, ConnectRecord>(pins, map::HANDSHAKES, until_ns)?;
+    remove_over::<u64, u64>(pins, map::SHARES, |until_ns| *until_ns)
+}
+
+fn remove_over<K: Pod, V: Pod>(
+    pins: &Pins,
+    name: &'static str,
+    until_ns: impl Fn(&V) -> u64,
+) -> Result<(), DatapathError> {
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns = u64::try_from(Duration::try_from(now).unwrap_or_default().as_nanos()).unwrap_or_default();
-    let is_old = |since_ns: u64| is_past_max_age(now_ns, since_ns);
-    let mut handshakes: HashMap<_, Handshake, ConnectRecord> = open(pins, map::HANDSHAKES)?;
+    let mut entries: HashMap<_, K, V> = open(pins, name)?;
     let old: Vec<_> =
-        handshakes.iter().flatten().filter(|(_, record)| is_old(record.connected_at_ns)).collect();
+        entries.iter().flatten().filter(|(_, value)| is_over(now_ns, until_ns(value))).collect();
     for (key, _) in old {
-        // Completed meanwhile, or taken by another socket of the same 4-tuple, which is then not vouched for.
-        let _gone_already = handshakes.remove(&key);
-    }
-    let mut shares: HashMap<_, u64, u64> = open(pins, map::SHARES)?;
-    let old: Vec<_> = shares.iter().flatten().filter(|(_, taken_at_ns)| is_old(*taken_at_ns)).collect();
-    for (key, _) in old {
-        let _gone_already = shares.remove(&key);
+        // Gone already, or taken by another socket meanwhile, which is then not vouched for.
+        let _gone_already = entries.remove(&key);
     }
     Ok(())
 }

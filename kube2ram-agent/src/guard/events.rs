@@ -10,11 +10,13 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, netlink::SocketAddrNetlink, recv,
-        socket_with,
+        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, netlink::SocketAddrNetlink,
+        recvfrom, socket_with,
     },
 };
 use tokio::sync::mpsc;
+
+use crate::netlink::is_kernel;
 
 /// The changes of one network namespace: the one that it was made in. Dropping it ends the thread.
 #[derive(Debug)]
@@ -79,10 +81,11 @@ fn read(socket: &OwnedFd, table: &[u8]) -> io::Result<bool> {
     let mut buffer = vec![0; DATAGRAM_MAX];
     let mut is_about = false;
     loop {
-        match recv(socket, buffer.as_mut_slice(), RecvFlags::empty()) {
-            Ok((length, _)) => {
+        match recvfrom(socket, buffer.as_mut_slice(), RecvFlags::empty()) {
+            Ok((length, _, sender)) if is_kernel(sender.clone()) => {
                 is_about |= buffer[..length].windows(table.len()).any(|part| part == table);
             }
+            Ok(_) => {}
             Err(Errno::AGAIN) => return Ok(is_about),
             Err(Errno::INTR) => {}
             // Notifications were dropped: anything may have happened.

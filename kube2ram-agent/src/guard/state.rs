@@ -1,10 +1,12 @@
 //! How the guard stands, as people see it. Written by `guard` alone; read by `app`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// What people see of the guard. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct State(Arc<Mutex<Standing>>);
+pub struct State(Arc<watch::Sender<Standing>>);
 
 /// How the guard stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,10 +27,25 @@ pub struct Standing {
 impl State {
     /// How the guard stands.
     pub fn read(&self) -> Standing {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
+    }
+
+    /// Waits for the end of the first check.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn checked(&self) {
+        // Never an error: the sender is `self`'s.
+        drop(self.0.subscribe().wait_for(|standing| standing.is_in_force.is_some()).await);
+    }
+
+    /// Each check is a change.
+    #[cfg(test)]
+    pub(super) fn subscribe(&self) -> watch::Receiver<Standing> {
+        self.0.subscribe()
     }
 
     pub(super) fn update(&self, update: impl FnOnce(&mut Standing)) {
-        update(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        self.0.send_modify(update);
     }
 }

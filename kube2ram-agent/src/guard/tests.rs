@@ -6,11 +6,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
-use tokio::time::advance;
-
 use super::*;
 use crate::netlink::Attribute;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 mod forwarding;
 
@@ -138,13 +136,12 @@ fn rules_against_ipvs_come_as_soon_as_the_kernel_can_make_them() {
             let without = nft("list ruleset");
             assert!(without.contains("meta skuid") && !without.contains("ct original"), "{without}");
             let (repairs, state) = (guard.metrics.repairs.clone(), guard.state());
-            let running = tokio::spawn(guard.run_with(None));
-            tokio::task::yield_now().await;
-            let next_check = async || {
-                for wait in [PAUSE, CHECK_INTERVAL] {
-                    advance(wait).await;
-                    tokio::task::yield_now().await;
-                }
+            let mut checks = state.subscribe();
+            let running = tokio::spawn(guard.run_with(None, CancellationToken::new()));
+            checks.changed().await.unwrap();
+            // The clock goes on by itself while nothing but it is waited for.
+            let mut next_check = async || {
+                checks.changed().await.unwrap();
                 nft("list ruleset")
             };
 
@@ -298,7 +295,7 @@ fn the_ipv4_rules_stay_where_the_kernel_cannot_make_ipv6s() {
 
             HAS_IPV6.store(true, Ordering::Relaxed);
             assert!(!guard.check(), "not asked yet");
-            advance(CHECK_INTERVAL).await;
+            tokio::time::advance(CHECK_INTERVAL).await;
             assert!(guard.check());
 
             assert_eq!(nft("list ruleset"), format!("{IPV4}{IPV6}"));
@@ -336,21 +333,50 @@ fn repairs_in_time_what_it_did_not_hear_of() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut guard = guard();
-            assert!(guard.check());
-            let running = tokio::spawn(guard.run_with(None));
-            tokio::task::yield_now().await;
+            let guard = guard();
+            let mut checks = guard.state().subscribe();
+            let started = Instant::now();
+            let running = tokio::spawn(guard.run_with(None, CancellationToken::new()));
+            checks.changed().await.unwrap();
             nft("delete table ip kube2ram");
 
-            for wait in [PAUSE, CHECK_INTERVAL] {
-                advance(wait).await;
-                tokio::task::yield_now().await;
-            }
+            checks.changed().await.unwrap();
 
             assert!(nft("list ruleset").contains("table ip kube2ram"));
+            assert!(started.elapsed() <= PAUSE + CHECK_INTERVAL);
             running.abort();
         });
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_does_not_end_is_reported_and_waited_for() {
+    let (in_force, state) = (Gauge::<i64>::default(), State::default());
+    in_force.set(1);
+    state.update(|standing| standing.is_in_force = Some(true));
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let checking = tokio::spawn(async { ended.await.unwrap() });
+    let mut waiting = std::pin::pin!(in_time(checking, &in_force, &state));
+
+    assert!(timeout(LATE * 2, &mut waiting).await.is_err());
+    let standing = state.read();
+    assert_eq!((in_force.get(), standing.is_in_force), (0, Some(false)));
+    assert_eq!(standing.failure.unwrap(), "netfilter has not answered for 5 s");
+
+    end.send(7).unwrap();
+    assert_eq!(waiting.await, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_after_a_stop() {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let guard = guard();
+    let state = guard.state();
+
+    guard.run_with(None, stop).await;
+
+    assert_eq!(state.read().is_in_force, None);
 }
 
 #[test]
@@ -363,7 +389,7 @@ fn hears_of_a_change_and_repairs_it_long_before_it_looks() {
             assert!(guard.check());
             let whole = nft("list ruleset");
             let repairs = guard.metrics.repairs.clone();
-            let running = tokio::spawn(guard.run());
+            let running = tokio::spawn(guard.run(CancellationToken::new()));
 
             for (before, change) in
                 ["flush ruleset", "insert rule ip kube2ram forward accept", "delete table ip6 kube2ram"]
@@ -377,7 +403,7 @@ fn hears_of_a_change_and_repairs_it_long_before_it_looks() {
                         sleep(Duration::from_millis(1)).await;
                     }
                 };
-                tokio::time::timeout(Duration::from_secs(5), repaired).await.expect(change);
+                timeout(Duration::from_secs(5), repaired).await.expect(change);
 
                 assert_eq!(nft("list ruleset"), whole, "{change}");
             }

@@ -19,7 +19,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, net::UnixStream, time::timeout};
 
-use super::{HandoverError, Hello, PodEntry};
+use super::{HandoverError, Hello};
 
 /// What is said; in this order, but for [`Self::Prepared`], which may be missing.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +28,8 @@ pub(super) enum Message {
     Hello(Hello),
     /// Standing by: could serve at once.
     Prepared,
-    /// Running: lock, app and admin listener are attached; as many listeners of pods follow.
-    Estate { pods: usize },
-    /// Running: each one's listener is attached.
-    Pods(Vec<PodEntry>),
+    /// Running: lock, app and admin listener are attached.
+    Estate,
     /// Formerly standing by: serves.
     Serving,
 }
@@ -47,12 +45,11 @@ pub(super) struct Channel {
 
 /// How long the other agent may take to answer, or to read, when it has nothing else to do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
-/// Descriptors with one message; the kernel takes 253 (`SCM_MAX_FD`, include/net/scm.h).
-pub(super) const DESCRIPTORS: usize = 64;
+/// Descriptors with one message.
+const DESCRIPTORS: usize = 3;
 /// Descriptors that came before the message they belong to did.
-const MAX_EARLY_DESCRIPTORS: usize = 4 * DESCRIPTORS;
-/// [`DESCRIPTORS`] entries take some 100 bytes each.
-const MAX_MESSAGE_BYTES: usize = 32 * 1024;
+const MAX_EARLY_DESCRIPTORS: usize = DESCRIPTORS;
+const MAX_MESSAGE_BYTES: usize = 4096;
 const LENGTH_BYTES: usize = size_of::<u32>();
 
 impl Channel {

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Estate, HandoverError, Hello, SOCKET,
-    channel::{Channel, DESCRIPTORS, Message, PATIENCE},
+    channel::{Channel, Message, PATIENCE},
 };
 use crate::{state_dir::StateDir, telemetry::chain};
 
@@ -37,8 +37,8 @@ pub struct Heirs(Arc<Mutex<VecDeque<Channel>>>);
 const MAX_HEIRS: usize = 4;
 /// How long an agent that was told to end waits for the other one to be prepared. Pods are served meanwhile.
 const PREPARATION: Duration = Duration::from_secs(10);
-/// How long the other one may take to load its programs (0.1 s) and to serve. Pods are served meanwhile.
-const TAKE_OVER: Duration = Duration::from_secs(5);
+/// How long the other one may take to load its programs (0.1 s), to open its listeners in pods (about 1 ms each) and to serve. Pods are served meanwhile.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -159,13 +159,6 @@ impl Heirs {
 }
 
 async fn bequeath(heir: &mut Channel, estate: &Estate) -> Result<(), HandoverError> {
-    let Estate { lock, app, admin, pods } = estate;
-    let first = Message::Estate { pods: pods.len() };
-    heir.send(&first, &[lock.as_fd(), app.as_fd(), admin.as_fd()]).await?;
-    for part in pods.chunks(DESCRIPTORS) {
-        let entries = part.iter().map(|(entry, _)| *entry).collect();
-        let descriptors: Vec<_> = part.iter().map(|(_, listener)| listener.as_fd()).collect();
-        heir.send(&Message::Pods(entries), &descriptors).await?;
-    }
-    Ok(())
+    let Estate { lock, app, admin } = estate;
+    heir.send(&Message::Estate, &[lock.as_fd(), app.as_fd(), admin.as_fd()]).await
 }

@@ -101,42 +101,21 @@ impl Predecessor {
         self.0.send(&Message::Prepared, &[]).await
     }
 
-    /// Waits, however long it takes, until the other agent hands over, and tells how many listeners of pods there are.
+    /// Waits, however long it takes, until the other agent hands over, and takes what it has. It goes on serving until [`Self::serving`].
     ///
     /// # Errors
     /// [`HandoverError::HungUp`] when it ended without; others when it does not keep to the rules.
     ///
     /// # Cancel safety
     /// Nothing is lost.
-    pub async fn offer(&mut self) -> Result<usize, HandoverError> {
+    pub async fn estate(&mut self) -> Result<Estate, HandoverError> {
         match self.0.receive().await? {
-            Message::Estate { pods } => Ok(pods),
+            Message::Estate => {
+                let (lock, app, admin) = (self.0.descriptor()?, self.0.descriptor()?, self.0.descriptor()?);
+                Ok(Estate { lock, app, admin })
+            }
             _ => Err(HandoverError::Malformed),
         }
-    }
-
-    /// Takes what was offered. The other agent goes on serving until [`Self::serving`].
-    ///
-    /// # Errors
-    /// When the other one ends, or does not keep to the rules.
-    ///
-    /// # Cancel safety
-    /// None: what has come is lost, and the other one ends alone.
-    pub async fn estate(&mut self, expected: usize) -> Result<Estate, HandoverError> {
-        let (lock, app, admin) = (self.0.descriptor()?, self.0.descriptor()?, self.0.descriptor()?);
-        let mut pods = Vec::new();
-        while pods.len() < expected {
-            let Message::Pods(entries) = self.0.receive_within(PATIENCE).await? else {
-                return Err(HandoverError::Malformed);
-            };
-            if entries.is_empty() {
-                return Err(HandoverError::Malformed);
-            }
-            for entry in entries {
-                pods.push((entry, self.0.descriptor()?));
-            }
-        }
-        Ok(Estate { lock, app, admin, pods })
     }
 
     /// Tells that this agent serves. From here on the other one accepts nothing more.

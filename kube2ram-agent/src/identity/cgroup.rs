@@ -1,5 +1,5 @@
 //! Cgroup id → path → pod, by opening the id as a file handle: one system call each way, no walk, no cache.
-//! Depends on `cgroup_path`; `recent` calls it for a connection whose cgroup had none lately. The module's only unsafe code.
+//! Depends on `cgroup_path`; called by `server` once per connection of the host's listener. The module's only unsafe code.
 
 use std::{
     io, mem,
@@ -12,7 +12,11 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{CgroupId, CgroupPods, IdentityError, MountError, PodUid, pod_of_path};
+use super::{
+    CgroupId, CgroupPods, IdentityError, MountError, PodUid,
+    cgroup_path::{QOS_CLASSES, is_qos_cgroup},
+    pod_of_path,
+};
 
 /// The host's cgroup2 tree, as seen through one mount.
 #[derive(Debug)]
@@ -71,6 +75,26 @@ impl CgroupPods for CgroupTree {
 /// What stat(2) said.
 pub fn cgroup_id(path: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(std::fs::metadata(path)?.ino()))
+}
+
+/// The ids of the cgroups directly below the pods' that hold the pods of one quality of service, as far as they are there.
+///
+/// # Errors
+/// When the pods' cgroup cannot be read.
+pub fn qos_cgroups(pods: &Path) -> io::Result<[Option<CgroupId>; QOS_CLASSES.len()]> {
+    let mut ids = [None; QOS_CLASSES.len()];
+    let mut free = ids.iter_mut();
+    for entry in std::fs::read_dir(pods)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| is_qos_cgroup(name, pods))
+            && let Some(id) = free.next()
+        {
+            *id = Some(CgroupId(std::os::unix::fs::DirEntryExt::ino(&entry)));
+        }
+    }
+    // In whatever order the directory is read.
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 const OPEN_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

@@ -25,8 +25,13 @@ pub fn pod_of_path(path: &Path, pods: &Path) -> Option<PodUid> {
     driver.pod(segments.next()??, Some(qos))
 }
 
+/// Whether a child of the pods' cgroup, by the names of both, holds the pods of one quality of service.
+pub(super) fn is_qos_cgroup(name: &str, pods: &Path) -> bool {
+    Driver::of(pods).is_some_and(|driver| QOS_CLASSES.into_iter().any(|qos| driver.is_qos(name, qos)))
+}
+
 /// Guaranteed pods have no cgroup of their class in between.
-const QOS_CLASSES: [&str; 2] = ["besteffort", "burstable"];
+pub(super) const QOS_CLASSES: [&str; 2] = ["besteffort", "burstable"];
 
 /// How the kubelet spells a chain of cgroups.
 enum Driver<'a> {

@@ -13,7 +13,10 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// More than one pods cgroup has processes in it (or none of several has), so the kubelet's cannot be told.
-    #[error("cannot tell which of {candidates:?} is the kubelet's pods cgroup: set --pods-cgroup")]
+    #[error(
+        "cannot tell which of {candidates:?} is the kubelet's pods cgroup: reboot the node, which removes what another cgroup driver left, or set \
+         --pods-cgroup"
+    )]
     Ambiguous {
         /// Those that exist.
         candidates: Vec<PathBuf>,
@@ -93,8 +96,9 @@ pub fn find_cgroup_root(configured: Option<&Path>) -> Result<PathBuf, MountError
 /// `root`.
 ///
 /// # Errors
-/// [`MountError::NoPods`], [`MountError::Ambiguous`] (a change of the kubelet's cgroup driver leaves the other one's empty tree
-/// behind; attaching to that would protect nothing), [`MountError::Outside`], [`MountError::Read`].
+/// [`MountError::NoPods`], [`MountError::Ambiguous`] (a change of the kubelet's cgroup driver leaves the other one's tree
+/// behind, empty or with pods that were started before; attaching to that would protect nothing new. The one with this
+/// process in it is the kubelet's: this agent's pod was started by it), [`MountError::Outside`], [`MountError::Read`].
 pub fn find_pods_cgroup(root: &Path, configured: Option<&Path>) -> Result<PathBuf, MountError> {
     if let Some(path) = configured {
         let path = root.join(path);
@@ -111,7 +115,13 @@ pub fn find_pods_cgroup(root: &Path, configured: Option<&Path>) -> Result<PathBu
             let mut populated = candidates.iter().filter(|path| is_populated(path));
             match (populated.next(), populated.next()) {
                 (Some(only), None) => Ok(only.clone()),
-                _ => Err(MountError::Ambiguous { candidates }),
+                (None, _) => Err(MountError::Ambiguous { candidates }),
+                (Some(_), Some(_)) => {
+                    let own = own_cgroup(root).ok();
+                    let holds_own = |path: &&PathBuf| own.as_ref().is_some_and(|own| own.starts_with(path));
+                    let kubelets = candidates.iter().find(holds_own).cloned();
+                    kubelets.ok_or(MountError::Ambiguous { candidates })
+                }
             }
         }
     }

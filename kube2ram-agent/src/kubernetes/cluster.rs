@@ -233,6 +233,7 @@ impl Cluster {
             pod: Arc::clone(&known.pod),
             config_hash: known.config_hash.clone(),
             ip: known.ip,
+            is_running: known.is_running,
             presence: match () {
                 () if has_departed => Presence::Departed,
                 () if known.is_terminating => Presence::Terminating,

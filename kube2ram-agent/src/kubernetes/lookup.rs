@@ -142,7 +142,13 @@ mod tests {
             host_network: false,
             annotations: [].into(),
         };
-        Sighting::Live(Known { pod: Arc::new(pod), config_hash: None, ip: None, is_terminating: false })
+        Sighting::Live(Known {
+            pod: Arc::new(pod),
+            config_hash: None,
+            ip: None,
+            is_terminating: false,
+            is_running: false,
+        })
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use kube::core::{ApiResource, ObjectMeta, object::Object};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::Pod;
 use crate::identity::PodUid;
@@ -26,6 +26,19 @@ pub(super) struct PodStatus {
     pub(super) phase: Option<Box<str>>,
     #[serde(rename = "podIP")]
     pod_ip: Option<Box<str>>,
+    #[serde(rename = "containerStatuses", default)]
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct ContainerStatus {
+    #[serde(default)]
+    state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct ContainerState {
+    running: Option<IgnoredAny>,
 }
 
 /// What one pod object says.
@@ -45,6 +58,8 @@ pub(super) struct Known {
     pub(super) ip: Option<IpAddr>,
     /// Whether somebody has deleted it; its processes may take their time.
     pub(super) is_terminating: bool,
+    /// Whether one of its containers runs.
+    pub(super) is_running: bool,
 }
 
 impl Known {
@@ -62,7 +77,7 @@ pub(super) fn pod_resource() -> ApiResource {
 pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
-    let PodStatus { phase, pod_ip } = object.status.unwrap_or_default();
+    let PodStatus { phase, pod_ip, container_statuses } = object.status.unwrap_or_default();
     // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
     if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Some(Sighting::Ended(uid));
@@ -91,7 +106,8 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         annotations,
     };
     let ip = pod_ip.and_then(|ip| ip.parse().ok());
-    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating }))
+    let is_running = container_statuses.iter().any(|status| status.state.running.is_some());
+    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating, is_running }))
 }
 
 pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {

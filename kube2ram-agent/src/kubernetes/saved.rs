@@ -89,7 +89,7 @@ impl SavedPod {
         };
         let uid = PodUid::parse(&uid)?;
         let pod = Pod { uid, namespace, name, service_account, host_network, annotations };
-        Some(Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false })
+        Some(Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false, is_running: false })
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
             annotations: [("role".into(), annotation.into())].into(),
         };
         let config_hash = (n == 2).then(|| PodUid::parse("9f86d081884c7d659a2feaa0c55ad015").unwrap());
-        Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false }
+        Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false, is_running: false }
     }
 
     #[test]

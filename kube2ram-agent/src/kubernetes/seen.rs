@@ -16,6 +16,8 @@ pub struct Seen {
     pub ip: Option<IpAddr>,
     /// How it is known.
     pub presence: Presence,
+    /// Whether one of its containers runs, by the API server's last word.
+    pub is_running: bool,
 }
 
 /// How a pod is known.

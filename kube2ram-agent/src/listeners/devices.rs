@@ -39,7 +39,7 @@ impl PodListeners {
             if pod.has_known_devices() || until <= Instant::now() {
                 continue;
             }
-            let Ok(Found::Own(netns)) = processes::of_pod(&pod.cgroup, host) else { continue };
+            let Ok(Found::Own(netns)) = processes::of_pod(&pod.cgroup.path, host) else { continue };
             match links_in(&netns) {
                 Ok(links) if links.are_set_up() => {
                     let (devices, peers) = (links.devices(), links.peers().take(MAX_PEERS).collect());
@@ -64,8 +64,8 @@ impl PodListeners {
             if pods != 0 && self.said.insert(device.label()) {
                 warn!(
                     device = device.label(),
-                    "pods' packets do not pass the node's network stack, or (ebpf) may not: AF_PACKET, AF_XDP and tunnels reach the metadata server from there; \
-                     drop NET_RAW, NET_ADMIN and BPF in such pods, and set the metadata server to token-only mode"
+                    "pods' packets do not pass the node's network stack, or (ebpf) may not: netfilter does not see what packet sockets and tunnels send from \
+                     there, and only the wire guard (--wire-guard) keeps it from the metadata server"
                 );
             }
         }

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, io};
 
-use crate::netlink::{Attribute, Message, Socket, attribute, attributes, half, word};
+use crate::{
+    datapath::{LinkHeader, WireDevice},
+    netlink::{Attribute, Message, Socket, attribute, attributes, half, word},
+};
 
 /// A device whose packets the node's netfilter does not see, or may not. The order is that of the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,18 +47,28 @@ struct Link {
     lower: Option<u32>,
     /// The device below is in another namespace.
     lower_is_elsewhere: bool,
+    /// Which one, as this namespace numbers it.
+    lower_netns: Option<i32>,
 }
 
 /// All that one namespace has.
 #[derive(Debug, Default)]
-pub(super) struct Links(Vec<Link>);
+pub(crate) struct Links(Vec<Link>);
+
+/// Devices by which packets leave, for the wire guard.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct WayOut {
+    pub(crate) devices: Vec<WireDevice>,
+    /// The index of each device for whose link header there is no program.
+    pub(crate) unknown: Vec<u32>,
+}
 
 impl Links {
     /// Asks for those of the calling thread's namespace.
     ///
     /// # Errors
     /// As [`Socket::request`]: interrupted when they changed meanwhile, too large when they are too many.
-    pub(super) fn of_this_thread() -> io::Result<Self> {
+    pub(crate) fn of_this_thread() -> io::Result<Self> {
         let mut found = Self::default();
         Socket::open(None, MAX_DATAGRAMS)?
             .request(&[request()], |kind, payload| found.take(kind, payload))?;
@@ -70,6 +83,44 @@ impl Links {
     /// Those that lead past the node's stack. Whether they are up is not asked: the pod may set them up later. What is not known passes for the host's.
     pub(super) fn devices(&self) -> BTreeSet<Device> {
         self.0.iter().filter_map(|link| self.device(link)).collect()
+    }
+
+    /// Their indices.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|link| link.index)
+    }
+
+    /// Those by which packets leave the node, for the wire guard: cards, and what is `routed`, which on a node that
+    /// is a container is one end of a pair. The rest is on top of these, or leads to pods.
+    pub(crate) fn way_out_of_node(&self, routed: &[u32]) -> WayOut {
+        self.way_out(|link| link.kind.is_none() || routed.contains(&link.index))
+    }
+
+    /// The same of a pod: cards, and ends of pairs whose other end is neither here nor in the node's namespace,
+    /// which this one numbers `node`.
+    pub(crate) fn way_out_of_pod(&self, node: Option<i32>) -> WayOut {
+        self.way_out(|link| match link.kind.as_deref() {
+            None => true,
+            Some(b"veth" | b"netkit") => {
+                link.lower_is_elsewhere && (node.is_none() || link.lower_netns != node)
+            }
+            Some(_) => false,
+        })
+    }
+
+    /// Cards first: a pod may make many others.
+    fn way_out(&self, leads_out: impl Fn(&Link) -> bool) -> WayOut {
+        let mut way = WayOut::default();
+        let mut links: Vec<_> =
+            self.0.iter().filter(|link| link.flags & IFF_LOOPBACK == 0 && leads_out(link)).collect();
+        links.sort_by_key(|link| (link.kind.is_some(), link.index));
+        for link in links.into_iter().take(MAX_WAYS_OUT) {
+            match link.header() {
+                Some(header) => way.devices.push(WireDevice { index: link.index, header }),
+                None => way.unknown.push(link.index),
+            }
+        }
+        way
     }
 
     /// The other ends of pairs, by their index in the namespace they are in: the node's, for those that the network plugin made.
@@ -112,6 +163,23 @@ impl Links {
     }
 }
 
+impl Link {
+    /// What its packets begin with, by include/uapi/linux/if_arp.h. `None`: something else.
+    fn header(&self) -> Option<LinkHeader> {
+        const ARPHRD_NONE: u16 = 0xfffe;
+        const ARPHRD_PPP: u16 = 512;
+        const ARPHRD_RAWIP: u16 = 519;
+        const ARPHRD_TUNNELS: [u16; 5] = [768, 769, 776, 778, 823]; // IPv4, IPv6, sit, GRE of both
+        match self.hardware {
+            ARPHRD_ETHER => Some(LinkHeader::Ethernet),
+            ARPHRD_NONE | ARPHRD_PPP | ARPHRD_RAWIP => Some(LinkHeader::None),
+            hardware => ARPHRD_TUNNELS.contains(&hardware).then_some(LinkHeader::None),
+        }
+    }
+}
+
+/// Of one namespace: more are not covered.
+const MAX_WAYS_OUT: usize = 64;
 /// `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 /// A pod that makes devices by the thousand is not followed.
@@ -143,7 +211,10 @@ fn link(payload: &[u8]) -> Option<Link> {
     for (kind, value) in attributes(&payload[IFINFOMSG..]) {
         match kind {
             IFLA_LINK => link.lower = value.first_chunk().map(|index| u32::from_ne_bytes(*index)),
-            IFLA_LINK_NETNSID => link.lower_is_elsewhere = true,
+            IFLA_LINK_NETNSID => {
+                link.lower_is_elsewhere = true;
+                link.lower_netns = value.first_chunk().map(|id| i32::from_ne_bytes(*id));
+            }
             IFLA_LINKINFO => {
                 let name = attribute(value, IFLA_INFO_KIND);
                 link.kind = name.map(|name| name.strip_suffix(b"\0").unwrap_or(name).into());

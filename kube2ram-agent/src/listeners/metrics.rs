@@ -11,6 +11,8 @@ use super::links::Device;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) open: Gauge,
+    /// Whether pods' cgroups are looked at every second, because inotify does not work.
+    pub(super) polling: Gauge,
     beside_host: Family<[(&'static str, &'static str); 1], Gauge>,
     failures: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -21,8 +23,13 @@ impl Metrics {
         let metrics = Self::default();
         registry.register("pod_listeners", "Pods with a listener of their own", metrics.open.clone());
         registry.register(
+            "pod_cgroups_polled",
+            "Whether pods' cgroups are looked at every second, because inotify does not work: its instances are used up (fs.inotify.max_user_instances)",
+            metrics.polling.clone(),
+        );
+        registry.register(
             "pod_listener_failures",
-            "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, find, listen, redirect, survey, watch), and questions for pods' devices that failed (links)",
+            "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, contested: two pods in one network namespace, ended: by somebody in the pod, find, listen, redirect, survey, watch), and questions for pods' devices that failed (links)",
             metrics.failures.clone(),
         );
         registry.register(
@@ -34,7 +41,8 @@ impl Metrics {
             metrics.beside_host(device, 0);
         }
         // Or an alert on an increase would miss the first.
-        for step in ["close", "find", "links", "listen", "redirect", "survey", "watch"] {
+        for step in ["close", "contested", "ended", "find", "links", "listen", "redirect", "survey", "watch"]
+        {
             drop(metrics.failures.get_or_create(&[("step", step)]));
         }
         metrics

@@ -1,28 +1,27 @@
-//! Network namespaces: how they are told apart, and how to listen inside of one. Blocks; depends on nothing of ours.
-//! Called by `listeners` and `processes`.
+//! Network namespaces: how they are told apart, and how to listen inside of one. Blocks; depends on `datapath` for a pass.
+//! Called by `listeners` and `processes`. The home of socket2.
 
 use std::{
     fs::{self, File},
     io,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     thread,
     time::Duration,
 };
 
-use rustix::{
-    io::Errno,
-    net::{
-        AddressFamily, SocketFlags, SocketType, accept, bind, connect, getsockname, listen, socket_with,
-        sockopt,
-    },
-    thread::{LinkNameSpaceType, move_into_link_name_space},
-};
-use serde::{Deserialize, Serialize};
+use kube2ram_common::abi::LISTENER_PORTS;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Socket, Type};
+
+use crate::datapath::PassGrant;
 
 /// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsId(u64, u64);
 
 impl NetnsId {
@@ -41,14 +40,14 @@ impl NetnsId {
 
 /// A namespace that is held open.
 #[derive(Debug)]
-pub(super) struct Netns {
+pub(crate) struct Netns {
     file: File,
-    pub(super) id: NetnsId,
+    pub(crate) id: NetnsId,
 }
 
 impl Netns {
     /// Does something inside. setns(2) changes the calling thread, so it is called on a thread that ends with it: there is no way back that could fail.
-    pub(super) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub(crate) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -58,46 +57,97 @@ impl Netns {
         })
     }
 
+    /// For the kernel, which takes a namespace as a descriptor.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Holds the one that a file leads to: a process's, or one that has a name, as iproute2 gives them.
     ///
     /// # Errors
     /// The kernel's; [`io::ErrorKind::PermissionDenied`] where the process may not be looked at.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self { id: NetnsId::of(file.metadata())?, file })
     }
 }
 
-/// Listens on `addr` in a namespace, on a port of the kernel's choice: a fixed one would take that port from the pod, because whoever binds the
-/// wildcard address needs it on every address. The ephemeral ports are what no program counts on.
-pub(super) fn listen_in(netns: &Netns, addr: Ipv4Addr) -> io::Result<(TcpListener, SocketAddrV4)> {
+/// What listens in a namespace, at the loopback device.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The port of all.
+    pub(super) port: u16,
+    /// At 127.0.0.1.
+    pub(super) v4: TcpListener,
+    /// At `::1`, where the namespace has that.
+    pub(super) v6: Option<TcpListener>,
+    /// A socket that was made inside, to ask with.
+    pub(super) inside: UdpSocket,
+}
+
+/// Listens in a namespace at the first port that is free: an application, or an agent that is about to end, may have one of them.
+///
+/// At 127.0.0.1, because service meshes leave that address alone, and no other of 127.0.0.0/8.
+pub(super) fn listen_in(netns: &Netns, pass: &dyn PassGrant) -> io::Result<Opened> {
     netns.within(|| {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        // What a former agent's connections left on the same address must not stand in the way.
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        bind(&socket, &SocketAddrV4::new(addr, 0))?;
-        listen(&socket, BACKLOG)?;
-        let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
-        probe(bound)?;
-        // The probe's end, so that nobody has to serve it.
-        accept(&socket).map(drop)?;
-        Ok((TcpListener::from(socket), bound))
+        let (first, last) = LISTENER_PORTS;
+        let mut taken = io::ErrorKind::AddrInUse.into();
+        for port in first..=last {
+            match listen_at((Ipv4Addr::LOCALHOST, port).into(), pass) {
+                Ok(v4) => {
+                    // Where it cannot be had, sockets of IPv6 are sent to the other one.
+                    let v6 = listen_at((Ipv6Addr::LOCALHOST, port).into(), pass).ok();
+                    let inside = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                    return Ok(Opened { port, v4: v4.into(), v6: v6.map(TcpListener::from), inside });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(taken)
     })
 }
 
-/// Dials a listener from within its namespace: where the loopback device is down or filtered, a pod is not to be sent to it.
-fn probe(addr: SocketAddrV4) -> io::Result<()> {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PROBE_TIMEOUT))?;
-    sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?; // leaves no TIME_WAIT behind
-    match connect(&socket, &addr) {
-        Err(Errno::INPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
-        connected => Ok(connected?),
+fn listen_at(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    // What a former agent's connections left on the same address must not stand in the way.
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        // No packet for ::1 is taken from another device (ipv6_rcv), and answers to a client that has bound another address leave by that one's.
+        socket.set_only_v6(true)?;
+    } else {
+        // With route_localnet, which is the pod's to set, others reach 127.0.0.1 from another device.
+        socket.bind_device(Some(LOOPBACK))?;
     }
+    // What the kernel keeps for a client that does not read is the agent's memory. Accepted sockets have the same.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    probe(addr, pass)?;
+    // The probe's end, so that nobody has to serve it. Rules in the pod may have sent it elsewhere.
+    socket.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    socket.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
+/// Dials a listener from within its namespace: where the loopback device is down or filtered, a pod is not to be sent to it. With a pass, for the connect hook lets
+/// nobody but the pod dial it.
+fn probe(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    pass.grant(socket.as_fd())?;
+    socket.set_linger(Some(Duration::ZERO))?; // leaves no TIME_WAIT behind
+    socket.connect_timeout(&addr.into(), PROBE_TIMEOUT)
+}
+
+/// The kernel's name for it in every namespace.
+const LOOPBACK: &[u8] = b"lo";
 /// The loopback device takes microseconds, and all other pods wait for one whose device drops packets.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
+/// Twice as much is what the kernel counts. Answers of ours are below 2 KiB; what is passed through flows slower.
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
+/// More than the head of a request may have.
+const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
 /// As tokio's own listeners.
 const BACKLOG: i32 = 1024;

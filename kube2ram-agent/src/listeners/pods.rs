@@ -6,7 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::identity::{CgroupId, pod_of_path};
+use crate::identity::{CgroupId, PodUid, pod_of_path};
+
+/// A pod's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PodCgroup {
+    pub(super) id: CgroupId,
+    pub(super) uid: PodUid,
+    pub(super) path: PathBuf,
+}
 
 /// Where pods' cgroups are.
 #[derive(Debug)]
@@ -25,25 +33,23 @@ impl PodCgroups {
     ///
     /// # Errors
     /// When one cannot be read; one that is gone is empty.
-    pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<(CgroupId, PathBuf)>> {
+    pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<PodCgroup>> {
         let mut found = Vec::new();
         self.pods.ancestors().take_while(|path| path.starts_with(&self.root)).for_each(&before);
         for (id, path) in children(&self.pods)? {
-            if self.is_pod(&path) {
-                found.push((id, path));
+            if let Some(uid) = self.pod(&path) {
+                found.push(PodCgroup { id, uid, path });
                 continue;
             }
             before(&path);
-            found.extend(children(&path)?.into_iter().filter(|(_, path)| self.is_pod(path)));
+            let pods = children(&path)?.into_iter();
+            found.extend(pods.filter_map(|(id, path)| Some(PodCgroup { id, uid: self.pod(&path)?, path })));
         }
         Ok(found)
     }
 
-    fn is_pod(&self, path: &Path) -> bool {
-        match (path.strip_prefix(&self.root), self.pods.strip_prefix(&self.root)) {
-            (Ok(path), Ok(pods)) => pod_of_path(path, pods).is_some(),
-            _ => false,
-        }
+    fn pod(&self, path: &Path) -> Option<PodUid> {
+        pod_of_path(path.strip_prefix(&self.root).ok()?, self.pods.strip_prefix(&self.root).ok()?)
     }
 }
 
@@ -74,10 +80,9 @@ mod tests {
         const UID: &str = "0b8c2a5e-1f6d-4f0e-9d1c-3a1d5f1f000";
         let root = tempfile::tempdir().unwrap();
         let pods = root.path().join("kubepods");
-        let expected =
-            [format!("pod{UID}1"), format!("burstable/pod{UID}2"), format!("besteffort/pod{UID}3")]
-                .map(|name| pods.join(name));
-        for path in &expected {
+        let expected = [("", 1), ("burstable", 2), ("besteffort", 3)]
+            .map(|(class, n)| (pods.join(class).join(format!("pod{UID}{n}")), format!("{UID}{n}")));
+        for (path, _) in &expected {
             fs::create_dir_all(path.join(format!("pod{UID}4"))).unwrap();
         }
         fs::create_dir_all(pods.join(format!("burstable/other/pod{UID}5"))).unwrap();
@@ -86,7 +91,13 @@ mod tests {
         let mut found =
             PodCgroups::new(root.path(), &pods).list(|path| seen.borrow_mut().push(path.to_owned())).unwrap();
 
-        let mut expected = expected.map(|path| (cgroup_id(&path).unwrap(), path)).to_vec();
+        let mut expected = expected
+            .map(|(path, uid)| PodCgroup {
+                id: cgroup_id(&path).unwrap(),
+                uid: PodUid::parse(&uid).unwrap(),
+                path,
+            })
+            .to_vec();
         found.sort();
         expected.sort();
         assert_eq!(found, expected);

@@ -32,8 +32,8 @@ pub(super) enum Found {
 /// whatever namespaces its other processes make or enter, for these are younger: what a container starts, and what is started inside of it, comes after
 /// the container's first process, which ends last. Monitors of CRI-O's are older, and the host's; they do not count.
 ///
-/// A process that moves itself elsewhere decides only where nothing older is left, and harms its own pod alone: the target holds for that pod's cgroup,
-/// and tells where the pod is answered, never who it is.
+/// A process that moves itself elsewhere decides only where nothing older is left. The target holds for that pod's cgroup alone, and only the connect hook leads to the
+/// listener: whoever else is in that namespace is not answered there.
 ///
 /// # Errors
 /// When descriptors or memory run out: then nothing is known.

@@ -223,3 +223,29 @@ proptest! {
         all_in(&tree(), &bytes);
     }
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn what_another_process_sends_is_no_reply() {
+    use rustix::net::{SendFlags, getsockname, netlink::SocketAddrNetlink, sendto};
+
+    /// `RTM_GETLINK` and `RTM_NEWLINK`, include/uapi/linux/rtnetlink.h; the head is `struct ifinfomsg`.
+    const GETLINK: u16 = 18;
+    const NEWLINK: u16 = 16;
+    let mut asking = Socket::open(None, 64).unwrap();
+    // The kernel gives a socket its port at the first use.
+    asking.request(&[Message::dump(GETLINK, vec![0; 16], vec![])], |_, _| {}).unwrap();
+    let port = SocketAddrNetlink::try_from(getsockname(&asking.socket).unwrap()).unwrap().pid();
+    let forger = Socket::open(None, 1).unwrap();
+    // In reply to the next request: a device that is not there, and the end.
+    let forged =
+        [told(NEWLINK, 2, 2, b"forged device   "), told(NLMSG_DONE, 2, 2, &0_i32.to_ne_bytes())].concat();
+    sendto(&forger.socket, &forged, SendFlags::empty(), &SocketAddrNetlink::new(port, 0)).unwrap();
+
+    let mut devices = Vec::new();
+    let dump = Message::dump(GETLINK, vec![0; 16], vec![]);
+    asking.request(&[dump], |_, payload| devices.push(payload.to_owned())).unwrap();
+
+    assert!(!devices.is_empty(), "the kernel's reply, which came after");
+    assert!(devices.iter().all(|device| !device.starts_with(b"forged")), "{devices:?}");
+}

@@ -4,60 +4,67 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 
-const OWN: CgroupId = CgroupId(7);
-const OTHER: CgroupId = CgroupId(8);
 /// Of whoever is to be disappointed.
 const LITTLE: Duration = Duration::from_millis(50);
 
-fn state(directory: &tempfile::TempDir) -> StateDir {
-    StateDir::open(&directory.path().join("state")).unwrap()
+fn paths(directory: &tempfile::TempDir) -> SocketPaths {
+    SocketPaths::new(directory.path(), Path::new("/nonexistent"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_container_hears_of_its_own_agent() {
-    let directory = tempfile::tempdir().unwrap();
+async fn each_pod_hears_of_its_own_agent() {
+    let (one, other, neither) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (readiness, unready) = (Readiness::default(), Readiness::default());
     let (pods, _links) = (readiness.wait_for("pods"), unready.wait_for("links"));
-    for (own, readiness) in [(OWN, &readiness), (OTHER, &unready)] {
-        drop(tokio::spawn(Probe::open(&state(&directory), own).unwrap().run(readiness.clone())));
+    for (directory, readiness) in [(&one, &readiness), (&other, &unready)] {
+        drop(tokio::spawn(Probe::open(&paths(directory)).unwrap().run(readiness.clone())));
     }
-    let state = state(&directory);
-    let path = state.path().to_owned();
-    let ask = |own| {
-        let path = path.clone();
-        spawn_blocking(move || ask_agent(&StateDir::open(&path).unwrap(), own, PATIENCE))
+    let ask = |directory| {
+        let paths = paths(directory);
+        spawn_blocking(move || ask(&paths, PATIENCE))
     };
 
-    assert_eq!(ask(OWN).await.unwrap().unwrap(), "pods");
+    assert_eq!(ask(&one).await.unwrap().unwrap(), "pods");
     pods.ready();
-    assert_eq!(ask(OWN).await.unwrap().unwrap(), "");
-    assert_eq!(ask(OTHER).await.unwrap().unwrap(), "links");
-    assert!(matches!(ask(CgroupId(9)).await.unwrap(), Err(ProbeError::Silent(_))));
+    assert_eq!(ask(&one).await.unwrap().unwrap(), "");
+    assert_eq!(ask(&other).await.unwrap().unwrap(), "links");
+    assert!(matches!(ask(&neither).await.unwrap(), Err(ProbeError::Silent(_))));
 }
 
 #[tokio::test]
-async fn what_dead_agents_left_is_silent_and_goes_with_the_next_start() {
+async fn a_container_that_is_started_again_takes_its_sockets_place() {
     let directory = tempfile::tempdir().unwrap();
-    let state = state(&directory);
-    let dead = Probe::open(&state, OWN).unwrap();
-    assert!(any_agent(&state).unwrap(), "the twin");
+    let paths = paths(&directory);
+    drop(Probe::open(&paths).unwrap());
+    assert!(matches!(ask(&paths, PATIENCE), Err(ProbeError::Silent(_))), "what a dead agent left is silent");
 
-    drop(dead);
+    let _next = Probe::open(&paths).unwrap();
 
-    assert!(!any_agent(&state).unwrap());
-    assert!(matches!(ask_agent(&state, OWN, PATIENCE), Err(ProbeError::Silent(_))));
-    let _next = Probe::open(&state, OTHER).unwrap();
-    assert_eq!(sockets(&state).unwrap(), ["ready-8"]);
-    let _again = Probe::open(&state, OWN).unwrap();
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_manifest_without_a_directory_of_the_pod_it_goes_by_the_mount_namespace() {
+    let shared = tempfile::tempdir().unwrap();
+    let paths = SocketPaths::new(Path::new("/nonexistent"), shared.path());
+    drop(tokio::spawn(Probe::open(&paths).unwrap().run(Readiness::default())));
+
+    let own = std::process::Command::new("readlink").arg("/proc/self/ns/mnt").output().unwrap().stdout;
+    let own = String::from_utf8(own).unwrap();
+    let inode: String = own.chars().filter(char::is_ascii_digit).collect();
+
+    assert!(shared.path().join(format!("ready-{inode}")).exists());
+    assert_eq!(spawn_blocking(move || ask(&paths, PATIENCE)).await.unwrap().unwrap(), "");
 }
 
 /// What is heard of an agent that says this and hangs up.
 fn hear_of_one_that_says(said: &'static [u8]) -> Result<String, ProbeError> {
     let directory = tempfile::tempdir().unwrap();
-    let state = state(&directory);
-    let listener = StdUnixListener::bind(state.socket("ready-7")).unwrap();
+    let paths = paths(&directory);
+    let listener = StdUnixListener::bind(directory.path().join(NAME)).unwrap();
     let agent = thread::spawn(move || listener.accept().unwrap().0.write_all(said));
-    let heard = ask_agent(&state, OWN, PATIENCE);
+    let heard = ask(&paths, PATIENCE);
     agent.join().unwrap().unwrap();
     heard
 }
@@ -81,13 +88,13 @@ fn an_answer_is_a_whole_line() {
 #[test]
 fn an_agent_that_hangs_is_waited_for_no_longer_than_that() {
     let directory = tempfile::tempdir().unwrap();
-    let state = state(&directory);
-    let listener = StdUnixListener::bind(state.socket("ready-7")).unwrap();
+    let paths = paths(&directory);
+    let listener = StdUnixListener::bind(directory.path().join(NAME)).unwrap();
 
     // In the queue of its socket, which nobody looks at; and accepted, and then forgotten.
-    let hanging = ask_agent(&state, OWN, LITTLE);
+    let hanging = ask(&paths, LITTLE);
     let agent = thread::spawn(move || [listener.accept().unwrap(), listener.accept().unwrap()]);
-    let forgotten = ask_agent(&state, OWN, LITTLE);
+    let forgotten = ask(&paths, LITTLE);
 
     for heard in [hanging, forgotten] {
         let Err(ProbeError::Silent(error)) = heard else { panic!("{heard:?}") };

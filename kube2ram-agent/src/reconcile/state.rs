@@ -62,6 +62,11 @@ impl State {
         }
     }
 
+    /// Notes that the kernel does not answer; until the next look.
+    pub(super) fn late(&self, failure: String) {
+        self.look().failures.insert(0, failure);
+    }
+
     fn look(&self) -> MutexGuard<'_, Look> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -51,7 +51,7 @@ pub(super) struct Connection {
     peer: SocketAddr,
     /// `None` when the kernel vouches for nobody.
     origin: Option<Origin>,
-    /// Memoised: a cgroup never changes its pod.
+    /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
     /// What the last request's pod is entitled to: a pod whose annotations change is another one.
     session: Mutex<Option<(Arc<Pod>, Arc<RoleSession>)>>,
@@ -66,12 +66,16 @@ enum Item {
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, peer: SocketAddr, origin: Option<Origin>) -> Self {
-        Self { server, peer, origin, uid: OnceLock::new(), session: Mutex::default() }
+        let uid = match &origin {
+            Some(Origin::Pod(uid)) => OnceLock::from(uid.clone()),
+            Some(Origin::Task(_)) | None => OnceLock::new(),
+        };
+        Self { server, peer, origin, uid, session: Mutex::default() }
     }
 
     /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
     pub(super) fn pod_uid(&self) -> Option<PodUid> {
-        let uid = self.uid(self.origin?);
+        let uid = self.uid(self.origin.as_ref()?);
         let identified = match &uid {
             Ok(_) => Identified::Pod,
             Err(RequestError::Identity(error)) => error.into(),
@@ -115,7 +119,7 @@ impl Connection {
             Ok(target) => cut(target.path.as_str()).to_owned(),
             Err(_) => cut(&raw).escape_default().to_string(),
         };
-        let origin = self.origin.ok_or(RequestError::Unvouched)?;
+        let origin = self.origin.as_ref().ok_or(RequestError::Unvouched)?;
         if request.method == Method::CONNECT {
             return Err(RequestError::Tunnel);
         }
@@ -159,11 +163,16 @@ impl Connection {
         self.server.pipeline.directory.pod(uid).now_or_never().and_then(Result::ok)
     }
 
-    fn uid(&self, origin: Origin) -> Result<&PodUid, RequestError> {
+    fn uid(&self, origin: &Origin) -> Result<&PodUid, RequestError> {
         if let Some(uid) = self.uid.get() {
             return Ok(uid);
         }
-        let uid = self.server.pipeline.cgroups.pod_of(origin.cgroup).map_err(RequestError::Identity)?;
+        let uid = match origin {
+            Origin::Pod(uid) => uid.clone(),
+            Origin::Task(cgroup) => {
+                self.server.pipeline.cgroups.pod_of(*cgroup).map_err(RequestError::Identity)?
+            }
+        };
         Ok(self.uid.get_or_init(|| uid))
     }
 

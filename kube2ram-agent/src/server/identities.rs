@@ -15,8 +15,6 @@ pub(super) enum Identified {
     Ambiguous,
     /// Its cgroup is gone.
     Gone,
-    /// It was sent to another listener.
-    Misdirected,
     /// Its cgroup belongs to no pod.
     NoPod,
     /// A pod.
@@ -32,10 +30,9 @@ pub(super) enum Identified {
 pub(super) struct Identities([Counter; Identified::ALL.len()]);
 
 impl Identified {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Ambiguous, "ambiguous"),
         (Self::Gone, "gone"),
-        (Self::Misdirected, "misdirected"),
         (Self::NoPod, "no_pod"),
         (Self::Pod, "pod"),
         (Self::Unreadable, "unreadable"),
@@ -47,7 +44,6 @@ impl From<&OriginError> for Identified {
     fn from(error: &OriginError) -> Self {
         match error {
             OriginError::Ambiguous => Self::Ambiguous,
-            OriginError::Misdirected => Self::Misdirected,
             OriginError::Read(_) => Self::Unreadable,
             OriginError::Unvouched => Self::Unvouched,
         }
@@ -67,7 +63,7 @@ impl From<&IdentityError> for Identified {
 impl Identities {
     pub(super) fn new(registry: &mut Registry) -> Self {
         let family = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        let help = "Connections by who made them (a pod; else ambiguous, misdirected, unvouched: the kernel does not say so; gone, no_pod: its cgroup is none of a pod; unreadable)";
+        let help = "Connections by who made them (a pod; else ambiguous, unvouched: the kernel does not say so; gone, no_pod: its cgroup is none of a pod; unreadable)";
         registry.register("connection_identities", help, family.clone());
         Self(Identified::ALL.map(|(_, label)| family.get_or_create_owned(&[("outcome", label)])))
     }

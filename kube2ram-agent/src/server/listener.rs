@@ -26,7 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::yield_now,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 
@@ -45,6 +45,8 @@ pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often that is said of one listener.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// The connection slots of one server, shared by all of its listeners; a caller cannot take those of the others.
 #[derive(Debug)]
@@ -100,7 +102,8 @@ impl<C: Eq + Hash> Drop for Slot<C> {
     }
 }
 
-/// Hands each accepted connection to `on_accept` until accepting ends; then also those that wait in the backlog already.
+/// Hands each accepted connection to `on_accept` until accepting ends; then also those that wait in the backlog already. Ends as well when the listener is none any
+/// more: a process of its network namespace can destroy it (`ss --kill`).
 ///
 /// # Cancel safety
 /// Dropping the future closes this handle of the listener; connections that were handed over go on.
@@ -109,6 +112,7 @@ pub(crate) async fn accept(
     closing: &Closing,
     mut on_accept: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut said_at: Option<Instant> = None;
     while let Some(accepted) = closing.accepting().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
@@ -118,8 +122,15 @@ pub(crate) async fn accept(
                 // all of the runtime's threads could be accepting.
                 yield_now().await;
             }
+            Err(error) if has_ended(&error) => {
+                debug!(%error, "a listener was destroyed");
+                return;
+            }
             Err(error) => {
-                warn!(error = %error, "cannot accept a connection");
+                if said_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                    warn!(%error, "cannot accept a connection");
+                    said_at = Some(Instant::now());
+                }
                 sleep(ACCEPT_BACKOFF).await;
             }
         }
@@ -128,6 +139,11 @@ pub(crate) async fn accept(
         send_at_once(&stream);
         on_accept(stream, peer);
     }
+}
+
+/// Of accept(2): not a listening socket, or none at all. All else passes: what a single connection met, or a lack of descriptors or memory.
+fn has_ended(error: &std::io::Error) -> bool {
+    [libc::EINVAL, libc::EBADF, libc::ENOTSOCK].iter().any(|errno| error.raw_os_error() == Some(*errno))
 }
 
 fn send_at_once(stream: &TcpStream) {

@@ -6,7 +6,19 @@ use super::{Problem, Status, text::ago};
 
 /// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
-    let parts = [datapath, interception, forward_guard, api_server, base_credentials, sts, pending];
+    let parts = [
+        datapath,
+        taken_port,
+        outside_pods,
+        interception,
+        forward_guard,
+        wire_guard,
+        api_server,
+        base_credentials,
+        sts,
+        boot_guard,
+        pending,
+    ];
     parts.into_iter().filter_map(|look| look(status)).collect()
 }
 
@@ -20,6 +32,36 @@ fn datapath(status: &Status) -> Option<Problem> {
         "datapath",
         format!("the kernel half is not what it should be: {failure}"),
         "see who changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
+    )
+}
+
+fn taken_port(status: &Status) -> Option<Problem> {
+    let port = status.agent.taken_ports.first()?;
+    let refused = match &*port.flag {
+        "--app-port" => "; hostNetwork pods, and pods without a listener of their own, are refused",
+        _ => "",
+    };
+    problem(
+        "agent",
+        format!(
+            "the agent cannot listen on {} ({}): {} has the port{refused}",
+            port.address, port.flag, port.holder
+        ),
+        "stop that process, or give the agent another port (--app-port, --metrics-port); the agent tries again every second",
+    )
+}
+
+fn outside_pods(status: &Status) -> Option<Problem> {
+    let outside = &status.datapath.outside_pods;
+    let first = outside.first()?;
+    let others = match outside.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    };
+    problem(
+        "datapath",
+        format!("{}/{}{others}: {}", first.namespace, first.name, first.message()),
+        "kube2ram status -o json lists them in datapath.outside_pods",
     )
 }
 
@@ -47,6 +89,19 @@ fn forward_guard(status: &Status) -> Option<Problem> {
         "forward_guard",
         format!("packets that the node forwards to the metadata server are not dropped: {why}"),
         "load nf_tables on the node and give the agent NET_ADMIN; nft list table ip kube2ram, and ip6 kube2ram, shows the rules",
+    )
+}
+
+fn wire_guard(status: &Status) -> Option<Problem> {
+    let guard = &status.wire_guard;
+    if !guard.is_wanted || guard.is_in_force {
+        return None;
+    }
+    let why = guard.failure.as_deref().unwrap_or("not checked yet");
+    problem(
+        "wire_guard",
+        format!("packet sockets of pods may reach the metadata server: {why}"),
+        "see what else is attached to the device (bpftool net show, tc filter show dev … egress); the agent tries again twice a second",
     )
 }
 
@@ -112,6 +167,17 @@ fn sts(status: &Status) -> Option<Problem> {
         _ => return None,
     };
     problem("sts", format!("{what} (last {})", ago(status.at, failure.at)), &failure.remedy)
+}
+
+fn boot_guard(status: &Status) -> Option<Problem> {
+    let failure = status.boot_guard.installation_failure.as_deref()?;
+    problem(
+        "boot_guard",
+        format!(
+            "the boot guard could not be installed: {failure}; from the next boot on, pods that start before the agent reach the node's role"
+        ),
+        "correct that and restart the agent's pod, or leave the boot guard out and use the start-up taint",
+    )
 }
 
 fn pending(status: &Status) -> Option<Problem> {

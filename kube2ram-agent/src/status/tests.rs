@@ -50,6 +50,7 @@ fn healthy() -> Status {
             pending: Vec::new(),
             log_level: "info".to_owned(),
             log_level_until: None,
+            taken_ports: Vec::new(),
         },
         problems: Vec::new(),
         datapath: Datapath {
@@ -69,6 +70,7 @@ fn healthy() -> Status {
                 kind: "detached".to_owned(),
                 of: "k2r_egress".to_owned(),
             }),
+            outside_pods: Vec::new(),
             outcomes: [("denied_port".to_owned(), 0), ("redirected".to_owned(), 12)].into(),
             interception: Interception { arrived_at: Some(at(-3)), failure: None },
         },
@@ -80,7 +82,15 @@ fn healthy() -> Status {
             repairs: 0,
             failure: None,
         },
-        boot_guard: BootGuard { state: "taken_over".to_owned() },
+        wire_guard: WireGuard {
+            is_wanted: true,
+            is_in_force: true,
+            node_devices: 2,
+            pod_devices: 1,
+            repairs: 0,
+            failure: None,
+        },
+        boot_guard: BootGuard { state: "taken_over".to_owned(), installation_failure: None },
         api_server: ApiServer {
             is_synced: true,
             restored_pods: 0,
@@ -196,6 +206,7 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
             ForwardGuard { is_wanted: false, is_in_force: false, ..status.forward_guard.clone() }),
         []
     );
+    assert_eq!(problems(&|status| status.wire_guard = WireGuard::default()), [], "off");
     assert_eq!(
         problems(&|status| status.sts.last_failure = Some(failure("denied"))),
         [],
@@ -203,12 +214,41 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
     );
     one(&|status| status.agent.pending.push("pods".to_owned()), "agent", "waiting for: pods");
     one(&|status| status.datapath.failures.push("a link".to_owned()), "datapath", "a link");
+    let taken = |status: &mut Status| {
+        status.agent.taken_ports.push(TakenPort {
+            flag: "--app-port".to_owned(),
+            address: "10.0.0.42:8181".to_owned(),
+            holder: "process nginx (pid 7)".to_owned(),
+        });
+    };
+    one(&taken, "agent", "cannot listen on 10.0.0.42:8181 (--app-port): process nginx (pid 7) has the port");
+    let outside = |status: &mut Status| {
+        let pod = |name: &str| OutsidePod {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: "u".to_owned(),
+            host_network: true,
+            cgroup: text("/sys/fs/cgroup/system.slice/x"),
+        };
+        status.datapath.outside_pods.extend([pod("orders"), pod("billing")]);
+    };
+    one(
+        &outside,
+        "datapath",
+        "shop/orders (and 1 more): the pod's processes are not below the pods' cgroup (they are in /sys",
+    );
+    one(
+        &|status| status.boot_guard.installation_failure = text("read-only"),
+        "boot_guard",
+        "could not be installed: read-only",
+    );
     one(
         &|status| status.datapath.interception.failure = text("refused"),
         "datapath",
         "the last one arrived 3s ago",
     );
     one(&|status| status.forward_guard.is_in_force = false, "forward_guard", "not dropped");
+    one(&|status| status.wire_guard.is_in_force = false, "wire_guard", "packet sockets");
     one(
         &|status| {
             let watch = &mut status.api_server.watches[1];

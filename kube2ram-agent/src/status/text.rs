@@ -165,6 +165,19 @@ fn guards(page: &mut Page, status: &Status) {
             (true, false, None) => "not checked yet".to_owned(),
         },
     );
+    let wire = &status.wire_guard;
+    page.row(
+        "wire guard",
+        &match (wire.is_wanted, wire.is_in_force, &wire.failure) {
+            (false, ..) => "off (--wire-guard=off)".to_owned(),
+            (true, true, _) => format!(
+                "in force on {} devices of the node and {} of pods; repaired {} times",
+                wire.node_devices, wire.pod_devices, wire.repairs
+            ),
+            (true, false, Some(failure)) => format!("✗ not in force everywhere: {failure}"),
+            (true, false, None) => "not checked yet".to_owned(),
+        },
+    );
     page.row(
         "boot guard",
         match &*status.boot_guard.state {

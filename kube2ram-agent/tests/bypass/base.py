@@ -1,29 +1,32 @@
 """What the ways have in common: the metadata server, sockets and requests."""
-import ctypes, errno, socket, struct
+import ctypes, errno, socket, struct, subprocess
 
 M = ("100.100.100.200", 80)
 MAPPED = ("::ffff:" + M[0], M[1])
 M6 = ("fd00:100::100:200", 80)
 REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
-MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_UDPLITE, IPPROTO_MPTCP = 0x20000000, 30, 136, 262
+MSG_FASTOPEN, TCP_FASTOPEN_CONNECT = 0x20000000, 30
+AF_SMC, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE, IPPROTO_MPTCP = 43, 33, 132, 136, 262
+OPTIONAL = {IPPROTO_DCCP: "DCCP", IPPROTO_SCTP: "SCTP", IPPROTO_UDPLITE: "UDP-Lite", IPPROTO_MPTCP: "MPTCP"}
 
 
 class Absent(Exception):
-    """This kernel cannot do it."""
+    """This kernel lacks something, which is named: see kube2ram_sandbox::kernel."""
 
 
-def made(*arguments):
+def made(family, kind, protocol=0):
     """A socket; the kernel loads the module of a protocol that it has."""
     try:
-        return socket.socket(*arguments)
+        return socket.socket(family, kind, protocol)
     except OSError as error:
-        if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT):
-            raise Absent
+        name = "SMC" if family == AF_SMC else OPTIONAL.get(protocol)
+        if name and error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT):
+            raise Absent(name)
         raise
 
 
 def tcp(family=socket.AF_INET, protocol=0):
-    s = socket.socket(family, socket.SOCK_STREAM, protocol)
+    s = made(family, socket.SOCK_STREAM, protocol)
     s.settimeout(2)
     return s
 
@@ -62,9 +65,47 @@ def send_to(s, to):
     return answer(s)
 
 
+def mptcp_send_to(family, to):
+    try:
+        return send_to(tcp(family, IPPROTO_MPTCP), to)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise Absent("MPTCP-MSG_FASTOPEN")
+        raise
+
+
 def udp(family=socket.AF_INET):
     return socket.socket(family, socket.SOCK_DGRAM)
 
 
+def tool(*arguments):
+    subprocess.run(arguments, check=True)
+
+
+def with_table(family, chain, dials):
+    """Dials an address that rules of the pod's own turn into the metadata server's."""
+    added = subprocess.run(["nft", f"table {family} k2rpod {{ chain way {{ {chain}; }}; }}"], stderr=subprocess.PIPE, text=True)
+    if "hook egress" in chain and "Operation not supported" in added.stderr:
+        raise Absent("nft-egress")
+    if added.returncode:
+        raise RuntimeError(added.stderr)
+    try:
+        return dials()
+    finally:
+        tool("nft", f"delete table {family} k2rpod")
+
+
 def sent():
     return "sent"
+
+
+def outcome_of(way):
+    """What a way returns, or the name of its error."""
+    try:
+        return way()
+    except Absent as absent:
+        return f"absent: {absent}"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))

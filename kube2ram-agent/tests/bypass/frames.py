@@ -1,6 +1,6 @@
 """Ways past every hook of a cgroup: packets that no socket layer has seen, or that become the metadata server's further on."""
-import ctypes, fcntl, mmap, os, socket, struct, subprocess, time
-from base import M, Absent, dial, sent, tcp, udp
+import ctypes, fcntl, mmap, os, socket, struct, time
+from base import M, Absent, dial, sent, tcp, tool, udp, with_table
 
 SOL_PACKET, PACKET_QDISC_BYPASS, ETH_P_IP = 263, 20, 0x0800
 TUNSETIFF, IFF_TUN, IFF_NO_PI, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING, SIOCGIFHWADDR = 0x400454CA, 1, 0x1000, 0x8914, 1, 0x40, 0x8927
@@ -47,7 +47,8 @@ def packet_socket(ip, bypass=0, hop=None):
     """A frame that no socket layer sees; with the bypass, no queueing discipline either."""
     interface, hardware = gateway()
     s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-    s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+    if bypass:
+        s.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
     s.sendto(whole_syn(ip, hop), (interface, ETH_P_IP, 0, 0, hardware))
     return sent()
 
@@ -68,7 +69,7 @@ def express(ip):
     try:
         s = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
     except OSError:
-        raise Absent
+        raise Absent("AF_XDP")
     memory = mmap.mmap(-1, 4 * 4096)
     area = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     s.setsockopt(SOL_XDP, XDP_UMEM_REG, struct.pack("=QQII", area, 4 * 4096, 4096, 0))
@@ -88,10 +89,6 @@ def express(ip):
     return sent()
 
 
-def tool(*arguments):
-    subprocess.run(arguments, check=True)
-
-
 def tunnel(_):
     """A tunnel of the pod's own whose other end is the metadata server: the outer packet is the kernel's."""
     tool(*"ip link add k2rvx type vxlan id 7 dstport 80 dev eth0 remote".split(), M[0])
@@ -105,22 +102,17 @@ def tunnel(_):
     return sent()
 
 
-def with_table(family, chain):
-    """Dials an address that rules of the pod's own turn into the metadata server's."""
-    tool("nft", f"table {family} k2rpod {{ chain way {{ {chain}; }}; }}")
-    try:
-        return dial(tcp(), ("10.9.9.9", 80))
-    finally:
-        tool("nft", f"delete table {family} k2rpod")
+def dial_other():
+    return dial(tcp(), ("10.9.9.9", 80))
 
 
 def translated():
-    return with_table("ip", f"type nat hook output priority -100; ip daddr 10.9.9.9 dnat to {M[0]}")
+    return with_table("ip", f"type nat hook output priority -100; ip daddr 10.9.9.9 dnat to {M[0]}", dial_other)
 
 
 def rewritten(_):
     """After the last hook of a cgroup, as a program of the pod's own on its device could."""
-    return with_table("netdev", f"type filter hook egress device eth0 priority 0; ip daddr 10.9.9.9 ip daddr set {M[0]}")
+    return with_table("netdev", f"type filter hook egress device eth0 priority 0; ip daddr 10.9.9.9 ip daddr set {M[0]}", dial_other)
 
 
 def tun(_):

@@ -1,7 +1,7 @@
 """The same to the metadata server's IPv6 address: sockets of IPv6's own, not with IPv4-mapped addresses; routing headers in the place of source routes."""
 import errno, fcntl, socket, struct
-from base import M6, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, send_to, sent, tcp, udp
-from frames import IFF_NO_PI, IFF_RUNNING, IFF_TUN, IFF_UP, SIOCSIFFLAGS, TUNSETIFF, gateway, tool
+from base import M6, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, mptcp_send_to, send_to, sent, tcp, tool, udp, with_table
+from frames import IFF_NO_PI, IFF_RUNNING, IFF_TUN, IFF_UP, SIOCSIFFLAGS, TUNSETIFF, gateway
 
 SIX = socket.AF_INET6
 IPV6_RTHDR, ETH_P_IPV6 = 57, 0x86DD
@@ -86,7 +86,7 @@ def v6_fast_open_connect():
 
 
 def v6_mptcp_fast_open():
-    return send_to(tcp(SIX, IPPROTO_MPTCP), M6)
+    return mptcp_send_to(SIX, M6)
 
 
 def v6_udp_connect():
@@ -265,21 +265,16 @@ def v6_tunnel(_):
     return sent()
 
 
-def with_table(family, chain):
-    """Dials an address that rules of the pod's own turn into the metadata server's."""
-    tool("nft", f"table {family} k2rpod {{ chain way {{ {chain}; }}; }}")
-    try:
-        return dial(tcp(SIX), ("2001:db8::9", 80))
-    finally:
-        tool("nft", f"delete table {family} k2rpod")
+def dial_other6():
+    return dial(tcp(SIX), ("2001:db8::9", 80))
 
 
 def v6_translated():
-    return with_table("ip6", f"type nat hook output priority -100; ip6 daddr 2001:db8::9 dnat to {M6[0]}")
+    return with_table("ip6", f"type nat hook output priority -100; ip6 daddr 2001:db8::9 dnat to {M6[0]}", dial_other6)
 
 
 def v6_rewritten(_):
-    return with_table("netdev", f"type filter hook egress device eth0 priority 0; ip6 daddr 2001:db8::9 ip6 daddr set {M6[0]}")
+    return with_table("netdev", f"type filter hook egress device eth0 priority 0; ip6 daddr 2001:db8::9 ip6 daddr set {M6[0]}", dial_other6)
 
 
 def v6_service(_):

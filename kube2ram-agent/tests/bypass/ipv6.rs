@@ -12,13 +12,14 @@ const FROM_POD: [Row; 35] = [
     ("v6_tcp_443", false, "EPERM"),
     ("v6_nonblocking", false, REDIRECTED),
     ("v6_bind_any", false, REDIRECTED),
-    // The listener's address is IPv4's, and the kernel makes a socket that is bound to an IPv6 address one of IPv6 alone.
-    ("v6_only", false, "ENETUNREACH"),
-    ("v6_bind_first", true, "ENETUNREACH"),
+    // The pod's own listener is at ::1 as well.
+    ("v6_only", false, REDIRECTED),
+    ("v6_bind_first", true, REDIRECTED),
     ("v6_bind_to_device", false, "timeout"),
     ("v6_scoped", false, REDIRECTED),
     ("v6_reconnect", false, REDIRECTED),
-    ("v6_after_mapped", false, REDIRECTED),
+    // The kernel goes on sending IPv4 for such a socket: it reaches nothing over IPv6, with the agent or without.
+    ("v6_after_mapped", false, "timeout"),
     ("v6_mptcp", false, REDIRECTED),
     ("v6_fast_open", false, REDIRECTED),
     ("v6_fast_open_connect", false, REDIRECTED),

@@ -1,7 +1,7 @@
 """Virtual servers of IPVS, by setsockopt(2) as ipvsadm made them before netlink (include/uapi/linux/ip_vs.h)."""
 import errno, socket, struct
-from base import M, Absent, dial, sent, tcp, udp
-from frames import gateway_address, tool
+from base import M, Absent, dial, sent, tcp, tool, udp
+from frames import gateway_address
 
 IP_VS_SO_SET_ADD, IP_VS_SO_SET_FLUSH, IP_VS_SO_SET_ADDDEST = 1154, 1157, 1159
 
@@ -11,7 +11,7 @@ def configure(option, value):
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).setsockopt(socket.IPPROTO_IP, option, value)
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:
-            raise Absent
+            raise Absent("IPVS")
         raise
 
 

@@ -1,5 +1,5 @@
 """The same through io_uring: the calls are made by the kernel, maybe on a thread of its own."""
-import ctypes, mmap, os, socket, struct
+import ctypes, errno, mmap, os, socket, struct
 from base import MAPPED, M, M6, Absent, ask, sent, tcp, udp
 
 SETUP, ENTER = 425, 426
@@ -24,7 +24,7 @@ class Ring:
         struct.pack_into("=III", params, 8, flags, 0, 1000)
         self.fd = LIBC.syscall(SETUP, 8, params)
         if self.fd < 0:
-            raise Absent
+            raise Absent("io_uring")
         self.flags = flags
         submitted, completed = struct.unpack_from("=II", params)
         (_, self.tail, self.mask, _, _, _, self.array) = struct.unpack_from("=7I", params, 40)
@@ -98,7 +98,13 @@ def uring_worker():
 def uring_socket():
     """The socket is the ring's work too."""
     ring = Ring(SQPOLL)
-    return ring.dial(socket.socket(fileno=ring.call(SOCKET, socket.AF_INET, socket.SOCK_STREAM)))
+    try:
+        fd = ring.call(SOCKET, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise Absent("IORING_OP_SOCKET")
+        raise
+    return ring.dial(socket.socket(fileno=fd))
 
 
 def uring_send():

@@ -1,17 +1,18 @@
-"""Ways to the metadata server. Each prints what came of it: the role that answered, or the name of the error.
+"""Ways to the metadata server. Each prints what came of it: the role that answered, the name of the error, or what the kernel lacks.
 
 Run as `python3 ways.py <way> [argument]`. `M` is the metadata server; nothing else is contacted.
 """
 import ctypes, errno, os, socket, struct, sys
-from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, send_to, sent, tcp, udp
-from base import IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT
+from base import MAPPED, M, M6, Absent, ask, dial, dissolve, made, mptcp_send_to, outcome_of, send_to, sent, tcp, udp
+from base import AF_SMC, IPPROTO_DCCP, IPPROTO_MPTCP, IPPROTO_SCTP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT
 from frames import *
 from ipv6 import *
 from ipvs import *
 from uring import *
+from wire import *
 
 TCP_REPAIR = 19
-IP_TRANSPARENT, AF_SMC, SOCK_DCCP, IPPROTO_DCCP, IPPROTO_SCTP = 19, 43, 6, 33, 132
+IP_TRANSPARENT, SOCK_DCCP = 19, 6
 SCTP_SOCKOPT_CONNECTX = 110
 
 
@@ -102,7 +103,7 @@ def fast_open6_connect():
 
 
 def mptcp_fast_open():
-    return send_to(tcp(protocol=IPPROTO_MPTCP), M)
+    return mptcp_send_to(socket.AF_INET, M)
 
 
 def mptcp_fast_open_connect():
@@ -346,15 +347,7 @@ def passed(procs, way="tcp4"):
 
 
 def run(way):
-    try:
-        result = way()
-    except Absent:
-        result = "absent"
-    except TimeoutError:
-        result = "timeout"
-    except OSError as error:
-        result = errno.errorcode.get(error.errno, str(error))
-    if result:
+    if result := outcome_of(way):
         print(result, flush=True)
 
 

@@ -59,7 +59,7 @@ fn counter(datapath: &Datapath, name: &str) -> u64 {
 fn assert_redirects(lab: &Lab, datapath: &Datapath, case: &str) {
     let client = lab.python("pods/a", &dial());
     let origin = datapath.origins().unwrap().origin_of(lab.accept().as_fd()).expect(case);
-    assert_eq!(origin.cgroup, lab.id("pods/a"), "{case}");
+    assert_eq!(origin, lab.task("pods/a"), "{case}");
     client.wait_with_output().unwrap();
 }
 
@@ -100,7 +100,7 @@ fn a_rival_that_sends_the_redirected_elsewhere_gains_no_identity() {
     let astray = output(&lab, "pods/a", &dial());
 
     assert!(stderr(&astray).contains("ConnectionRefusedError"), "{}", stderr(&astray));
-    assert_ne!(counter(&datapath, "superseded"), 0);
+    assert_eq!(counter(&datapath, "handed_over"), 0);
     drop(rival);
     assert_redirects(&lab, &datapath, "once it is gone");
 }
@@ -125,5 +125,56 @@ fn a_program_that_does_not_share_its_place_is_seen_wherever_it_is() {
             assert_eq!(attached.is_err(), is_refused, "{case}: {attached:?}");
             drop(rival);
         }
+    }
+}
+
+/// Detaches a program by number, as Cilium does (`RawDetachProgram` of cilium/ebpf), and prints what bpf(2) said.
+const DETACH: &str = r#"
+import ctypes, errno, os, struct, sys
+BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+BPF_PROG_DETACH, BPF_PROG_GET_FD_BY_ID = 9, 13
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes)
+    return libc.syscall(BPF, command, buffer, len(attributes))
+cgroup, hook, program = os.open(sys.argv[1], os.O_RDONLY), int(sys.argv[2]), int(sys.argv[3])
+descriptor = bpf(BPF_PROG_GET_FD_BY_ID, struct.pack("III", program, 0, 0))
+assert descriptor >= 0, os.strerror(ctypes.get_errno())
+# target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd
+detached = bpf(BPF_PROG_DETACH, struct.pack("IIIII", cgroup, descriptor, hook, 0, 0))
+print("detached" if detached == 0 else errno.errorcode[ctypes.get_errno()])
+"#;
+
+/// What Cilium without its socket load balancer does to every program at the cgroup root when it starts
+/// (cilium/cilium#43877).
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_foreign_detach_of_the_task_gate_is_enoent_and_changes_nothing() {
+    let lab = Lab::new();
+    let _datapath = attach(&lab);
+    // `enum bpf_attach_type`.
+    let hooks =
+        [(10, "k2r_task_conn4"), (11, "k2r_task_conn6"), (14, "k2r_task_send4"), (15, "k2r_task_send6")];
+    let attached = |name: &str| {
+        let pin = lab.bpf_dir.join("v2/links/root").join(name);
+        let shown =
+            Command::new("bpftool").args(["--json", "link", "show", "pinned"]).arg(pin).output().unwrap();
+        let link: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        // A link that is detached is of no cgroup.
+        (link["cgroup_id"] == lab.id("").0).then(|| link["prog_id"].to_string())
+    };
+    for (hook, name) in hooks {
+        let id = attached(name).unwrap();
+
+        let detached = Command::new("python3")
+            .args(["-c", DETACH])
+            .arg(&lab.cgroup)
+            .args([&hook.to_string(), &id])
+            .output()
+            .unwrap();
+
+        let said = String::from_utf8_lossy(&detached.stdout);
+        assert_eq!(said.trim(), "ENOENT", "{name}: {}", stderr(&detached));
+        assert_eq!(attached(name), Some(id), "{name}");
     }
 }

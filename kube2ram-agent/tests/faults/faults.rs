@@ -1,6 +1,9 @@
 //! Faults at every step of a first start, of an upgrade and of an uninstall.
 
-use std::time::Instant;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use kube2ram_sandbox::standin::Accounts;
 
@@ -36,7 +39,12 @@ fn assert_tight(node: &Node, before: usize, why: &str) {
 
 /// After a run that went on in spite of the fault: nothing is missing.
 fn assert_whole(node: &mut Node, links: usize, why: &str) {
-    assert_eq!(node.links().len(), links, "{why}");
+    // What could not be attached is tried again.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while node.links().len() != links {
+        assert!(Instant::now() < deadline, "{why}: {:?}", node.links());
+        thread::sleep(Duration::from_millis(20));
+    }
     // Steps are counted by thread: the call of this number of a thread that serves pods fails as well, and may be the one that tells who asks.
     let roles: Vec<_> = (0..3).map(|_| node.role()).collect();
     assert!(roles.iter().any(|role| role == crate::node::ROLE), "{why}: {roles:?}");
@@ -58,7 +66,8 @@ fn a_first_start_denies_from_its_first_program_on_and_the_next_one_completes_it(
         node.uninstall_plainly(&why);
         assert_eq!(node.role(), Accounts::NODE_ROLE, "{why}: nothing is in force");
 
-        if node.start(&step.inject(*fault)) == Start::Ready {
+        // A kill may come when it is ready already, from a thread that serves.
+        if node.start(&step.inject(*fault)) == Start::Ready && *fault != Fault::Kill {
             survived += 1;
             assert_whole(&mut node, links, &why);
         }
@@ -100,7 +109,8 @@ fn an_upgrade_denies_throughout_and_the_next_start_completes_it() {
 
     for (step, fault) in &plan {
         let why = format!("{fault:?} at {step:?}");
-        if node.start(&step.inject(*fault)) == Start::Ready {
+        // A kill may come when it is ready already, from a thread that serves.
+        if node.start(&step.inject(*fault)) == Start::Ready && *fault != Fault::Kill {
             survived += 1;
             assert_whole(&mut node, links, &why);
         }

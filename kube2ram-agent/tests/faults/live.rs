@@ -10,7 +10,10 @@ use std::{
 
 use kube2ram_sandbox::node::PodSpec;
 
-use crate::node::{Node, ROLE, Start, bpftool};
+use crate::{
+    node::{Node, ROLE, Start, bpftool},
+    steps::Step,
+};
 
 /// How long a repair may take. What no event tells of waits for the next look, a second at most; the rest is for a busy machine.
 const SOON: Duration = Duration::from_secs(3);
@@ -55,7 +58,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
         bpftool(&["link", "detach", "pinned", pin.to_str().unwrap()]);
     }
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="detached"}"#) == 2.0);
-    fs::remove_file(&pins[0]).unwrap();
+    fs::remove_file(node.bpf_dir().join("v2/links/pods/k2r_connect4")).unwrap();
     let took = within(AT_ONCE, || node.links() == pins);
     within(SOON, || node.metric(r#"kube2ram_datapath_repairs_total{kind="link_pin"}"#) == 1.0);
     nft("delete table ip kube2ram");
@@ -168,9 +171,11 @@ fn a_start_that_an_uninstall_takes_the_directory_from_makes_it_anew() {
 #[ignore = "needs root: cargo xtask test"]
 fn the_forward_guard_survives_a_fault_at_every_message_of_its_own() {
     let mut node = Node::new("live-guard", "auto");
-    let steps = node.steps(|node, strace| assert_eq!(node.start(strace), Start::Ready));
+    let is_send = |step: &Step| step.call == "sendto" && step.is_netfilter();
+    let start = |node: &mut Node, strace: &[String]| assert_eq!(node.start(strace), Start::Ready);
+    let steps = node.steps_of_thread(is_send, start);
     node.kill();
-    let sends: Vec<_> = steps.iter().filter(|step| step.call == "sendto" && step.is_netfilter()).collect();
+    let sends: Vec<_> = steps.iter().filter(|step| is_send(step)).collect();
     assert!(sends.len() >= 3, "{steps:?}");
 
     for step in sends {

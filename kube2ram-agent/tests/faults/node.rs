@@ -45,7 +45,7 @@ pub(crate) enum Start {
 }
 
 impl Node {
-    /// No agent runs yet. `guard` is the value of `--forward-guard`: where it is `off`, what denies is the programs alone.
+    /// No agent runs yet. `guard` is the value of `--forward-guard` and `--wire-guard`: where it is `off`, what denies is the programs alone.
     pub(crate) fn new(name: &str, guard: &str) -> Self {
         let mut sandbox = Sandbox::create(name).unwrap();
         sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
@@ -57,8 +57,8 @@ impl Node {
         );
         fs::write(&wrapper, script).unwrap();
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
-        let guard = format!("--forward-guard={guard}");
-        sandbox.add_agent(&wrapper, &["--auto-discover-base-arn", &guard]).unwrap();
+        let (forward, wire) = (format!("--forward-guard={guard}"), format!("--wire-guard={guard}"));
+        sandbox.add_agent(&wrapper, &["--auto-discover-base-arn", &forward, &wire]).unwrap();
         let (prober, rounds) = probe(&sandbox);
         let node = Self { sandbox, prober, rounds };
         node.has_arrived_everywhere();
@@ -159,9 +159,20 @@ impl Node {
 
     /// Runs something under strace and tells its steps.
     pub(crate) fn steps(&mut self, run: impl FnOnce(&mut Self, &[String])) -> Vec<Step> {
+        let steps = self.steps_of_thread(Step::changes, run);
+        assert!(steps.iter().filter(|step| step.changes()).count() >= 20, "{steps:?}");
+        steps
+    }
+
+    /// The same, of the thread that does most of a kind.
+    pub(crate) fn steps_of_thread(
+        &mut self,
+        kind: impl Fn(&Step) -> bool,
+        run: impl FnOnce(&mut Self, &[String]),
+    ) -> Vec<Step> {
         let trace = self.sandbox.node().directory().join("trace");
         run(self, &[format!("--output={}", trace.display())]);
-        let steps = read(&trace);
+        let steps = read(&trace, kind);
         fs::remove_file(trace).unwrap();
         steps
     }

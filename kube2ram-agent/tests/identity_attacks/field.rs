@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 use kube2ram_agent::{
-    datapath::{AcceptedOrigins, Datapath, OriginError, Origins as _},
+    datapath::{AcceptedOrigins, Datapath, Origin, OriginError, Origins as _},
     identity::CgroupId,
 };
 use kube2ram_common::{
@@ -71,16 +71,24 @@ impl Field {
     /// Who is behind the next connection, by the directory of the cgroup.
     pub(crate) fn next(&self) -> (TcpStream, Result<CgroupId, OriginError>) {
         let accepted = self.lab.accept();
-        let origin = self.origins.origin_of(accepted.as_fd()).map(|origin| origin.cgroup);
+        let origin = self.origin_of(&accepted);
         (accepted, origin)
+    }
+
+    /// Whom the agent takes an accepted connection for.
+    pub(crate) fn origin_of(&self, accepted: &TcpStream) -> Result<CgroupId, OriginError> {
+        match self.origins.origin_of(accepted.as_fd())? {
+            Origin::Task(cgroup) => Ok(cgroup),
+            Origin::Pod(uid) => panic!("{uid} has no listener here"),
+        }
     }
 
     /// Starts a client that has these in scope, and tells line by line what it does.
     pub(crate) fn client(&self, cgroup: &str, script: &str) -> Client {
         let scope = format!(
             "import ctypes, os, struct, sys\nfrom socket import *\nMETADATA = ('{}', {})\nAGENT = ('{}', {})\nPODS = {:?}\n\
-             def tcp(port=0):\n  s = socket(AF_INET, SOCK_STREAM)\n  s.settimeout(20)\n  s.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\n  \
-             s.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack('ii', 1, 0))\n  s.bind(('127.0.0.1', port)) if port else None\n  return s\n\
+             def tcp(port=0, host='127.0.0.1'):\n  s = socket(AF_INET, SOCK_STREAM)\n  s.settimeout(20)\n  s.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\n  \
+             s.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack('ii', 1, 0))\n  s.bind((host, port)) if port else None\n  return s\n\
              def dissolve(s):\n  assert ctypes.CDLL(None, use_errno=True).connect(s.fileno(), bytes(16), 16) == 0\n\
              def move(pod):\n  open(PODS + '/' + pod + '/cgroup.procs', 'w').write(str(os.getpid()))\n\
              def wait():\n  sys.stdin.readline()\n",
@@ -95,8 +103,12 @@ impl Field {
 
     /// Connects from a port as an honest client, and tells whom the agent takes it for.
     pub(crate) fn dial(&self, cgroup: &str, port: u16) -> Result<CgroupId, OriginError> {
-        let client =
-            self.client(cgroup, &format!("s = tcp({port})\ns.connect(METADATA)\ns.recv(1)\ns.close()"));
+        self.dial_from(cgroup, Ipv4Addr::LOCALHOST, port)
+    }
+
+    pub(crate) fn dial_from(&self, cgroup: &str, host: Ipv4Addr, port: u16) -> Result<CgroupId, OriginError> {
+        let connect = format!("s = tcp({port}, '{host}')\ns.connect(METADATA)\ns.recv(1)\ns.close()");
+        let client = self.client(cgroup, &connect);
         let (accepted, origin) = self.next();
         drop(accepted);
         client.finish();
@@ -108,14 +120,22 @@ impl Field {
         HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
     }
 
+    /// Records of client sockets.
+    pub(crate) fn clients(&self) -> HashMap<MapData, u64, ConnectRecord> {
+        let pin = self.lab.bpf_dir.join("v2/maps").join(names::map::CLIENTS);
+        HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
+    }
+
     /// Places of shares that are taken.
     pub(crate) fn shares(&self) -> HashMap<MapData, u64, u64> {
         let pin = self.lab.bpf_dir.join("v2/maps").join(names::map::SHARES);
         HashMap::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
     }
 
+    /// What is kept of connections in flight.
     pub(crate) fn pending(&self) -> usize {
-        self.handshakes().keys().count()
+        let (handshakes, clients) = (self.handshakes().keys().count(), self.clients().keys().count());
+        handshakes.max(clients).max(self.shares().keys().count())
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {
@@ -124,8 +144,12 @@ impl Field {
 
     /// The handshake that a client of this namespace has from that port.
     pub(crate) fn handshake(&self, port: u16) -> Handshake {
-        let local = addr_be(Ipv4Addr::LOCALHOST);
-        Handshake::new((local, port_be(port)), (local, port_be(self.lab.agent().port())))
+        self.handshake_from(Ipv4Addr::LOCALHOST, port)
+    }
+
+    pub(crate) fn handshake_from(&self, host: Ipv4Addr, port: u16) -> Handshake {
+        let agent = self.lab.agent();
+        Handshake::new((addr_be(host), port_be(port)), (addr_be(*agent.ip()), port_be(agent.port())))
     }
 }
 

@@ -15,13 +15,20 @@ mod where_sockets_fall_to_the_root;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, TcpListener},
+    net::{Ipv4Addr, TcpListener},
 };
 
-use kube2ram_agent::datapath::OriginError;
+use kube2ram_agent::{
+    datapath::{OriginError, kernel_version},
+    identity::CgroupId,
+};
 use kube2ram_common::abi::{ConnectRecord, Handshake, MAX_HANDSHAKES};
+use kube2ram_sandbox::kernel;
 
 use self::field::{Client, Field, Netns, uptime_ns};
+
+/// As a pod's address, which another namespace can have as well.
+const POD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
@@ -61,20 +68,87 @@ fn a_forged_address_takes_nobodys_identity() {
     // The forger's namespace has the same addresses. Its own "agent" never answers, so that its claim stays pending.
     let forge = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
                  queue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n[s.connect_ex(AGENT) for s in queue]\n\
-                 s = tcp(41000)\ns.setblocking(False)\ns.connect_ex(METADATA)\nprint('claimed', flush=True)\nwait()\ns.close()";
+                 s = tcp(41000, '127.0.0.7')\ns.setblocking(False)\ns.connect_ex(METADATA)\nprint('claimed', flush=True)\nwait()\ns.close()";
     let mut forger = field.client("pods/b", &forge.replace("NAME", &other.0));
     assert_eq!(forger.line(), "claimed");
-    assert!(field.handshakes().get(&field.handshake(41_000), 0).is_ok(), "the claim is pending");
+    assert!(field.handshakes().get(&field.handshake_from(POD, 41_000), 0).is_ok(), "the claim is pending");
 
-    let contested = field.dial("pods/a", 41_000);
+    let contested = field.dial_from("pods/a", POD, 41_000);
 
     assert!(matches!(contested, Err(OriginError::Ambiguous)), "{contested:?}");
     assert_ne!(field.counter("ambiguous"), 0);
     forger.finish();
     for pod in ["pods/a", "pods/b"] {
-        assert_eq!(field.dial(pod, 41_000).unwrap(), field.lab.id(pod), "recovers");
+        assert_eq!(field.dial_from(pod, POD, 41_000).unwrap(), field.lab.id(pod), "recovers");
     }
     assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_claim_with_the_hosts_address_from_another_namespace_lends_nothing() {
+    let field = Field::new("lent");
+    let other = Netns::new("lender");
+    let enter = ENTER.replace("NAME", &other.0);
+    // Anybody can have the agent's address in a namespace of his own, and answer there. The last packet, which would consume the claim, is not heard before data comes.
+    let claim = |host: Ipv4Addr| {
+        let claim = format!(
+            "l = socket()\nl.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\nl.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 60)\nl.bind(AGENT)\nl.listen()\n\
+             s = tcp(41000, '{host}')\ns.connect(METADATA)\nprint('claimed', flush=True)\nwait()\ns.close()"
+        );
+        let mut claimer = field.client("pods/b", &(enter.clone() + &claim));
+        assert_eq!(claimer.line(), "claimed");
+        (claimer, field.handshakes().get(&field.handshake_from(host, 41_000), 0).ok())
+    };
+
+    let (claimer, control) = claim(POD);
+    assert_eq!(control.expect("the control: another address").established, 1);
+    claimer.finish();
+    if kernel_version() < (5, 14) {
+        // Where the agent is outside of the pods' cgroup, as here, nobody tells which namespace is its own.
+        return kernel::skip("a claim with the host's address", "SO_NETNS_COOKIE");
+    }
+    let (claimer, claimed) = claim(Ipv4Addr::LOCALHOST);
+    assert_eq!(claimed, None);
+    let origin = dial_as_host(&field, Ipv4Addr::LOCALHOST);
+
+    assert!(matches!(origin, Err(OriginError::Unvouched)), "{origin:?}");
+    claimer.finish();
+    assert_eq!(field.pending(), 0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_claim_that_was_never_answered_lends_nothing() {
+    let field = Field::new("unanswered");
+    let other = Netns::new("silent");
+    // As from an address that is not the claimer's: no answer comes, because this "agent" has a full queue.
+    let claim = ENTER.replace("NAME", &other.0)
+        + "full = socket()\nfull.bind(AGENT)\nfull.listen(0)\nqueue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n\
+           [s.connect_ex(AGENT) for s in queue]\ns = tcp(41000, '127.0.0.7')\ns.setblocking(False)\ns.connect_ex(METADATA)\n\
+           print('claimed', flush=True)\nwait()\ns.close()";
+    let mut claimer = field.client("pods/b", &claim);
+    assert_eq!(claimer.line(), "claimed");
+    let claimed = field.handshakes().get(&field.handshake_from(POD, 41_000), 0);
+    assert_eq!(claimed.expect("the claim is pending").established, 0);
+
+    let origin = dial_as_host(&field, POD);
+
+    assert!(matches!(origin, Err(OriginError::Ambiguous)), "{origin:?}");
+    claimer.finish();
+    assert_eq!(field.dial_from("pods/a", POD, 41_000).unwrap(), field.lab.id("pods/a"), "recovers");
+}
+
+const ENTER: &str = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\n";
+
+/// Who the agent takes a process of the host for, which no hook sees, when it dials from a port that somebody has claimed.
+fn dial_as_host(field: &Field, host: Ipv4Addr) -> Result<CgroupId, OriginError> {
+    let connect = format!("s = tcp(41000, '{host}')\ns.connect(AGENT)\ns.recv(1)\ns.close()");
+    let process = field.client("host", &connect);
+    let (accepted, origin) = field.next();
+    drop(accepted);
+    process.finish();
+    origin
 }
 
 #[test]
@@ -88,7 +162,7 @@ fn what_a_dead_socket_left_is_inherited_by_nobody() {
             cgroup: field.lab.id("pods/a").0,
             cookie: 1,
             connected_at_ns: uptime_ns(),
-            listener: 1,
+            established: 1,
             ..ConnectRecord::default()
         };
         handshakes.insert(field.handshake(port), left, 0).unwrap();
@@ -172,16 +246,17 @@ fn every_way_to_connect_carries_the_identity() {
             "mapped MSG_FASTOPEN",
             "s = socket(AF_INET6, SOCK_STREAM)\ns.sendto(b'x', MSG_FASTOPEN, ('::ffff:' + METADATA[0], 80))",
         ),
-        ("MPTCP", "s = socket(AF_INET, SOCK_STREAM, 262)\ns.connect(METADATA)"),
+        ("MPTCP", "s = socket(AF_INET, SOCK_STREAM, 262)\ns.settimeout(20)\ns.connect(METADATA)"),
     ];
     for (way, script) in ways {
         if way == "MPTCP" && !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
-            eprintln!("skipped MPTCP: not in this kernel (CONFIG_MPTCP, 5.6)");
+            kernel::skip(way, "MPTCP");
             continue;
         }
         let client = field.client("pods/a/nested", &format!("s = tcp()\n{script}\ns.recv(1)"));
-        let (accepted, origin) = field.next();
-        accepted.shutdown(Shutdown::Write).unwrap();
+        let (mut accepted, origin) = field.next();
+        // Not a FIN alone: Linux 6.1 now and then loses one that comes while MPTCP falls back to TCP.
+        accepted.write_all(b"x").unwrap();
         client.finish();
 
         assert_eq!(origin.expect(way), field.lab.id("pods/a/nested"), "{way}");
@@ -211,18 +286,29 @@ fn a_dead_agent_leaves_nothing_pending() {
 #[ignore = "needs root: cargo xtask test"]
 fn a_full_handshake_map_vouches_for_nobody() {
     let field = Field::new("full");
-    let mut handshakes = field.handshakes();
+    let (mut clients, mut handshakes) = (field.clients(), field.handshakes());
     let filler = |index: usize| Handshake { addrs_be: u64::MAX, ports_be: index as u64 };
-    for index in 0..MAX_HANDSHAKES {
-        handshakes.insert(filler(index), ConnectRecord::default(), 0).unwrap();
-    }
+    for of_clients in [true, false] {
+        for index in 0..MAX_HANDSHAKES {
+            if of_clients {
+                clients.insert(u64::MAX - index as u64, ConnectRecord::default(), 0).unwrap();
+            } else {
+                handshakes.insert(filler(index), ConnectRecord::default(), 0).unwrap();
+            }
+        }
+        let before = field.counter("handshakes_full");
 
-    let denied = field.dial("pods/a", 0);
+        let denied = field.dial("pods/a", 0);
 
-    assert!(matches!(denied, Err(OriginError::Unvouched)), "{denied:?}");
-    assert_ne!(field.counter("handshakes_full"), 0);
-    for index in 0..MAX_HANDSHAKES {
-        handshakes.remove(&filler(index)).unwrap();
+        assert!(matches!(denied, Err(OriginError::Unvouched)), "{denied:?}");
+        assert!(field.counter("handshakes_full") > before);
+        for index in 0..MAX_HANDSHAKES {
+            if of_clients {
+                clients.remove(&(u64::MAX - index as u64)).unwrap();
+            } else {
+                handshakes.remove(&filler(index)).unwrap();
+            }
+        }
     }
     assert_eq!(field.dial("pods/a", 0).unwrap(), field.lab.id("pods/a"), "recovers");
 }

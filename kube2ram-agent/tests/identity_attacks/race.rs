@@ -2,13 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    os::fd::AsFd as _,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
-
-use kube2ram_agent::datapath::Origins as _;
 
 use crate::field::{Client, Field, uptime_ns};
 
@@ -45,8 +42,8 @@ fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
             continue;
         };
         let expected = field.lab.id(if peer.port() < 30_000 { "pods/a" } else { "pods/b" });
-        match field.origins.origin_of(accepted.as_fd()) {
-            Ok(origin) if origin.cgroup == expected => vouched += 1,
+        match field.origin_of(&accepted) {
+            Ok(origin) if origin == expected => vouched += 1,
             Ok(_) => wrong += 1,
             Err(_) => refused += 1,
         }
@@ -60,7 +57,7 @@ fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
     assert_eq!(wrong, 0);
     assert_ne!(vouched, 0);
     let deadline = Instant::now() + Duration::from_secs(10);
-    while field.pending() + field.shares().keys().count() > 0 {
+    while field.pending() > 0 {
         assert!(Instant::now() < deadline, "left behind, at {} ns:\n{}", uptime_ns(), left_behind(&field));
         while field.lab.listener.accept().is_ok() {}
     }
@@ -70,13 +67,14 @@ fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
 /// its turn.
 fn left_behind(field: &Field) -> String {
     let handshakes: Vec<_> = field.handshakes().iter().collect();
+    let clients: Vec<_> = field.clients().iter().collect();
     let shares: Vec<_> = field.shares().iter().collect();
     let counters: Vec<_> =
         field.datapath.counters().unwrap().read().filter(|(_, count)| *count > 0).collect();
     let sockets =
         Command::new("ip").args(["netns", "exec", &field.netns.0, "ss", "-tanpe"]).output().unwrap();
     format!(
-        "handshakes: {handshakes:#?}\nshares: {shares:?}\ncounters: {counters:?}\nsockets:\n{}",
+        "handshakes: {handshakes:#?}\nclients: {clients:#?}\nshares: {shares:?}\ncounters: {counters:?}\nsockets:\n{}",
         String::from_utf8_lossy(&sockets.stdout)
     )
 }

@@ -1,7 +1,6 @@
 //! A sandbox with the agent, and a look at where the kernel half sends its pods. Used by all tests here.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
     ops::{Deref, DerefMut},
     process::Command,
     thread,
@@ -10,7 +9,6 @@ use std::{
 
 use kube2ram_sandbox::{
     Sandbox,
-    client::{Family, Reply},
     node::PodSpec,
     standin::{Accounts, Role},
 };
@@ -22,11 +20,14 @@ const ROLE: &str = "ram.aliyuncs.com/role";
 /// How long something that an event brings about may take on a busy machine: well below the 30 s after which it would come about without.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(8);
 
-/// Where a pod is redirected to.
+/// A full pass is due every 30 s.
+pub(crate) const NEXT_PASS: Duration = Duration::from_secs(40);
+
+/// Where a pod is redirected to: the cookie of its namespace, and the port at 127.0.0.1 in there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    pub(crate) listener: u64,
-    pub(crate) addr: SocketAddrV4,
+    pub(crate) netns: u64,
+    pub(crate) port: u16,
     bytes: Vec<String>,
 }
 
@@ -67,15 +68,11 @@ impl Lab {
         }
     }
 
-    pub(crate) fn get(&self, pod: &str, url: &str) -> Reply {
-        self.pod(pod).unwrap().curl_from("app", Family::V4, url).unwrap()
-    }
-
-    /// Every target but the host's, by cgroup.
+    /// Every target, by cgroup.
     pub(crate) fn targets(&self) -> Vec<(u64, Target)> {
         let dump = output(Command::new("bpftool").args(["--json", "map", "dump", "pinned", &self.map()]));
         let entries: Vec<Value> = serde_json::from_str(&dump).unwrap();
-        entries.iter().map(target).filter(|(cgroup, _)| *cgroup != 0).collect()
+        entries.iter().map(target).collect()
     }
 
     pub(crate) fn target(&self, pod: &str) -> Option<Target> {
@@ -149,12 +146,9 @@ fn target(entry: &Value) -> (u64, Target) {
     let number = |byte: &String| u8::from_str_radix(byte.trim_start_matches("0x"), 16).unwrap();
     let raw: Vec<_> = bytes("value").iter().map(number).collect();
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap());
-    let addr = SocketAddrV4::new(
-        Ipv4Addr::new(raw[8], raw[9], raw[10], raw[11]),
-        u16::from_be_bytes([raw[12], raw[13]]),
-    );
+    let port = u16::from_be_bytes([raw[8], raw[9]]);
     let key: Vec<_> = bytes("key").iter().map(number).collect();
-    (word(&key), Target { listener: word(&raw[..8]), addr, bytes: bytes("value") })
+    (word(&key), Target { netns: word(&raw[..8]), port, bytes: bytes("value") })
 }
 
 /// Runs iproute2 in a pod's network namespace.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kube2ram_agent::{
-    datapath::{AgentAddr, Datapath, MetadataAddr, Settings},
+    datapath::{AgentAddr, Datapath, MetadataAddr, Origin, Settings},
     identity::CgroupId,
 };
 
@@ -60,6 +60,7 @@ impl Lab {
             metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
             agent: AgentAddr(self.agent()),
             keeps_open: false,
+            guards_wire: true,
             debug: false,
         }
     }
@@ -70,6 +71,12 @@ impl Lab {
 
     pub(crate) fn id(&self, cgroup: &str) -> CgroupId {
         CgroupId(fs::metadata(self.cgroup.join(cgroup)).unwrap().ino())
+    }
+
+    /// A task of that cgroup.
+    #[allow(dead_code, reason = "not in every test that uses the lab")]
+    pub(crate) fn task(&self, cgroup: &str) -> Origin {
+        Origin::Task(self.id(cgroup))
     }
 
     /// Runs Python in a cgroup; its sockets are made there. What it reads is ours to write.

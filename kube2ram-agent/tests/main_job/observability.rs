@@ -153,7 +153,7 @@ fn each_request_is_one_line_of_the_log() {
     let (answered, refused) = (of("orders-role"), of("billing-role"));
     for line in [answered, refused] {
         for field in
-            ["timestamp", "level", "target", "message", "pod.namespace", "pod.name", "cgroup.id", "peer"]
+            ["timestamp", "level", "target", "message", "pod.namespace", "pod.name", "pod.uid", "peer"]
         {
             assert!(!line[field].is_null(), "{field} in {line}");
         }

@@ -1,6 +1,9 @@
 //! `kube2ram status` and `kube2ram explain` in each situation that an operator may find, through upgrades, and what the log says meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use kube2ram_sandbox::{node::PodSpec, situation::Situation};
 use serde_json::Value;
@@ -93,6 +96,70 @@ fn all_is_well_and_each_step_of_a_pod_is_told() {
         &seen,
         &["all is well", "in force", "shop/orders", "GRANTED: it gets credentials of acs:ram::"],
     );
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_boot_guard_that_could_not_be_installed_is_a_problem_and_keeps_no_agent_away() {
+    let mut lab = Lab::new("no-boot-guard", &[]);
+    lab.prepare(&[]);
+    let pod = lab.agent().unwrap().pod_dir_path();
+    fs::create_dir_all(&pod).unwrap();
+    // What `boot-guard install --optional` leaves there.
+    fs::write(pod.join("boot-guard"), "cannot create opt/kube2ram: Read-only file system").unwrap();
+
+    lab.agent().unwrap().start().unwrap();
+
+    let (code, status) = lab.document(&["status"]);
+    assert_eq!((code, parts(&status)), (Some(1), vec!["boot_guard"]), "{status:#}");
+    assert_says(&show(&mut lab, &[]), &["could not be installed: cannot create opt/kube2ram"]);
+    assert_eq!(lab.metric("kube2ram_boot_guard_installation_failed"), 1.0);
+    assert_says(&lab.agent().unwrap().log(), &["the boot guard could not be installed on this node"]);
+}
+
+/// The kubelet made the pod's cgroup, and a runtime with another cgroup driver put its processes elsewhere.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_running_pod_outside_of_the_pods_cgroup_is_reported_after_a_minute() {
+    let mut lab = Lab::with_agent("outside", &[PodSpec::new("inside")], &[]);
+    let uid = "0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a";
+    let running = |name: &str, uid: &str, state: &str| {
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "namespace": "default", "name": name, "uid": uid },
+            "spec": { "nodeName": "sandbox-node", "hostNetwork": true },
+            "status": { "phase": "Running", "containerStatuses": [{ "state": { state: {} } }] },
+        })
+    };
+    let elsewhere = lab.node().pods_cgroup().parent().unwrap().join(format!("containerd.service-pod{uid}"));
+    fs::create_dir(&elsewhere).unwrap();
+    let inside = lab.pod("inside").unwrap().pod().spec().uid.clone();
+    lab.api().apply(running("inside", &inside, "running")).unwrap();
+    lab.api().apply(running("starting", "1c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a", "waiting")).unwrap();
+    let begun = Instant::now();
+    lab.api().apply(running("outside", uid, "running")).unwrap();
+
+    let gauge = r#"kube2ram_pods_outside_cgroup{network="host"}"#;
+    while lab.metric(gauge) == 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{}", lab.agent().unwrap().log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    assert!(begun.elapsed() >= Duration::from_secs(60));
+    fs::remove_dir(&elsewhere).unwrap();
+    assert_eq!(lab.metric(gauge), 1.0, "neither of the other two");
+    let (code, status) = lab.document(&["status"]);
+    assert_eq!((code, parts(&status)), (Some(1), vec!["datapath"]), "{status:#}");
+    let pods = status["datapath"]["outside_pods"].as_array().unwrap();
+    assert_eq!((pods.len(), &pods[0]["name"]), (1, &"outside".into()), "{pods:?}");
+    assert_eq!(pods[0]["cgroup"], elsewhere.to_str().unwrap());
+    assert_says(
+        &show(&mut lab, &[]),
+        &["default/outside: the pod's processes are not below", "reaches the node's role"],
+    );
+    eventually(true, || {
+        lab.api().events().iter().any(|event| event.to_string().contains("OutsidePodsCgroup"))
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured};
+use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured, probe::SocketPaths};
 use serde_json::Value;
 
 use super::support::{
@@ -145,25 +145,31 @@ fn the_agent_takes_every_flag_of_every_variant() {
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn the_probes_ask_as_the_agent_was_told() {
-    let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.cgroup-root=/cgroup"]).unwrap());
+    let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.pod-dir=/run/pod"]).unwrap());
     let container = &template(&objects)["containers"][0];
     let of = |probe: &str| {
         let mut args = strings(&container[probe]["exec"]["command"]);
         args[0] = AGENT.to_owned();
         Command::from_args(args.into_iter().map(Into::into), &|_| None).unwrap()
     };
-    let told = (Path::new("/run/k2r"), Some(Path::new("/cgroup")));
+    let told = SocketPaths::new(Path::new("/run/pod"), Path::new("/run/k2r"));
 
     let (ready, live) = (of("readinessProbe"), of("livenessProbe"));
 
-    let Command::Ready { state_dir, cgroup_root } = ready else { panic!("{ready:?}") };
-    assert_eq!((state_dir.as_path(), cgroup_root.as_deref()), told);
-    let Command::Live { state_dir, cgroup_root } = live else { panic!("{live:?}") };
-    assert_eq!((state_dir.as_path(), cgroup_root.as_deref()), told);
+    let Command::Ready(paths) = ready else { panic!("{ready:?}") };
+    assert_eq!(paths, told);
+    let Command::Live(paths) = live else { panic!("{live:?}") };
+    assert_eq!(paths, told);
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let args = strings(&container[probe]["exec"]["command"]);
+        assert_eq!(args[2..], ["--pod-dir=/run/pod", "--state-dir=/run/k2r"]);
+    }
     let Ok(Command::Agent(config)) = parsed(container) else { panic!("{container}") };
-    assert_eq!((config.state_dir.as_path(), config.cgroup_root.as_deref()), told);
+    assert_eq!((&*config.state_dir, &*config.pod_dir), (Path::new("/run/k2r"), Path::new("/run/pod")));
     let mounts = container["volumeMounts"].as_array().unwrap();
-    assert!(mounts.iter().any(|mount| mount["mountPath"] == "/run/k2r"), "{mounts:?}");
+    for path in ["/run/k2r", "/run/pod"] {
+        assert!(mounts.iter().any(|mount| mount["mountPath"] == path), "{mounts:?}");
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Somebody changes something; a look makes it good, and tells what it was.
 
-use std::{fs, net::SocketAddrV4, process::Command};
+use std::{fs, process::Command};
 
 use kube2ram_agent::{
-    datapath::{Datapath, DatapathError, Drift, Found, ListenerId},
+    datapath::{Datapath, DatapathError, Drift, Found, PodTarget},
     identity::CgroupId,
 };
 
@@ -176,10 +176,10 @@ fn targets_are_those_that_were_written_and_no_others() {
     let lab = Lab::new();
     let mut datapath = lab.attach();
     let targets = datapath.targets();
-    let somewhere: SocketAddrV4 = "127.64.0.9:9".parse().unwrap();
+    let somewhere = PodTarget { netns: 7, port: 225, has_ipv6: true };
     let [removed, altered] = [CgroupId(u64::MAX - 1), CgroupId(u64::MAX - 2)];
     for pod in [removed, altered] {
-        targets.insert(pod, ListenerId(7), somewhere).unwrap();
+        targets.insert(pod, somewhere).unwrap();
     }
     let map = pin(&lab, "maps/k2r_targets");
     let dump = || {
@@ -198,7 +198,6 @@ fn targets_are_those_that_were_written_and_no_others() {
     change("delete", removed.0, &[]);
     change("update", altered.0, &nowhere);
     change("update", 12345, &nowhere); // of a dead cgroup
-    change("delete", 0, &[]); // the host's listener
 
     assert_repaired(&datapath.repair(true), &[Drift::Targets]);
 
@@ -206,7 +205,7 @@ fn targets_are_those_that_were_written_and_no_others() {
     assert_works(&lab, &datapath.origins().unwrap());
     // The look that leaves them out.
     targets.remove(removed).unwrap();
-    change("delete", 0, &[]);
+    change("delete", altered.0, &[]);
     assert_repaired(&datapath.repair(false), &[]);
     assert_repaired(&datapath.repair(true), &[Drift::Targets]);
 }
@@ -221,10 +220,10 @@ fn a_cgroup_made_anew_gets_its_programs_and_one_that_is_gone_is_told() {
     }
 
     let found = datapath.repair(false);
-    assert!(found.repaired.is_empty() && found.failed.len() == 9, "configuration and eight links: {found:?}");
+    assert!(found.repaired.is_empty() && found.failed.len() == 10, "configuration and nine links: {found:?}");
     fs::create_dir_all(lab.cgroup.join("pods/a")).unwrap();
 
-    assert_repaired(&datapath.repair(false), &[&[Drift::Config][..], &[Drift::Cgroup; 8]].concat());
+    assert_repaired(&datapath.repair(false), &[&[Drift::Config][..], &[Drift::Cgroup; 9]].concat());
 
     assert_works(&lab, &datapath.origins().unwrap());
     assert_repaired(&datapath.repair(true), &[]);

@@ -29,7 +29,7 @@ struct Server {
 
 impl Server {
     /// Those who are early wait for `origins`.
-    fn start(expected: kube2ram_agent::identity::CgroupId) -> Self {
+    fn start(expected: kube2ram_agent::datapath::Origin) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let (origins, served) = (Arc::new(OnceLock::<AcceptedOrigins>::new()), Arc::new(AtomicUsize::new(0)));
@@ -39,7 +39,7 @@ impl Server {
             for connection in listener.incoming() {
                 let mut connection = connection.unwrap();
                 let origin = read.wait().origin_of(connection.as_fd());
-                let answer = if origin.is_ok_and(|origin| origin.cgroup == expected) { b"1" } else { b"0" };
+                let answer = if origin.is_ok_and(|origin| origin == expected) { b"1" } else { b"0" };
                 drop(connection.write_all(answer));
                 counted.fetch_add(1, Ordering::Relaxed);
             }
@@ -71,7 +71,7 @@ fn storm(lab: &Lab) -> Child {
 fn no_connect_is_lost_or_wrong_while_layouts_change() {
     const CHANGES: u32 = 12;
     let lab = Lab::new();
-    let server = || Server::start(lab.id("pods/a"));
+    let server = || Server::start(lab.task("pods/a"));
     let attach = |server: &Server, layout| {
         let settings = Settings { agent: server.agent(), ..lab.settings() };
         let datapath = Datapath::attach_layout(&settings, Layout(layout)).unwrap();

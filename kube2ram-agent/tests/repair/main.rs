@@ -35,7 +35,7 @@ fn assert_works(lab: &Lab, origins: &AcceptedOrigins) {
     let origin = origins.origin_of(accepted.as_fd()).expect("vouched for");
     drop(accepted);
     assert!(client.wait_with_output().unwrap().status.success());
-    assert_eq!(origin.cgroup, lab.id("pods/a"));
+    assert_eq!(origin, lab.task("pods/a"));
 }
 
 fn bpftool(arguments: &[&str]) -> Value {

@@ -71,7 +71,7 @@ fn a_program_in_front_that_rewrites_to_the_metadata_address_is_redirected_like_a
     let client = lab.python("pods/a", &dial().replace(&METADATA.ip().to_string(), &ELSEWHERE.to_string()));
     let accepted = lab.accept();
 
-    assert_eq!(origins.origin_of(accepted.as_fd()).unwrap().cgroup, lab.id("pods/a"));
+    assert_eq!(origins.origin_of(accepted.as_fd()).unwrap(), lab.task("pods/a"));
     drop(accepted);
     assert!(client.wait_with_output().unwrap().status.success());
     assert_works(&lab, &origins);

@@ -126,9 +126,8 @@ impl Agent {
     }
 
     fn probe(&self, question: &str) -> Result<String> {
-        let of_interest = ["--state-dir=", "--cgroup-root="];
-        let args = self.args.iter().filter(|arg| of_interest.iter().any(|flag| arg.starts_with(flag)));
-        let output = self.pod.command(Self::CONTAINER, &self.binary)?.arg(question).args(args).output()?;
+        let output =
+            self.pod.command(Self::CONTAINER, &self.binary)?.args([question, &self.pod_dir()]).output()?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
@@ -147,6 +146,17 @@ impl Agent {
     pub fn state_dir(&self) -> PathBuf {
         let mut given = self.args.iter().filter_map(|arg| arg.strip_prefix("--state-dir="));
         given.next_back().unwrap_or("/run/kube2ram").into()
+    }
+
+    /// The flag that names the directory of its pod, which shares this machine's files with all others.
+    fn pod_dir(&self) -> String {
+        format!("--pod-dir={}", self.pod_dir_path().display())
+    }
+
+    /// The directory of its pod.
+    pub fn pod_dir_path(&self) -> PathBuf {
+        let directory = self.log.parent().unwrap_or(Path::new("/"));
+        directory.join("pods").join(&self.pod.spec().uid)
     }
 
     /// Sends it a signal.
@@ -208,7 +218,8 @@ impl Agent {
                 command
             }
         };
-        command.envs(self.environment.iter().cloned()).args(&self.args);
+        fs::create_dir_all(self.pod_dir_path())?;
+        command.envs(self.environment.iter().cloned()).args(&self.args).arg(self.pod_dir());
         command.stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);
 

@@ -7,6 +7,7 @@ mod kernel;
 mod scale;
 mod service;
 mod table;
+mod wire;
 mod wrk;
 
 use std::{
@@ -36,6 +37,8 @@ pub enum Subject {
     Scale,
     /// Requests per second and latencies of the metadata service.
     Service,
+    /// setsockopt(2), and packets that leave by the uplink.
+    Wire,
 }
 
 /// What the sandbox of a bench is called.
@@ -66,6 +69,10 @@ pub fn bench(agent: &Path, subjects: &[Subject], out: &mut dyn Write) -> Result<
             Subject::Service => {
                 writeln!(out, "\nmetadata service")?;
                 service::compare(&mut sandbox, agent, out)?;
+            }
+            Subject::Wire => {
+                writeln!(out, "\nwire guard")?;
+                wire::compare(&mut sandbox, agent, out)?;
             }
         }
     }

@@ -5,6 +5,7 @@ mod dial;
 mod hold;
 mod http;
 mod load;
+mod repeat;
 mod storm;
 mod sts;
 
@@ -13,6 +14,7 @@ pub use self::{
     hold::Hold,
     http::{Family, Reply, Request, raw},
     load::{Load, LoadReport},
+    repeat::Repeat,
     storm::{Storm, StormReport},
     sts::{Credentials, assume_role, caller_identity},
 };

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod container;
+pub mod kernel;
 pub mod node;
 pub mod prometheus;
 mod sandbox;

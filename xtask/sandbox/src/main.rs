@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
     bench::{self, Subject},
-    client::{Dial, Family, Hold, Load, Request, Storm, raw},
+    client::{Dial, Family, Hold, Load, Repeat, Request, Storm, raw},
     node::Record,
     sdk::{self, Refresh, Sdk},
     show,
@@ -142,6 +142,12 @@ enum Client {
         #[arg(long)]
         hex: String,
     },
+    /// Makes as many system calls as each line of standard input says, and prints the mean of each, in nanoseconds:
+    /// setsockopt(2), or sendto(2) to an address.
+    Repeat {
+        #[arg(long)]
+        send_to: Option<SocketAddr>,
+    },
     /// Asks for a role's credentials on many connections and checks whose they are.
     Storm {
         #[arg(long)]
@@ -244,6 +250,10 @@ fn run_client(client: Client) -> Result<()> {
         }
         Client::Load { connect, expect } => {
             serde_json::to_string(&Load { addr: connect, role: expect }.run(stdin())?)?
+        }
+        Client::Repeat { send_to } => {
+            let call = send_to.map_or(Repeat::Option, Repeat::Send);
+            return call.run(stdin().lock(), stdout());
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
         Client::Storm { connects, concurrency, expect, urls } => {

@@ -19,7 +19,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
     cgroup::{CgroupDriver, Qos},
@@ -163,6 +163,48 @@ impl Node {
     /// Whether it has IPv6. A node of the machine's own network has none: routing IPv6 would change what the machine does on its other devices.
     pub fn has_ipv6(&self) -> bool {
         self.has_ipv6
+    }
+
+    /// The device by which its packets reach the metadata server.
+    pub fn uplink(&self) -> String {
+        link(METADATA_NET)
+    }
+
+    /// Leads an address the way of the metadata server.
+    ///
+    /// # Errors
+    /// When the machine refuses.
+    pub fn route_by_uplink(&self, address: IpAddr) -> Result<()> {
+        let next_hop: IpAddr = match address {
+            IpAddr::V4(_) => veth_ips(METADATA_NET).inner.into(),
+            IpAddr::V6(_) => veth_ip6s(METADATA_NET).inner.into(),
+        };
+        ip(&["route", "add", &address.to_string(), "via", &next_hop.to_string()])
+    }
+
+    /// Gives a pod a device of its own to the namespace of the metadata server, past the node, and returns its name.
+    ///
+    /// # Errors
+    /// When the pod shares the node's network, or the machine refuses.
+    pub fn add_card(&self, pod: &Pod) -> Result<&'static str> {
+        const CARD: &str = "card0";
+        let netns = pod.netns().context("the pod has no network of its own")?;
+        let netns = netns.file_name().and_then(|name| name.to_str()).context("no name")?;
+        let (metadata, end) = (self.record.netns_of(METADATA), format!("card{}", pod.ip().octets()[2]));
+        ip(&["-n", netns, "link", "add", CARD, "type", "veth", "peer", "name", &end, "netns", &metadata])?;
+        ip(&["-n", &metadata, "link", "set", &end, "up"])?;
+        ip(&["-n", netns, "link", "set", CARD, "up"])?;
+        Ok(CARD)
+    }
+
+    /// The node's end of a pod's veth.
+    ///
+    /// # Errors
+    /// When the pod has none.
+    pub fn device_of(&self, pod: &Pod) -> Result<String> {
+        let index = pod.ip().octets()[2];
+        ensure!(pod.netns().is_some() && veth_ips(index).inner == pod.ip(), "the pod has no veth");
+        Ok(link(index))
     }
 
     /// Its network namespace, as a file.

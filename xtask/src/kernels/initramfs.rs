@@ -49,6 +49,8 @@ for path in sorted(glob.glob("/modules/*.ko")):
 
 /// What is in a machine besides the programs.
 pub(super) struct Contents<'a> {
+    /// What the kernel may lack, as the tests read it from the environment.
+    pub(super) may_lack: &'a str,
     /// What it does, in this order.
     pub(super) runs: &'a [Run],
     /// From this machine's PATH.
@@ -78,7 +80,8 @@ pub(super) fn write(archive: &Path, contents: &Contents<'_>) -> Result<()> {
     }
     let runs: String =
         contents.runs.iter().map(|Run { name, command }| format!("run {name} {command}\n")).collect();
-    cpio.file(Path::new("init"), [BEGIN, &runs, END].concat().as_bytes())?;
+    let may_lack = format!("export KUBE2RAM_TEST_MAY_LACK={}\n", contents.may_lack);
+    cpio.file(Path::new("init"), [BEGIN, &may_lack, &runs, END].concat().as_bytes())?;
     for test in contents.tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy();
         // Cargo adds a hash to the names of tests.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 /// An emulated processor takes its time.
-const DEADLINE: Duration = Duration::from_secs(1500);
+const DEADLINE: Duration = Duration::from_secs(2700);
 
 /// What a machine boots from.
 pub(super) enum Boot<'a> {

@@ -34,7 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 command:
   - /usr/local/bin/kube2ram
   - {{ index . 1 }}
-  {{- range $flag := list "state-dir" "cgroup-root" }}
+  {{- range $flag := list "pod-dir" "state-dir" }}
   {{- with include "kube2ram.flag" (list (index $ 0) $flag "") }}
   - --{{ $flag }}={{ . }}
   {{- end }}
@@ -57,7 +57,7 @@ command:
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, the boot guard, the admission policy or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|ram-role-key|state-dir)\\b" . }}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|pod-dir|ram-role-key|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}

@@ -9,12 +9,12 @@ use std::{
 use super::*;
 use crate::{
     admin::{Exposition, Readiness},
-    app::snapshot,
+    app::{outside, snapshot},
     credentials,
     datapath::{self, MetadataAddr},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
-    interception, kubernetes, listeners, reconcile, server,
+    interception, kubernetes, listeners, reconcile, server, wire_guard,
 };
 
 /// Labels of which not all values are there from the beginning, or that differ with the build.
@@ -52,8 +52,10 @@ impl Collector for Own {
 fn registry() -> Registry {
     let mut registry = Registry::with_prefix("kube2ram");
     of_build(&mut registry);
+    of_boot_guard(&mut registry, None);
     drop(kubernetes::Metrics::new(registry.sub_registry_with_prefix("kubernetes")));
     drop(snapshot::metrics(&mut registry));
+    drop(outside::metrics(&mut registry));
     registry.register_collector(Box::new(Held));
     registry.register_collector(Box::new(Own));
     server::register_metrics(&mut registry);
@@ -64,6 +66,7 @@ fn registry() -> Registry {
     drop(reconcile::Metrics::new(&mut registry));
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
     drop(ForwardGuard::new(metadata, &mut registry));
+    drop(wire_guard::Metrics::new(&mut registry));
     let readiness = Readiness::default();
     drop(readiness.wait_for("pods and namespaces"));
     registry.register_collector(Box::new(readiness));

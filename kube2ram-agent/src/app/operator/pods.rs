@@ -88,7 +88,7 @@ impl Operator {
         let by_hash = || Some((cgroups.get(seen.config_hash.as_ref()?)?, "config_hash"));
         let (cgroup, named_after) = by_uid.or_else(by_hash)?;
         let id = cgroup_id(cgroup).ok()?;
-        let listener = self.kernel.targets.of_pod(id).map(|addr| addr.to_string());
+        let listener = self.kernel.targets.of_pod(id).map(|target| format!("127.0.0.1:{}", target.port));
         Some(Place { cgroup: cgroup.clone(), named_after, listener })
     }
 }

@@ -2,15 +2,16 @@
 
 use std::process;
 
-use super::{Operator, rounded};
+use super::{Operator, pod_name, rounded};
 use crate::{
+    boot_guard::installation_failure,
     cloud::alibaba::base::BaseState,
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
     kubernetes::{Presence, Resource},
     status::{
         Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, Program, Repair,
-        SCHEMA, Status, Sts, StsFailure, Watch, problems_of,
+        SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
 
@@ -24,6 +25,7 @@ impl Operator {
             problems: Vec::new(),
             datapath: self.datapath(),
             forward_guard: self.forward_guard(),
+            wire_guard: self.wire_guard(),
             boot_guard: self.boot_guard(),
             api_server: self.api_server(),
             base_credentials: self.base_credentials(),
@@ -45,6 +47,11 @@ impl Operator {
             pending: self.readiness.pending().into_iter().map(Into::into).collect(),
             log_level: level.to_string(),
             log_level_until: until.map(rounded),
+            taken_ports: self
+                .ports
+                .iter()
+                .filter_map(|port| port.taken(|uid| pod_name(&self.cluster, uid)))
+                .collect(),
         }
     }
 
@@ -68,6 +75,7 @@ impl Operator {
                 kind: drift.label().to_owned(),
                 of: of.to_owned(),
             }),
+            outside_pods: self.outside.read(),
             outcomes: self.kernel.counters.read().map(|(name, count)| (name.to_owned(), count)).collect(),
             interception: Interception {
                 arrived_at: last.arrived_at.map(|at| self.ago(at.elapsed())),
@@ -90,6 +98,20 @@ impl Operator {
         }
     }
 
+    fn wire_guard(&self) -> WireGuard {
+        let Some(standing) = self.kernel.wire_guard.as_ref().map(|guard| guard.read()) else {
+            return WireGuard::default();
+        };
+        WireGuard {
+            is_wanted: true,
+            is_in_force: standing.is_in_force == Some(true),
+            node_devices: standing.node_devices,
+            pod_devices: standing.pod_devices,
+            repairs: standing.repairs,
+            failure: standing.failure,
+        }
+    }
+
     fn boot_guard(&self) -> BootGuard {
         let state = match datapath::boot_guard(&self.settings.bpf_dir) {
             Ok(datapath::BootGuard::Absent) => "absent",
@@ -97,7 +119,10 @@ impl Operator {
             Ok(datapath::BootGuard::TakenOver) => "taken_over",
             Err(_) => "unknown",
         };
-        BootGuard { state: state.to_owned() }
+        BootGuard {
+            state: state.to_owned(),
+            installation_failure: installation_failure(&self.config.pod_dir),
+        }
     }
 
     fn api_server(&self) -> ApiServer {

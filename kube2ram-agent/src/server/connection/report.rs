@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::Connection;
 use crate::{
     cloud::upstream::UpstreamError,
+    datapath::Origin,
     kubernetes::Pod,
     role::RoleSession,
     server::{
@@ -85,19 +86,23 @@ impl Connection {
         let suppressed = (suppressed > 0).then_some(suppressed);
         let namespace = pod.as_ref().map(|pod| &*pod.namespace);
         let name = pod.as_ref().map(|pod| &*pod.name);
-        let cgroup = self.origin.map(|origin| origin.cgroup.0);
+        let (uid, cgroup) = match &self.origin {
+            Some(Origin::Pod(uid)) => (Some(uid.as_str()), None),
+            Some(Origin::Task(cgroup)) => (None, Some(cgroup.0)),
+            None => (None, None),
+        };
         let method = cut(method.as_str());
         // Whole microseconds, or a decimal fraction prints as 0.055279999999999996.
         let latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         let Some(error) = error else {
             info!(
-                pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
+                pod.namespace = namespace, pod.name = name, pod.uid = uid, cgroup.id = cgroup, peer = %self.peer, method, path,
                 status = status.as_u16(), latency_ms, role, suppressed, "request answered"
             );
             return;
         };
         warn!(
-            pod.namespace = namespace, pod.name = name, cgroup.id = cgroup, peer = %self.peer, method, path,
+            pod.namespace = namespace, pod.name = name, pod.uid = uid, cgroup.id = cgroup, peer = %self.peer, method, path,
             status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
             "request refused"
         );

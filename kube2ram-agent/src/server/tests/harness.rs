@@ -272,7 +272,7 @@ async fn upstream(world: Arc<World>) -> std::net::SocketAddrV4 {
 
 impl Origins for World {
     fn origin_of(&self, _: BorrowedFd<'_>) -> Result<Origin, OriginError> {
-        self.cgroup.lock().unwrap().map(|cgroup| Origin { cgroup, tgid: 1 }).ok_or(OriginError::Unvouched)
+        self.cgroup.lock().unwrap().map(Origin::Task).ok_or(OriginError::Unvouched)
     }
 }
 

@@ -129,13 +129,18 @@ impl Worker {
         if udp {
             client.arg("--udp");
         }
+        Self::of(&mut client)
+    }
+
+    /// Starts a client that is told how often to do something, and answers with nanoseconds.
+    pub(super) fn of(client: &mut Command) -> Result<Self> {
         let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take().context("no standard input")?;
         let answers = BufReader::new(child.stdout.take().context("no standard output")?);
         Ok(Self { child, orders, answers })
     }
 
-    /// Nanoseconds of the median of `count` connects.
+    /// Nanoseconds of the median of `count` connects, or the mean of as many calls.
     pub(super) fn dial(&mut self, count: usize) -> Result<f64> {
         writeln!(self.orders, "{count}")?;
         let mut answer = String::new();
@@ -168,7 +173,7 @@ pub(super) fn sink(listener: TcpListener) -> Result<SocketAddrV4> {
 }
 
 /// Takes the agent's programs out of force.
-fn uninstall(sandbox: &Sandbox, agent: &Path) -> Result<()> {
+pub(super) fn uninstall(sandbox: &Sandbox, agent: &Path) -> Result<()> {
     let bpf_dir = format!("--bpf-dir={}", sandbox.node().bpffs().join("kube2ram").display());
     let state_dir = format!("--state-dir={}", sandbox.node().directory().join("agent").display());
     let output = Command::new(agent).args(["uninstall", &bpf_dir, &state_dir]).output()?;

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -182,6 +183,13 @@ fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf>
         // As crun is shown it.
         let below = found.strip_prefix("/sys/fs/cgroup/unified");
         return Ok(below.map_or_else(|_| found.clone(), |below| Path::new("/sys/fs/cgroup").join(below)));
+    }
+    if volume["emptyDir"].is_object() {
+        // One for all containers of the pod that are made of this bundle's template: a bundle is a pod here.
+        let directory = bundle.join(volume["name"].as_str().unwrap_or("empty"));
+        fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777))?;
+        return Ok(directory);
     }
     let mut files = std::collections::BTreeMap::new();
     for source in volume["projected"]["sources"].as_array().context("an unknown kind of volume")? {

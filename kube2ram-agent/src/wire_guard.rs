@@ -1,0 +1,414 @@
+//! The wire guard: keeps a tc program on each device by which packets leave the node. It closes what passes no hook
+//! of a cgroup and no netfilter rule: packet sockets of pods in the node's network namespace, of pods with a card
+//! of their own or on ipvlan, and of pods whose packets a program of the network plugin redirects.
+//! Depends on `datapath`, on `listeners` for devices and namespaces, and on `netlink`. Called by `app` and
+//! `uninstall`.
+
+mod namespaces;
+mod routes;
+mod state;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::{
+    task::block_in_place,
+    time::{Instant, sleep},
+};
+use tracing::{debug, error, info, warn};
+
+use self::namespaces::DeviceChanges;
+pub use self::state::{Standing, State};
+use crate::{
+    admin::{Pending, Readiness},
+    datapath::{Covering, DatapathError, MetadataAddr, Wire, WireDevice, WireHook, uncover},
+    listeners::{Links, Netns, NetnsId, WayOut},
+    netlink::uninterrupted,
+    telemetry::chain,
+};
+
+/// Why devices could not be looked for, or covered.
+#[derive(Debug, thiserror::Error)]
+pub enum WireGuardError {
+    /// The program could not be attached, or removed.
+    #[error("cannot guard the network devices of {place}")]
+    Cover {
+        /// Whose.
+        place: &'static str,
+        /// The datapath's.
+        #[source]
+        source: Box<DatapathError>,
+    },
+    /// The kernel did not tell which devices there are.
+    #[error("cannot list the network devices of {place}")]
+    List {
+        /// Whose.
+        place: &'static str,
+        /// Netlink's.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespaces of pods could not be found.
+    #[error("cannot find the network namespaces of pods")]
+    Namespaces(#[source] io::Error),
+    /// A filter could not be removed.
+    #[error("cannot remove the program from network device {0}")]
+    Uncover(u32, #[source] io::Error),
+    /// A device whose packets begin with something else than the programs can read.
+    #[error(
+        "network device {0} has a link header that the wire guard cannot read: packet sockets pass there"
+    )]
+    UnknownHeader(u32),
+}
+
+/// How long a device may be there without the program.
+pub const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often namespaces of pods are searched and asked when nothing happens, but for those with a device of their
+/// own.
+const SEARCH_EVERY: Duration = Duration::from_secs(10);
+/// A device is moved into a pod's namespace before the pod's first process is there.
+const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
+
+/// The guard of one node. Dropping it leaves the programs attached.
+#[derive(Debug)]
+pub struct WireGuard {
+    wire: Wire,
+    metadata: MetadataAddr,
+    pods_cgroup: PathBuf,
+    host: Netns,
+    metrics: Metrics,
+    state: State,
+    /// While a device is not covered, and the flag demands it.
+    readiness: Option<(Readiness, Option<Pending>)>,
+    /// What the node had at the last look: a change of these may be a device that moved into a pod.
+    node_devices: BTreeSet<WireDevice>,
+    node_links: Vec<u32>,
+    pods: HashMap<NetnsId, Pod>,
+    search_at: Instant,
+    search_until: Instant,
+    /// Devices that were logged as covered, or failures, are logged once.
+    said: Option<String>,
+}
+
+/// A network namespace of pods. Nothing here keeps it alive for longer than one look: the network plugin may wait
+/// for its end.
+#[derive(Debug)]
+struct Pod {
+    /// One that is in it, as a directory of procfs.
+    process: PathBuf,
+    devices: BTreeSet<WireDevice>,
+    /// Once it was asked.
+    changes: Option<DeviceChanges>,
+    ask_at: Instant,
+}
+
+/// What the wire guard tells.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    in_force: Gauge,
+    devices: Family<[(&'static str, &'static str); 1], Gauge>,
+    repairs: Counter,
+}
+
+const NODE: [(&str, &str); 1] = [("of", "node")];
+const PODS: [(&str, &str); 1] = [("of", "pods")];
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let help = "Whether each network device that leads out of the node has the wire guard's program, before all others";
+        registry.register("wire_guard_in_force", help, metrics.in_force.clone());
+        let help = "Network devices that have the wire guard's program, by whose they are (node, pods)";
+        registry.register("wire_guard_devices", help, metrics.devices.clone());
+        let help = "How often the wire guard's program was found missing from a device, or behind another one, and attached again";
+        registry.register("wire_guard_repairs", help, metrics.repairs.clone());
+        for of in [NODE, PODS] {
+            drop(metrics.devices.get_or_create(&of));
+        }
+        metrics
+    }
+}
+
+impl WireGuard {
+    /// Makes a guard that has looked at nothing yet. With `readiness`, the agent is not ready while a device is not
+    /// covered.
+    ///
+    /// # Errors
+    /// When the node's network namespace cannot be opened.
+    pub fn new(
+        wire: Wire,
+        metadata: MetadataAddr,
+        pods_cgroup: &Path,
+        readiness: Option<Readiness>,
+        registry: &mut Registry,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            wire,
+            metadata,
+            pods_cgroup: pods_cgroup.to_owned(),
+            host: Netns::open(Path::new("/proc/self/ns/net"))?,
+            metrics: Metrics::new(registry),
+            state: State::default(),
+            readiness: readiness.map(|readiness| (readiness, None)),
+            node_devices: BTreeSet::new(),
+            node_links: Vec::new(),
+            pods: HashMap::new(),
+            search_at: Instant::now(),
+            search_until: Instant::now(),
+            said: None,
+        })
+    }
+
+    /// Where it tells how it stands.
+    pub fn state(&self) -> State {
+        self.state.clone()
+    }
+
+    /// Looks at all devices from time to time, for ever.
+    ///
+    /// # Cancel safety
+    /// Safe: a look does not wait, and what it changes is whole when it ends.
+    pub async fn run(mut self) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            // Here rather than on another thread: whoever stops this part must be sure that nothing writes any more.
+            block_in_place(|| self.look());
+        }
+    }
+
+    /// Covers what is not covered, and tells whether everything is. A failure is logged, not returned: the hooks in
+    /// the cgroups hold without the guard. Blocks for some system calls a device, and a thread for each namespace
+    /// that is asked.
+    pub fn look(&mut self) -> bool {
+        let mut look = Look::default();
+        match self.wire.repair_links() {
+            Ok(repaired) => look.repairs += repaired,
+            Err(error) => {
+                look.failures.push(WireGuardError::Cover { place: "the node", source: error.into() })
+            }
+        }
+        self.look_at_node(&mut look);
+        self.look_at_pods(&mut look);
+        self.tell(&look)
+    }
+
+    fn look_at_node(&mut self, look: &mut Look) {
+        const PLACE: &str = "the node";
+        match list_node(self.metadata) {
+            Ok((links, way)) => {
+                let known = std::mem::take(&mut self.node_devices);
+                self.node_devices = look.cover(&mut self.wire, &way, &known, PLACE);
+                if known != self.node_devices || links != self.node_links {
+                    self.search_until = Instant::now() + SEARCH_AFTER_CHANGE;
+                }
+                self.node_links = links;
+            }
+            // They change at this moment: the next look is soon.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
+        }
+    }
+
+    fn look_at_pods(&mut self, look: &mut Look) {
+        let now = Instant::now();
+        // What is told by its process alone must be told anew when that is gone.
+        let before = self.pods.len();
+        self.pods.retain(|id, pod| namespaces::of_process(&pod.process).is_ok_and(|netns| netns.id == *id));
+        if now >= self.search_at || now < self.search_until || self.pods.len() < before {
+            self.search_at = now + SEARCH_EVERY;
+            match namespaces::of_pods(&self.pods_cgroup, self.host.id) {
+                Ok(found) => {
+                    for (id, process) in found {
+                        self.pods.entry(id).or_insert_with(|| Pod::new(process));
+                    }
+                }
+                Err(error) => look.failures.push(WireGuardError::Namespaces(error)),
+            }
+        }
+        for pod in self.pods.values_mut() {
+            if pod.ask_at <= now || pod.changes.as_ref().is_none_or(DeviceChanges::have_happened) {
+                pod.look(&mut self.wire, &self.host, look);
+                pod.ask_at = now + if pod.devices.is_empty() { SEARCH_EVERY } else { LOOK_EVERY };
+            }
+        }
+    }
+
+    fn tell(&mut self, look: &Look) -> bool {
+        let is_in_force = look.failures.is_empty();
+        let (node, pods) = (self.node_devices.len(), self.pods.values().map(|pod| pod.devices.len()).sum());
+        self.metrics.in_force.set(is_in_force.into());
+        self.metrics.devices.get_or_create(&NODE).set(node as i64);
+        self.metrics.devices.get_or_create(&PODS).set(pods as i64);
+        self.metrics.repairs.inc_by(look.repairs as u64);
+        if look.repairs > 0 {
+            warn!(
+                repairs = look.repairs,
+                "the wire guard was removed from devices or moved; it is in force again"
+            );
+        }
+        let failure = look.failures.first().map(|error| chain(error));
+        self.state.update(|standing| {
+            standing.is_in_force = Some(is_in_force);
+            standing.node_devices = node;
+            standing.pod_devices = pods;
+            standing.repairs += look.repairs as u64;
+            standing.failure.clone_from(&failure);
+        });
+        if let Some((readiness, pending)) = &mut self.readiness {
+            match (is_in_force, pending.take()) {
+                (true, Some(waiting)) => waiting.ready(),
+                (true, None) => {}
+                (false, waiting) => *pending = waiting.or_else(|| Some(readiness.wait_for(CONDITION))),
+            }
+        }
+        if failure != self.said {
+            match &failure {
+                Some(error) => error!(
+                    error,
+                    failures = look.failures.len(),
+                    "the wire guard is not in force everywhere: packet sockets of pods may reach the metadata server"
+                ),
+                None => info!("the wire guard is in force everywhere"),
+            }
+            self.said = failure;
+        }
+        is_in_force
+    }
+}
+
+/// All devices of the calling thread's namespace, and those by which packets leave the node.
+fn list_node(metadata: MetadataAddr) -> io::Result<(Vec<u32>, WayOut)> {
+    let links = Links::of_this_thread()?;
+    let addresses = [Some(IpAddr::V4(*metadata.v4.ip())), metadata.v6.map(IpAddr::V6)];
+    let mut routed = Vec::new();
+    for address in addresses.into_iter().flatten() {
+        routed.extend(routes::device_towards(address)?);
+    }
+    Ok((links.indices().collect(), links.way_out_of_node(&routed)))
+}
+
+/// The devices of the calling thread's namespace by which packets leave the node.
+///
+/// # Errors
+/// [`WireGuardError::List`].
+pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGuardError> {
+    let listed = uninterrupted(|| list_node(metadata));
+    let (_, way) = listed.map_err(|source| WireGuardError::List { place: "the node", source })?;
+    Ok(way.devices)
+}
+
+/// The condition of readiness.
+const CONDITION: &str = "the wire guard in force";
+
+impl Pod {
+    fn new(process: PathBuf) -> Self {
+        Self { process, devices: BTreeSet::new(), changes: None, ask_at: Instant::now() }
+    }
+
+    fn look(&mut self, wire: &mut Wire, host: &Netns, look: &mut Look) {
+        const PLACE: &str = "a pod";
+        let Self { process, devices, changes, .. } = self;
+        let looked = namespaces::of_process(process).and_then(|netns| {
+            netns.within(|| {
+                if changes.is_none() {
+                    *changes = Some(DeviceChanges::of_this_thread()?);
+                }
+                let way = Links::of_this_thread()?.way_out_of_pod(routes::number_of(host.as_fd())?);
+                Ok(look.cover(wire, &way, devices, PLACE))
+            })
+        });
+        match looked {
+            Ok(covered) => *devices = covered,
+            // They change at this moment, or the process is gone: the next look is soon.
+            Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
+            Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
+        }
+    }
+}
+
+/// What one look at all devices found.
+#[derive(Debug, Default)]
+struct Look {
+    failures: Vec<WireGuardError>,
+    repairs: usize,
+}
+
+impl Look {
+    /// Covers devices of the calling thread's namespace, and returns those that are. `known` had the program before.
+    fn cover(
+        &mut self,
+        wire: &mut Wire,
+        way: &WayOut,
+        known: &BTreeSet<WireDevice>,
+        place: &'static str,
+    ) -> BTreeSet<WireDevice> {
+        self.failures.extend(way.unknown.iter().map(|index| WireGuardError::UnknownHeader(*index)));
+        let mut covered = BTreeSet::new();
+        for device in &way.devices {
+            match wire.cover(*device) {
+                Ok(Covering::Gone) => continue,
+                Ok(Covering::Unchanged) => {}
+                Ok(Covering::Moved) if !known.contains(device) => {} // an earlier agent's
+                Ok(covering @ (Covering::Attached | Covering::Moved)) => {
+                    self.repairs += usize::from(known.contains(device));
+                    info!(
+                        device = device.index,
+                        of = place,
+                        ?covering,
+                        "the wire guard is in force on a device"
+                    );
+                }
+                Err(error) => {
+                    debug!(device = device.index, error = chain(&error), "a device is not covered");
+                    self.failures.push(WireGuardError::Cover { place, source: error.into() });
+                    continue;
+                }
+            }
+            covered.insert(*device);
+        }
+        covered
+    }
+}
+
+/// Removes filters from the devices of this namespace and of all processes', and returns how many there were. Links
+/// are pinned, and go with the other pins.
+///
+/// # Errors
+/// [`WireGuardError`]; some may be left.
+pub fn remove_filters() -> Result<usize, WireGuardError> {
+    if WireHook::of_kernel() == WireHook::Tcx {
+        return Ok(0);
+    }
+    let mut removed = remove_filters_here("the node")?;
+    let host = NetnsId::own().map_err(WireGuardError::Namespaces)?;
+    for netns in namespaces::of_all(host).map_err(WireGuardError::Namespaces)?.into_values() {
+        let mut outcome = Ok(0);
+        let within = netns.within(|| {
+            outcome = remove_filters_here("a pod");
+            Ok(())
+        });
+        within.map_err(WireGuardError::Namespaces)?;
+        removed += outcome?;
+    }
+    Ok(removed)
+}
+
+fn remove_filters_here(place: &'static str) -> Result<usize, WireGuardError> {
+    let links = uninterrupted(Links::of_this_thread);
+    let links = links.map_err(|source| WireGuardError::List { place, source })?;
+    let mut removed = 0;
+    for index in links.indices() {
+        removed += usize::from(uncover(index).map_err(|source| WireGuardError::Uncover(index, source))?);
+    }
+    Ok(removed)
+}

@@ -1,0 +1,140 @@
+//! The network namespaces of pods' processes. Reads the pods' cgroup and procfs; called by `wire_guard`.
+//!
+//! Of all processes, not of each pod's first: where a pod has moved its card does not matter to who the pod is, but
+//! it does to where packets leave.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::{self, File},
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
+        socket_with, sockopt::set_socket_recv_buffer_size,
+    },
+};
+
+use crate::listeners::{Netns, NetnsId};
+
+/// Tells when devices of the namespace change in which it was made. It keeps the namespace alive.
+#[derive(Debug)]
+pub(super) struct DeviceChanges(OwnedFd);
+
+impl DeviceChanges {
+    /// From now on.
+    ///
+    /// # Errors
+    /// Netlink's.
+    pub(super) fn of_this_thread() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        // One notice will do; a pod decides how many there are.
+        set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
+        bind(&socket, &SocketAddrNetlink::new(0, RTMGRP_LINK))?;
+        Ok(Self(socket))
+    }
+
+    /// Whether something has changed since the last call, or may have.
+    pub(super) fn have_happened(&self) -> bool {
+        let mut have_happened = false;
+        for _ in 0..NOTICES_MAX {
+            match recv(&self.0, &mut [0; 1][..], RecvFlags::TRUNC) {
+                Err(Errno::AGAIN) => return have_happened,
+                // Notices were dropped, among others.
+                Ok(_) | Err(_) => have_happened = true,
+            }
+        }
+        true
+    }
+}
+
+/// include/uapi/linux/rtnetlink.h.
+const RTMGRP_LINK: u32 = 1;
+const RECEIVE_BUFFER: usize = 4096;
+/// More are read at the next call.
+const NOTICES_MAX: usize = 16;
+
+/// The namespaces of the processes below `cgroup`, without the `host`'s, each by the directory of a process in it.
+///
+/// # Errors
+/// When the cgroup cannot be read, or descriptors run out. A process that is gone, or may not be looked at, is
+/// passed over; so is what is more than a node can have.
+pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsId, PathBuf>> {
+    let mut found = HashMap::new();
+    let mut cgroups = VecDeque::from([cgroup.to_owned()]);
+    for _ in 0..MAX_CGROUPS {
+        let Some(cgroup) = cgroups.pop_front() else { break };
+        for process in processes(&cgroup)? {
+            match of_process(&process) {
+                Ok(netns) if netns.id != host => {
+                    found.entry(netns.id).or_insert(process);
+                }
+                Err(error) if is_exhausted(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let children = fs::read_dir(&cgroup).into_iter().flatten().filter_map(Result::ok);
+        cgroups.extend(
+            children
+                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|child| child.path()),
+        );
+    }
+    Ok(found)
+}
+
+/// The namespace of a process, by its directory in procfs.
+///
+/// # Errors
+/// When it is gone, or may not be looked at.
+pub(super) fn of_process(process: &Path) -> io::Result<Netns> {
+    Netns::open(&process.join("ns/net"))
+}
+
+/// The namespaces of all processes, without the `host`'s.
+///
+/// # Errors
+/// When procfs cannot be read, or descriptors run out.
+pub(super) fn of_all(host: NetnsId) -> io::Result<HashMap<NetnsId, Netns>> {
+    let mut found = HashMap::new();
+    for process in fs::read_dir("/proc")?.filter_map(Result::ok) {
+        match of_process(&process.path()) {
+            Ok(netns) if netns.id != host => {
+                found.entry(netns.id).or_insert(netns);
+            }
+            Err(error) if is_exhausted(&error) => return Err(error),
+            // Not a process, or gone.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Pods and containers, and what these make; nearest first.
+const MAX_CGROUPS: usize = 16_384;
+/// How much of a `cgroup.procs` is read: some 16 processes, of which a container's first is the first.
+const MAX_PROCS_BYTES: u64 = 128;
+
+/// The first processes of a cgroup, as directories of procfs: none when it is gone, or holds only threads.
+fn processes(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut text = String::new();
+    let read = File::open(cgroup.join("cgroup.procs"))
+        .and_then(|file| file.take(MAX_PROCS_BYTES).read_to_string(&mut text));
+    match read {
+        Err(error) if is_exhausted(&error) => return Err(error),
+        Err(_) => return Ok(Vec::new()),
+        Ok(_) => {}
+    }
+    // The last line may be cut.
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    Ok(text[..whole].lines().map(|pid| Path::new("/proc").join(pid)).collect())
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    [Some(libc::EMFILE), Some(libc::ENFILE), Some(libc::ENOMEM)].contains(&error.raw_os_error())
+}

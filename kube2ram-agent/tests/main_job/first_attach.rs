@@ -1,0 +1,102 @@
+//! The first agent of a node beside pods that have connections to the metadata server open.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::node::PodSpec;
+
+use crate::support::Lab;
+
+/// Connects, waits for a line, asks on the same connection, and prints what comes of it: a status, or an error's name.
+const CLIENT: &str = r#"
+import errno, socket, sys
+connection = socket.create_connection(("100.100.100.200", 80), 5)
+connection.settimeout(20)
+print("connected", flush=True)
+try:
+    # Without a word of ours: the error comes by itself.
+    connection.settimeout(float(sys.argv[1]))
+    try:
+        connection.recv(1)
+    except socket.timeout:
+        pass
+    connection.sendall(b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.settimeout(5)
+    print(connection.recv(4096).split(b" ")[1].decode())
+except socket.timeout:
+    print("timeout")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"#;
+
+struct Client(Child, BufReader<std::process::ChildStdout>);
+
+impl Client {
+    /// `patience`: how long it waits for an error before it asks.
+    fn start(mut command: Command, patience: &str) -> Self {
+        command.args(["-c", CLIENT, patience]).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "connected\n");
+        Self(child, stdout)
+    }
+
+    fn outcome(mut self) -> String {
+        let mut said = String::new();
+        self.1.read_to_string(&mut said).unwrap();
+        self.0.wait().unwrap();
+        said.trim().to_owned()
+    }
+}
+
+fn clients(lab: &Lab, patience: &str) -> [Client; 3] {
+    let in_pod =
+        |pod: &str| Client::start(lab.pod(pod).unwrap().pod().command("app", "python3").unwrap(), patience);
+    // The host's own, in its network namespace.
+    [in_pod("orders"), in_pod("daemon"), Client::start(lab.node().host_command("python3"), "1")]
+}
+
+fn lab(name: &str) -> Lab {
+    let pods = [
+        PodSpec::new("orders").role("orders-role"),
+        PodSpec::new("daemon").role("daemon-role").host_network(),
+    ];
+    Lab::new(name, &pods)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_that_the_first_attach_cuts_fail_at_once_and_the_hosts_go_on() {
+    let mut lab = lab("cut");
+    let [orders, daemon, host] = clients(&lab, "20");
+    let begun = Instant::now();
+
+    lab.start(&[]);
+
+    assert_eq!([orders.outcome(), daemon.outcome()], ["ECONNABORTED"; 2]);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(host.outcome(), "200");
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert!(lab.agent().unwrap().log().contains("connections=2"), "{}", lab.agent().unwrap().log());
+    // A restart cuts nothing, and has nothing to end.
+    lab.agent().unwrap().restart(None).unwrap();
+    assert_eq!(lab.agent().unwrap().log().matches("ended pods' connections").count(), 1);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn connections_that_are_to_be_kept_are_not_ended() {
+    let mut lab = lab("keep");
+    let [orders, daemon, host] = clients(&lab, "3");
+
+    lab.start(&["--open-connections=keep"]);
+
+    // The forward guard stops what a pod with a network of its own has open to the real server.
+    assert_eq!(orders.outcome(), "timeout");
+    assert_eq!([daemon.outcome(), host.outcome()], ["200"; 2]);
+}
