@@ -1,11 +1,10 @@
 """Ways past every hook of a cgroup: packets that no socket layer has seen, or that become the metadata server's further on."""
-import ctypes, fcntl, mmap, os, socket, struct, time
-from base import M, Absent, dial, sent, tcp, tool, udp, with_table
+import fcntl, socket, struct, time
+from base import M, dial, sent, tcp, tool, udp, with_table
+from wire import express_frame
 
 SOL_PACKET, PACKET_QDISC_BYPASS, ETH_P_IP = 263, 20, 0x0800
 TUNSETIFF, IFF_TUN, IFF_NO_PI, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING, SIOCGIFHWADDR = 0x400454CA, 1, 0x1000, 0x8914, 1, 0x40, 0x8927
-AF_XDP, SOL_XDP, XDP_TX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING = 44, 283, 3, 4, 5, 6
-XDP_COPY, XDP_MMAP_OFFSETS, XDP_PGOFF_TX_RING = 2, 1, 0x80000000
 
 
 def default_route():
@@ -66,27 +65,7 @@ def express(ip):
     """A frame through an AF_XDP socket."""
     interface, hardware = gateway()
     own = fcntl.ioctl(udp(), SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))[18:24]
-    try:
-        s = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
-    except OSError:
-        raise Absent("AF_XDP")
-    memory = mmap.mmap(-1, 4 * 4096)
-    area = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    s.setsockopt(SOL_XDP, XDP_UMEM_REG, struct.pack("=QQII", area, 4 * 4096, 4096, 0))
-    for ring in (XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_TX_RING):
-        s.setsockopt(SOL_XDP, ring, struct.pack("=I", 4))
-    _, _, _, _, producer, _, entries, _ = struct.unpack_from("=8Q", s.getsockopt(SOL_XDP, XDP_MMAP_OFFSETS, 128))
-    ring = mmap.mmap(s.fileno(), entries + 4 * 16, mmap.MAP_SHARED, offset=XDP_PGOFF_TX_RING)
-    place = struct.pack("=HHIII", AF_XDP, XDP_COPY, socket.if_nametoindex(interface), 0, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.bind(s.fileno(), place, len(place)):
-        raise OSError(ctypes.get_errno(), "")
-    frame = hardware + own + struct.pack("!H", ETH_P_IP) + whole_syn(ip)
-    memory[: len(frame)] = frame
-    struct.pack_into("=QII", ring, entries, 0, len(frame), 0)
-    struct.pack_into("=I", ring, producer, 1)
-    s.send(b"", socket.MSG_DONTWAIT)
-    return sent()
+    return express_frame(interface, hardware + own + struct.pack("!H", ETH_P_IP) + whole_syn(ip))
 
 
 def tunnel(_):
