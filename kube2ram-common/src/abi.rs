@@ -206,7 +206,7 @@ counters! {
     Ambiguous = "ambiguous",
     /// Dropped: a packet to the metadata server, whatever socket it came from.
     DeniedEgress = "denied_egress",
-    /// Denied: somebody dialled a pod's listener who is not that pod.
+    /// Denied: somebody dialled a pod's listener himself, to which only the redirection leads.
     DeniedListener = "denied_listener",
     /// Denied: a datagram to the metadata server.
     DeniedMessage = "denied_message",

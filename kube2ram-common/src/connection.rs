@@ -13,8 +13,8 @@ pub const IPPROTO_TCP: u32 = 6;
 /// `IPPROTO_MPTCP`: what the connect hook sees on the first subflow of an MPTCP socket.
 pub const IPPROTO_MPTCP: u32 = 262;
 
-/// Where the connect hook of the pods' sockets refuses every connect(2): the agent asks so whether the hook sees a socket. A loopback address below
-/// those of its listeners, so that without a hook no packet comes of it.
+/// Where the connect hook of the pods' sockets refuses every connect(2): the agent asks so whether the hook sees a socket. A loopback address at which
+/// nobody listens, and by a datagram socket, so that without a hook no packet comes of it.
 pub const PROBE_ADDR: Ipv4Addr = Ipv4Addr::new(127, 63, 255, 255);
 
 /// Where listeners in pods are.

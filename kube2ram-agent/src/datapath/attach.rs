@@ -1,8 +1,7 @@
 //! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
 
 use std::{
-    fmt, io,
-    net::{Ipv4Addr, UdpSocket},
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -106,6 +105,8 @@ impl Datapath {
         let mut ebpf = load::load(&pins, settings.debug)?;
         let maps = PinnedMap::open_all(&pins)?;
         let mut configuration = Configuration::open(&pins)?;
+        // Before it is written: an update must not forget it for a moment.
+        configuration.learn_agent_netns(&pins);
         configuration.ensure(settings)?;
         let targets = Targets::open(&pins, former)?;
         let mode = Mode::known(&pins);
@@ -117,20 +118,10 @@ impl Datapath {
         let mut datapath =
             Self { pins, settings, configuration, mode, links, maps, targets, wire_programs, debug };
         datapath.find_mode()?;
-        datapath.tell_own_netns()?;
+        datapath.configuration.learn_agent_netns(&datapath.pins);
+        datapath.configuration.ensure(&datapath.settings)?;
         datapath.take_out_others()?;
         Ok(datapath)
-    }
-
-    /// Below Linux 5.14 it is the programs that tell.
-    fn tell_own_netns(&mut self) -> Result<(), DatapathError> {
-        let own = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
-        match own.and_then(|own| self.netns_cookies().map_err(io::Error::other)?.of(&own)) {
-            Ok(cookie) => self.configuration.set_agent_netns(cookie),
-            // Then a connection of the host's own can be taken for a pod's that has forged the host's address.
-            Err(error) => tracing::debug!(%error, "cannot tell the own network namespace"),
-        }
-        self.configuration.ensure(&self.settings).map(drop)
     }
 
     /// Makes sure that the programs see the sockets of pods.

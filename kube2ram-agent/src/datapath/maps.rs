@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::UdpSocket,
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -100,9 +100,22 @@ impl Configuration {
         Ok(Self { map: open(pins, map::CONFIG)?, agent_netns: 0 })
     }
 
-    /// Tells which network namespace is the agent's, from the next [`Self::ensure`] on.
-    pub(super) fn set_agent_netns(&mut self, cookie: u64) {
-        self.agent_netns = cookie;
+    /// Finds out which network namespace is the agent's, if that is not known yet. Below Linux 5.14 it is the programs that tell: those of a former agent, or after
+    /// they are attached.
+    pub(super) fn learn_agent_netns(&mut self, pins: &Pins) {
+        if self.agent_netns != 0 {
+            return;
+        }
+        let ask = || {
+            NetnsCookies::open(pins)
+                .map_err(io::Error::other)?
+                .of(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)
+        };
+        match ask() {
+            Ok(cookie) => self.agent_netns = cookie,
+            // Then a connection of the host's own can be taken for a pod's that has forged the host's address.
+            Err(error) => tracing::debug!(%error, "cannot tell the own network namespace"),
+        }
     }
 
     /// Writes it unless it is there, and tells whether something was done.
