@@ -1,7 +1,7 @@
 //! The operator's listener: liveness, readiness, metrics and, on request, the agent's state. Pods are never redirected to it.
-//! Depends on `server::listener` for bounded connections; called by `app`.
+//! Depends on `server::listener` and `server::places` for bounded connections; called by `app`.
 
-use std::{future::ready, net::SocketAddr, sync::Arc};
+use std::{future::ready, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
@@ -10,21 +10,22 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use crate::{closing::Closing, server::listener};
+use crate::{
+    closing::Closing,
+    server::{listener, places::Places},
+};
 
 mod exposition;
-mod places;
 mod readiness;
 
 pub(crate) use self::exposition::Exposition;
-use self::places::Places;
 pub use self::readiness::{Pending, Readiness};
 
 /// How many connections are served at once.
-const CONNECTIONS: usize = 256;
+pub(crate) const CONNECTIONS: usize = 64;
 /// How many of them one address may have. Pods reach this listener, too, and everything on the node's network has one address, the kubelet's: that they keep nobody
 /// out is for [`Places`], and that they cannot have the agent ended for `probe`.
-const CONNECTIONS_PER_ADDRESS: usize = 16;
+const CONNECTIONS_PER_ADDRESS: usize = 8;
 
 /// What the admin listener shows.
 pub struct Admin {
@@ -42,16 +43,19 @@ impl Admin {
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
     pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
-        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS);
+        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, Duration::ZERO);
         listener::accept(listener, &closing, |stream, peer| {
-            let place = places.take(peer.ip());
-            let (admin, closing) = (Arc::clone(&self), closing.clone());
-            tasks.spawn(async move {
-                let served = listener::drive(stream, &closing, |request| {
-                    ready(admin.answer(request.method(), request.uri().path(), request.headers(), peer))
+            // All connections are idle here: there is always one that gives way.
+            if let Some(place) = places.take(peer.ip()) {
+                let (admin, closing) = (Arc::clone(&self), closing.clone());
+                tasks.spawn(async move {
+                    listener::drive(stream, &closing, place.lost(), |request| {
+                        ready(admin.answer(request.method(), request.uri().path(), request.headers(), peer))
+                    })
+                    .await;
                 });
-                place.lost().run_until_cancelled(served).await;
-            });
+            }
+            ready(())
         })
         .await;
     }

@@ -149,6 +149,8 @@ pub struct Config {
     pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
     pub pass_through_rate: u32,
+    /// How many requests a second each pod may make in all; zero is no limit.
+    pub request_rate: u32,
     /// The directory that this agent's pod has to itself.
     pub pod_dir: PathBuf,
     /// The cgroup of all pods; found by looking when `None`.
@@ -434,6 +436,7 @@ impl Config {
             notices,
             open_connections: flags.open_connections,
             pass_through_rate: flags.pass_through_rate,
+            request_rate: flags.request_rate,
             pods_cgroup: flags.pods_cgroup,
             require_token: flags.require_token,
             session_duration: session_duration(flags.ram_role_session_ttl)?,

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsFd,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
@@ -13,8 +14,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::SetOnce,
+    time::{Instant, sleep},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 mod access_log;
@@ -27,14 +29,21 @@ mod node_role;
 mod notices;
 mod pass_through;
 pub mod path;
-mod quota;
+pub(crate) mod places;
+pub(crate) mod quota;
+mod rates;
 mod reply;
 pub mod route;
 pub mod token;
 mod wire;
 
 use self::{
-    access_log::AccessLog, connection::Connection, listener::Slots, metrics::Metrics, quota::Quota,
+    access_log::AccessLog,
+    connection::Connection,
+    metrics::Metrics,
+    places::{Place, Places},
+    quota::Quota,
+    rates::Rates,
     token::Tokens,
 };
 pub(crate) use self::{error::RequestError, node_role::NodeRole};
@@ -53,11 +62,16 @@ use crate::{
     telemetry::chain,
 };
 
-/// How many connections are served at once, over all listeners. Each holds at most some 20 KiB.
-const CONNECTIONS: usize = 4096;
-/// How many of them one pod may have, so that it cannot lock out its neighbours, however many cgroups it makes. Callers that are no pod
-/// share one such allowance.
-const CONNECTIONS_PER_POD: usize = 512;
+/// How many connections are served at once, over all listeners.
+pub(crate) const CONNECTIONS: usize = 1024;
+/// How many of them one pod may have, however many cgroups it makes. Callers that are no pod share one such allowance.
+const CONNECTIONS_PER_POD: usize = 64;
+/// How long a connection's first request may be on its way before another connection may have its place.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a connection waits for a place: no request is answered later.
+const PLACE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it asks for one meanwhile.
+const PLACE_RETRY: Duration = Duration::from_millis(2);
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -70,6 +84,8 @@ pub struct Config {
     pub metadata_policy: MetadataPolicy,
     /// How many requests a second each pod may make of the real server; zero is no limit.
     pub pass_through_rate: u32,
+    /// How many requests a second each pod may make in all; zero is no limit.
+    pub request_rate: u32,
     /// Whether requests without a session token are refused.
     pub require_token: bool,
     /// What becomes of hostNetwork pods without a role of their own.
@@ -112,7 +128,8 @@ pub struct Server {
     metrics: Metrics,
     log: AccessLog,
     quota: Quota,
-    slots: Arc<Slots<Option<PodUid>>>,
+    rates: Rates,
+    places: Arc<Places<Option<PodUid>>>,
     /// Awaits connections of the agent itself.
     interception: OnceLock<Arc<Interception>>,
     tasks: TaskTracker,
@@ -121,11 +138,11 @@ pub struct Server {
 impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
-        let slots = Slots::new(CONNECTIONS, CONNECTIONS_PER_POD);
-        let quota = Quota::new(config.pass_through_rate);
+        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, FIRST_REQUEST);
+        let (quota, rates) = (Quota::new(config.pass_through_rate), Rates::new(config.request_rate));
         let (metrics, log) = (Metrics::new(registry), AccessLog::default());
         let interception = OnceLock::new();
-        Arc::new(Self { config, pipeline, metrics, log, quota, slots, interception, tasks })
+        Arc::new(Self { config, pipeline, metrics, log, quota, rates, places, interception, tasks })
     }
 
     /// From now on connections that the agent itself makes as a pod would, to see whether they arrive, are told to `interception` and not served.
@@ -145,28 +162,54 @@ impl Server {
         origins: Arc<dyn Origins>,
         closing: Closing,
     ) {
-        listener::accept(listener, &closing, |stream, peer| {
-            let origin = self.origin_of(&*origins, &stream, peer);
-            if let (Some(interception), Some(origin)) = (self.interception.get(), &origin)
-                && interception.takes(peer, origin)
-            {
-                return;
+        listener::accept(listener, &closing, |stream, peer| self.begin(&*origins, stream, peer, &closing))
+            .await;
+    }
+
+    /// Starts serving an accepted connection, if there is a place for it.
+    async fn begin(
+        self: &Arc<Self>,
+        origins: &dyn Origins,
+        stream: TcpStream,
+        peer: SocketAddr,
+        closing: &Closing,
+    ) {
+        let origin = self.origin_of(origins, &stream, peer);
+        if let (Some(interception), Some(origin)) = (self.interception.get(), &origin)
+            && interception.takes(peer, origin)
+        {
+            return;
+        }
+        let connection = Connection::new(Arc::clone(self), peer, origin);
+        let Some(place) = self.place_for(&connection).await else {
+            self.metrics.connections_refused.inc();
+            debug!(%peer, "too many connections");
+            return;
+        };
+        if place.displaced {
+            self.metrics.connections_displaced.inc();
+        }
+        let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
+        self.tasks.spawn(async move {
+            gauge.inc();
+            let answer = |request| place.busy_with(connection.answer(request));
+            listener::drive(stream, &closing, place.lost(), answer).await;
+            gauge.dec();
+        });
+    }
+
+    /// The place of a connection. A pod that is being answered on all of its connections waits on its own listener, behind which nobody else does.
+    /// Elsewhere it would keep others waiting.
+    async fn place_for(&self, connection: &Connection) -> Option<Place<Option<PodUid>>> {
+        let pod = connection.pod_uid();
+        let deadline = Instant::now() + PLACE_PATIENCE;
+        loop {
+            let place = self.places.take(pod.clone());
+            if place.is_some() || !connection.has_own_listener() || Instant::now() > deadline {
+                return place;
             }
-            let connection = Connection::new(Arc::clone(&self), peer, origin);
-            let Some(slot) = self.slots.take(connection.pod_uid()) else {
-                self.metrics.connections_refused.inc();
-                debug!(%peer, "too many connections");
-                return;
-            };
-            let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
-            self.tasks.spawn(async move {
-                gauge.inc();
-                listener::drive(stream, &closing, |request| connection.answer(request)).await;
-                gauge.dec();
-                drop(slot);
-            });
-        })
-        .await;
+            sleep(PLACE_RETRY).await;
+        }
     }
 
     /// Serves one connection whose caller is known already, until it ends or is drained. `origin` is believed: it must be what an
@@ -184,7 +227,8 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let connection = Connection::new(self, peer, origin);
-        listener::drive(stream, closing, |request| connection.answer(request)).await;
+        let kept = CancellationToken::new();
+        listener::drive(stream, closing, &kept, |request| connection.answer(request)).await;
     }
 
     /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.

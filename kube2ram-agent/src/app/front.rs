@@ -21,6 +21,7 @@ use crate::{
     datapath::{AgentAddr, Datapath, Former, Lock, Settings},
     handover::Estate,
     listeners::Release,
+    server::listener::bound_buffers,
 };
 
 /// The kernel half in force, and who listens.
@@ -109,6 +110,8 @@ fn listening(socket: OwnedFd) -> Result<TcpListener, AppError> {
         if !socket_acceptconn(&socket)? {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
+        // An agent of an older version may not have done it.
+        bound_buffers(&socket)?;
         let listener = StdTcpListener::from(socket);
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)

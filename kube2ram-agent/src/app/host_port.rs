@@ -20,7 +20,9 @@ use tracing::{error, info};
 
 use self::holder::Holder;
 use super::AppError;
-use crate::{admin::Readiness, identity::PodUid, status::TakenPort, telemetry::chain};
+use crate::{
+    admin::Readiness, identity::PodUid, server::listener::bound_buffers, status::TakenPort, telemetry::chain,
+};
 
 /// A port and the listener on it, once there is one.
 #[derive(Debug)]
@@ -165,6 +167,7 @@ pub(super) fn refuse(ip: std::net::Ipv4Addr) -> io::Result<(TcpSocket, std::net:
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    bound_buffers(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

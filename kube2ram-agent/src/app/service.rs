@@ -170,6 +170,7 @@ impl Service {
             metadata_policy: config.metadata_policy,
             host_network_pods: config.host_network_pods,
             pass_through_rate: config.pass_through_rate,
+            request_rate: config.request_rate,
             require_token: config.require_token,
         };
         let server = Server::new(server_config, pipeline, connections.clone(), &mut registry);

@@ -155,6 +155,10 @@ pub(super) struct Flags {
     /// node as a whole, so that without a limit (0) one pod can take it away from all
     #[arg(long, value_name = "NUMBER", default_value = "100", help_heading = "Policy")]
     pub(super) pass_through_rate: u32,
+    /// Requests a second that each pod may make in all, and twice as many at once; others get 429, and their connection is closed. 0 is
+    /// no limit
+    #[arg(long, value_name = "NUMBER", default_value = "200", help_heading = "Policy")]
+    pub(super) request_rate: u32,
     /// Refuse every request without a session token (hardened mode, PUT /latest/api/token), which an attacker who can make a pod fetch
     /// URLs does not have. Clients that know no tokens then get nothing, hostNetwork pods among them
     #[arg(long, help_heading = "Policy")]

@@ -239,7 +239,7 @@ fn defaults_are_the_ancestors() {
     assert_eq!(config.wire_guard, WireGuardMode::Auto);
     assert_eq!(config.host_network_pods, HostNetworkPods::Pass);
     assert_eq!(config.metadata_policy, MetadataPolicy::Standard);
-    assert_eq!((config.pass_through_rate, config.require_token), (100, false));
+    assert_eq!((config.pass_through_rate, config.request_rate, config.require_token), (100, 200, false));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Text, LevelFilter::INFO));
     assert_eq!(config.metadata.v4, "100.100.100.200:80".parse().unwrap());
     assert_eq!(&*config.namespace_key, "ram.aliyuncs.com/allowed-roles");
@@ -281,7 +281,7 @@ fn takes_every_other_flag() {
          --metadata-addr 10.9.8.7:8080 --namespace-key=k/n --namespace-restrictions --namespace-restriction-format=Regexp \
          --node=m --ram-role-key=k/r --ram-external-id=k/e --ram-policy-key=k/p --ram-session-duration-key=k/d \
          --ram-session-name-key=s --ram-role-session-ttl=1h0m0s --sts-endpoint=https://sts.example:8443 \
-         --pass-through-rate=0 --require-token --startup-taint=k/t=v:NoSchedule --state-dir=/s --use-regional-sts-endpoint=false",
+         --pass-through-rate=0 --request-rate=7 --require-token --startup-taint=k/t=v:NoSchedule --state-dir=/s --use-regional-sts-endpoint=false",
     )
     .unwrap();
 
@@ -295,7 +295,7 @@ fn takes_every_other_flag() {
     assert!(config.debug);
     assert_eq!(config.host_network_pods, HostNetworkPods::Deny);
     assert_eq!(config.metadata_policy, MetadataPolicy::Open);
-    assert_eq!((config.pass_through_rate, config.require_token), (0, true));
+    assert_eq!((config.pass_through_rate, config.request_rate, config.require_token), (0, 7, true));
     assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::WARN));
     assert_eq!(config.metadata.v4, "10.9.8.7:8080".parse().unwrap());
     assert_eq!(&*config.namespace_key, "k/n");

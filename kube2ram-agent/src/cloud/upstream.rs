@@ -138,6 +138,9 @@ impl Connector {
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A client that reads slowly holds up what is passed to it, and so does not fill the agent's memory.
+        socket.set_send_buffer_size(BUFFER_BYTES)?;
+        socket.set_recv_buffer_size(BUFFER_BYTES)?;
         // Without the pass the connect hook would send us to ourselves: never connect without it.
         self.pass.grant(socket.as_fd())?;
         let stream = timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
@@ -165,6 +168,8 @@ impl tower_service::Service<Uri> for Connector {
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 /// Bounds waiting for a response's head, connecting included: SDKs give up at 1 s.
 const HEAD_DEADLINE: Duration = Duration::from_millis(900);
+/// What the kernel may keep of a connection's bytes, each way; it counts twice as much. Answers are some KiB.
+pub(crate) const BUFFER_BYTES: u32 = 16 * 1024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_IDLE_CONNECTIONS: usize = 16;
 

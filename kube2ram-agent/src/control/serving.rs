@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use rustix::process::geteuid;
+use rustix::{net::sockopt::set_socket_send_buffer_size, process::geteuid};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{DRAFT, MAX_CONNECTIONS, MAX_REQUEST_BYTES, PATIENCE, Reply, Request, SOCKET};
-use crate::state_dir::StateDir;
+use crate::{server::listener::BUFFER_BYTES, state_dir::StateDir};
 
 /// The socket.
 #[derive(Debug)]
@@ -88,6 +88,8 @@ where
         warn!(uid = peer, "somebody who is not root on the control socket");
         return Ok(());
     }
+    // Not inherited from the listener. What does not fit waits in the process.
+    set_socket_send_buffer_size(&stream, BUFFER_BYTES)?;
     let mut line = Vec::new();
     let (reading, mut writing) = stream.split();
     let limit = u64::try_from(MAX_REQUEST_BYTES).unwrap_or(u64::MAX);

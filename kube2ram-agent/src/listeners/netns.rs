@@ -1,4 +1,4 @@
-//! Network namespaces: how they are told apart, and how to listen inside of one. Blocks; depends on `datapath` for a pass.
+//! Network namespaces: how they are told apart, and how to listen inside of one. Blocks; depends on `datapath` for a pass and on `server::listener` for its buffers.
 //! Called by `listeners` and `processes`. The home of socket2.
 
 use std::{
@@ -18,7 +18,7 @@ use kube2ram_common::abi::LISTENER_PORTS;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
-use crate::datapath::PassGrant;
+use crate::{datapath::PassGrant, server::listener::bound_buffers};
 
 /// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,9 +119,7 @@ fn listen_at(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<Socket> {
         // With route_localnet, which is the pod's to set, others reach 127.0.0.1 from another device.
         socket.bind_device(Some(LOOPBACK))?;
     }
-    // What the kernel keeps for a client that does not read is the agent's memory. Accepted sockets have the same.
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    bound_buffers(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     probe(addr, pass)?;
@@ -145,9 +143,5 @@ fn probe(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<()> {
 const LOOPBACK: &[u8] = b"lo";
 /// The loopback device takes microseconds, and all other pods wait for one whose device drops packets.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
-/// Twice as much is what the kernel counts. Answers of ours are below 2 KiB; what is passed through flows slower.
-const SEND_BUFFER_BYTES: usize = 16 * 1024;
-/// More than the head of a request may have.
-const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
 /// As tokio's own listeners.
 const BACKLOG: i32 = 1024;

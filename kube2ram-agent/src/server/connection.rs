@@ -27,6 +27,7 @@ use super::{
     node_role::NodeRole,
     pass_through::{Relayed, relay},
     path::Target,
+    rates::Rate,
     reply,
     route::{Route, UpstreamTarget, route},
     token::{TOKEN_HEADER, TokenError},
@@ -53,6 +54,8 @@ pub(super) struct Connection {
     origin: Option<Origin>,
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
+    /// How often the pod may ask, on all of its connections.
+    rate: OnceLock<Arc<Rate>>,
     /// What the last request's pod is entitled to: a pod whose annotations change is another one.
     session: Mutex<Option<(Arc<Pod>, Arc<RoleSession>)>>,
 }
@@ -70,7 +73,7 @@ impl Connection {
             Some(Origin::Pod(uid)) => OnceLock::from(uid.clone()),
             Some(Origin::Task(_)) | None => OnceLock::new(),
         };
-        Self { server, peer, origin, uid, session: Mutex::default() }
+        Self { server, peer, origin, uid, rate: OnceLock::new(), session: Mutex::default() }
     }
 
     /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
@@ -83,6 +86,11 @@ impl Connection {
         };
         self.server.metrics.identities.count(identified);
         uid.ok().cloned()
+    }
+
+    /// Whether it came by a listener that the pod has to itself.
+    pub(super) fn has_own_listener(&self) -> bool {
+        matches!(self.origin, Some(Origin::Pod(_)))
     }
 
     /// Answers one request. Its body, if any, is not read.
@@ -113,6 +121,8 @@ impl Connection {
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let config = &self.server.config;
+        let rate = self.rate.get_or_init(|| self.server.rates.of(self.uid.get()));
+        rate.pay().map_err(|retry_after| RequestError::OverRate { retry_after })?;
         let raw = raw_target(&request.uri);
         let target = Target::parse(raw.as_bytes(), config.metadata);
         record.path = match &target {

@@ -34,6 +34,11 @@ pub(crate) enum RequestError {
     Identity(#[source] IdentityError),
     #[error("no session token is issued")]
     NoToken(#[source] IssueError),
+    #[error("too many requests")]
+    OverRate {
+        /// When it may ask again.
+        retry_after: Duration,
+    },
     #[error("cannot look the caller's pod up")]
     Pod(#[source] PodError),
     #[error("the pod has used its share of the metadata server")]
@@ -182,7 +187,9 @@ impl RequestError {
             Self::Pod(PodError::Ambiguous(_) | PodError::Unknown(_)) => {
                 (403, Kind::UnknownCaller, "the caller is no pod of this node")
             }
-            Self::Quota(QuotaError::Rate { .. }) => (429, Kind::OverRate, "too many requests"),
+            Self::OverRate { .. } | Self::Quota(QuotaError::Rate { .. }) => {
+                (429, Kind::OverRate, "too many requests")
+            }
             Self::Quota(QuotaError::UnderWay) => (503, Kind::TooManyUnderWay, "too many requests under way"),
             Self::Refused(Refusal::Method { .. }) => (405, Kind::MethodNotAllowed, "method not allowed"),
             Self::Refused(Refusal::NotFound) => (404, Kind::NotFound, "not found"),
@@ -228,7 +235,7 @@ impl RequestError {
         self.http().1
     }
 
-    /// The response that tells the client. A caller without identity, or one that speaks in riddles, is also disconnected.
+    /// The response that tells the client. A caller without identity, one that asks too often, and one whose request is ambiguous are also disconnected.
     pub(super) fn response(&self) -> Response<Full<Bytes>> {
         let (status, _, message) = self.http();
         let mut response = reply::text(format!("{message}\n"));
@@ -244,7 +251,11 @@ impl RequestError {
             Self::Tunnel => drop(headers.insert(header::ALLOW, HeaderValue::from_static(READ))),
             _ => {}
         }
-        if matches!(self, Self::Identity(_) | Self::Target(_) | Self::Tunnel | Self::Unvouched) {
+        let is_closed = matches!(
+            self,
+            Self::Identity(_) | Self::OverRate { .. } | Self::Target(_) | Self::Tunnel | Self::Unvouched
+        );
+        if is_closed {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -253,7 +264,7 @@ impl RequestError {
     fn retry_after_seconds(&self) -> u64 {
         let asked = match self {
             Self::Credentials(error) => error.retry_after().unwrap_or(RETRY_AFTER),
-            Self::Quota(QuotaError::Rate { retry_after }) => *retry_after,
+            Self::OverRate { retry_after } | Self::Quota(QuotaError::Rate { retry_after }) => *retry_after,
             _ => RETRY_AFTER,
         };
         asked.clamp(RETRY_AFTER, RETRY_AFTER_MAX).as_millis().div_ceil(1000).try_into().unwrap_or(1)

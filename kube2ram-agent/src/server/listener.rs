@@ -2,14 +2,14 @@
 //! Depends on nothing of ours; called by `server` and `admin`.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
-    hash::Hash,
+    io,
     net::SocketAddr,
+    os::fd::AsFd,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,12 +22,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::yield_now,
     time::{Instant, sleep, timeout},
 };
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{closing::Closing, telemetry::chain};
@@ -36,8 +39,15 @@ use crate::{closing::Closing, telemetry::chain};
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How large a request head may be. SDKs send less than 1 KiB.
 pub(crate) const HEAD_LIMIT_BYTES: usize = 8 * 1024;
-/// How long a connection may last, whatever the client does: also the bound for one that does not read its responses.
+/// How long a client may leave the kernel's buffer full. Then it does not read, and is disconnected.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, whatever the client does.
 pub(crate) const CONNECTION_MAX_AGE: Duration = Duration::from_secs(300);
+/// How many requests a connection may carry. SDKs send two to four.
+pub(crate) const MAX_REQUESTS: usize = 1000;
+/// What the kernel may keep for a connection, each way; it counts twice as much. A request's head fits, and an answer of ours.
+/// What is passed through flows slower.
+pub(crate) const BUFFER_BYTES: usize = 8 * 1024;
 /// How long requests in flight may go on once a connection is to close.
 pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a fresh connection may still send its first request once the listener is to close: the client's connect(2) succeeded, and
@@ -48,76 +58,32 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often that is said of one listener.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// The connection slots of one server, shared by all of its listeners; a caller cannot take those of the others.
-#[derive(Debug)]
-pub(crate) struct Slots<C: Eq + Hash> {
-    total: usize,
-    per_caller: usize,
-    taken: Mutex<Taken<C>>,
+/// Sets what the kernel may keep of a connection's bytes, on a socket that is about to listen or already does; what it accepts from then on has the same.
+/// That memory is the agent's: without a bound it is up to 4 MiB for a client that does not read.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn bound_buffers(socket: &impl AsFd) -> io::Result<()> {
+    sockopt::set_socket_send_buffer_size(socket, BUFFER_BYTES)?;
+    Ok(sockopt::set_socket_recv_buffer_size(socket, BUFFER_BYTES)?)
 }
 
-#[derive(Debug)]
-struct Taken<C> {
-    total: usize,
-    by_caller: HashMap<C, usize>,
-}
-
-/// One taken slot; dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Slot<C: Eq + Hash> {
-    slots: Arc<Slots<C>>,
-    caller: C,
-}
-
-impl<C: Clone + Eq + Hash> Slots<C> {
-    pub(crate) fn new(total: usize, per_caller: usize) -> Arc<Self> {
-        let taken = Mutex::new(Taken { total: 0, by_caller: HashMap::new() });
-        Arc::new(Self { total, per_caller, taken })
-    }
-
-    /// Takes a slot for `caller`. `None` when it or the server has no more.
-    pub(crate) fn take(self: &Arc<Self>, caller: C) -> Option<Slot<C>> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_caller = taken.by_caller.get(&caller).copied().unwrap_or_default();
-        if taken.total >= self.total || of_caller >= self.per_caller {
-            return None;
-        }
-        taken.total += 1;
-        taken.by_caller.insert(caller.clone(), of_caller + 1);
-        drop(taken);
-        Some(Slot { slots: Arc::clone(self), caller })
-    }
-}
-
-impl<C: Eq + Hash> Drop for Slot<C> {
-    fn drop(&mut self) {
-        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.total -= 1;
-        if let Some(of_caller) = taken.by_caller.get_mut(&self.caller) {
-            *of_caller -= 1;
-            if *of_caller == 0 {
-                taken.by_caller.remove(&self.caller);
-            }
-        }
-    }
-}
-
-/// Hands each accepted connection to `on_accept` until accepting ends; then also those that wait in the backlog already. Ends as well when the listener is none any
+/// Hands each accepted connection to `on_accept`, one after the other, until accepting ends; then also those that wait in the backlog already. Ends as well when the listener is none any
 /// more: a process of its network namespace can destroy it (`ss --kill`).
 ///
 /// # Cancel safety
 /// Dropping the future closes this handle of the listener; connections that were handed over go on.
-pub(crate) async fn accept(
+pub(crate) async fn accept<F: Future<Output = ()>>(
     listener: Arc<TcpListener>,
     closing: &Closing,
-    mut on_accept: impl FnMut(TcpStream, SocketAddr),
+    on_accept: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let mut said_at: Option<Instant> = None;
     while let Some(accepted) = closing.accepting().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 send_at_once(&stream);
-                on_accept(stream, peer);
+                on_accept(stream, peer).await;
                 // A burst must not be accepted faster than it is served, or it meets its caller's bound without need: with several listeners,
                 // all of the runtime's threads could be accepting.
                 yield_now().await;
@@ -137,12 +103,12 @@ pub(crate) async fn accept(
     }
     while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
         send_at_once(&stream);
-        on_accept(stream, peer);
+        on_accept(stream, peer).await;
     }
 }
 
 /// Of accept(2): not a listening socket, or none at all. All else passes: what a single connection met, or a lack of descriptors or memory.
-fn has_ended(error: &std::io::Error) -> bool {
+fn has_ended(error: &io::Error) -> bool {
     [libc::EINVAL, libc::EBADF, libc::ENOTSOCK].iter().any(|errno| error.raw_os_error() == Some(*errno))
 }
 
@@ -152,10 +118,10 @@ fn send_at_once(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection until it ends, grows too old or was drained. Once nothing more is accepted, the next response is its last one: a client that
-/// keeps its connections alive is told so, and loses no request on a connection that is closed under it. Bodies of requests that `handle` does not read are
-/// not waited for: hyper closes the connection instead.
-pub(crate) async fn drive<S, H, F, B>(stream: S, closing: &Closing, handle: H)
+/// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost` its place or was drained. Once nothing
+/// more is accepted, the next response is its last one: a client that keeps its connections alive is told so, and loses no request on a connection that is
+/// closed under it. Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
+pub(crate) async fn drive<S, H, F, B>(stream: S, closing: &Closing, lost: &CancellationToken, handle: H)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>) -> F,
@@ -163,21 +129,24 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (begun, last) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (begun, last) = (AtomicUsize::new(0), AtomicBool::new(false));
     let service = service_fn(|request| {
-        begun.store(true, Ordering::Relaxed);
+        let is_last = begun.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REQUESTS;
         // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
         let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
         let response = handle(request);
         let last = &last;
         async move {
             let mut response = response.await;
-            if is_coded || last.load(Ordering::Relaxed) {
+            if is_coded || is_last || last.load(Ordering::Relaxed) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         }
     });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let stream = pin!(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -189,27 +158,36 @@ where
     let outside = async {
         let mut too_old = pin!(sleep(CONNECTION_MAX_AGE));
         tokio::select! {
+            () = lost.cancelled() => return Outside::Lost,
             () = closing.accepting().cancelled() => {}
             () = too_old.as_mut() => {}
         }
         last.store(true, Ordering::Relaxed);
         if !too_old.is_elapsed() {
             tokio::select! {
+                () = lost.cancelled() => return Outside::Lost,
                 () = closing.draining().cancelled() => {}
                 () = too_old => {}
             }
         }
+        Outside::Closing
     };
     // A set of one, which is polled when it was woken itself, and not with each read of the connection: what it waits for is behind locks that all
     // connections share.
     let mut outside: FuturesUnordered<_> = std::iter::once(outside).collect();
     let ended = tokio::select! {
         biased;
-        _ = outside.next() => None,
+        outside = outside.next() => match outside {
+            Some(Outside::Lost) => {
+                debug!("connection closed, because another one got its place");
+                return;
+            }
+            Some(Outside::Closing) | None => None,
+        },
         ended = connection.as_mut() => Some(ended),
     };
     let ended = match ended {
-        None if !begun.load(Ordering::Relaxed) => {
+        None if begun.load(Ordering::Relaxed) == 0 => {
             timeout(FIRST_REQUEST_GRACE, connection.as_mut()).await.ok()
         }
         ended => ended,
@@ -226,4 +204,10 @@ where
         Some(Err(error)) => debug!(error = chain(&error), "connection failed"),
         None => debug!("connection cut off"),
     }
+}
+
+/// Why a connection is to end that has not ended by itself.
+enum Outside {
+    Closing,
+    Lost,
 }

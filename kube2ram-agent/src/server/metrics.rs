@@ -20,6 +20,7 @@ use super::{error::ErrorKind, identities::Identities};
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     pub(super) connections: Gauge,
+    pub(super) connections_displaced: Counter,
     pub(super) connections_refused: Counter,
     pub(super) identities: Identities,
     pub(super) log_lines_suppressed: Counter,
@@ -141,6 +142,7 @@ impl Metrics {
         let routes = RouteLabel::ALL.map(|route| Route::new(route, &requests, &durations));
         let metrics = Self {
             connections: Gauge::default(),
+            connections_displaced: Counter::default(),
             connections_refused: Counter::default(),
             identities: Identities::new(registry),
             log_lines_suppressed: Counter::default(),
@@ -153,8 +155,13 @@ impl Metrics {
         };
         registry.register("connections", "Open connections of pods", metrics.connections.clone());
         registry.register(
+            "connections_displaced",
+            "Idle connections closed because their caller, or all callers together, had too many and a new one came",
+            metrics.connections_displaced.clone(),
+        );
+        registry.register(
             "connections_refused",
-            "Connections closed at once because the server or the caller had too many",
+            "Connections closed at once because their caller had too many, none of them idle",
             metrics.connections_refused.clone(),
         );
         registry.register(

@@ -54,6 +54,12 @@ impl Lab {
             .unwrap();
     }
 
+    /// As [`Self::start`], for tests in which pods ask more often than they may.
+    pub(crate) fn start_without_rates(&mut self) {
+        let flags = ["--auto-discover-base-arn", "--debug", "--request-rate=0"];
+        self.start_agent(env!("CARGO_BIN_EXE_kube2ram").as_ref(), &flags).unwrap();
+    }
+
     pub(crate) fn add(&mut self, pod: &PodSpec) {
         self.accounts().add_role(Accounts::role_arn(&pod.annotations[ROLE]), Role::default());
         self.add_pod(pod).unwrap();

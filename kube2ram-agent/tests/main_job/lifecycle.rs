@@ -46,7 +46,7 @@ fn a_killed_agent_refuses_pods_until_it_is_back_and_never_the_host() {
 #[ignore = "needs root: cargo xtask test"]
 fn a_terminated_agent_finishes_what_it_was_asked_and_exits_with_0() {
     let mut lab = Lab::with_agent("drain", &pods(), &[]);
-    lab.sts().set_mode(StsMode::Slow(Duration::from_millis(500))).unwrap();
+    lab.sts().set_mode(StsMode::Slow(Duration::from_millis(200))).unwrap();
     let mut client = lab.pod("orders").unwrap().client("app").unwrap();
     client.args(["get", &url(&format!("{LIST}orders-role"))]).stdout(Stdio::piped());
     let client = client.spawn().unwrap();

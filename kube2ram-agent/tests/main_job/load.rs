@@ -40,7 +40,7 @@ fn ten_thousand_connections_of_pods_at_once_are_all_told_apart() {
         PodSpec::new("billing").role("billing-role"),
         PodSpec::new("daemon").role("daemon-role").host_network(),
     ];
-    let mut lab = Lab::with_agent("storm", &pods, &[]);
+    let mut lab = Lab::with_agent("storm", &pods, &["--request-rate=0"]);
 
     let storms = [
         ("orders", "app", "orders-role"),
@@ -88,7 +88,7 @@ fn two_hundred_clients_of_a_cold_role_cost_one_call_to_sts() {
 #[ignore = "needs root: cargo xtask test"]
 fn a_known_pod_is_served_over_keep_alive_without_a_wait() {
     const REQUESTS: usize = 1_000;
-    let lab = Lab::with_agent("warm", &[PodSpec::new("orders").role("orders-role")], &[]);
+    let lab = Lab::with_agent("warm", &[PodSpec::new("orders").role("orders-role")], &["--request-rate=0"]);
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
     let calls = lab.sts().calls().len();
 

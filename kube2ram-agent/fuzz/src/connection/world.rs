@@ -124,6 +124,7 @@ impl Service {
             metadata_policy: policy,
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,
+            request_rate: 0,
             require_token: false,
         };
         Arc::new(Self { server: Server::new(config, pipeline, TaskTracker::new(), &mut registry), world })

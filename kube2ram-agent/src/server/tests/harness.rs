@@ -114,7 +114,7 @@ impl Harness {
             session_name: "session-name".into(),
         };
         let base = BaseArn::parse("acs:ram::123456789012:role/").unwrap();
-        let roles = Roles::try_new(keys, Some(base), None, std::time::Duration::from_secs(3600)).unwrap();
+        let roles = Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).unwrap();
         let entitlements = Entitlements {
             policy: Policy::new(restrictions, &roles),
             roles,
@@ -134,6 +134,7 @@ impl Harness {
             metadata_policy: MetadataPolicy::Standard,
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,
+            request_rate: 0,
             require_token: false,
         };
         configure(&mut config);
@@ -149,6 +150,7 @@ impl Harness {
         let entitlements = Arc::clone(&pipeline.entitlements);
         let server = Server::new(config, pipeline, tasks.clone(), &mut registry);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener::bound_buffers(&listener).unwrap();
         let addr = listener.local_addr().unwrap();
         tasks.spawn(server.serve(Arc::new(listener), Arc::clone(&world) as _, closing.clone()));
         Self { world, addr, entitlements, tasks, closing, registry }
@@ -160,7 +162,7 @@ impl Harness {
         let pod = self.world.pod.lock().unwrap().as_ref().unwrap().clone();
         let permit = policy.permit(roles.session_for(&pod).unwrap(), None, None).unwrap();
         let claim = credentials::Claim { permit, pod: pod.uid, prefetch: false };
-        credentials.set_claims([claim], std::time::Duration::ZERO);
+        credentials.set_claims([claim], Duration::ZERO);
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
@@ -212,7 +214,7 @@ pub(super) async fn read_to_end(stream: &mut TcpStream) -> String {
             text.extend_from_slice(&chunk[..length]);
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(400), reading).await.expect("the server must close");
+    tokio::time::timeout(Duration::from_secs(400), reading).await.expect("the server must close");
     String::from_utf8(text).unwrap()
 }
 
@@ -250,7 +252,7 @@ async fn upstream(world: Arc<World>) -> std::net::SocketAddrV4 {
                                 .is_ok()
                         {
                             while stream.write_all(b".").await.is_ok() {
-                                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                                sleep(Duration::from_secs(1)).await;
                             }
                             return;
                         }
@@ -368,10 +370,10 @@ pub(super) async fn try_read_response(stream: &mut TcpStream) -> Option<Response
 
 /// Polls until `condition` holds.
 pub(super) async fn eventually(condition: impl AsyncFn() -> bool) {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "still not so after 5 s");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        assert!(Instant::now() < deadline, "still not so after 5 s");
+        sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::Instant,
 };
 
@@ -14,7 +14,7 @@ use crate::{
     identity::CgroupId,
     server::{
         CONNECTIONS_PER_POD,
-        listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT},
+        listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT, MAX_REQUESTS, WRITE_TIMEOUT},
     },
 };
 
@@ -228,23 +228,105 @@ async fn one_pod_cannot_take_all_connections_whatever_cgroups_it_makes() {
     for turn in 0..CONNECTIONS_PER_POD {
         come_from([POD_CGROUP, NESTED_CGROUP][turn % 2]);
         held.push(harness.connect().await);
+        ask_for_list(held.last_mut().unwrap()).await.expect("an answer");
+    }
+    let open = format!("connections {CONNECTIONS_PER_POD}\n");
+    eventually(async || harness.metrics().contains(&open)).await;
+
+    let mut more = Vec::new();
+    for cgroup in [POD_CGROUP, NESTED_CGROUP] {
+        come_from(cgroup);
+        more.push(harness.connect().await);
+        ask_for_list(more.last_mut().unwrap()).await.expect("an answer");
+    }
+
+    eventually(async || harness.metrics().contains(&open)).await;
+    for (index, stream) in held.iter_mut().enumerate().rev() {
+        assert_eq!(ask_for_list(stream).await.is_some(), index >= 2, "its two oldest were closed: {index}");
+    }
+    assert!(harness.metrics().contains("connections_displaced_total 2"), "{}", harness.metrics());
+    assert!(harness.metrics().contains("connections_refused_total 0"), "{}", harness.metrics());
+    come_from(CgroupId(8));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "others are still heard");
+}
+
+async fn ask_for_list(stream: &mut TcpStream) -> Option<http::Response<String>> {
+    stream.write_all(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
+    try_read_response(stream).await
+}
+
+#[tokio::test]
+async fn a_pod_that_is_being_answered_on_all_of_its_connections_gets_no_other_one() {
+    let harness = Harness::start().await;
+    *harness.world.pod_never_comes.lock().unwrap() = true;
+    let mut busy = Vec::new();
+    for _ in 0..CONNECTIONS_PER_POD {
+        let mut stream = harness.connect().await;
+        stream.write_all(format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        busy.push(stream);
     }
     eventually(async || harness.metrics().contains(&format!("connections {CONNECTIONS_PER_POD}\n"))).await;
 
-    for cgroup in [POD_CGROUP, NESTED_CGROUP] {
-        come_from(cgroup);
-        assert_eq!(harness.raw(format!("GET {LIST} HTTP/1.1\r\n\r\n")).await, "", "closed at once");
+    assert_eq!(harness.raw(format!("GET {LIST} HTTP/1.1\r\n\r\n")).await, "", "closed at once");
+
+    assert!(harness.metrics().contains("connections_refused_total 1"), "{}", harness.metrics());
+    for mut stream in busy {
+        assert_eq!(read_response(&mut stream).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_too_often_is_told_when_to_ask_again_and_disconnected() {
+    let harness = Harness::start_with(None, |config| config.request_rate = 1).await;
+    let mut stream = harness.connect().await;
+    for _ in 0..2 {
+        assert_eq!(ask_for_list(&mut stream).await.unwrap().status(), StatusCode::OK);
     }
 
-    assert!(harness.metrics().contains("connections_refused_total 2"), "{}", harness.metrics());
-    come_from(CgroupId(8));
-    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN, "others are still heard");
-    come_from(POD_CGROUP);
-    drop(held);
-    eventually(async || {
-        harness.raw(format!("GET {LIST} HTTP/1.1\r\nConnection: close\r\n\r\n")).await.contains("my-role")
-    })
-    .await;
+    let refused = ask_for_list(&mut stream).await.unwrap();
+
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        (&refused.headers()["retry-after"], &refused.headers()["connection"]),
+        (&"1".parse().unwrap(), &"close".parse().unwrap())
+    );
+    assert_eq!(read_to_end(&mut stream).await, "");
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::TOO_MANY_REQUESTS, "on another connection too");
+    *harness.world.cgroup.lock().unwrap() = Some(OTHER_POD_CGROUP);
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::OK, "another pod");
+}
+
+#[tokio::test]
+async fn a_connection_carries_a_bounded_number_of_requests() {
+    let harness = Harness::start().await;
+    let mut stream = harness.connect().await;
+    for _ in 1..MAX_REQUESTS {
+        let answer = ask_for_list(&mut stream).await.unwrap();
+        assert!(!answer.headers().contains_key("connection"));
+    }
+
+    assert_eq!(ask_for_list(&mut stream).await.unwrap().headers()["connection"], "close");
+    assert_eq!(read_to_end(&mut stream).await, "");
+}
+
+/// Not with a paused clock: how much the kernel takes is a matter of its own time.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_disconnected_and_fills_no_memory() {
+    let harness = Harness::start().await;
+    let client = TcpSocket::new_v4().unwrap();
+    client.set_recv_buffer_size(4096).unwrap();
+    let mut stream = client.connect(harness.addr).await.unwrap();
+    let requests = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(1000);
+    let started = Instant::now();
+
+    let mut sent = 0;
+    while stream.write_all(requests.as_bytes()).await.is_ok() {
+        sent += requests.len();
+        assert!(started.elapsed() < 4 * WRITE_TIMEOUT, "{sent}");
+    }
+
+    assert!(started.elapsed() + Duration::from_secs(1) >= WRITE_TIMEOUT, "{:?}", started.elapsed());
+    eventually(async || harness.metrics().contains("connections 0\n")).await;
 }
 
 #[tokio::test]

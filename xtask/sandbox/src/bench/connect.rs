@@ -30,7 +30,7 @@ const RULES: [u16; 3] = [0, 1000, 5000];
 /// Prints what connects cost.
 pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
     sandbox.add_pod(&PodSpec::new("dialer").role("orders-role"))?;
-    sandbox.add_agent(agent, &["--auto-discover-base-arn", "--pass-through-rate=0"])?;
+    sandbox.add_agent(agent, &["--auto-discover-base-arn", "--pass-through-rate=0", "--request-rate=0"])?;
     let router = sandbox.node_mut().add_router()?;
     let outside = sink(TcpListener::bind((sandbox.node().ip(), 0))?)?;
     let behind = sink(router.bind()?)?;

@@ -32,7 +32,8 @@ const COLD_PODS: usize = 20;
 pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
     sandbox.add_pod(&PodSpec::new("client").role(ROLE))?;
     if sandbox.agent().is_err() {
-        sandbox.add_agent(agent, &["--auto-discover-base-arn", "--pass-through-rate=0"])?;
+        sandbox
+            .add_agent(agent, &["--auto-discover-base-arn", "--pass-through-rate=0", "--request-rate=0"])?;
     }
     sandbox.agent()?.start()?;
     let url = format!("http://{}/latest/meta-data/ram/security-credentials/{ROLE}", Node::METADATA_IP);

@@ -51,8 +51,8 @@ pub struct LoadReport {
     pub slowest_us: u64,
 }
 
-/// Of each client, between two requests: load, not a flood.
-const PAUSE: Duration = Duration::from_millis(4);
+/// Of each of the two clients, between two requests: below `--request-rate` together.
+const PAUSE: Duration = Duration::from_millis(11);
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
 impl Load {
