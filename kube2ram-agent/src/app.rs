@@ -1,6 +1,8 @@
 //! The composition root: makes every part of what it needs, spawns the long-running ones, and stops when one of them does.
 //! Depends on all other modules; called by `main`.
 
+#[cfg(test)]
+mod budget;
 mod cluster;
 mod discovery;
 mod error;

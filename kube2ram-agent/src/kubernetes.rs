@@ -9,6 +9,7 @@ mod lookup;
 mod metrics;
 mod object;
 mod pods;
+mod projection;
 mod saved;
 mod seen;
 mod store;

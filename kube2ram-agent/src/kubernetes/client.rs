@@ -10,7 +10,7 @@ use kube::{
 };
 use secrecy::SecretString;
 
-use super::hearing::Contacts;
+use super::{hearing::Contacts, projection::Projection};
 
 /// How to reach the API server.
 #[derive(Debug)]
@@ -68,7 +68,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longer than a watch that has nothing to say stays silent (the server ends it after 290 s), so it ends only dead connections.
 const READ_TIMEOUT: Duration = Duration::from_secs(310);
 
-pub(super) async fn connect(config: ClientConfig, contacts: &Contacts) -> Result<Client, ClientError> {
+pub(super) async fn connect(
+    config: ClientConfig,
+    contacts: &Contacts,
+    projection: &Projection,
+) -> Result<Client, ClientError> {
     let mut config = match config {
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         ClientConfig::Kubeconfig(path) => match Kubeconfig::read_from(&path) {
@@ -84,7 +88,7 @@ pub(super) async fn connect(config: ClientConfig, contacts: &Contacts) -> Result
     // Else the time that a pooled connection lay idle counts too.
     config.reset_reader_on_write = true;
     let client = ClientBuilder::try_from(config).map_err(ClientError::Client)?;
-    Ok(client.with_layer(contacts).build())
+    Ok(client.with_layer(contacts).with_layer(projection).build())
 }
 
 fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result<Config, ClientError> {
@@ -151,7 +155,7 @@ mod tests {
         let contacts = Contacts::new(&Metrics::default(), &clock);
 
         let missing = ClientConfig::Kubeconfig("/nowhere/config".into());
-        let error = connect(missing, &contacts).await.err().unwrap();
+        let error = connect(missing, &contacts, &Projection::new([])).await.err().unwrap();
 
         assert_eq!(error.to_string(), "cannot use kubeconfig /nowhere/config");
     }

@@ -32,7 +32,10 @@ use super::{
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_INTERVAL, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
-    object::{ApiPod, Sighting, bounded_annotation, pod_resource, sighting, uid_of},
+    object::{
+        ApiPod, MIRROR_ANNOTATIONS, Sighting, bounded_annotation, is_sound, pod_resource, sighting, uid_of,
+    },
+    projection::Projection,
     saved::Saved,
     seen::{Elsewhere, Presence, Seen},
     store::Store,
@@ -87,7 +90,10 @@ impl Cluster {
     ) -> Result<Arc<Self>, ClientError> {
         let metrics = Metrics::new(registry);
         let contacts = Contacts::new(&metrics, &clock);
-        let client = connect(client, &contacts).await?;
+        let annotations = config.pod_annotations.iter().cloned();
+        let annotations = annotations.chain(MIRROR_ANNOTATIONS.map(Box::from));
+        let projection = Projection::new(annotations.chain([config.allow_list_annotation.clone()]));
+        let client = connect(client, &contacts, &projection).await?;
         Ok(Arc::new(Self {
             client,
             events: Events::new(config.node.clone(), clock, metrics.clone()),
@@ -290,7 +296,13 @@ impl Cluster {
         format!("spec.nodeName={}", self.config.node)
     }
 
+    /// An object that cannot be read is counted, and named without anything of its contents.
     fn sighting(&self, object: ApiPod) -> Option<Sighting> {
+        if !is_sound(&object) {
+            self.metrics.unreadable_pods.inc();
+            let (namespace, name) = (&object.metadata.namespace, &object.metadata.name);
+            warn!(?namespace, ?name, "the API server sent a pod that cannot be read; it gets no role");
+        }
         sighting(object, &self.config.pod_annotations)
     }
 

@@ -159,7 +159,8 @@ impl Drop for Answer {
     }
 }
 
-fn is_watch(uri: &Uri) -> bool {
+/// Whether a request is for a watch.
+pub(super) fn is_watch(uri: &Uri) -> bool {
     uri.query().is_some_and(|query| query.split('&').any(|term| term == "watch=true"))
 }
 

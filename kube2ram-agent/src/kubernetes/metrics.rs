@@ -19,6 +19,7 @@ pub struct Metrics {
     pub(super) namespaces: Gauge,
     pub(super) departed_pods: Gauge,
     pub(super) restored_pods: Gauge,
+    pub(super) unreadable_pods: Counter,
     synced: Labelled<Gauge>,
     pub(super) watch_errors: Labelled,
     watch_messages: Labelled<Gauge<f64, AtomicU64>>,
@@ -43,6 +44,11 @@ impl Metrics {
             "restored_pods",
             "Pods known from before the agent's restart, while the API server is away",
             metrics.restored_pods.clone(),
+        );
+        registry.register(
+            "unreadable_pods",
+            "Pods that the API server sent in a form that cannot be read",
+            metrics.unreadable_pods.clone(),
         );
         registry.register(
             "synced",

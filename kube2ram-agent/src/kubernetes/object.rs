@@ -10,7 +10,31 @@ use super::Pod;
 use crate::identity::PodUid;
 
 /// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not built and dropped.
-pub(super) type ApiPod = Object<PodSpec, PodStatus>;
+pub(super) type ApiPod = Object<Lenient<PodSpec>, Lenient<PodStatus>>;
+
+/// A part of an object that may not be what it should be: one such object must not keep the others of its list from being read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Lenient<T> {
+    Sound(T),
+    Unreadable(IgnoredAny),
+}
+
+impl<T: Default> Default for Lenient<T> {
+    fn default() -> Self {
+        Self::Sound(T::default())
+    }
+}
+
+impl<T: Default> Lenient<T> {
+    /// What it is, if it is sound.
+    pub(super) fn sound(self) -> Option<T> {
+        match self {
+            Self::Sound(part) => Some(part),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -73,11 +97,20 @@ pub(super) fn pod_resource() -> ApiResource {
     ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&())
 }
 
-/// Trims an object, keeping those of the annotations named in `keep`; `None` when it has no usable name or UID.
+/// The annotations of a mirror pod: that it is one, and the name of its cgroup.
+pub(super) const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
+
+/// Whether a pod is as the API has it.
+pub(super) fn is_sound(pod: &ApiPod) -> bool {
+    matches!((&pod.spec, &pod.status), (Lenient::Sound(_), None | Some(Lenient::Sound(_))))
+}
+
+/// Trims an object, keeping those of the annotations named in `keep`; `None` when it has no usable name or UID, or is not sound.
 pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
-    let PodStatus { phase, pod_ip, container_statuses } = object.status.unwrap_or_default();
+    let spec = object.spec.sound()?;
+    let PodStatus { phase, pod_ip, container_statuses } = object.status.unwrap_or_default().sound()?;
     // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
     if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Some(Sighting::Ended(uid));
@@ -85,9 +118,10 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
     let mut annotations = object.metadata.annotations.unwrap_or_default();
     // Of mirror pods alone. The kubelet deletes one that is not its own; but whoever may create pods can write both annotations, so that two claims
     // are nobody's.
-    let mirror = annotations.contains_key("kubernetes.io/config.mirror");
+    let [mirror, hash] = MIRROR_ANNOTATIONS;
+    let mirror = annotations.contains_key(mirror);
     let config_hash = annotations
-        .get("kubernetes.io/config.hash")
+        .get(hash)
         .filter(|_| mirror)
         .and_then(|hash| PodUid::parse(hash))
         .filter(PodUid::is_config_hash);
@@ -97,12 +131,11 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         uid,
         namespace: object.metadata.namespace?.into(),
         name: object.metadata.name?.into(),
-        service_account: object
-            .spec
+        service_account: spec
             .service_account_name
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".into()),
-        host_network: object.spec.host_network,
+        host_network: spec.host_network,
         annotations,
     };
     let ip = pod_ip.and_then(|ip| ip.parse().ok());
@@ -193,6 +226,28 @@ mod tests {
             let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": uid}, "spec": {}});
 
             assert!(live(object, &[]).is_none());
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_not_as_the_api_has_it_is_passed_over_and_its_list_is_read() {
+        let pod = |spec, status| json!({"metadata": {"namespace": "n", "name": "p", "uid": UID}, "spec": spec, "status": status});
+
+        for (spec, status) in [
+            (json!({"hostNetwork": "yes"}), json!({})),
+            (json!([]), json!({})),
+            (json!(null), json!({})),
+            (json!({}), json!({"phase": 1})),
+            (json!({}), json!({"containerStatuses": [{"state": 1}]})),
+        ] {
+            let list: kube::core::ObjectList<ApiPod> = serde_json::from_value(json!({
+                "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [pod(spec, status), pod(json!({}), json!({}))],
+            }))
+            .unwrap();
+            let [odd, sound] = list.items.try_into().unwrap();
+
+            assert_eq!((is_sound(&odd), is_sound(&sound)), (false, true));
+            assert!(sighting(odd, &[]).is_none() && sighting(sound, &[]).is_some());
         }
     }
 

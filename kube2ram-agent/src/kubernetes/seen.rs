@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Pod, object::ApiPod};
+use super::{
+    Pod,
+    object::{ApiPod, Lenient},
+};
 use crate::identity::PodUid;
 
 /// A pod of this node, and how it is known.
@@ -53,8 +56,9 @@ pub enum Elsewhere {
 impl Elsewhere {
     pub(super) fn of(pod: Option<ApiPod>, this_node: &str) -> Self {
         let Some(pod) = pod else { return Self::Absent };
-        let phase = pod.status.and_then(|status| status.phase);
-        match (phase, pod.spec.node_name.filter(|node| !node.is_empty())) {
+        let phase = pod.status.and_then(Lenient::sound).and_then(|status| status.phase);
+        let spec = pod.spec.sound().unwrap_or_default();
+        match (phase, spec.node_name.filter(|node| !node.is_empty())) {
             (Some(phase), _) if matches!(&*phase, "Failed" | "Succeeded") => Self::Ended(phase),
             (_, None) => Self::Unscheduled,
             (_, Some(node)) if *node == *this_node => Self::Here,

@@ -151,7 +151,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(HEAD_LIMIT_BYTES)
-        .max_buf_size(2 * HEAD_LIMIT_BYTES)
+        .max_buf_size(HEAD_LIMIT_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
 

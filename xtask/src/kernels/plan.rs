@@ -68,7 +68,8 @@ const MODULES_ON: &str = "6.1";
 /// The tests that need nothing but the kernel, cgroups and a loopback device.
 const TESTS: [&str; 3] = ["boot_guard_kernel", "datapath_kernel", "identity_attacks"];
 /// The tests with the whole agent in a sandbox that run on each kernel.
-const SANDBOX_TESTS: [&str; 5] = ["bypass", "identity_kernel", "in_pod", "uninstall", "wire_guard"];
+const SANDBOX_TESTS: [&str; 6] =
+    ["bypass", "hard_to_kill", "identity_kernel", "in_pod", "uninstall", "wire_guard"];
 
 /// What one machine runs.
 pub(super) struct Plan {

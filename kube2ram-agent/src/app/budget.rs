@@ -1,0 +1,77 @@
+//! The most memory that the agent can take, as the kernel counts it for the container's limit: the sum of all bounds. Depends on the modules whose bounds they
+//! are. Only a test calls it: the manifests' limit must be larger, and docs/costs.md must say the same.
+
+use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS};
+
+use crate::{
+    admin,
+    cloud::upstream,
+    control,
+    server::{
+        self,
+        listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
+        quota::EXCHANGES,
+    },
+};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// A socket, its file and its inode.
+const SOCKET: usize = 4 * KIB;
+/// The kernel counts twice as much as is asked for, each way, whatever the bytes are.
+const BUFFERS: usize = 2 * 2 * BUFFER_BYTES;
+/// hyper's two buffers, a head that was read, and the connection's own state.
+const HTTP: usize = 3 * HEAD_LIMIT_BYTES + 8 * KIB;
+/// `/metrics` of 1,000 pods, as text; and as the body that is being written.
+const METRICS: usize = 2 * 64 * KIB;
+/// What `status -o json` says of 1,000 pods.
+const DOCUMENT: usize = 640 * KIB;
+/// An entry of a hash with values of 64 bytes, in the kernel's size classes, and its bucket.
+const RECORD: usize = 192 + 16;
+/// The same with values of 8 or 16 bytes.
+const SMALL: usize = 96 + 16;
+
+/// What it is for, and how many bytes.
+const PARTS: [(&str, usize); 7] = [
+    ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
+    ("pods' connections", server::CONNECTIONS * (SOCKET + BUFFERS + HTTP)),
+    ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
+    ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),
+    ("connections of the control socket", control::MAX_CONNECTIONS * (SOCKET + BUFFERS + DOCUMENT)),
+    ("eBPF maps", 2 * MAX_HANDSHAKES * RECORD + (MAX_PLACES + 2 * MAX_TARGETS) * SMALL),
+    ("the API server's answers", 8 * MIB),
+];
+
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = include_str!("../../../deploy/kustomize/base/daemonset.yaml");
+    const COSTS: &str = include_str!("../../../docs/costs.md");
+
+    fn limit() -> usize {
+        let line = MANIFEST.lines().find(|line| line.contains("limits: { memory:")).unwrap();
+        let (_, value) = line.split_once("memory: ").unwrap();
+        value.trim_end_matches([' ', '}']).strip_suffix("Mi").unwrap().parse::<usize>().unwrap() * MIB
+    }
+
+    /// A fifth is left for what the allocator loses between blocks, and for files' pages.
+    #[test]
+    fn the_sum_of_all_bounds_is_below_the_manifests_limit() {
+        let sum: usize = PARTS.iter().map(|(_, bytes)| bytes).sum();
+
+        assert!(sum * 5 <= limit() * 4, "{} MiB of {} MiB", sum / MIB, limit() / MIB);
+    }
+
+    #[test]
+    fn the_document_says_the_same() {
+        let rows = PARTS.iter().map(|(what, bytes)| format!("| {what} | {} MiB |", bytes.div_ceil(MIB)));
+        let sum: usize = PARTS.iter().map(|(_, bytes)| bytes.div_ceil(MIB)).sum();
+        let total = format!("| **all of that at once** | **{sum} MiB** |");
+
+        for row in rows.chain([total]) {
+            assert!(COSTS.contains(&row), "docs/costs.md should have the row\n{row}");
+        }
+        assert!(COSTS.contains(&format!("{} MiB", limit() / MIB)), "docs/costs.md should name the limit");
+    }
+}

@@ -1,0 +1,242 @@
+//! One pod against the agent's memory: the real agent with the manifest's memory limit on its cgroup, which counts what the kernel keeps for its sockets and maps
+//! as well. Where there is no memory controller of cgroup v2, the attacks run without the limit.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test support")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::{
+    Sandbox,
+    agent::Agent,
+    kernel,
+    node::PodSpec,
+    standin::{AccessKey, Accounts, PodManifest},
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
+const MANIFEST: &str = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+const METADATA: &str = "100.100.100.200:80";
+const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+/// What SDKs wait for an answer.
+const SDK_PATIENCE: Duration = Duration::from_secs(1);
+const MIB: u64 = 1024 * 1024;
+/// Of one attack; and on an emulated processor, where clients that fill buffers take their time, and answers too.
+const DURATION: Duration = Duration::from_secs(6);
+const EMULATED_DURATION: Duration = Duration::from_secs(30);
+/// More than one pod may have.
+const ONE_PODS_CONNECTIONS: usize = 512;
+const ATTACKERS: usize = 8;
+
+/// The limit of the agent's container, in bytes.
+fn limit() -> u64 {
+    let line = MANIFEST.lines().find(|line| line.contains("limits: { memory:")).unwrap();
+    let (_, value) = line.split_once("memory: ").unwrap();
+    value.trim_end_matches([' ', '}']).strip_suffix("Mi").unwrap().parse::<u64>().unwrap() * MIB
+}
+
+/// The agent's cgroup, with the limit, if the kernel can count.
+struct Container {
+    cgroup: PathBuf,
+    counts: bool,
+}
+
+impl Container {
+    fn of(sandbox: &mut Sandbox) -> Self {
+        let cgroup = sandbox.agent().unwrap().pod().container_cgroup("agent").unwrap().to_owned();
+        let mut above: Vec<&Path> =
+            cgroup.ancestors().skip(1).take_while(|path| path.join("cgroup.procs").exists()).collect();
+        above.reverse();
+        let controllers = fs::read_to_string(above[0].join("cgroup.controllers")).unwrap();
+        let counts = controllers.split_whitespace().any(|controller| controller == "memory");
+        if counts {
+            for path in above {
+                fs::write(path.join("cgroup.subtree_control"), "+memory").unwrap();
+            }
+            fs::write(cgroup.join("memory.max"), limit().to_string()).unwrap();
+        } else {
+            kernel::skip("the agent's memory", "memory-controller");
+        }
+        Self { cgroup, counts }
+    }
+
+    fn number(&self, file: &str, key: &str) -> u64 {
+        if !self.counts {
+            return 0;
+        }
+        let text = fs::read_to_string(self.cgroup.join(file)).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim().parse().unwrap()
+    }
+
+    fn pid(&self) -> u32 {
+        fs::read_to_string(self.cgroup.join("cgroup.procs")).unwrap().trim().parse().expect("one process")
+    }
+}
+
+/// A client that never reads, ended by the end of its standard input.
+struct Attack(Child);
+
+impl Attack {
+    fn start(mut client: Command, address: &str, connections: usize, request: &str) -> Self {
+        let (count, request) = (connections.to_string(), hex::encode(request));
+        client.args(["hold", "--connect", address, "--connections", &count]);
+        client.args(["--first", &request, "--then", &request]);
+        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "holding\n");
+        Self(child)
+    }
+}
+
+impl Drop for Attack {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().expect("own child");
+    }
+}
+
+/// Serves another pod for the time of an attack; the slowest answer and the most memory.
+fn endure(sandbox: &Sandbox, container: &Container, what: &str) {
+    let is_emulated = fs::read_to_string("/proc/cpuinfo").unwrap().contains("QEMU TCG");
+    let duration = if is_emulated { EMULATED_DURATION } else { DURATION };
+    let (begun, mut answers, mut most) = (Instant::now(), Vec::new(), 0);
+    while begun.elapsed() < duration {
+        for target in [LIST.to_owned(), format!("{LIST}victim-role")] {
+            match sandbox.pod("victim").unwrap().curl(&target) {
+                Ok(reply) => {
+                    assert_eq!(reply.status, 200, "{what}: {reply:?}");
+                    answers.push(Duration::from_micros(reply.latency_us));
+                }
+                // Not in time: the attackers have the processors too.
+                Err(error) => assert!(is_emulated, "{what}: {error:#}"),
+            }
+        }
+        most = most.max(container.number("memory.current", ""));
+    }
+    answers.sort();
+    let slowest = *answers.last().unwrap();
+    println!(
+        "{what}: {} answers to another pod, median {:?}, slowest {slowest:?}; memory.current at most {} KiB, sockets {} KiB, kernel {} KiB",
+        answers.len(),
+        answers[answers.len() / 2],
+        most / 1024,
+        container.number("memory.stat", "sock ") / 1024,
+        container.number("memory.stat", "slab ") / 1024,
+    );
+    assert!(is_emulated || slowest < SDK_PATIENCE, "{what}: {slowest:?}");
+    assert!(most * 4 <= limit() * 3, "{what}: {most} bytes leave less than a quarter of the limit");
+    assert_eq!(container.number("memory.events", "oom_kill "), 0, "{what}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
+    let mut sandbox = Sandbox::create("memory").unwrap();
+    let attackers: Vec<String> = (0..ATTACKERS).map(|n| format!("attacker-{n}")).collect();
+    for name in attackers.iter().map(String::as_str).chain(["victim"]) {
+        sandbox.accounts().add_role(Accounts::role_arn(&format!("{name}-role")), Default::default());
+        sandbox.add_pod(&PodSpec::new(name).role(&format!("{name}-role"))).unwrap();
+    }
+    let daemon = PodSpec::new("daemon").role("daemon-role").host_network();
+    sandbox.accounts().add_role(Accounts::role_arn("daemon-role"), Default::default());
+    sandbox.add_pod(&daemon).unwrap();
+    sandbox.add_agent(Path::new(AGENT), &["--auto-discover-base-arn"]).unwrap();
+    let container = Container::of(&mut sandbox);
+    sandbox.agent().unwrap().start().unwrap();
+    let pid = container.pid();
+    while sandbox.pod("victim").unwrap().curl(&format!("{LIST}victim-role")).unwrap().status == 503 {}
+    let document = sandbox.pod("victim").unwrap().curl(&format!("{LIST}victim-role")).unwrap().body;
+    assert!(document.contains(AccessKey::SECRET_MARKER), "{document}");
+    let admin = sandbox.agent().unwrap().admin_addr().to_string();
+    let client = |pod: &str| sandbox.pod(pod).unwrap().client("app").unwrap();
+
+    let pipelined = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(100);
+    let unread = pipelined(&format!("{LIST}attacker-0-role"));
+    let passed = pipelined("/latest/meta-data/instance-id");
+    let half = format!("GET {LIST} HTTP/1.1\r\nX: {}", "a".repeat(6000));
+    let metrics = pipelined("/metrics");
+    let one = || vec![client("attacker-0")];
+    let all = || attackers.iter().map(|name| client(name)).collect::<Vec<_>>();
+    for (what, clients, address, connections, request) in [
+        ("unread answers of one pod", one(), METADATA, ONE_PODS_CONNECTIONS, &unread),
+        ("unread answers that are passed on", one(), METADATA, ONE_PODS_CONNECTIONS, &passed),
+        ("unread answers of eight pods", all(), METADATA, 64, &unread),
+        ("half-sent heads of eight pods", all(), METADATA, 64, &half),
+        (
+            "unread answers at the host's listener",
+            vec![client("daemon")],
+            METADATA,
+            ONE_PODS_CONNECTIONS,
+            &unread,
+        ),
+        ("unread metrics", all(), admin.as_str(), 64, &metrics),
+    ] {
+        let attacks: Vec<_> =
+            clients.into_iter().map(|client| Attack::start(client, address, connections, request)).collect();
+        endure(&sandbox, &container, what);
+        drop(attacks);
+    }
+
+    let mut flood = client("attacker-0");
+    flood.args(["storm", "--connects=1000000", "--concurrency=32", "--expect=attacker-0-role"]);
+    let mut flood = flood.arg("http://100.100.100.200").stdout(Stdio::null()).spawn().unwrap();
+    endure(&sandbox, &container, "connections and requests without end");
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+
+    assert_eq!(container.pid(), pid, "the same process");
+}
+
+/// Whoever may create pods decides how large they are.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn large_pods_do_not_move_the_agents_memory() {
+    const PODS: usize = 60;
+    let mut sandbox = Sandbox::create("large-pods").unwrap();
+    sandbox.accounts().add_role(Accounts::role_arn("victim-role"), Default::default());
+    sandbox.add_pod(&PodSpec::new("victim").role("victim-role")).unwrap();
+    for n in 0..PODS {
+        let manifest = PodManifest {
+            annotations: [("note".to_owned(), "x".repeat(200 * 1024))].into(),
+            host_network: false,
+            name: format!("large-{n}"),
+            namespace: "default".to_owned(),
+            node: Sandbox::NODE.to_owned(),
+            service_account: "default".to_owned(),
+            uid: format!("00000000-0000-4000-8000-{n:012x}"),
+        };
+        let mut pod = manifest.to_json();
+        pod["spec"]["containers"] =
+            serde_json::json!([{"name": "c", "env": [{"name": "V", "value": "y".repeat(1024 * 1024)}]}]);
+        sandbox.api().apply(pod).unwrap();
+    }
+    sandbox.add_agent(Path::new(AGENT), &["--auto-discover-base-arn"]).unwrap();
+    let container = Container::of(&mut sandbox);
+    let begun = Instant::now();
+    sandbox.agent().unwrap().spawn().unwrap();
+
+    let deadline = begun + Duration::from_secs(300);
+    let known = |agent: &mut Agent| agent.metric("kube2ram_kubernetes_pods").unwrap_or_default();
+    while known(sandbox.agent().unwrap()) < (PODS + 1) as f64 {
+        assert!(Instant::now() < deadline, "the list has not been read");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let listed = begun.elapsed();
+    let status = fs::read_to_string(format!("/proc/{}/status", container.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("{PODS} MiB of pods, in {listed:?}; resident at most {peak} KiB");
+
+    let reply = sandbox.pod("victim").unwrap().curl(LIST).unwrap();
+    assert_eq!((reply.status, reply.body.as_str()), (200, "victim-role"));
+    assert!(peak < 64 * 1024, "{peak} KiB");
+    assert_eq!(container.number("memory.events", "oom_kill "), 0);
+}
