@@ -158,6 +158,8 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
     let admin = sandbox.agent().unwrap().admin_addr().to_string();
     let client = |pod: &str| sandbox.pod(pod).unwrap().client("app").unwrap();
 
+    println!("memory.current before: {} KiB", container.number("memory.current", "") / 1024);
+    let nothing = String::new();
     let pipelined = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(100);
     let unread = pipelined(&format!("{LIST}attacker-0-role"));
     let passed = pipelined("/latest/meta-data/instance-id");
@@ -166,6 +168,7 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
     let one = || vec![client("attacker-0")];
     let all = || attackers.iter().map(|name| client(name)).collect::<Vec<_>>();
     for (what, clients, address, connections, request) in [
+        ("idle connections of one pod", one(), METADATA, 64, &nothing),
         ("unread answers of one pod", one(), METADATA, ONE_PODS_CONNECTIONS, &unread),
         ("unread answers that are passed on", one(), METADATA, ONE_PODS_CONNECTIONS, &passed),
         ("unread answers of eight pods", all(), METADATA, 64, &unread),

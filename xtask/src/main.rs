@@ -37,7 +37,7 @@ struct Cli {
 enum Task {
     /// Measures what kube2ram costs beside what it is compared with, all in one run
     Bench {
-        /// connect, kernel, scale or service; all of them when none is named
+        /// connect, kernel, scale, service or wire; all of them when none is named
         subjects: Vec<String>,
     },
     /// Builds the kernel half and the agent: target/debug/kube2ram

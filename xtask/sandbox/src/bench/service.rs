@@ -25,6 +25,8 @@ use crate::{
 const ROUNDS: usize = 5;
 const ROLE: &str = "orders-role";
 const HELLO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080);
+/// As many as a pod may have connections.
+const CLIENTS: usize = 64;
 /// How many pods come up and ask at once.
 const COLD_PODS: usize = 20;
 
@@ -52,12 +54,12 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
         )?;
     }
     for (how, pause_ms) in [("every 10 ms", 10), ("at once", 0)] {
-        let load = Load { connections: 100, close: false, pause_ms, seconds: 5 };
+        let load = Load { connections: CLIENTS, close: false, pause_ms, seconds: 5 };
         for (of, url, target) in
             [("credentials", &url, Target::AtMost(5.0)), ("bare hyper", &hello.url(), Target::None)]
         {
             let seen = pod_load(sandbox, load, url)?;
-            let what = format!("100 clients {how}, {of}");
+            let what = format!("{CLIENTS} clients {how}, {of}");
             number(out, &format!("{what}: p50"), seen.p50, "ms", Target::None)?;
             number(out, &format!("{what}: p99"), seen.p99, "ms", target)?;
             number(out, &format!("{what}: p99.9"), seen.p999, "ms", Target::None)?;
