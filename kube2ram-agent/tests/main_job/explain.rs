@@ -46,7 +46,7 @@ fn what_is_explained_is_what_the_pod_hears() {
         ("typo", "two", "denied", 1, "correct ram.aliyuncs.com/role"),
         ("stranger", "stranger-role", "denied", 1, "NoPermission"),
         ("missing", "missing-role", "denied", 1, "create the role, or correct the pod's annotation"),
-        ("own", "own-role", "granted", 0, "the host's listener, as all of the host's network"),
+        ("own", "own-role", "granted", 0, "the host's listener, because it shares the node's network"),
         ("static", "static-role", "granted", 0, "its config hash, as a static pod's is"),
     ] {
         let heard = lab.ask(pod, &format!("{LIST}{role}"));
@@ -61,6 +61,17 @@ fn what_is_explained_is_what_the_pod_hears() {
             let message = &why["steps"].as_array().unwrap().last().unwrap()["facts"]["message"];
             assert_eq!(heard.body.trim(), message.as_str().unwrap(), "{pod}");
         }
+    }
+    // What a pod is known by: its own listener, or the task that connects to the host's.
+    for (pod, recognised_by) in [("orders", "listener"), ("own", "task")] {
+        let (_, _, why) = explained(&mut lab, &format!("default/{pod}"));
+        let identity = &why["steps"][1];
+        assert_eq!(identity["stage"], "identity");
+        assert_eq!(identity["facts"]["recognised_by"], recognised_by, "{why:#}");
+        assert_eq!(identity["facts"]["listener"].is_string(), recognised_by == "listener", "{why:#}");
+        let says = identity["says"].as_str().unwrap();
+        let is_said = says.contains("is recognised by its own listener, 127.0.0.1:225");
+        assert_eq!(is_said, recognised_by == "listener", "{says}");
     }
     let (exit, verdict, why) = explained(&mut lab, "default/daemon");
     assert_eq!((exit, verdict.as_str()), (0, "node_role"), "{why:#}");

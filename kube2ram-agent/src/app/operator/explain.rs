@@ -103,19 +103,32 @@ fn identity_step(pod: &Pod, place: Option<Place>) -> Step {
         return Step::new(Stage::Identity, Outcome::Waiting, says, &[]);
     };
     let after = if named_after == "uid" { "its UID" } else { "its config hash, as a static pod's is" };
-    let to = match (&listener, pod.host_network) {
-        (Some(listener), _) => format!("its own listener {listener}"),
-        (None, true) => "the host's listener, as all of the host's network".to_owned(),
-        (None, false) => "the host's listener, because it has none of its own (yet)".to_owned(),
-    };
     let cgroup = cgroup.display().to_string();
+    let says = match (&listener, pod.host_network) {
+        (Some(listener), _) => format!(
+            "is recognised by its own listener, {listener} in its network namespace, to which the connections of its cgroup are sent: {cgroup}, \
+             named after {after}"
+        ),
+        (None, is_host_network) => {
+            let why = if is_host_network {
+                "because it shares the node's network"
+            } else {
+                "because it has none of its own (yet)"
+            };
+            format!(
+                "is recognised by the cgroup of the calling task, below {cgroup}, named after {after}; its connections go to the host's listener, {why}"
+            )
+        }
+    };
+    let recognised_by = if listener.is_some() { "listener" } else { "task" };
     Step::new(
         Stage::Identity,
         Outcome::Passed,
-        format!("is recognised by its cgroup {cgroup}, named after {after}; its connections go to {to}"),
+        says,
         &[
-            ("cgroup", Some(cgroup.clone())),
+            ("cgroup", Some(cgroup)),
             ("identified_by", Some(named_after.to_owned())),
+            ("recognised_by", Some(recognised_by.to_owned())),
             ("listener", listener),
         ],
     )
