@@ -82,6 +82,40 @@ fn an_application_has_every_port_but_the_one_that_nobody_wants() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn an_application_that_comes_second_has_every_place_but_the_listeners_own() {
+    let lab = Lab::with_agent("in-pod-second", &pods());
+    let target = lab.own_target("orders");
+    let own = lab.pod("orders").unwrap().pod().ip();
+    // Each address with each set of options; what comes of bind(2) and listen(2).
+    let binds = format!(
+        "import errno, itertools, socket\noptions = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)\n\
+         def outcome(address, kind, given):\n  s = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET, kind)\n  \
+         for option in given: s.setsockopt(socket.SOL_SOCKET, option, 1)\n  try:\n    s.bind((address, {port}))\n    \
+         if kind == socket.SOCK_STREAM: s.listen()\n    return 'has it'\n  except OSError as e: return errno.errorcode[e.errno]\n  \
+         finally: s.close()\nfor kind, address in itertools.product((socket.SOCK_STREAM, socket.SOCK_DGRAM), \
+         ('0.0.0.0', '::', '127.0.0.1', '::1', '{own}')):\n  seen = set()\n  for n in range(3):\n    \
+         for given in itertools.combinations(options, n): seen.add(outcome(address, kind, given))\n  \
+         print(kind.name, address, *sorted(seen))",
+        port = target.port
+    );
+
+    let outcomes = python(&lab, "orders", &binds);
+
+    let refused =
+        ["0.0.0.0", "::", "127.0.0.1", "::1"].map(|address| format!("SOCK_STREAM {address} EADDRINUSE"));
+    let datagrams =
+        ["0.0.0.0", "::", "127.0.0.1", "::1"].map(|address| format!("SOCK_DGRAM {address} has it"));
+    let own = ["SOCK_STREAM", "SOCK_DGRAM"].map(|kind| format!("{kind} {own} has it"));
+    let mut expected: Vec<_> = [&refused[..], &datagrams, &own].concat();
+    let mut outcomes: Vec<_> = outcomes.lines().map(str::to_owned).collect();
+    expected.sort();
+    outcomes.sort();
+    assert_eq!(outcomes, expected);
+    assert_eq!((lab.own_target("orders"), lab.role("orders").as_str()), (target, "orders-role"));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn a_listener_that_a_pod_destroys_is_back_within_a_second_and_said_once() {
     let mut lab = Lab::with_agent("in-pod-destroyed", &pods());
     let target = lab.own_target("orders");
