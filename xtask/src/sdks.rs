@@ -1,4 +1,4 @@
-//! Real clients: installs pinned versions of unmodified SDKs under target/sdks and lets the sandbox try each of them.
+//! Real clients: installs pinned versions of unmodified SDKs under target/sdks and lets the sandbox try each of them, and the HTTP clients of their languages.
 //! Depends on the package managers of their languages. Called by `main`.
 
 use std::{
@@ -31,9 +31,20 @@ struct Client {
     name: &'static str,
     /// Its words, in which `./` stands for the copy.
     command: &'static [&'static str],
-    /// How many seconds before their end it wants other credentials, by its source; `always`, or `hourly` for the one that looks at its
-    /// own clock alone.
-    refresh: &'static str,
+    trial: Trial,
+}
+
+/// What a client is tried for.
+#[derive(Clone, Copy)]
+enum Trial {
+    /// The language's own HTTP client: that it gets the pod's role by both of the metadata server's addresses.
+    Addresses,
+    /// An SDK: that it obtains credentials.
+    Credentials {
+        /// How many seconds before their end it wants other credentials, by its source; `always`, or `hourly` for the one that looks at its
+        /// own clock alone.
+        refresh: &'static str,
+    },
 }
 
 const LANGUAGES: [Language; 5] = [
@@ -52,18 +63,18 @@ const LANGUAGES: [Language; 5] = [
             Client {
                 name: "python-alibabacloud-credentials",
                 command: &["./venv/bin/python", "./client.py", "alibabacloud-credentials"],
-                refresh: "900",
+                trial: Trial::Credentials { refresh: "900" },
             },
             Client {
                 name: "python-aliyun-python-sdk-core",
                 command: &["./venv/bin/python", "./client.py", "aliyun-python-sdk-core"],
-                refresh: "hourly",
+                trial: Trial::Credentials { refresh: "hourly" },
             },
             // 15 % of their whole life, that is of 24 s.
             Client {
                 name: "python-oss2",
                 command: &["./venv/bin/python", "./client.py", "oss2"],
-                refresh: "4",
+                trial: Trial::Credentials { refresh: "4" },
             },
         ],
     },
@@ -79,15 +90,33 @@ const LANGUAGES: [Language; 5] = [
                 "--no-fund",
             ]))
         },
-        clients: &[Client { name: "node-credentials", command: &["node", "./client.js"], refresh: "3600" }],
+        clients: &[
+            Client {
+                name: "node-credentials",
+                command: &["node", "./client.js"],
+                trial: Trial::Credentials { refresh: "3600" },
+            },
+            Client { name: "node-http", command: &["node", "./get.js"], trial: Trial::Addresses },
+        ],
     },
     Language {
         name: "go",
         tools: &["go"],
         install: |here| {
-            run(Command::new("go").current_dir(here).args(["build", "-buildvcs=false", "-o", "client", "."]))
+            let build = |arguments: &[&str]| {
+                run(Command::new("go").current_dir(here).args(["build", "-buildvcs=false"]).args(arguments))
+            };
+            build(&["-o", "client", "."])?;
+            build(&["-o", "get", "get.go"])
         },
-        clients: &[Client { name: "go-credentials-go", command: &["./client"], refresh: "180" }],
+        clients: &[
+            Client {
+                name: "go-credentials-go",
+                command: &["./client"],
+                trial: Trial::Credentials { refresh: "180" },
+            },
+            Client { name: "go-net-http", command: &["./get"], trial: Trial::Addresses },
+        ],
     },
     Language {
         name: "java",
@@ -100,11 +129,18 @@ const LANGUAGES: [Language; 5] = [
                 "dependency:copy-dependencies",
             ]))
         },
-        clients: &[Client {
-            name: "java-credentials-java",
-            command: &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
-            refresh: "900",
-        }],
+        clients: &[
+            Client {
+                name: "java-credentials-java",
+                command: &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
+                trial: Trial::Credentials { refresh: "900" },
+            },
+            Client {
+                name: "java-net-http",
+                command: &["java", "-classpath", "./target/classes", "Get"],
+                trial: Trial::Addresses,
+            },
+        ],
     },
     Language {
         name: "rust",
@@ -115,7 +151,7 @@ const LANGUAGES: [Language; 5] = [
         clients: &[Client {
             name: "rust-reqsign-aliyun-oss",
             command: &["./target/debug/client"],
-            refresh: "always",
+            trial: Trial::Credentials { refresh: "always" },
         }],
     },
 ];
@@ -146,15 +182,18 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     say(format!("  {:<31}  {:<8}  {:<9}  REQUESTS", "CLIENT", "VERSION", "SIGNATURE"));
     let mut failed = Vec::new();
     let passed = commands.len();
-    for (Client { name, refresh, .. }, command) in commands {
-        let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
-        let mut trial = setup::privileged(&sandbox);
-        trial
-            .args(["sdk", "--name", name, "--refresh", refresh, "--agent"])
-            .arg(&agent)
-            .arg("--fixture")
-            .arg(fixture);
-        if run(trial.arg("--").args(command)).is_err() {
+    for (Client { name, trial, .. }, command) in commands {
+        let mut trying = setup::privileged(&sandbox);
+        match trial {
+            Trial::Addresses => {
+                trying.arg("addresses");
+            }
+            Trial::Credentials { refresh } => {
+                let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
+                trying.args(["sdk", "--refresh", refresh, "--fixture"]).arg(fixture);
+            }
+        }
+        if run(trying.args(["--name", name, "--agent"]).arg(&agent).arg("--").args(command)).is_err() {
             failed.push(name);
         }
     }

@@ -19,7 +19,7 @@ use kube2ram_sandbox::{
     bench::{self, Subject},
     client::{Dial, Family, Hold, Load, Repeat, Request, Storm, raw},
     node::Record,
-    sdk::{self, Refresh, Sdk},
+    sdk::{self, Addresses, Refresh, Sdk},
     show,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +33,20 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Runs a language's own HTTP client in pods, with the URLs of both of the metadata server's addresses; prints a row of a table, and exits with 1
+    /// when it does not get the pod's own role by each.
+    #[command(hide = true)]
+    Addresses {
+        /// The agent's binary.
+        #[arg(long)]
+        agent: PathBuf,
+        /// What to call it.
+        #[arg(long)]
+        name: String,
+        /// The client; the URLs are appended.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Measures what the agent costs, beside what it is compared with.
     #[command(hide = true)]
     Bench {
@@ -165,6 +179,12 @@ enum Client {
 
 fn main() -> Result<ExitCode> {
     match Args::parse().command {
+        Command::Addresses { agent, name, command } => {
+            remove_on_signal(sdk::NAME)?;
+            if !(Addresses { command, name }).run(&agent, &mut stdout())? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Bench { agent, subjects } => {
             remove_on_signal(bench::NAME)?;
             bench::bench(&agent, &subjects, &mut stdout())?;

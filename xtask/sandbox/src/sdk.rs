@@ -1,6 +1,7 @@
 //! A trial of a real client: unmodified, with no configuration at all, in a pod whose only source of credentials is the agent.
 //! Depends on `sandbox`. Called by the binary's `sdk`, which `cargo xtask test --sdks` runs for each client.
 
+mod addresses;
 mod client;
 mod requests;
 
@@ -15,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+pub use self::addresses::Addresses;
 use self::client::{Answer, Client, With};
 use crate::{
     Sandbox,
