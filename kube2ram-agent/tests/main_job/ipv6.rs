@@ -1,5 +1,7 @@
 //! The metadata server's IPv6 address serves the same as its IPv4 address: to pods of both families, to pods without an IPv4 address, and to pods in the
-//! host's network.
+//! host's network, on nodes of both families and on nodes without IPv4.
+
+use std::process::Command;
 
 use kube2ram_sandbox::{
     client::{Family, Reply},
@@ -94,4 +96,71 @@ fn without_an_ipv6_address_the_agent_leaves_it_alone() {
     assert_eq!(reply.body, Accounts::NODE_ROLE, "the server itself answers");
     assert!(!lab.leaks().is_empty());
     assert_eq!(lab.ask("dual", LIST).body, "dual-role");
+}
+
+/// Takes the loopback device down, without which a pod has no listener of its own.
+fn take_down_loopback(lab: &Lab, pod: &str) {
+    let netns = lab.pod(pod).unwrap().pod().netns().unwrap();
+    let mut ip = Command::new("ip");
+    ip.arg("-n").arg(netns.file_name().unwrap()).args(["link", "set", "lo", "down"]);
+    assert_eq!(run(&mut ip).0, Some(0));
+}
+
+/// `status.hostIP` of a node whose first address is IPv6.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_ipv6_host_address_is_replaced_and_the_host_listener_serves_the_ipv6_address() {
+    let pods =
+        [PodSpec::new("daemon").role("daemon-role").host_network(), PodSpec::new("bare").role("bare-role")];
+    let mut lab = Lab::new("ipv6-host-ip", &pods);
+    take_down_loopback(&lab, "bare");
+    let host_ip = format!("--host-ip={}", lab.node().ip6());
+    lab.start(&[&host_ip]);
+    eventually(true, || lab.metric(r#"kube2ram_pod_listener_failures_total{step="listen"}"#) >= 1.0);
+
+    for pod in ["daemon", "bare"] {
+        let role = format!("{pod}-role");
+        assert_eq!(owner(&ask6(&lab, pod, &format!("{LIST}{role}"))), role, "{pod}");
+        assert_eq!(lab.credentials(pod, &role), role, "{pod}: the IPv4 twin");
+    }
+
+    let log = lab.agent().unwrap().log();
+    assert!(log.contains("the configured host address is not used"), "{log}");
+    assert!(!log.contains("no IPv4 address that leads outside"), "{log}");
+    assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn on_a_node_without_ipv4_pods_get_their_role_and_one_without_a_listener_is_refused() {
+    let pod = |name: &str| PodSpec::new(name).role(&format!("{name}-role"));
+    let pods = [pod("six").ipv6_only(), pod("daemon").host_network(), pod("bare").ipv6_only()];
+    let mut lab = Lab::new("ipv6-node", &pods);
+    take_down_loopback(&lab, "bare");
+    let flushed = run(lab.node().host_command("ip").args(["-4", "addr", "flush", "scope", "global"]));
+    assert_eq!(flushed.0, Some(0), "{}", flushed.1);
+    let ip6 = lab.node().ip6();
+    lab.prepare(&[&format!("--host-ip={ip6}")]);
+    lab.agent().unwrap().spawn().unwrap();
+    lab.agent().unwrap().await_ready().unwrap();
+
+    // Metrics are served over IPv6, too.
+    let metrics = format!("http://[{ip6}]:{}/metrics", lab.agent().unwrap().admin_addr().port());
+    eventually(true, || {
+        lab.host_curl_url(&metrics).is_ok_and(|reply| reply.body.contains("\nkube2ram_pod_listeners 1\n"))
+    });
+    for pod in ["six", "daemon"] {
+        let role = format!("{pod}-role");
+        assert_eq!(ask6(&lab, pod, LIST).body, role, "{pod}");
+        assert_eq!(owner(&ask6(&lab, pod, &format!("{LIST}{role}"))), role, "{pod}");
+        assert_eq!(ask6(&lab, pod, &format!("{LIST}{}", Accounts::NODE_ROLE)).status, 403, "{pod}");
+        assert_eq!(ask6(&lab, pod, INSTANCE_ID).status, 200, "{pod}: passed through");
+        assert_eq!(lab.ask(pod, LIST).body, role, "{pod}: by the IPv4 address");
+    }
+    // The host listener is at the node's loopback device, where a pod with a network of its own does not get.
+    let denied = lab.pod("bare").unwrap().curl6(LIST);
+    assert!(denied.is_err(), "{denied:?}");
+    assert_eq!(lab.leaks(), []);
+    // The control: processes of the host reach the server itself.
+    assert_eq!(lab.host_curl_url(&url6(LIST)).unwrap().body, Accounts::NODE_ROLE);
 }
