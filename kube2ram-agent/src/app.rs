@@ -150,7 +150,7 @@ pub async fn run(
             debug!(error = chain(&error), "the former agent ended by itself");
         }
     }
-    info!(agent = %node.agent, metadata = %node.settings.metadata, "serving");
+    info!(agent = %node.agent.0, metadata = %node.settings.metadata, "serving");
 
     parts.until(&shutdown).await?;
     service.end(heirs, holdings, &mut parts).await;

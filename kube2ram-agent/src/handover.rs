@@ -8,7 +8,7 @@ mod channel;
 mod heirs;
 mod predecessor;
 
-use std::{io, net::SocketAddrV4, os::fd::OwnedFd, path::PathBuf};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, path::PathBuf};
 
 use kube2ram_common::abi::ABI_VERSION;
 use serde::{Deserialize, Serialize};
@@ -29,15 +29,15 @@ pub const SOCKET: &str = "handover";
 pub struct Hello {
     protocol: u32,
     layout: u32,
-    app: SocketAddrV4,
-    admin: SocketAddrV4,
+    app: SocketAddr,
+    admin: SocketAddr,
     is_pod: bool,
 }
 
 impl Hello {
     /// Of an agent that listens, or would, on these addresses. `is_pod`: its own cgroup lies below the pods'. Elsewhere a listener is of no use to
     /// another agent, because `sock_ops` runs in the cgroup that made it.
-    pub fn new(app: SocketAddrV4, admin: SocketAddrV4, is_pod: bool) -> Self {
+    pub fn new(app: SocketAddr, admin: SocketAddr, is_pod: bool) -> Self {
         Self { protocol: PROTOCOL, layout: ABI_VERSION, app, admin, is_pod }
     }
 

@@ -45,8 +45,8 @@ impl Front {
     /// Makes everything anew, where no agent runs. Listening comes before attaching: a pod is never sent to a port
     /// on which nobody listens, nor to one on which another process does.
     pub(super) fn open(node: &Node, lock: Lock) -> Result<Self, AppError> {
-        let app = HostPort::app(node.agent.into())?;
-        let admin = HostPort::admin(node.admin.into())?;
+        let app = HostPort::app(node.app)?;
+        let admin = HostPort::admin(node.admin)?;
         let mut settings = node.settings.clone();
         let refusing = match app.listener() {
             Ok(_) => None,
@@ -61,8 +61,8 @@ impl Front {
     /// Takes over what another agent has and goes on serving with meanwhile.
     pub(super) fn inherit(node: &Node, estate: Estate) -> Result<Self, AppError> {
         let Estate { lock, app, admin } = estate;
-        let app = HostPort::inherited(node.agent.into(), "--app-port", listening(app)?);
-        let admin = HostPort::inherited(node.admin.into(), "--metrics-port", listening(admin)?);
+        let app = HostPort::inherited(node.app, "--app-port", listening(app)?);
+        let admin = HostPort::inherited(node.admin, "--metrics-port", listening(admin)?);
         let lock = Lock::adopt(&node.settings.bpf_dir, lock).map_err(AppError::Datapath)?;
         let kept = lock.clone();
         let datapath =
@@ -73,11 +73,9 @@ impl Front {
 
 /// Has pods that the host's listener would serve refused.
 fn send_nowhere(settings: &mut Settings, node: &Node) -> Result<TcpSocket, AppError> {
-    let bind_error = |source| {
-        let address = (*node.agent.ip(), 0).into();
-        AppError::Bind { address, flag: "--host-ip", source }
-    };
-    let (refusing, address) = refuse(*node.agent.ip()).map_err(bind_error)?;
+    let ip = *node.agent.0.ip();
+    let bind_error = |source| AppError::Bind { address: (ip, 0).into(), flag: "--host-ip", source };
+    let (refusing, address) = refuse(ip).map_err(bind_error)?;
     settings.agent = AgentAddr(address);
     Ok(refusing)
 }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::SetOnce,
@@ -164,8 +165,15 @@ pub(super) fn refuse(ip: std::net::Ipv4Addr) -> io::Result<(TcpSocket, std::net:
     }
 }
 
+/// At the unspecified IPv6 address, at all of both families.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        set_ipv6_v6only(&socket, false)?;
+        socket
+    };
     socket.set_reuseaddr(true)?;
     bound_buffers(&socket)?;
     socket.bind(address)?;
@@ -174,7 +182,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener as StdTcpListener, TcpStream};
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener as StdTcpListener, TcpStream};
 
     use super::*;
 
@@ -200,6 +208,19 @@ mod tests {
         assert_eq!(claiming.await.unwrap(), address);
         assert!(readiness.pending().is_empty() && port.taken(|_| None).is_none());
         assert!(port.listener().is_ok());
+    }
+
+    #[tokio::test]
+    async fn both_families_reach_the_unspecified_ipv6_address() {
+        let port = HostPort::admin((Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
+        let number = port.listener().unwrap().local_addr().unwrap().port();
+
+        for address in [SocketAddr::from((Ipv4Addr::LOCALHOST, number)), (Ipv6Addr::LOCALHOST, number).into()]
+        {
+            assert!(TcpStream::connect(address).is_ok(), "{address}");
+        }
+        let taken = listen((Ipv4Addr::UNSPECIFIED, number).into()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse, "the IPv4 port is its own");
     }
 
     #[tokio::test]

@@ -1,12 +1,15 @@
-//! The node as the agent finds it: its address, its cgroups, and whether it has what the agent needs. Called by `app`.
+//! The node as the agent finds it: its cgroups, and whether it has what the agent needs. Called by `app`.
+
+mod address;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket},
     sync::Arc,
 };
 
 use tracing::warn;
 
+pub(super) use self::address::HostAddress;
 use super::AppError;
 use crate::{
     args::{Config, OpenConnections, WireGuardMode},
@@ -18,8 +21,12 @@ use crate::{
 
 /// What does not change as long as the agent runs.
 pub(super) struct Node {
-    pub(super) agent: SocketAddrV4,
-    pub(super) admin: SocketAddrV4,
+    /// Where pods are sent that have no listener of their own. The node's address may change later.
+    pub(super) agent: AgentAddr,
+    /// Where the host listener listens: at all IPv4 addresses, so that it need not be opened again when the node's address changes.
+    pub(super) app: SocketAddr,
+    /// Where the admin listener listens: at all addresses of both families.
+    pub(super) admin: SocketAddr,
     pub(super) cgroups: Arc<CgroupTree>,
     /// What this agent says to another one.
     pub(super) hello: Hello,
@@ -33,7 +40,8 @@ impl Node {
     /// # Errors
     /// When the agent cannot run here; [`AppError::Preflight`] names all that is missing.
     pub(super) fn examine(config: &Config) -> Result<Self, AppError> {
-        let agent = SocketAddrV4::new(host_ip(config.host_ip, *config.metadata.v4.ip()), config.app_port);
+        let ip = HostAddress::new(config).find();
+        let agent = AgentAddr(SocketAddrV4::new(ip, config.app_port));
         let cgroup_root = find_cgroup_root(config.cgroup_root.as_deref()).map_err(AppError::Cgroups)?;
         let pods_cgroup =
             find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
@@ -47,12 +55,14 @@ impl Node {
             return Err(AppError::Preflight(unmet.join("; ")));
         }
         let own = own_cgroup(&cgroup_root).map_err(AppError::Cgroups)?;
-        let admin = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, config.metrics_port);
+        let app = SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.app_port));
+        let admin = all_addresses(config.metrics_port);
         Ok(Self {
             agent,
+            app,
             admin,
             cgroups: Arc::new(cgroups),
-            hello: Hello::new(agent, admin, own.starts_with(&pods_cgroup)),
+            hello: Hello::new(app, admin, own.starts_with(&pods_cgroup)),
             own_cgroup: cgroup_id(&own).map_err(AppError::OwnCgroup)?,
             settings: Settings {
                 bpf_dir: config.bpf_dir.clone(),
@@ -60,7 +70,7 @@ impl Node {
                 own_cgroup: own,
                 pods_cgroup,
                 metadata: config.metadata,
-                agent: AgentAddr(agent),
+                agent,
                 keeps_open: config.open_connections == OpenConnections::Keep,
                 guards_wire: config.wire_guard != WireGuardMode::Off,
                 debug: config.debug,
@@ -69,62 +79,8 @@ impl Node {
     }
 }
 
-/// The configured address, if it is one of this node's; else the one from which this node would send to the outside; else the loopback's, where the node has
-/// no IPv4 address that pods could reach. Pods with a network of their own are served by their own listeners there.
-fn host_ip(configured: Option<IpAddr>, metadata: Ipv4Addr) -> Ipv4Addr {
-    let why = match configured {
-        Some(IpAddr::V4(address)) if is_of_this_node(address) => return address,
-        Some(IpAddr::V4(_)) => Some("no address of this node"),
-        // What the kubelet writes into `status.hostIP` of a node whose first address is IPv6.
-        Some(IpAddr::V6(_)) => Some("redirected connections are IPv4's"),
-        None => None,
-    };
-    /// TEST-NET-1: somewhere outside.
-    const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-    // A node without a default route has one to the metadata server.
-    let found = address_towards(OUTSIDE).or_else(|| address_towards(metadata));
-    if let (Some(why), Some(configured)) = (why, configured) {
-        let used = found.unwrap_or(Ipv4Addr::LOCALHOST);
-        warn!(%configured, %used, why, "the configured host address is not used");
-    }
-    found.unwrap_or_else(|| {
-        warn!(
-            "this node has no IPv4 address that leads outside: the host listener serves hostNetwork pods at the loopback address, and no other pod \
-             before its own listener is open"
-        );
-        Ipv4Addr::LOCALHOST
-    })
-}
-
-fn is_of_this_node(address: Ipv4Addr) -> bool {
-    !address.is_unspecified() && UdpSocket::bind((address, 0)).is_ok()
-}
-
-/// Nothing is sent.
-fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((destination, 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(address) if !address.is_unspecified() => Some(address),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_of_this_node_is_used_and_any_other_is_replaced() {
-        let metadata = Ipv4Addr::new(198, 51, 100, 200);
-        let host_ip = |configured| host_ip(configured, metadata);
-        let outside = address_towards(Ipv4Addr::new(192, 0, 2, 1)).or_else(|| address_towards(metadata));
-        let found = outside.unwrap_or(Ipv4Addr::LOCALHOST);
-
-        assert_eq!(host_ip(Some(Ipv4Addr::LOCALHOST.into())), Ipv4Addr::LOCALHOST);
-        for other in ["192.0.2.7", "0.0.0.0", "2001:db8::7", "::"] {
-            assert_eq!(host_ip(Some(other.parse().unwrap())), found, "{other}");
-        }
-        assert_eq!(host_ip(None), found);
-    }
+/// All addresses of both families, or of IPv4 alone where the kernel has no IPv6.
+fn all_addresses(port: u16) -> SocketAddr {
+    let has_ipv6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    if has_ipv6 { (Ipv6Addr::UNSPECIFIED, port).into() } else { (Ipv4Addr::UNSPECIFIED, port).into() }
 }

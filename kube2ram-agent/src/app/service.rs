@@ -20,7 +20,7 @@ use super::{
     host_port::HostPort,
     log_level::LogLevel,
     metrics,
-    node::Node,
+    node::{HostAddress, Node},
     operator::{Kernel, Operator, pod_name},
     outside::Outside,
     parts::Parts,
@@ -43,7 +43,7 @@ use crate::{
         upstream::MetadataServer,
     },
     credentials,
-    datapath::{AgentAddr, Datapath, PassMark, Settings, Targets, WireHook},
+    datapath::{Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
     handover::Heirs,
     interception::{self, Interception},
@@ -263,12 +263,16 @@ impl Service {
         let (moved, agent) = watch::channel(datapath.agent());
         let app = {
             let (server, closing) = (Arc::clone(&self.server), self.closing.clone());
-            let (listener, here) = (self.claim(&listeners.app, &readiness), AgentAddr(node.agent));
+            let (listener, here) = (self.claim(&listeners.app, &readiness), node.agent);
+            let address = HostAddress::new(&self.config);
             async move {
                 let Some(listener) = listener.await else { return };
                 // Pods are sent here from now on, if they were not before.
                 moved.send_replace(here);
-                server.serve(listener, Arc::new(origins), closing).await;
+                tokio::select! {
+                    () = server.serve(listener, Arc::new(origins), closing) => {}
+                    () = address.follow(moved) => {}
+                }
             }
         };
         // Tracked as well: what it has accepted it has handed on before it ends.

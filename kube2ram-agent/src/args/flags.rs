@@ -246,8 +246,8 @@ pub(super) struct Flags {
         global = true
     )]
     pub(super) forward_guard: ForwardGuardMode,
-    /// The node's IPv4 address, at which the host listener serves. When it is missing, empty, an IPv6 address or no address of this node, the agent uses
-    /// the one from which the node would send to the outside
+    /// The node's IPv4 address, to which pods without a listener of their own are sent. When it is missing, empty, an IPv6 address or no address of this
+    /// node, now or later, the agent uses the one from which the node would send to the outside
     #[arg(long, value_name = "IP", value_parser = value::host_ip, help_heading = "Node")]
     pub(super) host_ip: Option<value::Address>,
     /// What becomes of connections to the metadata server that pods opened before kube2ram was in force: cut, or keep, for the time of a migration

@@ -33,7 +33,7 @@ fn estate() -> Estate {
     Estate { lock: any(), app: any(), admin: any() }
 }
 
-fn addrs(estate: &Estate) -> [SocketAddrV4; 3] {
+fn addrs(estate: &Estate) -> [SocketAddr; 3] {
     let Estate { lock, app, admin } = estate;
     [lock, app, admin].map(|one| rustix::net::getsockname(one.as_fd()).unwrap().try_into().unwrap())
 }
