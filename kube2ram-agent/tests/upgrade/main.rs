@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod crashes;
+mod layouts;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -16,7 +16,7 @@ use kube2ram_sandbox::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
-const LIST: &str = "/latest/meta-data/ram/security-credentials/";
+pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
 /// How long something that must happen may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -173,7 +173,7 @@ impl Drop for Lab {
     }
 }
 
-fn role(pod: &str) -> String {
+pub(crate) fn role(pod: &str) -> String {
     format!("{pod}-role")
 }
 
