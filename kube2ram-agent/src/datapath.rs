@@ -17,6 +17,7 @@ mod remove;
 mod repair;
 mod sys;
 mod tcx;
+mod trees;
 mod upkeep;
 mod wire;
 

@@ -244,6 +244,7 @@ mod tests {
             bpf_dir: "/".into(),
             cgroup_root: "/".into(),
             pods_cgroup: "/pods".into(),
+            other_pods_cgroups: Vec::new(),
             own_cgroup: "/pods/own".into(),
             metadata: MetadataAddr::v4_only(nowhere),
             agent: AgentAddr(nowhere),

@@ -17,7 +17,7 @@ use std::{
     cell::Cell,
     collections::{HashMap, HashSet},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -153,16 +153,16 @@ const REOPEN_AFTER: Duration = Duration::from_millis(500);
 const MAX_REOPEN_DOUBLINGS: u32 = 4;
 
 impl PodListeners {
-    /// Prepares for the pods below `pods_cgroup`.
+    /// Prepares for the pods below each of `pods_cgroups`, the first of which must exist.
     pub fn new(
         cgroup_root: &Path,
-        pods_cgroup: &Path,
+        pods_cgroups: Vec<PathBuf>,
         kernel: Kernel,
         metrics: Metrics,
         serve: Serve,
     ) -> Self {
         let (cgroups, pods, said) =
-            (PodCgroups::new(cgroup_root, pods_cgroup), HashMap::new(), HashSet::new());
+            (PodCgroups::new(cgroup_root, pods_cgroups), HashMap::new(), HashSet::new());
         Self { cgroups, kernel, serve, metrics, pods, ended: Arc::default(), is_blind: false, said }
     }
 

@@ -35,7 +35,7 @@ impl Scratch {
 
     fn tree(&self) -> CgroupTree {
         let root = find_cgroup_root(None).unwrap();
-        CgroupTree::open(&root, &find_pods_cgroup(&root, Some(&self.make("kubepods"))).unwrap()).unwrap()
+        CgroupTree::open(&root, &[find_pods_cgroup(&root, Some(&self.make("kubepods"))).unwrap()]).unwrap()
     }
 }
 

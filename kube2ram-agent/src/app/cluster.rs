@@ -22,7 +22,7 @@ pub(super) fn client_config(config: &Config) -> ClientConfig {
 
 pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
     let format = config.namespace_restrictions;
-    let (cgroup_root, pods_cgroup) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroup.clone());
+    let (cgroup_root, pods) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroups());
     ClusterConfig {
         node: config.node.as_str().into(),
         pod_annotations: config.annotation_keys.all().map(Into::into).into(),
@@ -31,6 +31,6 @@ pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
         check_allow_list: Arc::new(move |text| {
             format.map_or(Ok(()), |format| check_allow_list(text, format))
         }),
-        live_pods: Arc::new(move || live_pods(&cgroup_root, &pods_cgroup)),
+        live_pods: Arc::new(move || live_pods(&cgroup_root, &pods)),
     }
 }

@@ -15,7 +15,9 @@ use crate::{
     args::{Config, OpenConnections, WireGuardMode},
     datapath::{AgentAddr, Settings},
     handover::Hello,
-    identity::{CgroupId, CgroupTree, cgroup_id, find_cgroup_root, find_pods_cgroup, own_cgroup},
+    identity::{
+        CgroupId, CgroupTree, cgroup_id, find_cgroup_root, find_pods_cgroup, other_pods_cgroups, own_cgroup,
+    },
     preflight::Preflight,
 };
 
@@ -45,7 +47,8 @@ impl Node {
         let cgroup_root = find_cgroup_root(config.cgroup_root.as_deref()).map_err(AppError::Cgroups)?;
         let pods_cgroup =
             find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
-        let cgroups = CgroupTree::open(&cgroup_root, &pods_cgroup).map_err(AppError::Cgroups)?;
+        let other_pods_cgroups =
+            other_pods_cgroups(&cgroup_root, &pods_cgroup, config.pods_cgroup.as_deref());
         let preflight = Preflight::of_node(&config.node_paths());
         for warning in preflight.warnings() {
             warn!(warning, "preflight found something that does not keep the agent from running");
@@ -57,24 +60,28 @@ impl Node {
         let own = own_cgroup(&cgroup_root).map_err(AppError::Cgroups)?;
         let app = SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.app_port));
         let admin = all_addresses(config.metrics_port);
+        let (hello, own_id) = (Hello::new(app, admin, own.starts_with(&pods_cgroup)), cgroup_id(&own));
+        let settings = Settings {
+            bpf_dir: config.bpf_dir.clone(),
+            cgroup_root,
+            own_cgroup: own,
+            pods_cgroup,
+            other_pods_cgroups,
+            metadata: config.metadata,
+            agent,
+            keeps_open: config.open_connections == OpenConnections::Keep,
+            guards_wire: config.wire_guard != WireGuardMode::Off,
+            debug: config.debug,
+        };
+        let cgroups = CgroupTree::open(&settings.cgroup_root, &settings.pods_cgroups());
         Ok(Self {
             agent,
             app,
             admin,
-            cgroups: Arc::new(cgroups),
-            hello: Hello::new(app, admin, own.starts_with(&pods_cgroup)),
-            own_cgroup: cgroup_id(&own).map_err(AppError::OwnCgroup)?,
-            settings: Settings {
-                bpf_dir: config.bpf_dir.clone(),
-                cgroup_root,
-                own_cgroup: own,
-                pods_cgroup,
-                metadata: config.metadata,
-                agent,
-                keeps_open: config.open_connections == OpenConnections::Keep,
-                guards_wire: config.wire_guard != WireGuardMode::Off,
-                debug: config.debug,
-            },
+            cgroups: Arc::new(cgroups.map_err(AppError::Cgroups)?),
+            hello,
+            own_cgroup: own_id.map_err(AppError::OwnCgroup)?,
+            settings,
         })
     }
 }

@@ -53,7 +53,7 @@ impl State {
 pub(super) struct Outside {
     cluster: Arc<Cluster>,
     root: PathBuf,
-    pods: PathBuf,
+    pods: Vec<PathBuf>,
     gauge: Pods,
     state: State,
     known: HashMap<PodUid, Found>,
@@ -83,7 +83,7 @@ impl Outside {
         Self {
             cluster,
             root: settings.cgroup_root.clone(),
-            pods: settings.pods_cgroup.clone(),
+            pods: settings.pods_cgroups(),
             gauge: metrics(registry),
             state: State::default(),
             known: HashMap::new(),
@@ -197,13 +197,13 @@ fn is_among(seen: &Seen, inside: &HashSet<PodUid>) -> bool {
 
 /// The pods that have a process below the pods' cgroup. A cgroup alone proves nothing: the kubelet makes one for each
 /// pod, and a runtime with another driver leaves it empty.
-fn populated(root: &Path, pods: &Path) -> io::Result<HashSet<PodUid>> {
+fn populated(root: &Path, pods: &[PathBuf]) -> io::Result<HashSet<PodUid>> {
     let cgroups = pod_cgroups(root, pods)?.into_iter();
     Ok(cgroups.filter(|(_, cgroup)| is_populated(cgroup)).map(|(uid, _)| uid).collect())
 }
 
 /// Cgroups elsewhere whose names contain one of these, as far as they are found.
-fn search(root: &Path, pods: &Path, wanted: &HashSet<PodUid>) -> HashMap<PodUid, PathBuf> {
+fn search(root: &Path, pods: &[PathBuf], wanted: &HashSet<PodUid>) -> HashMap<PodUid, PathBuf> {
     let mut found = HashMap::new();
     let mut left = vec![root.to_owned()];
     let mut searched = 0;
@@ -211,7 +211,7 @@ fn search(root: &Path, pods: &Path, wanted: &HashSet<PodUid>) -> HashMap<PodUid,
         searched += 1;
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let path = entry.path();
-            if path == pods || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if pods.contains(&path) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             let name = entry.file_name().to_string_lossy().replace('_', "-");
@@ -278,7 +278,7 @@ mod tests {
             fs::write(cgroup.join("cgroup.events"), format!("populated {populated}\n")).unwrap();
         }
 
-        let inside = populated(root.path(), &pods).unwrap();
+        let inside = populated(root.path(), &[pods]).unwrap();
 
         assert!(!is_among(&seen(), &inside));
         let mut mirror = seen();
@@ -297,7 +297,7 @@ mod tests {
             fs::create_dir_all(elsewhere.join("inner")).unwrap();
             fs::create_dir_all(root.path().join("kubepods").join(format!("pod{UID}"))).unwrap();
 
-            let found = search(root.path(), &root.path().join("kubepods"), &[uid()].into());
+            let found = search(root.path(), &[root.path().join("kubepods")], &[uid()].into());
 
             assert_eq!(found[&uid()], elsewhere);
         }

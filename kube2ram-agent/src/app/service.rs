@@ -241,7 +241,7 @@ impl Service {
         };
         let pod_listeners = PodListeners::new(
             &node.settings.cgroup_root,
-            &node.settings.pods_cgroup,
+            node.settings.pods_cgroups(),
             kernel,
             listeners::Metrics::new(&mut registry),
             Box::new({

@@ -17,6 +17,7 @@ use super::{
     pins::{Lock, Pins},
     probe,
     remove::remove_others,
+    trees::OtherTrees,
     upkeep,
     wire::{Wire, WireHook, WirePrograms},
 };
@@ -31,6 +32,8 @@ pub struct Settings {
     pub cgroup_root: PathBuf,
     /// The cgroup that holds all pods.
     pub pods_cgroup: PathBuf,
+    /// Where another cgroup driver of the kubelet's has pods, or may have later.
+    pub other_pods_cgroups: Vec<PathBuf>,
     /// The agent's own cgroup, which owns its listener. It may lie below `pods_cgroup`.
     pub own_cgroup: PathBuf,
     /// What pods dial.
@@ -45,6 +48,13 @@ pub struct Settings {
     pub debug: bool,
 }
 
+impl Settings {
+    /// All cgroups that hold pods, the kubelet's first. Others need not exist.
+    pub fn pods_cgroups(&self) -> Vec<PathBuf> {
+        [&self.pods_cgroup].into_iter().chain(&self.other_pods_cgroups).cloned().collect()
+    }
+}
+
 /// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
 pub struct Datapath {
     pub(super) pins: Pins,
@@ -52,6 +62,7 @@ pub struct Datapath {
     pub(super) configuration: Configuration,
     pub(super) mode: Mode,
     pub(super) links: Vec<Link>,
+    pub(super) others: OtherTrees,
     pub(super) maps: Vec<PinnedMap>,
     pub(super) targets: Targets,
     wire_programs: WirePrograms,
@@ -110,13 +121,22 @@ impl Datapath {
         configuration.ensure(settings)?;
         let targets = Targets::open(&pins, former)?;
         let mode = Mode::known(&pins);
+        // First: when the kubelet's tree is another one than at the last start, the former one is not to be without programs.
+        let mut others = OtherTrees::default();
+        if let Err(error) = others.cover(&mut ebpf, mode, &pins, settings) {
+            tracing::warn!(
+                error = chain(&error),
+                "cannot cover another tree of pods' cgroups; it is tried again"
+            );
+        }
         let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        others.remove_stale(&pins)?;
         let wire_programs = WirePrograms::of(&ebpf, &pins)?;
         // The links hold the programs.
         let debug = settings.debug.then_some(ebpf);
         let settings = settings.clone();
         let mut datapath =
-            Self { pins, settings, configuration, mode, links, maps, targets, wire_programs, debug };
+            Self { pins, settings, configuration, mode, links, others, maps, targets, wire_programs, debug };
         datapath.find_mode()?;
         datapath.configuration.learn_agent_netns(&datapath.pins);
         datapath.configuration.ensure(&datapath.settings)?;
@@ -168,6 +188,8 @@ impl Datapath {
         let mut ebpf = load::load(&self.pins, self.settings.debug)?;
         self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
         self.mode = Mode::Root;
+        self.others = OtherTrees::default();
+        self.others.cover(&mut ebpf, self.mode, &self.pins, &self.settings)?;
         if probe::sees_pods(&self.settings)? { Ok(()) } else { Err(DatapathError::Blind) }
     }
 
@@ -211,7 +233,7 @@ impl Datapath {
     /// Whether this start cut connections to the metadata server that pods had open before.
     pub fn has_cut_connections(&self) -> bool {
         let is_new_egress = |link: &Link| link.name() == program::EGRESS && link.is_new();
-        !self.settings.keeps_open && self.links.iter().any(is_new_egress)
+        !self.settings.keeps_open && self.links.iter().chain(self.others.links()).any(is_new_egress)
     }
 
     /// Where pods without a listener of their own are sent.
@@ -264,7 +286,7 @@ impl Datapath {
 
     /// The programs in force, and the cgroup of each, in the order in which they were attached.
     pub fn programs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        self.links.iter().map(|link| (link.name(), link.cgroup()))
+        self.links.iter().chain(self.others.links()).map(|link| (link.name(), link.cgroup()))
     }
 
     /// Which cgroup the sockets of pods belong to on this node.

@@ -89,6 +89,11 @@ impl Link {
         &self.cgroup
     }
 
+    /// Where it is pinned.
+    pub(super) fn pin(&self) -> &Path {
+        &self.pin
+    }
+
     /// Whether this start attached it, rather than swapped the program under it.
     pub(super) fn is_new(&self) -> bool {
         self.is_new

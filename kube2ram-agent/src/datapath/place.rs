@@ -107,13 +107,8 @@ impl Mode {
         [first, late].concat()
     }
 
-    /// Puts this mode's programs in force, then takes away what only the other one has. In between a redirected connection is not vouched for.
-    pub(super) fn put_in_force(
-        self,
-        ebpf: &mut Ebpf,
-        pins: &Pins,
-        settings: &Settings,
-    ) -> Result<Vec<Link>, DatapathError> {
+    /// The programs that these settings ask for.
+    fn wanted(self, settings: &Settings) -> Vec<(Place, &'static str)> {
         // An agent that once ran elsewhere would leave its program, never updated again, in force there.
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
@@ -122,6 +117,23 @@ impl Mode {
         programs.retain(|(place, program)| {
             is_needed(*place) && is_wanted(program) && is_for_this_kernel(program)
         });
+        programs
+    }
+
+    /// Those of them that belong on a cgroup which holds pods.
+    pub(super) fn wanted_on_pods(self, settings: &Settings) -> Vec<&'static str> {
+        let on_pods = self.wanted(settings).into_iter().filter(|(place, _)| *place == Place::Pods);
+        on_pods.map(|(_, program)| program).collect()
+    }
+
+    /// Puts this mode's programs in force, then takes away what only the other one has. In between a redirected connection is not vouched for.
+    pub(super) fn put_in_force(
+        self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        settings: &Settings,
+    ) -> Result<Vec<Link>, DatapathError> {
+        let programs = self.wanted(settings);
         let mut links = Vec::new();
         for &(place, program) in &programs {
             let cgroup = place.cgroup(settings);

@@ -93,7 +93,9 @@ impl Datapath {
         }
         let outcome = self.configuration.ensure(&self.settings);
         found.note(outcome.map(|done| done.then_some(Drift::Config)), "configuration");
-        for link in &mut self.links {
+        let outcome = self.others.follow(self.mode, &self.pins, &self.settings);
+        found.note(outcome.map(|()| None), "another tree of pods' cgroups");
+        for link in self.links.iter_mut().chain(self.others.links_mut()) {
             let mut drifts = Vec::new();
             let outcome = link.repair(|drift| drifts.push(drift));
             for drift in drifts {

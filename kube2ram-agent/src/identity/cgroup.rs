@@ -24,22 +24,24 @@ pub struct CgroupTree {
     mount: OwnedFd,
     root: PathBuf,
     /// Relative to `root`.
-    pods: PathBuf,
+    pods: Vec<PathBuf>,
 }
 
 impl CgroupTree {
-    /// Opens the tree mounted at `root`, whose pods live below `pods` (an absolute path, below `root`).
+    /// Opens the tree mounted at `root`, whose pods live below each of `pods` (absolute paths, below `root`, which need not exist).
     ///
     /// # Errors
-    /// [`MountError::Outside`] when `pods` is not below `root`, [`MountError::Read`] when `root` does not open.
-    pub fn open(root: &Path, pods: &Path) -> Result<Self, MountError> {
-        let below = pods.strip_prefix(root).ok().filter(|below| below.file_name().is_some());
-        let Some(below) = below else {
-            return Err(MountError::Outside { path: pods.into(), root: root.into() });
+    /// [`MountError::Outside`] when one of `pods` is not below `root`, [`MountError::Read`] when `root` does not open.
+    pub fn open(root: &Path, pods: &[PathBuf]) -> Result<Self, MountError> {
+        let below = |pods: &PathBuf| {
+            let below = pods.strip_prefix(root).ok().filter(|below| below.file_name().is_some());
+            let outside = || MountError::Outside { path: pods.clone(), root: root.into() };
+            below.map(Path::to_owned).ok_or_else(outside)
         };
+        let pods = pods.iter().map(below).collect::<Result<_, _>>()?;
         let mount = rustix::fs::open(root, OPEN_FLAGS, Mode::empty())
             .map_err(|source| MountError::Read { path: root.into(), source: source.into() })?;
-        Ok(Self { mount, root: root.into(), pods: below.into() })
+        Ok(Self { mount, root: root.into(), pods })
     }
 
     /// The path of a cgroup, relative to the mount.
@@ -65,7 +67,8 @@ impl CgroupTree {
 impl CgroupPods for CgroupTree {
     fn pod_of(&self, cgroup: CgroupId) -> Result<PodUid, IdentityError> {
         let path = self.path_of(cgroup)?;
-        pod_of_path(&path, &self.pods).ok_or(IdentityError::NoPod { path })
+        let pod = self.pods.iter().find_map(|pods| pod_of_path(&path, pods));
+        pod.ok_or(IdentityError::NoPod { path })
     }
 }
 

@@ -9,20 +9,27 @@ use std::{
 
 use super::{PodUid, pod_of_path};
 
-/// The UIDs after which the cgroups directly below `pods` and below its classes are named; both are absolute paths, `pods` below `root`.
+/// The UIDs after which the cgroups directly below each of `pods` and below its classes are named; all are absolute paths, `pods` below `root`.
 ///
 /// # Errors
 /// When a directory cannot be read; one that is gone is empty.
-pub fn live_pods(root: &Path, pods: &Path) -> io::Result<HashSet<PodUid>> {
+pub fn live_pods(root: &Path, pods: &[PathBuf]) -> io::Result<HashSet<PodUid>> {
     Ok(pod_cgroups(root, pods)?.into_keys().collect())
 }
 
-/// The same, with the cgroup of each.
+/// The same, with the cgroup of each: in the first of `pods`, if it has one in several.
 ///
 /// # Errors
 /// As [`live_pods`].
-pub fn pod_cgroups(root: &Path, pods: &Path) -> io::Result<HashMap<PodUid, PathBuf>> {
+pub fn pod_cgroups(root: &Path, pods: &[PathBuf]) -> io::Result<HashMap<PodUid, PathBuf>> {
     let mut found = HashMap::new();
+    for pods in pods.iter().rev() {
+        collect(root, pods, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn collect(root: &Path, pods: &Path, found: &mut HashMap<PodUid, PathBuf>) -> io::Result<()> {
     let below = |path: &Path| path.strip_prefix(root).map(Path::to_owned).unwrap_or_default();
     let pods_below = below(pods);
     for path in directories(pods)? {
@@ -34,7 +41,7 @@ pub fn pod_cgroups(root: &Path, pods: &Path) -> io::Result<HashMap<PodUid, PathB
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 fn directories(parent: &Path) -> io::Result<Vec<PathBuf>> {
@@ -69,16 +76,22 @@ mod tests {
         ] {
             fs::create_dir_all(root.path().join(path)).unwrap();
         }
-        let live = |pods: &str| {
-            let mut found: Vec<_> =
-                live_pods(root.path(), &root.path().join(pods)).unwrap().into_iter().collect();
+        let live = |pods: &[&str]| {
+            let pods: Vec<_> = pods.iter().map(|pods| root.path().join(pods)).collect();
+            let mut found: Vec<_> = live_pods(root.path(), &pods).unwrap().into_iter().collect();
             found.sort();
             found
         };
         let uid = |n: u8| PodUid::parse(&format!("{UID}{n}")).unwrap();
 
-        assert_eq!(live("kubepods"), [uid(1), uid(2)]);
-        assert_eq!(live("kubepods.slice"), [uid(3), uid(4)]);
-        assert_eq!(live("absent"), []);
+        assert_eq!(live(&["kubepods"]), [uid(1), uid(2)]);
+        assert_eq!(live(&["kubepods.slice", "absent"]), [uid(3), uid(4)]);
+        assert_eq!(live(&["kubepods", "kubepods.slice"]), [uid(1), uid(2), uid(3), uid(4)]);
+
+        // A pod that the kubelet has started again in the other tree.
+        let again = format!("kubepods.slice/kubepods-pod{systemd}1.slice");
+        fs::create_dir_all(root.path().join(&again)).unwrap();
+        let trees = ["kubepods.slice", "kubepods"].map(|pods| root.path().join(pods));
+        assert_eq!(pod_cgroups(root.path(), &trees).unwrap()[&uid(1)], root.path().join(again));
     }
 }

@@ -12,15 +12,6 @@ use std::{
 /// Why a part of the cgroup tree was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// More than one pods cgroup has processes in it (or none of several has), so the kubelet's cannot be told.
-    #[error(
-        "cannot tell which of {candidates:?} is the kubelet's pods cgroup: reboot the node, which removes what another cgroup driver left, or set \
-         --pods-cgroup"
-    )]
-    Ambiguous {
-        /// Those that exist.
-        candidates: Vec<PathBuf>,
-    },
     /// Nothing in the mount table is cgroup2.
     #[error(
         "no cgroup2 file system is mounted: mount the host's (cgroup v2 is required) or set --cgroup-root"
@@ -95,10 +86,11 @@ pub fn find_cgroup_root(configured: Option<&Path>) -> Result<PathBuf, MountError
 /// The cgroup in which the kubelet keeps all pods, as an absolute path below `root`. `configured` may be absolute or relative to
 /// `root`.
 ///
+/// A change of the kubelet's cgroup driver leaves the other one's tree behind, empty or with pods that were started before. Of several, the kubelet's is the one
+/// with this process in it, since this agent's pod was started by the kubelet; else the first that has a process. [`other_pods_cgroups`] are the rest.
+///
 /// # Errors
-/// [`MountError::NoPods`], [`MountError::Ambiguous`] (a change of the kubelet's cgroup driver leaves the other one's tree
-/// behind, empty or with pods that were started before; attaching to that would protect nothing new. The one with this
-/// process in it is the kubelet's: this agent's pod was started by it), [`MountError::Outside`], [`MountError::Read`].
+/// [`MountError::NoPods`], [`MountError::Outside`], [`MountError::Read`].
 pub fn find_pods_cgroup(root: &Path, configured: Option<&Path>) -> Result<PathBuf, MountError> {
     if let Some(path) = configured {
         let path = root.join(path);
@@ -106,25 +98,27 @@ pub fn find_pods_cgroup(root: &Path, configured: Option<&Path>) -> Result<PathBu
         let below = path.starts_with(root) && path != root;
         return if below { Ok(path) } else { Err(MountError::Outside { path, root: root.into() }) };
     }
-    let candidates: Vec<_> =
-        POD_CGROUPS.iter().map(|name| root.join(name)).filter(|path| path.is_dir()).collect();
-    match candidates.as_slice() {
-        [] => Err(MountError::NoPods { root: root.into() }),
-        [only] => Ok(only.clone()),
-        _ => {
-            let mut populated = candidates.iter().filter(|path| is_populated(path));
-            match (populated.next(), populated.next()) {
-                (Some(only), None) => Ok(only.clone()),
-                (None, _) => Err(MountError::Ambiguous { candidates }),
-                (Some(_), Some(_)) => {
-                    let own = own_cgroup(root).ok();
-                    let holds_own = |path: &&PathBuf| own.as_ref().is_some_and(|own| own.starts_with(path));
-                    let kubelets = candidates.iter().find(holds_own).cloned();
-                    kubelets.ok_or(MountError::Ambiguous { candidates })
-                }
-            }
-        }
+    let existing: Vec<_> = candidates(root).filter(|path| path.is_dir()).collect();
+    if let [only] = existing.as_slice() {
+        return Ok(only.clone());
     }
+    let own = own_cgroup(root).ok();
+    let holds_own = |path: &&PathBuf| own.as_ref().is_some_and(|own| own.starts_with(path));
+    let chosen = existing.iter().find(holds_own);
+    let chosen = chosen.or_else(|| existing.iter().find(|path| is_populated(path))).or(existing.first());
+    chosen.cloned().ok_or_else(|| MountError::NoPods { root: root.into() })
+}
+
+/// Where another cgroup driver of the kubelet's keeps pods, or may do so later. None where the operator says where they are.
+pub fn other_pods_cgroups(root: &Path, pods: &Path, configured: Option<&Path>) -> Vec<PathBuf> {
+    if configured.is_some() {
+        return Vec::new();
+    }
+    candidates(root).filter(|path| path != pods).collect()
+}
+
+fn candidates(root: &Path) -> impl Iterator<Item = PathBuf> {
+    POD_CGROUPS.into_iter().map(|name| root.join(name))
 }
 
 /// The agent's own cgroup, as an absolute path below `root`.
@@ -255,20 +249,24 @@ mod tests {
     }
 
     #[test]
-    fn of_several_pods_cgroups_takes_the_populated_one_or_none() {
+    fn of_several_pods_cgroups_takes_a_populated_one_and_names_the_others() {
         let root = tempfile::tempdir().unwrap();
         let (old, new) = (root.path().join("kubepods"), root.path().join("kubepods.slice"));
         for cgroup in [&old, &new] {
             fs::create_dir(cgroup).unwrap();
             fs::write(cgroup.join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
         }
-        assert!(matches!(find_pods_cgroup(root.path(), None), Err(MountError::Ambiguous { .. })));
+        let find = || find_pods_cgroup(root.path(), None).unwrap();
+        assert_eq!(find(), new, "any");
 
         fs::write(old.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-        assert_eq!(find_pods_cgroup(root.path(), None).unwrap(), old);
+        assert_eq!(find(), old);
+        let others = other_pods_cgroups(root.path(), &old, None);
+        assert!(others.contains(&new) && others.len() == POD_CGROUPS.len() - 1, "{others:?}");
+        assert!(other_pods_cgroups(root.path(), &old, Some(&old)).is_empty());
 
         fs::write(new.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-        assert!(matches!(find_pods_cgroup(root.path(), None), Err(MountError::Ambiguous { .. })));
+        assert_eq!(find(), new, "either will do: both are covered");
     }
 
     #[test]

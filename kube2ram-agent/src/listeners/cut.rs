@@ -38,11 +38,13 @@ pub struct Ended {
 /// When the pods' cgroups cannot be listed.
 pub fn end_cut_connections(settings: &Settings) -> io::Result<Ended> {
     let (mut ended, mut cgroups) = (Ended::default(), HashSet::new());
-    collect_ids(&settings.pods_cgroup, &settings.own_cgroup, &mut cgroups)?;
+    for tree in settings.pods_cgroups() {
+        collect_ids(&tree, &settings.own_cgroup, &mut cgroups)?;
+    }
     let host = NetnsId::own()?;
     let mut netnses = HashSet::from([host]);
     ended.add(end_here(settings.metadata, &cgroups));
-    for cgroup in PodCgroups::new(&settings.cgroup_root, &settings.pods_cgroup).list(|_| ())? {
+    for cgroup in PodCgroups::new(&settings.cgroup_root, settings.pods_cgroups()).list(|_| ())? {
         if let Ok(Found::Own(netns)) = processes::of_pod(&cgroup.path, host)
             && netnses.insert(netns.id)
         {

@@ -20,36 +20,45 @@ pub(super) struct PodCgroup {
 #[derive(Debug)]
 pub(super) struct PodCgroups {
     root: PathBuf,
-    pods: PathBuf,
+    /// The kubelet's, then those that another cgroup driver has or may have.
+    trees: Vec<PathBuf>,
 }
 
 impl PodCgroups {
-    pub(super) fn new(root: &Path, pods: &Path) -> Self {
-        Self { root: root.to_owned(), pods: pods.to_owned() }
+    pub(super) fn new(root: &Path, trees: Vec<PathBuf>) -> Self {
+        Self { root: root.to_owned(), trees }
     }
 
-    /// All pods there are: the pods cgroup's children, and those of its classes. Each of these directories is shown to `before` before it is read, so
+    /// All pods there are: the children of each pods cgroup, and those of its classes. Each of these directories is shown to `before` before it is read, so
     /// that a watch set there misses nothing; and before that those above the pods cgroup, which may be deleted and made anew.
     ///
     /// # Errors
     /// When one cannot be read; one that is gone is empty.
     pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<PodCgroup>> {
         let mut found = Vec::new();
-        self.pods.ancestors().take_while(|path| path.starts_with(&self.root)).for_each(&before);
-        for (id, path) in children(&self.pods)? {
-            if let Some(uid) = self.pod(&path) {
-                found.push(PodCgroup { id, uid, path });
+        for (at, tree) in self.trees.iter().enumerate() {
+            // That another driver's tree comes shows in the directory above, which is that of the kubelet's tree as well.
+            if at > 0 && !tree.is_dir() {
                 continue;
             }
-            before(&path);
-            let pods = children(&path)?.into_iter();
-            found.extend(pods.filter_map(|(id, path)| Some(PodCgroup { id, uid: self.pod(&path)?, path })));
+            tree.ancestors().take_while(|path| path.starts_with(&self.root)).for_each(&before);
+            for (id, path) in children(tree)? {
+                if let Some(uid) = self.pod(tree, &path) {
+                    found.push(PodCgroup { id, uid, path });
+                    continue;
+                }
+                before(&path);
+                let pods = children(&path)?.into_iter();
+                found.extend(
+                    pods.filter_map(|(id, path)| Some(PodCgroup { id, uid: self.pod(tree, &path)?, path })),
+                );
+            }
         }
         Ok(found)
     }
 
-    fn pod(&self, path: &Path) -> Option<PodUid> {
-        pod_of_path(path.strip_prefix(&self.root).ok()?, self.pods.strip_prefix(&self.root).ok()?)
+    fn pod(&self, tree: &Path, path: &Path) -> Option<PodUid> {
+        pod_of_path(path.strip_prefix(&self.root).ok()?, tree.strip_prefix(&self.root).ok()?)
     }
 }
 
@@ -88,8 +97,9 @@ mod tests {
         fs::create_dir_all(pods.join(format!("burstable/other/pod{UID}5"))).unwrap();
         let seen = RefCell::new(Vec::new());
 
+        let trees = vec![pods.clone(), root.path().join("absent")];
         let mut found =
-            PodCgroups::new(root.path(), &pods).list(|path| seen.borrow_mut().push(path.to_owned())).unwrap();
+            PodCgroups::new(root.path(), trees).list(|path| seen.borrow_mut().push(path.to_owned())).unwrap();
 
         let mut expected = expected
             .map(|(path, uid)| PodCgroup {
@@ -107,9 +117,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_of_another_drivers_tree_is_listed_once_the_tree_is_there() {
+        const UID: &str = "0b8c2a5e-1f6d-4f0e-9d1c-3a1d5f1f0001";
+        let root = tempfile::tempdir().unwrap();
+        let trees = ["kubepods", "kubepods.slice"].map(|tree| root.path().join(tree));
+        let cgroups = PodCgroups::new(root.path(), trees.to_vec());
+        fs::create_dir(&trees[0]).unwrap();
+        assert_eq!(cgroups.list(|_| ()).unwrap(), []);
+
+        fs::create_dir_all(trees[1].join(format!("kubepods-pod{}.slice", UID.replace('-', "_")))).unwrap();
+
+        let found = cgroups.list(|_| ()).unwrap();
+        assert_eq!(found.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), [UID]);
+    }
+
+    #[test]
     fn without_the_pods_cgroup_there_are_no_pods() {
         let root = tempfile::tempdir().unwrap();
 
-        assert_eq!(PodCgroups::new(root.path(), &root.path().join("kubepods")).list(|_| ()).unwrap(), []);
+        assert_eq!(
+            PodCgroups::new(root.path(), vec![root.path().join("kubepods")]).list(|_| ()).unwrap(),
+            []
+        );
     }
 }

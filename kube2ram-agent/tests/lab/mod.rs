@@ -56,6 +56,7 @@ impl Lab {
             bpf_dir: self.bpf_dir.clone(),
             cgroup_root: self.cgroup.parent().unwrap().into(),
             pods_cgroup: self.cgroup.join("pods"),
+            other_pods_cgroups: Vec::new(),
             own_cgroup: own_cgroup(&self.cgroup),
             metadata: MetadataAddr { v4: METADATA, v6: Some(METADATA6) },
             agent: AgentAddr(self.agent()),

@@ -25,3 +25,4 @@ mod ports;
 mod situations;
 mod status;
 mod support;
+mod trees;

@@ -169,10 +169,13 @@ pub(crate) fn url6(target: &str) -> String {
 
 /// Whose credentials a reply holds, `STS.<role>.<unique>`; a refusal is its status.
 pub(crate) fn owner(reply: &Reply) -> String {
-    if reply.status != 200 {
-        return reply.status.to_string();
-    }
-    let credentials = serde_json::from_str::<Credentials>(&reply.body).unwrap();
+    if reply.status == 200 { owner_of(&reply.body) } else { reply.status.to_string() }
+}
+
+/// Whose credentials a document holds.
+pub(crate) fn owner_of(document: &str) -> String {
+    let credentials = serde_json::from_str::<Credentials>(document)
+        .unwrap_or_else(|error| panic!("no credentials ({error}): {document}"));
     credentials.access_key_id.split('.').nth(1).unwrap().to_owned()
 }
 

@@ -56,6 +56,7 @@ impl Former {
             bpf_dir: bpf_dir(lab),
             cgroup_root: node.cgroup_root().to_owned(),
             pods_cgroup: node.pods_cgroup(),
+            other_pods_cgroups: Vec::new(),
             own_cgroup: own_cgroup(node.cgroup_root()),
             metadata: MetadataAddr {
                 v4: SocketAddrV4::new(Node::METADATA_IP, 80),

@@ -92,6 +92,11 @@ impl Agent {
         self.args.push(arg.to_owned());
     }
 
+    /// Takes a flag away, from the next start on.
+    pub fn remove_flag(&mut self, flag: &str) {
+        self.args.retain(|arg| arg.split('=').next() != Some(flag));
+    }
+
     /// Starts it and waits until its container's probe says that it is ready: that it serves, or could. `/readyz` is answered by whoever serves.
     ///
     /// # Errors

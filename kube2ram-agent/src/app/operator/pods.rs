@@ -78,7 +78,7 @@ impl Operator {
 
     /// Empty when they cannot be read, which the kernel half's own look tells of.
     pub(super) async fn pod_cgroups(&self) -> HashMap<PodUid, PathBuf> {
-        let (root, pods) = (self.settings.cgroup_root.clone(), self.settings.pods_cgroup.clone());
+        let (root, pods) = (self.settings.cgroup_root.clone(), self.settings.pods_cgroups());
         let walked = spawn_blocking(move || pod_cgroups(&root, &pods)).await;
         walked.ok().and_then(Result::ok).unwrap_or_default()
     }
