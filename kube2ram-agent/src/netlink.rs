@@ -1,5 +1,8 @@
 //! Netlink (netlink(7), include/uapi/linux/netlink.h): messages and their attributes as bytes, and sockets that ask the kernel one question at a time.
-//! Knows no family's messages; all but the socket is pure. Depends on nothing of ours; called by `guard`, `listeners` and `ancestor`.
+//! Knows no family's messages but the question for a route; all but the socket is pure. Depends on nothing of ours; called by `guard`, `listeners`, `ancestor`,
+//! `wire_guard` and `app`.
+
+mod route;
 
 use std::{io, os::fd::OwnedFd};
 
@@ -7,6 +10,8 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
     netlink::SocketAddrNetlink, recvfrom, send, socket_with,
 };
+
+pub(crate) use self::route::Route;
 
 /// An attribute: a number and a value, or attributes again.
 #[derive(Clone, Debug, PartialEq, Eq)]

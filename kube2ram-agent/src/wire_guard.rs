@@ -5,7 +5,7 @@
 //! `uninstall`.
 
 mod namespaces;
-mod routes;
+mod numbers;
 mod state;
 
 use std::{
@@ -32,7 +32,7 @@ use crate::{
     admin::{Pending, Readiness},
     datapath::{Covering, DatapathError, MetadataAddr, Wire, WireDevice, WireHook, uncover},
     listeners::{Links, Netns, NetnsId, WayOut},
-    netlink::uninterrupted,
+    netlink::{Route, uninterrupted},
     telemetry::chain,
 };
 
@@ -292,7 +292,7 @@ fn list_node(metadata: MetadataAddr) -> io::Result<(Vec<u32>, WayOut)> {
     let addresses = [Some(IpAddr::V4(*metadata.v4.ip())), metadata.v6.map(IpAddr::V6)];
     let mut routed = Vec::new();
     for address in addresses.into_iter().flatten() {
-        routed.extend(routes::device_towards(address)?);
+        routed.extend(Route::towards(address)?.and_then(|route| route.device));
     }
     Ok((links.indices().collect(), links.way_out_of_node(&routed)))
 }
@@ -323,7 +323,7 @@ impl Pod {
                 if changes.is_none() {
                     *changes = Some(DeviceChanges::of_this_thread()?);
                 }
-                let way = Links::of_this_thread()?.way_out_of_pod(routes::number_of(host.as_fd())?);
+                let way = Links::of_this_thread()?.way_out_of_pod(numbers::number_of(host.as_fd())?);
                 Ok(look.cover(wire, &way, devices, PLACE))
             })
         });

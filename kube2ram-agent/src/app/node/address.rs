@@ -10,9 +10,9 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::{args::Config, datapath::AgentAddr};
+use crate::{args::Config, datapath::AgentAddr, netlink::Route};
 
 /// How often the agent looks whether the address is still the node's.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -96,11 +96,11 @@ fn is_of_this_node(address: Ipv4Addr) -> bool {
     !address.is_unspecified() && UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// Nothing is sent.
+/// The address from which the kernel would send there.
 fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((destination, 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
+    let route =
+        Route::towards(destination.into()).inspect_err(|error| debug!(%error, "cannot ask for a route"));
+    match route.ok()??.source? {
         IpAddr::V4(address) if !address.is_unspecified() => Some(address),
         _ => None,
     }
