@@ -43,14 +43,14 @@ use crate::{
     handover::{self, Post, Predecessor, Seat},
     probe::{Probe, SocketPaths},
     state_dir::StateDir,
-    telemetry::{Verbosity, chain},
+    telemetry::{Log, chain},
 };
 
 /// How long listeners in pods may take to open before the former agent is told to end. It waits a little longer than that.
 const OPENING: Duration = Duration::from_secs(5);
 
 /// Runs the agent until `shutdown`: stands by while another one serves this node, serves, and hands over to one that stands by, if any; then
-/// drains. `environment` looks a variable up, `verbosity` is what is logged.
+/// drains. `environment` looks a variable up; `log` is where lines go.
 ///
 /// The API server, the metadata server and STS may all be away: what they are needed for is then answered with 503.
 ///
@@ -62,7 +62,7 @@ const OPENING: Duration = Duration::from_secs(5);
 pub async fn run(
     config: Config,
     environment: impl Fn(&str) -> Option<String>,
-    verbosity: Verbosity,
+    log: Log,
     shutdown: CancellationToken,
 ) -> Result<(), AppError> {
     for notice in &config.notices {
@@ -123,7 +123,7 @@ pub async fn run(
     };
     let is_first = predecessor.is_none();
     let Opened { holdings, operator, are_open, targets } =
-        service.open(front, &node, readiness, is_first, verbosity, &mut parts).await?;
+        service.open(front, &node, readiness, is_first, &log, &mut parts).await?;
     parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
     match Control::open(&state) {
         Ok(control) => {

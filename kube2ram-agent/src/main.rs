@@ -18,7 +18,7 @@ use kube2ram_agent::{
     preflight::{NodePaths, Preflight},
     probe,
     status::{Explanation, Paint, Status},
-    telemetry::{self, Verbosity},
+    telemetry::{Log, Verbosity},
     uninstall::uninstall,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -72,14 +72,22 @@ fn main() -> ExitCode {
     };
     memory::keep_little();
     let verbosity = Verbosity::new(config.log_level, config.debug);
-    telemetry::init(config.log_format, verbosity.clone());
-    match run(config, verbosity) {
+    let log = match Log::start(config.log_format, verbosity) {
+        Ok(log) => log,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "kube2ram: cannot start the thread that writes the log: {error}"));
+            return EXIT_FAILURE.into();
+        }
+    };
+    let code = match run(config, log.clone()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "kube2ram stops");
             error.downcast_ref::<AppError>().map_or(EXIT_FAILURE, AppError::exit_code).into()
         }
-    }
+    };
+    log.flush();
+    code
 }
 
 /// There is no log yet. Whoever reads may have gone (`kube2ram --help | head -1`), which is no reason to panic.
@@ -153,7 +161,7 @@ fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
 /// As many threads as there are processors, but no more than this: a few already serve more than a node's pods ask for, and each takes memory.
 const MAX_THREADS: usize = 4;
 
-fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
+fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime
@@ -162,14 +170,14 @@ fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
         .on_thread_stop(Cached::close)
         .enable_all()
         .build()?
-        .block_on(serve(config, verbosity))
+        .block_on(serve(config, log))
 }
 
-async fn serve(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
+async fn serve(config: Config, log: Log) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let environment = |name: &str| env::var(name).ok();
-    let app = app::run(config, environment, verbosity, shutdown.clone());
+    let app = app::run(config, environment, log, shutdown.clone());
     tokio::pin!(app);
     tokio::select! {
         ended = &mut app => return Ok(ended?),

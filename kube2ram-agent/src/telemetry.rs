@@ -1,5 +1,7 @@
 //! Logs to standard error, as text or JSON, and the one way in which errors are written there. The only home of tracing-subscriber.
-//! Called by `main` ([`init`]), by `app` (what is logged from now on), and by whoever logs an error.
+//! Called by `main` ([`Log::start`]), by `app` (what is logged from now on), and by whoever logs an error.
+
+pub(crate) mod lossy;
 
 use std::{
     error::Error,
@@ -8,14 +10,20 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use tracing::{Metadata, callsite::rebuild_interest_cache, level_filters::LevelFilter, subscriber::Interest};
+use prometheus_client::registry::Registry as Metrics;
+use tracing::{
+    Metadata, callsite::rebuild_interest_cache, level_filters::LevelFilter, subscriber::Interest, warn,
+};
 use tracing_subscriber::{
     Layer as _, Registry, fmt,
     layer::{Context, Filter, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
+
+use self::lossy::{LossyWriter, Room};
 
 /// The target of the kernel half's verdicts.
 pub(crate) const VERDICTS: &str = "kube2ram::kernel";
@@ -109,18 +117,61 @@ impl<S> Filter<S> for Verbosity {
     }
 }
 
-/// Sets the process's log up.
-pub fn init(format: LogFormat, verbosity: Verbosity) {
-    let layer = fmt::layer::<Registry>().with_writer(io::stderr);
-    match format {
-        LogFormat::Json => tracing_subscriber::registry()
-            .with(layer.json().flatten_event(true).with_filter(verbosity))
-            .init(),
-        LogFormat::Text => {
-            tracing_subscriber::registry().with(layer.with_ansi(false).with_filter(verbosity)).init()
+/// The process's log.
+#[derive(Clone, Debug)]
+pub struct Log {
+    verbosity: Verbosity,
+    writer: LossyWriter,
+}
+
+impl Log {
+    /// Sets it up: lines go to standard error from a thread of their own, and are dropped and counted while nobody reads.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(format: LogFormat, verbosity: Verbosity) -> io::Result<Self> {
+        let writer = LossyWriter::start(io::stderr(), Room::default(), report_lost)?;
+        let layer = fmt::layer::<Registry>().with_writer(writer.clone());
+        let filter = verbosity.clone();
+        match format {
+            LogFormat::Json => tracing_subscriber::registry()
+                .with(layer.json().flatten_event(true).with_filter(filter))
+                .init(),
+            LogFormat::Text => {
+                tracing_subscriber::registry().with(layer.with_ansi(false).with_filter(filter)).init()
+            }
         }
+        Ok(Self { verbosity, writer })
+    }
+
+    /// What is logged.
+    pub fn verbosity(&self) -> &Verbosity {
+        &self.verbosity
+    }
+
+    /// Waits for what was logged to be written, a moment at most; the last thing that a process does.
+    pub fn flush(&self) {
+        let _is_written = self.writer.flush(FLUSH_LIMIT);
+    }
+
+    /// Registers the number of lines that were lost.
+    pub(crate) fn register(&self, registry: &mut Metrics) {
+        register_lost(registry, &self.writer);
     }
 }
+
+/// Registers the number of lines that `writer` lost.
+pub(crate) fn register_lost(registry: &mut Metrics, writer: &LossyWriter) {
+    let help = "Lines of the log that were dropped because standard error was not read fast enough";
+    registry.register("log_lines_lost", help, writer.lost());
+}
+
+fn report_lost(lines: u64) {
+    warn!(lines, "log lines were lost: standard error was not read fast enough");
+}
+
+/// How long the end of the process waits for whoever reads the log.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Writes an error with its causes on one line.
 pub(crate) fn chain(error: &dyn Error) -> String {

@@ -52,7 +52,7 @@ use crate::{
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     state_dir::StateDir,
-    telemetry::{Verbosity, chain},
+    telemetry::{Log, chain},
     wire_guard::{self, WireGuard},
 };
 
@@ -225,11 +225,12 @@ impl Service {
         node: &Node,
         readiness: Readiness,
         is_first: bool,
-        verbosity: Verbosity,
+        log: &Log,
         parts: &mut Parts,
     ) -> Result<Opened, AppError> {
         let Front { mut datapath, listeners } = front;
         let mut registry = std::mem::take(&mut self.registry);
+        log.register(&mut registry);
         let origins = datapath.origins().map_err(AppError::Datapath)?;
         let targets = datapath.targets();
         let counters = datapath.counters().map_err(AppError::Datapath)?;
@@ -330,7 +331,7 @@ impl Service {
             base: self.base.clone(),
             clock: Arc::clone(&self.clock),
             readiness: readiness.clone(),
-            log_level: LogLevel::new(verbosity),
+            log_level: LogLevel::new(log.verbosity().clone()),
             closing: self.closing.clone(),
             started: Instant::now(),
         });

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
@@ -14,7 +15,12 @@ use crate::{
     datapath::{self, MetadataAddr},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
-    interception, kubernetes, listeners, reconcile, server, wire_guard,
+    interception, kubernetes, listeners, reconcile, server,
+    telemetry::{
+        self,
+        lossy::{LossyWriter, Room},
+    },
+    wire_guard,
 };
 
 /// Labels of which not all values are there from the beginning, or that differ with the build.
@@ -52,6 +58,10 @@ impl Collector for Own {
 fn registry() -> Registry {
     let mut registry = Registry::with_prefix("kube2ram");
     of_build(&mut registry);
+    telemetry::register_lost(
+        &mut registry,
+        &LossyWriter::start(io::sink(), Room::default(), |_| {}).unwrap(),
+    );
     of_boot_guard(&mut registry, None);
     drop(kubernetes::Metrics::new(registry.sub_registry_with_prefix("kubernetes")));
     drop(snapshot::metrics(&mut registry));

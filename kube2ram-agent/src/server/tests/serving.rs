@@ -11,6 +11,7 @@ use crate::{
     identity::{CgroupId, PodUid},
     kubernetes::PodError,
     policy::PatternFormat,
+    telemetry::lossy::{LossyWriter, Room},
 };
 
 #[tokio::test]
@@ -284,6 +285,29 @@ async fn answers_503_before_sdks_give_up() {
     assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(late.headers()["retry-after"], "1");
     assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+/// containerd keeps standard error open without reading it while it is stopped.
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_no_request() {
+    let (reader, output) = std::io::pipe().unwrap();
+    // What is beyond the pipe's 64 KiB is lost.
+    let room = Room { lines_bytes: 1024, errors_bytes: 0 };
+    let writer = LossyWriter::start(output, room, |_| {}).unwrap();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let harness = Harness::start().await;
+
+    let lost = writer.lost();
+    let mut requests = 0;
+    while lost.get() < 10 && requests < 1000 {
+        assert_eq!(harness.get(&credentials_of("my-role")).await.status(), StatusCode::OK);
+        requests += 1;
+    }
+
+    assert!(lost.get() >= 10, "{requests} requests filled no pipe");
+    drop(reader);
 }
 
 /// One line per request, and never a secret.
