@@ -81,7 +81,7 @@ impl fmt::Debug for Document {
 pub enum IssueErrorKind {
     /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so transient to it.
     BaseCredentials,
-    /// STS refuses: no permission, or the role does not trust the node. Not transient.
+    /// STS denies the role: no permission, or the role does not trust the node. Not transient.
     Denied,
     /// STS calls the request wrong. Not transient.
     Invalid,
@@ -91,13 +91,16 @@ pub enum IssueErrorKind {
     Throttled,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
+    /// STS refuses with a code that is not known to be about the role: it may be about the account, the agent, or a gateway in between
+    /// (risk control, overdue payment). Transient, because it says nothing about the role.
+    Unexpected,
 }
 
 impl IssueErrorKind {
     /// Whether asking again later may help, and valid credentials stay in use meanwhile.
     pub fn is_transient(self) -> bool {
         match self {
-            Self::BaseCredentials | Self::Throttled | Self::Unavailable => true,
+            Self::BaseCredentials | Self::Throttled | Self::Unavailable | Self::Unexpected => true,
             Self::Denied | Self::Invalid | Self::NoSuchRole => false,
         }
     }
@@ -120,17 +123,21 @@ impl IssueErrorKind {
             Self::Unavailable => {
                 "STS does not answer the node, and the agent asks again by itself; see that the node reaches its endpoint"
             }
+            Self::Unexpected => {
+                "the agent does not know this code of STS and asks again by itself; look the code up (api.aliyun.com/troubleshoot), it may be about the account"
+            }
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BaseCredentials,
         Self::Denied,
         Self::Invalid,
         Self::NoSuchRole,
         Self::Throttled,
         Self::Unavailable,
+        Self::Unexpected,
     ];
 
     /// The metrics label.
@@ -142,6 +149,7 @@ impl IssueErrorKind {
             Self::NoSuchRole => "no_such_role",
             Self::Throttled => "throttled",
             Self::Unavailable => "unavailable",
+            Self::Unexpected => "unexpected",
         }
     }
 }

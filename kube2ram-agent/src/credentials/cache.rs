@@ -236,7 +236,11 @@ impl Cache {
         if fallback.is_some() {
             metrics.below_floor.inc();
         }
-        fallback.ok_or(CredentialError::NotReady { retry_after: RETRY_AFTER })
+        fallback.ok_or_else(|| match self.0.last_failure(&session) {
+            // It waits to be asked for again, and its pod should read why.
+            Some(source) => CredentialError::Issue { source, retry_after: RETRY_AFTER },
+            None => CredentialError::NotReady { retry_after: RETRY_AFTER },
+        })
     }
 }
 
@@ -340,9 +344,25 @@ impl Shared {
                 "credentials not issued"
             ),
         }
-        self.gate.heed(result.as_ref().map(drop), (self.jitter)());
+        if self.gate.heed(result.as_ref().map(drop), started, (self.jitter)()) {
+            self.unthrottle();
+        }
         self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
         result
+    }
+
+    /// What failed while STS throttled waits no longer.
+    fn unthrottle(&self) {
+        let now = self.now();
+        for slot in self.slots().values_mut() {
+            if slot.entry.unthrottle(now, (self.jitter)()) {
+                slot.wake.notify_one();
+            }
+        }
+    }
+
+    fn last_failure(&self, session: &RoleSession) -> Option<Arc<IssueError>> {
+        self.slots().get(session)?.entry.last_failure()
     }
 
     fn note(&self, session: &RoleSession, result: &Result<Credentials, IssueError>) {
@@ -404,6 +424,10 @@ impl Tenure {
                 slot.place = None;
                 slot.entry.finish(result, limit, now, jitter());
                 slot.fetched.send_replace(());
+                if slot.entry.awaits_confirmation() {
+                    let (role, session) = (self.session.role.as_str(), self.session.session_name.as_str());
+                    warn!(role, session, "STS denies a role whose credentials are valid: asking once more");
+                }
             });
         }
     }

@@ -1,7 +1,7 @@
 //! The life of one cache entry: what it answers, and what its keeper does next. Pure: time and jitter are passed in.
 //! Called by `cache` only, under its lock.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem::replace, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -27,6 +27,8 @@ pub(super) struct Entry {
     told: Option<(Timestamp, Arc<IssueError>)>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
+    /// Whether STS has denied the role since the last success. While what is held is valid, one denial is not believed.
+    is_doubted: bool,
     /// Until when STS asked not to be asked, when it failed last.
     barred_until: Option<Instant>,
     /// Whether somebody has waited since the last fetch ended.
@@ -104,6 +106,7 @@ impl Entry {
             failure: None,
             told: None,
             failures: 0,
+            is_doubted: false,
             barred_until: None,
             wanted: false,
             asked_at: None,
@@ -156,7 +159,7 @@ impl Entry {
                 let refresh_in = (lifetime - held.floor).min(lifetime / 2).mul_f64(0.8 + 0.15 * jitter);
                 self.held = Some(held);
                 (self.failure, self.told) = (None, None);
-                self.failures = 0;
+                (self.failures, self.is_doubted) = (0, false);
                 refresh_in
             }
             Err(error) => {
@@ -169,6 +172,24 @@ impl Entry {
         };
         self.wanted = false;
         self.phase = Phase::Resting { until: now.tick + wait };
+    }
+
+    /// STS throttles no longer: a wait that throttling caused ends within [`RETURN_SPREAD`]. `false` when there is none.
+    pub(super) fn unthrottle(&mut self, now: Now, jitter: f64) -> bool {
+        let is_throttled = self.failure.as_ref().is_some_and(|e| e.kind == IssueErrorKind::Throttled);
+        let Phase::Resting { until } = self.phase else { return false };
+        let sooner = now.tick + RETURN_SPREAD.mul_f64(jitter);
+        if !is_throttled || until <= sooner {
+            return false;
+        }
+        self.phase = Phase::Resting { until: sooner };
+        self.barred_until = None;
+        true
+    }
+
+    /// Why the fetch before the one that is under way failed, if asking again may help.
+    pub(super) fn last_failure(&self) -> Option<Arc<IssueError>> {
+        self.failure.clone().filter(|failure| failure.kind.is_transient())
     }
 
     /// Tells the keeper what to do, after `finish` and whenever it wakes.
@@ -254,8 +275,14 @@ impl Entry {
         Some((held.left(now), Duration::try_from(age).unwrap_or_default()))
     }
 
+    /// Whether STS denies the role, and nothing is held that this still has to be confirmed for.
     fn is_denied(&self) -> bool {
-        self.failure.as_ref().is_some_and(|failure| !failure.kind.is_transient())
+        self.held.is_none() && self.failure.as_ref().is_some_and(|failure| !failure.kind.is_transient())
+    }
+
+    /// Whether a denial has to be confirmed before what is held is dropped.
+    pub(super) fn awaits_confirmation(&self) -> bool {
+        self.held.is_some() && self.failure.as_ref().is_some_and(|failure| !failure.kind.is_transient())
     }
 
     fn fresh(credentials: Credentials, now: Now, limit: Duration) -> Result<(Held, Duration), IssueError> {
@@ -283,11 +310,16 @@ impl Entry {
         // Whoever is told the same number by STS must not come back at the same moment.
         let asked = error.retry_after.map(|asked| asked.min(RETRY_AFTER_LIMIT).mul_f64(1.0 + 0.25 * jitter));
         self.barred_until = asked.map(|asked| now.tick + asked);
+        let left = self.held.as_ref().map(|held| held.left(now)).filter(|left| *left > MIN_LEFT);
         if !error.kind.is_transient() {
+            let is_confirmed = replace(&mut self.is_doubted, true);
+            if let Some(left) = left.filter(|_| !is_confirmed) {
+                // In time for an answer while they are still valid.
+                return CONFIRMATION.mul_f64(1.0 + 0.25 * jitter).min((left - MIN_LEFT) / 2);
+            }
             self.held = None;
             return DENIAL_MEMORY;
         }
-        let left = self.held.as_ref().map(|held| held.left(now)).filter(|left| *left > MIN_LEFT);
         let limit = match left {
             // The last moment at which asking again still helps before they run out.
             Some(left) => (left - MIN_LEFT).clamp(BACK_OFF, QUIET_BACK_OFF_LIMIT),
@@ -309,6 +341,11 @@ const FLOOR: Duration = Duration::from_mins(30);
 const SHORT_LIFETIME: Duration = Duration::from_mins(45);
 /// How long a denial is remembered, so that a pod which keeps asking does not reach STS each time.
 const DENIAL_MEMORY: Duration = Duration::from_secs(30);
+/// After which time STS is asked again before a denial takes valid credentials away. A trust policy that was just changed is refused for
+/// up to a minute. Nothing is gained by haste: what was issued stays valid at the cloud's services until its end.
+const CONFIRMATION: Duration = Duration::from_secs(60);
+/// When throttling ends, whatever waited for that is asked for within this time, not all at once.
+const RETURN_SPREAD: Duration = Duration::from_secs(10);
 /// The first back-off after a transient failure; it doubles.
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// The longest back-off while there is nothing to hand out to those who ask.

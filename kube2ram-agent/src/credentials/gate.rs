@@ -58,19 +58,20 @@ impl Gate {
         (turns.waiting(), turns.is_throttled())
     }
 
-    /// Learns from what STS said.
-    pub(super) fn heed(&self, result: Result<(), &IssueError>, jitter: f64) {
-        match result {
-            Ok(()) => self.turns().unthrottle(),
+    /// Learns from how STS answered a call that began at `since`. Whether that ended a time of throttling.
+    pub(super) fn heed(&self, result: Result<(), &IssueError>, since: Instant, jitter: f64) -> bool {
+        let has_ended = match result {
             Err(error) if error.kind == IssueErrorKind::Throttled => {
                 self.metrics.throttle_pauses.inc();
                 self.turns().throttle(error.retry_after, Instant::now(), jitter);
-                self.changed.notify_one();
+                false
             }
-            Err(error) if error.kind.is_transient() => {}
+            Err(error) if error.kind.is_transient() => return false,
             // No is an answer.
-            Err(_) => self.turns().unthrottle(),
-        }
+            Ok(()) | Err(_) => self.turns().unthrottle(since),
+        };
+        self.changed.notify_one();
+        has_ended
     }
 
     fn advance(&self) {

@@ -447,13 +447,13 @@ async fn while_sts_throttles_only_first_requests_reach_it() {
     sleep(Duration::from_millis(900)).await;
     let (paused, queued) = (bench.issuer.calls(), bench.metrics());
 
-    let asked = bench.ask(&session("r150")).await;
+    let asked = bench.ask(&session("another")).await;
     // The pause may be 2 s, and then the node has a rate.
     sleep(Duration::from_secs(20)).await;
 
     assert!(paused <= 8, "{paused}: those that were on their way");
     assert!(queued.contains("sts_throttle_pauses_total 1"), "{queued}");
-    assert!(asked.is_ok());
+    assert!(asked.is_ok(), "{asked:?}");
     assert!(bench.issuer.calls() >= 200, "{}", bench.issuer.calls());
 }
 
@@ -572,16 +572,81 @@ async fn a_denial_is_remembered_and_then_asked_about_again() {
     }
 }
 
+/// What a refresh that fails in each way does to credentials that are valid, and what a pod gets that never had any.
 #[tokio::test(start_paused = true)]
-async fn a_denied_refresh_evicts_what_is_still_valid() {
+async fn only_a_confirmed_denial_of_the_role_takes_valid_credentials() {
+    for kind in IssueErrorKind::ALL {
+        let cold = bench();
+        cold.issuer.fail(kind, 1);
+        let error = cold.error(&session("a")).await;
+        assert_eq!(error.kind(), ErrorKind::Issue(kind));
+
+        let [once, always] = [1, 1000].map(|times| async move {
+            let bench = bench();
+            bench.ask(&session("a")).await.unwrap();
+            bench.claim(&["a"]);
+            bench.issuer.fail(kind, times);
+            bench.answered_for(&session("a")).await
+        });
+        let (once, always) = (once.await, always.await);
+
+        assert!(once >= minutes(60), "{kind:?}: one refusal must not cost anything, {once:?}");
+        let (denied, ends) = match kind.is_transient() {
+            true => (false, minutes(59)..minutes(60)),
+            // Refreshed after 24 to 28.5 minutes, and confirmed a minute later.
+            false => (true, minutes(25)..minutes(30)),
+        };
+        assert_eq!(error.is_transient(), !denied, "{kind:?}");
+        assert!(ends.contains(&always), "{kind:?}: {always:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_between_two_denials_keeps_the_doubt() {
     let bench = bench();
     bench.ask(&session("a")).await.unwrap();
     bench.claim(&["a"]);
     bench.issuer.fail(IssueErrorKind::Denied, 1);
+    bench.issuer.fail(IssueErrorKind::Unavailable, 3);
+    bench.issuer.fail(IssueErrorKind::NoSuchRole, 1);
 
     let answered = bench.answered_for(&session("a")).await;
 
-    assert!((minutes(24)..minutes(29)).contains(&answered), "{answered:?}");
+    assert!((minutes(25)..minutes(35)).contains(&answered), "{answered:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_throttling_ends_nobody_waits_out_an_old_pause() {
+    let bench = bench();
+    let throttled = (IssueErrorKind::Throttled, Some(Duration::from_secs(300)));
+    bench.issuer.failures.lock().unwrap().extend([throttled; 8]);
+    bench.claim_all((0..20).map(|n| (session(&format!("r{n}")), pod(n), true)), Duration::ZERO);
+    sleep(Duration::from_secs(5)).await;
+    let paused = bench.issuer.calls();
+
+    // A pod that asks for the first time is not held back, and finds STS in order.
+    assert!(bench.ask(&session("another")).await.is_ok());
+    sleep(Duration::from_secs(12)).await;
+
+    assert!(paused <= 8, "{paused}");
+    assert_eq!(bench.issuer.calls(), paused + 1 + 20, "all of them");
+    for n in 0..20 {
+        assert!(bench.ask(&session(&format!("r{n}"))).await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_waits_for_another_attempt_reads_why_the_last_one_failed() {
+    let bench = bench();
+    bench.issuer.fail(IssueErrorKind::Throttled, 1000);
+    let mut kinds = Vec::new();
+
+    for _ in 0..200 {
+        kinds.push(bench.error(&session("a")).await.kind());
+        sleep(Duration::from_millis(500)).await;
+    }
+
+    assert!(kinds.iter().all(|kind| *kind == ErrorKind::Issue(IssueErrorKind::Throttled)), "{kinds:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem::replace,
     time::Duration,
 };
 
@@ -72,6 +73,8 @@ pub(super) struct Turns {
     paused_until: Option<Instant>,
     /// How often in a row STS has throttled.
     throttled: u32,
+    /// When it last did.
+    throttled_at: Option<Instant>,
 }
 
 struct Ticket {
@@ -127,6 +130,7 @@ impl Turns {
             running: 0,
             paused_until: None,
             throttled: 0,
+            throttled_at: None,
         }
     }
 
@@ -165,9 +169,13 @@ impl Turns {
         self.throttled > 0
     }
 
-    /// STS works again.
-    pub(super) fn unthrottle(&mut self) {
-        self.throttled = 0;
+    /// STS has answered a call that began at `since`: the pause is over, unless STS throttled a later one. Whether it had throttled.
+    pub(super) fn unthrottle(&mut self, since: Instant) -> bool {
+        if self.throttled_at.is_some_and(|throttled_at| since <= throttled_at) {
+            return false;
+        }
+        self.paused_until = None;
+        replace(&mut self.throttled, 0) > 0
     }
 
     /// STS throttles the whole account: what nobody waits for, and what has failed before, pauses for as long as STS says, longer each
@@ -175,6 +183,7 @@ impl Turns {
     pub(super) fn throttle(&mut self, retry_after: Option<Duration>, now: Instant, jitter: f64) {
         let doubled = PAUSE.saturating_mul(1 << self.throttled.min(8)).min(PAUSE_LIMIT);
         self.throttled = self.throttled.saturating_add(1);
+        self.throttled_at = Some(now);
         let pause = retry_after.unwrap_or_default().min(PAUSE_LIMIT).max(doubled).mul_f64(1.0 + jitter);
         self.paused_until = self.paused_until.max(Some(now + pause));
     }
@@ -415,9 +424,28 @@ mod tests {
         assert_eq!(turns.grant(later), Some(later + 2 * SECOND));
         turns.throttle(None, later, 1.0);
         assert_eq!(turns.grant(later), Some(later + 8 * SECOND));
-        turns.unthrottle();
-        turns.throttle(None, later + 8 * SECOND, 0.0);
-        assert_eq!(turns.grant(later + 8 * SECOND), Some(later + 9 * SECOND));
+        let answered = later + SECOND;
+        assert!(turns.unthrottle(answered));
+        turns.throttle(None, answered, 0.0);
+        assert_eq!(turns.grant(answered), Some(answered + SECOND), "as after the first time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_sts_ends_the_pause() {
+        let (mut turns, now) = turns(100, 100, 100);
+        turns.throttle(Some(60 * SECOND), now, 1.0);
+        let mut places = [Rank::Ahead, Rank::Retry].map(|rank| turns.join(pod(1), rank).1);
+        turns.grant(now);
+        assert_eq!(granted(&mut places), [0; 0]);
+
+        assert!(!turns.unthrottle(now - SECOND), "that call was under way when STS throttled");
+        turns.grant(now);
+        assert_eq!(granted(&mut places), [0; 0]);
+        assert!(turns.unthrottle(now + SECOND));
+        turns.grant(now);
+
+        assert_eq!(granted(&mut places), [0, 1]);
+        assert!(!turns.unthrottle(now + SECOND), "it was over before");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Problem, Status, text::ago};
+use super::{Problem, Status, Verdict, text::ago};
 
 /// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
@@ -16,6 +16,7 @@ pub fn problems_of(status: &Status) -> Vec<Problem> {
         api_server,
         base_credentials,
         sts,
+        pods_without_credentials,
         boot_guard,
         pending,
     ];
@@ -164,9 +165,33 @@ fn sts(status: &Status) -> Option<Problem> {
         "unavailable" if is_recent && is_last_word(status.sts.succeeded_at, failure.at) => {
             format!("STS cannot be asked: {}: {}", failure.code, failure.message)
         }
+        "unexpected" if is_recent && is_last_word(status.sts.succeeded_at, failure.at) => {
+            format!(
+                "STS refuses for a reason that the agent does not know: {}: {}",
+                failure.code, failure.message
+            )
+        }
         _ => return None,
     };
     problem("sts", format!("{what} (last {})", ago(status.at, failure.at)), &failure.remedy)
+}
+
+/// Of one role, while STS answers for others: else that is the problem.
+fn pods_without_credentials(status: &Status) -> Option<Problem> {
+    if [api_server, base_credentials, sts].iter().any(|look| look(status).is_some()) {
+        return None;
+    }
+    let mut pods = status.pods.iter().filter(|pod| pod.verdict == Verdict::Unavailable);
+    let first = pods.next()?;
+    let others = match pods.count() {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    };
+    problem(
+        "sts",
+        format!("{}/{}{others}: {}", first.namespace, first.name, first.summary),
+        "kube2ram explain tells the same of each pod, and what to do; the agent tries again by itself",
+    )
 }
 
 fn boot_guard(status: &Status) -> Option<Problem> {

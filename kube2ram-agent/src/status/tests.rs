@@ -281,6 +281,17 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
         status.sts.is_throttled = true;
     };
     one(&throttled, "sts", "throttles");
+    one(
+        &|status| status.sts.last_failure = Some(failure("unexpected")),
+        "sts",
+        "for a reason that the agent does not know: Code: words",
+    );
+    let without = |status: &mut Status| {
+        for pod in &mut status.pods {
+            (pod.verdict, pod.summary) = (Verdict::Unavailable, "STS gives no credentials".to_owned());
+        }
+    };
+    one(&without, "sts", "(and 1 more): STS gives no credentials");
     let recovered = |status: &mut Status| {
         status.sts.last_failure = Some(failure("unavailable"));
         status.sts.succeeded_at = Some(at(-1));

@@ -139,19 +139,27 @@ fn ours(
     }
 }
 
+/// Only a code that is known to mean "this role, no" is a denial: a denial takes valid credentials from pods.
 fn kind_of(status: StatusCode, code: &str) -> IssueErrorKind {
     match code {
-        "EntityNotExist.Role" => IssueErrorKind::NoSuchRole,
-        // Ours to mend, and no fault of the role: the retry has failed too.
+        // The agent can correct these, and they are not the role's fault: the retry has failed, too.
         "SignatureNonceUsed" => IssueErrorKind::Unavailable,
         _ if code.starts_with("InvalidTimeStamp") => IssueErrorKind::Unavailable,
-        _ if code.starts_with("Throttling") => IssueErrorKind::Throttled,
+        _ if is_or_below(code, "Throttling") => IssueErrorKind::Throttled,
         _ if is_base(code) => IssueErrorKind::BaseCredentials,
         _ if status.is_server_error() => IssueErrorKind::Unavailable,
         _ if status == StatusCode::TOO_MANY_REQUESTS => IssueErrorKind::Throttled,
-        _ if status == StatusCode::FORBIDDEN || code.starts_with("NoPermission") => IssueErrorKind::Denied,
-        _ => IssueErrorKind::Invalid,
+        "EntityNotExist.Role" => IssueErrorKind::NoSuchRole,
+        _ if is_or_below(code, "NoPermission") => IssueErrorKind::Denied,
+        // All parameters come from the pod's annotations.
+        _ if is_or_below(code, "InvalidParameter") => IssueErrorKind::Invalid,
+        _ => IssueErrorKind::Unexpected,
     }
+}
+
+/// `Throttling` and `Throttling.User`, not `ThrottlingX`.
+fn is_or_below(code: &str, family: &str) -> bool {
+    code.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn is_base(code: &str) -> bool {
@@ -214,7 +222,19 @@ mod tests {
             (429, "Anything", Throttled, None),
             (500, "InternalError", Unavailable, None),
             (503, "ServiceUnavailable", Unavailable, None),
-            (400, "UnheardOf", Invalid, None),
+            (403, "NoPermission.Something", Denied, None),
+            (500, "NoPermission", Unavailable, None),
+            (502, "EntityNotExist.Role", Unavailable, None),
+            // What is not known to be about the role.
+            (400, "UnheardOf", Unexpected, None),
+            (400, "InvalidAccount.Arrears", Unexpected, None),
+            (400, "InvalidParameters", Unexpected, None),
+            (403, "Forbidden", Unexpected, None),
+            (403, "Forbidden.RiskControl", Unexpected, None),
+            (403, "NoPermissions", Unexpected, None),
+            (404, "EntityNotExist.User", Unexpected, None),
+            (404, "InvalidAction.NotFound", Unexpected, None),
+            (418, "Teapot", Unexpected, None),
         ] {
             let refusal = parse(status, code, &[]);
             assert_eq!((refusal.error.kind, refusal.remedy()), (kind, remedy), "{status} {code}");

@@ -169,6 +169,8 @@ async fn tells_transient_from_final_failures_of_sts() {
         (IssueErrorKind::Throttled, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
         (IssueErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
         (IssueErrorKind::BaseCredentials, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
+        (IssueErrorKind::Invalid, StatusCode::FORBIDDEN, &["AssumeRoleDenied"]),
+        (IssueErrorKind::Unexpected, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
     ] {
         let harness = Harness::start().await;
         *harness.world.refusal.lock().unwrap() = Some(kind);

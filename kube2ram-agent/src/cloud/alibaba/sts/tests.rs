@@ -152,6 +152,7 @@ async fn reports_what_sts_refuses_and_asks_once_only() {
         (400, "InvalidParameter.DurationSeconds", IssueErrorKind::Invalid),
         (400, "SignatureDoesNotMatch", IssueErrorKind::BaseCredentials),
         (400, "InvalidAccessKeyId.NotFound", IssueErrorKind::BaseCredentials),
+        (403, "Forbidden.RiskControl", IssueErrorKind::Unexpected),
         (503, "ServiceUnavailable", IssueErrorKind::Unavailable),
     ] {
         let server = sts(vec![refused(status, code)]).await;
