@@ -110,6 +110,8 @@ extraVolumes: [{ name: ca, configMap: { name: ca } }]
 extraVolumeMounts: [{ name: ca, mountPath: /etc/ssl/certs }]
 serviceAccount: { name: agent, annotations: { a: b } }
 resources: { requests: { memory: 64Mi } }
+dnsPolicy: ClusterFirstWithHostNet
+dnsConfig: { options: [{ name: timeout, value: "2" }] }
 priorityClassName: mine
 nodeSelector: { pool: a }
 tolerations: []
@@ -140,6 +142,8 @@ updateStrategy: { type: OnDelete }
     assert!(objects.contains_key("ServiceAccount kube-system/agent"));
     assert_eq!(objects["ClusterRoleBinding /kube2ram"]["subjects"][0]["name"], "agent");
     assert_eq!(spec["nodeSelector"]["pool"], "a");
+    assert_eq!(spec["dnsPolicy"], "ClusterFirstWithHostNet");
+    assert_eq!(spec["dnsConfig"]["options"][0]["value"], "2");
     assert!(spec["tolerations"].is_null() && spec["priorityClassName"] == "mine");
     let pod = &objects["DaemonSet kube-system/kube2ram"]["spec"]["template"]["metadata"];
     assert_eq!((&pod["annotations"]["c"], &pod["labels"]["e"]), (&"d".into(), &"f".into()));

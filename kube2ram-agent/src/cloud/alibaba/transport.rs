@@ -1,5 +1,5 @@
 //! The way to STS: its endpoints in their order, its clock, bounded answers.
-//! Depends on `endpoint`, `refusal`, `wire`; called by `base` and `sts`.
+//! Depends on `endpoint`, `refusal`, `resolve`, `wire`; called by `base` and `sts`.
 
 use std::{
     sync::{
@@ -17,6 +17,7 @@ use tracing::warn;
 use super::{
     endpoint::Endpoint,
     refusal::{self, Refusal},
+    resolve::Absolute,
     wire::BODY_LIMIT_BYTES,
 };
 use crate::{clock::Clock, telemetry::chain};
@@ -51,6 +52,7 @@ impl Transport {
         let client = reqwest::Client::builder()
             // A proxy or a redirect target would see the agent's signed requests and its token.
             .no_proxy()
+            .dns_resolver(Absolute)
             .redirect(reqwest::redirect::Policy::none())
             .https_only(endpoints.iter().all(Endpoint::is_https))
             .connect_timeout(CONNECT_TIMEOUT)
@@ -136,8 +138,9 @@ pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Ve
     Ok(body)
 }
 
-/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. The manifests' `dnsConfig` has the
+/// resolver ask again within it.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into the deadline; and that for its body. STS
 /// takes some 50 ms.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
