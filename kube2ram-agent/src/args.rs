@@ -368,6 +368,20 @@ impl Command {
     }
 }
 
+/// Refuses `KUBE2RAM_…` variables that stand for no flag. For the agent only: those that look after it inherit its environment.
+///
+/// # Errors
+/// [`ArgsError::Usage`], which names the first one.
+pub fn refuse_unknown(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<(), ArgsError> {
+    let command = retired::add_to(flags::command());
+    let Some(name) = environment::unknown(&command, variables) else { return Ok(()) };
+    let hint = match environment::similar(&command, &name) {
+        Some(known) => format!(": it may be meant for {known}"),
+        None => String::new(),
+    };
+    Err(ArgsError::Usage(format!("the variable {name} stands for no flag{hint}")))
+}
+
 fn metadata(v4: &SocketAddrV4, v6: value::Address6) -> MetadataAddr {
     MetadataAddr { v4: *v4, v6: v6.0 }
 }

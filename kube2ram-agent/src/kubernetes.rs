@@ -52,10 +52,10 @@ pub struct Pod {
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// More than one pod claims the UID (possible only for static pods' config hashes).
-    #[error("more than one pod claims {0:?}")]
+    #[error("more than one pod claims {0}")]
     Ambiguous(PodUid),
     /// Not known within the deadline although the API server could not be asked: it may exist.
-    #[error("pod {uid:?} is not known and the API server cannot be asked")]
+    #[error("pod {uid} is not known and the API server cannot be asked")]
     Unavailable {
         /// The pod.
         uid: PodUid,
@@ -64,7 +64,7 @@ pub enum PodError {
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
     /// The API server says that this node has no such pod.
-    #[error("no pod {0:?} on this node")]
+    #[error("no pod {0} on this node")]
     Unknown(PodUid),
 }
 

@@ -8,6 +8,7 @@
 pub mod args;
 pub mod clock;
 pub mod closing;
+pub mod dump;
 pub mod memory;
 mod netlink;
 pub mod telemetry;

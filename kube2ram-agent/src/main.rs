@@ -11,9 +11,10 @@ use std::{
 
 use kube2ram_agent::{
     app::{self, AppError},
-    args::{ArgsError, BootGuardCommand, Command, Config, Output},
+    args::{self, ArgsError, BootGuardCommand, Command, Config, Output},
     boot_guard,
     control::{self, ControlError, LogLevel, Request},
+    dump,
     memory::{self, Cached},
     preflight::{NodePaths, Preflight},
     probe,
@@ -31,8 +32,16 @@ static ALLOCATOR: Cached = Cached;
 const EXIT_FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
+    // Before there is a secret.
+    if let Err(error) = dump::forbid() {
+        drop(writeln!(io::stderr(), "kube2ram: cannot forbid core dumps: {error}"));
+        return EXIT_FAILURE.into();
+    }
     let config = match Command::from_args(env::args_os(), &|name| env::var_os(name)) {
-        Ok(Command::Agent(config)) => *config,
+        Ok(Command::Agent(config)) => match args::refuse_unknown(env::vars_os()) {
+            Ok(()) => *config,
+            Err(error) => return tell(&error),
+        },
         Ok(Command::BootGuard(BootGuardCommand::Apply(guard))) => {
             return conclude(boot_guard::apply(&guard).map_err(Into::into));
         }
@@ -163,15 +172,24 @@ const MAX_THREADS: usize = 4;
 
 fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MAX_THREADS))
         .on_thread_start(Cached::open)
         .on_thread_stop(Cached::close)
         .enable_all()
-        .build()?
-        .block_on(serve(config, log))
+        .build()?;
+    let ended = runtime.block_on(serve(config, log));
+    if ended.as_ref().is_err_and(|error| error.is::<SecondSignal>()) {
+        // Nothing is waited for, blocking work included.
+        runtime.shutdown_background();
+    }
+    ended
 }
+
+/// Why the agent did not drain.
+#[derive(Debug, thiserror::Error)]
+#[error("a second signal ended the agent before it had drained")]
+struct SecondSignal;
 
 async fn serve(config: Config, log: Log) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
@@ -185,5 +203,9 @@ async fn serve(config: Config, log: Log) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     shutdown.cancel();
-    Ok(app.await?)
+    tokio::select! {
+        ended = app => Ok(ended?),
+        _ = terminate.recv() => Err(SecondSignal.into()),
+        _ = interrupt.recv() => Err(SecondSignal.into()),
+    }
 }

@@ -59,8 +59,18 @@ impl From<Result<String, String>> for Outcome {
 pub struct Preflight(Vec<Check>);
 
 impl Preflight {
-    /// Makes the checks. Nothing is changed.
+    /// Makes the checks for an operator. Nothing is changed.
     pub fn of_node(paths: &NodePaths) -> Self {
+        Self::of(paths, Outcome::Amiss)
+    }
+
+    /// Makes the checks for an agent, which runs in a pod: if the pods' cgroup holds no process, it is not where pods are.
+    pub fn of_agent(paths: &NodePaths) -> Self {
+        Self::of(paths, Outcome::Unmet)
+    }
+
+    /// `empty`: what it means that the pods' cgroup holds no process.
+    fn of(paths: &NodePaths, empty: fn(String) -> Outcome) -> Self {
         let version = kernel_version();
         let capabilities = read("/proc/self/status").map(|status| effective_capabilities(&status));
         let outcomes = [
@@ -88,7 +98,8 @@ impl Preflight {
         let levels = root.clone();
         let shown = |path: PathBuf| path.display().to_string();
         checks.push(check("cgroup v2", root.map(shown)));
-        checks.push(check("pods' cgroup", pods.and_then(|pods| check_pods(&levels?, &pods))));
+        let pods = pods.and_then(|pods| check_pods(&levels?, &pods, empty));
+        checks.push(Check { condition: "pods' cgroup", outcome: pods.unwrap_or_else(Outcome::Unmet) });
         checks.push(check("other programs", others));
         checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
         checks.push(check("installations", installations));
@@ -285,7 +296,7 @@ const MAX_PODS_LEVEL: u8 = 8;
 const _: () = assert!(MAX_PODS_LEVEL as i32 + 2 == MAX_CGROUP_LEVEL);
 
 /// In a nested node (kind) the root is not the kernel's, and the levels above it are not counted here.
-fn check_pods(root: &Path, pods: &Path) -> Result<String, String> {
+fn check_pods(root: &Path, pods: &Path, empty: fn(String) -> Outcome) -> Result<Outcome, String> {
     let level = pods.strip_prefix(root).map_or(0, |below| below.components().count());
     if level > usize::from(MAX_PODS_LEVEL) {
         return Err(format!(
@@ -294,9 +305,12 @@ fn check_pods(root: &Path, pods: &Path) -> Result<String, String> {
         ));
     }
     if is_populated(pods) {
-        return Ok(pods.display().to_string());
+        return Ok(Outcome::Met(pods.display().to_string()));
     }
-    Err(format!("{} holds no process: are pods in cgroup v2, and is --pods-cgroup right?", pods.display()))
+    Ok(empty(format!(
+        "{} holds no process. If pods run on this node, they are not in cgroup v2, or --pods-cgroup is wrong",
+        pods.display()
+    )))
 }
 
 /// A program that was attached as exclusive, or to be overridden, tolerates no other: ours is refused below the former and replaces the
@@ -363,7 +377,7 @@ mod tests {
             let pods = (0..level).fold(root.path().to_owned(), |path, _| path.join("a"));
             fs::create_dir_all(&pods).unwrap();
             fs::write(pods.join("cgroup.events"), "populated 1\n").unwrap();
-            check_pods(root.path(), &pods)
+            check_pods(root.path(), &pods, Outcome::Unmet)
         };
 
         assert!(at(1).is_ok() && at(8).is_ok());

@@ -29,6 +29,7 @@ use self::lossy::{LossyWriter, Room};
 pub(crate) const VERDICTS: &str = "kube2ram::kernel";
 /// What our own targets begin with.
 const OURS: &str = "kube2ram";
+const KUBE_CLIENT: &str = "kube_client";
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,9 @@ impl Verbosity {
         let level = self.level();
         match target {
             VERDICTS if self.0.has_verdicts => level.max(LevelFilter::DEBUG),
+            // It returns every error to us as well, and what it logs by itself has whole answers of the API server in it, with the
+            // environment of other pods.
+            library if library.starts_with(KUBE_CLIENT) => LevelFilter::OFF,
             ours if ours.starts_with(OURS) => level,
             _ => level.min(LevelFilter::WARN),
         }
@@ -173,15 +177,63 @@ fn report_lost(lines: u64) {
 /// How long the end of the process waits for whoever reads the log.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Writes an error with its causes on one line.
+/// Writes an error with its causes on one line. A cause that the text before it already ends with, as kube's and hyper's errors do, is not
+/// repeated.
 pub(crate) fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |&error| error.source()) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn a_cause_is_written_once() {
+        let chained = |texts: &[&'static str]| {
+            let layers = texts.iter().rev().fold(None, |source, text| Some(Box::new(Layer { text, source })));
+            chain(&*layers.unwrap())
+        };
+
+        assert_eq!(
+            chained(&["watch failed", "refused", "os error 111"]),
+            "watch failed: refused: os error 111"
+        );
+        assert_eq!(
+            chained(&[
+                "service: client error (Connect)",
+                "client error (Connect)",
+                "tcp connect error",
+                "refused"
+            ]),
+            "service: client error (Connect): tcp connect error: refused"
+        );
+        assert_eq!(chained(&["once"]), "once");
+    }
+
+    #[test]
+    fn what_kube_logs_by_itself_is_never_shown() {
+        let verbosity = Verbosity::new(LevelFilter::TRACE, true);
+
+        for target in ["kube_client", "kube_client::client", "kube_client::client::builder"] {
+            assert_eq!(verbosity.level_of(target), LevelFilter::OFF, "{target}");
+        }
+        assert_eq!(verbosity.level_of("kube_runtime::watcher"), LevelFilter::WARN);
+    }
 
     #[test]
     fn libraries_are_heard_from_warn_on_and_verdicts_where_they_are_wanted() {

@@ -92,13 +92,16 @@ fn empty(state: &StateDir) -> io::Result<()> {
         }
     }
     match fs::remove_dir(state.path()) {
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) =>
-        {
-            Ok(())
-        }
+        Err(error) if may_stay(&error) => Ok(()),
         outcome => outcome,
     }
+}
+
+/// Whether the empty directory may stay: it is a volume's mount point (on a read-only root file system, if that comes first), or
+/// something else is in it.
+fn may_stay(error: &io::Error) -> bool {
+    use io::ErrorKind::{DirectoryNotEmpty, ReadOnlyFilesystem, ResourceBusy};
+    matches!(error.kind(), DirectoryNotEmpty | ReadOnlyFilesystem | ResourceBusy)
 }
 
 impl fmt::Display for Report {
@@ -117,5 +120,21 @@ impl fmt::Display for Report {
             f.write_str("; the boot guard is still installed, and from the next boot on no pod reaches anything: kube2ram boot-guard remove")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_directory_may_stay_where_it_is_a_mount_point() {
+        let stays = |error: Errno| may_stay(&error.into());
+
+        // A volume's, and the same below `readOnlyRootFilesystem`.
+        assert!(stays(Errno::BUSY) && stays(Errno::ROFS) && stays(Errno::NOTEMPTY));
+        assert!(!stays(Errno::ACCESS) && !stays(Errno::IO) && !stays(Errno::NOENT));
     }
 }

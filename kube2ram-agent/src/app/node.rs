@@ -49,7 +49,7 @@ impl Node {
             find_pods_cgroup(&cgroup_root, config.pods_cgroup.as_deref()).map_err(AppError::Cgroups)?;
         let other_pods_cgroups =
             other_pods_cgroups(&cgroup_root, &pods_cgroup, config.pods_cgroup.as_deref());
-        let preflight = Preflight::of_node(&config.node_paths());
+        let preflight = Preflight::of_agent(&config.node_paths());
         for warning in preflight.warnings() {
             warn!(warning, "preflight found something that does not keep the agent from running");
         }

@@ -15,13 +15,74 @@ pub(super) fn args(command: &Command, env: &dyn Fn(&str) -> Option<OsString>) ->
     let value_of = |name: &str| env(name).filter(|value| !value.is_empty() && !is_service_link(value));
     let arg_of = |flag: &str| {
         let other = OTHER_NAMES.iter().find(|(name, _)| *name == flag);
-        let value = value_of(&format!("{PREFIX}{}", flag.replace('-', "_").to_uppercase()))
-            .or_else(|| value_of(other?.1))?;
+        let value = value_of(&variable_of(flag)).or_else(|| value_of(other?.1))?;
         let mut arg = OsString::from(format!("--{flag}="));
         arg.push(value);
         Some(arg)
     };
     command.get_arguments().filter_map(|arg| arg_of(arg.get_long()?)).collect()
+}
+
+/// The first variable that looks like a flag's and is none, in the order of the environment: a misspelt one would be a default that
+/// nobody meant. `variables` may hold any others.
+pub(super) fn unknown(
+    command: &Command,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Option<String> {
+    let flags: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of).collect();
+    let is_misspelt = |(name, value): (OsString, OsString)| {
+        let name = name.into_string().ok()?;
+        let rest = name.strip_prefix(PREFIX)?;
+        let is_known = flags.contains(&name) || value.is_empty();
+        (!is_known && !is_service_link(&value) && !is_of_service(rest)).then_some(name)
+    };
+    variables.into_iter().find_map(is_misspelt)
+}
+
+/// The known variable that is spelt most like this one, if any is.
+pub(super) fn similar(command: &Command, name: &str) -> Option<String> {
+    let known = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of);
+    known
+        .map(|known| (distance(&known, name), known))
+        .min()
+        .filter(|(far, _)| *far <= 3)
+        .map(|(_, known)| known)
+}
+
+fn variable_of(flag: &str) -> String {
+    format!("{PREFIX}{}", flag.replace('-', "_").to_uppercase())
+}
+
+/// How many characters have to be inserted, removed or replaced (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// The rest of a service link's name (kubelet, `envvars.FromServices`): of a Service `kube2ram`, or of `kube2ram-…`.
+fn is_of_service(rest: &str) -> bool {
+    let is_part = |part: &str| {
+        let mut words = part.split('_');
+        let is_number = words.next().is_some_and(|port| port.parse::<u16>().is_ok());
+        let is_protocol = words.next().is_some_and(|word| ["TCP", "UDP", "SCTP"].contains(&word));
+        is_number && is_protocol && words.next().is_none_or(|word| ["PROTO", "PORT", "ADDR"].contains(&word))
+    };
+    let after = |word: &str| {
+        rest.split_once(word).map(|(before, part)| (before.is_empty() || before.ends_with('_'), part))
+    };
+    rest == "SERVICE_HOST"
+        || rest.ends_with("_SERVICE_HOST")
+        || after("SERVICE_PORT")
+            .is_some_and(|(is_word, part)| is_word && (part.is_empty() || part.starts_with('_')))
+        || after("PORT_").is_some_and(|(is_word, part)| is_word && is_part(part))
 }
 
 /// The kubelet tells each container of the Services in its namespace. One that is called `kube2ram-metrics` becomes

@@ -22,6 +22,45 @@ fn command(flags: &str, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Comman
 }
 
 #[test]
+fn a_misspelt_variable_is_refused_and_service_links_are_not() {
+    let refused = |name: &str, value: &str| {
+        refuse_unknown([("PATH", "/bin"), ("HOST_IP", "x"), (name, value)].map(|(n, v)| (n.into(), v.into())))
+    };
+
+    for (name, hint) in [
+        ("KUBE2RAM_NAMESPACE_RESTRICTION", ": it may be meant for KUBE2RAM_NAMESPACE_RESTRICTIONS"),
+        ("KUBE2RAM_HOST_NETWORK_POD", ": it may be meant for KUBE2RAM_HOST_NETWORK_PODS"),
+        ("KUBE2RAM_SOMETHING_ELSE_ALTOGETHER", ""),
+        ("KUBE2RAM_SERVICE_HOSTS", ""),
+        ("KUBE2RAM_METRICS_PORT_X", ": it may be meant for KUBE2RAM_METRICS_PORT"),
+        ("KUBE2RAM_", ""),
+    ] {
+        let Err(ArgsError::Usage(line)) = refused(name, "true") else { panic!("{name} is taken") };
+        assert_eq!(line, format!("the variable {name} stands for no flag{hint}"));
+    }
+    for (name, value) in [
+        ("KUBE2RAM_NAMESPACE_RESTRICTIONS", "true"),
+        ("KUBE2RAM_VERBOSE", "true"),
+        ("KUBE2RAM_SOMETHING", ""),
+        ("KUBE2RAMX", "1"),
+        // As the kubelet sets them for a Service kube2ram, and for kube2ram-metrics.
+        ("KUBE2RAM_SERVICE_HOST", "10.0.0.1"),
+        ("KUBE2RAM_SERVICE_PORT", "80"),
+        ("KUBE2RAM_SERVICE_PORT_HTTP", "80"),
+        ("KUBE2RAM_PORT", "tcp://10.0.0.1:80"),
+        ("KUBE2RAM_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("KUBE2RAM_PORT_80_TCP_PROTO", "tcp"),
+        ("KUBE2RAM_PORT_80_TCP_PORT", "80"),
+        ("KUBE2RAM_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("KUBE2RAM_METRICS_SERVICE_HOST", "10.0.0.1"),
+        ("KUBE2RAM_METRICS_SERVICE_PORT_HTTP", "80"),
+        ("KUBE2RAM_METRICS_PORT_53_UDP_ADDR", "10.0.0.1"),
+    ] {
+        assert!(refused(name, value).is_ok(), "{name}={value}");
+    }
+}
+
+#[test]
 fn uninstall_needs_nothing_but_knows_the_pins() {
     let bpf_dir = |flags: &str, env: &dyn Fn(&str) -> Option<OsString>| match command(flags, env).unwrap() {
         Command::Uninstall { bpf_dir, state_dir } => {

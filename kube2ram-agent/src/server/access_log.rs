@@ -37,7 +37,10 @@ impl AccessLog {
         if callers.len() >= CALLERS {
             callers.retain(|_, written| now - written.since < WINDOW);
         }
-        let caller = caller.filter(|_| callers.len() < CALLERS).cloned();
+        // Those that have an allowance keep it; newcomers share one when there are too many.
+        let caller = caller.cloned();
+        let has_room = callers.len() < CALLERS || callers.contains_key(&caller);
+        let caller = caller.filter(|_| has_room);
         let written = callers.entry(caller).or_insert(Written { since: now, lines: 0, suppressed: 0 });
         if now - written.since >= WINDOW {
             (written.since, written.lines) = (now, 0);
@@ -70,6 +73,17 @@ mod tests {
         tokio::time::advance(WINDOW).await;
         assert_eq!(log.admit(Some(&uid(1))), Some(50));
         assert_eq!(log.admit(Some(&uid(1))), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_does_not_take_the_allowance_of_a_caller_that_has_one() {
+        let log = AccessLog::default();
+        for n in 0..CALLERS {
+            log.admit(Some(&uid(n)));
+        }
+        while log.admit(Some(&uid(CALLERS))).is_some() {}
+
+        assert_eq!(log.admit(Some(&uid(0))), Some(0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -181,6 +181,10 @@ impl RequestError {
             Self::NoToken(IssueError::Ttl) => {
                 (400, Kind::MalformedTtl, "missing or invalid X-aliyun-ecs-metadata-token-ttl-seconds")
             }
+            // A static pod runs before the API server has its mirror, and for as long as its namespace is missing.
+            Self::Pod(PodError::Unknown(uid)) if uid.is_config_hash() => {
+                (503, Kind::PodUnavailable, "the caller's pod is not known yet")
+            }
             Self::Pod(PodError::Unavailable { .. }) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }

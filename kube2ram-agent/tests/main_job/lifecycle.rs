@@ -7,6 +7,7 @@ use kube2ram_sandbox::{
     node::PodSpec,
     standin::{Accounts, StsMode},
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{LIST, Lab, eventually, owner, run, url};
@@ -59,6 +60,27 @@ fn a_terminated_agent_finishes_what_it_was_asked_and_exits_with_0() {
     assert_eq!(owner(&serde_json::from_slice(&reply).unwrap()), "orders-role");
     lab.assert_refused("orders");
     assert_eq!(lab.leaks(), []);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_second_signal_ends_the_agent_at_once() {
+    let mut lab = Lab::with_agent("second-signal", &pods(), &[]);
+    lab.sts().set_mode(StsMode::Slow(Duration::from_secs(5))).unwrap();
+    let mut client = lab.pod("orders").unwrap().client("app").unwrap();
+    client.args(["get", &url(&format!("{LIST}orders-role"))]).stdout(Stdio::piped());
+    let mut client = client.spawn().unwrap();
+    eventually(1.0, || lab.metric("kube2ram_connections"));
+
+    // Another one than the first: two of a kind may become one.
+    lab.agent().unwrap().signal(Signal::TERM).unwrap();
+    lab.agent().unwrap().signal(Signal::INT).unwrap();
+    let status = lab.agent().unwrap().wait().unwrap();
+
+    assert_eq!(status.code(), Some(1), "a drained one ends with 0");
+    assert!(lab.agent().unwrap().log().contains("a second signal ended the agent before it had drained"));
+    lab.assert_refused("orders");
+    drop(client.wait());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! and started again at will. Depends on a node and on the stand-ins' addresses. Called by `sandbox`.
 
 use std::{
+    env,
     fs::{self, File, OpenOptions},
     net::{SocketAddrV4, TcpListener},
     path::{Path, PathBuf},
@@ -224,6 +225,11 @@ impl Agent {
             }
         };
         fs::create_dir_all(self.pod_dir_path())?;
+        // Those of the tests are not the agent's.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KUBE2RAM_"))
+        {
+            command.env_remove(name);
+        }
         command.envs(self.environment.iter().cloned()).args(&self.args).arg(self.pod_dir());
         command.stdin(Stdio::null()).stderr(File::try_clone(&log)?).stdout(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);

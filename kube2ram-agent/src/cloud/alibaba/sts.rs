@@ -2,14 +2,14 @@
 //! Source: STS API 2015-04-01, AssumeRole. Depends on `base`, `transport`, `sign`, `wire`; called by `credentials`, composed by `app`.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     base::{Base, BaseCredentials},
@@ -30,8 +30,8 @@ pub struct StsIssuer {
     transport: Transport,
     base: Base,
     clock: Arc<dyn Clock>,
-    /// Roles that refused more than an hour, for the life of the process.
-    one_hour_roles: Mutex<HashSet<RoleArn>>,
+    /// Roles that refused more than an hour, and when.
+    one_hour_roles: Mutex<HashMap<RoleArn, Instant>>,
 }
 
 impl StsIssuer {
@@ -119,7 +119,9 @@ impl StsIssuer {
 
     fn query(&self, session: &RoleSession) -> String {
         let mut seconds = session.duration.as_secs();
-        if seconds > ONE_HOUR_SECONDS && self.one_hour_roles().contains(&session.role) {
+        if seconds > ONE_HOUR_SECONDS
+            && self.one_hour_roles().get(&session.role).is_some_and(|since| since.elapsed() < ONE_HOUR_MEMORY)
+        {
             seconds = ONE_HOUR_SECONDS;
         }
         let seconds = seconds.to_string();
@@ -166,11 +168,11 @@ impl StsIssuer {
         if roles.len() >= MAX_ONE_HOUR_ROLES {
             roles.clear();
         }
-        roles.insert(session.role.clone());
+        roles.insert(session.role.clone(), Instant::now());
         true
     }
 
-    fn one_hour_roles(&self) -> MutexGuard<'_, HashSet<RoleArn>> {
+    fn one_hour_roles(&self) -> MutexGuard<'_, HashMap<RoleArn, Instant>> {
         self.one_hour_roles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -197,6 +199,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(6);
 const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 /// What every role allows: the smallest `MaxSessionDuration`.
 const ONE_HOUR_SECONDS: u64 = 3600;
+/// After that a role is asked for longer sessions again: somebody may have raised its limit.
+const ONE_HOUR_MEMORY: Duration = Duration::from_hours(24);
 const MAX_ONE_HOUR_ROLES: usize = 1024;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::{
     kubernetes::Pod,
     role::RoleSession,
     server::{
-        error::RequestError,
+        error::{ErrorKind, RequestError},
         metrics::{PassThroughResult, RouteLabel},
         notices::notices_of,
     },
@@ -101,11 +101,20 @@ impl Connection {
             );
             return;
         };
-        warn!(
-            pod.namespace = namespace, pod.name = name, pod.uid = uid, cgroup.id = cgroup, peer = %self.peer, method, path,
-            status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
-            "request refused"
-        );
+        macro_rules! refused {
+            ($level:ident) => {
+                $level!(
+                    pod.namespace = namespace, pod.name = name, pod.uid = uid, cgroup.id = cgroup, peer = %self.peer, method, path,
+                    status = status.as_u16(), latency_ms, role, suppressed, kind = error.kind().as_str(), error = chain(error),
+                    "request refused"
+                )
+            };
+        }
+        match error.kind() {
+            // Nothing is denied: the SDKs of pods without a role ask, too.
+            ErrorKind::MethodNotAllowed | ErrorKind::NoRole | ErrorKind::NotFound => refused!(info),
+            _ => refused!(warn),
+        }
     }
 }
 

@@ -104,6 +104,11 @@ async fn denies_a_caller_that_is_no_known_pod() {
 
     for (error, status) in [
         ((|| PodError::Unknown(PodUid::parse(UID).unwrap())) as fn() -> PodError, StatusCode::FORBIDDEN),
+        // A static pod whose mirror is not there yet.
+        (
+            || PodError::Unknown(PodUid::parse("0123456789abcdef0123456789abcdef").unwrap()),
+            StatusCode::SERVICE_UNAVAILABLE,
+        ),
         (|| PodError::Ambiguous(PodUid::parse(UID).unwrap()), StatusCode::FORBIDDEN),
         (
             || PodError::Unavailable { uid: PodUid::parse(UID).unwrap(), source: None },

@@ -1,7 +1,7 @@
 //! The issuer against a scripted STS on loopback.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     net::Ipv4Addr,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -11,7 +11,6 @@ use http::Response;
 use http_body_util::Full;
 use jiff::ToSpan as _;
 use secrecy::ExposeSecret as _;
-use tokio::time::Instant;
 
 use super::*;
 use crate::{
@@ -223,6 +222,15 @@ async fn falls_back_to_an_hour_and_remembers_the_role() {
     let durations: Vec<_> =
         server.asked().iter().map(|asked| parameters(asked)["DurationSeconds"].clone()).collect();
     assert_eq!(durations, ["7200", "3600", "3600", "900"]);
+
+    let a_day_ago = Instant::now().checked_sub(ONE_HOUR_MEMORY).unwrap();
+    issuer.one_hour_roles().values_mut().for_each(|since| *since = a_day_ago);
+    issuer.issue(&session(7200)).await.unwrap();
+    assert_eq!(
+        parameters(server.asked().last().unwrap())["DurationSeconds"],
+        "7200",
+        "the limit may have been raised"
+    );
 }
 
 #[tokio::test]
