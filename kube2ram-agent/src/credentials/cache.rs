@@ -137,8 +137,8 @@ impl Cache {
         self.of_session(permit.into_session(), pod).await
     }
 
-    /// Tells all that the pods which are alive may have. What none of them may have any more is dropped, its credentials zeroised; the rest is
-    /// kept fresh until the next call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
+    /// Tells all that the pods which are alive may have. What none of them may have any more is dropped after a while, at most half an hour,
+    /// its credentials zeroised; the rest is kept fresh until the next call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
     pub fn set_claims(&self, claims: impl IntoIterator<Item = Claim>, spread: Duration) {
         let mut sessions = HashMap::new();
         for Claim { permit, pod, prefetch } in claims {
@@ -168,6 +168,7 @@ impl Cache {
     ) {
         let now = self.0.now();
         let mut slots = self.0.slots();
+        let mut lingering = slots.values().filter(|slot| slot.entry.lingers()).count();
         slots.retain(|session, slot| {
             let is_kept = match sessions.remove(session) {
                 Some((pod, _)) => {
@@ -175,7 +176,16 @@ impl Cache {
                     slot.pod = pod;
                     true
                 }
-                None => slot.entry.unclaim(now),
+                None => {
+                    let lingered = slot.entry.lingers();
+                    let is_kept = slot.entry.unclaim(now, lingering < MAX_LINGERING);
+                    if !lingered && slot.entry.lingers() {
+                        lingering += 1;
+                        // Its keeper sleeps until the next refresh, which is too long.
+                        slot.wake.notify_one();
+                    }
+                    is_kept
+                }
             };
             if !is_kept {
                 self.0.let_go(slot);
@@ -460,6 +470,7 @@ impl Tenure {
         let mut slots = self.cache.slots();
         let next = self.slot_of(&mut slots).map_or(Next::Drop, |slot| slot.entry.next(self.cache.now()));
         if next == Next::Drop {
+            self.cache.metrics.dropped.inc();
             self.remove(&mut slots);
         }
         next
@@ -502,5 +513,7 @@ fn jitter() -> f64 {
 pub const ANSWER_DEADLINE: Duration = Duration::from_millis(800);
 /// Bounds one issue.
 pub const ISSUE_DEADLINE: Duration = Duration::from_secs(10);
+/// How many role sessions may outlive their last pod: pods with session names of their own must not fill the memory.
+const MAX_LINGERING: usize = 128;
 /// When a pod that was not answered in time should ask again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

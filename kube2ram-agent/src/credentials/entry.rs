@@ -36,6 +36,8 @@ pub(super) struct Entry {
     asked_at: Option<Instant>,
     /// Whether a pod that is alive has a claim to it.
     claimed: bool,
+    /// Until when it outlives the last pod that had one.
+    lingers_until: Option<Instant>,
 }
 
 /// What an entry says to who asks.
@@ -111,6 +113,7 @@ impl Entry {
             wanted: false,
             asked_at: None,
             claimed,
+            lingers_until: None,
         }
     }
 
@@ -197,7 +200,14 @@ impl Entry {
         match self.phase {
             Phase::Fetching => Next::Fetch,
             Phase::Forgotten => Next::Idle,
-            Phase::Resting { until } if now.tick < until => Next::Sleep(until),
+            Phase::Resting { .. }
+                if self.lingers_until.is_some_and(|end| end <= now.tick) && !self.wanted =>
+            {
+                Next::Drop
+            }
+            Phase::Resting { until } if now.tick < until => {
+                Next::Sleep(self.lingers_until.map_or(until, |end| end.min(until)))
+            }
             // Of no use to any pod that is alive; but a back-off must not begin anew for one that keeps asking.
             Phase::Resting { .. } if !self.claimed && (!self.wanted || self.is_denied()) => Next::Drop,
             Phase::Resting { .. } if self.is_denied() => {
@@ -238,13 +248,28 @@ impl Entry {
     /// A pod that is alive has a claim to it.
     pub(super) fn claim(&mut self) {
         self.claimed = true;
+        self.lingers_until = None;
     }
 
-    /// No pod that is known has a claim to it. `false` when it must go at once: it had one, or the pod that asked for it should be known by
-    /// now.
-    pub(super) fn unclaim(&mut self, now: Now) -> bool {
-        !self.claimed
-            && self.asked_at.is_some_and(|at| now.tick.saturating_duration_since(at) < CLAIM_PATIENCE)
+    /// No pod that is known has a claim to it. `false` when it must go at once. It stays for a while if it had one, holds what the next pod
+    /// would be given, and `may_linger`; or if the pod that asked for it may not be known yet.
+    pub(super) fn unclaim(&mut self, now: Now, may_linger: bool) -> bool {
+        if replace(&mut self.claimed, false) && may_linger && self.failure.is_none() && self.is_fresh(now) {
+            self.lingers_until = Some(now.tick + LINGER);
+        }
+        match self.lingers_until {
+            Some(end) => now.tick < end,
+            None => self.asked_at.is_some_and(|at| now.tick.saturating_duration_since(at) < CLAIM_PATIENCE),
+        }
+    }
+
+    /// Whether it outlives its last pod.
+    pub(super) fn lingers(&self) -> bool {
+        self.lingers_until.is_some()
+    }
+
+    fn is_fresh(&self, now: Now) -> bool {
+        self.held.as_ref().is_some_and(|held| held.left(now) >= held.floor)
     }
 
     /// Whether no pod has a claim to it, and nobody waits.
@@ -260,7 +285,7 @@ impl Entry {
     /// For the operator.
     pub(super) fn standing(&self, now: Now) -> Standing {
         match &self.held {
-            Some(held) if held.left(now) >= held.floor => Standing::Fresh,
+            Some(_) if self.is_fresh(now) => Standing::Fresh,
             Some(held) if held.left(now) > MIN_LEFT => Standing::BelowFloor,
             _ if self.is_denied() || matches!(self.phase, Phase::Forgotten) => Standing::Denied,
             _ if self.failure.is_some() || self.held.is_some() => Standing::Failing,
@@ -354,5 +379,8 @@ const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
 const QUIET_BACK_OFF_LIMIT: Duration = Duration::from_secs(300);
 /// How much of a wait that STS asks for is granted.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(300);
+/// How long credentials outlive the last pod that had a claim to them, if they would not be refreshed before: jobs of one role, one after
+/// another, then cost one call and not one each.
+const LINGER: Duration = Duration::from_mins(30);
 /// How long an entry that was asked for may be without a claim: its pod's has not been looked at yet.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(10);

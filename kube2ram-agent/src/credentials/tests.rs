@@ -315,21 +315,69 @@ async fn what_a_pod_has_a_claim_to_is_refreshed_though_nobody_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_go_with_the_last_pod_that_has_a_claim_to_them() {
+async fn credentials_outlive_the_last_pod_that_has_a_claim_to_them_for_a_while() {
     let bench = bench();
-    let claim = |n| (session("a"), pod(n), true);
+    // Twelve hours' would be refreshed only after five.
+    let session = RoleSession { duration: LIFE * 12, ..session("a") };
+    let claim = |n| (session.clone(), pod(n), true);
     bench.claim_all([claim(1)], Duration::ZERO);
     sleep(Duration::from_secs(1)).await;
-    let held = Arc::downgrade(&bench.ask(&session("a")).await.unwrap());
+    let held = Arc::downgrade(&bench.ask(&session).await.unwrap());
 
     bench.claim_all([claim(2)], Duration::ZERO);
+    sleep(minutes(31)).await;
     assert!(held.upgrade().is_some(), "another pod has one");
     bench.claim_all([], Duration::ZERO);
-    sleep(minutes(120)).await;
+    sleep(minutes(29)).await;
+    assert!(held.upgrade().is_some(), "the next pod is given these");
+    sleep(minutes(2)).await;
 
     assert!(held.upgrade().is_none(), "freed, and with that zeroised");
     assert_eq!((bench.issuer.calls(), bench.tasks.len()), (1, 0));
     assert!(bench.metrics().contains("credential_cache_dropped_total 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_one_role_one_after_another_cost_no_call_each() {
+    let bench = bench();
+
+    for n in 0..20 {
+        bench.claim_all([(session("a"), pod(n), true)], Duration::ZERO);
+        assert!(bench.cache.of_session(session("a"), &pod(n)).await.is_ok());
+        sleep(Duration::from_secs(30)).await;
+        bench.claim_all([], Duration::ZERO);
+        sleep(Duration::from_secs(12)).await;
+        bench.claim_all([], Duration::ZERO);
+    }
+
+    assert_eq!(bench.issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_or_nears_its_refresh_does_not_outlive_its_pod() {
+    let bench = bench();
+    bench.claim(&["failing", "old"]);
+    bench.ask(&session("old")).await.unwrap();
+    bench.issuer.fail(IssueErrorKind::Unavailable, 1000);
+    bench.error(&session("failing")).await;
+    sleep(minutes(40)).await;
+
+    bench.claim_all([], Duration::ZERO);
+
+    sleep(Duration::from_secs(1)).await;
+    assert!(bench.metrics().contains("credential_cache_entries 0"), "{}", bench.metrics());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_of_sessions_outlives_its_pods() {
+    let bench = Bench::new(Limits { node: Rate { burst: 1000, ..unlimited().node }, ..unlimited() });
+    bench.claim_all((0..200).map(|n| (session(&format!("r{n}")), pod(n), true)), Duration::ZERO);
+    sleep(minutes(1)).await;
+
+    bench.claim_all([], Duration::ZERO);
+
+    sleep(Duration::from_secs(1)).await;
+    assert!(bench.metrics().contains("credential_cache_entries 128"), "{}", bench.metrics());
 }
 
 #[tokio::test(start_paused = true)]
