@@ -1,7 +1,10 @@
 //! Wall-clock time, injected: everything that compares expiry times or signs a date takes a [`Clock`].
 //! Depends on nothing of ours; called by `credentials`, `cloud` and `server`.
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -25,4 +28,9 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+}
+
+/// A random number in 0 – 1. Each `RandomState` has keys of its own.
+pub(crate) fn jitter() -> f64 {
+    f64::from(u16::try_from(RandomState::new().hash_one(0) >> 48).unwrap_or_default()) / f64::from(u16::MAX)
 }

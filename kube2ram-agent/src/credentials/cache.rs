@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     future::pending,
-    hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,7 +23,13 @@ use super::{
     survey::Survey,
     turns::{Rank, Rate, Rates, TicketId},
 };
-use crate::{clock::Clock, identity::PodUid, policy::Permit, role::RoleSession, telemetry::chain};
+use crate::{
+    clock::{Clock, jitter},
+    identity::PodUid,
+    policy::Permit,
+    role::RoleSession,
+    telemetry::chain,
+};
 
 /// What bounds a [`Cache`].
 ///
@@ -502,11 +507,6 @@ impl Drop for Tenure {
             self.remove(&mut self.cache.slots());
         }
     }
-}
-
-/// A random number in 0 – 1. Each `RandomState` has keys of its own.
-fn jitter() -> f64 {
-    f64::from(u16::try_from(RandomState::new().hash_one(0) >> 48).unwrap_or_default()) / f64::from(u16::MAX)
 }
 
 /// Bounds how long a pod waits: SDKs give up at 1 s.

@@ -65,8 +65,9 @@ pub enum ClientError {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longer than a watch that has nothing to say stays silent (the server ends it after 290 s), so it ends only dead connections.
-const READ_TIMEOUT: Duration = Duration::from_secs(310);
+/// A watch whose peer is gone without a reset is silent. One that lives brings a bookmark each minute (`bookmarkFrequency` of the API
+/// server's cache, a second or two late), so it ends only dead connections.
+const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
 pub(super) async fn connect(
     config: ClientConfig,

@@ -22,6 +22,13 @@ pub(super) const LOOKUP_DEADLINE: Duration = Duration::from_millis(700);
 /// Between the starts of two direct lists: a node asks 4 times a second at most, whatever its pods do.
 pub(super) const LIST_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Bounds one direct list. It is longer than a pod is waited for: a slow list answers the next request of the pod, and ending it would
+/// only begin another one. kube waits within it as long as an answer's `Retry-After` says.
+pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The longest pause after lists that failed; it doubles from [`LIST_INTERVAL`].
+const LIST_PAUSE_LIMIT: Duration = Duration::from_secs(30);
+
 /// More pods than any node has; a list that is cut off there proves nothing absent.
 pub(super) const LIST_LIMIT: u32 = 5_000;
 
@@ -51,6 +58,8 @@ pub(super) struct Lookups {
     asked: HashSet<PodUid>,
     absent: HashMap<PodUid, Instant>,
     last_error: Option<Arc<ListError>>,
+    /// How many lists in a row have failed.
+    failures: u32,
 }
 
 pub(super) enum Look {
@@ -70,6 +79,7 @@ impl Lookups {
             asked: HashSet::new(),
             absent: HashMap::new(),
             last_error: None,
+            failures: 0,
         }
     }
 
@@ -99,16 +109,46 @@ impl Lookups {
         true
     }
 
+    /// Takes what the API server's cache has, which is enough for pods that are there. Whether it is for all: else what is committed
+    /// has to be listed, because the cache may be behind.
+    pub(super) fn finish_cached(&mut self, listed: Vec<Sighting>) -> bool {
+        let asked = &self.asked;
+        // No others: the cache may still have a pod that the watch has seen go.
+        let is_asked = |sighting: &Sighting| match sighting {
+            Sighting::Live(known) => {
+                asked.contains(&known.pod.uid)
+                    || known.config_hash.as_ref().is_some_and(|it| asked.contains(it))
+            }
+            Sighting::Ended(_) => false,
+        };
+        self.pods.finish_direct(listed.into_iter().filter(is_asked));
+        let pods = &self.pods;
+        self.asked.retain(|uid| matches!(pods.find(uid), Found::None));
+        if self.asked.is_empty() {
+            (self.last_error, self.failures) = (None, 0);
+            return true;
+        }
+        self.pods.start_direct();
+        false
+    }
+
+    /// How long to wait after a list. `jitter` lies in 0 – 1.
+    pub(super) fn pause(&self, jitter: f64) -> Duration {
+        let doubled = LIST_INTERVAL.saturating_mul(1 << self.failures.min(16)).min(LIST_PAUSE_LIMIT);
+        if self.failures == 0 { LIST_INTERVAL } else { doubled.mul_f64(0.5 + 0.5 * jitter) }
+    }
+
     pub(super) fn finish_list(&mut self, listed: Result<Vec<Sighting>, ListError>) {
         let asked = std::mem::take(&mut self.asked);
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 self.last_error = Some(Arc::new(error));
+                self.failures = self.failures.saturating_add(1);
                 return;
             }
         };
-        self.last_error = None;
+        (self.last_error, self.failures) = (None, 0);
         self.absent.retain(|_, since| since.elapsed() < ABSENT_FOR);
         if !self.pods.finish_direct(listed) {
             return;
@@ -190,6 +230,42 @@ mod tests {
         assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
         assert!(lookups.last_error().is_some());
         assert!(lookups.start_list());
+    }
+
+    #[test]
+    fn the_cache_finds_pods_and_proves_none_absent() {
+        let mut lookups = Lookups::new();
+        for n in [1, 2] {
+            assert!(matches!(lookups.look(&uid(n)), Look::Wanted));
+        }
+        assert!(lookups.start_list());
+
+        assert!(!lookups.finish_cached(vec![sighting(1), sighting(3)]), "pod 2 may be too new for it");
+        assert!(matches!(lookups.look(&uid(1)), Look::Found(_)));
+        assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
+        assert!(matches!(lookups.look(&uid(3)), Look::Wanted), "nobody asked for it, and it may be gone");
+        lookups.finish_list(Ok(vec![sighting(1)]));
+
+        assert!(matches!(lookups.look(&uid(2)), Look::Absent));
+        assert!(lookups.start_list(), "pod 3");
+        assert!(lookups.finish_cached(vec![sighting(3)]));
+        assert!(matches!(lookups.look(&uid(3)), Look::Found(_)));
+    }
+
+    #[test]
+    fn lists_that_fail_are_made_less_and_less_often() {
+        let mut lookups = Lookups::new();
+        let mut pauses = vec![lookups.pause(1.0)];
+        for _ in 0..9 {
+            lookups.finish_list(Err(ListError::Truncated));
+            pauses.push(lookups.pause(1.0));
+        }
+
+        let expected = [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000];
+        assert_eq!(pauses, expected.map(Duration::from_millis));
+        assert_eq!(lookups.pause(0.0), Duration::from_secs(15));
+        lookups.finish_list(Ok(vec![]));
+        assert_eq!(lookups.pause(1.0), LIST_INTERVAL);
     }
 
     #[tokio::test(start_paused = true)]

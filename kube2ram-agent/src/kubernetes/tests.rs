@@ -164,6 +164,7 @@ async fn an_event_after_the_connect_wakes_the_waiter() {
 #[tokio::test]
 async fn a_direct_list_finds_a_pod_that_the_watch_has_not_shown() {
     let running = Running::synced(ApiServer::start().await).await;
+    running.api.freeze_cache();
     running.api.put_unwatched("pods", pod(1, "one"));
 
     assert_eq!(role(&running.pod(1).await.unwrap()), "one");
@@ -172,6 +173,75 @@ async fn a_direct_list_finds_a_pod_that_the_watch_has_not_shown() {
     assert_eq!(running.api.direct_lists(), 1);
     assert_eq!(running.cluster.metrics.pod_waits.get_or_create(&[("result", "found")]).get(), 1);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_the_api_servers_cache_has_costs_no_quorum_read() {
+    let running = Running::synced(ApiServer::start().await).await;
+    running.api.put_unwatched("pods", pod(1, "one"));
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+
+    // The watch's own list was the first.
+    assert_eq!((running.api.cached_lists(), running.api.direct_lists()), (2, 0));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_api_server_is_asked_no_sooner_than_it_says() {
+    let running = Running::synced(ApiServer::start().await).await;
+    let before = running.api.cached_lists();
+    running.api.overload(5);
+    let start = Instant::now();
+
+    while start.elapsed() < Duration::from_secs(30) {
+        assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })));
+    }
+
+    let lists = running.api.cached_lists() - before + running.api.direct_lists();
+    assert!((2..=7).contains(&lists), "{lists} lists in 30 s");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_has_gone_silent_is_given_up_after_75_seconds() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    let running = Running::synced(api).await;
+    let start = Instant::now();
+
+    running.api.put_silently("pods", pod(1, "narrowed"));
+    while role(&running.pod(1).await.unwrap()) != "narrowed" {
+        assert!(start.elapsed() < Duration::from_secs(90), "still not heard of");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    assert!(start.elapsed() > Duration::from_secs(60), "a bookmark comes each minute: {:?}", start.elapsed());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_relist_does_not_bring_back_what_the_watch_has_shown_to_be_changed_or_gone() {
+    for as_status in [false, true] {
+        let api = ApiServer::start().await;
+        for n in [1, 2] {
+            api.put("pods", pod(n, "old"));
+        }
+        let running = Running::synced(api).await;
+        running.api.freeze_cache();
+        running.api.put("pods", pod(1, "new"));
+        running.api.remove("pods", uid(2).as_str());
+        running.api.put("pods", pod(3, "three"));
+        eventually("the changes", || running.knows(3) && !running.knows(2)).await;
+        running.api.remove_unwatched("pods", uid(3).as_str());
+
+        running.api.expire_watches(as_status);
+
+        eventually("the relist", || !running.knows(3)).await;
+        assert_eq!(role(&running.pod(1).await.unwrap()), "new");
+        assert!(!running.knows(2));
+        running.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -220,6 +290,7 @@ async fn a_refused_pod_is_found_as_soon_as_the_watch_shows_it() {
 #[tokio::test]
 async fn many_waiters_share_one_list() {
     let running = Running::synced(ApiServer::start().await).await;
+    running.api.freeze_cache();
     running.api.put_unwatched("pods", pod(1, "one"));
 
     let found = futures::future::join_all((0..50).map(|_| running.pod(1))).await;

@@ -6,7 +6,7 @@ use std::{fmt::Debug, pin::pin, time::Duration};
 use futures::StreamExt;
 use kube::{
     Api, Resource,
-    runtime::watcher::{self, DefaultBackoff, Event, watcher},
+    runtime::watcher::{self, DefaultBackoff, Event, ListSemantic, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
@@ -18,9 +18,12 @@ use crate::telemetry::chain;
 const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Feeds `take` for ever. `failed` hears of each error, and nothing else comes of one: what was said before stays valid.
+///
+/// Only the first list may come from a cache (`config`). Later ones are of what is committed: another API server's cache may be behind, and
+/// a list from it would bring back what the watch has already shown to be changed or gone.
 pub(super) async fn follow<K>(
     api: Api<K>,
-    config: watcher::Config,
+    mut config: watcher::Config,
     mut take: impl FnMut(Event<K>),
     failed: impl Fn(&str),
 ) where
@@ -28,6 +31,7 @@ pub(super) async fn follow<K>(
 {
     let resource = api.resource_url();
     let mut backoff = DefaultBackoff::default();
+    let mut is_listed = false;
     loop {
         let mut events = pin!(watcher(api.clone(), config.clone()));
         let mut listing = true;
@@ -38,8 +42,16 @@ pub(super) async fn follow<K>(
                 Ok(events.next().await)
             };
             let (restart, error) = match next {
+                // The stream says so before it asks.
+                Ok(Some(Ok(Event::Init)))
+                    if is_listed && config.list_semantic != ListSemantic::MostRecent =>
+                {
+                    config.list_semantic = ListSemantic::MostRecent;
+                    break;
+                }
                 Ok(Some(Ok(event))) => {
                     listing = matches!(event, Event::Init | Event::InitApply(_));
+                    is_listed |= matches!(event, Event::InitDone);
                     take(event);
                     continue;
                 }

@@ -50,6 +50,11 @@ struct State {
     /// Older versions are refused with the status 410.
     oldest: u64,
     direct_lists: usize,
+    cached_lists: usize,
+    /// What lists from the cache bring, if that is not what there is.
+    cache: Option<BTreeMap<(&'static str, String), Value>>,
+    /// How long everybody is told to wait, if at all.
+    overloaded: Option<u64>,
     namespace_pages: usize,
     selectors: BTreeMap<&'static str, String>,
     posted: Vec<Value>,
@@ -77,6 +82,9 @@ impl ApiServer {
             watches: Vec::new(),
             oldest: 0,
             direct_lists: 0,
+            cached_lists: 0,
+            cache: None,
+            overloaded: None,
             namespace_pages: 0,
             selectors: BTreeMap::new(),
             posted: Vec::new(),
@@ -124,6 +132,14 @@ impl ApiServer {
         self.state().change(kind, object, false);
     }
 
+    /// Open watches do not show it; one that begins later does.
+    pub(super) fn put_silently(&self, kind: &'static str, object: Value) {
+        let mut state = self.state();
+        let watches = std::mem::take(&mut state.watches);
+        state.change(kind, object, true);
+        state.watches = watches;
+    }
+
     pub(super) fn remove(&self, kind: &'static str, uid: &str) {
         let mut state = self.state();
         let object = state.objects.remove(&(kind, uid.to_owned())).unwrap();
@@ -155,8 +171,25 @@ impl ApiServer {
         self.state().watches.len()
     }
 
+    /// Lists of what is committed, for pods that the watch has not shown.
     pub(super) fn direct_lists(&self) -> usize {
         self.state().direct_lists
+    }
+
+    /// Lists from the cache, the first one for the watch included.
+    pub(super) fn cached_lists(&self) -> usize {
+        self.state().cached_lists
+    }
+
+    /// From now on the cache lags behind.
+    pub(super) fn freeze_cache(&self) {
+        let mut state = self.state();
+        state.cache = Some(state.objects.clone());
+    }
+
+    /// From now on lists are answered 429, with this `Retry-After` in seconds.
+    pub(super) fn overload(&self, retry_after: u64) {
+        self.state().overloaded = Some(retry_after);
     }
 
     /// How many pages of namespaces were asked for.
@@ -220,10 +253,13 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         _ => "events",
     };
     let watch = query.contains_key("watch");
-    let direct = kind == "pods" && !watch && !query.contains_key("resourceVersion");
+    let cached = query.get("resourceVersion").is_some_and(|version| version == "0") && !watch;
+    // A relist has no limit.
+    let direct = kind == "pods" && !watch && !cached && query.contains_key("limit");
     let mode = {
         let mut state = state.lock().unwrap();
         state.direct_lists += usize::from(direct);
+        state.cached_lists += usize::from(cached);
         let stalled = state.stalled.contains(&if direct { "direct lists" } else { kind });
         if stalled { Mode::Stalled } else { state.mode }
     };
@@ -248,12 +284,18 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         return Ok(respond(StatusCode::CREATED, &event));
     }
     let mut state = state.lock().unwrap();
+    if let Some(seconds) = state.overloaded.filter(|_| !watch) {
+        let mut response = respond(StatusCode::TOO_MANY_REQUESTS, &json!({"kind": "Status", "code": 429}));
+        response.headers_mut().insert("retry-after", seconds.into());
+        return Ok(response);
+    }
     if !watch {
         state.selectors.insert(kind, query.get("fieldSelector").cloned().unwrap_or_default());
         state.namespace_pages += usize::from(kind == "namespaces");
         let number = |name| query.get(name).and_then(|value| value.parse::<usize>().ok());
         let (from, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
-        let all = state.objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item);
+        let objects = state.cache.as_ref().filter(|_| cached).unwrap_or(&state.objects);
+        let all = objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item);
         let items: Vec<_> = all.clone().skip(from).take(limit).collect();
         let more = from + items.len() < all.count();
         let token = if more { (from + items.len()).to_string() } else { String::new() };
