@@ -23,7 +23,7 @@ const SOCKET: usize = 4 * KIB;
 const BUFFERS: usize = 2 * 2 * BUFFER_BYTES;
 /// hyper's two buffers, a head that was read, and the connection's own state.
 const HTTP: usize = 3 * HEAD_LIMIT_BYTES + 8 * KIB;
-/// `/metrics` of 1,000 pods, as text; and as the body that is being written.
+/// `/metrics` of 1,000 pods, as a body; and what the kernel takes of it at once, which it does while less than the bound is waiting.
 const METRICS: usize = 2 * 64 * KIB;
 /// What `status -o json` says of 1,000 pods.
 const DOCUMENT: usize = 640 * KIB;

@@ -26,7 +26,7 @@ const ROUNDS: usize = 5;
 const ROLE: &str = "orders-role";
 const HELLO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080);
 /// As many as a pod may have connections.
-const CLIENTS: usize = 64;
+const CLIENTS: u16 = 64;
 /// How many pods come up and ask at once.
 const COLD_PODS: usize = 20;
 
