@@ -1,9 +1,16 @@
 //! What the operator sees, what pods do not see of it, and what nobody sees: secrets.
 
-use std::net::Ipv4Addr;
+use std::{
+    fs::OpenOptions,
+    io::Read as _,
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use kube2ram_sandbox::{
-    client::{Family, Request},
+    client::{Family, LoadReport, Request},
     node::PodSpec,
     situation::Situation,
     standin::AccessKey,
@@ -41,6 +48,50 @@ fn health_and_metrics_are_served_on_the_admin_port() {
     ] {
         assert!(metrics.body.lines().any(|line| line == sample), "no {sample} in\n{}", metrics.body);
     }
+}
+
+/// As while containerd is stopped: its shim holds the other end of standard error, and does not read.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_pod_waits_for_a_log_that_nobody_reads() {
+    // Each may cause 200 lines in ten seconds.
+    let names = ["orders", "two", "three", "four"];
+    let pods = names.map(|name| PodSpec::new(name).role("orders-role"));
+    let mut lab = Lab::with_agent("log-stall", &pods, &["--log-level=trace"]);
+    let fifo = lab.node().directory().join("stderr");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Opened for both, or opening would wait for the agent.
+    let mut reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let script = format!("exec \"$@\" 2>{}", fifo.display());
+    lab.agent().unwrap().set_wrapper(&["sh", "-c", &script, "sh"]);
+    lab.agent().unwrap().restart(None).unwrap();
+    let loads = names.map(|name| {
+        let mut load = lab.pod(name).unwrap().client("app").unwrap();
+        load.args(["load", "--connect=100.100.100.200:80", "--expect=orders-role"]);
+        load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    });
+
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while lab.metric("kube2ram_log_lines_lost_total") < 100.0 {
+        assert!(Instant::now() < deadline, "no line is lost");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
+    let mut served = 0;
+    for mut load in loads {
+        drop(load.stdin.take());
+        let report: LoadReport = serde_json::from_slice(&load.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!((report.wrong, report.failed, report.refused), (0, 0, 0), "{:?}", report.samples);
+        served += report.ok;
+    }
+
+    let (mut log, mut buffer) = (String::new(), vec![0; 64 * 1024]);
+    while !log.contains("log lines were lost") {
+        let read = reader.read(&mut buffer).unwrap();
+        log.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    println!("{served} requests while nobody read; the log then: {} bytes", log.len());
 }
 
 #[test]
@@ -205,10 +256,10 @@ fn a_crash_loop_of_denials_is_one_event_that_counts() {
 
     // The worker looks twice a minute for what is to be counted.
     let event = || lab.api().events().remove(0);
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while event()["series"].is_null() {
-        assert!(std::time::Instant::now() < deadline, "{}", event());
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(Instant::now() < deadline, "{}", event());
+        thread::sleep(Duration::from_millis(100));
     }
     assert!(event()["series"]["count"].as_u64().unwrap() >= 2, "{}", event());
     assert_eq!(event()["reason"], "RoleDenied");
