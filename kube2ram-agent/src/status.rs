@@ -72,6 +72,9 @@ pub struct Agent {
     /// Ports of the agent's that another process has.
     #[serde(default)]
     pub taken_ports: Vec<TakenPort>,
+    /// What the flags leave open, as after a migration that was not completed. Not problems: somebody may want it so.
+    #[serde(default)]
+    pub hints: Vec<String>,
 }
 
 /// A port that the agent should listen on, and cannot.

@@ -51,6 +51,7 @@ fn healthy() -> Status {
             log_level: "info".to_owned(),
             log_level_until: None,
             taken_ports: Vec::new(),
+            hints: vec!["any namespace may use any role".to_owned()],
         },
         problems: Vec::new(),
         datapath: Datapath {

@@ -98,6 +98,9 @@ fn head(page: &mut Page, status: &Status) {
     page.row("agent", &format!("{draining}{ready}; up {up}; pid {}", agent.pid));
     let until = agent.log_level_until.map(|until| format!(" for {} more", span(until.duration_since(*at))));
     page.more(&format!("log level {}{}", agent.log_level, until.unwrap_or_default()));
+    for hint in &agent.hints {
+        page.more(hint);
+    }
 }
 
 fn datapath(page: &mut Page, status: &Status) {

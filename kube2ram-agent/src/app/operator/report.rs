@@ -4,6 +4,7 @@ use std::process;
 
 use super::{Operator, pod_name, rounded};
 use crate::{
+    args::{Config, Source},
     boot_guard::installation_failure,
     cloud::alibaba::base::BaseState,
     credentials::{Attempt, Failure},
@@ -52,6 +53,7 @@ impl Operator {
                 .iter()
                 .filter_map(|port| port.taken(|uid| pod_name(&self.cluster, uid)))
                 .collect(),
+            hints: hints(&self.config),
         }
     }
 
@@ -184,5 +186,44 @@ impl Operator {
                 }
             }),
         }
+    }
+}
+
+/// What the flags leave open. docs/migration.md closes it in its last step.
+fn hints(config: &Config) -> Vec<String> {
+    let role = match &config.default_role {
+        Source::Discover => {
+            Some("pods without an annotation get the node's own role (--auto-discover-default-role)")
+        }
+        Source::Given(_) | Source::Unset => None,
+    };
+    let restrictions = config
+        .namespace_restrictions
+        .is_none()
+        .then_some("any namespace may use any role (no --namespace-restrictions)");
+    role.into_iter().chain(restrictions).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+
+    fn hinted(flags: &[&str]) -> Vec<String> {
+        let args = ["kube2ram", "--node=n"].iter().chain(flags).map(Into::into);
+        match Command::from_args(args, &|_| None).unwrap() {
+            Command::Agent(config) => hints(&config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn hints_last_until_a_migration_is_completed() {
+        let restricted = "--namespace-restrictions";
+
+        assert_eq!(hinted(&["--auto-discover-default-role"]).len(), 2);
+        assert!(hinted(&["--auto-discover-default-role", restricted])[0].contains("the node's own role"));
+        assert!(hinted(&["--auto-discover-base-arn"])[0].contains("any namespace"));
+        assert!(hinted(&["--auto-discover-base-arn", restricted]).is_empty());
     }
 }
