@@ -11,6 +11,8 @@ use super::{Attribute, Message, NLM_F_ACK, Socket, attribute};
 pub(crate) struct Route {
     /// The index of the device.
     pub(crate) device: Option<u32>,
+    /// Whether the address is one of this namespace's own. (That it can be bound does not say so: `net.ipv4.ip_nonlocal_bind`.)
+    pub(crate) is_local: bool,
     /// The source address that the kernel would choose.
     pub(crate) source: Option<IpAddr>,
 }
@@ -33,7 +35,7 @@ impl Route {
         let mut route = None;
         let answered = Socket::open(None, MAX_DATAGRAMS)?.request(&[asked], |kind, payload| {
             if kind == RTM_NEWROUTE {
-                route = Some(Self::read(payload.get(RTMSG..).unwrap_or_default()));
+                route = payload.split_first_chunk().map(|(head, attributes)| Self::read(head, attributes));
             }
         });
         match answered {
@@ -42,13 +44,14 @@ impl Route {
         }
     }
 
-    fn read(attributes: &[u8]) -> Self {
+    fn read(head: &[u8; RTMSG], attributes: &[u8]) -> Self {
         let device = attribute(attributes, RTA_OIF).and_then(|index| index.first_chunk());
         let source = attribute(attributes, RTA_PREFSRC).and_then(|source| match source.len() {
             4 => source.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
             _ => source.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
         });
-        Self { device: device.map(|index| u32::from_ne_bytes(*index)), source }
+        let device = device.map(|index| u32::from_ne_bytes(*index));
+        Self { device, is_local: head[RTM_TYPE] == RTN_LOCAL, source }
     }
 }
 
@@ -58,6 +61,9 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// `struct rtmsg`.
 const RTMSG: usize = 12;
+/// Where `rtm_type` is in it.
+const RTM_TYPE: usize = 7;
+const RTN_LOCAL: u8 = 2;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
@@ -79,6 +85,6 @@ mod tests {
 
         let route = Route::towards(here).unwrap().unwrap();
 
-        assert_eq!((route.device, route.source), (Some(1), Some(here)));
+        assert_eq!(route, Route { device: Some(1), is_local: true, source: Some(here) });
     }
 }

@@ -2,7 +2,7 @@
 //! kernel for addresses and routes. Called by `node` and `service`.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
@@ -93,17 +93,20 @@ impl HostAddress {
 }
 
 fn is_of_this_node(address: Ipv4Addr) -> bool {
-    !address.is_unspecified() && UdpSocket::bind((address, 0)).is_ok()
+    !address.is_unspecified() && route_towards(address).is_some_and(|route| route.is_local)
 }
 
 /// The address from which the kernel would send there.
 fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
-    let route =
-        Route::towards(destination.into()).inspect_err(|error| debug!(%error, "cannot ask for a route"));
-    match route.ok()??.source? {
+    match route_towards(destination)?.source? {
         IpAddr::V4(address) if !address.is_unspecified() => Some(address),
         _ => None,
     }
+}
+
+fn route_towards(destination: Ipv4Addr) -> Option<Route> {
+    let asked = Route::towards(destination.into());
+    asked.inspect_err(|error| debug!(%error, "cannot ask for a route")).ok()?
 }
 
 #[cfg(test)]
