@@ -3,6 +3,7 @@
 use std::{net::TcpStream, process::Stdio};
 
 use kube2ram_sandbox::node::PodSpec;
+use serde_json::Value;
 
 use crate::support::{Lab, eventually, run};
 
@@ -50,7 +51,9 @@ fn a_taken_app_port_is_reported_and_pods_are_refused_until_it_is_free() {
     eventually(true, || lab.agent().unwrap().ready().is_err_and(|why| why.to_string().contains(pending)));
     let holder = format!("process python3 (pid {}) of pod default/nginx", nginx.0.id());
     eventually(holder.clone(), || {
-        let status = lab.document(&["status"]).1;
+        // The control socket is there a moment later than the probes'.
+        let (_, text) = lab.kube2ram(&["status", "-o", "json"]);
+        let status: Value = serde_json::from_str(&text).unwrap_or_default();
         status["agent"]["taken_ports"][0]["holder"].as_str().unwrap_or_default().to_owned()
     });
     let (code, text) = lab.kube2ram(&["status"]);
