@@ -33,7 +33,7 @@ const MODULES: [&str; 11] = [
     "veth",
 ];
 /// What pods, and nodes that are tried with the whole agent, have besides.
-const SANDBOX_MODULES: [&str; 13] = [
+const SANDBOX_MODULES: [&str; 14] = [
     "8021q",
     "act_mirred",
     "bonding",
@@ -45,6 +45,7 @@ const SANDBOX_MODULES: [&str; 13] = [
     "nft_redir",
     "nft_reject_inet",
     "nft_reject_ipv4",
+    "tcp_diag",
     "tun",
     "vxlan",
 ];
