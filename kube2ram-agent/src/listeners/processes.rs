@@ -100,8 +100,12 @@ impl Search<'_> {
         }
         match looked {
             Ok((started, netns)) => {
+                let is_hosts = netns.id == self.host;
+                // Times are told in hundredths of a second. Of two of one time the one in the host's namespace counts: the host's listener serves either.
+                if started < self.oldest || is_hosts {
+                    self.found = if is_hosts { Found::Hosts } else { Found::Own(netns) };
+                }
                 self.oldest = started;
-                self.found = if netns.id == self.host { Found::Hosts } else { Found::Own(netns) };
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.cannot_look(Found::Denied),
             Err(error) if is_one_of(&error, &[Errno::NOENT, Errno::SRCH]) => {} // it is about to go
@@ -110,10 +114,10 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Start and namespace of a process, if it is older than all before.
+    /// Start and namespace of a process, if none before is older.
     fn look(&self, process: &Path) -> io::Result<Option<(u64, Netns)>> {
         let stat = fs::read(process.join("stat"))?;
-        let started = start_time(&stat).filter(|started| *started < self.oldest);
+        let started = start_time(&stat).filter(|started| *started <= self.oldest);
         started.map(|started| Ok((started, Netns::open(&process.join("ns/net"))?))).transpose()
     }
 

@@ -4,6 +4,8 @@ use std::{
     fs,
     io::Write as _,
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use kube2ram_sandbox::node::PodSpec;
@@ -45,6 +47,8 @@ impl Drop for Process {
 
 /// A process of a pod in a namespace of its own, in which a listener can be opened.
 fn nested(lab: &Lab, pod: &str) -> Process {
+    // Younger than the pause process by what the kernel tells of a start: hundredths of a second.
+    thread::sleep(Duration::from_millis(20));
     let mut unshare = lab.pod(pod).unwrap().pod().command("app", "unshare").unwrap();
     let process = Process::start(unshare.args(["--net", "sh", "-c", "ip link set lo up && exec sleep 600"]));
     process.becomes("sleep")

@@ -65,6 +65,19 @@ impl Node {
     }
 }
 
+#[test]
+fn of_processes_of_one_time_one_in_the_hosts_namespace_decides() {
+    for [first, second] in [["host", "pod"], ["pod", "host"]] {
+        let node = Node::new().with("a", 10, 100, first).with("b", 11, 100, second);
+        assert_eq!(node.with("c", 12, 100, "nested").tells(), "host", "{first}");
+    }
+    assert_eq!(
+        Node::new().with("a", 10, 100, "pod").with("b", 11, 99, "nested").tells(),
+        "nested",
+        "the older"
+    );
+}
+
 const MONITOR: &str = "crio-conmon-0f1e.scope";
 
 #[test]
