@@ -66,8 +66,8 @@ use crate::{
 pub(crate) const CONNECTIONS: usize = 1024;
 /// How many of them one pod may have, however many cgroups it makes. Callers that are no pod share one such allowance.
 const CONNECTIONS_PER_POD: usize = 64;
-/// How long a connection's first request may be on its way before another connection may have its place.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a connection must be quiet before another one may have its place: its next request may be on its way.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long a connection waits for a place: no request is answered later.
 const PLACE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it asks for one meanwhile.
@@ -138,7 +138,7 @@ pub struct Server {
 impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
-        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, FIRST_REQUEST);
+        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
         let (quota, rates) = (Quota::new(config.pass_through_rate), Rates::new(config.request_rate));
         let (metrics, log) = (Metrics::new(registry), AccessLog::default());
         let interception = OnceLock::new();

@@ -6,7 +6,7 @@ use std::{
     hash::Hash,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,6 +20,7 @@ pub(crate) struct Places<C: Eq + Hash> {
     total: usize,
     per_caller: usize,
     grace: Duration,
+    begun: Instant,
     taken: Mutex<Taken<C>>,
 }
 
@@ -34,16 +35,11 @@ struct Taken<C> {
 #[derive(Debug)]
 struct Holder {
     lost: CancellationToken,
-    since: Instant,
-    state: AtomicU8,
+    /// When it came, or its last request was answered, in microseconds; [`BUSY`] while one is being answered.
+    quiet_since: AtomicU64,
 }
 
-/// Of a connection: its first request has not come.
-const FRESH: u8 = 0;
-/// A request is being answered.
-const BUSY: u8 = 1;
-/// The last request was answered.
-const IDLE: u8 = 2;
+const BUSY: u64 = u64::MAX;
 
 /// The place of one connection; dropping it gives it back.
 #[derive(Debug)]
@@ -57,11 +53,11 @@ pub(crate) struct Place<C: Clone + Eq + Hash> {
 }
 
 impl<C: Clone + Eq + Hash> Places<C> {
-    /// Both bounds are at least 1. A connection is idle that is not being answered, but for its first moments (`grace`), in which its first request is on
-    /// its way.
+    /// Both bounds are at least 1. A connection is idle on which nothing was asked or answered for as long as `grace`: before that, its next request may be
+    /// on its way.
     pub(crate) fn new(total: usize, per_caller: usize, grace: Duration) -> Arc<Self> {
         let taken = Taken { by_caller: HashMap::new(), total: 0, next: 0 };
-        Arc::new(Self { total, per_caller, grace, taken: Mutex::new(taken) })
+        Arc::new(Self { total, per_caller, grace, begun: Instant::now(), taken: Mutex::new(taken) })
     }
 
     /// A place for a connection of `caller`. When the caller has all that one may have, its oldest idle connection gives way, and without an idle
@@ -71,10 +67,10 @@ impl<C: Clone + Eq + Hash> Places<C> {
         let mut taken = self.taken();
         let mut displaced = None;
         if taken.of(&caller) >= self.per_caller {
-            displaced = Some((caller.clone(), taken.oldest_idle(&caller, self.grace)?));
+            displaced = Some((caller.clone(), taken.oldest_idle(&caller, self.quiet_before())?));
         } else if taken.total >= self.total {
             let most = taken.who_has_most()?;
-            let number = taken.oldest_idle(&most, self.grace).or_else(|| taken.oldest(&most))?;
+            let number = taken.oldest_idle(&most, self.quiet_before()).or_else(|| taken.oldest(&most))?;
             displaced = Some((most, number));
         }
         let holder = displaced.as_ref().and_then(|(caller, number)| taken.remove(caller, *number));
@@ -92,12 +88,21 @@ impl<C: Clone + Eq + Hash> Places<C> {
     }
 
     fn give(self: &Arc<Self>, mut taken: MutexGuard<'_, Taken<C>>, caller: C, displaced: bool) -> Place<C> {
-        let holder = Holder { lost: CancellationToken::new(), since: Instant::now(), state: FRESH.into() };
+        let holder = Holder { lost: CancellationToken::new(), quiet_since: self.now().into() };
         let (number, holder) = (taken.next, Arc::new(holder));
         taken.next += 1;
         taken.total += 1;
         taken.by_caller.entry(caller.clone()).or_default().insert(number, Arc::clone(&holder));
         Place { places: Arc::clone(self), caller, number, holder, displaced }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(BUSY - 1)
+    }
+
+    /// Who has been quiet since then, or longer, is idle; `None` when nobody can be.
+    fn quiet_before(&self) -> Option<u64> {
+        self.now().checked_sub(u64::try_from(self.grace.as_micros()).ok()?)
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken<C>> {
@@ -123,13 +128,11 @@ impl<C: Clone + Eq + Hash> Taken<C> {
         self.by_caller.get(caller)?.first_key_value().map(|(number, _)| *number)
     }
 
-    fn oldest_idle(&self, caller: &C, grace: Duration) -> Option<u64> {
-        let is_idle = |holder: &Holder| match holder.state.load(Ordering::Relaxed) {
-            FRESH => holder.since.elapsed() >= grace,
-            state => state == IDLE,
-        };
+    fn oldest_idle(&self, caller: &C, quiet_before: Option<u64>) -> Option<u64> {
+        let quiet_before = quiet_before?;
         let mut held = self.by_caller.get(caller)?.iter();
-        held.find(|(_, holder)| is_idle(holder)).map(|(number, _)| *number)
+        let idle = held.find(|(_, holder)| holder.quiet_since.load(Ordering::Relaxed) <= quiet_before);
+        idle.map(|(number, _)| *number)
     }
 
     fn remove(&mut self, caller: &C, number: u64) -> Option<Arc<Holder>> {
@@ -151,9 +154,9 @@ impl<C: Clone + Eq + Hash> Place<C> {
 
     /// The connection is not idle while `answer` is being made.
     pub(crate) async fn busy_with<T>(&self, answer: impl Future<Output = T>) -> T {
-        self.holder.state.store(BUSY, Ordering::Relaxed);
+        self.holder.quiet_since.store(BUSY, Ordering::Relaxed);
         let answer = answer.await;
-        self.holder.state.store(IDLE, Ordering::Relaxed);
+        self.holder.quiet_since.store(self.places.now(), Ordering::Relaxed);
         answer
     }
 }
@@ -211,16 +214,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_whose_first_request_is_on_its_way_does_not_give_way() {
+    async fn a_connection_whose_next_request_may_be_on_its_way_does_not_give_way() {
         const GRACE: Duration = Duration::from_secs(1);
         let places = Places::new(10, 2, GRACE);
         let held = held(&places, &[1, 1]);
-        assert!(places.take(1).is_none());
+        assert!(places.take(1).is_none(), "they have just come");
+        tokio::time::advance(GRACE).await;
+        held[0].busy_with(std::future::ready(())).await;
 
-        held[1].busy_with(std::future::ready(())).await;
-        assert!(places.take(1).is_some_and(|place| place.displaced));
-        assert_eq!(lost(&held), [1], "the one that was answered");
         let third = places.take(1).unwrap();
+        assert!(third.displaced);
+        assert_eq!(lost(&held), [1], "not the one that was just answered, although it is older");
         assert!(places.take(1).is_none());
         tokio::time::advance(GRACE).await;
         drop(places.take(1).unwrap());

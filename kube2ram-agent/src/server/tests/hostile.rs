@@ -13,7 +13,7 @@ use super::harness::*;
 use crate::{
     identity::CgroupId,
     server::{
-        CONNECTIONS_PER_POD,
+        CONNECTIONS_PER_POD, QUIET,
         listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT, MAX_REQUESTS, WRITE_TIMEOUT},
     },
 };
@@ -233,6 +233,7 @@ async fn one_pod_cannot_take_all_connections_whatever_cgroups_it_makes() {
     let open = format!("connections {CONNECTIONS_PER_POD}\n");
     eventually(async || harness.metrics().contains(&open)).await;
 
+    tokio::time::sleep(QUIET).await;
     let mut more = Vec::new();
     for cgroup in [POD_CGROUP, NESTED_CGROUP] {
         come_from(cgroup);
