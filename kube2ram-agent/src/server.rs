@@ -190,12 +190,13 @@ impl Server {
             self.metrics.connections_displaced.inc();
         }
         let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
-        self.tasks.spawn(async move {
+        // In a box, because the runtime would move the future, which is large, several times.
+        self.tasks.spawn(Box::pin(async move {
             gauge.inc();
             let answer = |request| place.busy_with(connection.answer(request));
             listener::drive(stream, &closing, place.lost(), answer).await;
             gauge.dec();
-        });
+        }));
     }
 
     /// The place of a connection. A pod that is being answered on all of its connections waits on its own listener, behind which nobody else does.

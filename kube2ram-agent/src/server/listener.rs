@@ -134,7 +134,8 @@ where
         let is_last = begun.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REQUESTS;
         // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
         let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let response = handle(request);
+        // In a box, because hyper would move the future, which is large, several times.
+        let response = Box::pin(handle(request));
         let last = &last;
         async move {
             let mut response = response.await;

@@ -110,7 +110,7 @@ impl Took {
         line("TCP, metadata server: kube2ram", &self.redirected, &self.redirected, Target::None)?;
         line("  kube2ram / TCP elsewhere without kube2ram", &self.redirected, &self.without, Target::None)?;
         line("  kube2ram / one DNAT rule", &self.redirected, one_redirected, Target::None)?;
-        line("  kube2ram / 1,000 rules", &self.redirected, thousand_redirected, Target::AtMost(0.7))?;
+        line("  kube2ram / 1,000 rules", &self.redirected, thousand_redirected, Target::AtMost(0.45))?;
         line("  kube2ram / 5,000 rules", &self.redirected, many_redirected, Target::None)
     }
 }

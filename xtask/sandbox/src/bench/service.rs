@@ -41,7 +41,7 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
     let url = format!("http://{}/latest/meta-data/ram/security-credentials/{ROLE}", Node::METADATA_IP);
     let hello = Hello::start(sandbox, &url)?;
 
-    for (what, close, target) in [("keep-alive", false, 0.7), ("a connection per request", true, 0.6)] {
+    for (what, close, target) in [("keep-alive", false, 0.9), ("a connection per request", true, 0.85)] {
         let load = Load { connections: 32, close, pause_ms: 0, seconds: 3 };
         let (ours, bare) = in_turn(sandbox, load, &url, &hello.url())?;
         let value = format!("{:.0}/s", ours.median());
