@@ -181,7 +181,7 @@ impl Server {
             return;
         }
         let connection = Connection::new(Arc::clone(self), peer, origin);
-        let Some(place) = self.place_for(&connection).await else {
+        let Some(place) = self.place_for(&connection, closing).await else {
             self.metrics.connections_refused.inc();
             debug!(%peer, "too many connections");
             return;
@@ -201,12 +201,13 @@ impl Server {
 
     /// The place of a connection. A pod that is being answered on all of its connections waits on its own listener, behind which nobody else does.
     /// Elsewhere it would keep others waiting.
-    async fn place_for(&self, connection: &Connection) -> Option<Place<Option<PodUid>>> {
+    async fn place_for(&self, connection: &Connection, closing: &Closing) -> Option<Place<Option<PodUid>>> {
         let pod = connection.pod_uid();
         let deadline = Instant::now() + PLACE_PATIENCE;
         loop {
             let place = self.places.take(pod.clone());
-            if place.is_some() || !connection.has_own_listener() || Instant::now() > deadline {
+            let may_wait = connection.has_own_listener() && !closing.accepting().is_cancelled();
+            if place.is_some() || !may_wait || Instant::now() > deadline {
                 return place;
             }
             sleep(PLACE_RETRY).await;

@@ -306,6 +306,7 @@ impl Cluster {
             self.metrics.unreadable_pods.inc();
             let (namespace, name) = (&object.metadata.namespace, &object.metadata.name);
             warn!(?namespace, ?name, "the API server sent a pod that cannot be read; it gets no role");
+            return uid_of(&object.metadata).map(Sighting::Ended);
         }
         sighting(object, &self.config.pod_annotations)
     }

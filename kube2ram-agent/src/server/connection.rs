@@ -121,7 +121,12 @@ impl Connection {
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let config = &self.server.config;
-        let rate = self.rate.get_or_init(|| self.server.rates.of(self.uid.get()));
+        let rates = &self.server.rates;
+        let rate = match self.uid.get() {
+            Some(uid) => Arc::clone(self.rate.get_or_init(|| rates.of(Some(uid)))),
+            // Not for good: who it is may only be known later.
+            None => rates.of(None),
+        };
         rate.pay().map_err(|retry_after| RequestError::OverRate { retry_after })?;
         let raw = raw_target(&request.uri);
         let target = Target::parse(raw.as_bytes(), config.metadata);

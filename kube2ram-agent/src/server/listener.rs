@@ -55,6 +55,8 @@ pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// The longest queue that a listener of ours has.
+const MAX_BACKLOG: usize = 4096;
 /// How often that is said of one listener.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -101,9 +103,12 @@ pub(crate) async fn accept<F: Future<Output = ()>>(
             }
         }
     }
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+    // Whoever goes on connecting must not keep this from ending.
+    for _ in 0..MAX_BACKLOG {
+        let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
         send_at_once(&stream);
         on_accept(stream, peer).await;
+        yield_now().await;
     }
 }
 
@@ -187,17 +192,17 @@ where
         },
         ended = connection.as_mut() => Some(ended),
     };
-    let ended = match ended {
-        None if begun.load(Ordering::Relaxed) == 0 => {
-            timeout(FIRST_REQUEST_GRACE, connection.as_mut()).await.ok()
+    let last_moments = async {
+        if begun.load(Ordering::Relaxed) == 0
+            && let Ok(ended) = timeout(FIRST_REQUEST_GRACE, connection.as_mut()).await
+        {
+            return Some(ended);
         }
-        ended => ended,
+        connection.as_mut().graceful_shutdown();
+        timeout(DRAIN_DEADLINE, connection).await.ok()
     };
     let ended = match ended {
-        None => {
-            connection.as_mut().graceful_shutdown();
-            timeout(DRAIN_DEADLINE, connection).await.ok()
-        }
+        None => lost.run_until_cancelled(last_moments).await.flatten(),
         ended => ended,
     };
     match ended {
