@@ -167,28 +167,13 @@ impl Lookups {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::object::Known, *};
-
-    fn uid(n: u8) -> PodUid {
-        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
-    }
+    use super::{
+        super::object::testing::{self, uid},
+        *,
+    };
 
     fn sighting(n: u8) -> Sighting {
-        let pod = Pod {
-            uid: uid(n),
-            namespace: "n".into(),
-            name: "p".into(),
-            service_account: "default".into(),
-            host_network: false,
-            annotations: [].into(),
-        };
-        Sighting::Live(Known {
-            pod: Arc::new(pod),
-            config_hash: None,
-            ip: None,
-            is_terminating: false,
-            is_running: false,
-        })
+        testing::sighting(n, "p")
     }
 
     #[test]

@@ -163,6 +163,34 @@ const POD_VALUE_LIMIT_BYTES: usize = 32 * 1024;
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 const OVERSIZED: &str = "the annotation is longer than 64 KiB";
 
+/// Pods for the tests of what takes them.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    pub(in crate::kubernetes) fn uid(n: u8) -> PodUid {
+        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
+    }
+
+    pub(in crate::kubernetes) fn sighting(n: u8, name: &str) -> Sighting {
+        let pod = Pod {
+            uid: uid(n),
+            namespace: "n".into(),
+            name: name.into(),
+            service_account: "default".into(),
+            host_network: false,
+            annotations: [].into(),
+        };
+        Sighting::Live(Known {
+            pod: Arc::new(pod),
+            config_hash: None,
+            ip: None,
+            is_terminating: false,
+            is_running: false,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

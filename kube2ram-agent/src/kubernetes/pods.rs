@@ -2,7 +2,7 @@
 //! Pure; called by `kubernetes::cluster` and `kubernetes::lookup`.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -20,14 +20,31 @@ pub(super) struct Pods {
     departed: HashMap<PodUid, Known>,
     /// What the relist under way says has ended: they do not depart, they are gone.
     ended: HashSet<PodUid>,
-    /// While a direct list is under way: what the watch has said meanwhile, since the list may be older than that.
-    meanwhile: Option<Meanwhile>,
+    /// What the watch has seen end or go: a direct list may be older than that, one from a cache by any time.
+    gone: Gone,
+    /// Whether a relist has come since the direct list under way was asked for.
+    relisted: bool,
 }
 
+/// The last UIDs that were told, so many that no direct list has one that was told before. UIDs are not used again.
 #[derive(Debug, Default)]
-struct Meanwhile {
-    removed: HashSet<PodUid>,
-    relisted: bool,
+struct Gone {
+    uids: HashSet<PodUid>,
+    in_order: VecDeque<PodUid>,
+}
+
+impl Gone {
+    fn tell(&mut self, uid: PodUid) {
+        if !self.uids.insert(uid.clone()) {
+            return;
+        }
+        self.in_order.push_back(uid);
+        if self.in_order.len() > GONE_LIMIT
+            && let Some(first) = self.in_order.pop_front()
+        {
+            self.uids.remove(&first);
+        }
+    }
 }
 
 /// Whom a cgroup's name means.
@@ -40,7 +57,13 @@ pub(super) enum Found {
 
 impl Pods {
     pub(super) fn new() -> Self {
-        Self { store: Store::new(), departed: HashMap::new(), ended: HashSet::new(), meanwhile: None }
+        Self {
+            store: Store::new(),
+            departed: HashMap::new(),
+            ended: HashSet::new(),
+            gone: Gone::default(),
+            relisted: false,
+        }
     }
 
     pub(super) fn is_listed(&self) -> bool {
@@ -116,9 +139,7 @@ impl Pods {
         if let Some(known) = self.store.remove(&uid) {
             self.depart(known);
         }
-        if let Some(meanwhile) = &mut self.meanwhile {
-            meanwhile.removed.insert(uid);
-        }
+        self.gone.tell(uid);
     }
 
     fn depart(&mut self, known: Known) {
@@ -144,9 +165,13 @@ impl Pods {
 
     pub(super) fn finish_relist(&mut self) {
         for (uid, known) in self.store.finish_list() {
-            if !self.store.known().contains_key(&uid) && !self.ended.contains(&uid) {
+            if self.store.known().contains_key(&uid) {
+                continue;
+            }
+            if !self.ended.contains(&uid) {
                 self.depart(known);
             }
+            self.gone.tell(uid);
         }
         let known = self.store.known();
         let hashes: HashSet<_> = known.values().filter_map(|known| known.config_hash.as_ref()).collect();
@@ -155,27 +180,24 @@ impl Pods {
             !is_replaced && !known.contains_key(uid)
         });
         self.ended.clear();
-        if let Some(meanwhile) = &mut self.meanwhile {
-            meanwhile.relisted = true;
-        }
+        self.relisted = true;
     }
 
     /// A direct list is about to be asked for.
     pub(super) fn start_direct(&mut self) {
-        self.meanwhile = Some(Meanwhile::default());
+        self.relisted = false;
     }
 
     /// Adds what a direct list brought and the watch has neither shown nor seen go. `false` when the list is of no use, because a
     /// relist may have dropped pods that this list still has.
     pub(super) fn finish_direct(&mut self, listed: impl IntoIterator<Item = Sighting>) -> bool {
-        let meanwhile = self.meanwhile.take().unwrap_or_default();
-        if meanwhile.relisted {
+        if self.relisted {
             return false;
         }
         for sighting in listed {
             let Sighting::Live(known) = sighting else { continue };
             let uid = &known.pod.uid;
-            if !meanwhile.removed.contains(uid) && !self.store.known().contains_key(uid) {
+            if !self.gone.uids.contains(uid) && !self.store.known().contains_key(uid) {
                 self.insert(known);
             }
         }
@@ -193,32 +215,15 @@ fn only<'k>(mut claims: impl Iterator<Item = &'k Known>) -> Found {
 
 /// More than a node deletes at once.
 const DEPARTED_LIMIT: usize = 1024;
+/// More than a node ends while one API server's cache is behind.
+const GONE_LIMIT: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn uid(n: u8) -> PodUid {
-        PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
-    }
-
-    fn sighting(n: u8, name: &str) -> Sighting {
-        let pod = Pod {
-            uid: uid(n),
-            namespace: "n".into(),
-            name: name.into(),
-            service_account: "default".into(),
-            host_network: false,
-            annotations: [].into(),
-        };
-        Sighting::Live(Known {
-            pod: Arc::new(pod),
-            config_hash: None,
-            ip: None,
-            is_terminating: false,
-            is_running: false,
-        })
-    }
+    use super::{
+        super::object::testing::{sighting, uid},
+        *,
+    };
 
     fn name(pods: &Pods, n: u8) -> Option<Box<str>> {
         match pods.find(&uid(n)) {
@@ -252,6 +257,39 @@ mod tests {
 
         assert_eq!((name(&pods, 1), name(&pods, 2)), (None, None));
         assert_eq!(name(&pods, 3).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_list_from_a_cache_that_is_behind_brings_back_nothing_that_had_gone_before() {
+        let mut pods = Pods::new();
+        for n in 1..=4 {
+            pods.apply(sighting(n, "p"));
+        }
+        pods.apply(Sighting::Ended(uid(1)));
+        pods.remove(uid(2));
+        pods.start_relist();
+        pods.relist(Sighting::Ended(uid(3)));
+        pods.finish_relist();
+        pods.forget_departed(&HashSet::new());
+
+        pods.start_direct();
+        assert!(pods.finish_direct((1..=5).map(|n| sighting(n, "cached"))));
+
+        assert_eq!([1, 2, 3, 4, 5].map(|n| name(&pods, n).is_some()), [false, false, false, false, true]);
+        pods.apply(sighting(4, "again"));
+        assert_eq!(name(&pods, 4).as_deref(), Some("again"), "the watch is believed");
+    }
+
+    #[test]
+    fn what_has_gone_is_remembered_within_bounds() {
+        let mut gone = Gone::default();
+        let uid = |n: usize| PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap();
+
+        (0..=GONE_LIMIT).for_each(|n| gone.tell(uid(n)));
+        gone.tell(uid(GONE_LIMIT));
+
+        assert_eq!((gone.uids.len(), gone.in_order.len()), (GONE_LIMIT, GONE_LIMIT));
+        assert!(!gone.uids.contains(&uid(0)) && gone.uids.contains(&uid(1)));
     }
 
     #[test]
