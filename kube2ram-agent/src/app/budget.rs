@@ -32,7 +32,7 @@ const RECORD: usize = 192 + 16;
 /// The same with values of 8 or 16 bytes.
 const SMALL: usize = 96 + 16;
 
-/// What it is for, and how many bytes.
+/// What it is for, and how many bytes. The first and the last are no bounds, but what was measured, with room.
 const PARTS: [(&str, usize); 7] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
     ("pods' connections", server::CONNECTIONS * (SOCKET + BUFFERS + HTTP)),
