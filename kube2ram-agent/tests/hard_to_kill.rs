@@ -5,9 +5,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +15,7 @@ use kube2ram_common::abi::LISTENER_PORTS;
 use kube2ram_sandbox::{
     Sandbox,
     agent::Agent,
+    client::Holder,
     kernel,
     node::PodSpec,
     standin::{AccessKey, Accounts, PodManifest},
@@ -80,29 +80,6 @@ impl Container {
 
     fn pid(&self) -> u32 {
         fs::read_to_string(self.cgroup.join("cgroup.procs")).unwrap().trim().parse().expect("one process")
-    }
-}
-
-/// A client that never reads, ended by the end of its standard input.
-struct Attack(Child);
-
-impl Attack {
-    fn start(mut client: Command, address: &str, connections: usize, request: &str) -> Self {
-        let (count, request) = (connections.to_string(), hex::encode(request));
-        client.args(["hold", "--connect", address, "--connections", &count]);
-        client.args(["--first", &request, "--then", &request]);
-        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "holding\n");
-        Self(child)
-    }
-}
-
-impl Drop for Attack {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().expect("own child");
     }
 }
 
@@ -225,8 +202,10 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
         ),
         ("unread metrics", all(), &admin, 64, &metrics, outside, operators),
     ] {
-        let attacks: Vec<_> =
-            clients.into_iter().map(|client| Attack::start(client, address, connections, request)).collect();
+        let attacks: Vec<_> = clients
+            .into_iter()
+            .map(|client| Holder::start(client, address, connections, request, request).unwrap())
+            .collect();
         endure(&sandbox, &container, what, ss, port);
         drop(attacks);
         assert_recovers(&sandbox, what);

@@ -4,16 +4,14 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use kube2ram_sandbox::{
     Sandbox,
-    client::Reply,
+    client::{Holder, Reply},
     node::PodSpec,
     standin::{AccessKey, Accounts, PodManifest},
 };
@@ -95,39 +93,6 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A process that holds connections open; ended by the end of its standard input.
-struct Holder(Child);
-
-impl Holder {
-    fn start(mut client: Command, connections: usize, first: &str, then: &str) -> Self {
-        let (first, then) = (hex::encode(first), hex::encode(then));
-        let count = connections.to_string();
-        client.args([
-            "hold",
-            "--connect",
-            METADATA,
-            "--connections",
-            &count,
-            "--first",
-            &first,
-            "--then",
-            &then,
-        ]);
-        let mut child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "holding\n");
-        Self(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().expect("own child");
-    }
-}
-
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn garbage_is_answered_or_cut_off_and_harms_nobody() {
@@ -193,13 +158,13 @@ fn a_pod_that_holds_connections_starves_nobody_else() {
     let half = "GET /latest/meta-data/ram/security-credentials/ HTTP/1.1\r\nX: ";
     let endless = "a".repeat(4096);
     let mut holders = vec![
-        Holder::start(attacker.client("app").unwrap(), 100, "", ""),
-        Holder::start(attacker.client("app").unwrap(), 100, half, "a"),
-        Holder::start(attacker.client("app").unwrap(), 100, "GET /", &endless),
+        Holder::start(attacker.client("app").unwrap(), METADATA, 100, "", "").unwrap(),
+        Holder::start(attacker.client("app").unwrap(), METADATA, 100, half, "a").unwrap(),
+        Holder::start(attacker.client("app").unwrap(), METADATA, 100, "GET /", &endless).unwrap(),
     ];
     for n in 0..6 {
         let client = attacker.nested_client("app", &format!("nest-{n}")).unwrap();
-        holders.push(Holder::start(client, 200, half, "a"));
+        holders.push(Holder::start(client, METADATA, 200, half, "a").unwrap());
     }
     let mut slowest = Duration::ZERO;
     for _ in 0..50 {

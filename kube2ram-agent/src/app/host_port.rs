@@ -22,7 +22,11 @@ use tracing::{error, info};
 use self::holder::Holder;
 use super::AppError;
 use crate::{
-    admin::Readiness, identity::PodUid, server::listener::bound_buffers, status::TakenPort, telemetry::chain,
+    admin::Readiness,
+    identity::PodUid,
+    server::listener::{MAX_BACKLOG, bound_buffers},
+    status::TakenPort,
+    telemetry::chain,
 };
 
 /// A port and the listener on it, once there is one.
@@ -37,9 +41,6 @@ pub(super) struct HostPort {
     holder: Mutex<Option<Holder>>,
 }
 
-/// As many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills the queue, and whose SYN then finds it
-/// full is only heard a second later, which is when SDKs give up.
-const BACKLOG: u32 = 4096;
 /// How often a port that is taken is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often the process that has the port is looked for, which reads the descriptors of all processes, and
@@ -177,7 +178,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     bound_buffers(&socket)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(MAX_BACKLOG)
 }
 
 #[cfg(test)]

@@ -55,8 +55,9 @@ pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// The longest queue that a listener of ours has.
-const MAX_BACKLOG: usize = 4096;
+/// The longest queue that a listener of ours has: as many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills
+/// it, and whose SYN then finds it full is only heard a second later, which is when SDKs give up.
+pub(crate) const MAX_BACKLOG: u32 = 4096;
 /// How often that is said of one listener.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 

@@ -11,7 +11,7 @@ mod sts;
 
 pub use self::{
     dial::Dial,
-    hold::Hold,
+    hold::{Hold, Holder},
     http::{Family, Reply, Request, raw},
     load::{Load, LoadReport},
     repeat::Repeat,

@@ -2,14 +2,15 @@
 //! Depends on the standard library. Called inside pods by the binary's `client hold`.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{BufRead as _, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -22,6 +23,43 @@ pub struct Hold {
     pub first: Vec<u8>,
     /// Sent again and again on each.
     pub then: Vec<u8>,
+}
+
+/// A process that holds connections, as long as this is kept.
+#[derive(Debug)]
+pub struct Holder(Child);
+
+impl Holder {
+    /// Starts one from a command that is this binary's `client`, and waits until it holds them.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends before.
+    pub fn start(
+        mut client: Command,
+        address: &str,
+        connections: usize,
+        first: &str,
+        then: &str,
+    ) -> Result<Self> {
+        let (first, then, count) = (hex::encode(first), hex::encode(then), connections.to_string());
+        client.args(["hold", "--connect", address, "--connections", &count, "--first", &first]);
+        let mut child =
+            client.args(["--then", &then]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let report = child.stdout.take().context("no standard output")?;
+        let holder = Self(child);
+        let mut line = String::new();
+        BufReader::new(report).read_line(&mut line)?;
+        ensure!(line == "holding\n", "the client holds nothing: {line:?}");
+        Ok(holder)
+    }
+}
+
+impl Drop for Holder {
+    /// The end of its standard input ends it.
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
+    }
 }
 
 /// How often each connection sends.
