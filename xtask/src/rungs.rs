@@ -54,6 +54,13 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     Ok(counts)
 }
 
+/// The tests of names, with the containers' program from an image: its C library resolves them.
+pub(crate) fn test_names(program: &Path) -> Result<Counts> {
+    let mut tests = nextest(&ebpf::build()?)?;
+    tests.env("KUBE2RAM_TEST_PROGRAM", program);
+    counted(tests.args(["--run-ignored", "all", "-E", "binary(manifests) and test(/^names::/)"]))
+}
+
 /// `cargo xtask test --api-server`.
 pub(crate) fn test_on_api_server() -> Result<Counts> {
     ensure!(setup::is_root(), "pods, cgroups and eBPF programs: run it as root");

@@ -6,6 +6,7 @@
 mod api_server;
 mod chart;
 mod container;
+mod names;
 mod node;
 mod overlays;
 mod rendered;

@@ -21,13 +21,13 @@ use kube2ram_sandbox::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::support::{AGENT, strings};
+use super::support::{agent, strings};
 
 pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const DEADLINE: Duration = Duration::from_secs(60);
 /// As the image has it.
 const ENTRYPOINT: &str = "/usr/local/bin/kube2ram";
-const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
+pub(crate) const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
 /// With a role of their own each; one shares the host's network.
 pub(crate) const PODS: [&str; 3] = ["orders", "billing", "daemon"];
 
@@ -70,8 +70,7 @@ impl Node {
         let sandbox = Sandbox::create(name).unwrap();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let image =
-            Image::of_binary(AGENT.as_ref(), ENTRYPOINT, authority.pem(), directory.path().join("image"))
-                .unwrap();
+            Image::of_binary(&agent(), ENTRYPOINT, authority.pem(), directory.path().join("image")).unwrap();
         let ip = sandbox.node().ip();
         let upstream = sandbox.sts().url();
         let upstream = upstream.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();

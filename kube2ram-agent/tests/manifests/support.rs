@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
+
 pub(crate) const NAMESPACE: &str = "kube-system";
 
 /// Each is a kustomize overlay, and a file of Helm values.
@@ -19,6 +20,11 @@ pub(crate) const VARIANTS: [&str; 6] =
 /// What can be had together. Migration's flags are instead of the base's.
 pub(crate) const TOGETHER: [&str; 5] =
     ["boot-guard", "debug", "namespace-restrictions", "oidc", "startup-taint"];
+
+/// What containers run: cargo's, or the program of an image, which is another build with another C library.
+pub(crate) fn agent() -> PathBuf {
+    env::var_os("KUBE2RAM_TEST_PROGRAM").unwrap_or_else(|| AGENT.into()).into()
+}
 
 /// Objects by kind, namespace and name.
 pub(crate) type Objects = BTreeMap<String, Value>;

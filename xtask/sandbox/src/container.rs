@@ -34,6 +34,8 @@ pub struct Surroundings {
     pub host_paths: BTreeMap<PathBuf, PathBuf>,
     /// Lines of the node's /etc/hosts.
     pub hosts: String,
+    /// Lines of the node's /etc/resolv.conf, without options: what a pod of `dnsPolicy: Default` is given.
+    pub resolv_conf: String,
     /// `spec.nodeName` and the like, for the downward API.
     pub fields: BTreeMap<String, String>,
     /// The API server, as `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` tell it.

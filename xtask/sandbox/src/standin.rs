@@ -1,5 +1,5 @@
-//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server, the API server and an ancestor's agent, each a real HTTP
-//! server on its own thread, so that blocking and asynchronous tests can both use them. Depends on nothing else of this crate but
+//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server, the API server, an ancestor's agent and name servers, each a
+//! real server on its own thread, so that blocking and asynchronous tests can both use them. Depends on nothing else of this crate but
 //! the clock; called by `sandbox` and by tests.
 
 mod account;
@@ -7,6 +7,7 @@ mod ancestor;
 mod api_server;
 
 mod metadata;
+mod names;
 mod oidc;
 mod server;
 mod signature;
@@ -19,6 +20,7 @@ pub use self::{
     ancestor::Ancestor,
     api_server::{ApiServer, PodManifest},
     metadata::{Metadata, MetadataMode, Seen, Tokens},
+    names::{Loss, NameServer},
     oidc::{OidcIssuer, OidcProvider, OidcTrust},
     server::Bind,
     signature::{V3Request, pe, v1_signature, v3_signature},

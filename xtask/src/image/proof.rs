@@ -20,7 +20,7 @@ use crate::{
     counts::Counts,
     ebpf,
     musl::{self, Arch},
-    setup,
+    rungs, setup,
 };
 
 /// In a name that has what names of directories may have.
@@ -71,8 +71,8 @@ pub(crate) fn prove(places: Places, no_skip: bool) -> Result<Counts> {
         find_lines(&Profile::Dev.dist().join(arch.name()).join("kube2ram.debug"))?;
         passed += 4;
     }
-    show(&scratch.0.join(Arch::HERE.name()).join(PROGRAM), no_skip)?;
-    Ok(Counts::passed(passed + 2))
+    let names = run_here(&scratch.0.join(Arch::HERE.name()).join(PROGRAM), no_skip)?;
+    Ok([Counts::passed(passed + 2), names].into_iter().sum())
 }
 
 /// Builds the image of a copy of the sources, and compares objects and images.
@@ -230,16 +230,18 @@ fn find_lines(debug: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The main job, by the program from the image.
-fn show(agent: &Path, no_skip: bool) -> Result<()> {
+/// The main job and what depends on the C library, by the program from the image.
+fn run_here(agent: &Path, no_skip: bool) -> Result<Counts> {
     if !setup::is_root() {
         say("SKIPPED: the program from the image in the sandbox needs root");
         ensure!(!no_skip, "the sandbox was skipped");
-        return Ok(());
+        return Ok(Counts::default());
     }
     say("the main job, by the program from the image");
     setup::bpf_file_system()?;
-    run(Command::new(builds::programs()?.sandbox).args(["show", "--agent"]).arg(agent))
+    run(Command::new(builds::programs()?.sandbox).args(["show", "--agent"]).arg(agent))?;
+    say("names of STS, by the program from the image");
+    rungs::test_names(agent)
 }
 
 /// Runs a command that must succeed.

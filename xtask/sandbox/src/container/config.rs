@@ -147,7 +147,12 @@ fn mounts(template: &Value, container: &Value, node: &Surroundings, bundle: &Pat
         // Of the cgroup namespace: the container's own.
         of_kind("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
-    for (destination, text) in [("/etc/hosts", &node.hosts), ("/etc/hostname", &"node\n".to_owned())] {
+    let resolv_conf = resolv_conf(template, node)?;
+    for (destination, text) in [
+        ("/etc/hosts", &node.hosts),
+        ("/etc/hostname", &"node\n".to_owned()),
+        ("/etc/resolv.conf", &resolv_conf),
+    ] {
         let file = bundle.join(destination.trim_start_matches("/etc/"));
         fs::write(&file, text)?;
         mounts.push(bind(&file, destination, true));
@@ -163,6 +168,19 @@ fn mounts(template: &Value, container: &Value, node: &Surroundings, bundle: &Pat
         mounts.push(bind(&source, path, mount["readOnly"] == true));
     }
     Ok(mounts)
+}
+
+/// The node's own, with the options of the pod's `dnsConfig`, as the kubelet writes them.
+fn resolv_conf(template: &Value, node: &Surroundings) -> Result<String> {
+    ensure!(template["dnsPolicy"] == "Default", "the pod asks the cluster's name server");
+    let mut text = node.resolv_conf.clone();
+    let options = template["dnsConfig"]["options"].as_array().map_or(&[][..], Vec::as_slice);
+    for option in options {
+        let name = option["name"].as_str().context("an option without a name")?;
+        let value = option["value"].as_str().map(|value| format!(":{value}")).unwrap_or_default();
+        text.push_str(&format!("options {name}{value}\n"));
+    }
+    Ok(text)
 }
 
 fn bind(source: &Path, destination: &str, read_only: bool) -> Value {

@@ -7,6 +7,7 @@ mod oidc;
 mod request;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -82,6 +83,7 @@ impl Sts {
             calls: Mutex::default(),
             lifetime: Mutex::default(),
             mode: Mutex::new(StsMode::Ok),
+            refusals: Mutex::default(),
             nonces: Mutex::default(),
         };
 
@@ -108,6 +110,16 @@ impl Sts {
         self.server.up()
     }
 
+    /// Answers AssumeRole for one role, by ARN, with this status and code from now on; without a code, with a page as gateways send.
+    pub fn refuse(&self, role_arn: &str, status: StatusCode, code: &str) {
+        locked(&self.server.handler.refusals).insert(role_arn.into(), (status, code.into()));
+    }
+
+    /// Takes back what [`Self::refuse`] has set, for all roles.
+    pub fn refuse_none(&self) {
+        locked(&self.server.handler.refusals).clear();
+    }
+
     /// Makes all that is issued from now on last this long, whatever is asked for; as the real one when `None`.
     pub fn set_lifetime(&self, lifetime: Option<Duration>) {
         *locked(&self.server.handler.lifetime) = lifetime;
@@ -132,19 +144,20 @@ struct State {
     calls: Mutex<Vec<Call>>,
     lifetime: Mutex<Option<Duration>>,
     mode: Mutex<StsMode>,
+    refusals: Mutex<BTreeMap<String, (StatusCode, String)>>,
     nonces: Mutex<HashSet<String>>,
 }
 
 /// What the caller is told.
 struct Failure {
     status: StatusCode,
-    code: &'static str,
+    code: Cow<'static, str>,
     message: &'static str,
 }
 
 impl Failure {
-    fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
-        Self { status, code, message }
+    fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, message: &'static str) -> Self {
+        Self { status, code: code.into(), message }
     }
 
     fn bad(code: &'static str, message: &'static str) -> Self {
@@ -182,7 +195,7 @@ impl Handler for State {
         };
         call.outcome = match &outcome {
             Ok(_) => "OK".into(),
-            Err(failure) => failure.code.into(),
+            Err(failure) => failure.code.clone().into_owned(),
         };
         locked(&self.calls).push(call);
 
@@ -257,6 +270,9 @@ impl State {
 
     fn assume_role(&self, caller: &AccessKey, call: &Call) -> Result<serde_json::Value, Failure> {
         let arn = call.param("RoleArn").unwrap_or_default();
+        if let Some((status, code)) = locked(&self.refusals).get(arn) {
+            return Err(Failure::new(*status, code.clone(), "As the test wants it."));
+        }
         let role_name = request::role_name(arn)?;
         let session = request::session_name(call)?;
         request::check_policy(call)?;
@@ -297,6 +313,13 @@ impl State {
     fn response(&self, outcome: Result<serde_json::Value, Failure>) -> Response<Body> {
         let (status, body, throttled) = match outcome {
             Ok(body) => (StatusCode::OK, body, false),
+            Err(Failure { status, code, .. }) if code.is_empty() => {
+                return reply(
+                    status,
+                    "text/html",
+                    "<html><body>not STS's own words</body></html>".to_owned(),
+                );
+            }
             Err(Failure { status, code, message }) => {
                 let body = json!({
                     "RequestId": request_id(),

@@ -1,24 +1,14 @@
 //! The resolver against a name server that loses datagrams, in a network and mount namespace of the test's own.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    env, fs,
-    net::UdpSocket,
-    process::Command,
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, env, fs, net::Ipv4Addr, process::Command, thread, time::Instant};
 
+use kube2ram_sandbox::standin::{Loss, NameServer};
 use serde_json::Value;
 
 use super::{super::transport::CONNECT_TIMEOUT, *};
 
 const NAME: &str = "sts-vpc.cn-hangzhou.aliyuncs.com";
 const PINNED: &str = "sts.pinned.example.com";
-const ADDRESS: [u8; 4] = [127, 0, 0, 9];
-/// What the wildcard record of a search domain answers.
-const WILDCARD: [u8; 4] = [127, 0, 0, 66];
 const INSIDE: &str = "KUBE2RAM_TEST_INSIDE";
 
 #[test]
@@ -79,70 +69,18 @@ fn a_lost_datagram_costs_no_detour_and_a_search_domain_is_never_asked() {
         assert!(said.contains("1 passed"), "{said}");
         return;
     }
-    let asked = serve();
+    let records = [(NAME, Ipv4Addr::new(127, 0, 0, 9)), ("*.corp.example", Ipv4Addr::new(127, 0, 0, 66))];
+    let server = NameServer::start(Ipv4Addr::LOCALHOST, &records, Loss::First).unwrap();
 
     let started = Instant::now();
     let found: BTreeSet<_> = look_up(NAME).unwrap().map(|addr| addr.ip().to_string()).collect();
     let took = started.elapsed();
     let pinned: BTreeSet<_> = look_up(PINNED).unwrap().map(|addr| addr.ip().to_string()).collect();
 
-    let asked = asked.lock().unwrap().clone();
+    let asked = server.asked();
     assert_eq!(asked.keys().collect::<Vec<_>>(), [NAME], "{asked:?}");
     assert!(asked[NAME] > 2, "A and AAAA were lost once: {asked:?}");
     assert_eq!(found, ["127.0.0.9".to_owned()].into());
     assert!(took < CONNECT_TIMEOUT, "{took:?}");
     assert_eq!(pinned, ["127.0.0.7".to_owned()].into(), "the node's hosts file");
-}
-
-/// A name server that loses the first datagram of each question, and whose search domain has a wildcard record.
-fn serve() -> Arc<Mutex<BTreeMap<String, usize>>> {
-    let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let asked = Arc::<Mutex<BTreeMap<String, usize>>>::default();
-    let log = Arc::clone(&asked);
-    thread::spawn(move || {
-        let mut seen = BTreeSet::new();
-        let mut query = [0; 512];
-        while let Ok((length, peer)) = socket.recv_from(&mut query) {
-            let query = &query[..length];
-            let (name, end) = question(query);
-            *log.lock().unwrap().entry(name.clone()).or_default() += 1;
-            if seen.insert(query[12..end].to_vec()) {
-                continue;
-            }
-            socket.send_to(&answer(query, end, &name), peer).unwrap();
-        }
-    });
-    asked
-}
-
-/// The name that is asked for, and where the question ends (RFC 1035, 4.1.2).
-fn question(query: &[u8]) -> (String, usize) {
-    let (mut labels, mut at) = (Vec::new(), 12);
-    while query[at] != 0 {
-        let end = at + 1 + usize::from(query[at]);
-        labels.push(String::from_utf8_lossy(&query[at + 1..end]).into_owned());
-        at = end;
-    }
-    (labels.join("."), at + 5)
-}
-
-fn answer(query: &[u8], end: usize, name: &str) -> Vec<u8> {
-    const A: u16 = 1;
-    let address = match name {
-        NAME => Some(ADDRESS),
-        _ if name.ends_with(".corp.example") => Some(WILDCARD),
-        _ => None,
-    };
-    let address = address.filter(|_| query[end - 4..end - 2] == A.to_be_bytes());
-    let mut reply = query[..2].to_vec();
-    // A response without an error, to one question.
-    reply.extend([0x81, 0x80, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
-    reply.extend(&query[12..end]);
-    if let Some(address) = address {
-        // The question's name, A, IN, a minute, four bytes.
-        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        reply.extend(address);
-    }
-    reply
 }

@@ -79,7 +79,7 @@ impl Bench {
                 assert!(answer["Credentials"]["AccessKeyId"].as_str().unwrap().starts_with("STS.kube2ram."));
                 "OK".to_owned()
             }
-            Err(failure) => failure.code.to_owned(),
+            Err(failure) => failure.code.into_owned(),
         }
     }
 }
