@@ -123,7 +123,8 @@ impl Node {
     pub(crate) fn kill(&mut self) {
         let agent = self.sandbox.agent().unwrap();
         let procs = agent.pod().container_cgroup("agent").unwrap().join("cgroup.procs");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        // Beside other work the kernel takes its time to end a process that is traced.
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let pids = fs::read_to_string(&procs).unwrap_or_default();
             for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {

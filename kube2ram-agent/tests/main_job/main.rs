@@ -24,5 +24,6 @@ mod outages;
 mod ports;
 mod situations;
 mod status;
+mod sts_answers;
 mod support;
 mod trees;
