@@ -6,6 +6,7 @@
 mod address;
 mod changes;
 mod clients;
+mod crash;
 mod denials;
 mod drain;
 mod explain;
