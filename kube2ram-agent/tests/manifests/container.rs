@@ -6,11 +6,12 @@ use std::{
     net::{SocketAddrV4, TcpStream},
 };
 
+use kube2ram_sandbox::standin::Accounts;
 use serde_json::{Value, json};
 
 use super::{
     node::{Agent, LIST, Node, eventually},
-    support::{objects, single_file, strings, template},
+    support::{deploy, objects, single_file, strings, template},
 };
 
 fn manifest() -> Value {
@@ -211,4 +212,39 @@ fn without_the_hosts_processes_pods_share_the_hosts_listener() {
 
     node.assert_served();
     assert_eq!(agent.metric("kube2ram_pod_listeners"), 0.0, "{}", agent.container.log());
+}
+
+/// The patch of docs/install.md: its second operation, on the pod template.
+fn as_documented_for_removal(template: &Value) -> Value {
+    let page = fs::read_to_string(deploy().join("../docs/install.md")).unwrap();
+    let patch = page.split("patch daemonset kube2ram --type=json -p '").nth(1).unwrap();
+    let patch: Value = serde_json::from_str(patch.split('\'').next().unwrap()).unwrap();
+    let operation = &patch[1];
+    assert_eq!(
+        (&operation["op"], &operation["path"]),
+        (&json!("replace"), &json!("/spec/template/spec/containers/0/args"))
+    );
+    let mut template = template.clone();
+    template["containers"][0]["args"] = operation["value"].clone();
+    template
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn removal_as_documented_ends_well_and_says_what_it_has_removed() {
+    let mut node = Node::new("manifest-removal");
+    let mut agent = node.start(&manifest()).unwrap();
+    node.assert_served();
+    assert!(agent.container.terminate().unwrap().success());
+    let removal = as_documented_for_removal(&manifest());
+    // The kubelet starts it again and again.
+    for expected in ["pods of this node now reach the node's role", "nothing of kube2ram was in force"] {
+        let mut container = node.container(&removal, "kube2ram").unwrap();
+        container.start().unwrap();
+        let ended = container.wait().unwrap();
+
+        assert!(ended.success(), "{ended}: {}", container.log());
+        assert!(container.log().contains(expected), "{}", container.log());
+    }
+    assert_eq!(node.ask("orders", LIST).body, Accounts::NODE_ROLE);
 }
