@@ -1,4 +1,4 @@
-//! What the API server knows: the pods of this node and the namespaces' allow-lists, kept by watches; and Events back to it.
+//! What the API server knows: the pods of this node and, where they count, the namespaces' allow-lists, kept by watches; and Events back to it.
 //! The only home of kube and k8s-openapi. Called by `server` (look-ups) and `app` (watches).
 
 mod client;
@@ -7,6 +7,7 @@ mod events;
 mod hearing;
 mod lookup;
 mod metrics;
+mod namespaces;
 mod object;
 mod pods;
 mod projection;
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 
 pub use self::{
     client::{ClientConfig, ClientError},
-    cluster::{Cluster, ClusterConfig},
+    cluster::{AllowLists, Cluster, ClusterConfig},
     hearing::{Contact, Resource},
     metrics::Metrics,
     saved::Saved,
@@ -30,6 +31,10 @@ pub use self::{
     taint::{StartupTaint, TaintError},
 };
 use crate::identity::PodUid;
+
+/// How much is kept of the namespaces' allow-lists.
+#[cfg(test)]
+pub(crate) const ALLOW_LISTS_BYTES: usize = namespaces::LIMIT_BYTES;
 
 /// A pod of this node, trimmed to what is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,8 +86,11 @@ pub trait Directory: Send + Sync + 'static {
     /// Dropping the future loses nothing.
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError>;
 
-    /// The namespace's allow-list annotation: `None` when the namespace is not known, `Some(None)` when it has no annotation.
+    /// The namespace's allow-list annotation: `None` when the namespace is not known, or none is; `Some(None)` when it has no annotation.
     fn allow_list(&self, namespace: &str) -> Option<Option<Arc<str>>>;
+
+    /// Whether the namespace is known to carry the annotation that gives a pod its role, and has no effect there. For people.
+    fn has_misplaced_role(&self, namespace: &str) -> bool;
 }
 
 /// What the pod's owner or the cluster's operator should read in `kubectl describe`.
@@ -91,7 +99,7 @@ pub struct Notice {
     /// The object it is about.
     pub about: About,
     /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
-    /// `MalformedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
+    /// `MalformedAnnotation`, `MisplacedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
     pub reason: &'static str,
     /// For people: what is the matter, and what to do about it. Names no secret and no other pod.
     pub message: String,

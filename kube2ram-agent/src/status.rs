@@ -237,11 +237,11 @@ pub struct BootGuard {
 /// The watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiServer {
-    /// Whether pods and namespaces have each been listed once.
+    /// Whether all that is watched has been listed once.
     pub is_synced: bool,
     /// Pods known from before a restart only.
     pub restored_pods: usize,
-    /// Both of them.
+    /// Of pods and, with restrictions, of namespaces.
     pub watches: Vec<Watch>,
 }
 

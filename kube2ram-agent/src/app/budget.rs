@@ -6,7 +6,7 @@ use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS};
 use crate::{
     admin,
     cloud::upstream,
-    control,
+    control, kubernetes,
     server::{
         self,
         listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
@@ -33,8 +33,9 @@ const RECORD: usize = 192 + 16;
 const SMALL: usize = 96 + 16;
 
 /// What it is for, and how many bytes. The first and the last are no bounds, but what was measured, with room.
-const PARTS: [(&str, usize); 7] = [
+const PARTS: [(&str, usize); 8] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
+    ("namespaces' allow-lists, while they are listed again", 2 * kubernetes::ALLOW_LISTS_BYTES),
     ("pods' connections", server::CONNECTIONS * (SOCKET + BUFFERS + HTTP)),
     ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
     ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),

@@ -6,7 +6,7 @@ use super::node::Node;
 use crate::{
     args::{ApiServer, Config},
     identity::live_pods,
-    kubernetes::{ClientConfig, ClusterConfig},
+    kubernetes::{AllowLists, ClientConfig, ClusterConfig},
     policy::check_allow_list,
 };
 
@@ -21,16 +21,16 @@ pub(super) fn client_config(config: &Config) -> ClientConfig {
 }
 
 pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
-    let format = config.namespace_restrictions;
+    let allow_lists = config.namespace_restrictions.map(|format| AllowLists {
+        annotation: config.namespace_key.clone(),
+        role_annotation: config.annotation_keys.role.clone(),
+        check: Arc::new(move |text| check_allow_list(text, format)),
+    });
     let (cgroup_root, pods) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroups());
     ClusterConfig {
         node: config.node.as_str().into(),
         pod_annotations: config.annotation_keys.all().map(Into::into).into(),
-        allow_list_annotation: config.namespace_key.clone(),
-        // Without restrictions nobody reads the lists.
-        check_allow_list: Arc::new(move |text| {
-            format.map_or(Ok(()), |format| check_allow_list(text, format))
-        }),
+        allow_lists,
         live_pods: Arc::new(move || live_pods(&cgroup_root, &pods)),
     }
 }

@@ -142,11 +142,11 @@ impl Service {
         let known_before = snapshot::offer(snapshot.left(), &cluster);
         let discovered = Arc::clone(&snapshot.discovered);
         parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
-        parts.spawn("readiness", {
-            let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for("pods and namespaces"));
+        for resource in cluster.resources() {
+            let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for(resource.as_str()));
             let shutdown = shutdown.clone();
-            async move {
-                if shutdown.run_until_cancelled(cluster.synced()).await.is_some() {
+            parts.spawn("readiness", async move {
+                if shutdown.run_until_cancelled(cluster.listed(*resource)).await.is_some() {
                     pending.ready();
                 }
                 shutdown.cancelled().await;

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        kubernetes::Metrics,
+        kubernetes::{Metrics, Resource},
     };
 
     fn server(url: &str, token: Option<&str>, insecure: bool) -> Result<Config, ClientError> {
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn names_the_kubeconfig_that_is_missing() {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let contacts = Contacts::new(&Metrics::default(), &clock);
+        let contacts = Contacts::new(&Metrics::default(), Resource::ALL, &clock);
 
         let missing = ClientConfig::Kubeconfig("/nowhere/config".into());
         let error = connect(missing, &contacts, &Projection::new([])).await.err().unwrap();

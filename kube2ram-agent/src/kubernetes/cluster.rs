@@ -1,4 +1,4 @@
-//! The API server as the agent sees it: two watches, direct lists for what they have not shown yet, and Events.
+//! The API server as the agent sees it: watches, direct lists for what they have not shown yet, and Events.
 //! Puts the other parts of `kubernetes` together; made and run by `app`, asked by `server`.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::Namespace as ApiNamespace;
 use kube::{
     Api, Client,
     api::{ListParams, PartialObjectMeta},
@@ -32,13 +32,11 @@ use super::{
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_DEADLINE, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
-    object::{
-        ApiPod, MIRROR_ANNOTATIONS, Sighting, bounded_annotation, is_sound, pod_resource, sighting, uid_of,
-    },
+    namespaces::{LIMIT_BYTES, Namespace, Namespaces, NoRoom},
+    object::{ApiPod, MIRROR_ANNOTATIONS, Sighting, is_sound, pod_resource, sighting, uid_of},
     projection::Projection,
     saved::Saved,
     seen::{Elsewhere, Presence, Seen},
-    store::Store,
     taint::{self, StartupTaint},
     watch::follow,
 };
@@ -54,13 +52,21 @@ pub struct ClusterConfig {
     pub node: Box<str>,
     /// The keys of the pod annotations to keep.
     pub pod_annotations: Vec<Box<str>>,
-    /// The key of the namespace annotation that is the allow-list.
-    pub allow_list_annotation: Box<str>,
-    /// Tells what is wrong with an allow-list, for the people who wrote it. Grants nothing.
-    #[expect(clippy::type_complexity, reason = "written out only here")]
-    pub check_allow_list: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right to is not needed.
+    pub allow_lists: Option<AllowLists>,
     /// Tells the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
     pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
+}
+
+/// What counts of namespaces.
+pub struct AllowLists {
+    /// The key of the annotation that is the allow-list.
+    pub annotation: Box<str>,
+    /// The key of the annotation that gives a pod its role. On a namespace it has no effect, which its owner should read.
+    pub role_annotation: Box<str>,
+    /// Tells what is wrong with an allow-list, for the people who wrote it. Grants nothing.
+    #[expect(clippy::type_complexity, reason = "written out only here")]
+    pub check: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
 }
 
 /// The pods and namespaces that the API server knows, and the way back to it for Events.
@@ -68,7 +74,7 @@ pub struct Cluster {
     client: Client,
     config: ClusterConfig,
     lookups: Mutex<Lookups>,
-    namespaces: Mutex<Store<Box<str>, Option<Arc<str>>>>,
+    namespaces: Mutex<Namespaces>,
     /// Marked at each change of the two above, and after each direct list.
     changed: watch::Sender<()>,
     list_wanted: Notify,
@@ -92,18 +98,22 @@ impl Cluster {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Arc<Self>, ClientError> {
-        let metrics = Metrics::new(registry);
-        let contacts = Contacts::new(&metrics, &clock);
+        let resources = resources(&config);
+        let metrics = Metrics::new(registry, resources);
+        let contacts = Contacts::new(&metrics, resources, &clock);
         let annotations = config.pod_annotations.iter().cloned();
         let annotations = annotations.chain(MIRROR_ANNOTATIONS.map(Box::from));
-        let projection = Projection::new(annotations.chain([config.allow_list_annotation.clone()]));
+        let of_namespaces = config.allow_lists.iter();
+        let of_namespaces =
+            of_namespaces.flat_map(|lists| [lists.annotation.clone(), lists.role_annotation.clone()]);
+        let projection = Projection::new(annotations.chain(of_namespaces));
         let client = connect(client, &contacts, &projection).await?;
         Ok(Arc::new(Self {
             client,
             events: Events::new(config.node.clone(), clock, metrics.clone()),
             config,
             lookups: Mutex::new(Lookups::new()),
-            namespaces: Mutex::new(Store::new()),
+            namespaces: Mutex::new(Namespaces::new()),
             changed: watch::Sender::new(()),
             list_wanted: Notify::new(),
             offered: Mutex::default(),
@@ -136,9 +146,21 @@ impl Cluster {
         taint::remove(&self.client, &self.config.node, taint).await;
     }
 
-    /// Whether pods and namespaces have each been listed once.
+    /// Whether all that is watched has been listed once.
     pub fn is_synced(&self) -> bool {
-        self.lookups().pods.is_listed() && self.namespaces().is_listed()
+        self.resources().iter().all(|resource| self.is_listed(*resource))
+    }
+
+    fn is_listed(&self, resource: Resource) -> bool {
+        match resource {
+            Resource::Namespaces => self.namespaces().is_listed(),
+            Resource::Pods => self.lookups().pods.is_listed(),
+        }
+    }
+
+    /// What is watched.
+    pub fn resources(&self) -> &'static [Resource] {
+        resources(&self.config)
     }
 
     /// Whether what [`Self::pods`] tells can be taken for all pods there are.
@@ -174,9 +196,11 @@ impl Cluster {
         warn!(pods = pods.len(), "API server is away: pods are known from before the restart only");
         self.lookups().pods.restore(pods);
         let mut store = self.namespaces();
-        if !store.is_listed() {
+        if self.config.allow_lists.is_some() && !store.is_listed() {
             for (name, allow_list) in namespaces {
-                store.insert(name, allow_list.map(Arc::from));
+                let namespace = Namespace { allow_list: allow_list.map(Arc::from), has_role: false };
+                // A snapshot is larger only if an agent with another bound wrote it: those pods wait.
+                let _has_room = store.apply(name, namespace);
             }
         }
         drop(store);
@@ -215,8 +239,12 @@ impl Cluster {
         }
     }
 
-    /// Whether the pod's namespace can be judged by. Without it every rule would deny, and a pod would take a 403 for the last word.
+    /// Whether the pod's namespace can be judged by, where it has to be. Without it every rule would deny, and a pod would take a 403 for
+    /// the last word.
     fn knows_namespace_of(&self, pod: &Pod) -> bool {
+        if self.config.allow_lists.is_none() {
+            return true;
+        }
         let namespaces = self.namespaces();
         namespaces.is_listed() || namespaces.known().contains_key(&pod.namespace)
     }
@@ -226,8 +254,18 @@ impl Cluster {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn synced(&self) {
+        for resource in self.resources() {
+            self.listed(*resource).await;
+        }
+    }
+
+    /// Resolves when a resource has been listed once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn listed(&self, resource: Resource) {
         let mut changed = self.changed.subscribe();
-        while !self.is_synced() && changed.changed().await.is_ok() {}
+        while !self.is_listed(resource) && changed.changed().await.is_ok() {}
     }
 
     /// The pods of this node that are known, in no order.
@@ -256,7 +294,9 @@ impl Cluster {
 
     /// The namespaces that are known, with their allow-list annotations.
     pub fn allow_lists(&self) -> BTreeMap<Box<str>, Option<Arc<str>>> {
-        self.namespaces().known().iter().map(|(name, list)| (name.clone(), list.clone())).collect()
+        let namespaces = self.namespaces();
+        let lists = namespaces.known().iter().map(|(name, it)| (name.clone(), it.allow_list.clone()));
+        lists.collect()
     }
 
     /// How a watch stands.
@@ -288,7 +328,7 @@ impl Cluster {
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn namespaces(&self) -> MutexGuard<'_, Store<Box<str>, Option<Arc<str>>>> {
+    fn namespaces(&self) -> MutexGuard<'_, Namespaces> {
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -346,26 +386,31 @@ impl Cluster {
         follow(self.pod_api(), config, take, failed).await;
     }
 
+    /// Returns at once where namespaces are not restricted.
     async fn watch_namespaces(&self) {
-        let api = Api::<PartialObjectMeta<Namespace>>::all(self.client.clone());
+        let Some(lists) = &self.config.allow_lists else { return };
+        let api = Api::<PartialObjectMeta<ApiNamespace>>::all(self.client.clone());
         let take = |event| {
             match event {
                 Event::Init => self.namespaces().start_list(),
-                Event::InitApply(object) => self.take_namespace(object, Store::list),
+                Event::InitApply(object) => self.take_namespace(object, lists, Namespaces::list),
                 Event::InitDone => {
-                    drop(self.namespaces().finish_list());
+                    self.namespaces().finish_list();
                     self.metrics.synced(Resource::Namespaces);
                 }
-                Event::Apply(object) => self.take_namespace(object, |store, name, allow_list| {
-                    store.insert(name, allow_list);
-                }),
+                Event::Apply(object) => self.take_namespace(object, lists, Namespaces::apply),
                 Event::Delete(object) => {
-                    let name = object.metadata.name.unwrap_or_default().into();
-                    self.namespaces().remove(&name);
+                    self.namespaces().remove(&object.metadata.name.unwrap_or_default());
                 }
             }
-            let known = self.namespaces().known().len();
-            self.metrics.namespaces.set(i64::try_from(known).unwrap_or(i64::MAX));
+            let namespaces = self.namespaces();
+            for (gauge, count) in [
+                (&self.metrics.namespaces, namespaces.known().len()),
+                (&self.metrics.namespaces_without_room, namespaces.without_room()),
+            ] {
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            drop(namespaces);
             self.changed.send_replace(());
         };
         // Not from a cache: an allow-list that was narrowed must not widen again because the agent restarts.
@@ -379,20 +424,29 @@ impl Cluster {
 
     fn take_namespace(
         &self,
-        object: PartialObjectMeta<Namespace>,
-        put: impl FnOnce(&mut Store<Box<str>, Option<Arc<str>>>, Box<str>, Option<Arc<str>>),
+        object: PartialObjectMeta<ApiNamespace>,
+        lists: &AllowLists,
+        put: impl FnOnce(&mut Namespaces, Box<str>, Namespace) -> Result<(), NoRoom>,
     ) {
         let mut metadata = object.metadata;
         let Some(name) = metadata.name.take().map(Box::<str>::from) else { return };
-        let allow_list = bounded_annotation(metadata, &self.config.allow_list_annotation);
+        let namespace = Namespace::of(metadata, lists);
+        let allow_list = namespace.allow_list.clone();
         let mut namespaces = self.namespaces();
-        let is_new = namespaces.known().get(&name).is_none_or(|known| *known != allow_list);
-        put(&mut namespaces, name.clone(), allow_list.clone());
+        let is_new = namespaces.known().get(&name).is_none_or(|known| known.allow_list != allow_list);
+        let put = put(&mut namespaces, name.clone(), namespace);
         drop(namespaces);
+        if let Err(NoRoom) = put {
+            warn!(
+                namespace = name,
+                limit_bytes = LIMIT_BYTES,
+                "the allow-lists of the cluster are too long together: this namespace's pods get no role by theirs"
+            );
+        }
         // All agents of the cluster hear of it; the one that has pods there speaks. A pod that comes later makes its denial say it.
         if let Some(allow_list) = allow_list.filter(|_| is_new)
             && self.pods().iter().any(|pod| pod.namespace == name)
-            && let Err(message) = (self.config.check_allow_list)(&allow_list)
+            && let Err(message) = (lists.check)(&allow_list)
         {
             self.warn(Notice { about: About::Namespace(name), reason: "MalformedAllowList", message });
         }
@@ -475,6 +529,10 @@ impl Cluster {
     }
 }
 
+fn resources(config: &ClusterConfig) -> &'static [Resource] {
+    if config.allow_lists.is_some() { Resource::ALL } else { Resource::UNRESTRICTED }
+}
+
 /// How long the API server may take before what was known before the restart is used.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Bounds a question of people's.
@@ -503,7 +561,11 @@ impl Directory for Cluster {
     }
 
     fn allow_list(&self, namespace: &str) -> Option<Option<Arc<str>>> {
-        self.namespaces().known().get(namespace).cloned()
+        self.namespaces().known().get(namespace).map(|known| known.allow_list.clone())
+    }
+
+    fn has_misplaced_role(&self, namespace: &str) -> bool {
+        self.namespaces().known().get(namespace).is_some_and(|known| known.has_role)
     }
 }
 

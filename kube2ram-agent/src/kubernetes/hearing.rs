@@ -26,7 +26,7 @@ use crate::clock::Clock;
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// All namespaces of the cluster.
+    /// All namespaces of the cluster; only where they are restricted.
     Namespaces,
     /// The pods of this node.
     Pods,
@@ -44,7 +44,8 @@ pub struct Contact {
 /// When each watch was heard and failed. Clones share it.
 #[derive(Clone)]
 pub(super) struct Contacts {
-    namespaces: Arc<Line>,
+    /// `None` where it is not watched.
+    namespaces: Option<Arc<Line>>,
     pods: Arc<Line>,
 }
 
@@ -71,8 +72,10 @@ struct Answer {
 }
 
 impl Resource {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Namespaces, Self::Pods];
+    /// What is watched where namespaces are restricted.
+    pub const ALL: &[Self] = &[Self::Pods, Self::Namespaces];
+    /// What is watched always.
+    pub const UNRESTRICTED: &[Self] = &[Self::Pods];
 
     /// Its name in the API's paths.
     pub fn as_str(self) -> &'static str {
@@ -84,7 +87,7 @@ impl Resource {
 }
 
 impl Contacts {
-    pub(super) fn new(metrics: &Metrics, clock: &Arc<dyn Clock>) -> Self {
+    pub(super) fn new(metrics: &Metrics, resources: &[Resource], clock: &Arc<dyn Clock>) -> Self {
         let line = |resource| {
             Arc::new(Line {
                 times: Mutex::default(),
@@ -93,36 +96,38 @@ impl Contacts {
                 clock: Arc::clone(clock),
             })
         };
-        Self { namespaces: line(Resource::Namespaces), pods: line(Resource::Pods) }
+        let namespaces = resources.contains(&Resource::Namespaces).then(|| line(Resource::Namespaces));
+        Self { namespaces, pods: line(Resource::Pods) }
     }
 
     pub(super) fn failed(&self, resource: Resource, error: &str) {
-        let mut times = self.of(resource).times();
+        let Some(line) = self.of(resource) else { return };
+        let mut times = line.times();
         let since = times.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         times.failing = Some((since, error.into()));
     }
 
     pub(super) fn read(&self, resource: Resource) -> Contact {
-        let times = self.of(resource).times();
+        let Some(line) = self.of(resource) else { return Contact::default() };
+        let times = line.times();
         Contact {
             heard: times.heard_at.map(|at| at.elapsed()),
             failing: times.failing.as_ref().map(|(since, error)| (since.elapsed(), error.clone())),
         }
     }
 
-    fn of(&self, resource: Resource) -> &Arc<Line> {
+    fn of(&self, resource: Resource) -> Option<&Arc<Line>> {
         match resource {
-            Resource::Namespaces => &self.namespaces,
-            Resource::Pods => &self.pods,
+            Resource::Namespaces => self.namespaces.as_ref(),
+            Resource::Pods => Some(&self.pods),
         }
     }
 
     /// Which resource a request asks for; Events and nodes are none.
     fn of_path(&self, path: &str) -> Option<&Arc<Line>> {
-        Resource::ALL
-            .into_iter()
-            .find(|resource| path.rsplit('/').next() == Some(resource.as_str()))
-            .map(|resource| self.of(resource))
+        let asked = path.rsplit('/').next();
+        let resource = Resource::ALL.iter().find(|resource| asked == Some(resource.as_str()))?;
+        self.of(*resource)
     }
 }
 
@@ -221,7 +226,7 @@ mod tests {
 
     fn contacts() -> Contacts {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        Contacts::new(&Metrics::default(), &clock)
+        Contacts::new(&Metrics::default(), Resource::ALL, &clock)
     }
 
     fn hear(contacts: &Contacts, uri: &'static str) -> Answer {
@@ -253,7 +258,8 @@ mod tests {
     fn knows_watches_by_their_paths() {
         let contacts = contacts();
         let is = |path, resource: Resource| {
-            contacts.of_path(path).is_some_and(|line| Arc::ptr_eq(line, contacts.of(resource)))
+            let lines = contacts.of_path(path).zip(contacts.of(resource));
+            lines.is_some_and(|(found, expected)| Arc::ptr_eq(found, expected))
         };
 
         assert!(is("/api/v1/pods", Resource::Pods) && is("/api/v1/namespaces", Resource::Namespaces));
@@ -288,6 +294,6 @@ mod tests {
 
         drop((list, watches));
         assert_eq!(gauges(), (0, true));
-        assert_eq!(contacts.namespaces.open_watches.get(), 0);
+        assert_eq!(contacts.namespaces.unwrap().open_watches.get(), 0);
     }
 }

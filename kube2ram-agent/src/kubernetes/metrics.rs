@@ -17,6 +17,7 @@ type Labelled<M = Counter> = Family<[(&'static str, &'static str); 1], M>;
 pub struct Metrics {
     pub(super) pods: Gauge,
     pub(super) namespaces: Gauge,
+    pub(super) namespaces_without_room: Gauge,
     pub(super) departed_pods: Gauge,
     pub(super) restored_pods: Gauge,
     pub(super) unreadable_pods: Counter,
@@ -30,11 +31,20 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
+    /// Registers them. What is not among `resources` is not watched, and has no series: an alert on closed watches must not see one.
+    pub fn new(registry: &mut Registry, resources: &[Resource]) -> Self {
         let metrics = Self::default();
         registry.register("pods", "Pods of this node that are known", metrics.pods.clone());
-        registry.register("namespaces", "Namespaces that are known", metrics.namespaces.clone());
+        registry.register(
+            "namespaces",
+            "Namespaces that are known; none without --namespace-restrictions",
+            metrics.namespaces.clone(),
+        );
+        registry.register(
+            "namespaces_without_room",
+            "Namespaces that are not kept because the allow-lists together are too long (4 MiB), at most 1,024; their pods get no role that an allow-list would have to allow",
+            metrics.namespaces_without_room.clone(),
+        );
         registry.register(
             "departed_pods",
             "Pods that are deleted, but whose cgroups are still there",
@@ -85,13 +95,13 @@ impl Metrics {
             "Kubernetes Events, by result (counted, dropped, duplicate, failed, forbidden, posted)",
             metrics.events.clone(),
         );
-        metrics.start_at_zero();
+        metrics.start_at_zero(resources);
         metrics
     }
 
     /// Or an alert on an increase would miss the first.
-    fn start_at_zero(&self) {
-        for resource in Resource::ALL.map(labelled) {
+    fn start_at_zero(&self, resources: &[Resource]) {
+        for resource in resources.iter().copied().map(labelled) {
             drop(self.synced.get_or_create(&resource));
             drop(self.watch_errors.get_or_create(&resource));
             drop(self.watch_messages.get_or_create(&resource));

@@ -1,5 +1,5 @@
 //! API objects as they come over the wire, cut down to what is used while they are parsed.
-//! Pure; called by `kubernetes::cluster`.
+//! Pure; called by `kubernetes::cluster` and `kubernetes::namespaces`.
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! What one watch has said: the last value of each object, with a relist that replaces the whole at once.
-//! Pure; called by `kubernetes::cluster` and `kubernetes::pods`.
+//! Pure; called by `kubernetes::namespaces` and `kubernetes::pods`.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash};
 
 #[derive(Debug)]
 pub(super) struct Store<K, V> {
@@ -29,7 +29,11 @@ impl<K: Eq + Hash, V> Store<K, V> {
         self.known.insert(key, value)
     }
 
-    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
+    pub(super) fn remove<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         self.known.remove(key)
     }
 

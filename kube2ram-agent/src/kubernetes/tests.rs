@@ -24,6 +24,7 @@ const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015";
 
 struct Running {
     cluster: Arc<Cluster>,
+    registry: Registry,
     api: ApiServer,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
@@ -37,23 +38,36 @@ impl Running {
 
     /// The same, with what an agent before knew.
     async fn start_with(api: ApiServer, saved: Option<Saved>) -> Self {
-        let config = ClusterConfig {
-            node: "node-1".into(),
-            pod_annotations: vec![ROLE.into()],
-            allow_list_annotation: ALLOWED.into(),
-            check_allow_list: Arc::new(|text| match text.starts_with('[') {
+        let lists = AllowLists {
+            annotation: ALLOWED.into(),
+            role_annotation: ROLE.into(),
+            check: Arc::new(|text| match text.starts_with('[') {
                 true => Ok(()),
                 false => Err(format!("not a list: {text}")),
             }),
+        };
+        Self::start_as(api, saved, Some(lists)).await
+    }
+
+    /// The same, where namespaces are not restricted.
+    async fn unrestricted(api: ApiServer, saved: Option<Saved>) -> Self {
+        Self::start_as(api, saved, None).await
+    }
+
+    async fn start_as(api: ApiServer, saved: Option<Saved>, allow_lists: Option<AllowLists>) -> Self {
+        let config = ClusterConfig {
+            node: "node-1".into(),
+            pod_annotations: vec![ROLE.into()],
+            allow_lists,
             live_pods: Arc::new(|| Ok([LIVE].map(uid).into())),
         };
         let client = ClientConfig::Server { url: api.url(), token: None, insecure: false };
-        let cluster =
-            Cluster::connect(client, config, Arc::new(SystemClock), &mut Registry::default()).await.unwrap();
+        let mut registry = Registry::default();
+        let cluster = Cluster::connect(client, config, Arc::new(SystemClock), &mut registry).await.unwrap();
         saved.into_iter().for_each(|saved| cluster.offer(saved));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(Arc::clone(&cluster).run(shutdown.clone()));
-        Self { cluster, api, shutdown, task }
+        Self { cluster, registry, api, shutdown, task }
     }
 
     /// The same, with both watches under way.
@@ -468,6 +482,110 @@ async fn a_known_pod_waits_until_namespaces_are_listed() {
 
     assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })));
     assert!(!running.cluster.is_synced());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn without_restrictions_no_namespace_is_asked_for_and_nothing_waits_for_one() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.put("namespaces", namespace("team-a", Some("[]")));
+    api.stall("namespaces");
+    let running = Running::unrestricted(api, None).await;
+
+    within(running.cluster.synced()).await;
+    eventually("the only watch", || running.api.watches() == 1).await;
+
+    assert_eq!(role(&running.pod(1).await.unwrap()), "one");
+    assert_eq!(running.api.namespace_pages(), 0);
+    assert_eq!(running.cluster.allow_list("team-a"), None);
+    assert_eq!(running.cluster.resources(), [Resource::Pods]);
+    // Else an alert would tell of a watch that is closed.
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &running.registry).unwrap();
+    let namespaces = text.lines().filter(|line| line.contains(r#"resource="namespaces""#));
+    assert_eq!(namespaces.collect::<Vec<_>>(), [""; 0]);
+    assert!(text.contains(r#"watches{resource="pods"} 1"#), "{text}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_without_allow_lists_opens_nothing_once_namespaces_are_restricted() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(LIVE, "one"));
+    let running = Running::unrestricted(api, None).await;
+    within(running.cluster.synced()).await;
+    let saved = running.cluster.saved().expect("it needs no namespaces");
+    running.stop().await;
+    let api = ApiServer::start().await;
+    api.put("namespaces", namespace("team-a", None));
+    api.put("pods", pod(LIVE, "one"));
+    api.set_mode(Mode::Down);
+
+    let running = Running::start_with(api, Some(saved)).await;
+    eventually("the restored pod", || running.knows(LIVE)).await;
+
+    assert!(matches!(running.pod(LIVE).await, Err(PodError::Unavailable { .. })), "not the last word");
+    running.api.set_mode(Mode::Up);
+    within(running.cluster.synced()).await;
+    assert!(running.pod(LIVE).await.is_ok());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_with_allow_lists_is_used_where_namespaces_are_no_longer_restricted() {
+    let saved = saved().await;
+    let api = ApiServer::start().await;
+    api.set_mode(Mode::Down);
+
+    let running = Running::unrestricted(api, Some(saved)).await;
+    eventually("the restored pod", || running.knows(LIVE)).await;
+
+    assert_eq!(role(&running.pod(LIVE).await.unwrap()), "saved");
+    assert_eq!(running.cluster.allow_list("team-a"), None);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn tells_whether_a_namespace_has_the_annotation_that_counts_on_pods_only() {
+    let api = ApiServer::start().await;
+    for (name, annotations) in
+        [("team-a", json!({ ROLE: "r" })), ("team-b", json!({ ALLOWED: "[]" })), ("team-c", json!(null))]
+    {
+        api.put("namespaces", json!({"metadata": {"name": name, "uid": name, "annotations": annotations}}));
+    }
+    let running = Running::synced(api).await;
+
+    let misplaced = ["team-a", "team-b", "team-c", "team-d"].map(|it| running.cluster.has_misplaced_role(it));
+
+    assert_eq!(misplaced, [true, false, false, false], "of the list, which is cut down to what is used");
+    running.api.put("namespaces", namespace("team-a", None));
+    eventually("its correction", || !running.cluster.has_misplaced_role("team-a")).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn allow_lists_are_kept_up_to_a_bound_and_beyond_it_pods_wait() {
+    let api = ApiServer::start().await;
+    let long = format!("[{:60000}]", "");
+    for n in 0..200 {
+        api.put("namespaces", namespace(&format!("ns-{n:03}"), Some(&long)));
+    }
+    api.put("namespaces", namespace("team-a", Some(&long)));
+
+    let running = Running::synced(api).await;
+
+    let kept = running.cluster.allow_lists().len();
+    assert!((65..75).contains(&kept), "{kept} of 60 kB each in 4 MiB");
+    assert_eq!(running.cluster.metrics.namespaces_without_room.get(), 201 - kept as i64);
+    assert_eq!(
+        running.cluster.allow_list("team-a"),
+        None,
+        "policy takes it for not known, which is no last word"
+    );
+    running.api.remove("namespaces", "ns-000");
+    running.api.put("namespaces", namespace("team-a", Some("[]")));
+    eventually("room", || running.cluster.allow_list("team-a").is_some()).await;
     running.stop().await;
 }
 

@@ -110,6 +110,14 @@ fn api_server(status: &Status) -> Option<Problem> {
     let mut failing = status.api_server.watches.iter().filter(|watch| watch.failing_since.is_some());
     let watch = failing.next()?;
     let since = watch.failing_since.map(|since| ago(status.at, since)).unwrap_or_default();
+    let remedy = match &*watch.resource {
+        "namespaces" => {
+            "check the API server, the way to it, and whether the agent's service account may list and watch namespaces, which --namespace-restrictions needs"
+        }
+        _ => {
+            "check the API server, the way to it, and whether the agent's service account may list and watch pods"
+        }
+    };
     problem(
         "api_server",
         format!(
@@ -117,7 +125,7 @@ fn api_server(status: &Status) -> Option<Problem> {
             watch.resource,
             watch.failure.as_deref().unwrap_or("no reason"),
         ),
-        "check the API server, the way to it, and what the agent's service account may do (list and watch pods and namespaces)",
+        remedy,
     )
 }
 

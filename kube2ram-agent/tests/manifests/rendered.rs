@@ -144,6 +144,28 @@ fn the_agent_takes_every_flag_of_every_variant() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_right_to_read_namespaces_comes_with_the_restrictions_that_need_it() {
+    let rendered = VARIANTS.iter().flat_map(|variant| [kustomized(Some(variant)), charted(&[variant])]);
+    let off = helm(&["--set=flags.namespace-restrictions=false"]).unwrap();
+    let mut found = BTreeSet::new();
+    for yaml in rendered.chain([single_file(), charted(&[]), off]) {
+        let objects = objects(&yaml);
+        let command = parsed(&template(&objects)["containers"][0]);
+        let Ok(Command::Agent(config)) = command else { panic!("{command:?}") };
+        let rules = objects["ClusterRole /kube2ram"]["rules"].as_array().unwrap();
+
+        let of_namespaces = |rule: &&Value| rule["resources"] == serde_json::json!(["namespaces"]);
+        let granted = rules.iter().find(of_namespaces).map(|rule| strings(&rule["verbs"]));
+
+        let needed = config.namespace_restrictions.map(|_| vec!["list".to_owned(), "watch".to_owned()]);
+        assert_eq!(granted, needed, "{yaml}");
+        found.insert(granted.is_some());
+    }
+    assert_eq!(found.len(), 2, "with and without");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn the_probes_ask_as_the_agent_was_told() {
     let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.pod-dir=/run/pod"]).unwrap());
     let container = &template(&objects)["containers"][0];

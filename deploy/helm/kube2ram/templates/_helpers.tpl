@@ -56,8 +56,8 @@ command:
 - {{ printf "--startup-taint=%s" .Values.startupTaint.taint | quote }}
 {{- end }}
 {{- range .Values.extraArgs }}
-{{- /* Probes, mounts, the boot guard, the admission policy or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|pod-dir|ram-role-key|state-dir)\\b" . }}
+{{- /* Probes, mounts, rights, the boot guard, the admission policy or the notes go by these. */ -}}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|namespace-restrictions|pod-dir|ram-role-key|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}

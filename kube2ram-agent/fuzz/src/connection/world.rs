@@ -186,6 +186,10 @@ impl Directory for World {
         Ok(Arc::clone(&self.pod))
     }
 
+    fn has_misplaced_role(&self, _: &str) -> bool {
+        false
+    }
+
     fn allow_list(&self, _: &str) -> Option<Option<Arc<str>>> {
         None
     }

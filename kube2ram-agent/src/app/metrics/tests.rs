@@ -63,7 +63,10 @@ fn registry() -> Registry {
         &LossyWriter::start(io::sink(), Room::default(), |_| {}).unwrap(),
     );
     of_boot_guard(&mut registry, None);
-    drop(kubernetes::Metrics::new(registry.sub_registry_with_prefix("kubernetes")));
+    drop(kubernetes::Metrics::new(
+        registry.sub_registry_with_prefix("kubernetes"),
+        kubernetes::Resource::ALL,
+    ));
     drop(snapshot::metrics(&mut registry));
     drop(outside::metrics(&mut registry));
     registry.register_collector(Box::new(Held));
@@ -78,7 +81,7 @@ fn registry() -> Registry {
     drop(ForwardGuard::new(metadata, &mut registry));
     drop(wire_guard::Metrics::new(&mut registry));
     let readiness = Readiness::default();
-    drop(readiness.wait_for("pods and namespaces"));
+    drop(readiness.wait_for("pods"));
     registry.register_collector(Box::new(readiness));
     registry
 }

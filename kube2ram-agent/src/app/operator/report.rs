@@ -144,7 +144,7 @@ impl Operator {
         ApiServer {
             is_synced: self.cluster.is_synced(),
             restored_pods: self.cluster.seen().iter().filter(|seen| restored(seen.presence)).count(),
-            watches: [Resource::Pods, Resource::Namespaces].map(watch).into(),
+            watches: self.cluster.resources().iter().copied().map(watch).collect(),
         }
     }
 

@@ -46,6 +46,7 @@ pub(super) struct World {
     pub(super) pod: Mutex<Result<Pod, fn() -> PodError>>,
     pub(super) pod_never_comes: Mutex<bool>,
     pub(super) allow_list: Mutex<Option<Option<Arc<str>>>>,
+    pub(super) has_misplaced_role: Mutex<bool>,
     pub(super) refusal: Mutex<Option<IssueErrorKind>>,
     pub(super) issued: AtomicU32,
     pub(super) notices: Mutex<Vec<Notice>>,
@@ -97,6 +98,7 @@ impl Harness {
             pod_never_comes: Mutex::new(false),
             allow_list: Mutex::new(None),
             refusal: Mutex::new(None),
+            has_misplaced_role: Mutex::new(false),
             issued: AtomicU32::new(0),
             notices: Mutex::default(),
             now: Mutex::new(jiff::Timestamp::now()),
@@ -302,6 +304,10 @@ impl Directory for World {
     }
 
     fn allow_list(&self, _: &str) -> Option<Option<Arc<str>>> {
+    fn has_misplaced_role(&self, _: &str) -> bool {
+        *self.has_misplaced_role.lock().unwrap()
+    }
+
         self.allow_list.lock().unwrap().clone()
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         node::{LIST, eventually},
-        support::{kustomized, single_file},
+        support::{helm, kustomized, single_file, values},
     },
     apply_all,
     cluster::{Cluster, TAINT, taint},
@@ -99,6 +99,25 @@ fn each_right_is_needed_and_what_fails_without_it_is_named() {
     // The twin.
     let _agent = cluster.start().unwrap();
     eventually("the taint is gone", || cluster.taints(Sandbox::NODE) == ["keep"]);
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn without_restrictions_the_agent_serves_without_the_right_to_read_namespaces() {
+    let values = format!("--values={}", values("startup-taint").display());
+    let unrestricted = helm(&[&values, "--set=flags.namespace-restrictions=false"]).unwrap();
+    let mut cluster = Cluster::new("rbac-unrestricted", unrestricted);
+
+    let mut agent = cluster.start().unwrap();
+
+    cluster.node.assert_served();
+    let log = agent.container.log();
+    assert!(!log.contains("forbidden"), "it does not even ask: {log}");
+    // Put back, as autoscalers do.
+    eventually("the taint is gone", || cluster.taints(Sandbox::NODE) == ["keep"]);
+    taint(&cluster.plane, Sandbox::NODE);
+    eventually("the taint is gone again", || cluster.taints(Sandbox::NODE) == ["keep"]);
+    agent.container.terminate().unwrap();
 }
 
 #[test]

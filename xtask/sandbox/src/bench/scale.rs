@@ -35,11 +35,14 @@ pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> 
             .api()
             .apply_namespace(&format!("team-{index}"), &[("ram.aliyuncs.com/allowed-roles", &allowed)])?;
     }
+    // The pods' own.
+    sandbox.api().apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["crowd-*"]"#)])?;
     for index in 0..ROLES {
         super::add_role(sandbox, &format!("crowd-{index}"));
     }
     if sandbox.agent().is_err() {
-        sandbox.add_agent(agent, &["--auto-discover-base-arn"])?;
+        // Without restrictions the agent reads no namespaces.
+        sandbox.add_agent(agent, &["--auto-discover-base-arn", "--namespace-restrictions"])?;
     }
     let mut there = 0;
     for (pods, memory_mib) in CROWDS {
