@@ -309,7 +309,7 @@ impl Service {
             parts.spawn_writer("the snapshot", self.tasks.track_future(snapshot));
         }
 
-        self.remove_taint(&readiness, parts);
+        self.keep_taint_off(&readiness, parts);
         let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, &mut registry);
         let outside_state = outside.state();
         parts.spawn("pods outside of the pods' cgroup", {
@@ -420,17 +420,14 @@ impl Service {
         Ok(Some(state))
     }
 
-    /// Removes the start-up taint once the agent is ready. An agent that stands by need not: where another one serves, it is gone.
-    fn remove_taint(&self, readiness: &Readiness, parts: &mut Parts) {
+    /// Removes the start-up taint whenever the agent is ready. An agent that stands by need not: the one that serves does.
+    fn keep_taint_off(&self, readiness: &Readiness, parts: &mut Parts) {
         let Some(taint) = self.config.startup_taint.clone() else { return };
         let (cluster, readiness) = (Arc::clone(&self.cluster), readiness.clone());
         let shutdown = self.closing.draining().clone();
         parts.spawn("the start-up taint", async move {
-            let remove = async {
-                readiness.ready().await;
-                cluster.remove_taint(&taint).await;
-            };
-            shutdown.run_until_cancelled(remove).await;
+            let keep_off = cluster.keep_taint_off(&taint, || readiness.ready());
+            shutdown.run_until_cancelled(Box::pin(keep_off)).await;
             shutdown.cancelled().await;
         });
     }

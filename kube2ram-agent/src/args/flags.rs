@@ -180,8 +180,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "NAME", value_parser = value::node_name, help_heading = "Kubernetes")]
     pub(super) node: Option<String>,
 
-    /// Taint of this node to be removed once the agent is ready, so that no pod comes before: <key>[=<value>][:<effect>]. It takes the
-    /// right to patch nodes, which is a right over every node of the cluster
+    /// Taint of this node to be removed whenever it is there and the agent is ready, so that no pod comes before: <key>[=<value>][:<effect>]. It takes the
+    /// right to get and patch nodes, which is a right over every node of the cluster
     #[arg(long, value_name = "TAINT", help_heading = "Kubernetes")]
     pub(super) startup_taint: Option<StartupTaint>,
 

@@ -138,12 +138,12 @@ impl Cluster {
         shutdown.run_until_cancelled(Box::pin(all)).await;
     }
 
-    /// Removes a taint from this node, however long that takes, and never again.
+    /// Removes a taint from this node whenever it is there, for ever, while the agent is ready: `ready` resolves when it is.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the node with the taint or without.
-    pub async fn remove_taint(&self, taint: &StartupTaint) {
-        taint::remove(&self.client, &self.config.node, taint).await;
+    pub async fn keep_taint_off<F: Future<Output = ()>>(&self, taint: &StartupTaint, ready: impl Fn() -> F) {
+        taint::keep_off(&self.client, &self.config.node, taint, &taint::PACE, ready).await;
     }
 
     /// Whether all that is watched has been listed once.

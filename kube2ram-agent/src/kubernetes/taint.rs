@@ -1,20 +1,20 @@
-//! The start-up taint: keeps pods off a node until its agent is ready, which then removes it, once. Depends on kube; called by `app` through
-//! `cluster`, and by `args` for its type.
+//! The start-up taint: keeps pods off a node until its agent is ready, which removes it whenever it is there. Depends on kube; called by `app`
+//! through `cluster`, and by `args` for its type.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{GetParams, Patch, PatchParams},
     core::{ApiResource, object::Object},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{error::Elapsed, sleep, timeout};
+use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::telemetry::chain;
+use crate::{clock::jitter, telemetry::chain};
 
 /// Which taints of the node are the start-up taint: those of the key, and of the value and effect where they are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,22 +94,68 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// Removes the taint, however long that takes. One that is put there later stays: it is not from this start.
+/// How often the node is looked at.
+///
+/// Node-pool managers put the taint on after the agent's first look, and autoscalers put it back while they register the node
+/// (kubernetes-sigs/karpenter#1772): that is over some minutes after the node has come. A look is one GET from the API server's cache. The kubelet
+/// makes the same one every 10 s (`tryUpdateNodeStatus`), so a watch, with rights of its own, would save nothing that counts.
+pub(super) struct Pace {
+    /// Between two looks at first.
+    early: Duration,
+    /// How long that is, from the agent's start.
+    early_for: Duration,
+    /// Between two looks from then on.
+    late: Duration,
+}
+
+pub(super) const PACE: Pace =
+    Pace { early: Duration::from_secs(5), early_for: Duration::from_mins(15), late: Duration::from_mins(1) };
+
+impl Pace {
+    /// `jitter` lies in 0 – 1: agents that start at once do not ask at once.
+    fn pause(&self, age: Duration, jitter: f64) -> Duration {
+        let every = if age < self.early_for { self.early } else { self.late };
+        every.mul_f64(0.75 + 0.5 * jitter)
+    }
+}
+
+/// Removes the taint whenever it is there, for ever. `ready` resolves when the agent is ready; nothing is removed before.
 ///
 /// # Cancel safety
 /// Dropping the future leaves the node with the taint or without.
-pub(super) async fn remove(client: &Client, node: &str, taint: &StartupTaint) {
+pub(super) async fn keep_off<F: Future<Output = ()>>(
+    client: &Client,
+    node: &str,
+    taint: &StartupTaint,
+    pace: &Pace,
+    ready: impl Fn() -> F,
+) {
     let nodes = Api::<ApiNode>::all_with(client.clone(), &ApiResource::erase::<Node>(&()));
+    let start = Instant::now();
+    let mut from = GetParams::any();
     let mut pause = FIRST_PAUSE;
+    let mut has_looked = false;
     loop {
-        match timeout(REQUEST_TIMEOUT, try_remove(&nodes, node, taint)).await.map_err(RemoveError::Timeout) {
-            Ok(Ok(true)) => return info!(node, %taint, "start-up taint removed"),
-            Ok(Ok(false)) => return info!(node, %taint, "the node has no such start-up taint"),
-            // Somebody else changed the node in between: it is read again soon.
-            Ok(Err(RemoveError::Request(kube::Error::Api(status)))) if status.code == 409 => {
+        ready().await;
+        let look = try_remove(&nodes, node, taint, &from);
+        let looked = timeout(REQUEST_TIMEOUT, look).await.map_err(RemoveError::Timeout).flatten();
+        from = GetParams::any();
+        match looked {
+            Ok(was_there) => {
+                match was_there {
+                    true => info!(node, %taint, "start-up taint removed"),
+                    false if !has_looked => info!(node, %taint, "the node has no such start-up taint"),
+                    false => {}
+                }
+                (has_looked, pause) = (true, FIRST_PAUSE);
+                sleep(pace.pause(start.elapsed(), jitter())).await;
+            }
+            // Somebody else changed the node in between, or the cache was behind: the next look is at what is committed.
+            Err(RemoveError::Request(kube::Error::Api(status))) if status.code == 409 => {
+                from = GetParams::default();
                 sleep(FIRST_PAUSE).await;
             }
-            Ok(Err(error)) | Err(error) => {
+            Err(error) => {
                 warn!(
                     node, %taint, error = chain(&error),
                     "cannot remove the start-up taint: may the service account get and patch nodes?"
@@ -122,8 +168,13 @@ pub(super) async fn remove(client: &Client, node: &str, taint: &StartupTaint) {
 }
 
 /// Tells whether the taint was there.
-async fn try_remove(nodes: &Api<ApiNode>, name: &str, taint: &StartupTaint) -> Result<bool, RemoveError> {
-    let node = nodes.get(name).await.map_err(RemoveError::Request)?;
+async fn try_remove(
+    nodes: &Api<ApiNode>,
+    name: &str,
+    taint: &StartupTaint,
+    from: &GetParams,
+) -> Result<bool, RemoveError> {
+    let node = nodes.get_with(name, from).await.map_err(RemoveError::Request)?;
     let (mut taints, before) = (node.spec.taints, node.metadata.resource_version);
     let count = taints.len();
     taints.retain(|found| !taint.is(found));
