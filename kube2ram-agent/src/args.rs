@@ -221,7 +221,7 @@ pub enum HostNetworkPods {
 pub enum MetadataPolicy {
     /// All others.
     Open,
-    /// All but user data, vendor data and the signed identity document: a node's user data carries its join secrets.
+    /// All but user data, vendor data and the identity document: a node's user data carries its join secrets.
     #[value(alias = "closed")]
     Standard,
     /// Those of a list: where the pod runs, and the network there.

@@ -12,6 +12,9 @@ pub const CREDENTIALS: &[&[&str]] =
 /// What is closed to pods by default besides.
 pub const SENSITIVE: &[&[&str]] = &[&["user-data"], &["vendor-data"], &["dynamic", "instance-identity"]];
 
+/// What of that is closed to who may have the node's role, too.
+pub const SECRETS: &[&[&str]] = &[&["user-data"], &["vendor-data"]];
+
 /// Whether some server could take `target`, path and query, for an item at or below one of `items`.
 pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
     views(target).iter().any(|view| {

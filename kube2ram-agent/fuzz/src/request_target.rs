@@ -55,6 +55,24 @@ fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
                 "reads anew"
             );
         }
+        // For who may have the node's role: the identity document, and what `strict` does not list. Never the node's secrets.
+        Route::NodeItem { target, .. } => {
+            let upstream = target.as_str();
+            for target in [raw, upstream.as_bytes()] {
+                let is_closed = [model::CREDENTIALS, model::SECRETS];
+                assert!(
+                    !is_closed.iter().any(|items| model::could_mean(target, items)),
+                    "{method} {} passes as {upstream}",
+                    raw.escape_ascii()
+                );
+            }
+            assert!(reads && policy != MetadataPolicy::Open);
+            assert_eq!(
+                self::routed(method, upstream.as_bytes(), policy).as_ref(),
+                Some(&routed),
+                "reads anew"
+            );
+        }
         Route::Credentials { requested } => {
             assert!(reads);
             assert_eq!(below_ram(raw).as_deref(), Some(&*format!("security-credentials/{requested}")));

@@ -116,10 +116,10 @@ pub(super) struct Flags {
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
     /// What pods may read of the real metadata server, besides credentials and the dump meta-data/all, which they never may: open, everything else; standard, not the
-    /// node's user data (which carries its join secrets), vendor data and signed identity document; strict, only instance-id,
+    /// node's user data (which carries its join secrets), vendor data and the identity document with its signature; strict, only instance-id,
     /// instance/instance-type, instance/spot/termination-time, hostname, region-id, zone-id, owner-account-id, private-ipv4, mac,
     /// network-type, network/interfaces/macs/, vpc-id, vpc-cidr-block, vswitch-id, vswitch-cidr-block, dns-conf/nameservers and
-    /// ntp-conf/ntp-servers of meta-data
+    /// ntp-conf/ntp-servers of meta-data. Pods that have the node's role may read all but user data and vendor data
     #[arg(
         long,
         value_enum,

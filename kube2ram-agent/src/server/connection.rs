@@ -20,7 +20,7 @@ mod report;
 
 use self::report::{Record, cut};
 use super::{
-    Pipeline, Server,
+    Entitlements, Pipeline, Server,
     error::RequestError,
     identities::Identified,
     metrics::RouteLabel,
@@ -29,7 +29,7 @@ use super::{
     path::Target,
     rates::Rate,
     reply,
-    route::{Route, UpstreamTarget, route},
+    route::{NodeTarget, Refusal, Route, UpstreamTarget, route},
     token::{TOKEN_HEADER, TokenError},
     wire,
 };
@@ -150,6 +150,9 @@ impl Connection {
         }
         let (label, item) = match route {
             Route::Credentials { requested } => (RouteLabel::Credentials, Item::Credentials { requested }),
+            Route::NodeItem { target, refusal } => {
+                return self.serve_node_item(request, target, refusal, uid, record).await;
+            }
             Route::PassThrough(upstream_target) => {
                 record.route = RouteLabel::PassThrough;
                 record.pod = self.pod_if_known(uid);
@@ -204,6 +207,34 @@ impl Connection {
         Ok(session)
     }
 
+    /// Passes what belongs to the node's role to a pod that may have it.
+    async fn serve_node_item(
+        &self,
+        request: request::Parts,
+        target: NodeTarget,
+        refusal: Refusal,
+        uid: &PodUid,
+        record: &mut Record,
+    ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
+        let pod = self.server.pipeline.directory.pod(uid).await.map_err(RequestError::Pod)?;
+        record.pod = Some(Arc::clone(&pod));
+        let roles = &self.entitlements().await?.roles;
+        let node_role = NodeRole::of(&pod, roles, self.server.config.host_network_pods)
+            .ok_or(RequestError::Refused(refusal))?;
+        record.route = RouteLabel::PassThrough;
+        self.pass_through(request, &target.open(node_role), uid).await
+    }
+
+    async fn entitlements(&self) -> Result<&Entitlements, RequestError> {
+        let entitlements = &self.server.pipeline.entitlements;
+        match entitlements.get() {
+            Some(known) => Ok(known),
+            None => {
+                timeout(START_PATIENCE, entitlements.wait()).await.map_err(|_elapsed| RequestError::Starting)
+            }
+        }
+    }
+
     /// Pod → role session → permit → item.
     async fn serve_item(
         &self,
@@ -214,12 +245,7 @@ impl Connection {
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
-        let entitlements = match pipeline.entitlements.get() {
-            Some(entitlements) => entitlements,
-            None => timeout(START_PATIENCE, pipeline.entitlements.wait())
-                .await
-                .map_err(|_elapsed| RequestError::Starting)?,
-        };
+        let entitlements = self.entitlements().await?;
         let host_network_pods = self.server.config.host_network_pods;
         if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
             record.route = RouteLabel::PassThrough;

@@ -6,6 +6,7 @@ use http::Method;
 
 mod items;
 
+use self::items::Readers;
 use super::{
     node_role::NodeRole,
     path::{NormalPath, Target},
@@ -19,6 +20,13 @@ pub enum Route {
     Credentials {
         /// As written, without a trailing slash.
         requested: Box<str>,
+    },
+    /// What the real metadata server may answer only to who may have the node's role.
+    NodeItem {
+        /// What is asked for.
+        target: NodeTarget,
+        /// What the others get.
+        refusal: Refusal,
     },
     /// Anything that the real metadata server may answer.
     PassThrough(UpstreamTarget),
@@ -46,6 +54,22 @@ pub enum Refusal {
     NotListed,
     /// An item that the policy closes.
     Sensitive,
+}
+
+/// A target that may be asked of the real metadata server for a holder of the node's role.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NodeTarget(String);
+
+impl NodeTarget {
+    /// The target in origin-form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Opens it to a holder of the node's role.
+    pub fn open(self, _: NodeRole) -> UpstreamTarget {
+        UpstreamTarget(self.0)
+    }
 }
 
 /// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the `NodeRole` token.
@@ -97,20 +121,26 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::Method { allow: "PUT" }),
         };
     }
-    if let Some(refusal) = items::refusal(&segments, policy) {
-        return Route::Refuse(refusal);
-    }
+    let refusal = match items::readers(&segments, policy) {
+        Readers::All => None,
+        Readers::Nobody(refusal) => return Route::Refuse(refusal),
+        Readers::NodeRole(refusal) => Some(refusal),
+    };
     if target.query_words().any(|word| names_closed(&word)) {
-        return Route::Refuse(Refusal::NotFound);
+        return Route::Refuse(refusal.unwrap_or(Refusal::NotFound));
     }
     if !reads {
-        return Route::Refuse(Refusal::Method { allow: READ });
+        return Route::Refuse(refusal.unwrap_or(Refusal::Method { allow: READ }));
     }
     let path = target.path.as_str();
-    Route::PassThrough(UpstreamTarget(match &target.query {
+    let upstream = match &target.query {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
-    }))
+    };
+    match refusal {
+        None => Route::PassThrough(UpstreamTarget(upstream)),
+        Some(refusal) => Route::NodeItem { target: NodeTarget(upstream), refusal },
+    }
 }
 
 fn credential_route(below_ram: &[&str]) -> Route {

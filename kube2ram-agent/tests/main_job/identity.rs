@@ -100,6 +100,29 @@ fn an_unannotated_host_network_pod_keeps_the_nodes_role_unless_that_is_denied() 
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn a_host_network_pod_with_the_nodes_role_reads_the_identity_document_and_others_do_not() {
+    let document = "/latest/dynamic/instance-identity/document";
+    let pods = [
+        PodSpec::new("csi").host_network(),
+        PodSpec::new("own").role("own-role").host_network(),
+        PodSpec::new("plain"),
+    ];
+    for policy in ["standard", "strict"] {
+        let lab = Lab::with_agent("identity-document", &pods, &[&format!("--metadata-policy={policy}")]);
+
+        for target in [document, "/latest/dynamic/instance-identity/pkcs7", "/latest/meta-data/image-id"] {
+            assert_eq!(lab.ask("csi", target).status, 200, "{policy} {target}");
+        }
+        assert!(lab.ask("csi", document).body.contains("instance-id"), "{policy}");
+        assert_eq!(lab.ask("csi", "/latest/user-data").status, 403, "{policy}");
+        for pod in ["own", "plain"] {
+            assert_eq!(lab.ask(pod, document).status, 403, "{policy} {pod}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn both_cgroup_drivers_and_all_qos_classes_are_understood() {
     for driver in [CgroupDriver::Cgroupfs, CgroupDriver::Systemd] {
         let classes = [

@@ -3,9 +3,23 @@
 use super::{Refusal, contains};
 use crate::args::MetadataPolicy;
 
-/// Closed unless the policy is `open`, at any depth and in any case: a node's user data carries its join secrets, and the identity
-/// document, signed, proves to be the node.
-const SENSITIVE: &[&[&str]] = &[&["dynamic", "instance-identity"], &["user-data"], &["vendor-data"]];
+/// Who may read an item.
+pub(super) enum Readers {
+    /// Every pod.
+    All,
+    /// Nobody.
+    Nobody(Refusal),
+    /// Who may have the node's role; the others get the refusal. Node agents go by these items: the CSI plugin and the log agent of ACK by the
+    /// identity document (kubernetes-sigs/alibaba-cloud-csi-driver#1124, alibaba/loongcollector#710).
+    NodeRole(Refusal),
+}
+
+/// Closed unless the policy is `open`, at any depth and in any case: a node's user data carries its join secrets.
+const SECRETS: &[&[&str]] = &[&["user-data"], &["vendor-data"]];
+
+/// The directory of the identity document and its signature (`pkcs7`), by which a pod proves to be the node. Closed likewise, but open to who may
+/// have the node's role, which proves as much, in this very spelling.
+const IDENTITY: &[&str] = &["dynamic", "instance-identity"];
 
 /// Closed whatever the policy: a dump of the whole tree, perhaps with credentials.
 const DUMP: &[&str] = &["meta-data", "all"];
@@ -33,20 +47,27 @@ const LISTED: &[&[&str]] = &[
 /// The directory of the network cards, which `strict` leaves open as a whole: addresses and ids, by MAC.
 const INTERFACES: &[&str] = &["network", "interfaces", "macs"];
 
-/// Why the item at this path is not passed; `None` when it is.
-pub(super) fn refusal(segments: &[&str], policy: MetadataPolicy) -> Option<Refusal> {
+/// Who may read the item at this path.
+pub(super) fn readers(segments: &[&str], policy: MetadataPolicy) -> Readers {
     if contains(segments, DUMP) {
-        return Some(Refusal::Sensitive);
+        return Readers::Nobody(Refusal::Sensitive);
+    }
+    if policy == MetadataPolicy::Open {
+        return Readers::All;
+    }
+    if SECRETS.iter().any(|names| contains(segments, names)) {
+        return Readers::Nobody(Refusal::Sensitive);
+    }
+    if contains(segments, IDENTITY) {
+        let is_spelt_so = segments.get(1..).is_some_and(|below| below.starts_with(IDENTITY));
+        return match is_spelt_so {
+            true => Readers::NodeRole(Refusal::Sensitive),
+            false => Readers::Nobody(Refusal::Sensitive),
+        };
     }
     match policy {
-        MetadataPolicy::Open => None,
-        MetadataPolicy::Standard | MetadataPolicy::Strict
-            if SENSITIVE.iter().any(|names| contains(segments, names)) =>
-        {
-            Some(Refusal::Sensitive)
-        }
-        MetadataPolicy::Standard => None,
-        MetadataPolicy::Strict => (!is_listed(segments)).then_some(Refusal::NotListed),
+        MetadataPolicy::Strict if !is_listed(segments) => Readers::NodeRole(Refusal::NotListed),
+        _ => Readers::All,
     }
 }
 

@@ -21,6 +21,11 @@ fn passes(target: &str) -> Option<Route> {
     Some(Route::PassThrough(UpstreamTarget(target.to_owned())))
 }
 
+/// Passes for who may have the node's role alone.
+fn node_item(target: &str, refusal: Refusal) -> Option<Route> {
+    Some(Route::NodeItem { target: NodeTarget(target.to_owned()), refusal })
+}
+
 fn refuses(refusal: Refusal) -> Option<Route> {
     Some(Route::Refuse(refusal))
 }
@@ -96,15 +101,47 @@ fn closes_sensitive_items_at_any_depth_and_in_any_case() {
         "/2016-01-01/User-Data/",
         "/user-data",
         "/latest/vendor-data",
-        "/latest/dynamic/instance-identity/document",
-        "/latest/dynamic/instance-identity/pkcs7?audience=x",
-        "/latest//dynamic/%69nstance-identity/",
+        "/latest/dynamic/Instance-Identity/document",
+        "/latest/dynamic/instance-identity.json",
+        "/x/latest/dynamic/instance-identity/document",
+        "/dynamic/instance-identity/document",
+        "/latest/dynamic/instance-identity/user-data",
+        "/latest/dynamic/instance-identity/meta-data/all",
     ] {
         assert_eq!(get(raw), refuses(Refusal::Sensitive), "{raw}");
     }
     for raw in ["/latest/meta-data/allx", "/latest/dynamic/", "/latest/user-datum"] {
         assert_eq!(get(raw), passes(raw), "{raw}");
     }
+}
+
+#[test]
+fn the_identity_document_and_its_siblings_are_for_who_may_have_the_nodes_role() {
+    let routed = |method: Method, raw: &str, policy| {
+        let metadata = MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap());
+        Some(route(&method, &Target::parse(raw.as_bytes(), metadata).unwrap(), policy))
+    };
+
+    for policy in [MetadataPolicy::Standard, MetadataPolicy::Strict] {
+        for (raw, target) in [
+            ("/latest/dynamic/instance-identity/document", "/latest/dynamic/instance-identity/document"),
+            (
+                "/2016-01-01/dynamic/instance-identity/pkcs7?audience=x",
+                "/2016-01-01/dynamic/instance-identity/pkcs7?audience=x",
+            ),
+            ("/latest//dynamic/%69nstance-identity/", "/latest/dynamic/instance-identity/"),
+        ] {
+            assert_eq!(routed(Method::GET, raw, policy), node_item(target, Refusal::Sensitive), "{raw}");
+            assert_eq!(routed(Method::POST, raw, policy), refuses(Refusal::Sensitive), "{raw}");
+        }
+        let query = "/latest/dynamic/instance-identity/document?x=/user-data";
+        assert_eq!(routed(Method::GET, query, policy), refuses(Refusal::Sensitive));
+    }
+    let vsc = "/latest/meta-data/instance/vsc-options/enabled";
+    assert_eq!(routed(Method::GET, vsc, MetadataPolicy::Standard), passes(vsc));
+    assert_eq!(routed(Method::GET, vsc, MetadataPolicy::Strict), node_item(vsc, Refusal::NotListed));
+    let document = "/latest/dynamic/instance-identity/document";
+    assert_eq!(routed(Method::GET, document, MetadataPolicy::Open), passes(document));
 }
 
 #[test]
@@ -142,14 +179,9 @@ fn strict_policy_opens_a_list_in_its_own_spelling() {
         "/latest/latest",
         "/latest/x/instance-id",
     ] {
-        assert_eq!(strict(raw), refuses(Refusal::NotListed), "{raw}");
+        assert_eq!(strict(raw), node_item(raw, Refusal::NotListed), "{raw}");
     }
-    for raw in [
-        "/latest/user-data",
-        "/user-data",
-        "/latest/meta-data/all",
-        "/latest/dynamic/instance-identity/document",
-    ] {
+    for raw in ["/latest/user-data", "/user-data", "/latest/meta-data/all"] {
         assert_eq!(strict(raw), refuses(Refusal::Sensitive), "{raw}");
     }
     assert_eq!(strict("/latest/meta-data/ram/security-credentials/"), Some(Route::RoleList));

@@ -3,6 +3,10 @@
 use http::StatusCode;
 
 use super::harness::*;
+use crate::{
+    args::{HostNetworkPods, MetadataPolicy},
+    kubernetes::PodError,
+};
 
 /// Rows 4.17 and 4.19.
 #[tokio::test]
@@ -153,9 +157,7 @@ async fn one_pod_cannot_use_up_the_real_server_for_all() {
 
 #[tokio::test]
 async fn the_strict_policy_opens_its_list_and_nothing_else() {
-    let harness =
-        Harness::start_with(None, |config| config.metadata_policy = crate::args::MetadataPolicy::Strict)
-            .await;
+    let harness = Harness::start_with(None, |config| config.metadata_policy = MetadataPolicy::Strict).await;
 
     for closed in ["/latest/meta-data/public-keys/", "/latest/user-data", "/latest/meta-data/Instance-Id"] {
         let refused = harness.get(closed).await;
@@ -190,6 +192,50 @@ async fn closes_sensitive_items() {
 
     assert!(harness.upstream_heads().is_empty());
     assert_eq!(harness.get("/latest/meta-data/").await.body(), UPSTREAM_BODY);
+}
+
+#[tokio::test]
+async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
+    let document = "/latest/dynamic/instance-identity/document";
+    let items =
+        [document, "/latest/dynamic/instance-identity/pkcs7?audience=x", "/latest/meta-data/image-id"];
+    for policy in [MetadataPolicy::Standard, MetadataPolicy::Strict] {
+        let start = async |host_network_pods| {
+            Harness::start_with(None, |config| {
+                (config.metadata_policy, config.host_network_pods) = (policy, host_network_pods);
+            })
+            .await
+        };
+        let (pass, deny) = (start(HostNetworkPods::Pass).await, start(HostNetworkPods::Deny).await);
+        let host_network =
+            |annotations: &[(&str, &str)]| crate::kubernetes::Pod { host_network: true, ..pod(annotations) };
+
+        *pass.world.pod.lock().unwrap() = Ok(host_network(&[]));
+        for target in items {
+            assert_eq!(pass.get(target).await.body(), UPSTREAM_BODY, "{policy:?} {target}");
+        }
+        assert!(pass.upstream_heads()[1].starts_with(&format!("GET {} HTTP/1.1\r\n", items[1])));
+        for secret in ["/latest/user-data", "/latest/vendor-data", "/latest/meta-data/all"] {
+            assert_eq!(pass.get(secret).await.status(), StatusCode::FORBIDDEN, "{policy:?} {secret}");
+        }
+
+        // The others: with a role of their own, in their own network, where the flag denies, and who is not known.
+        for other in [host_network(&[(ROLE_KEY, "my-role")]), pod(&[]), pod(&[(ROLE_KEY, "my-role")])] {
+            *pass.world.pod.lock().unwrap() = Ok(other);
+            let refused = pass.get(document).await;
+            assert_eq!(
+                (refused.status(), refused.body().as_str()),
+                (StatusCode::FORBIDDEN, "this item is closed to pods\n")
+            );
+        }
+        *pass.world.pod.lock().unwrap() =
+            Err(|| PodError::Unknown(crate::identity::PodUid::parse(UID).unwrap()));
+        assert_eq!(pass.get(document).await.status(), StatusCode::FORBIDDEN);
+        *deny.world.pod.lock().unwrap() = Ok(host_network(&[]));
+        assert_eq!(deny.get(document).await.status(), StatusCode::FORBIDDEN);
+        assert!(deny.upstream_heads().is_empty());
+        assert_eq!(pass.upstream_heads().len(), items.len());
+    }
 }
 
 #[tokio::test]
