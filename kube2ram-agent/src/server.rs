@@ -70,6 +70,9 @@ const CONNECTIONS_PER_POD: usize = 64;
 const QUIET: Duration = Duration::from_secs(1);
 /// How long a connection waits for a place: no request is answered later.
 const PLACE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long pods may still go by what the real server told them before the first agent of a boot: an SDK lists roles, and asks for the credentials
+/// of the one that it read in the next moment.
+const FORMER_ANSWERS: Duration = Duration::from_mins(1);
 /// How often it asks for one meanwhile.
 const PLACE_RETRY: Duration = Duration::from_millis(2);
 
@@ -130,6 +133,8 @@ pub struct Server {
     quota: Quota,
     rates: Rates,
     places: Arc<Places<Option<PodUid>>>,
+    /// Until when a pod may ask for another role because of that.
+    former_answers_until: OnceLock<Instant>,
     /// Awaits connections of the agent itself.
     interception: OnceLock<Arc<Interception>>,
     tasks: TaskTracker,
@@ -141,8 +146,28 @@ impl Server {
         let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
         let (quota, rates) = (Quota::new(config.pass_through_rate), Rates::new(config.request_rate));
         let (metrics, log) = (Metrics::new(registry), AccessLog::default());
-        let interception = OnceLock::new();
-        Arc::new(Self { config, pipeline, metrics, log, quota, rates, places, interception, tasks })
+        Arc::new(Self {
+            config,
+            pipeline,
+            metrics,
+            log,
+            quota,
+            rates,
+            places,
+            former_answers_until: OnceLock::new(),
+            interception: OnceLock::new(),
+            tasks,
+        })
+    }
+
+    /// Tells that pods could ask the real server until now. For a moment they may go by what it said, which is no Event's matter: they are refused, and list
+    /// again. What goes on asking for another role is reported.
+    pub fn expect_former_answers(&self) {
+        self.former_answers_until.get_or_init(|| Instant::now() + FORMER_ANSWERS);
+    }
+
+    fn expects_former_answers(&self) -> bool {
+        self.former_answers_until.get().is_some_and(|until| Instant::now() < *until)
     }
 
     /// From now on connections that the agent itself makes as a pod would, to see whether they arrive, are told to `interception` and not served.

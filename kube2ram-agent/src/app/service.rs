@@ -150,8 +150,8 @@ impl Service {
                     pending.ready();
                 }
                 shutdown.cancelled().await;
-            }
-        });
+            });
+        }
 
         let entitlements = Arc::new(SetOnce::new());
         metrics::of_credentials(&mut registry, &entitlements, &base, &clock);
@@ -257,6 +257,9 @@ impl Service {
             }),
         );
         let interception = self.interception(node, &mut registry);
+        if datapath.is_first() {
+            self.server.expect_former_answers();
+        }
         if datapath.has_cut_connections() {
             let settings = node.settings.clone();
             drop(self.tasks.spawn_blocking(move || end_cut_connections(&settings)));

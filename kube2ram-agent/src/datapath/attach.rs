@@ -230,10 +230,15 @@ impl Datapath {
         NetnsCookies::open(&self.pins)
     }
 
+    /// Whether pods could ask the metadata server itself until this start.
+    pub fn is_first(&self) -> bool {
+        let is_new_egress = |link: &Link| link.name() == program::EGRESS && link.is_new();
+        self.links.iter().chain(self.others.links()).any(is_new_egress)
+    }
+
     /// Whether this start cut connections to the metadata server that pods had open before.
     pub fn has_cut_connections(&self) -> bool {
-        let is_new_egress = |link: &Link| link.name() == program::EGRESS && link.is_new();
-        !self.settings.keeps_open && self.links.iter().chain(self.others.links()).any(is_new_egress)
+        !self.settings.keeps_open && self.is_first()
     }
 
     /// Where pods without a listener of their own are sent.

@@ -42,7 +42,7 @@ fn what_is_explained_is_what_the_pod_hears() {
     for (pod, role, verdict, code, words) in [
         ("orders", "orders-role", "granted", 0, "(--auto-discover-base-arn) makes it"),
         ("arn", "arn-role", "granted", 0, "is the ARN acs:ram::"),
-        ("plain", "any", "no_role", 1, "annotate the pod with ram.aliyuncs.com/role"),
+        ("plain", "any", "no_role", 1, "annotate the pod itself with ram.aliyuncs.com/role"),
         ("typo", "two", "denied", 1, "correct ram.aliyuncs.com/role"),
         ("stranger", "stranger-role", "denied", 1, "NoPermission"),
         ("missing", "missing-role", "denied", 1, "create the role, or correct the pod's annotation"),
@@ -76,6 +76,33 @@ fn what_is_explained_is_what_the_pod_hears() {
     let (exit, verdict, why) = explained(&mut lab, "default/daemon");
     assert_eq!((exit, verdict.as_str()), (0, "node_role"), "{why:#}");
     assert_eq!(lab.ask("daemon", LIST).body, Accounts::NODE_ROLE);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_annotation_where_it_has_no_effect_is_named_and_on_a_namespace_by_an_event_too() {
+    for (flags, is_seen) in [(&["--namespace-restrictions"][..], true), (&[], false)] {
+        let mut lab = Lab::new("explain-misplaced", &[PodSpec::new("plain")]);
+        lab.api().apply_namespace("default", &[(ROLE, "orders-role")]).unwrap();
+        lab.start(flags);
+
+        assert_eq!(lab.ask("plain", LIST).status, 404);
+        let (exit, verdict, why) = explained(&mut lab, "default/plain");
+
+        assert_eq!((exit, verdict.as_str()), (1, "no_role"), "{why:#}");
+        let remedy = why["remedy"].as_str().unwrap();
+        assert!(remedy.contains("spec.template.metadata.annotations"), "{remedy}");
+        assert!(
+            remedy.contains("on its service account (default), its namespace or its Deployment"),
+            "{remedy}"
+        );
+        let named = "namespace default has the annotation ram.aliyuncs.com/role, which has no effect there";
+        assert_eq!(remedy.contains(named), is_seen, "{remedy}");
+        if is_seen {
+            eventually(1, || lab.api().events().len());
+            assert_eq!(lab.api().events()[0]["reason"], "MisplacedAnnotation");
+        }
+    }
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use kube2ram_sandbox::node::PodSpec;
+use kube2ram_sandbox::{node::PodSpec, standin::Accounts};
 
-use crate::support::Lab;
+use crate::support::{LIST, Lab, eventually};
 
 /// Connects, waits for an error or for the end of its standard input, asks on the same connection, and prints what comes of it: a status, or an error's
 /// name.
@@ -81,6 +81,25 @@ fn connections_that_the_first_attach_cuts_fail_at_once_and_the_hosts_go_on() {
     // A restart cuts nothing, and has nothing to end.
     lab.agent().unwrap().restart(None).unwrap();
     assert_eq!(lab.agent().unwrap().log().matches("ended pods' connections").count(), 1);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_client_that_listed_at_the_real_server_raises_no_event_and_one_that_goes_on_does() {
+    let mut lab = lab("listed-before");
+    assert_eq!(lab.ask("orders", LIST).body, Accounts::NODE_ROLE, "before the agent");
+
+    lab.start(&[]);
+
+    assert_eq!(lab.credentials("orders", Accounts::NODE_ROLE), "403");
+    assert_eq!(lab.ask("orders", LIST).body, "orders-role");
+    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+    assert!(lab.agent().unwrap().log().contains("request refused"), "it is logged");
+    // Under this one nobody can have listed there.
+    lab.agent().unwrap().restart(None).unwrap();
+    assert_eq!(lab.credentials("orders", Accounts::NODE_ROLE), "403");
+    eventually(1, || lab.api().events().len());
+    assert_eq!(lab.api().events()[0]["reason"], "RoleDenied");
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl Judge<'_> {
                 ),
             ),
             RoleError::NoRole => {
-                (Verdict::NoRole, format!("annotate the pod with {key} if it should have one"))
+                (Verdict::NoRole, no_role_remedy(pod, key, self.cluster.has_misplaced_role(&pod.namespace)))
             }
         };
         Judged::stop(vec![step], verdict, says, Some(remedy)).refused(&RequestError::Role(error))
@@ -329,15 +329,30 @@ impl Judge<'_> {
                     pod.namespace
                 ),
             ),
-            Denial::NamespaceUnknown => {
-                ("namespace_unknown", "see what kube2ram status says of the API server".to_owned())
-            }
+            Denial::NamespaceUnknown => (
+                "namespace_unknown",
+                "see what kube2ram status says of the API server, and whether the log says that allow-lists are too long together".to_owned(),
+            ),
         };
         let says = denial.to_string();
         let step = Step::new(Stage::Rule, Outcome::Failed, says.clone(), &[("rule", Some(rule.to_owned()))]);
         Judged::stop(vec![role_step, step], Verdict::Denied, says, Some(remedy))
             .refused(&RequestError::Denied(denial))
     }
+}
+
+/// The agent may read no service accounts and no Deployments (ARCHITECTURE.md, "What it may do"), so it names all places that have no effect.
+fn no_role_remedy(pod: &Pod, key: &str, is_namespace_annotated: bool) -> String {
+    let Pod { namespace, service_account, .. } = pod;
+    let found = if is_namespace_annotated {
+        format!("namespace {namespace} has the annotation {key}, which has no effect there: ")
+    } else {
+        String::new()
+    };
+    format!(
+        "{found}if the pod should have a role, annotate the pod itself with {key}, in a Deployment spec.template.metadata.annotations; \
+         on its service account ({service_account}), its namespace or its Deployment the annotation has no effect"
+    )
 }
 
 /// The last two steps.

@@ -11,11 +11,13 @@ use crate::{
     cloud::upstream::UpstreamError,
     datapath::Origin,
     kubernetes::Pod,
-    role::RoleSession,
+    policy::Denial,
+    role::{RoleError, RoleSession},
     server::{
+        Server,
         error::{ErrorKind, RequestError},
         metrics::{PassThroughResult, RouteLabel},
-        notices::notices_of,
+        notices::{misplaced, notices_of},
     },
     telemetry::chain,
 };
@@ -59,15 +61,30 @@ impl Connection {
             metrics.deny(error.kind());
         }
         if let (Some(error), Some(pod)) = (error, &record.pod) {
-            let allow_list = &self.server.config.allow_list_annotation;
-            let role = record.session.as_ref().map(|session| session.role.as_str());
-            for notice in notices_of(error, pod, role, allow_list) {
-                self.server.pipeline.notices.warn(notice);
-            }
+            self.warn_owners(error, pod, record.session.as_deref());
         }
         match self.server.log.admit(self.uid.get()) {
             Some(suppressed) => self.log(method, record, status, error, took, suppressed),
             None => drop(metrics.log_lines_suppressed.inc()),
+        }
+    }
+
+    fn warn_owners(&self, error: &RequestError, pod: &Pod, session: Option<&RoleSession>) {
+        let Server { config, pipeline, .. } = &*self.server;
+        if matches!(error, RequestError::Denied(Denial::OtherRole { .. }))
+            && self.server.expects_former_answers()
+        {
+            return;
+        }
+        let role = session.map(|session| session.role.as_str());
+        for notice in notices_of(error, pod, role, &config.allow_list_annotation) {
+            pipeline.notices.warn(notice);
+        }
+        if matches!(error, RequestError::Role(RoleError::NoRole))
+            && pipeline.directory.has_misplaced_role(&pod.namespace)
+            && let Some(entitlements) = pipeline.entitlements.get()
+        {
+            pipeline.notices.warn(misplaced(pod, entitlements.roles.annotation_key()));
         }
     }
 

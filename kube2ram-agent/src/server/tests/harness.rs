@@ -60,6 +60,7 @@ pub(super) struct World {
 pub(super) struct Harness {
     pub(super) world: Arc<World>,
     pub(super) addr: SocketAddr,
+    pub(super) server: Arc<Server>,
     entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) tasks: TaskTracker,
     pub(super) closing: Closing,
@@ -97,8 +98,8 @@ impl Harness {
             pod: Mutex::new(Ok(pod(&[(ROLE_KEY, "my-role")]))),
             pod_never_comes: Mutex::new(false),
             allow_list: Mutex::new(None),
-            refusal: Mutex::new(None),
             has_misplaced_role: Mutex::new(false),
+            refusal: Mutex::new(None),
             issued: AtomicU32::new(0),
             notices: Mutex::default(),
             now: Mutex::new(jiff::Timestamp::now()),
@@ -154,8 +155,8 @@ impl Harness {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener::bound_buffers(&listener).unwrap();
         let addr = listener.local_addr().unwrap();
-        tasks.spawn(server.serve(Arc::new(listener), Arc::clone(&world) as _, closing.clone()));
-        Self { world, addr, entitlements, tasks, closing, registry }
+        tasks.spawn(Arc::clone(&server).serve(Arc::new(listener), Arc::clone(&world) as _, closing.clone()));
+        Self { world, addr, server, entitlements, tasks, closing, registry }
     }
 
     /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from now on.
@@ -303,11 +304,11 @@ impl Directory for World {
         self.pod.lock().unwrap().as_ref().map(|pod| Arc::new(pod.clone())).map_err(|error| error())
     }
 
-    fn allow_list(&self, _: &str) -> Option<Option<Arc<str>>> {
     fn has_misplaced_role(&self, _: &str) -> bool {
         *self.has_misplaced_role.lock().unwrap()
     }
 
+    fn allow_list(&self, _: &str) -> Option<Option<Arc<str>>> {
         self.allow_list.lock().unwrap().clone()
     }
 }

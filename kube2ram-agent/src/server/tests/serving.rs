@@ -207,6 +207,55 @@ async fn a_pod_without_role_gets_404() {
     assert_eq!(harness.get("/latest/meta-data/ram/").await.body(), "security-credentials/");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_role_that_the_real_server_listed_a_moment_ago_raises_no_event_and_what_goes_on_does() {
+    let harness = Harness::start_with(Some(PatternFormat::Glob), |_| {}).await;
+    *harness.world.allow_list.lock().unwrap() = Some(Some(r#"["my-*"]"#.into()));
+    harness.server.expect_former_answers();
+    let of_the_node = format!("{LIST}KubernetesWorkerRole");
+
+    assert_eq!(harness.get(&of_the_node).await.status(), StatusCode::FORBIDDEN);
+    assert!(harness.notice_reasons().is_empty());
+    assert!(harness.metrics().contains(r#"denials_total{reason="other_role"} 1"#), "it is counted");
+    assert_eq!(harness.get(LIST).await.body(), "my-role", "and the client lists again");
+
+    *harness.world.allow_list.lock().unwrap() = Some(None);
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(harness.notice_reasons(), ["RoleDenied"], "other denials are reported at once");
+    *harness.world.allow_list.lock().unwrap() = Some(Some(r#"["my-*"]"#.into()));
+    tokio::time::advance(std::time::Duration::from_mins(1)).await;
+    assert_eq!(harness.get(&of_the_node).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(harness.notice_reasons(), ["RoleDenied"; 2]);
+}
+
+#[tokio::test]
+async fn a_role_that_is_not_the_pods_raises_an_event_at_once_under_any_other_agent() {
+    let harness = Harness::start().await;
+
+    assert_eq!(harness.get(&format!("{LIST}KubernetesWorkerRole")).await.status(), StatusCode::FORBIDDEN);
+
+    assert_eq!(harness.notice_reasons(), ["RoleDenied"]);
+}
+
+#[tokio::test]
+async fn an_annotation_on_the_namespace_instead_of_the_pod_is_named_by_an_event() {
+    let harness = Harness::start().await;
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[]));
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::NOT_FOUND);
+    assert!(harness.notice_reasons().is_empty(), "SDKs of pods without role ask, too");
+
+    *harness.world.has_misplaced_role.lock().unwrap() = true;
+    assert_eq!(harness.get(LIST).await.status(), StatusCode::NOT_FOUND);
+
+    assert_eq!(harness.notice_reasons(), ["MisplacedAnnotation"]);
+    let message = harness.world.notices.lock().unwrap()[0].message.clone();
+    assert!(message.contains("the annotation ram.aliyuncs.com/role is on its namespace team-a"), "{message}");
+    assert!(message.contains("put it on the pod"), "{message}");
+    *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "my-role")]));
+    assert_eq!(harness.get(LIST).await.body(), "my-role");
+    assert_eq!(harness.notice_reasons().len(), 1, "a pod that has a role needs no advice");
+}
+
 #[tokio::test]
 async fn a_malformed_annotation_denies_and_says_so() {
     let harness = Harness::start().await;
