@@ -317,7 +317,10 @@ impl Command {
             command.try_get_matches_from([program].into_iter().chain(from_environment).chain(args))?;
         let flags = Flags::from_arg_matches(&matches)?;
         match flags.subcommand {
-            None => Ok(Self::Agent(Config::try_new(flags, retired::notices(&matches))?.into())),
+            None => {
+                let notices = retired::notices(&matches).into_iter().chain(environment::proxy_notice(env));
+                Ok(Self::Agent(Config::try_new(flags, notices.collect())?.into()))
+            }
             Some(Subcommand::BootGuard(command)) => {
                 let guard = |of: flags::Guard| Guard {
                     bpf_dir: flags.bpf_dir,

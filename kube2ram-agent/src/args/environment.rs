@@ -39,6 +39,21 @@ pub(super) fn unknown(
     variables.into_iter().find_map(is_misspelt)
 }
 
+/// One line about the variables that name a proxy for other programs, if any does. Who sets them may count on it.
+pub(super) fn proxy_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<String> {
+    const PROXIES: [&str; 6] =
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    let is_set = |name: &&str| env(name).is_some_and(|value| !value.is_empty());
+    let set: Vec<_> = PROXIES.into_iter().filter(is_set).collect();
+    (!set.is_empty()).then(|| {
+        format!(
+            "{} has no effect: the agent uses no proxy, which would see its signed requests; where STS cannot be reached without one, \
+             give --sts-endpoint",
+            set.join(", ")
+        )
+    })
+}
+
 /// The known variable that is spelt most like this one, if any is.
 pub(super) fn similar(command: &Command, name: &str) -> Option<String> {
     let known = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of);

@@ -207,6 +207,21 @@ fn takes_the_ancestors_manifest_as_it_stands() {
     );
 }
 
+#[test]
+fn a_proxy_that_others_would_use_is_said_to_be_ignored() {
+    let with = |variables: &[(&str, &str)]| {
+        let variables: Vec<_> = [("NODE_NAME", "n")].into_iter().chain(variables.iter().copied()).collect();
+        parse("", &variables).unwrap().notices
+    };
+
+    let notices = with(&[("https_proxy", "http://proxy:3128"), ("HTTP_PROXY", "http://proxy:3128")]);
+
+    assert_eq!(notices.len(), 1);
+    assert!(notices[0].starts_with("https_proxy, HTTP_PROXY has no effect: "), "{notices:?}");
+    assert!(!notices[0].contains("3128"), "a proxy's address may hold a password");
+    assert!(with(&[("NO_PROXY", "10.0.0.0/8"), ("HTTPS_PROXY", "")]).is_empty());
+}
+
 /// The arguments of the DaemonSets that the ancestors publish, and what a cluster's administrator would have put into them.
 #[test]
 fn takes_the_published_manifests_of_both_ancestors() {

@@ -1,7 +1,10 @@
 //! Where the API server is and how the agent logs in to it.
 //! Depends on kube alone; called by `kubernetes::cluster`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Client, Config,
@@ -76,11 +79,9 @@ pub(super) async fn connect(
 ) -> Result<Client, ClientError> {
     let mut config = match config {
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
-        ClientConfig::Kubeconfig(path) => match Kubeconfig::read_from(&path) {
-            Ok(file) => Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await,
-            Err(error) => Err(error),
+        ClientConfig::Kubeconfig(path) => {
+            from_file(&path).await.map_err(|source| ClientError::Kubeconfig { path, source })?
         }
-        .map_err(|source| ClientError::Kubeconfig { path, source })?,
         ClientConfig::Server { url, token, insecure } => at_server(url, token, insecure)?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -90,6 +91,23 @@ pub(super) async fn connect(
     config.reset_reader_on_write = true;
     let client = ClientBuilder::try_from(config).map_err(ClientError::Client)?;
     Ok(client.with_layer(contacts).with_layer(projection).build())
+}
+
+async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
+    let file = Kubeconfig::read_from(path)?;
+    let names_proxy = names_proxy(&file);
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(with_proxy_of_file(config, names_proxy))
+}
+
+fn names_proxy(file: &Kubeconfig) -> bool {
+    file.clusters.iter().flat_map(|named| &named.cluster).any(|cluster| cluster.proxy_url.is_some())
+}
+
+/// kube takes the variable HTTPS_PROXY for the file's word, and then refuses it. What the file says stays refused.
+fn with_proxy_of_file(mut config: Config, names_proxy: bool) -> Config {
+    config.proxy_url = config.proxy_url.filter(|_| names_proxy);
+    config
 }
 
 fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result<Config, ClientError> {
@@ -148,6 +166,24 @@ mod tests {
         for url in ["", "api:6443", "ftp://api", "https://a b"] {
             assert!(matches!(server(url, None, false), Err(ClientError::Url { .. })), "{url}");
         }
+    }
+
+    #[test]
+    fn a_proxy_of_the_environment_is_not_taken_for_the_kubeconfigs() {
+        let file = |cluster: &str| {
+            let text = format!("clusters: [{{name: c, cluster: {{server: 'https://api'{cluster}}}}}]");
+            Kubeconfig::from_yaml(&text).unwrap()
+        };
+        let proxied = || {
+            let mut config = Config::new("https://api".parse().unwrap());
+            config.proxy_url = Some("http://proxy:3128".parse().unwrap());
+            config
+        };
+
+        let of = |file: &Kubeconfig| with_proxy_of_file(proxied(), names_proxy(file)).proxy_url;
+
+        assert_eq!(of(&file("")), None);
+        assert!(of(&file(", proxy-url: 'http://proxy:3128'")).is_some(), "which kube refuses, and says so");
     }
 
     #[tokio::test]
