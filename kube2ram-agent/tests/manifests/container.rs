@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     node::{Agent, LIST, Node, eventually},
-    support::{deploy, objects, single_file, strings, template},
+    support::{deploy, helm, objects, single_file, strings, template},
 };
 
 fn manifest() -> Value {
@@ -56,6 +56,32 @@ fn the_manifests_container_does_the_main_job() {
     }
     node.assert_served();
     assert!(node.node().sniffer().packets().iter().all(|packet| node.node().owns(packet.source.ip())));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_api_servers_own_address_stands_for_a_service_network_that_is_not_there_yet() {
+    let mut node = Node::new("manifest-api");
+    let (host, port) = node.surroundings.api_server.clone();
+    // Where no Service answers (RFC 5737, TEST-NET-1).
+    node.surroundings.api_server.0 = "192.0.2.1".to_owned();
+    let by_service = node.spawn(&manifest()).unwrap();
+    eventually("it cannot ask", || by_service.container.log().contains("watch failed"));
+    let waiting = by_service.ready().unwrap_err().to_string();
+    assert!(waiting.contains("namespaces, pods"), "{waiting}");
+    drop(by_service);
+
+    let set = [("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port.to_string())];
+    let set = set.iter().enumerate().flat_map(|(index, (name, value))| {
+        let of = format!("extraEnv[{index}]");
+        [format!("--set-string={of}.name={name}"), format!("--set-string={of}.value={value}")]
+    });
+    let set: Vec<_> = set.collect();
+    let charted = helm(&set.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let agent = node.start(template(&objects(&charted))).unwrap();
+
+    assert_eq!(agent.ready().unwrap(), "ready");
+    node.assert_served();
 }
 
 #[test]
