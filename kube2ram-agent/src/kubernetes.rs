@@ -86,7 +86,8 @@ pub trait Directory: Send + Sync + 'static {
     /// Dropping the future loses nothing.
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError>;
 
-    /// The namespace's allow-list annotation: `None` when the namespace is not known, or none is; `Some(None)` when it has no annotation.
+    /// The namespace's allow-list annotation: `None` when the namespace is not known, or namespaces are not watched; `Some(None)` when it has no
+    /// annotation.
     fn allow_list(&self, namespace: &str) -> Option<Option<Arc<str>>>;
 
     /// Whether the namespace is known to carry the annotation that gives a pod its role, and has no effect there. For people.

@@ -65,11 +65,11 @@ fn the_api_servers_own_address_stands_for_a_service_network_that_is_not_there_ye
     let (host, port) = node.surroundings.api_server.clone();
     // Where no Service answers (RFC 5737, TEST-NET-1).
     node.surroundings.api_server.0 = "192.0.2.1".to_owned();
-    let by_service = node.spawn(&manifest()).unwrap();
+    let mut by_service = node.spawn(&manifest()).unwrap();
     eventually("it cannot ask", || by_service.container.log().contains("watch failed"));
     let waiting = by_service.ready().unwrap_err().to_string();
     assert!(waiting.contains("namespaces, pods"), "{waiting}");
-    drop(by_service);
+    by_service.container.terminate().unwrap();
 
     let set = [("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port.to_string())];
     let set = set.iter().enumerate().flat_map(|(index, (name, value))| {
