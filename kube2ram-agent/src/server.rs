@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use http_body_util::Either;
 use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -218,7 +219,17 @@ impl Server {
         // In a box, because the runtime would move the future, which is large, several times.
         self.tasks.spawn(Box::pin(async move {
             gauge.inc();
-            let answer = |request| place.busy_with(connection.answer(request));
+            let answer = |request| {
+                let (busy, answer) = (place.busy(), connection.answer(request));
+                async move {
+                    let mut response = answer.await;
+                    // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
+                    if let Either::Right(relayed) = response.body_mut() {
+                        relayed.keep_busy(busy);
+                    }
+                    response
+                }
+            };
             listener::drive(stream, &closing, place.lost(), answer).await;
             gauge.dec();
         }));

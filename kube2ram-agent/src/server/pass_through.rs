@@ -14,7 +14,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{quota::Share, route::UpstreamTarget};
+use super::{places::Busy, quota::Share, route::UpstreamTarget};
 use crate::cloud::upstream::{Upstream, UpstreamError};
 
 /// How long the real server may be silent in the middle of a body.
@@ -102,6 +102,8 @@ pub(super) struct Relayed {
     deadline: Instant,
     stalled: Pin<Box<Sleep>>,
     _share: Share,
+    /// The client's connection is not idle while this body is sent.
+    busy: Option<Busy>,
 }
 
 /// Why a relayed body ended early.
@@ -118,7 +120,12 @@ pub(super) enum RelayError {
 impl Relayed {
     fn new(body: Incoming, share: Share) -> Self {
         let deadline = Instant::now() + BODY_DEADLINE;
-        Self { body, deadline, stalled: Box::pin(sleep(BODY_IDLE_TIMEOUT)), _share: share }
+        Self { body, deadline, stalled: Box::pin(sleep(BODY_IDLE_TIMEOUT)), _share: share, busy: None }
+    }
+
+    /// Keeps the client's connection from being idle until this body has ended.
+    pub(super) fn keep_busy(&mut self, busy: Busy) {
+        self.busy = Some(busy);
     }
 }
 

@@ -35,11 +35,18 @@ struct Taken<C> {
 #[derive(Debug)]
 struct Holder {
     lost: CancellationToken,
-    /// When it came, or its last request was answered, in microseconds; [`BUSY`] while one is being answered.
+    /// When it came, or its last answer ended, in microseconds; [`BUSY`] while a request is being answered.
     quiet_since: AtomicU64,
 }
 
 const BUSY: u64 = u64::MAX;
+
+/// An answer that a connection waits for or is being sent; the connection is idle again once this is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy {
+    holder: Arc<Holder>,
+    begun: Instant,
+}
 
 /// The place of one connection; dropping it gives it back.
 #[derive(Debug)]
@@ -97,7 +104,7 @@ impl<C: Clone + Eq + Hash> Places<C> {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(BUSY - 1)
+        micros_since(self.begun)
     }
 
     /// Who has been quiet since then, or longer, is idle; `None` when nobody can be.
@@ -152,13 +159,21 @@ impl<C: Clone + Eq + Hash> Place<C> {
         &self.holder.lost
     }
 
-    /// The connection is not idle while `answer` is being made.
-    pub(crate) async fn busy_with<T>(&self, answer: impl Future<Output = T>) -> T {
+    /// The connection is not idle from now on, until what is returned is dropped: when the answer has ended.
+    pub(crate) fn busy(&self) -> Busy {
         self.holder.quiet_since.store(BUSY, Ordering::Relaxed);
-        let answer = answer.await;
-        self.holder.quiet_since.store(self.places.now(), Ordering::Relaxed);
-        answer
+        Busy { holder: Arc::clone(&self.holder), begun: self.places.begun }
     }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.holder.quiet_since.store(micros_since(self.begun), Ordering::Relaxed);
+    }
+}
+
+fn micros_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(BUSY - 1)
 }
 
 impl<C: Clone + Eq + Hash> Drop for Place<C> {
@@ -170,8 +185,6 @@ impl<C: Clone + Eq + Hash> Drop for Place<C> {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-
     use super::*;
 
     /// Which of them have lost their place.
@@ -181,11 +194,6 @@ mod tests {
 
     fn held(places: &Arc<Places<u8>>, callers: &[u8]) -> Vec<Place<u8>> {
         callers.iter().map(|&caller| places.take(caller).unwrap()).collect()
-    }
-
-    /// Begins an answer that never ends.
-    fn occupy(place: &Place<u8>) {
-        assert!(place.busy_with(std::future::pending::<()>()).now_or_never().is_none());
     }
 
     #[test]
@@ -205,12 +213,14 @@ mod tests {
     fn a_caller_that_is_being_answered_on_all_of_its_connections_gets_no_other_one() {
         let places = Places::new(10, 2, Duration::ZERO);
         let held = held(&places, &[1, 1, 2]);
-        held[..2].iter().for_each(occupy);
+        let answers: Vec<_> = held[..2].iter().map(Place::busy).collect();
 
         assert!(places.take(1).is_none());
 
         assert!(lost(&held).is_empty());
         assert!(places.take(2).is_some(), "the twin");
+        drop(answers);
+        assert!(places.take(1).is_some(), "the answers have ended");
     }
 
     #[tokio::test(start_paused = true)]
@@ -220,7 +230,7 @@ mod tests {
         let held = held(&places, &[1, 1]);
         assert!(places.take(1).is_none(), "they have just come");
         tokio::time::advance(GRACE).await;
-        held[0].busy_with(std::future::ready(())).await;
+        drop(held[0].busy());
 
         let third = places.take(1).unwrap();
         assert!(third.displaced);
@@ -248,11 +258,11 @@ mod tests {
     fn an_idle_connection_gives_way_before_one_that_is_being_answered() {
         let places = Places::new(3, 3, Duration::ZERO);
         let mut held = held(&places, &[1, 1, 1]);
-        occupy(&held[0]);
+        let _first = held[0].busy();
 
         held.push(places.take(2).unwrap());
         assert_eq!(lost(&held), [1]);
-        occupy(&held[2]);
+        let _third = held[2].busy();
         held.push(places.take(3).unwrap());
 
         assert_eq!(lost(&held), [0, 1], "without an idle one, the oldest");

@@ -276,6 +276,32 @@ async fn a_pod_that_is_being_answered_on_all_of_its_connections_gets_no_other_on
     }
 }
 
+/// Other connections come and go meanwhile, longer than a connection that nothing is asked or answered on is left alone.
+#[tokio::test]
+async fn a_connection_that_is_sent_a_slow_body_is_not_idle() {
+    let harness = Harness::start().await;
+    *harness.world.upstream_drips.lock().unwrap() = true;
+    let mut slow = harness.connect().await;
+    slow.write_all(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut others = Vec::new();
+    for _ in 1..CONNECTIONS_PER_POD {
+        others.push(harness.connect().await);
+    }
+    eventually(async || harness.metrics().contains(&format!("connections {CONNECTIONS_PER_POD}\n"))).await;
+    tokio::time::sleep(QUIET).await;
+
+    let mut more = harness.connect().await;
+    ask_for_list(&mut more).await.expect("an answer");
+
+    assert!(harness.metrics().contains("connections_displaced_total 1"), "{}", harness.metrics());
+    assert_eq!(others[0].read(&mut [0]).await.unwrap_or(0), 0, "the oldest idle one gives way");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n.") {
+        head.push(slow.read_u8().await.expect("the body goes on"));
+    }
+    assert_eq!(slow.read_u8().await.unwrap(), b'.', "although it is the oldest of all");
+}
+
 #[tokio::test]
 async fn a_pod_that_asks_too_often_is_told_when_to_ask_again_and_disconnected() {
     let harness = Harness::start_with(None, |config| config.request_rate = 1).await;
