@@ -47,7 +47,18 @@ pub struct AnnotationKeys {
 impl AnnotationKeys {
     /// Lists all keys.
     pub fn all(&self) -> [&str; 5] {
-        [&self.role, &self.external_id, &self.policy, &self.duration, &self.session_name]
+        self.bounded().map(|(key, _)| key)
+    }
+
+    /// All keys, and how many bytes the longest legal value of each has.
+    pub fn bounded(&self) -> [(&str, usize); 5] {
+        [
+            (&self.role, arn::MAX_BYTES),
+            (&self.external_id, session::EXTERNAL_ID_MAX_BYTES),
+            (&self.policy, session::POLICY_MAX_BYTES),
+            (&self.duration, session::DURATION_MAX_BYTES),
+            (&self.session_name, session::SESSION_NAME_MAX),
+        ]
     }
 }
 

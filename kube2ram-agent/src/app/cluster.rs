@@ -29,7 +29,7 @@ pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
     let (cgroup_root, pods) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroups());
     ClusterConfig {
         node: config.node.as_str().into(),
-        pod_annotations: config.annotation_keys.all().map(Into::into).into(),
+        pod_annotations: config.annotation_keys.bounded().map(|(key, bytes)| (key.into(), bytes)).into(),
         allow_lists,
         live_pods: Arc::new(move || live_pods(&cgroup_root, &pods)),
     }

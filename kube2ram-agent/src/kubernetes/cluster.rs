@@ -50,8 +50,8 @@ use crate::{
 pub struct ClusterConfig {
     /// The node whose pods are watched.
     pub node: Box<str>,
-    /// The keys of the pod annotations to keep.
-    pub pod_annotations: Vec<Box<str>>,
+    /// The keys of the pod annotations to keep, and how many bytes of each.
+    pub pod_annotations: Vec<(Box<str>, usize)>,
     /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right to is not needed.
     pub allow_lists: Option<AllowLists>,
     /// Tells the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
@@ -101,7 +101,7 @@ impl Cluster {
         let resources = resources(&config);
         let metrics = Metrics::new(registry, resources);
         let contacts = Contacts::new(&metrics, resources, &clock);
-        let annotations = config.pod_annotations.iter().cloned();
+        let annotations = config.pod_annotations.iter().map(|(key, _)| key.clone());
         let annotations = annotations.chain(MIRROR_ANNOTATIONS.map(Box::from));
         let of_namespaces = config.allow_lists.iter();
         let of_namespaces =

@@ -105,8 +105,8 @@ pub(super) fn is_sound(pod: &ApiPod) -> bool {
     matches!((&pod.spec, &pod.status), (Lenient::Sound(_), None | Some(Lenient::Sound(_))))
 }
 
-/// Trims an object, keeping those of the annotations named in `keep`; `None` when it has no usable name or UID, or is not sound.
-pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
+/// Trims an object, keeping those of the annotations named in `keep`, so many bytes of each; `None` when it has no usable name or UID, or is not sound.
+pub(super) fn sighting(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<Sighting> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
     let spec = object.spec.sound()?;
@@ -125,8 +125,10 @@ pub(super) fn sighting(object: ApiPod, keep: &[Box<str>]) -> Option<Sighting> {
         .filter(|_| mirror)
         .and_then(|hash| PodUid::parse(hash))
         .filter(PodUid::is_config_hash);
-    let annotations =
-        keep.iter().filter_map(|key| Some((key.clone(), cut(&annotations.remove(&**key)?).into()))).collect();
+    let kept = |(key, limit_bytes): &(Box<str>, usize)| {
+        Some((key.clone(), cut(annotations.remove(&**key)?, *limit_bytes)))
+    };
+    let annotations = keep.iter().filter_map(kept).collect();
     let pod = Pod {
         uid,
         namespace: object.metadata.namespace?.into(),
@@ -147,9 +149,12 @@ pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
     PodUid::parse(metadata.uid.as_deref()?)
 }
 
-/// What is cut here is too long for `role`, which refuses it.
-fn cut(value: &str) -> &str {
-    &value[..value.floor_char_boundary(POD_VALUE_LIMIT_BYTES)]
+/// What is cut here ends in a mark that no annotation of ours may have, so that `role` refuses it whatever the rest says.
+fn cut(value: String, limit_bytes: usize) -> Box<str> {
+    if value.len() <= limit_bytes {
+        return value.into();
+    }
+    format!("{}{CUT}", &value[..value.floor_char_boundary(limit_bytes)]).into()
 }
 
 /// The value of one annotation; what is longer than any sane allow-list becomes a text that parses as none.
@@ -158,8 +163,8 @@ pub(super) fn bounded_annotation(metadata: ObjectMeta, key: &str) -> Option<Arc<
     Some(if value.len() > VALUE_LIMIT_BYTES { OVERSIZED.into() } else { value.into() })
 }
 
-/// Four times the bytes of the longest legal value, a session policy. A pod's annotations may have 256 KiB.
-const POD_VALUE_LIMIT_BYTES: usize = 32 * 1024;
+/// Not ASCII, as all values but a policy are, and no end of a JSON object.
+const CUT: char = '…';
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 const OVERSIZED: &str = "the annotation is longer than 64 KiB";
 
@@ -197,10 +202,11 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: usize = 100;
     const UID: &str = "0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a";
 
     fn live(object: serde_json::Value, keep: &[&str]) -> Option<Known> {
-        let keep: Vec<Box<str>> = keep.iter().map(|key| (*key).into()).collect();
+        let keep: Vec<_> = keep.iter().map(|key| ((*key).into(), LIMIT)).collect();
         match sighting(serde_json::from_value(object).unwrap(), &keep)? {
             Sighting::Live(known) => Some(known),
             Sighting::Ended(_) => None,
@@ -229,13 +235,15 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_bounded_part_of_an_annotation() {
-        let value = "\u{00fc}".repeat(100_000);
-        let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": UID, "annotations": {"role": value}}, "spec": {}});
+    fn keeps_a_bounded_part_of_an_annotation_and_marks_it() {
+        let kept = |value: String| {
+            let object = json!({"metadata": {"namespace": "n", "name": "p", "uid": UID, "annotations": {"role": value}}, "spec": {}});
+            live(object, &["role"]).unwrap().pod.annotations["role"].to_string()
+        };
 
-        let pod = live(object, &["role"]).unwrap().pod;
-
-        assert_eq!(pod.annotations["role"].len(), POD_VALUE_LIMIT_BYTES);
+        assert_eq!(kept("x".repeat(LIMIT)), "x".repeat(LIMIT));
+        assert_eq!(kept("x".repeat(LIMIT + 1)), "x".repeat(LIMIT) + "…");
+        assert_eq!(kept("\u{00fc}".repeat(100_000)), "\u{00fc}".repeat(LIMIT / 2) + "…");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Running {
     async fn start_as(api: ApiServer, saved: Option<Saved>, allow_lists: Option<AllowLists>) -> Self {
         let config = ClusterConfig {
             node: "node-1".into(),
-            pod_annotations: vec![ROLE.into()],
+            pod_annotations: vec![(ROLE.into(), 512)],
             allow_lists,
             live_pods: Arc::new(|| Ok([LIVE].map(uid).into())),
         };

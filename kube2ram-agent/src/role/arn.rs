@@ -6,7 +6,7 @@ use std::fmt;
 use super::{ValueError, session::check_alphabet};
 
 /// No role of a real account comes near: RAM role names have at most 64 characters.
-const MAX_ARN_LENGTH: usize = 512;
+pub(super) const MAX_BYTES: usize = 512;
 
 /// A RAM role's ARN, `acs:ram::<account>:role/<name>`, as written (comparison is exact).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,8 +21,8 @@ impl RoleArn {
         if text.is_empty() {
             return Err(ValueError::Empty);
         }
-        if text.len() > MAX_ARN_LENGTH {
-            return Err(ValueError::Length { found: text.chars().count(), min: 1, max: MAX_ARN_LENGTH });
+        if text.len() > MAX_BYTES {
+            return Err(ValueError::Length { found: text.chars().count(), min: 1, max: MAX_BYTES });
         }
         let (account, name) = split(text).ok_or(ValueError::NotArn)?;
         if account.is_empty() || !account.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -13,7 +13,15 @@ pub const MIN_DURATION: Duration = Duration::from_secs(15 * 60);
 pub const MAX_DURATION: Duration = Duration::from_secs(12 * 60 * 60);
 
 const SESSION_NAME_MARKS: &str = ".@_-";
-const SESSION_NAME_MAX: usize = 64;
+pub(super) const SESSION_NAME_MAX: usize = 64;
+const EXTERNAL_ID_MAX: usize = 1224;
+/// It is ASCII.
+pub(super) const EXTERNAL_ID_MAX_BYTES: usize = EXTERNAL_ID_MAX;
+const POLICY_MAX: usize = 2048;
+/// In UTF-8.
+pub(super) const POLICY_MAX_BYTES: usize = 4 * POLICY_MAX;
+/// More than anybody writes: `11hours 59minutes 59seconds`.
+pub(super) const DURATION_MAX_BYTES: usize = 128;
 
 /// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,7 +71,7 @@ impl ExternalId {
     /// # Errors
     /// What is wrong, for an Event.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
-        check_length(text, 2, 1224)?;
+        check_length(text, 2, EXTERNAL_ID_MAX)?;
         check_alphabet(text, "_+=,.@:/-", "letters, digits and any of _+=,.@:/-")?;
         Ok(Self(text.into()))
     }
@@ -84,7 +92,7 @@ impl SessionPolicy {
     /// # Errors
     /// What is wrong, for an Event.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
-        check_length(text, 1, 2048)?;
+        check_length(text, 1, POLICY_MAX)?;
         match serde_json::from_str(text) {
             Ok(serde_json::Value::Object(_)) => Ok(Self(text.into())),
             _ => Err(ValueError::Json),

@@ -376,3 +376,30 @@ proptest! {
         }
     }
 }
+
+/// `kubernetes` keeps so many bytes of each annotation, and marks what it cuts.
+#[test]
+fn longest_legal_values_fit_their_bounds_and_what_is_cut_is_refused() {
+    let roles = roles(Some(BASE), None);
+    let policy = |characters: usize| format!("{{\"a\":\"{}\"}}", "\u{10348}".repeat(characters - 8));
+    let longest = [
+        ("role", format!("acs:ram::1:role/{}", "x".repeat(512 - 16))),
+        ("external-id", "x".repeat(1224)),
+        ("policy", policy(2048)),
+        ("duration", "11hours 59minutes 59seconds".to_owned()),
+        ("session-name", "x".repeat(64)),
+    ];
+
+    for ((key, bound), (named, value)) in keys().bounded().into_iter().zip(longest) {
+        assert_eq!(key, named);
+        assert!(value.len() <= bound, "{key}: {}", value.len());
+        let with = |value: &str| match key {
+            "role" => session(&roles, &[(key, value)]),
+            _ => session(&roles, &[("role", "reader"), (key, value)]),
+        };
+        assert!(with(&value).is_ok(), "{key}");
+        let cut = with(&format!("{value}…")).unwrap_err();
+        assert!(matches!(cut, RoleError::Malformed { .. }), "{key}: {cut}");
+        assert!(with("reader…").is_err() && with("{}…").is_err() && with("1h…").is_err(), "{key}");
+    }
+}
