@@ -37,7 +37,7 @@ use self::{
 use crate::{
     admin::{Pending, Readiness},
     args::Config,
-    cloud::alibaba::base::Configured,
+    cloud::alibaba::{base::Configured, sts::StsClient},
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
@@ -70,9 +70,10 @@ pub async fn run(
     }
     // Before anything is touched: what is wrong with it, no attempt mends.
     let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
-    raise_descriptor_limit();
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    let sts = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
+    raise_descriptor_limit();
     let node = Node::examine(&config)?;
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
     let mut parts = Parts::default();
@@ -103,7 +104,7 @@ pub async fn run(
     let pass = Arc::new(pass);
 
     let mut service =
-        Service::prepare(config, signer, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
+        Service::prepare(config, signer, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
     if matches!(standing, Standing::By(_)) {
         service.warm_up(&readiness, &mut parts);
     }

@@ -264,6 +264,16 @@ pub enum StsEndpoint {
 pub enum ArgsError {
     /// `--help` or `--version` was asked for: clap's text, for standard output.
     #[error("{0}")]
+impl StsEndpoint {
+    /// Whether STS is asked over TLS. Only a single endpoint on loopback need not be.
+    pub fn is_https(&self) -> bool {
+        match self {
+            Self::Global | Self::Regional => true,
+            Self::Only(endpoint) => endpoint.is_https(),
+        }
+    }
+}
+
     Help(String),
     /// One line: what is wrong, and what to do.
     #[error("{0}")]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::SetOnce, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     admin::Pending,
@@ -15,7 +15,7 @@ use crate::{
         base::Base,
         endpoint::{Endpoint, EndpointError, Region},
         metadata::{Metadata, MetadataError},
-        sts::StsIssuer,
+        sts::{StsClient, StsIssuer},
     },
     credentials::{self, Cache, Limits},
     policy::Policy,
@@ -45,9 +45,6 @@ enum DiscoveryError {
     /// The metadata server.
     #[error("cannot ask the metadata server")]
     Metadata(#[source] MetadataError),
-    /// The HTTP client.
-    #[error("cannot make a client for STS")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The default role.
     #[error("cannot use the default role")]
     DefaultRole(#[source] RoleError),
@@ -61,6 +58,7 @@ pub(super) struct Discovery {
     pub(super) metadata: Metadata,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) base: Base,
+    pub(super) sts: StsClient,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) cache_metrics: credentials::Metrics,
@@ -136,13 +134,7 @@ impl Discovery {
         endpoints: Vec<Endpoint>,
         entitlements: &SetOnce<Entitlements>,
     ) {
-        let issuer = match StsIssuer::try_new(endpoints, self.base, Arc::clone(&self.clock)) {
-            Ok(issuer) => issuer,
-            Err(source) => {
-                error!(error = chain(&DiscoveryError::Client(source.into())), "no credentials can be issued");
-                return;
-            }
-        };
+        let issuer = StsIssuer::new(self.sts, endpoints, self.base, Arc::clone(&self.clock));
         info!(
             base_arn = roles.base().map(tracing::field::display),
             default_role = roles.default_role().map(tracing::field::display),

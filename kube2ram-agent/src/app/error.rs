@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr};
 
 use crate::{
-    cloud::alibaba::base::BaseError, datapath::DatapathError, handover::HandoverError, identity::MountError,
+    cloud::alibaba::{base::BaseError, sts::StsClientError},
+    datapath::DatapathError, handover::HandoverError, identity::MountError,
     kubernetes::ClientError, probe::ProbeError, state_dir::StateDirError, wire_guard::WireGuardError,
 };
 
@@ -63,6 +64,9 @@ pub enum AppError {
     /// The directory that agents share.
     #[error("cannot use the state directory")]
     StateDir(#[source] StateDirError),
+    /// The certificates by which STS is known cannot be used.
+    #[error("cannot make a client for STS")]
+    StsClient(#[source] StsClientError),
     /// What an earlier agent left on network devices.
     #[error("cannot remove the wire guard")]
     WireGuard(#[source] WireGuardError),

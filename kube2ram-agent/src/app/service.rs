@@ -38,6 +38,7 @@ use crate::{
     cloud::{
         alibaba::{
             base::{Base, Configured},
+            sts::StsClient,
             metadata::{HardenedMode, Metadata},
         },
         upstream::MetadataServer,
@@ -110,6 +111,7 @@ impl Service {
         state: &StateDir,
         pass: Arc<PassMark>,
         readiness: &Readiness,
+        sts: StsClient,
         parts: &mut Parts,
     ) -> Result<Self, AppError> {
         let config = Arc::new(config);
@@ -186,6 +188,7 @@ impl Service {
             pending: readiness.wait_for("account and region"),
         };
         let prefetch = Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
+            sts,
         parts.spawn("prefetch", prefetch.run(shutdown.clone()));
         parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
         let snapshot = Some(snapshot);

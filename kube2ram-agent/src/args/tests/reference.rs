@@ -229,7 +229,7 @@ fn known_annotations() -> [(&'static str, &'static str, String); 6] {
         (
             "pod",
             "ram-session-duration-key",
-            format!("`{min}m` – `{max}h`; falls back to 1 h when the role allows no more"),
+            format!("`{min}m` – `{max}h`; where the role allows less, the longest of 8, 6, 4, 2 and 1 h that it allows"),
         ),
         (
             "pod",

@@ -20,13 +20,13 @@ pub(super) struct Refusal {
     pub(super) server_time: Option<Timestamp>,
 }
 
-/// What may help against a refusal; each is worth one retry.
+/// What may help against a refusal; each is worth one retry, and a shorter session one for each step down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
     FreshBase,
     FreshNonce,
-    OneHour,
     ServerTime,
+    ShorterSession,
 }
 
 impl Refusal {
@@ -59,7 +59,7 @@ impl Refusal {
     pub(super) fn remedy(&self) -> Option<Remedy> {
         match &*self.error.code {
             "SignatureNonceUsed" => Some(Remedy::FreshNonce),
-            "InvalidParameter.DurationSeconds" => Some(Remedy::OneHour),
+            "InvalidParameter.DurationSeconds" => Some(Remedy::ShorterSession),
             code if code.starts_with("InvalidTimeStamp") => Some(Remedy::ServerTime),
             code if code.starts_with("InvalidAccessKeyId") || code.starts_with("InvalidSecurityToken") => {
                 Some(Remedy::FreshBase)
@@ -206,7 +206,7 @@ mod tests {
         for (status, code, kind, remedy) in [
             (400, "InvalidParameter", Invalid, None),
             (400, "InvalidParameter.RoleArn", Invalid, None),
-            (400, "InvalidParameter.DurationSeconds", Invalid, Some(OneHour)),
+            (400, "InvalidParameter.DurationSeconds", Invalid, Some(ShorterSession)),
             (403, "NoPermission", Denied, None),
             (404, "EntityNotExist.Role", NoSuchRole, None),
             (400, "MissingSecurityToken", BaseCredentials, None),

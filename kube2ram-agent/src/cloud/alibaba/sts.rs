@@ -19,44 +19,49 @@ use super::{
     transport::{Transport, read},
     wire::parse_assume_role,
 };
+pub use super::transport::{StsClient, StsClientError};
 use crate::{
     clock::Clock,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::{RoleArn, RoleSession},
 };
 
+/// What a role is asked for that refused a longer session.
+#[derive(Clone, Copy, Debug)]
+struct Shorter {
+    seconds: u64,
+    /// When it last refused a longer one.
+    since: Instant,
+}
+
 /// Issues credentials through AssumeRole.
 pub struct StsIssuer {
     transport: Transport,
     base: Base,
     clock: Arc<dyn Clock>,
-    /// Roles that refused more than an hour, and when.
-    one_hour_roles: Mutex<HashMap<RoleArn, Instant>>,
+    /// Roles that refused a session as long as was asked for, and what they are asked for instead.
+    shorter: Mutex<HashMap<RoleArn, Shorter>>,
 }
 
 impl StsIssuer {
-    /// Prepares the client; connects on first use only. Tries `endpoints` in order.
-    ///
-    /// # Errors
-    /// When the TLS client cannot be built: no system certificates are found.
-    ///
-    /// # Panics
-    /// When no process-wide rustls provider is installed, which is a bug of `app`.
-    pub fn try_new(endpoints: Vec<Endpoint>, base: Base, clock: Arc<dyn Clock>) -> reqwest::Result<Self> {
-        let transport = Transport::try_new(endpoints, Arc::clone(&clock))?;
-        Ok(Self { transport, base, clock, one_hour_roles: Mutex::default() })
+    /// Connects on first use only. Tries `endpoints` in order.
+    pub fn new(client: StsClient, endpoints: Vec<Endpoint>, base: Base, clock: Arc<dyn Clock>) -> Self {
+        let transport = Transport::new(client, endpoints, Arc::clone(&clock));
+        Self { transport, base, clock, shorter: Mutex::default() }
     }
 
-    /// Calls, and once for each remedy that STS's refusals ask for, again.
+    /// Calls, and for each remedy that STS's refusals ask for, again: once, or as often as there is a shorter session to ask for.
     async fn assume_role(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
         let mut base = self.base.current(&self.transport).await.map_err(refusal::no_base)?;
         let mut tried = Vec::new();
         loop {
-            let refusal = match self.call(session, &base).await {
+            let seconds = self.seconds_of(session);
+            let refusal = match self.call(session, seconds, &base).await {
                 Ok(credentials) => return Ok(credentials),
                 Err(refusal) => refusal,
             };
-            let Some(remedy) = refusal.remedy().filter(|remedy| !tried.contains(remedy)) else {
+            let is_left = |remedy: &Remedy| *remedy == Remedy::ShorterSession || !tried.contains(remedy);
+            let Some(remedy) = refusal.remedy().filter(is_left) else {
                 return Err(refusal.error);
             };
             let applied = match remedy {
@@ -70,7 +75,7 @@ impl StsIssuer {
                     }
                 }
                 Remedy::FreshNonce => true,
-                Remedy::OneHour => self.remember_one_hour(session),
+                Remedy::ShorterSession => self.shorten(session, seconds),
                 Remedy::ServerTime => self.transport.adopt_time(refusal.server_time),
             };
             if !applied {
@@ -80,8 +85,13 @@ impl StsIssuer {
         }
     }
 
-    async fn call(&self, session: &RoleSession, base: &BaseCredentials) -> Result<Credentials, Refusal> {
-        let query = self.query(session);
+    async fn call(
+        &self,
+        session: &RoleSession,
+        seconds: u64,
+        base: &BaseCredentials,
+    ) -> Result<Credentials, Refusal> {
+        let query = query(session, seconds);
         let response =
             self.transport.send(|client, endpoint| self.request(client, endpoint, &query, base)).await?;
         let date = response.headers().get(http::header::DATE).cloned();
@@ -117,26 +127,6 @@ impl StsIssuer {
             .unwrap_or_else(|| self.clock.now())
     }
 
-    fn query(&self, session: &RoleSession) -> String {
-        let mut seconds = session.duration.as_secs();
-        if seconds > ONE_HOUR_SECONDS
-            && self.one_hour_roles().get(&session.role).is_some_and(|since| since.elapsed() < ONE_HOUR_MEMORY)
-        {
-            seconds = ONE_HOUR_SECONDS;
-        }
-        let seconds = seconds.to_string();
-        let mut parameters = vec![
-            ("DurationSeconds", &*seconds),
-            // The default is XML.
-            ("Format", "JSON"),
-            ("RoleArn", session.role.as_str()),
-            ("RoleSessionName", session.session_name.as_str()),
-        ];
-        parameters.extend(session.external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
-        parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
-        canonical_query(&parameters)
-    }
-
     fn request(
         &self,
         client: &reqwest::Client,
@@ -159,22 +149,52 @@ impl StsIssuer {
         Ok(client.post(url).headers(headers).header("accept", "application/json"))
     }
 
-    /// Whether that changes the next request.
-    fn remember_one_hour(&self, session: &RoleSession) -> bool {
-        if session.duration.as_secs() <= ONE_HOUR_SECONDS {
+    /// How long a session to ask for: what is wanted, or what the role was last known to allow.
+    fn seconds_of(&self, session: &RoleSession) -> u64 {
+        let wanted = session.duration.as_secs();
+        let known = self.shorter().get(&session.role).copied().filter(Shorter::is_fresh);
+        known.map_or(wanted, |known| known.seconds.min(wanted))
+    }
+
+    /// The role refused a session of so many seconds. Whether there is a shorter one to ask for.
+    fn shorten(&self, session: &RoleSession, refused: u64) -> bool {
+        let Some(next) = LADDER_SECONDS.into_iter().find(|&seconds| seconds < refused) else {
             return false;
+        };
+        let mut shorter = self.shorter();
+        if shorter.len() >= MAX_SHORTER {
+            shorter.clear();
         }
-        let mut roles = self.one_hour_roles();
-        if roles.len() >= MAX_ONE_HOUR_ROLES {
-            roles.clear();
-        }
-        roles.insert(session.role.clone(), Instant::now());
+        let known = shorter.get(&session.role).copied().filter(Shorter::is_fresh);
+        // Another session of the role may have got further down meanwhile.
+        let seconds = known.map_or(next, |known| known.seconds.min(next));
+        shorter.insert(session.role.clone(), Shorter { seconds, since: Instant::now() });
         true
     }
 
-    fn one_hour_roles(&self) -> MutexGuard<'_, HashMap<RoleArn, Instant>> {
-        self.one_hour_roles.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shorter(&self) -> MutexGuard<'_, HashMap<RoleArn, Shorter>> {
+        self.shorter.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Shorter {
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < SHORTER_MEMORY
+    }
+}
+
+fn query(session: &RoleSession, seconds: u64) -> String {
+    let seconds = seconds.to_string();
+    let mut parameters = vec![
+        ("DurationSeconds", &*seconds),
+        // The default is XML.
+        ("Format", "JSON"),
+        ("RoleArn", session.role.as_str()),
+        ("RoleSessionName", session.session_name.as_str()),
+    ];
+    parameters.extend(session.external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
+    parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
+    canonical_query(&parameters)
 }
 
 #[async_trait]
@@ -197,11 +217,12 @@ impl Issuer for StsIssuer {
 const CALL_DEADLINE: Duration = Duration::from_secs(6);
 /// How much longer than asked for credentials may seem to live by STS's own `Date`, which is in whole seconds.
 const DATE_TOLERANCE: Duration = Duration::from_secs(5);
-/// What every role allows: the smallest `MaxSessionDuration`.
-const ONE_HOUR_SECONDS: u64 = 3600;
-/// After that a role is asked for longer sessions again: somebody may have raised its limit.
-const ONE_HOUR_MEMORY: Duration = Duration::from_hours(24);
-const MAX_ONE_HOUR_ROLES: usize = 1024;
+/// The sessions that a role is asked for, one after the other, which refuses a longer one. The last one every role allows: it is the smallest
+/// `MaxSessionDuration`.
+const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, 3600];
+/// After that a role is asked for as long a session as is wanted again: somebody may have raised its limit.
+const SHORTER_MEMORY: Duration = Duration::from_hours(24);
+const MAX_SHORTER: usize = 1024;
 
 #[cfg(test)]
 mod tests;

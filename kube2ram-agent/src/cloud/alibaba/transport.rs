@@ -22,6 +22,39 @@ use super::{
 };
 use crate::{clock::Clock, telemetry::chain};
 
+/// Makes connections to STS.
+#[derive(Clone, Debug)]
+pub struct StsClient(reqwest::Client);
+
+impl StsClient {
+    /// Prepares it; connects on first use only. `is_https`: only `https://` endpoints may be asked. Otherwise no certificate is checked, and
+    /// none need be there to check by.
+    ///
+    /// # Errors
+    /// When no certificates are found by which STS's could be checked, or they cannot be read.
+    ///
+    /// # Panics
+    /// When no process-wide rustls provider is installed, which is a bug of `app`.
+    pub fn try_new(is_https: bool) -> Result<Self, StsClientError> {
+        let client = reqwest::Client::builder()
+            // A proxy or a redirect target would see the agent's signed requests and its token.
+            .no_proxy()
+            .dns_resolver(Absolute)
+            .redirect(reqwest::redirect::Policy::none())
+            .https_only(is_https)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
+        let client = if is_https { client } else { client.tls_certs_only([]) };
+        client.build().map(Self).map_err(StsClientError)
+    }
+}
+
+/// There is nothing to know STS by.
+#[derive(Debug, thiserror::Error)]
+#[error("no usable certificates to know STS by: see SSL_CERT_FILE and SSL_CERT_DIR, or the image's /etc/ssl/certs")]
+pub struct StsClientError(#[source] reqwest::Error);
+
 /// Sends to STS. Connects on first use only.
 pub(super) struct Transport {
     client: reqwest::Client,
@@ -41,31 +74,15 @@ pub(super) struct Detour {
 }
 
 impl Transport {
-    /// Prepares the client. Tries `endpoints` in order.
-    ///
-    /// # Errors
-    /// When the TLS client cannot be built: no system certificates are found.
-    ///
-    /// # Panics
-    /// When no process-wide rustls provider is installed, which is a bug of `app`.
-    pub(super) fn try_new(endpoints: Vec<Endpoint>, clock: Arc<dyn Clock>) -> reqwest::Result<Self> {
-        let client = reqwest::Client::builder()
-            // A proxy or a redirect target would see the agent's signed requests and its token.
-            .no_proxy()
-            .dns_resolver(Absolute)
-            .redirect(reqwest::redirect::Policy::none())
-            .https_only(endpoints.iter().all(Endpoint::is_https))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .build()?;
-        Ok(Self {
-            client,
+    /// Tries `endpoints` in order.
+    pub(super) fn new(client: StsClient, endpoints: Vec<Endpoint>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            client: client.0,
             endpoints: endpoints.into(),
             clock,
             detour: Mutex::default(),
             clock_offset_seconds: AtomicI64::new(0),
-        })
+        }
     }
 
     /// Sends to the first endpoint, or to the one that had to take its place not long ago; on to the next when one cannot be connected to

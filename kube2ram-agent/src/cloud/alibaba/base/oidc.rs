@@ -93,7 +93,7 @@ impl Oidc {
         let is_worth_another = match refusal.remedy() {
             Some(Remedy::FreshNonce) => true,
             Some(Remedy::ServerTime) => sts.adopt_time(refusal.server_time),
-            Some(Remedy::FreshBase | Remedy::OneHour) | None => false,
+            Some(Remedy::FreshBase | Remedy::ShorterSession) | None => false,
         };
         let outcome = if is_worth_another { call(&form, sts).await } else { Err(refusal) };
         outcome.map_err(|Refusal { mut error, .. }| {

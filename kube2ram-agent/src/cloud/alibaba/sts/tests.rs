@@ -66,7 +66,7 @@ fn static_base() -> Base {
 fn issuer_of(endpoints: Vec<Endpoint>, base: Base, clock: &Arc<SetClock>) -> StsIssuer {
     // Another test may have installed it.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    StsIssuer::try_new(endpoints, base, Arc::clone(clock) as Arc<dyn Clock>).unwrap()
+    StsIssuer::new(StsClient::try_new(false).unwrap(), endpoints, base, Arc::clone(clock) as Arc<dyn Clock>)
 }
 
 fn issuer(server: &Server) -> StsIssuer {
@@ -210,27 +210,55 @@ async fn adopts_the_time_of_sts_and_remembers_it() {
     assert_eq!(dates, [NOW, "2026-11-21T22:00:00Z", "2026-11-21T22:00:00Z"]);
 }
 
-#[tokio::test]
-async fn falls_back_to_an_hour_and_remembers_the_role() {
-    let server = sts(vec![refused(400, "InvalidParameter.DurationSeconds")]).await;
+/// What sessions of these lengths were asked for, when STS refuses all above its limit.
+async fn durations_asked(limit: u64, wanted: &[u64]) -> (Vec<u64>, StsIssuer, Server) {
+    let duration = |asked: &Asked| parameters(asked)["DurationSeconds"].parse::<u64>().unwrap();
+    let server = Server::start(move |asked| {
+        if duration(asked) > limit { refused(400, "InvalidParameter.DurationSeconds") } else { issued() }
+    })
+    .await;
     let issuer = issuer(&server);
+    for &seconds in wanted {
+        issuer.issue(&session(seconds)).await.unwrap();
+    }
+    let asked = server.asked().iter().map(duration).collect();
+    (asked, issuer, server)
+}
 
-    issuer.issue(&session(7200)).await.unwrap();
-    issuer.issue(&session(7200)).await.unwrap();
-    issuer.issue(&session(900)).await.unwrap();
+#[tokio::test]
+async fn a_role_that_allows_no_session_as_long_as_wanted_is_asked_for_shorter_ones_and_gets_the_longest_that_it_allows() {
+    const HOUR: u64 = 3600;
 
-    let durations: Vec<_> =
-        server.asked().iter().map(|asked| parameters(asked)["DurationSeconds"].clone()).collect();
-    assert_eq!(durations, ["7200", "3600", "3600", "900"]);
+    for (limit, asked) in [
+        (12, vec![12]),
+        (8, vec![12, 8]),
+        (7, vec![12, 8, 6]),
+        (2, vec![12, 8, 6, 4, 2]),
+        (1, vec![12, 8, 6, 4, 2, 1]),
+    ] {
+        let (durations, ..) = durations_asked(limit * HOUR, &[12 * HOUR]).await;
+        assert_eq!(durations, asked.iter().map(|hours| hours * HOUR).collect::<Vec<_>>(), "{limit} h");
+    }
+    let (durations, ..) = durations_asked(HOUR, &[2 * HOUR]).await;
+    assert_eq!(durations, [2 * HOUR, HOUR], "no longer one than was wanted");
 
-    let a_day_ago = Instant::now().checked_sub(ONE_HOUR_MEMORY).unwrap();
-    issuer.one_hour_roles().values_mut().for_each(|since| *since = a_day_ago);
-    issuer.issue(&session(7200)).await.unwrap();
-    assert_eq!(
-        parameters(server.asked().last().unwrap())["DurationSeconds"],
-        "7200",
-        "the limit may have been raised"
-    );
+    let server = Server::start(|_| refused(400, "InvalidParameter.DurationSeconds")).await;
+    let error = issuer(&server).issue(&session(12 * HOUR)).await.unwrap_err();
+    assert_eq!((error.kind, server.asked().len()), (IssueErrorKind::Invalid, 6), "that is no matter of length");
+}
+
+#[tokio::test]
+async fn what_a_role_allows_is_remembered_for_a_day() {
+    let (durations, issuer, server) = durations_asked(7200, &[14_400, 14_400, 900]).await;
+    assert_eq!(durations, [14_400, 7200, 7200, 900]);
+
+    let a_day_ago = Instant::now().checked_sub(SHORTER_MEMORY).unwrap();
+    issuer.shorter().values_mut().for_each(|shorter| shorter.since = a_day_ago);
+    issuer.issue(&session(14_400)).await.unwrap();
+
+    let asked = server.asked();
+    let last: Vec<_> = asked[4..].iter().map(|asked| parameters(asked)["DurationSeconds"].clone()).collect();
+    assert_eq!(last, ["14400", "7200"], "the limit may have been raised");
 }
 
 #[tokio::test]
