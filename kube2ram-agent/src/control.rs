@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    client::{ControlError, ask, read},
+    client::{ControlError, Shown, ask, show},
     serving::Control,
 };
 

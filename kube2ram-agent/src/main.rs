@@ -13,7 +13,7 @@ use kube2ram_agent::{
     app::{self, AppError},
     args::{self, ArgsError, BootGuardCommand, Command, Config, Output},
     boot_guard,
-    control::{self, ControlError, LogLevel, Request},
+    control::{self, LogLevel, Request, Shown},
     dump,
     memory::{self, Cached},
     preflight::{NodePaths, Preflight},
@@ -123,28 +123,12 @@ fn tell_of<T: serde::de::DeserializeOwned>(
     output: Output,
     show: impl FnOnce(&T) -> (String, u8),
 ) -> ExitCode {
-    let told = control::ask(state_dir, request).and_then(|document| {
-        let json = (output == Output::Json).then(|| format!("{document:#}\n"));
-        match (control::read(document), json) {
-            (Ok(document), json) => {
-                let (text, code) = show(&document);
-                Ok((json.unwrap_or(text), code))
-            }
-            // Whoever asks for JSON may understand what this binary does not.
-            (Err(ControlError::Foreign(_)), Some(json)) => Ok((json, 0)),
-            (Err(error), _) => Err(error),
-        }
-    });
-    match told {
-        Ok((text, code)) => {
-            drop(io::stdout().write_all(text.as_bytes()));
-            code.into()
-        }
-        Err(error) => {
-            let code = error.exit_code();
-            drop(writeln!(io::stderr(), "kube2ram: {:#}", anyhow::Error::new(error)));
-            code.into()
-        }
+    let shown = control::ask(state_dir, request)
+        .and_then(|document| control::show(document, output == Output::Json, show))
+        .unwrap_or_else(|error| Shown { text: String::new(), code: error.exit_code(), error: Some(error) });
+    drop(io::stdout().write_all(shown.text.as_bytes()));
+    if let Some(error) = shown.error {
+        drop(writeln!(io::stderr(), "kube2ram: {:#}", anyhow::Error::new(error)));
     }
 }
 
@@ -157,6 +141,7 @@ fn paint() -> Paint {
 fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     match outcome {
         Ok(report) => {
+    shown.code.into()
             drop(writeln!(io::stdout(), "{report}"));
             ExitCode::SUCCESS
         }

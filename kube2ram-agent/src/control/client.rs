@@ -27,7 +27,7 @@ pub enum ControlError {
     #[error("the agent's answer is not understood")]
     Answer(#[source] serde_json::Error),
     /// It is of another schema than this binary shows; the JSON is there all the same.
-    #[error("the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use its own, or -o json")]
+    #[error("the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use the agent's own kube2ram; -o json prints the answer as it is")]
     Foreign(u64),
     /// Nobody listens.
     #[error("no agent runs on this node, or not with --state-dir={}", .0.display())]
@@ -109,10 +109,42 @@ fn is_hang_up(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// [`ControlError::Foreign`] and [`ControlError::Answer`].
-pub fn read<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, ControlError> {
+fn read<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, ControlError> {
     match document["schema"].as_u64() {
         Some(schema) if schema != u64::from(SCHEMA) => Err(ControlError::Foreign(schema)),
         _ => serde_json::from_value(document).map_err(ControlError::Answer),
+    }
+}
+
+/// What a command prints, and what its process exits with.
+#[derive(Debug)]
+pub struct Shown {
+    /// For standard output.
+    pub text: String,
+    /// Why the document is not understood; for standard error.
+    pub error: Option<ControlError>,
+    /// The exit status.
+    pub code: u8,
+}
+
+/// Shows a document: as text, or, with `is_json`, as it is. Whoever asks for JSON may understand what this binary does not, and gets it;
+/// but the exit status never says that all is well with what could not be read.
+///
+/// # Errors
+/// As [`read`], where there is no text to show.
+pub fn show<T: DeserializeOwned>(
+    document: serde_json::Value,
+    is_json: bool,
+    to_text: impl FnOnce(&T) -> (String, u8),
+) -> Result<Shown, ControlError> {
+    let json = is_json.then(|| format!("{document:#}\n"));
+    match (read(document), json) {
+        (Ok(document), json) => {
+            let (text, code) = to_text(&document);
+            Ok(Shown { text: json.unwrap_or(text), error: None, code })
+        }
+        (Err(error), Some(text)) => Ok(Shown { text, code: error.exit_code(), error: Some(error) }),
+        (Err(error), None) => Err(error),
     }
 }
 

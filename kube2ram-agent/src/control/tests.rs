@@ -124,10 +124,30 @@ async fn those_who_say_nothing_or_too_much_keep_nobody_else_waiting() {
 
 #[test]
 fn a_document_of_another_schema_is_not_misread() {
-    let read = |schema: u32| read::<LogLevel>(json!({ "schema": schema, "level": "info", "until": null }));
+    let of_schema = |schema: u32| json!({ "schema": schema, "level": "info", "until": null });
+    let text = |document| show(document, false, |level: &LogLevel| (level.to_string(), 0));
 
-    assert_eq!(read(1).unwrap().to_string(), "info, as the flags say\n");
-    assert!(matches!(read(2), Err(ControlError::Foreign(2))));
-    let garbled = super::read::<LogLevel>(json!({ "schema": 1 }));
-    assert!(matches!(garbled, Err(ControlError::Answer(_))));
+    let shown = text(of_schema(1)).unwrap();
+    assert_eq!((shown.text.as_str(), shown.code), ("info, as the flags say\n", 0));
+    assert!(shown.error.is_none());
+    assert!(matches!(text(of_schema(2)), Err(ControlError::Foreign(2))));
+    assert!(matches!(text(json!({ "schema": 1 })), Err(ControlError::Answer(_))));
+}
+
+#[test]
+fn json_that_is_not_understood_is_printed_and_the_exit_status_does_not_say_that_all_is_well() {
+    let json = |document: &serde_json::Value| {
+        show(document.clone(), true, |level: &LogLevel| (level.to_string(), 0)).unwrap()
+    };
+    let known = json!({ "schema": 1, "level": "info", "until": null });
+    let shown = json(&known);
+    assert_eq!((shown.code, shown.error.is_none()), (0, true));
+
+    for document in [json!({ "schema": 2, "problems": [] }), json!({ "schema": 1 }), json!({}), json!([])] {
+        let shown = json(&document);
+
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown.text).unwrap(), document);
+        assert_eq!(shown.code, 76, "EX_PROTOCOL: {document}");
+        assert!(shown.error.is_some());
+    }
 }
