@@ -88,15 +88,23 @@ fn main() -> ExitCode {
             return EXIT_FAILURE.into();
         }
     };
-    let code = match run(config, log.clone()) {
+    let _flushed = Flushed(log.clone());
+    match run(config, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "kube2ram stops");
             error.downcast_ref::<AppError>().map_or(EXIT_FAILURE, AppError::exit_code).into()
         }
-    };
-    log.flush();
-    code
+    }
+}
+
+/// Has the log written when it is dropped: at the end, also if that is a panic.
+struct Flushed(Log);
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
 }
 
 /// There is no log yet. Whoever reads may have gone (`kube2ram --help | head -1`), which is no reason to panic.

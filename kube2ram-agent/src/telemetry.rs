@@ -4,18 +4,21 @@
 pub(crate) mod lossy;
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     error::Error,
     io,
+    panic::{self, PanicHookInfo},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use prometheus_client::registry::Registry as Metrics;
 use tracing::{
-    Metadata, callsite::rebuild_interest_cache, level_filters::LevelFilter, subscriber::Interest, warn,
+    Metadata, callsite::rebuild_interest_cache, error, level_filters::LevelFilter, subscriber::Interest, warn,
 };
 use tracing_subscriber::{
     Layer as _, Registry, fmt,
@@ -129,7 +132,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Sets it up: lines go to standard error from a thread of their own, and are dropped and counted while nobody reads.
+    /// Sets it up: lines go to standard error from a thread of their own, and are dropped and counted while nobody reads. So do panics.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -145,6 +148,7 @@ impl Log {
                 tracing_subscriber::registry().with(layer.with_ansi(false).with_filter(filter)).init()
             }
         }
+        panic::set_hook(Box::new(report_panic));
         Ok(Self { verbosity, writer })
     }
 
@@ -174,6 +178,20 @@ fn report_lost(lines: u64) {
     warn!(lines, "log lines were lost: standard error was not read fast enough");
 }
 
+/// The default hook writes to standard error itself, and so waits for its reader, with a lock that others wait for.
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace));
+    error!(
+        location = panic.location().map(tracing::field::display),
+        thread = thread::current().name(),
+        error = panic.payload_as_str().unwrap_or("no message"),
+        backtrace,
+        "a thread panicked"
+    );
+}
+
 /// How long the end of the process waits for whoever reads the log.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -193,6 +211,10 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use tracing_subscriber::fmt::MakeWriter as _;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -200,6 +222,44 @@ mod tests {
     struct Layer {
         text: &'static str,
         source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn a_panic_is_logged_as_other_errors_are_and_waits_for_no_reader() {
+        let (mut reader, output) = io::pipe().unwrap();
+        let writer =
+            LossyWriter::start(output, Room { lines_bytes: 1024, errors_bytes: 64 * 1024 }, |_| {}).unwrap();
+        let subscriber = fmt().with_ansi(false).with_writer(writer.clone()).finish();
+        // Nobody reads: the pipe is full, and so is the room of other lines.
+        let mut filled = 0;
+        while writer.flush(Duration::from_millis(100)) {
+            filled += 1;
+            assert!(filled < 10_000);
+            writer.make_writer().write_all(&[b'x'; 1000]).unwrap();
+        }
+
+        panic::set_hook(Box::new(report_panic));
+        let panicking = thread::Builder::new().name("a-part".into()).spawn(|| {
+            tracing::subscriber::with_default(subscriber, || panic!("the {} of it", "end"));
+        });
+        let panicked = panicking.unwrap().join();
+        drop(panic::take_hook());
+
+        assert!(panicked.is_err(), "although nobody has read yet");
+        let reading = thread::spawn(move || {
+            let (mut text, mut buffer) = (String::new(), [0; 4096]);
+            while !text.contains("a thread panicked") {
+                let read = reader.read(&mut buffer).unwrap();
+                assert!(read > 0, "{text}");
+                text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+            text
+        });
+        assert!(writer.flush(Duration::from_secs(20)));
+        let text = reading.join().unwrap();
+        for part in ["ERROR", "telemetry.rs:", "a-part", "the end of it"] {
+            assert!(text.contains(part), "{part} in {}", text.trim_start_matches('x'));
+        }
     }
 
     #[test]
