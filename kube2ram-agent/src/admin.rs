@@ -1,7 +1,7 @@
-//! The operator's listener: liveness, readiness, metrics and, on request, the agent's state. Pods are never redirected to it.
+//! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but whoever reaches the node's address can ask.
 //! Depends on `server::listener` and `server::places` for bounded connections; called by `app`.
 
-use std::{future::ready, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
@@ -33,8 +33,6 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What `/metrics` encodes.
     pub registry: Registry,
-    /// What `/debug/store` shows to loopback peers, as JSON without secrets; `None` without `--debug`.
-    pub debug_store: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
 }
 
 impl Admin {
@@ -50,7 +48,7 @@ impl Admin {
                 let (admin, closing) = (Arc::clone(&self), closing.clone());
                 tasks.spawn(async move {
                     listener::drive(stream, &closing, place.lost(), |request| {
-                        ready(admin.answer(request.method(), request.uri().path(), request.headers(), peer))
+                        ready(admin.answer(request.method(), request.uri().path(), request.headers()))
                     })
                     .await;
                 });
@@ -60,30 +58,24 @@ impl Admin {
         .await;
     }
 
-    fn answer(
-        &self,
-        method: &Method,
-        path: &str,
-        headers: &HeaderMap,
-        peer: SocketAddr,
-    ) -> Response<Full<Bytes>> {
+    fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         if !matches!(*method, Method::GET | Method::HEAD) {
             let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
-        match (path, &self.debug_store) {
+        match path {
             // For the ancestors' manifests; ours ask `kube2ram live`. That this answers is all that it means: a check that asks the cloud restarts agents for
             // the cloud's faults.
-            ("/healthz", _) => reply(StatusCode::OK, TEXT, "ok\n".into()),
-            ("/readyz", _) => match self.readiness.pending().as_slice() {
+            "/healthz" => reply(StatusCode::OK, TEXT, "ok\n".into()),
+            "/readyz" => match self.readiness.pending().as_slice() {
                 [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
                 pending => {
                     reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("pending: {}\n", pending.join(", ")))
                 }
             },
-            ("/metrics", _) => {
+            "/metrics" => {
                 let exposition = Exposition::asked_for(headers);
                 match exposition.encode(&self.registry) {
                     Ok(metrics) => reply(StatusCode::OK, exposition.content_type(), metrics),
@@ -91,9 +83,6 @@ impl Admin {
                         reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot encode the metrics\n".into())
                     }
                 }
-            }
-            ("/debug/store", Some(store)) if peer.ip().to_canonical().is_loopback() => {
-                reply(StatusCode::OK, "application/json", format!("{:#}\n", store()))
             }
             _ => reply(StatusCode::NOT_FOUND, TEXT, "not found\n".into()),
         }

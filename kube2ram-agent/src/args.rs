@@ -70,6 +70,11 @@ pub enum Command {
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
+    /// To show what the running agent knows of pods and namespaces, and end.
+    Store {
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
     /// To take everything out of force, and end.
     Uninstall {
         /// The bpffs directory of the pins.
@@ -117,7 +122,7 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// Whether the admin listener shows what the agent knows, and the kernel half logs.
+    /// Whether the kernel half logs each verdict.
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
@@ -259,11 +264,6 @@ pub enum StsEndpoint {
     Regional,
 }
 
-/// Why there is no [`Command`]. `Display` is all there is to say.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArgsError {
-    /// `--help` or `--version` was asked for: clap's text, for standard output.
-    #[error("{0}")]
 impl StsEndpoint {
     /// Whether STS is asked over TLS. Only a single endpoint on loopback need not be.
     pub fn is_https(&self) -> bool {
@@ -274,6 +274,11 @@ impl StsEndpoint {
     }
 }
 
+/// Why there is no [`Command`]. `Display` is all there is to say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// `--help` or `--version` was asked for: clap's text, for standard output.
+    #[error("{0}")]
     Help(String),
     /// One line: what is wrong, and what to do.
     #[error("{0}")]
@@ -367,6 +372,7 @@ impl Command {
                 state_dir: flags.state_dir,
             }),
             Some(Subcommand::Status { output }) => Ok(Self::Status { output, state_dir: flags.state_dir }),
+            Some(Subcommand::Store) => Ok(Self::Store { state_dir: flags.state_dir }),
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,

@@ -1,4 +1,4 @@
-//! The agent's control socket: `kube2ram status`, `explain` and `log-level` ask it. Root's alone, in the state directory, of the agent that serves.
+//! The agent's control socket: `kube2ram status`, `explain`, `store` and `log-level` ask it. Root's alone, in the state directory, of the agent that serves.
 //! Depends on `state_dir`; served by `app` ([`Control`]), asked by `main` ([`ask`]).
 //!
 //! One request a connection, a line of JSON; one answer, a line of JSON, and the end. The name leads to one agent at any moment: who takes a node over
@@ -31,6 +31,8 @@ pub enum Request {
     LogLevel(Option<ChangeLogLevel>),
     /// All that the agent knows of itself: a [`Status`](crate::status::Status).
     Status,
+    /// All that the agent knows of pods and namespaces: an object of no fixed form, but for its `schema`.
+    Store,
 }
 
 /// How the log is to change.

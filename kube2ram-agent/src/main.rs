@@ -74,6 +74,9 @@ fn main() -> ExitCode {
                 (text.to_text(paint()), text.exit_code())
             });
         }
+        Ok(Command::Store { state_dir }) => {
+            return tell_of(&state_dir, &Request::Store, Output::Json, |_: &serde_json::Value| (String::new(), 0));
+        }
         Ok(Command::Uninstall { bpf_dir, state_dir }) => {
             return conclude(uninstall(&bpf_dir, &state_dir).map_err(Into::into));
         }
@@ -138,6 +141,7 @@ fn tell_of<T: serde::de::DeserializeOwned>(
     if let Some(error) = shown.error {
         drop(writeln!(io::stderr(), "kube2ram: {:#}", anyhow::Error::new(error)));
     }
+    shown.code.into()
 }
 
 fn paint() -> Paint {
@@ -149,7 +153,6 @@ fn paint() -> Paint {
 fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     match outcome {
         Ok(report) => {
-    shown.code.into()
             drop(writeln!(io::stdout(), "{report}"));
             ExitCode::SUCCESS
         }

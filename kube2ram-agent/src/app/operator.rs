@@ -15,7 +15,7 @@ use tokio::{
 use tracing::level_filters::LevelFilter;
 
 use self::explain::Judge;
-use super::{host_port::HostPort, log_level::LogLevel, outside};
+use super::{host_port::HostPort, log_level::LogLevel, outside, store::store_of};
 use crate::{
     admin::Readiness,
     args::Config,
@@ -75,6 +75,7 @@ impl Operator {
             Request::Status => serde_json::to_value(self.status().await),
         };
         document.map_err(|error| format!("cannot write the answer: {error}"))
+            Request::Store => Ok(store_of(&self.config, &self.cluster)),
     }
 
     /// Has the log fall back in time, for ever.

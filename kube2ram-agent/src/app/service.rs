@@ -26,7 +26,6 @@ use super::{
     parts::Parts,
     prefetch::Prefetch,
     snapshot,
-    store::debug_store,
     warm_up::warm_up,
 };
 use crate::{
@@ -341,8 +340,7 @@ impl Service {
             closing: self.closing.clone(),
             started: Instant::now(),
         });
-        let debug_store = self.config.debug.then(|| debug_store(&self.config, &self.cluster));
-        let shown = Arc::new(Admin { readiness, registry, debug_store });
+        let shown = Arc::new(Admin { readiness, registry: root });
         let admin = {
             let listener = self.claim(&listeners.admin, &shown.readiness);
             let (connections, closing) = (self.connections.clone(), self.closing.clone());

@@ -1,27 +1,26 @@
-//! What `/debug/store` shows: the ancestors' three maps, and what is known beyond them. No secrets are among it. Called by `app`.
+//! What `kube2ram store` shows: the three maps of the predecessors' `/debug/store`, and what is known beyond them. No secrets are among it, but external ids and
+//! policies of pods are: it is for root. Called by `app::operator`.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Value, json};
 
 use crate::{
     args::Config,
     kubernetes::{Cluster, Seen},
+    status::SCHEMA,
 };
 
-/// Tells it whenever it is asked.
-pub(super) fn debug_store(config: &Config, cluster: &Arc<Cluster>) -> Box<dyn Fn() -> Value + Send + Sync> {
-    let (key, cluster) = (config.annotation_keys.role.clone(), Arc::clone(cluster));
-    Box::new(move || {
-        let mut pods = cluster.seen();
-        pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
-        let namespaces = cluster.allow_lists();
-        let namespaces = namespaces.iter().map(|(name, list)| (&**name, list.as_deref()));
-        store(&pods, namespaces, &key, cluster.is_synced())
-    })
+/// What is known now.
+pub(super) fn store_of(config: &Config, cluster: &Cluster) -> Value {
+    let mut pods = cluster.seen();
+    pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
+    let namespaces = cluster.allow_lists();
+    let namespaces = namespaces.iter().map(|(name, list)| (&**name, list.as_deref()));
+    store(&pods, namespaces, &config.annotation_keys.role, cluster.is_synced())
 }
 
-/// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the ancestors'. An address that several pods have, such as the node's, is left out there, as it was
+/// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the predecessors'. An address that several pods have, such as the node's, is left out there, as it was
 /// by them; here no pod is known by its address.
 fn store<'n>(
     pods: &[Seen],
@@ -49,6 +48,7 @@ fn store<'n>(
         namespaces.map(|(name, list)| (name, list.map(patterns))).collect();
     let all: Vec<_> = pods.iter().map(shown).collect();
     json!({
+        "schema": SCHEMA,
         "rolesByIP": roles_by_ip,
         "namespaceByIP": namespace_by_ip,
         "rolesByNamespace": roles_by_namespace,
@@ -72,6 +72,8 @@ fn shown(seen: &Seen) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         identity::PodUid,
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn has_the_ancestors_shape_and_leaves_out_addresses_of_several_pods() {
+    fn has_the_predecessors_shape_and_leaves_out_addresses_of_several_pods() {
         let node = Some([10, 0, 0, 1]);
         let pods = [
             seen("a", Some([10, 1, 0, 1]), Some("reader")),

@@ -277,7 +277,7 @@ pub(super) struct Flags {
     #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, help_heading = "Node")]
     pub(super) wire_guard: WireGuardMode,
 
-    /// Log every verdict of the kernel half, and show the known pods at /debug/store of the metrics port, to processes on the node
+    /// Log every verdict of the kernel half
     #[arg(long, help_heading = "Observability")]
     pub(super) debug: bool,
     /// How logs are written: text or json
@@ -346,6 +346,8 @@ pub(super) enum Subcommand {
         #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
         output: Output,
     },
+    /// Shows what the agent knows of this node's pods and of namespaces' allow-lists, as JSON, annotations as they are written
+    Store,
     /// Removes programs, maps and the netfilter rule from this node, on which no agent may run. Pods then reach the node's role
     Uninstall,
 }

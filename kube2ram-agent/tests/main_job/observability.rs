@@ -143,33 +143,24 @@ fn pods_do_not_reach_health_metrics_or_debug_through_the_metadata_address() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn debug_shows_the_store_to_loopback_only_and_not_at_all_without_the_flag() {
-    for (flags, status) in [(&["--debug"][..], 200), (&[], 404)] {
-        let mut lab = Lab::with_agent("store", &[orders()], &[flags, &["--namespace-restrictions"]].concat());
-        let admin = lab.agent().unwrap().admin_addr();
-        let from =
-            |ip: Ipv4Addr| Request::get(format!("http://{ip}:{}/debug/store", admin.port())).send().unwrap();
-
-        let store = from(Ipv4Addr::LOCALHOST);
-
-        assert_eq!(store.status, status, "{flags:?}");
-        assert_eq!(from(*admin.ip()).status, 404);
-        let pod = lab.pod("orders").unwrap();
-        assert_eq!(
-            pod.curl_from("app", Family::V4, &format!("http://{admin}/debug/store")).unwrap().status,
-            404
-        );
-        if status == 200 {
-            let store: Value = serde_json::from_str(&store.body).unwrap();
-            for map in ["rolesByIP", "namespaceByIP", "rolesByNamespace"] {
-                assert!(store[map].is_object(), "the ancestors' {map} in {store}");
-            }
-            let by_namespace = store["rolesByNamespace"].as_object().unwrap();
-            assert_eq!(by_namespace.get("kube-system"), Some(&Value::Null));
-            let pods = store["pods"].as_array().unwrap();
-            assert!(pods.iter().any(|pod| pod["name"] == "orders" && pod["namespace"] == "shop"), "{store}");
-        }
+fn the_store_is_shown_to_root_by_the_control_socket_and_at_no_port() {
+    let mut lab = Lab::with_agent("store", &[orders()], &["--debug", "--namespace-restrictions"]);
+    let admin = lab.agent().unwrap().admin_addr();
+    for ip in [Ipv4Addr::LOCALHOST, *admin.ip()] {
+        let asked = Request::get(format!("http://{ip}:{}/debug/store", admin.port())).send().unwrap();
+        assert_eq!(asked.status, 404, "hostNetwork pods reach it as well: {ip}");
     }
+
+    let (code, store) = lab.kube2ram(&["store"]);
+
+    assert_eq!(code, Some(0), "{store}");
+    let store: Value = serde_json::from_str(&store).unwrap();
+    for map in ["rolesByIP", "namespaceByIP", "rolesByNamespace"] {
+        assert!(store[map].is_object(), "the predecessors' {map} in {store}");
+    }
+    assert_eq!(store["rolesByNamespace"]["kube-system"], Value::Null);
+    let pods = store["pods"].as_array().unwrap();
+    assert!(pods.iter().any(|pod| pod["name"] == "orders" && pod["namespace"] == "shop"), "{store}");
 }
 
 #[test]
@@ -273,7 +264,7 @@ fn a_crash_loop_of_denials_is_one_event_that_counts() {
 /// Every other test with a sandbox looks for secrets as well, when that goes.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn no_secret_is_in_the_log_the_metrics_or_the_debug_store_at_the_most_talkative_level() {
+fn no_secret_is_in_the_log_the_metrics_or_the_store_at_the_most_talkative_level() {
     let mut lab = Lab::with_agent("secrets", &[orders()], &["--debug", "--log-level=trace"]);
     let credentials = lab.ask("orders", &format!("{LIST}orders-role")).body;
     assert!(credentials.contains(AccessKey::SECRET_MARKER), "this is what must not be found");
@@ -294,13 +285,13 @@ fn no_secret_is_in_the_log_the_metrics_or_the_debug_store_at_the_most_talkative_
     assert_eq!(lab.curl("orders", &["--silent", "-H", &header, &url(INSTANCE_ID)]).0, Some(0));
 
     let agent = lab.agent().unwrap();
-    let admin = agent.admin_addr();
-    let store = Request::get(format!("http://127.0.0.1:{}/debug/store", admin.port())).send().unwrap();
     let told = |args: &[&str]| String::from_utf8(agent.exec(args).unwrap().stdout).unwrap();
+    let store = told(&["store"]);
+    assert!(store.contains("orders-role"), "{store}");
     let (status, explanation) =
         (told(&["status", "-o", "json"]), told(&["explain", "shop/orders", "-o", "json"]));
     assert!(status.contains("granted") && explanation.contains("granted"), "{status} {explanation}");
-    for text in [agent.log(), agent.admin("/metrics").unwrap().body, store.body, status, explanation] {
+    for text in [agent.log(), agent.admin("/metrics").unwrap().body, store, status, explanation] {
         assert!(text.len() > 100 && !text.contains(&token.1), "{text}");
         assert_no_secrets(&text);
     }

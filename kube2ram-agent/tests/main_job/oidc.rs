@@ -89,8 +89,9 @@ fn the_agents_own_role_serves_pods_where_the_nodes_may_assume_nothing() {
     assert_eq!(lab.metric(r#"kube2ram_base_credentials{source="oidc"}"#), 1.0);
     let told = lab.kube2ram(&["status"]).1;
     assert!(told.contains("the agent's own role kube2ram (OIDC)"), "{told}");
+    let store = lab.kube2ram(&["store"]).1;
     let agent = lab.agent().unwrap();
-    let page = agent.admin("/debug/store").unwrap().body + &agent.admin("/metrics").unwrap().body;
+    let page = store + &agent.admin("/metrics").unwrap().body;
     let signature = token.rsplit('.').next().unwrap();
     for text in [agent.log(), told, page, status.to_string()] {
         assert!(!text.contains(signature), "the token is told: {text}");

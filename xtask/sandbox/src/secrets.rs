@@ -1,9 +1,9 @@
-//! What the agent tells the world, searched for secrets: log, Events, metrics, readiness, `/debug/store`, status, explanations, and the files that it leaves.
+//! What the agent tells the world, searched for secrets: log, Events, metrics, readiness, status, the store, explanations, and the files that it leaves.
 //! Depends on `agent` and the stand-ins. Called when a sandbox goes, so that the whole suite is searched.
 
 use std::fs;
 
-use crate::{Sandbox, agent::Agent, client::Request, node::Pod, standin::AccessKey};
+use crate::{Sandbox, agent::Agent, node::Pod, standin::AccessKey};
 
 /// Every secret and token of the stand-ins contains one of these.
 const MARKERS: [&str; 2] = [AccessKey::SECRET_MARKER, "SandboxToken"];
@@ -26,8 +26,6 @@ pub(crate) fn told(sandbox: &Sandbox) -> Vec<String> {
 fn answers<'p>(agent: &Agent, pods: impl Iterator<Item = &'p Pod>) -> Vec<(&'static str, String)> {
     let mut texts: Vec<_> =
         ["/metrics", "/readyz"].map(|path| (path, agent.admin(path).map(|reply| reply.body))).into();
-    let store = format!("http://127.0.0.1:{}/debug/store", agent.admin_addr().port());
-    texts.push(("/debug/store", Request::get(store).send().map(|reply| reply.body)));
     // Each would wait for one that does not answer.
     if texts.iter().any(|(_, text)| text.is_err()) {
         return texts.into_iter().filter_map(|(source, text)| Some((source, text.ok()?))).collect();
@@ -40,6 +38,7 @@ fn answers<'p>(agent: &Agent, pods: impl Iterator<Item = &'p Pod>) -> Vec<(&'sta
     for format in ["text", "json"] {
         texts.push(("status", run(&["status", "-o", format])));
     }
+    texts.push(("store", run(&["store"])));
     for pod in pods.take(EXPLAINED) {
         let name = format!("{}/{}", pod.spec().namespace, pod.spec().name);
         texts.push(("explain", run(&["explain", &name, "-o", "json"])));
