@@ -42,6 +42,9 @@ pub struct Status {
     pub boot_guard: BootGuard,
     /// The watches.
     pub api_server: ApiServer,
+    /// The real one.
+    #[serde(default)]
+    pub metadata_server: MetadataServer,
     /// What the agent signs with.
     pub base_credentials: BaseCredentials,
     /// Issuing.
@@ -237,6 +240,9 @@ pub struct BootGuard {
 /// The watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiServer {
+    /// Its URL.
+    #[serde(default)]
+    pub address: String,
     /// Whether all that is watched has been listed once.
     pub is_synced: bool,
     /// Pods known from before a restart only.
@@ -257,6 +263,21 @@ pub struct Watch {
     /// How long ago what is known of it was the API server's last word, while it fails; else 0.
     pub lag_seconds: u64,
     /// The last failure.
+    pub failure: Option<String>,
+}
+
+/// The real metadata server: what is passed through goes there, and the agent asks it for account, region and the node's role.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataServer {
+    /// Address and port; with `--metadata-addr6` also those.
+    pub address: String,
+    /// When it last answered, with whatever status. It is asked when a pod or the agent needs something.
+    pub answered_at: Option<Timestamp>,
+    /// Since when it does not answer.
+    pub failing_since: Option<Timestamp>,
+    /// When it was last asked in vain.
+    pub failed_at: Option<Timestamp>,
+    /// Why there was no answer.
     pub failure: Option<String>,
 }
 

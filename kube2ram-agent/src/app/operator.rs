@@ -21,7 +21,7 @@ use crate::{
     args::Config,
     clock::Clock,
     closing::Closing,
-    cloud::alibaba::base::Base,
+    cloud::{alibaba::base::Base, upstream::UpstreamContact},
     control::{self, ChangeLogLevel, Request},
     datapath::{Counters, Settings, Targets},
     guard,
@@ -45,6 +45,8 @@ pub(super) struct Operator {
     pub(super) cluster: Arc<Cluster>,
     pub(super) entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) base: Base,
+    /// With the metadata server.
+    pub(super) contact: UpstreamContact,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) readiness: Readiness,
     pub(super) log_level: LogLevel,
@@ -73,9 +75,9 @@ impl Operator {
             }
             Request::LogLevel(change) => serde_json::to_value(self.change_log_level(change)?),
             Request::Status => serde_json::to_value(self.status().await),
+            Request::Store => Ok(store_of(&self.config, &self.cluster)),
         };
         document.map_err(|error| format!("cannot write the answer: {error}"))
-            Request::Store => Ok(store_of(&self.config, &self.cluster)),
     }
 
     /// Has the log fall back in time, for ever.

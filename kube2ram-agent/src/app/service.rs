@@ -40,7 +40,7 @@ use crate::{
             sts::StsClient,
             metadata::{HardenedMode, Metadata},
         },
-        upstream::MetadataServer,
+        upstream::{MetadataServer, UpstreamContact},
     },
     credentials,
     datapath::{Datapath, PassMark, Settings, Targets, WireHook},
@@ -75,6 +75,8 @@ pub(super) struct Service {
     clock: Arc<dyn Clock>,
     /// Written only while this agent serves.
     snapshot: Option<snapshot::Keeper>,
+    /// With the metadata server.
+    contact: UpstreamContact,
     /// Taken by the admin service.
     registry: Registry,
     closing: Closing,
@@ -129,7 +131,9 @@ impl Service {
         }
         metrics::of_boot_guard(&mut registry, failure.as_deref());
 
-        let upstream = Arc::new(HardenedMode::new(MetadataServer::new(config.metadata, pass)));
+        let metadata = MetadataServer::new(config.metadata, pass);
+        let contact = metadata.contact();
+        let upstream = Arc::new(HardenedMode::new(metadata));
         let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),
@@ -202,6 +206,7 @@ impl Service {
             registry,
             closing,
             connections,
+            contact,
             tasks,
         })
     }
@@ -340,6 +345,7 @@ impl Service {
             closing: self.closing.clone(),
             started: Instant::now(),
         });
+            contact: self.contact.clone(),
         let shown = Arc::new(Admin { readiness, registry: root });
         let admin = {
             let listener = self.claim(&listeners.admin, &shown.readiness);

@@ -24,6 +24,9 @@ use tokio::{
     time::timeout,
 };
 
+mod contact;
+
+pub use self::contact::UpstreamContact;
 use crate::datapath::{MetadataAddr, PassGrant};
 
 /// Why the real metadata server did not answer.
@@ -69,6 +72,7 @@ where
 pub struct MetadataServer {
     client: Client<Connector, Full<Bytes>>,
     authority: String,
+    contact: UpstreamContact,
 }
 
 impl MetadataServer {
@@ -85,7 +89,12 @@ impl MetadataServer {
             80 => address.ip().to_string(),
             _ => address.to_string(),
         };
-        Self { client, authority }
+        Self { client, authority, contact: UpstreamContact::default() }
+    }
+
+    /// When it last answered.
+    pub fn contact(&self) -> UpstreamContact {
+        self.contact.clone()
     }
 
     /// Tries once more what is safe to repeat: the server may close a pooled connection at the moment it is used.
@@ -112,7 +121,11 @@ impl Upstream for MetadataServer {
         let host = HeaderValue::try_from(&self.authority).map_err(|error| bad(error.into()))?;
         request.headers_mut().insert(HOST, host);
 
-        timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout))
+        let attempt = self.contact.attempt();
+        let outcome =
+            timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout));
+        attempt.ended(&outcome);
+        outcome
     }
 }
 

@@ -72,11 +72,12 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// server's cache, a second or two late), so it ends only dead connections.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// A client, and the URL that it asks.
 pub(super) async fn connect(
     config: ClientConfig,
     contacts: &Contacts,
     projection: &Projection,
-) -> Result<Client, ClientError> {
+) -> Result<(Client, Box<str>), ClientError> {
     let mut config = match config {
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         ClientConfig::Kubeconfig(path) => {
@@ -89,8 +90,9 @@ pub(super) async fn connect(
     config.read_timeout = Some(READ_TIMEOUT);
     // Else the time that a pooled connection lay idle counts too.
     config.reset_reader_on_write = true;
+    let address = config.cluster_url.to_string().trim_end_matches('/').into();
     let client = ClientBuilder::try_from(config).map_err(ClientError::Client)?;
-    Ok(client.with_layer(contacts).with_layer(projection).build())
+    Ok((client.with_layer(contacts).with_layer(projection).build(), address))
 }
 
 async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {

@@ -72,6 +72,8 @@ pub struct AllowLists {
 /// The pods and namespaces that the API server knows, and the way back to it for Events.
 pub struct Cluster {
     client: Client,
+    /// Of the API server.
+    address: Box<str>,
     config: ClusterConfig,
     lookups: Mutex<Lookups>,
     namespaces: Mutex<Namespaces>,
@@ -107,9 +109,10 @@ impl Cluster {
         let of_namespaces =
             of_namespaces.flat_map(|lists| [lists.annotation.clone(), lists.role_annotation.clone()]);
         let projection = Projection::new(annotations.chain(of_namespaces));
-        let client = connect(client, &contacts, &projection).await?;
+        let (client, address) = connect(client, &contacts, &projection).await?;
         Ok(Arc::new(Self {
             client,
+            address,
             events: Events::new(config.node.clone(), clock, metrics.clone()),
             config,
             lookups: Mutex::new(Lookups::new()),
@@ -297,6 +300,11 @@ impl Cluster {
         let namespaces = self.namespaces();
         let lists = namespaces.known().iter().map(|(name, it)| (name.clone(), it.allow_list.clone()));
         lists.collect()
+    }
+
+    /// The API server's URL.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// How a watch stands.

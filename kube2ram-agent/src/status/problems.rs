@@ -14,6 +14,7 @@ pub fn problems_of(status: &Status) -> Vec<Problem> {
         forward_guard,
         wire_guard,
         api_server,
+        metadata_server,
         base_credentials,
         sts,
         pods_without_credentials,
@@ -121,11 +122,30 @@ fn api_server(status: &Status) -> Option<Problem> {
     problem(
         "api_server",
         format!(
-            "the API server does not answer ({}, since {since}): {}; known pods keep their roles, new ones get 503",
+            "the API server {} does not answer ({}, since {since}): {}; known pods keep their roles, new ones get 503",
+            status.api_server.address,
             watch.resource,
             watch.failure.as_deref().unwrap_or("no reason"),
         ),
         remedy,
+    )
+}
+
+fn metadata_server(status: &Status) -> Option<Problem> {
+    let server = &status.metadata_server;
+    let (since, failed_at) = server.failing_since.zip(server.failed_at)?;
+    if status.at.duration_since(failed_at) >= RECENT {
+        return None;
+    }
+    problem(
+        "metadata_server",
+        format!(
+            "the metadata server {} does not answer (since {}): {}; what pods ask of it gets 502 or 504, credentials in the cache are served",
+            server.address,
+            ago(status.at, since),
+            server.failure.as_deref().unwrap_or("no reason"),
+        ),
+        "ask it from the node (curl http://100.100.100.200/latest/meta-data/instance-id): a node outside of ECS has none, else see the node's routes and firewall",
     )
 }
 
@@ -229,5 +249,5 @@ fn is_last_word(succeeded_at: Option<Timestamp>, failed_at: Timestamp) -> bool {
     succeeded_at.is_none_or(|succeeded_at| succeeded_at < failed_at)
 }
 
-/// A failure of a role that nobody asks for any more says nothing about today.
+/// A failure of a role that nobody asks for any more, or of a server that nobody asks, says nothing about today.
 const RECENT: SignedDuration = SignedDuration::from_mins(10);

@@ -93,9 +93,17 @@ fn healthy() -> Status {
         },
         boot_guard: BootGuard { state: "taken_over".to_owned(), installation_failure: None },
         api_server: ApiServer {
+            address: "https://10.96.0.1:443".to_owned(),
             is_synced: true,
             restored_pods: 0,
             watches: vec![watch("pods"), watch("namespaces")],
+        },
+        metadata_server: MetadataServer {
+            address: "100.100.100.200:80".to_owned(),
+            answered_at: Some(at(-30)),
+            failing_since: None,
+            failed_at: None,
+            failure: None,
         },
         base_credentials: BaseCredentials {
             source: "node_role".to_owned(),
@@ -256,8 +264,21 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
             (watch.failing_since, watch.failure) = (Some(at(-90)), text("refused"));
         },
         "api_server",
-        "namespaces, since 1m 30s ago): refused",
+        "the API server https://10.96.0.1:443 does not answer (namespaces, since 1m 30s ago): refused",
     );
+    let silent = |failed_at: i64| {
+        move |status: &mut Status| {
+            status.metadata_server.failing_since = Some(at(failed_at - 60));
+            status.metadata_server.failed_at = Some(at(failed_at));
+            status.metadata_server.failure = text("no route");
+        }
+    };
+    one(
+        &silent(-30),
+        "metadata_server",
+        "the metadata server 100.100.100.200:80 does not answer (since 1m 30s ago): no route",
+    );
+    assert_eq!(problems(&silent(-600)), [], "nobody asks it any more");
     one(
         &|status| status.base_credentials.failure = text("404"),
         "base_credentials",
@@ -298,6 +319,23 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
         status.sts.succeeded_at = Some(at(-1));
     };
     assert_eq!(problems(&recovered), []);
+}
+
+#[test]
+fn what_fails_is_named_with_its_address_once_and_since_when() {
+    let mut status = healthy();
+    let watch = &mut status.api_server.watches[0];
+    (watch.heard_at, watch.failing_since, watch.failure) = (None, Some(at(-90)), text("refused"));
+    let server = &mut status.metadata_server;
+    (server.failing_since, server.failed_at, server.failure) = (Some(at(-60)), Some(at(-1)), text("no route"));
+
+    let text = status.to_text(Paint::Plain);
+
+    assert_eq!(text.matches("https://10.96.0.1:443").count(), 1, "{text}");
+    assert!(text.contains("  pods: never heard; ✗ fails since 1m 30s ago: refused\n"), "{text}");
+    let line = "metadata server   100.100.100.200:80: answered 30s ago; ✗ fails since 1m ago: no route\n";
+    assert!(text.contains(line), "{text}");
+    assert!(!text.contains("lag"), "{text}");
 }
 
 #[test]

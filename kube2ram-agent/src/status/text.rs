@@ -69,6 +69,7 @@ pub(super) fn status(status: &Status, paint: Paint) -> String {
     datapath(&mut page, status);
     guards(&mut page, status);
     api_server(&mut page, status);
+    metadata_server(&mut page, status);
     cloud(&mut page, status);
     pods(&mut page, status);
     page.text
@@ -193,7 +194,7 @@ fn guards(page: &mut Page, status: &Status) {
 }
 
 fn api_server(page: &mut Page, status: &Status) {
-    let mut label = "API server";
+    page.row("API server", &status.api_server.address);
     for watch in &status.api_server.watches {
         let heard = match watch.heard_at {
             Some(heard) => format!("heard {}", ago(status.at, heard)),
@@ -201,16 +202,11 @@ fn api_server(page: &mut Page, status: &Status) {
         };
         let failing = match (watch.failing_since, &watch.failure) {
             (Some(since), Some(failure)) => {
-                format!(
-                    "; ✗ fails since {} (lag {}): {failure}",
-                    ago(status.at, since),
-                    span(SignedDuration::from_secs(watch.lag_seconds.try_into().unwrap_or(i64::MAX)))
-                )
+                format!("; ✗ fails since {}: {failure}", ago(status.at, since))
             }
             _ => String::new(),
         };
-        page.row(label, &format!("{}: {heard}{failing}", watch.resource));
-        label = "";
+        page.more(&format!("{}: {heard}{failing}", watch.resource));
     }
     if status.api_server.restored_pods > 0 {
         page.more(&format!(
@@ -218,6 +214,19 @@ fn api_server(page: &mut Page, status: &Status) {
             status.api_server.restored_pods
         ));
     }
+}
+
+fn metadata_server(page: &mut Page, status: &Status) {
+    let server = &status.metadata_server;
+    let answered = match server.answered_at {
+        Some(answered) => format!("answered {}", ago(status.at, answered)),
+        None => "never answered".to_owned(),
+    };
+    let failing = match (server.failing_since, &server.failure) {
+        (Some(since), Some(failure)) => format!("; ✗ fails since {}: {failure}", ago(status.at, since)),
+        (None, _) | (_, None) => String::new(),
+    };
+    page.row("metadata server", &format!("{}: {answered}{failing}", server.address));
 }
 
 fn cloud(page: &mut Page, status: &Status) {

@@ -83,8 +83,8 @@ fn a_metadata_server_that_is_away_at_the_start_is_waited_for() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_metadata_server_that_goes_away_later_leaves_cached_credentials_alone() {
-    let lab = Lab::with_agent("metadata-later", &[orders()], &[]);
+fn a_metadata_server_that_goes_away_later_leaves_cached_credentials_alone_and_is_in_the_status() {
+    let mut lab = Lab::with_agent("metadata-later", &[orders()], &[]);
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
 
     for (mode, status) in [(MetadataMode::Down, 502), (MetadataMode::Slow(Duration::from_secs(5)), 504)] {
@@ -94,10 +94,18 @@ fn a_metadata_server_that_goes_away_later_leaves_cached_credentials_alone() {
         assert_eq!(passed.status, status, "{mode:?}");
         assert_in_time(&passed);
         assert_eq!(lab.credentials("orders", "orders-role"), "orders-role", "{mode:?}");
+        let (code, status) = lab.document(&["status"]);
+        let (server, problem) = (&status["metadata_server"], &status["problems"][0]);
+        assert_eq!((code, &problem["part"]), (Some(1), &"metadata_server".into()), "{mode:?}: {status:#}");
+        assert!(server["failing_since"].is_string() && server["answered_at"].is_string(), "{server}");
+        let (address, what) = (server["address"].as_str().unwrap(), problem["what"].as_str().unwrap());
+        assert!(address.starts_with("100.100.100.200:80") && what.contains(address), "{what}");
     }
 
     lab.metadata().set_mode(MetadataMode::Up).unwrap();
     eventually(200, || lab.ask("orders", INSTANCE_ID).status);
+    let (code, status) = lab.document(&["status"]);
+    assert_eq!((code, &status["metadata_server"]["failing_since"]), (Some(0), &serde_json::Value::Null));
 }
 
 /// A pod for each fault, since failures are remembered for each role session.

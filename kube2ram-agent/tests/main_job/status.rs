@@ -243,8 +243,15 @@ fn an_api_server_that_is_away_is_told_with_its_lag() {
     let seen = show(&mut lab, &["unheard"]);
     assert_says(
         &seen,
-        &["the API server does not answer (pods, since", "the API server cannot be asked", "it gets 503"],
+        &["does not answer (pods, since", "the API server cannot be asked", "it gets 503"],
     );
+    // Whatever the part of it that failed, no cause is there twice.
+    let failure = watch["failure"].as_str().unwrap();
+    let mut causes: Vec<_> = failure.split(": ").collect();
+    causes.sort_unstable();
+    causes.dedup();
+    assert_eq!(causes.len(), failure.split(": ").count(), "{failure}");
+    assert_eq!(status["api_server"]["address"], lab.api().url().trim_end_matches('/'));
 
     Situation::ApiServerAway.end(&mut lab).unwrap();
     eventually(Some(0), || lab.document(&["status"]).0);

@@ -11,7 +11,7 @@ use crate::{
     datapath::{self, Mode},
     kubernetes::{Presence, Resource},
     status::{
-        Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, Program, Repair,
+        Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, MetadataServer, Program, Repair,
         SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
@@ -29,6 +29,7 @@ impl Operator {
             wire_guard: self.wire_guard(),
             boot_guard: self.boot_guard(),
             api_server: self.api_server(),
+            metadata_server: self.metadata_server(),
             base_credentials: self.base_credentials(),
             sts: self.sts(),
             pods,
@@ -142,9 +143,22 @@ impl Operator {
         };
         let restored = |presence| presence == Presence::Restored;
         ApiServer {
+            address: self.cluster.address().to_owned(),
             is_synced: self.cluster.is_synced(),
             restored_pods: self.cluster.seen().iter().filter(|seen| restored(seen.presence)).count(),
             watches: self.cluster.resources().iter().copied().map(watch).collect(),
+        }
+    }
+
+    fn metadata_server(&self) -> MetadataServer {
+        let reading = self.contact.read();
+        let failing = reading.failing.as_ref();
+        MetadataServer {
+            address: self.config.metadata.to_string(),
+            answered_at: reading.answered.map(|answered| self.ago(answered)),
+            failing_since: failing.map(|failing| self.ago(failing.since)),
+            failed_at: failing.map(|failing| self.ago(failing.last)),
+            failure: failing.map(|failing| failing.error.to_string()),
         }
     }
 
