@@ -18,6 +18,9 @@ use prometheus_client::{
 };
 use tokio::sync::SetOnce;
 
+mod process;
+
+pub(super) use self::process::register as of_process;
 use crate::{
     clock::Clock,
     cloud::alibaba::base::{Base, BaseSource},

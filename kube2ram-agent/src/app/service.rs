@@ -37,8 +37,8 @@ use crate::{
     cloud::{
         alibaba::{
             base::{Base, Configured},
-            sts::StsClient,
             metadata::{HardenedMode, Metadata},
+            sts::StsClient,
         },
         upstream::{MetadataServer, UpstreamContact},
     },
@@ -65,6 +65,9 @@ const ON_THEIR_WAY: Duration = Duration::from_millis(500);
 /// Where another agent serves already, clients may first be done with their connections themselves: longer than an idle one lives (15 s).
 const FAREWELL: Duration = Duration::from_secs(16);
 
+/// What the names of our own metrics begin with.
+const PREFIX: &str = "kube2ram";
+
 /// Everything between an accepted connection and its answer.
 pub(super) struct Service {
     config: Arc<Config>,
@@ -72,12 +75,12 @@ pub(super) struct Service {
     cluster: Arc<Cluster>,
     entitlements: Arc<SetOnce<Entitlements>>,
     base: Base,
+    /// With the metadata server.
+    contact: UpstreamContact,
     clock: Arc<dyn Clock>,
     /// Written only while this agent serves.
     snapshot: Option<snapshot::Keeper>,
-    /// With the metadata server.
-    contact: UpstreamContact,
-    /// Taken by the admin service.
+    /// Of all metrics. Taken by the admin service.
     registry: Registry,
     closing: Closing,
     connections: TaskTracker,
@@ -108,11 +111,11 @@ impl Service {
     pub(super) async fn prepare(
         config: Config,
         signer: Configured,
+        sts: StsClient,
         node: &Node,
         state: &StateDir,
         pass: Arc<PassMark>,
         readiness: &Readiness,
-        sts: StsClient,
         parts: &mut Parts,
     ) -> Result<Self, AppError> {
         let config = Arc::new(config);
@@ -120,8 +123,10 @@ impl Service {
         let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
         let closing = Closing::new();
         let shutdown = closing.draining();
-        let mut registry = Registry::with_prefix("kube2ram");
-        metrics::of_build(&mut registry);
+        let mut root = Registry::default();
+        metrics::of_process(&mut root, &clock);
+        let registry = root.sub_registry_with_prefix(PREFIX);
+        metrics::of_build(registry);
         let failure = boot_guard::installation_failure(&config.pod_dir);
         if let Some(failure) = &failure {
             warn!(
@@ -129,7 +134,7 @@ impl Service {
                 "the boot guard could not be installed on this node: from the next boot on, pods that start before the agent reach the node's role"
             );
         }
-        metrics::of_boot_guard(&mut registry, failure.as_deref());
+        metrics::of_boot_guard(registry, failure.as_deref());
 
         let metadata = MetadataServer::new(config.metadata, pass);
         let contact = metadata.contact();
@@ -143,7 +148,7 @@ impl Service {
         )
         .await
         .map_err(AppError::Kubernetes)?;
-        let snapshot = snapshot::Keeper::new(state, &config.node, &mut registry);
+        let snapshot = snapshot::Keeper::new(state, &config.node, registry);
         let known_before = snapshot::offer(snapshot.left(), &cluster);
         let discovered = Arc::clone(&snapshot.discovered);
         parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
@@ -159,7 +164,7 @@ impl Service {
         }
 
         let entitlements = Arc::new(SetOnce::new());
-        metrics::of_credentials(&mut registry, &entitlements, &base, &clock);
+        metrics::of_credentials(registry, &entitlements, &base, &clock);
         let pipeline = Pipeline {
             clock: Arc::clone(&clock),
             cgroups: Arc::clone(&node.cgroups) as _,
@@ -178,20 +183,20 @@ impl Service {
             request_rate: config.request_rate,
             require_token: config.require_token,
         };
-        let server = Server::new(server_config, pipeline, connections.clone(), &mut registry);
+        let server = Server::new(server_config, pipeline, connections.clone(), registry);
         let discovery = Discovery {
             metadata: Metadata::new(upstream),
             clock: Arc::clone(&clock),
             base: base.clone(),
+            sts,
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
-            cache_metrics: credentials::Metrics::new(&mut registry),
+            cache_metrics: credentials::Metrics::new(registry),
             known_before,
             discovered,
             pending: readiness.wait_for("account and region"),
         };
         let prefetch = Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
-            sts,
         parts.spawn("prefetch", prefetch.run(shutdown.clone()));
         parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
         let snapshot = Some(snapshot);
@@ -201,12 +206,12 @@ impl Service {
             cluster,
             entitlements,
             base,
+            contact,
             clock,
             snapshot,
-            registry,
+            registry: root,
             closing,
             connections,
-            contact,
             tasks,
         })
     }
@@ -236,8 +241,9 @@ impl Service {
         parts: &mut Parts,
     ) -> Result<Opened, AppError> {
         let Front { mut datapath, listeners } = front;
-        let mut registry = std::mem::take(&mut self.registry);
-        log.register(&mut registry);
+        let mut root = std::mem::take(&mut self.registry);
+        let registry = root.sub_registry_with_prefix(PREFIX);
+        log.register(registry);
         let origins = datapath.origins().map_err(AppError::Datapath)?;
         let targets = datapath.targets();
         let counters = datapath.counters().map_err(AppError::Datapath)?;
@@ -251,7 +257,7 @@ impl Service {
             &node.settings.cgroup_root,
             node.settings.pods_cgroups(),
             kernel,
-            listeners::Metrics::new(&mut registry),
+            listeners::Metrics::new(registry),
             Box::new({
                 let (server, connections) = (Arc::clone(&self.server), self.connections.clone());
                 move |listener, origins, closing, ending| {
@@ -263,7 +269,7 @@ impl Service {
                 }
             }),
         );
-        let interception = self.interception(node, &mut registry);
+        let interception = self.interception(node, registry);
         if datapath.is_first() {
             self.server.expect_former_answers();
         }
@@ -293,13 +299,13 @@ impl Service {
         if let Some(log) = datapath.log() {
             parts.spawn("the kernel half's log", log);
         }
-        let wire_guard = self.wire_guard(&datapath, node, &readiness, &mut registry, parts)?;
-        let metrics = reconcile::Metrics::new(&mut registry);
+        let wire_guard = self.wire_guard(&datapath, node, &readiness, registry, parts)?;
+        let metrics = reconcile::Metrics::new(registry);
         let notices = Arc::clone(&self.cluster) as _;
         let reconciler = Reconciler::new(datapath, agent, metrics, notices, readiness.clone());
         let state = reconciler.state();
         parts.spawn_blocking_writer("the kernel half", |stop| reconciler.run(stop));
-        let guard = self.guard(&mut registry, parts).await;
+        let guard = self.guard(registry, parts).await;
         // Another agent that serves already has shown that it works; this one is ready by then, and need not be unready for a moment.
         let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
         let probing = {
@@ -320,7 +326,7 @@ impl Service {
         }
 
         self.keep_taint_off(&readiness, parts);
-        let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, &mut registry);
+        let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, registry);
         let outside_state = outside.state();
         parts.spawn("pods outside of the pods' cgroup", {
             let shutdown = self.closing.draining().clone();
@@ -339,13 +345,13 @@ impl Service {
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
             base: self.base.clone(),
+            contact: self.contact.clone(),
             clock: Arc::clone(&self.clock),
             readiness: readiness.clone(),
             log_level: LogLevel::new(log.verbosity().clone()),
             closing: self.closing.clone(),
             started: Instant::now(),
         });
-            contact: self.contact.clone(),
         let shown = Arc::new(Admin { readiness, registry: root });
         let admin = {
             let listener = self.claim(&listeners.admin, &shown.readiness);

@@ -13,6 +13,7 @@ use crate::{
     app::{outside, snapshot},
     credentials,
     datapath::{self, MetadataAddr},
+    clock::SystemClock,
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
     interception, kubernetes, listeners, reconcile, server,
@@ -56,34 +57,36 @@ impl Collector for Own {
 
 /// As `service` has it, without what it takes to run.
 fn registry() -> Registry {
-    let mut registry = Registry::with_prefix("kube2ram");
-    of_build(&mut registry);
+    let mut root = Registry::default();
+    of_process(&mut root, &(Arc::new(SystemClock) as Arc<dyn Clock>));
+    let registry = root.sub_registry_with_prefix("kube2ram");
+    of_build(registry);
     telemetry::register_lost(
-        &mut registry,
+        registry,
         &LossyWriter::start(io::sink(), Room::default(), |_| {}).unwrap(),
     );
-    of_boot_guard(&mut registry, None);
+    of_boot_guard(registry, None);
     drop(kubernetes::Metrics::new(
         registry.sub_registry_with_prefix("kubernetes"),
         kubernetes::Resource::ALL,
     ));
-    drop(snapshot::metrics(&mut registry));
-    drop(outside::metrics(&mut registry));
+    drop(snapshot::metrics(registry));
+    drop(outside::metrics(registry));
     registry.register_collector(Box::new(Held));
     registry.register_collector(Box::new(Own));
-    server::register_metrics(&mut registry);
-    drop(credentials::Metrics::new(&mut registry));
+    server::register_metrics(registry);
+    drop(credentials::Metrics::new(registry));
     registry.register_collector(Box::new(datapath::NoOutcomes));
-    drop(listeners::Metrics::new(&mut registry));
-    drop(interception::metrics(&mut registry));
-    drop(reconcile::Metrics::new(&mut registry));
+    drop(listeners::Metrics::new(registry));
+    drop(interception::metrics(registry));
+    drop(reconcile::Metrics::new(registry));
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
-    drop(ForwardGuard::new(metadata, &mut registry));
-    drop(wire_guard::Metrics::new(&mut registry));
+    drop(ForwardGuard::new(metadata, registry));
+    drop(wire_guard::Metrics::new(registry));
     let readiness = Readiness::default();
     drop(readiness.wait_for("pods"));
     registry.register_collector(Box::new(readiness));
-    registry
+    root
 }
 
 #[derive(Default)]
@@ -162,6 +165,15 @@ fn the_manifest_of_the_rules_is_current() {
     keep_file_current("deploy/monitoring/prometheusrule.yaml", &format!("{head}{indented}"));
 }
 
+/// Helm reads no file outside of the chart.
+#[test]
+fn the_charts_copies_of_rules_and_dashboard_are_current() {
+    for file in ["rules.yaml", "dashboard.json"] {
+        let text = repository_file(&format!("deploy/monitoring/{file}"));
+        keep_file_current(&format!("deploy/helm/kube2ram/files/{file}"), &text);
+    }
+}
+
 /// A metric that is renamed must not leave an alert that never fires, or a panel that stays empty.
 #[test]
 fn alerts_and_panels_ask_for_metrics_that_exist() {
@@ -170,7 +182,7 @@ fn alerts_and_panels_ask_for_metrics_that_exist() {
     for file in ["deploy/monitoring/rules.yaml", "deploy/monitoring/dashboard.json", "docs/runbooks.md"] {
         let text = repository_file(file);
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        for word in words.filter(|word| word.starts_with("kube2ram_")) {
+        for word in words.filter(|word| word.starts_with("kube2ram_") || word.starts_with("process_")) {
             let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix));
             let is_known = known.contains_key(word)
                 || family.is_some_and(|name| known.get(name).is_some_and(|found| found.kind == "histogram"));
@@ -210,7 +222,7 @@ fn every_metric_is_named_and_described_as_prometheus_asks() {
 
     for (name, family) in families(&text) {
         assert!(family.help.len() > 8 && family.help.ends_with('.'), "{name}: {:?}", family.help);
-        assert!(name.starts_with("kube2ram_"), "{name}");
+        assert!(name.starts_with("kube2ram_") || name.starts_with("process_"), "{name}");
         assert_eq!(family.kind == "counter", name.ends_with("_total"), "{name}");
         let told: usize = family.labels.values().map(BTreeSet::len).max().unwrap_or_default();
         assert!(told <= 32, "{name} has {told} values of a label");
