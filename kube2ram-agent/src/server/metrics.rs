@@ -204,6 +204,10 @@ impl Metrics {
                 drop(self.requests.get_or_create(&RequestLabels { route, status }));
             }
         }
+        // Who is over the request rate is not asked what for.
+        for route in [RouteLabel::Refused, RouteLabel::PassThrough].map(RouteLabel::as_str) {
+            drop(self.requests.get_or_create(&RequestLabels { route, status: 429 }));
+        }
         for status in [502, 504] {
             let route = RouteLabel::PassThrough.as_str();
             drop(self.requests.get_or_create(&RequestLabels { route, status }));
