@@ -146,8 +146,112 @@ updateStrategy: { type: OnDelete }
     assert_eq!(spec["dnsPolicy"], "ClusterFirstWithHostNet");
     assert_eq!(spec["dnsConfig"]["options"][0]["value"], "2");
     assert!(spec["tolerations"].is_null() && spec["priorityClassName"] == "mine");
-    let pod = &objects["DaemonSet kube-system/kube2ram"]["spec"]["template"]["metadata"];
+    let daemonset = &objects["DaemonSet kube-system/kube2ram"]["spec"];
+    assert_eq!(daemonset["updateStrategy"], serde_json::json!({ "type": "OnDelete" }));
+    let pod = &daemonset["template"]["metadata"];
     assert_eq!((&pod["annotations"]["c"], &pod["labels"]["e"]), (&"d".into(), &"f".into()));
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn numbers_and_booleans_become_the_strings_that_annotations_and_labels_are() {
+    let set = "--set=podAnnotations.a=1,podAnnotations.b=true,podLabels.c=12345678,nodeSelector.d=5,annotations.e=0,\
+               serviceAccount.annotations.f=7";
+
+    let objects = objects(&helm(&[set]).unwrap());
+
+    let (daemonset, account) =
+        (&objects["DaemonSet kube-system/kube2ram"], &objects["ServiceAccount kube-system/kube2ram"]);
+    let pod = &daemonset["spec"]["template"];
+    let seen = [
+        &pod["metadata"]["annotations"]["a"],
+        &pod["metadata"]["annotations"]["b"],
+        &pod["metadata"]["labels"]["c"],
+        &pod["spec"]["nodeSelector"]["d"],
+        &daemonset["metadata"]["annotations"]["e"],
+        &account["metadata"]["annotations"]["f"],
+    ];
+    assert_eq!(seen, ["1", "true", "12345678", "5", "0", "7"]);
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn a_roll_out_surges_or_goes_without_and_not_both() {
+    let strategy = |set: &str| {
+        let objects = objects(&helm(&["--set", set]).unwrap());
+        objects["DaemonSet kube-system/kube2ram"]["spec"]["updateStrategy"]["rollingUpdate"].clone()
+    };
+    let of = |set: &str| format!("updateStrategy.rollingUpdate.{set}");
+
+    let percent = strategy(&of("maxSurge=10%"));
+    assert_eq!(percent, serde_json::json!({ "maxSurge": "10%", "maxUnavailable": 0 }));
+    let without = strategy(&format!("{},{}", of("maxSurge=0"), of("maxUnavailable=1")));
+    assert_eq!(without, serde_json::json!({ "maxSurge": 0, "maxUnavailable": 1 }));
+    let both = helm(&["--set", &of("maxUnavailable=1")]).unwrap_err();
+    assert!(both.contains("one of maxSurge and maxUnavailable must be 0"), "{both}");
+    let nonsense = helm(&["--set", &of("maxSurge=most")]).unwrap_err();
+    assert!(nonsense.contains("maxSurge") && nonsense.contains("schema"), "{nonsense}");
+}
+
+fn shipped(name: &str) -> String {
+    fs::read_to_string(deploy().join("monitoring").join(name)).unwrap()
+}
+
+/// An object without what is Helm's own.
+fn without_helms_labels(object: &Value) -> Value {
+    let mut object = object.clone();
+    let labels = object["metadata"]["labels"].as_object_mut().unwrap();
+    labels.retain(|name, _| !["helm.sh/chart", "app.kubernetes.io/managed-by"].contains(&name.as_str()));
+    object
+}
+
+const MONITORING: &str =
+    "--set=monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboard.enabled=true";
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn monitoring_is_off_and_by_value_what_deploy_monitoring_has() {
+    let of_the_operator = |objects: &super::support::Objects| {
+        objects.keys().filter(|name| !name.starts_with("ConfigMap")).filter(|name| name.contains("Monitor") || name.contains("Rule ")).count()
+    };
+    let off = objects(&helm(&[]).unwrap());
+    assert_eq!((of_the_operator(&off), off.contains_key("ConfigMap kube-system/kube2ram-dashboard")), (0, false));
+
+    let on = objects(&helm(&[MONITORING]).unwrap());
+
+    for (name, file) in [
+        ("PodMonitor kube-system/kube2ram", "podmonitor.yaml"),
+        ("PrometheusRule kube-system/kube2ram", "prometheusrule.yaml"),
+    ] {
+        let [shipped] = &super::support::parse(&shipped(file))[..] else { panic!("{file}") };
+        assert_eq!(&without_helms_labels(&on[name]), shipped, "{file}");
+    }
+    let dashboard = &on["ConfigMap kube-system/kube2ram-dashboard"];
+    assert_eq!(dashboard["data"]["kube2ram.json"].as_str().unwrap().trim_end(), shipped("dashboard.json").trim_end());
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn monitoring_follows_the_release_and_its_values() {
+    let values = "--set=flags.metrics-port=9999,monitoring.rules.runbookUrl=https://git.example.com/runbooks.md,\
+                  monitoring.podMonitor.labels.release=prometheus,monitoring.podMonitor.interval=15s";
+
+    let on = objects(&helm(&[MONITORING, values]).unwrap());
+
+    let (monitor, rules) = (&on["PodMonitor kube-system/kube2ram"], &on["PrometheusRule kube-system/kube2ram"]);
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!((&endpoint["interval"], &endpoint["relabelings"][1]["replacement"]), (&"15s".into(), &"$1:9999".into()));
+    let alerts: Vec<_> = rules["spec"]["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    assert!(alerts.len() > 35, "{}", alerts.len());
+    for alert in alerts {
+        let section = alert["alert"].as_str().unwrap().to_lowercase();
+        let url = format!("https://git.example.com/runbooks.md#{section}");
+        assert_eq!((&alert["annotations"]["runbook_url"], &alert["annotations"]["runbook"]), (&url.into(), &Value::Null));
+    }
+    let refused = helm(&[MONITORING, "--set=monitoring.rules.runbookUrl=docs/runbooks.md"]).unwrap_err();
+    assert!(refused.contains("runbookUrl"), "what cannot be clicked is no URL: {refused}");
 }
 
 #[test]

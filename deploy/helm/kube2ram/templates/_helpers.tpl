@@ -17,6 +17,30 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- /* Labels or annotations, of which --set makes numbers and booleans where they look like it. */ -}}
+{{- define "kube2ram.strings" -}}
+{{- $lines := list -}}
+{{- range $key, $value := . -}}
+{{- $isWhole := and (kindIs "float64" $value) (eq (floor $value) $value) -}}
+{{- $text := ternary (int64 $value | toString) (toString $value) $isWhole -}}
+{{- $lines = append $lines (printf "%s: %s" $key (quote $text)) -}}
+{{- end -}}
+{{- join "\n" $lines -}}
+{{- end -}}
+
+{{- define "kube2ram.updateStrategy" -}}
+{{- with .Values.updateStrategy -}}
+type: {{ .type }}
+{{- if eq .type "RollingUpdate" }}
+{{- with .rollingUpdate }}
+{{- $both := and (not (has (toString .maxSurge) (list "0" "0%"))) (not (has (toString .maxUnavailable) (list "0" "0%"))) }}
+{{- if $both }}{{ fail "updateStrategy.rollingUpdate: one of maxSurge and maxUnavailable must be 0" }}{{ end }}
+rollingUpdate: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "kube2ram.image" -}}
 {{- with .Values.image -}}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
@@ -56,8 +80,8 @@ command:
 - {{ printf "--startup-taint=%s" .Values.startupTaint.taint | quote }}
 {{- end }}
 {{- range .Values.extraArgs }}
-{{- /* Probes, mounts, rights, the boot guard, the admission policy or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|namespace-key|namespace-restrictions|pod-dir|ram-role-key|state-dir)\\b" . }}
+{{- /* Probes, mounts, rights, the boot guard, the admission policy, the PodMonitor or the notes go by these. */ -}}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
