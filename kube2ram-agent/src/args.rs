@@ -140,7 +140,7 @@ pub struct Config {
     pub metadata: MetadataAddr,
     /// Which sensitive items of the real metadata server pods may read.
     pub metadata_policy: MetadataPolicy,
-    /// The TCP port of health, metrics and debug.
+    /// The TCP port of health and metrics.
     pub metrics_port: u16,
     /// The key of the namespaces' allow-list annotation.
     pub namespace_key: Box<str>,

@@ -292,7 +292,7 @@ pub(super) struct Flags {
     /// What is logged: trace, debug, info, warn or error. Secrets never are [default: info]
     #[arg(long, value_name = "LEVEL", value_parser = value::log_level, help_heading = "Observability")]
     pub(super) log_level: Option<LevelFilter>,
-    /// TCP port of health, metrics and debug, which must not be the app port: pods reach that one
+    /// TCP port of health and metrics, which must not be the app port: pods reach that one
     #[arg(
         long,
         value_name = "PORT",
