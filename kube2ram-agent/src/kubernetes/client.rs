@@ -185,7 +185,9 @@ mod tests {
         let of = |file: &Kubeconfig| with_proxy_of_file(proxied(), names_proxy(file)).proxy_url;
 
         assert_eq!(of(&file("")), None);
-        assert!(of(&file(", proxy-url: 'http://proxy:3128'")).is_some(), "which kube refuses, and says so");
+        assert!(of(&file(", proxy-url: 'http://proxy:3128'")).is_some());
+        let refused = Client::try_from(proxied()).err().expect("no proxy is compiled in");
+        assert!(refused.to_string().contains("proxy"), "{refused}");
     }
 
     #[tokio::test]
