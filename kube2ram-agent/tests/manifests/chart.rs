@@ -286,3 +286,33 @@ fn the_notes_tell_the_next_command() {
     }
     assert!(first.contains("allowed-roles") && !own.contains("allowed-roles"), "{own}");
 }
+
+/// The first YAML after this text in a document.
+fn example(document: &str, after: &str) -> tempfile::NamedTempFile {
+    let text = fs::read_to_string(deploy().join("..").join(document)).unwrap();
+    let (_, rest) = text.split_once(after).unwrap();
+    let (_, rest) = rest.split_once("\n```yaml\n").unwrap();
+    let values = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&values, rest.split_once("\n```").unwrap().0).unwrap();
+    values
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn values_in_the_documents_are_taken_and_do_what_they_say() {
+    let with = |values: &tempfile::NamedTempFile| {
+        objects(&helm(&["--values", values.path().to_str().unwrap()]).unwrap())
+    };
+
+    let edge = with(&example("docs/install.md", "### Nodes without a metadata server"));
+    let terms = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms = template(&edge).pointer(terms).unwrap().as_array().unwrap();
+    assert_eq!(terms.len(), 1, "terms are alternatives: {terms:?}");
+    let keys: Vec<_> = terms[0]["matchExpressions"].as_array().unwrap().iter().map(|one| &one["key"]).collect();
+    assert_eq!(keys, ["type", "alibabacloud.com/is-edge-worker"]);
+    let monitored = with(&example("deploy/monitoring/README.md", "With Helm"));
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        let object = &monitored[&format!("{kind} {NAMESPACE}/kube2ram")];
+        assert_eq!(object["metadata"]["labels"]["release"], "prometheus", "{kind}");
+    }
+}
