@@ -41,7 +41,7 @@ impl Prefetch {
         let mut spread = WARM_UP;
         loop {
             changes.mark_unchanged();
-            // Before that the pods are not gone, but not known yet.
+            // Before that the pods are not gone, but not known yet. No pause then: a pod that comes once they are known is a new one.
             if self.cluster.is_known() {
                 let mut pods = self.cluster.pods();
                 // Policy remembers a few allow-lists only: each is read once.
@@ -49,8 +49,8 @@ impl Prefetch {
                 let claims = pods.iter().filter_map(|pod| self.claim(pod, roles, policy));
                 credentials.set_claims(claims, spread);
                 spread = Duration::ZERO;
+                sleep(PAUSE).await;
             }
-            sleep(PAUSE).await;
             // The cluster outlives this, so there is no end of changes; a time-out is a recheck.
             let _recheck = timeout(RECHECK, changes.changed()).await;
         }
