@@ -32,7 +32,7 @@ use self::{
     front::Front,
     node::Node,
     parts::Parts,
-    service::{Opened, Service},
+    service::{Opened, Service, StsAccess},
 };
 use crate::{
     admin::{Pending, Readiness},
@@ -72,7 +72,8 @@ pub async fn run(
     let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
-    let sts = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
+    let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
+    let sts = StsAccess { client, signer };
     raise_descriptor_limit();
     let node = Node::examine(&config)?;
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
@@ -104,7 +105,7 @@ pub async fn run(
     let pass = Arc::new(pass);
 
     let mut service =
-        Service::prepare(config, signer, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
+        Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
     if matches!(standing, Standing::By(_)) {
         service.warm_up(&readiness, &mut parts);
     }

@@ -75,7 +75,9 @@ fn main() -> ExitCode {
             });
         }
         Ok(Command::Store { state_dir }) => {
-            return tell_of(&state_dir, &Request::Store, Output::Json, |_: &serde_json::Value| (String::new(), 0));
+            return tell_of(&state_dir, &Request::Store, Output::Json, |_: &serde_json::Value| {
+                (String::new(), 0)
+            });
         }
         Ok(Command::Uninstall { bpf_dir, state_dir }) => {
             return conclude(uninstall(&bpf_dir, &state_dir).map_err(Into::into));

@@ -4,8 +4,13 @@ use std::{io, net::SocketAddr};
 
 use crate::{
     cloud::alibaba::{base::BaseError, sts::StsClientError},
-    datapath::DatapathError, handover::HandoverError, identity::MountError,
-    kubernetes::ClientError, probe::ProbeError, state_dir::StateDirError, wire_guard::WireGuardError,
+    datapath::DatapathError,
+    handover::HandoverError,
+    identity::MountError,
+    kubernetes::ClientError,
+    probe::ProbeError,
+    state_dir::StateDirError,
+    wire_guard::WireGuardError,
 };
 
 /// Why the agent does not run.

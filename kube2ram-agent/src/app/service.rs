@@ -88,6 +88,13 @@ pub(super) struct Service {
     tasks: TaskTracker,
 }
 
+/// How the agent asks STS.
+pub(super) struct StsAccess {
+    pub(super) client: StsClient,
+    /// What it signs with.
+    pub(super) signer: Configured,
+}
+
 /// What may be handed over.
 pub(super) struct Holdings {
     listeners: Listeners,
@@ -110,8 +117,7 @@ impl Service {
     /// When the configuration cannot be used.
     pub(super) async fn prepare(
         config: Config,
-        signer: Configured,
-        sts: StsClient,
+        sts: StsAccess,
         node: &Node,
         state: &StateDir,
         pass: Arc<PassMark>,
@@ -139,7 +145,7 @@ impl Service {
         let metadata = MetadataServer::new(config.metadata, pass);
         let contact = metadata.contact();
         let upstream = Arc::new(HardenedMode::new(metadata));
-        let base = Base::new(signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
+        let base = Base::new(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),
             cluster_config(&config, node),
@@ -188,7 +194,7 @@ impl Service {
             metadata: Metadata::new(upstream),
             clock: Arc::clone(&clock),
             base: base.clone(),
-            sts,
+            sts: sts.client,
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             cache_metrics: credentials::Metrics::new(registry),

@@ -27,7 +27,9 @@ pub enum ControlError {
     #[error("the agent's answer is not understood")]
     Answer(#[source] serde_json::Error),
     /// It is of another schema than this binary shows; the JSON is there all the same.
-    #[error("the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use the agent's own kube2ram; -o json prints the answer as it is")]
+    #[error(
+        "the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use the agent's own kube2ram; -o json prints the answer as it is"
+    )]
     Foreign(u64),
     /// Nobody listens.
     #[error("no agent runs on this node, or not with --state-dir={}", .0.display())]
@@ -131,7 +133,7 @@ pub struct Shown {
 /// but the exit status never says that all is well with what could not be read.
 ///
 /// # Errors
-/// As [`read`], where there is no text to show.
+/// [`ControlError::Foreign`] and [`ControlError::Answer`], where there is no JSON to print.
 pub fn show<T: DeserializeOwned>(
     document: serde_json::Value,
     is_json: bool,

@@ -327,7 +327,8 @@ fn what_fails_is_named_with_its_address_once_and_since_when() {
     let watch = &mut status.api_server.watches[0];
     (watch.heard_at, watch.failing_since, watch.failure) = (None, Some(at(-90)), text("refused"));
     let server = &mut status.metadata_server;
-    (server.failing_since, server.failed_at, server.failure) = (Some(at(-60)), Some(at(-1)), text("no route"));
+    (server.failing_since, server.failed_at, server.failure) =
+        (Some(at(-60)), Some(at(-1)), text("no route"));
 
     let text = status.to_text(Paint::Plain);
 

@@ -205,17 +205,23 @@ fn without_helms_labels(object: &Value) -> Value {
     object
 }
 
-const MONITORING: &str =
-    "--set=monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboard.enabled=true";
+const MONITORING: &str = "--set=monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboard.enabled=true";
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn monitoring_is_off_and_by_value_what_deploy_monitoring_has() {
     let of_the_operator = |objects: &super::support::Objects| {
-        objects.keys().filter(|name| !name.starts_with("ConfigMap")).filter(|name| name.contains("Monitor") || name.contains("Rule ")).count()
+        objects
+            .keys()
+            .filter(|name| !name.starts_with("ConfigMap"))
+            .filter(|name| name.contains("Monitor") || name.contains("Rule "))
+            .count()
     };
     let off = objects(&helm(&[]).unwrap());
-    assert_eq!((of_the_operator(&off), off.contains_key("ConfigMap kube-system/kube2ram-dashboard")), (0, false));
+    assert_eq!(
+        (of_the_operator(&off), off.contains_key("ConfigMap kube-system/kube2ram-dashboard")),
+        (0, false)
+    );
 
     let on = objects(&helm(&[MONITORING]).unwrap());
 
@@ -227,7 +233,10 @@ fn monitoring_is_off_and_by_value_what_deploy_monitoring_has() {
         assert_eq!(&without_helms_labels(&on[name]), shipped, "{file}");
     }
     let dashboard = &on["ConfigMap kube-system/kube2ram-dashboard"];
-    assert_eq!(dashboard["data"]["kube2ram.json"].as_str().unwrap().trim_end(), shipped("dashboard.json").trim_end());
+    assert_eq!(
+        dashboard["data"]["kube2ram.json"].as_str().unwrap().trim_end(),
+        shipped("dashboard.json").trim_end()
+    );
     assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
 }
 
@@ -239,16 +248,28 @@ fn monitoring_follows_the_release_and_its_values() {
 
     let on = objects(&helm(&[MONITORING, values]).unwrap());
 
-    let (monitor, rules) = (&on["PodMonitor kube-system/kube2ram"], &on["PrometheusRule kube-system/kube2ram"]);
+    let (monitor, rules) =
+        (&on["PodMonitor kube-system/kube2ram"], &on["PrometheusRule kube-system/kube2ram"]);
     assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
-    assert_eq!((&endpoint["interval"], &endpoint["relabelings"][1]["replacement"]), (&"15s".into(), &"$1:9999".into()));
-    let alerts: Vec<_> = rules["spec"]["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    assert_eq!(
+        (&endpoint["interval"], &endpoint["relabelings"][1]["replacement"]),
+        (&"15s".into(), &"$1:9999".into())
+    );
+    let alerts: Vec<_> = rules["spec"]["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap())
+        .collect();
     assert!(alerts.len() > 35, "{}", alerts.len());
     for alert in alerts {
         let section = alert["alert"].as_str().unwrap().to_lowercase();
         let url = format!("https://git.example.com/runbooks.md#{section}");
-        assert_eq!((&alert["annotations"]["runbook_url"], &alert["annotations"]["runbook"]), (&url.into(), &Value::Null));
+        assert_eq!(
+            (&alert["annotations"]["runbook_url"], &alert["annotations"]["runbook"]),
+            (&url.into(), &Value::Null)
+        );
     }
     let refused = helm(&[MONITORING, "--set=monitoring.rules.runbookUrl=docs/runbooks.md"]).unwrap_err();
     assert!(refused.contains("runbookUrl"), "what cannot be clicked is no URL: {refused}");
@@ -308,7 +329,8 @@ fn values_in_the_documents_are_taken_and_do_what_they_say() {
     let terms = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
     let terms = template(&edge).pointer(terms).unwrap().as_array().unwrap();
     assert_eq!(terms.len(), 1, "terms are alternatives: {terms:?}");
-    let keys: Vec<_> = terms[0]["matchExpressions"].as_array().unwrap().iter().map(|one| &one["key"]).collect();
+    let keys: Vec<_> =
+        terms[0]["matchExpressions"].as_array().unwrap().iter().map(|one| &one["key"]).collect();
     assert_eq!(keys, ["type", "alibabacloud.com/is-edge-worker"]);
     let monitored = with(&example("deploy/monitoring/README.md", "With Helm"));
     for kind in ["PodMonitor", "PrometheusRule"] {

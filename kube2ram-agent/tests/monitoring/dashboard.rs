@@ -94,7 +94,8 @@ fn prometheus_understands_what_each_panel_asks() {
 fn each_panel_asks_for_metrics_that_the_documents_list() {
     let documents = shipped("../../docs/metrics.md");
     let documents = fs::read_to_string(documents).unwrap();
-    let listed: BTreeSet<_> = documents.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let listed: BTreeSet<_> =
+        documents.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let is_metric = |word: &&str| word.starts_with("kube2ram_") || word.starts_with("process_");
 
     for Target { panel, expression } in targets("n") {
@@ -102,7 +103,10 @@ fn each_panel_asks_for_metrics_that_the_documents_list() {
         let metrics: Vec<_> = words.filter(is_metric).collect();
         for metric in &metrics {
             let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| metric.strip_suffix(suffix));
-            assert!(listed.contains(metric) || family.is_some_and(|name| listed.contains(name)), "{panel}: {metric}");
+            assert!(
+                listed.contains(metric) || family.is_some_and(|name| listed.contains(name)),
+                "{panel}: {metric}"
+            );
         }
         assert!(!metrics.is_empty() || expression.contains("ALERTS{"), "{panel}: {expression}");
     }

@@ -70,7 +70,7 @@ fn open_descriptors() -> io::Result<u64> {
     Ok(counted.saturating_sub(1))
 }
 
-/// Lines such as `VmRSS:	    5120 kB` and `Threads:	7` (man 5 proc_pid_status).
+/// Lines such as `VmRSS:  5120 kB` and `Threads:  7`, with tabs (man 5 proc_pid_status).
 fn parse(status: &str) -> Option<Usage> {
     let number = |name: &str| -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -11,9 +11,9 @@ use super::*;
 use crate::{
     admin::{Exposition, Readiness},
     app::{outside, snapshot},
+    clock::SystemClock,
     credentials,
     datapath::{self, MetadataAddr},
-    clock::SystemClock,
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
     interception, kubernetes, listeners, reconcile, server,
@@ -61,10 +61,7 @@ fn registry() -> Registry {
     of_process(&mut root, &(Arc::new(SystemClock) as Arc<dyn Clock>));
     let registry = root.sub_registry_with_prefix("kube2ram");
     of_build(registry);
-    telemetry::register_lost(
-        registry,
-        &LossyWriter::start(io::sink(), Room::default(), |_| {}).unwrap(),
-    );
+    telemetry::register_lost(registry, &LossyWriter::start(io::sink(), Room::default(), |_| {}).unwrap());
     of_boot_guard(registry, None);
     drop(kubernetes::Metrics::new(
         registry.sub_registry_with_prefix("kubernetes"),

@@ -11,8 +11,8 @@ use crate::{
     datapath::{self, Mode},
     kubernetes::{Presence, Resource},
     status::{
-        Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, MetadataServer, Program, Repair,
-        SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
+        Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, MetadataServer,
+        Program, Repair, SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
 

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
+pub use super::transport::{StsClient, StsClientError};
 use super::{
     base::{Base, BaseCredentials},
     endpoint::Endpoint,
@@ -19,7 +20,6 @@ use super::{
     transport::{Transport, read},
     wire::parse_assume_role,
 };
-pub use super::transport::{StsClient, StsClientError};
 use crate::{
     clock::Clock,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},

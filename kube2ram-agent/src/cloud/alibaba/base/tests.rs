@@ -42,7 +42,11 @@ fn nowhere() -> &'static Transport {
     static NOWHERE: LazyLock<Transport> = LazyLock::new(|| {
         // Another test may have installed it.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        Transport::new(crate::cloud::alibaba::sts::StsClient::try_new(false).unwrap(), Vec::new(), SetClock::at("2026-11-21T21:30:00Z"))
+        Transport::new(
+            crate::cloud::alibaba::sts::StsClient::try_new(false).unwrap(),
+            Vec::new(),
+            SetClock::at("2026-11-21T21:30:00Z"),
+        )
     });
     &NOWHERE
 }

@@ -226,7 +226,8 @@ async fn durations_asked(limit: u64, wanted: &[u64]) -> (Vec<u64>, StsIssuer, Se
 }
 
 #[tokio::test]
-async fn a_role_that_allows_no_session_as_long_as_wanted_is_asked_for_shorter_ones_and_gets_the_longest_that_it_allows() {
+async fn a_role_that_allows_no_session_as_long_as_wanted_is_asked_for_shorter_ones_and_gets_the_longest_that_it_allows()
+ {
     const HOUR: u64 = 3600;
 
     for (limit, asked) in [
@@ -244,7 +245,11 @@ async fn a_role_that_allows_no_session_as_long_as_wanted_is_asked_for_shorter_on
 
     let server = Server::start(|_| refused(400, "InvalidParameter.DurationSeconds")).await;
     let error = issuer(&server).issue(&session(12 * HOUR)).await.unwrap_err();
-    assert_eq!((error.kind, server.asked().len()), (IssueErrorKind::Invalid, 6), "that is no matter of length");
+    assert_eq!(
+        (error.kind, server.asked().len()),
+        (IssueErrorKind::Invalid, 6),
+        "that is no matter of length"
+    );
 }
 
 #[tokio::test]

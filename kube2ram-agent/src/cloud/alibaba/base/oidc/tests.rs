@@ -72,7 +72,11 @@ async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
     let base = Base::of_oidc(settings(&directory.path().join("token")), Arc::clone(&clock) as Arc<dyn Clock>);
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let endpoint = Endpoint::parse(&format!("http://{}", server.address)).unwrap();
-    let sts = Transport::new(crate::cloud::alibaba::sts::StsClient::try_new(false).unwrap(), vec![endpoint], Arc::clone(&clock) as Arc<dyn Clock>);
+    let sts = Transport::new(
+        crate::cloud::alibaba::sts::StsClient::try_new(false).unwrap(),
+        vec![endpoint],
+        Arc::clone(&clock) as Arc<dyn Clock>,
+    );
     Bench { base, sts, clock, server, issued, directory }
 }
 
