@@ -68,12 +68,8 @@ pub async fn run(
     for notice in &config.notices {
         warn!("{notice}");
     }
-    // Before anything is touched: what is wrong with it, no attempt mends.
-    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
-    let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
-    let sts = StsAccess { client, signer };
     raise_descriptor_limit();
     let node = Node::examine(&config)?;
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
@@ -104,6 +100,10 @@ pub async fn run(
     };
     let pass = Arc::new(pass);
 
+    // What is wrong with these, no attempt mends. But the programs deny already: an agent that ends sooner leaves a new node's pods the node's role.
+    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
+    let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
+    let sts = StsAccess { client, signer };
     let mut service =
         Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
     if matches!(standing, Standing::By(_)) {

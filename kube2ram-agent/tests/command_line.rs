@@ -140,26 +140,6 @@ fn probes_without_an_agent_end_in_1_and_a_line_and_make_nothing() {
 }
 
 #[test]
-fn without_certificates_to_know_sts_by_the_agent_ends_in_1_and_names_the_variable() {
-    let directory = tempfile::tempdir().unwrap();
-    let empty = directory.path().join("empty.pem");
-    fs::write(&empty, "").unwrap();
-    let node = ["--node=n", "--api-server=http://127.0.0.1:1", "--log-format=json", "--cgroup-root=/nowhere"];
-
-    for file in [Path::new("/nowhere/ca.pem"), &empty] {
-        let output = agent(&node).env("SSL_CERT_FILE", file).output().unwrap();
-
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(last_words(&output).contains("SSL_CERT_FILE"), "{output:?}");
-        // Over plain HTTP none is needed.
-        let plain = [&node[..], &["--sts-endpoint=http://127.0.0.1:2"]].concat();
-        let output = agent(&plain).env("SSL_CERT_FILE", file).output().unwrap();
-        let words = last_words(&output);
-        assert!(words.contains("/nowhere") && !words.contains("SSL_CERT_FILE"), "{output:?}");
-    }
-}
-
-#[test]
 fn a_missing_cgroup_ends_in_1_and_names_the_flag() {
     let directory = tempfile::tempdir().unwrap();
     let root = format!("--cgroup-root={}", directory.path().display());

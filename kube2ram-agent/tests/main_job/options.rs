@@ -1,5 +1,7 @@
 //! The ways in which operators run it: other base credentials, hardened mode, and the ancestors' manifests as they stand.
 
+use std::fs;
+
 use kube2ram_sandbox::{
     node::PodSpec,
     standin::{Accounts, Role, Tokens},
@@ -45,6 +47,44 @@ fn half_a_pair_of_static_keys_stops_the_agent_instead_of_the_nodes_role_stepping
     let error = lab.agent().unwrap().start().unwrap_err().to_string();
 
     assert!(error.contains("ALIBABA_CLOUD_ACCESS_KEY_SECRET is not"), "{error}");
+}
+
+/// On a node where nothing is attached yet: whoever may not be asked for credentials must not leave the node's to pods.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn an_agent_that_cannot_ask_sts_ends_and_leaves_pods_denied() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty.pem");
+    fs::write(&empty, "").unwrap();
+    for (name, value, said) in [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAI.half", "ALIBABA_CLOUD_ACCESS_KEY_SECRET is not"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE"),
+        ("SSL_CERT_FILE", empty.to_str().unwrap(), "SSL_CERT_FILE"),
+    ] {
+        let mut lab = Lab::new("no-sts", &[orders()]);
+        assert_eq!(lab.ask("orders", LIST).body, Accounts::NODE_ROLE, "before the first agent");
+        lab.prepare(&[]);
+        let plain = lab.sts().url();
+        let before = lab.leaks().len();
+        let agent = lab.agent().unwrap();
+        agent.remove_flag("--sts-endpoint");
+        agent.set_env(name, value);
+        // A machine may have it set.
+        agent.set_env("SSL_CERT_DIR", directory.path().to_str().unwrap());
+
+        let error = agent.start().unwrap_err().to_string();
+
+        assert!(error.contains(said), "{error}");
+        lab.assert_refused("orders");
+        assert_eq!(lab.leaks()[before..], [], "{said}");
+        if name == "SSL_CERT_FILE" {
+            // Over plain HTTP no certificate is needed.
+            let agent = lab.agent().unwrap();
+            agent.add_arg(&format!("--sts-endpoint={plain}"));
+            agent.start().unwrap();
+            assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+        }
+    }
 }
 
 #[test]
