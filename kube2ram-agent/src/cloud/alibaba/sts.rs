@@ -26,7 +26,7 @@ use crate::{
     role::{RoleArn, RoleSession},
 };
 
-/// What a role is asked for that refused a longer session.
+/// What a role is asked for next that refused a longer session.
 #[derive(Clone, Copy, Debug)]
 struct Shorter {
     seconds: u64,
@@ -39,7 +39,7 @@ pub struct StsIssuer {
     transport: Transport,
     base: Base,
     clock: Arc<dyn Clock>,
-    /// Roles that refused a session as long as was asked for, and what they are asked for instead.
+    /// Roles that refused a session as long as was asked for, and what they are asked for next.
     shorter: Mutex<HashMap<RoleArn, Shorter>>,
 }
 
@@ -50,18 +50,17 @@ impl StsIssuer {
         Self { transport, base, clock, shorter: Mutex::default() }
     }
 
-    /// Calls, and for each remedy that STS's refusals ask for, again: once, or as often as there is a shorter session to ask for.
+    /// Calls, and once for each remedy that STS's refusals ask for, again.
     async fn assume_role(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
         let mut base = self.base.current(&self.transport).await.map_err(refusal::no_base)?;
         let mut tried = Vec::new();
+        let mut seconds = self.seconds_of(session);
         loop {
-            let seconds = self.seconds_of(session);
             let refusal = match self.call(session, seconds, &base).await {
                 Ok(credentials) => return Ok(credentials),
                 Err(refusal) => refusal,
             };
-            let is_left = |remedy: &Remedy| *remedy == Remedy::ShorterSession || !tried.contains(remedy);
-            let Some(remedy) = refusal.remedy().filter(is_left) else {
+            let Some(remedy) = refusal.remedy().filter(|remedy| !tried.contains(remedy)) else {
                 return Err(refusal.error);
             };
             let applied = match remedy {
@@ -75,7 +74,11 @@ impl StsIssuer {
                     }
                 }
                 Remedy::FreshNonce => true,
-                Remedy::ShorterSession => self.shorten(session, seconds),
+                Remedy::ShorterSession => {
+                    let is_shorter = self.shorten(session, seconds);
+                    seconds = SHORTEST_SECONDS;
+                    is_shorter
+                }
                 Remedy::ServerTime => self.transport.adopt_time(refusal.server_time),
             };
             if !applied {
@@ -156,7 +159,8 @@ impl StsIssuer {
         known.map_or(wanted, |known| known.seconds.min(wanted))
     }
 
-    /// The role refused a session of so many seconds. Whether there is a shorter one to ask for.
+    /// The role refused a session of so many seconds. Whether there is a shorter one to ask for: now the shortest, which every role allows, and at
+    /// the next refresh the next one down, so that no fetch takes more than two calls.
     fn shorten(&self, session: &RoleSession, refused: u64) -> bool {
         let Some(next) = LADDER_SECONDS.into_iter().find(|&seconds| seconds < refused) else {
             return false;
@@ -217,9 +221,10 @@ impl Issuer for StsIssuer {
 const CALL_DEADLINE: Duration = Duration::from_secs(6);
 /// How much longer than asked for credentials may seem to live by STS's own `Date`, which is in whole seconds.
 const DATE_TOLERANCE: Duration = Duration::from_secs(5);
-/// The sessions that a role is asked for, one after the other, which refuses a longer one. The last one every role allows: it is the smallest
-/// `MaxSessionDuration`.
-const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, 3600];
+/// The sessions that a role is asked for, from refresh to refresh, which refuses a longer one.
+const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, SHORTEST_SECONDS];
+/// What every role allows: the smallest `MaxSessionDuration`.
+const SHORTEST_SECONDS: u64 = 3600;
 /// After that a role is asked for as long a session as is wanted again: somebody may have raised its limit.
 const SHORTER_MEMORY: Duration = Duration::from_hours(24);
 const MAX_SHORTER: usize = 1024;
