@@ -32,7 +32,7 @@ use super::{
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_DEADLINE, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
-    namespaces::{LIMIT_BYTES, Namespace, Namespaces, NoRoom},
+    namespaces::{LIMIT_BYTES, Namespace, Namespaces},
     object::{ApiPod, MIRROR_ANNOTATIONS, Sighting, is_sound, pod_resource, sighting, uid_of},
     projection::Projection,
     saved::Saved,
@@ -203,7 +203,7 @@ impl Cluster {
             for (name, allow_list) in namespaces {
                 let namespace = Namespace { allow_list: allow_list.map(Arc::from), has_role: false };
                 // A snapshot is larger only if an agent with another bound wrote it: those pods wait.
-                let _has_room = store.apply(name, namespace);
+                let _left_out = store.apply(name, namespace);
             }
         }
         drop(store);
@@ -434,7 +434,7 @@ impl Cluster {
         &self,
         object: PartialObjectMeta<ApiNamespace>,
         lists: &AllowLists,
-        put: impl FnOnce(&mut Namespaces, Box<str>, Namespace) -> Result<(), NoRoom>,
+        put: impl FnOnce(&mut Namespaces, Box<str>, Namespace) -> Vec<Box<str>>,
     ) {
         let mut metadata = object.metadata;
         let Some(name) = metadata.name.take().map(Box::<str>::from) else { return };
@@ -442,13 +442,13 @@ impl Cluster {
         let allow_list = namespace.allow_list.clone();
         let mut namespaces = self.namespaces();
         let is_new = namespaces.known().get(&name).is_none_or(|known| known.allow_list != allow_list);
-        let put = put(&mut namespaces, name.clone(), namespace);
+        let left_out = put(&mut namespaces, name.clone(), namespace);
         drop(namespaces);
-        if let Err(NoRoom) = put {
+        for namespace in left_out {
             warn!(
-                namespace = name,
+                namespace,
                 limit_bytes = LIMIT_BYTES,
-                "the allow-lists of the cluster are too long together: this namespace's pods get no role by theirs"
+                "no room for this namespace's allow-list, which is among the longest: its pods get no role by it"
             );
         }
         // All agents of the cluster hear of it; the one that has pods there speaks. A pod that comes later makes its denial say it.

@@ -18,7 +18,8 @@ pub(super) struct Namespace {
     pub(super) has_role: bool,
 }
 
-/// The namespaces of the cluster. What has no room is not known, so that its pods wait and get nothing.
+/// The namespaces of the cluster. Those whose lists are the longest have no room if there is none for all: they are not known, so that their pods
+/// wait and get nothing. So nobody's list keeps a shorter one out, and every agent leaves out the same.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     store: Store<Box<str>, Namespace>,
@@ -35,12 +36,20 @@ pub(crate) const LIMIT_BYTES: usize = 4 * 1024 * 1024;
 const WITHOUT_ROOM_LIMIT: usize = 1024;
 /// What an entry takes beside its texts, so that the limit is one on the number as well.
 const ENTRY_BYTES: usize = 128;
+/// A longer list that cannot be read is not kept: it allows nothing anyway. A shorter one is, for what is wrong with it.
+const UNREADABLE_LIMIT_BYTES: usize = 4096;
+const UNREADABLE: &str = "the annotation is long and cannot be read";
 
 impl Namespace {
     pub(super) fn of(metadata: ObjectMeta, keys: &AllowLists) -> Self {
         let has_role =
             metadata.annotations.as_ref().is_some_and(|all| all.contains_key(&*keys.role_annotation));
-        Self { allow_list: bounded_annotation(metadata, &keys.annotation), has_role }
+        let is_kept = |text: &Arc<str>| text.len() <= UNREADABLE_LIMIT_BYTES || (keys.check)(text).is_ok();
+        let allow_list = bounded_annotation(metadata, &keys.annotation);
+        Self {
+            allow_list: allow_list.map(|text| if is_kept(&text) { text } else { UNREADABLE.into() }),
+            has_role,
+        }
     }
 
     fn bytes(&self, name: &str) -> usize {
@@ -62,13 +71,19 @@ impl Namespaces {
         self.store.known()
     }
 
-    /// Takes the latest of one. Without room for it, nothing is known of it any more: what it was before may allow too much.
-    pub(super) fn apply(&mut self, name: Box<str>, namespace: Namespace) -> Result<(), NoRoom> {
+    /// Takes the latest of one, and gives the names of those that have no room because of that, maybe its own. Nothing is known of them any more:
+    /// what it was before may allow too much.
+    pub(super) fn apply(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
         self.remove(&name);
-        let Some(bytes) = sum(self.known_bytes, namespace.bytes(&name)) else { return self.refuse(name) };
-        self.known_bytes = bytes;
-        self.store.insert(name, namespace);
-        Ok(())
+        let (left_out, has_room) = excess(self.known(), self.known_bytes, &name, &namespace);
+        for longer in &left_out {
+            self.known_bytes -= self.store.remove(longer).map_or(0, |namespace| namespace.bytes(longer));
+        }
+        if has_room {
+            self.known_bytes += namespace.bytes(&name);
+            self.store.insert(name.clone(), namespace);
+        }
+        self.leave_out(left_out, (!has_room).then_some(name))
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -84,11 +99,19 @@ impl Namespaces {
         self.without_room.clear();
     }
 
-    pub(super) fn list(&mut self, name: Box<str>, namespace: Namespace) -> Result<(), NoRoom> {
-        let Some(bytes) = sum(self.incoming_bytes, namespace.bytes(&name)) else { return self.refuse(name) };
-        self.incoming_bytes = bytes;
-        self.store.list(name, namespace);
-        Ok(())
+    /// The same as [`Self::apply`] for one that a relist brings.
+    pub(super) fn list(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
+        // A list of several pages may bring one twice.
+        self.incoming_bytes -= self.store.unlist(&name).map_or(0, |former| former.bytes(&name));
+        let (left_out, has_room) = excess(self.store.incoming(), self.incoming_bytes, &name, &namespace);
+        for longer in &left_out {
+            self.incoming_bytes -= self.store.unlist(longer).map_or(0, |namespace| namespace.bytes(longer));
+        }
+        if has_room {
+            self.incoming_bytes += namespace.bytes(&name);
+            self.store.list(name.clone(), namespace);
+        }
+        self.leave_out(left_out, (!has_room).then_some(name))
     }
 
     /// How many have no room, as far as they are counted.
@@ -96,27 +119,47 @@ impl Namespaces {
         self.without_room.len()
     }
 
-    fn refuse(&mut self, name: Box<str>) -> Result<(), NoRoom> {
-        if self.without_room.len() < WITHOUT_ROOM_LIMIT {
-            self.without_room.insert(name);
-        }
-        Err(NoRoom)
+    fn leave_out(&mut self, mut names: Vec<Box<str>>, own: Option<Box<str>>) -> Vec<Box<str>> {
+        names.extend(own);
+        let room = WITHOUT_ROOM_LIMIT.saturating_sub(self.without_room.len());
+        self.without_room.extend(names.iter().take(room).cloned());
+        names
     }
 
     pub(super) fn finish_list(&mut self) {
         drop(self.store.finish_list());
-        // Not `incoming_bytes`: a list of several pages may bring one twice.
-        self.known_bytes = self.known().iter().map(|(name, namespace)| namespace.bytes(name)).sum();
+        self.known_bytes = self.incoming_bytes;
     }
 }
 
-/// There is no room for a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoRoom;
-
-/// `None` when it is more than there is room for.
-fn sum(taken: usize, more: usize) -> Option<usize> {
-    Some(taken + more).filter(|sum| *sum <= LIMIT_BYTES)
+/// Which of `entries`, that take `taken` bytes, have to go for one more: the longest, as long as they are longer than that one. And whether it has
+/// room then.
+fn excess(
+    entries: &HashMap<Box<str>, Namespace>,
+    taken: usize,
+    name: &str,
+    namespace: &Namespace,
+) -> (Vec<Box<str>>, bool) {
+    let needed = namespace.bytes(name);
+    let Some(mut excess) = (taken + needed).checked_sub(LIMIT_BYTES).filter(|excess| *excess > 0) else {
+        return (Vec::new(), true);
+    };
+    let mut longer: Vec<_> = entries
+        .iter()
+        .map(|(name, namespace)| (namespace.bytes(name), name))
+        .filter(|(bytes, _)| *bytes > needed)
+        .collect();
+    longer.sort_unstable();
+    let mut left_out = Vec::new();
+    while let Some((bytes, name)) = longer.pop() {
+        left_out.push(name.clone());
+        excess = excess.saturating_sub(bytes);
+        if excess == 0 {
+            return (left_out, true);
+        }
+    }
+    // All that are longer would not do: then this one goes and they stay.
+    (Vec::new(), false)
 }
 
 #[cfg(test)]
@@ -127,36 +170,81 @@ mod tests {
         Namespace { allow_list: Some("x".repeat(length).into()), has_role: false }
     }
 
-    #[test]
-    fn what_has_no_room_is_not_known_and_what_it_was_before_does_not_stay() {
-        let mut namespaces = Namespaces::new();
-        let long = LIMIT_BYTES / 2 - 2 * ENTRY_BYTES;
-        assert_eq!(namespaces.apply("a".into(), listed(1)), Ok(()));
-        assert_eq!(namespaces.apply("b".into(), listed(long)), Ok(()));
-        assert_eq!(namespaces.apply("c".into(), listed(long)), Ok(()));
-
-        assert_eq!(namespaces.apply("a".into(), listed(1024)), Err(NoRoom));
-
-        assert!(!namespaces.known().contains_key("a"));
-        assert_eq!(namespaces.without_room(), 1);
-        namespaces.remove("b");
-        assert_eq!(namespaces.apply("a".into(), listed(1024)), Ok(()), "the room of the one that is gone");
-        assert_eq!((namespaces.known().len(), namespaces.without_room()), (2, 0));
+    fn names(left_out: Vec<Box<str>>) -> Vec<String> {
+        left_out.into_iter().map(String::from).collect()
     }
 
     #[test]
-    fn a_list_is_bounded_by_itself_and_counted_anew() {
+    fn the_longest_lists_have_no_room_and_what_they_were_before_does_not_stay() {
         let mut namespaces = Namespaces::new();
-        for round in 0..3 {
-            namespaces.start_list();
-            let long = LIMIT_BYTES / 4;
-            let taken: Vec<_> =
-                ["a", "b", "b", "c"].map(|name| namespaces.list(name.into(), listed(long))).into();
-            assert_eq!(taken, [Ok(()), Ok(()), Ok(()), Err(NoRoom)], "round {round}");
-            namespaces.finish_list();
-            assert_eq!(namespaces.known().len(), 2);
+        let quarter = LIMIT_BYTES / 4 - 2 * ENTRY_BYTES;
+        assert!(namespaces.apply("short".into(), listed(1)).is_empty());
+        for name in ["a", "b", "c"] {
+            assert!(namespaces.apply(name.into(), listed(quarter)).is_empty());
         }
-        assert_eq!(namespaces.apply("c".into(), listed(LIMIT_BYTES / 4)), Ok(()), "b was counted once");
+        assert!(namespaces.apply("long".into(), listed(quarter + 2)).is_empty());
+
+        assert_eq!(
+            names(namespaces.apply("short".into(), listed(2048))),
+            ["long"],
+            "not the one that came last"
+        );
+        assert_eq!(names(namespaces.apply("d".into(), listed(quarter))), ["d"], "as long as the longest");
+        assert_eq!(
+            names(namespaces.apply("a".into(), listed(2 * quarter))),
+            ["a"],
+            "what it was is forgotten"
+        );
+
+        assert!(!namespaces.known().contains_key("a") && namespaces.known().contains_key("short"));
+        assert_eq!(namespaces.without_room(), 3);
+        assert!(namespaces.apply("long".into(), listed(1024)).is_empty(), "it has become short");
+        namespaces.remove("b");
+        assert!(namespaces.apply("a".into(), listed(quarter)).is_empty(), "the room of the one that is gone");
+        assert_eq!(namespaces.without_room(), 1);
+        let taken: usize = namespaces.known().iter().map(|(name, namespace)| namespace.bytes(name)).sum();
+        assert_eq!(namespaces.known_bytes, taken);
+    }
+
+    #[test]
+    fn a_list_is_bounded_by_itself_whatever_its_order_and_counted_anew() {
+        let mut namespaces = Namespaces::new();
+        let (long, longer) = (LIMIT_BYTES / 4, LIMIT_BYTES / 4 + 1);
+        for (round, order) in
+            [["longer", "b", "b", "c", "d"], ["d", "c", "b", "b", "longer"]].iter().enumerate()
+        {
+            namespaces.start_list();
+            let left_out: Vec<_> = order
+                .iter()
+                .flat_map(|name| {
+                    namespaces.list((*name).into(), listed(if *name == "longer" { longer } else { long }))
+                })
+                .collect();
+            namespaces.finish_list();
+
+            assert_eq!(names(left_out), ["longer"], "round {round}");
+            assert_eq!(namespaces.known().len(), 3, "b came twice and was counted once");
+            assert_eq!(namespaces.without_room(), 1);
+        }
+        assert!(namespaces.apply("e".into(), listed(LIMIT_BYTES / 8)).is_empty());
+    }
+
+    #[test]
+    fn a_long_list_that_cannot_be_read_is_not_kept_and_allows_nothing() {
+        let keys = AllowLists {
+            annotation: "k".into(),
+            role_annotation: "r".into(),
+            check: Arc::new(|text| if text.starts_with('[') { Ok(()) } else { Err("no list".into()) }),
+        };
+        let of = |text: String| {
+            let annotations = Some([("k".to_owned(), text)].into());
+            Namespace::of(ObjectMeta { annotations, ..ObjectMeta::default() }, &keys).allow_list
+        };
+
+        assert_eq!(of("x".repeat(5000)).as_deref(), Some(UNREADABLE));
+        assert!((keys.check)(UNREADABLE).is_err());
+        assert_eq!(of("x".repeat(4000)).map(|text| text.len()), Some(4000), "for what is wrong with it");
+        assert_eq!(of(format!("[{:5000}]", "")).map(|text| text.len()), Some(5002));
     }
 
     #[test]
@@ -164,7 +252,7 @@ mod tests {
         let mut namespaces = Namespaces::new();
 
         let refused = (0..LIMIT_BYTES / ENTRY_BYTES)
-            .filter(|n| namespaces.apply(n.to_string().into(), Namespace::default()).is_err());
+            .filter(|n| !namespaces.apply(n.to_string().into(), Namespace::default()).is_empty());
 
         assert!(refused.count() > 0);
         assert!(namespaces.known().len() > 30_000);

@@ -41,6 +41,20 @@ impl<K: Eq + Hash, V> Store<K, V> {
         self.incoming = HashMap::new();
     }
 
+    /// What the relist has brought so far.
+    pub(super) fn incoming(&self) -> &HashMap<K, V> {
+        &self.incoming
+    }
+
+    /// Takes one out of what the relist has brought.
+    pub(super) fn unlist<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.incoming.remove(key)
+    }
+
     pub(super) fn list(&mut self, key: K, value: V) {
         self.incoming.insert(key, value);
     }
