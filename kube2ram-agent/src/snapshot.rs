@@ -90,11 +90,19 @@ impl Snapshot {
     /// [`SnapshotError::TooLong`].
     pub fn encode(&self, place: &Place, saved_at: Duration) -> Result<Vec<u8>, SnapshotError> {
         let Place { boot_id, node } = place;
-        let mut rest = format!("{boot_id} {} {node}\n", saved_at.as_secs()).into_bytes();
-        serde_json::to_writer(&mut rest, self).map_err(SnapshotError::Content)?;
-        let mut text = format!("{MAGIC} {VERSION} {}\n", hex::encode(Sha256::digest(&rest))).into_bytes();
-        text.append(&mut rest);
-        if text.len() > LIMIT_BYTES { Err(SnapshotError::TooLong) } else { Ok(text) }
+        let head = |digest: &[u8]| format!("{MAGIC} {VERSION} {}\n", hex::encode(digest)).into_bytes();
+        // The checksum is not known yet, but how long it is.
+        let mut text = Bounded(head(&Sha256::digest(b"")));
+        let rest = text.0.len();
+        let too_long = |_full| SnapshotError::TooLong;
+        text.write_all(format!("{boot_id} {} {node}\n", saved_at.as_secs()).as_bytes()).map_err(too_long)?;
+        serde_json::to_writer(&mut text, self).map_err(|error| match error.is_io() {
+            true => SnapshotError::TooLong,
+            false => SnapshotError::Content(error),
+        })?;
+        let head = head(&Sha256::digest(&text.0[rest..]));
+        text.0[..rest].copy_from_slice(&head);
+        Ok(text.0)
     }
 
     /// Reads what [`Self::encode`] wrote, `now` being the time since boot.
@@ -188,6 +196,23 @@ impl SnapshotFile {
     }
 }
 
+/// A text that ends where it would be longer than [`LIMIT_BYTES`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > LIMIT_BYTES {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn line(text: &[u8]) -> Option<(&str, &[u8])> {
     let end = text.iter().take(LINE_LIMIT_BYTES).position(|&c| c == b'\n')?;
     Some((str::from_utf8(&text[..end]).ok()?, &text[end + 1..]))
@@ -196,8 +221,8 @@ fn line(text: &[u8]) -> Option<(&str, &[u8])> {
 /// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent itself has no limit, but one that
 /// has been away for a day has nothing to continue.
 pub const MAX_AGE: Duration = Duration::from_hours(24);
-/// Some 1,000 pods with every annotation at its longest; a thousand ordinary ones take 300 KiB.
-pub const LIMIT_BYTES: usize = 12 * 1024 * 1024;
+/// 250 pods with every annotation at its longest, and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
+pub const LIMIT_BYTES: usize = 4 * 1024 * 1024;
 const LINE_LIMIT_BYTES: usize = 512;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";

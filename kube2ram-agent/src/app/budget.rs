@@ -12,6 +12,7 @@ use crate::{
         listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
         quota::EXCHANGES,
     },
+    snapshot,
 };
 
 const KIB: usize = 1024;
@@ -33,9 +34,13 @@ const RECORD: usize = 192 + 16;
 const SMALL: usize = 96 + 16;
 
 /// What it is for, and how many bytes. The first and the last are no bounds, but what was measured, with room.
-const PARTS: [(&str, usize); 8] = [
+const PARTS: [(&str, usize); 9] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
     ("namespaces' allow-lists, while they are listed again", 2 * kubernetes::ALLOW_LISTS_BYTES),
+    (
+        "the snapshot for the next agent: its text, as it grows, its file and a draft",
+        4 * snapshot::LIMIT_BYTES,
+    ),
     ("pods' connections", server::CONNECTIONS * (SOCKET + BUFFERS + HTTP)),
     ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
     ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),
