@@ -82,10 +82,12 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
     let templates = fs::read_dir(deploy().join("helm/kube2ram/templates")).unwrap();
     let templates: String =
         templates.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
-    let is_read = |flag: &str| templates.contains(&format!("\"{flag}\""));
+    let is_read = |flag: &str| {
+        [format!("\"{flag}\""), format!("--{flag}=")].iter().any(|text| templates.contains(text))
+    };
 
     let read: Vec<_> = flags().into_keys().filter(|flag| is_read(flag)).collect();
-    for expected in ["namespace-restrictions", "state-dir"] {
+    for expected in ["namespace-restrictions", "startup-taint", "state-dir"] {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
     for flag in read {
@@ -93,6 +95,9 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
 
         assert!(refused.contains(&format!("--{flag} is for flags")), "{flag}: {refused}");
     }
+    let refused =
+        helm(&["--set", "extraEnv[0].name=KUBE2RAM_STATE_DIR,extraEnv[0].value=/run/x"]).unwrap_err();
+    assert!(refused.contains("KUBE2RAM_STATE_DIR is a flag"), "{refused}");
     helm(&["--set", "extraArgs={--namespace-restriction-format=regexp,--log-level=debug}"]).unwrap();
 }
 
@@ -187,8 +192,13 @@ fn a_roll_out_surges_or_goes_without_and_not_both() {
     assert_eq!(percent, serde_json::json!({ "maxSurge": "10%", "maxUnavailable": 0 }));
     let without = strategy(&format!("{},{}", of("maxSurge=0"), of("maxUnavailable=1")));
     assert_eq!(without, serde_json::json!({ "maxSurge": 0, "maxUnavailable": 1 }));
-    let both = helm(&["--set", &of("maxUnavailable=1")]).unwrap_err();
-    assert!(both.contains("one of maxSurge and maxUnavailable must be 0"), "{both}");
+    for both_or_none in ["maxUnavailable=1", "maxSurge=0"] {
+        let refused = helm(&["--set", &of(both_or_none)]).unwrap_err();
+        assert!(
+            refused.contains("one of maxSurge and maxUnavailable must be 0"),
+            "{both_or_none}: {refused}"
+        );
+    }
     let nonsense = helm(&["--set", &of("maxSurge=most")]).unwrap_err();
     assert!(nonsense.contains("maxSurge") && nonsense.contains("schema"), "{nonsense}");
 }

@@ -33,8 +33,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 type: {{ .type }}
 {{- if eq .type "RollingUpdate" }}
 {{- with .rollingUpdate }}
-{{- $both := and (not (has (toString .maxSurge) (list "0" "0%"))) (not (has (toString .maxUnavailable) (list "0" "0%"))) }}
-{{- if $both }}{{ fail "updateStrategy.rollingUpdate: one of maxSurge and maxUnavailable must be 0" }}{{ end }}
+{{- $surges := not (has (toString .maxSurge) (list "0" "0%")) }}
+{{- $misses := not (has (toString .maxUnavailable) (list "0" "0%")) }}
+{{- if eq $surges $misses }}{{ fail "updateStrategy.rollingUpdate: one of maxSurge and maxUnavailable must be 0, and the other one not" }}{{ end }}
 rollingUpdate: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
@@ -81,10 +82,15 @@ command:
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, rights, the boot guard, the admission policy, the PodMonitor or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|state-dir)\\b" . }}
-{{- fail (printf "%s is for flags, not for extraArgs: more than the agent's arguments follows from it" .) }}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
+{{- fail (printf "%s is for flags or its own value, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
+{{- end }}
+{{- range .Values.extraEnv }}
+{{- if hasPrefix "KUBE2RAM_" .name }}
+{{- fail (printf "%s is a flag: set it under flags, not under extraEnv" .name) }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
