@@ -34,6 +34,7 @@ use super::{
     wire,
 };
 use crate::{
+    args::HostNetworkPods,
     cloud::upstream::UpstreamError,
     datapath::Origin,
     identity::PodUid,
@@ -216,11 +217,19 @@ impl Connection {
         uid: &PodUid,
         record: &mut Record,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
+        let policy = self.server.config.host_network_pods;
+        // Most pods' answer needs nothing that may be away: neither the API server nor, for the roles, the metadata server.
+        if policy == HostNetworkPods::Deny {
+            record.pod = self.pod_if_known(uid);
+            return Err(RequestError::Refused(refusal));
+        }
         let pod = self.server.pipeline.directory.pod(uid).await.map_err(RequestError::Pod)?;
         record.pod = Some(Arc::clone(&pod));
+        if !pod.host_network {
+            return Err(RequestError::Refused(refusal));
+        }
         let roles = &self.entitlements().await?.roles;
-        let node_role = NodeRole::of(&pod, roles, self.server.config.host_network_pods)
-            .ok_or(RequestError::Refused(refusal))?;
+        let node_role = NodeRole::of(&pod, roles, policy).ok_or(RequestError::Refused(refusal))?;
         record.route = RouteLabel::PassThrough;
         self.pass_through(request, &target.open(node_role), uid).await
     }

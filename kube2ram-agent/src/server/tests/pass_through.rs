@@ -233,6 +233,8 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
         assert_eq!(pass.get(document).await.status(), StatusCode::FORBIDDEN);
         *deny.world.pod.lock().unwrap() = Ok(host_network(&[]));
         assert_eq!(deny.get(document).await.status(), StatusCode::FORBIDDEN);
+        *deny.world.pod_never_comes.lock().unwrap() = true;
+        assert_eq!(deny.get(document).await.status(), StatusCode::FORBIDDEN, "whoever it is");
         assert!(deny.upstream_heads().is_empty());
         assert_eq!(pass.upstream_heads().len(), items.len());
     }
