@@ -119,7 +119,7 @@ pub(super) struct Flags {
     /// node's user data (which carries its join secrets), vendor data and the identity document with its signature; strict, only instance-id,
     /// instance/instance-type, instance/spot/termination-time, hostname, region-id, zone-id, owner-account-id, private-ipv4, mac,
     /// network-type, network/interfaces/macs/, vpc-id, vpc-cidr-block, vswitch-id, vswitch-cidr-block, dns-conf/nameservers and
-    /// ntp-conf/ntp-servers of meta-data. Pods that have the node's role may read all but user data and vendor data
+    /// ntp-conf/ntp-servers of meta-data. Pods that have the node's role may read all but user data, vendor data and meta-data/all
     #[arg(
         long,
         value_enum,

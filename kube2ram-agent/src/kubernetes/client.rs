@@ -102,8 +102,12 @@ async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
     Ok(with_proxy_of_file(config, names_proxy))
 }
 
+/// Whether the file has a proxy for the cluster of its current context.
 fn names_proxy(file: &Kubeconfig) -> bool {
-    file.clusters.iter().flat_map(|named| &named.cluster).any(|cluster| cluster.proxy_url.is_some())
+    let context = file.contexts.iter().find(|named| Some(&named.name) == file.current_context.as_ref());
+    let Some(context) = context.and_then(|named| named.context.as_ref()) else { return false };
+    let cluster = file.clusters.iter().find(|named| named.name == context.cluster);
+    cluster.and_then(|named| named.cluster.as_ref()).is_some_and(|cluster| cluster.proxy_url.is_some())
 }
 
 /// kube takes the variable HTTPS_PROXY for the file's word, and then refuses it. What the file says stays refused.
@@ -172,8 +176,12 @@ mod tests {
 
     #[test]
     fn a_proxy_of_the_environment_is_not_taken_for_the_kubeconfigs() {
-        let file = |cluster: &str| {
-            let text = format!("clusters: [{{name: c, cluster: {{server: 'https://api'{cluster}}}}}]");
+        let file = |cluster: &str, other: &str| {
+            let text = format!(
+                "clusters: [{{name: other, cluster: {{server: 'https://b'{other}}}}}, {{name: c, cluster: {{server: 'https://api'{cluster}}}}}]\n\
+                 contexts: [{{name: now, context: {{cluster: c}}}}, {{name: then, context: {{cluster: other}}}}]\n\
+                 current-context: now"
+            );
             Kubeconfig::from_yaml(&text).unwrap()
         };
         let proxied = || {
@@ -184,8 +192,10 @@ mod tests {
 
         let of = |file: &Kubeconfig| with_proxy_of_file(proxied(), names_proxy(file)).proxy_url;
 
-        assert_eq!(of(&file("")), None);
-        assert!(of(&file(", proxy-url: 'http://proxy:3128'")).is_some());
+        let proxy = ", proxy-url: 'http://proxy:3128'";
+        assert_eq!(of(&file("", "")), None);
+        assert_eq!(of(&file("", proxy)), None, "of another context's cluster");
+        assert!(of(&file(proxy, "")).is_some());
         let refused = Client::try_from(proxied()).err().expect("no proxy is compiled in");
         assert!(refused.to_string().contains("proxy"), "{refused}");
     }

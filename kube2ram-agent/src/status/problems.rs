@@ -145,7 +145,10 @@ fn metadata_server(status: &Status) -> Option<Problem> {
             ago(status.at, since),
             server.failure.as_deref().unwrap_or("no reason"),
         ),
-        "ask it from the node (curl http://100.100.100.200/latest/meta-data/instance-id): a node outside of ECS has none, else see the node's routes and firewall",
+        &format!(
+            "ask it from the node (curl http://{}/latest/meta-data/instance-id): a node outside of ECS has none, else see the node's routes and firewall",
+            server.address
+        ),
     )
 }
 
