@@ -27,8 +27,8 @@ fn node(name: &str, losses: &[(Ipv4Addr, Loss)]) -> (Node, Vec<NameServer>) {
     (node, servers)
 }
 
-/// Everything gets its role, by STS's own name in the VPC, and no other name was asked for: not of a search domain, not of a public endpoint.
-fn assert_resolved(node: &mut Node, servers: &[NameServer]) {
+/// Everything gets its role, and no other name was asked for than these: none of a search domain.
+fn assert_resolved(node: &mut Node, servers: &[NameServer], names: &[&str]) {
     let manifest = template(&objects(&single_file())).clone();
 
     let agent = node.start(&manifest).unwrap();
@@ -37,7 +37,8 @@ fn assert_resolved(node: &mut Node, servers: &[NameServer]) {
     eventually("STS is found", || node.ask("orders", &format!("{LIST}orders-role")).status == 200);
     node.assert_served();
     let asked: BTreeSet<_> = servers.iter().flat_map(|server| server.asked().into_keys()).collect();
-    assert_eq!(asked, [STS[0].to_owned()].into(), "{}", agent.container.log());
+    let is_expected = asked.contains(STS[0]) && asked.iter().all(|name| names.contains(&name.as_str()));
+    assert!(is_expected, "{asked:?}: {}", agent.container.log());
 }
 
 #[test]
@@ -45,7 +46,8 @@ fn assert_resolved(node: &mut Node, servers: &[NameServer]) {
 fn a_lost_datagram_and_a_wildcard_search_domain_keep_no_pod_from_its_role() {
     let (mut node, servers) = node("names-lost", &[(FIRST, Loss::First)]);
 
-    assert_resolved(&mut node, &servers);
+    // No detour to a public endpoint.
+    assert_resolved(&mut node, &servers, &STS[..1]);
 
     assert!(servers[0].asked()[STS[0]] > 2, "A and AAAA were lost once: {:?}", servers[0].asked());
 }
@@ -55,7 +57,8 @@ fn a_lost_datagram_and_a_wildcard_search_domain_keep_no_pod_from_its_role() {
 fn a_first_name_server_that_is_dead_keeps_no_pod_from_its_role() {
     let (mut node, servers) = node("names-dead", &[(FIRST, Loss::All), (SECOND, Loss::None)]);
 
-    assert_resolved(&mut node, &servers);
+    // glibc waits a second for the first one, which leaves half a second to connect in: a busy machine takes the detour.
+    assert_resolved(&mut node, &servers, &STS);
 
     assert!(servers.iter().all(|server| !server.asked().is_empty()), "both were asked");
 }

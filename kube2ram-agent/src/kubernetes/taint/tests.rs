@@ -170,7 +170,14 @@ async fn is_left_while_the_agent_is_not_ready() {
 
     is_ready.send_replace(false);
     // One look may be under way.
-    sleep(Duration::from_millis(100)).await;
+    let mut before = looks(&api);
+    loop {
+        sleep(Duration::from_millis(200)).await;
+        if looks(&api) == before {
+            break;
+        }
+        before = looks(&api);
+    }
     api.apply(node(&[ours()])).unwrap();
     sleep(Duration::from_millis(100)).await;
     assert_eq!(taints(&api), json!([ours()]));
