@@ -545,7 +545,8 @@ fn api_server(
     }
 }
 
-/// As in the ancestors, sessions last twice as long as they are given out, so that no pod gets one that is about to end.
+/// As in the predecessors, sessions last twice as long as their credentials are handed out: no pod gets
+/// credentials that are about to expire (row 5.5 of docs/predecessors.md).
 fn session_duration(ttl: Duration) -> Result<Duration, ArgsError> {
     let duration = ttl.saturating_mul(2);
     if (MIN_DURATION..=MAX_DURATION).contains(&duration) {

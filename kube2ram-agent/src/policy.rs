@@ -111,7 +111,8 @@ impl Policy {
     ///
     /// `allow_list` is what [`Directory::allow_list`](crate::kubernetes::Directory::allow_list) tells: `None` when the namespace
     /// is not known, `Some(None)` when it has no annotation; both deny where restrictions are on. The default role is exempt from
-    /// restrictions, also when a pod is annotated with it, as in the ancestors: every pod could have it by having no annotation.
+    /// restrictions, also when a pod is annotated with it, as in the predecessors: every pod could have it
+    /// without an annotation. Rows 3.2 and 3.41 of docs/predecessors.md.
     ///
     /// # Errors
     /// The reason of the denial.
@@ -152,7 +153,8 @@ impl Policy {
     }
 
     /// Whether a client that says `requested` means `role`: by its ARN, by all after `role/` or by the name below the base. In any
-    /// case, as RAM compares. Exact equality matters: an ancestor took any suffix of the node's role for it.
+    /// case, as RAM compares. Only an equal name counts: the Go kube2ram accepts any end of the ARN of the node's
+    /// role (row 4.16 of docs/predecessors.md).
     fn is_name_of(&self, requested: &str, role: &RoleArn) -> bool {
         let requested = requested.strip_suffix('/').unwrap_or(requested);
         let is = |name: &str| name.eq_ignore_ascii_case(requested);

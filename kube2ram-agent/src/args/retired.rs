@@ -1,4 +1,5 @@
-//! The ancestors' flags that have lost their meaning: accepted, so that old manifests start, and said so.
+//! Flags of the predecessors that have no effect any more. They are accepted, so that old manifests
+//! start, and logged.
 //! Depends on clap; called by the parent.
 
 use clap::{Arg, ArgMatches, Command};

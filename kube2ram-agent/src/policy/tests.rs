@@ -1,3 +1,5 @@
+//! Row numbers are those of docs/predecessors.md.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -101,7 +103,7 @@ fn globs_cover_names_below_the_base_rows_3_26_to_3_32() {
     for (row, list, role, allowed) in cases {
         assert_eq!(allows(PatternFormat::Glob, list, role), allowed, "row {row}: {list} {role}");
     }
-    // No RoleArn ends in a slash; the list itself would allow it, as in the ancestors.
+    // No RoleArn ends in a slash. The list itself would allow it, as in the predecessors.
     let list = AllowList::parse(r#"["path/*"]"#, PatternFormat::Glob);
     assert!(list.allows("acs:ram::123456789012:role/path/", Some(BASE)), "row 3.30");
 }

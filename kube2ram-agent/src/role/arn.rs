@@ -62,9 +62,10 @@ impl fmt::Display for RoleArn {
 pub struct BaseArn(Box<str>);
 
 impl BaseArn {
-    /// Parses what the ancestors took as `--base-role-arn`, `acs:ram::<digits>:role` and then any of `[A-Za-z0-9_./-]`, and adds
-    /// a missing `/` at the end. That lets bases through that no role can lie below, such as `…:role-part`; then
-    /// [`arn_for`](Self::arn_for) fails for every bare name.
+    /// Parses what the predecessors accepted as `--base-role-arn` (row 1.9 of docs/predecessors.md):
+    /// `acs:ram::<digits>:role` and then any of `[A-Za-z0-9_./-]`. Adds a missing `/` at the end. No role can
+    /// lie below some of these bases, such as `…:role-part`; then [`arn_for`](Self::arn_for) fails for every bare
+    /// name.
     ///
     /// # Errors
     /// [`ValueError::NotBaseArn`].
@@ -113,7 +114,7 @@ impl fmt::Display for BaseArn {
     }
 }
 
-/// Whether a role or a pattern is written as an ARN instead of a name: by its prefix, as in the ancestors.
+/// Whether a role or a pattern is written as an ARN instead of a name: by its prefix, as in the predecessors.
 pub(crate) fn is_arn(text: &str) -> bool {
     text.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case("acs:"))
 }

@@ -1,3 +1,5 @@
+//! Row numbers are those of docs/predecessors.md.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Component tests over real sockets; the rows are those of the ancestors' conformance table.
+//! Component tests over real sockets. Row numbers are those of docs/predecessors.md.
 
 mod conformance;
 mod conformance_credentials;

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Every vector of the conformance table's §4b, and other servers' confusions.
+/// Every spelling of section 4b of docs/predecessors.md, and readings of other servers.
 #[test]
 fn sees_through_every_known_spelling() {
     for target in [

@@ -30,7 +30,7 @@ fn refuses(refusal: Refusal) -> Option<Route> {
     Some(Route::Refuse(refusal))
 }
 
-/// The rows of the ancestors' behaviour that the route decides; the numbers are those of the conformance table.
+/// The rows of docs/predecessors.md that the route decides.
 #[test]
 fn routes_as_the_ancestors_did_or_better() {
     const LIST: &str = "/latest/meta-data/ram/security-credentials";
@@ -201,7 +201,7 @@ fn open_policy_opens_everything_but_credentials() {
     assert_eq!(open("/latest/meta-data/ram/x"), Route::Refuse(Refusal::NotFound));
 }
 
-/// §4b of the conformance table: spellings of the credential paths that must be intercepted or refused.
+/// Section 4b of docs/predecessors.md: spellings of the credential paths that must be intercepted or refused.
 #[test]
 fn never_passes_a_confusing_spelling_of_a_credential_path() {
     for (raw, expected) in [

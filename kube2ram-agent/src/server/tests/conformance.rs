@@ -1,4 +1,5 @@
-//! The ancestors' conformance table, section 4 (the HTTP surface): one test a row. Where ours differs on purpose, the row says so.
+//! Section 4 (requests) of docs/predecessors.md, one test or more for each row. A comment at a test gives the
+//! predecessors' answer where kube2ram differs on purpose.
 
 use http::StatusCode;
 
@@ -13,7 +14,7 @@ const ARN: &str = "acs:ram::123456789012:role/my-role";
 const INSTANCE: &str = "/latest/meta-data/instance-id";
 const DENIED: &str = "the requested role is not the pod's role\n";
 
-/// What a row expects: the status, the body, and the request lines that the real server sees.
+/// The outcome of a row: the status, the body, and the request lines that the real server sees.
 type Expected<'a> = (u16, &'a str, &'a [&'a str]);
 
 async fn expect(harness: &Harness, method: &str, target: &str, (status, body, upstream): Expected<'_>) {
@@ -55,19 +56,19 @@ rows! {
     row_4_1_list_without_slash: GET LIST.trim_end_matches('/') => (200, "my-role", &[]);
     row_4_2_list_with_slash: GET LIST => (200, "my-role", &[]);
     row_4_3_list_of_a_dated_version: GET LIST.replace("latest", "2016-01-01") => (200, "my-role", &[]);
-    /// The ancestors redirect (301), which no SDK follows.
+    /// The predecessors redirect (301), which no SDK follows.
     row_4_4_list_with_empty_segments: GET "//latest//meta-data/ram/security-credentials/" => (200, "my-role", &[]);
     row_4_6_credentials_by_name: GET format!("{LIST}my-role") => (200, CREDENTIALS, &[]);
     row_4_7_credentials_by_arn: GET format!("{LIST}{ARN}") => (200, CREDENTIALS, &[]);
     row_4_8_credentials_by_arn_with_escaped_slash: GET format!("{LIST}{}", ARN.replace('/', "%2F")) => (200, CREDENTIALS, &[]);
-    /// The ancestors' message repeats what was asked for.
+    /// The predecessors' message repeats the requested name.
     row_4_9_another_role: GET format!("{LIST}different-role") => (403, DENIED, &[]);
-    /// [FIX]: the ancestors take the slash for a part of the name.
+    /// The predecessors: 403, because the slash counts as part of the name.
     row_4_10_trailing_slash: GET format!("{LIST}my-role/") => (200, CREDENTIALS, &[]);
     row_4_17_other_item_passes: GET INSTANCE => (200, UPSTREAM_BODY, &["GET /latest/meta-data/instance-id"]);
     row_4_23_head_on_list_reads: HEAD LIST => (200, "", &[]);
     row_4_23_head_on_credentials_reads: HEAD format!("{LIST}my-role") => (200, "", &[]);
-    /// Decided: the ancestors give credentials to any method.
+    /// The predecessors give credentials to any method.
     row_4_23_post_on_list_is_refused: POST LIST => (405, "method not allowed\n", &[]);
     row_4_23_post_on_credentials_is_refused: POST format!("{LIST}my-role") => (405, "method not allowed\n", &[]);
 }
@@ -86,7 +87,7 @@ async fn row_4_5_foreign_role_is_listed_by_its_arn() {
     assert_eq!(harness.get(&format!("{LIST}{FOREIGN}")).await.status(), StatusCode::OK);
 }
 
-/// The ancestors say 404, which SDKs read as "this machine has no role"; a caller that is no pod is forbidden.
+/// The predecessors: 404, which SDKs read as "this node has no role".
 #[tokio::test]
 async fn row_4_11_unknown_caller() {
     let harness = Harness::start().await;
@@ -99,7 +100,7 @@ async fn row_4_11_unknown_caller() {
     }
 }
 
-/// The ancestors say 404, and name the role, the address and the namespace.
+/// The predecessors: 404 with the role, the pod's address and the namespace.
 #[tokio::test]
 async fn row_4_12_namespace_denies() {
     let harness = Harness::start_with(Some(PatternFormat::Glob), |_| {}).await;
@@ -120,7 +121,7 @@ async fn row_4_13_namespace_allows() {
     expect(&harness, "GET", &format!("{LIST}my-role"), (200, CREDENTIALS, &[])).await;
 }
 
-/// The ancestors say 500, with the text of STS.
+/// The predecessors: 500 with the text of STS.
 #[tokio::test]
 async fn row_4_14_sts_fails() {
     for (kind, status) in [(IssueErrorKind::Unavailable, 503), (IssueErrorKind::Denied, 403)] {
@@ -135,7 +136,7 @@ async fn row_4_14_sts_fails() {
     }
 }
 
-/// [FIX] of 2.8: the ancestors answer the list with an empty 200.
+/// Also row 2.8. The predecessors: 200 with an empty body for the list.
 #[tokio::test]
 async fn row_4_15_pod_without_role() {
     let harness = Harness::start().await;
@@ -146,7 +147,7 @@ async fn row_4_15_pod_without_role() {
     }
 }
 
-/// [FIX]: an ancestor assumed the node's role for whoever named it, or any end of its ARN.
+/// The Go kube2ram assumes the node's role for any pod that requests it by name, or by any end of its ARN.
 #[tokio::test]
 async fn row_4_16_the_nodes_own_role() {
     let harness = Harness::start().await;
@@ -158,7 +159,7 @@ async fn row_4_16_the_nodes_own_role() {
     expect(&harness, "GET", &format!("{LIST}my-role"), (200, CREDENTIALS, &[])).await;
 }
 
-/// [FIX]: with a discovered base, an ancestor lists the full ARN of a role of the same account.
+/// The Go kube2ram with a discovered base: the full ARN of a role of the same account.
 #[tokio::test]
 async fn row_4_16b_own_account_is_listed_by_bare_name() {
     let harness = Harness::start().await;
@@ -183,7 +184,7 @@ async fn row_4_17_status_and_headers_of_other_items_pass() {
     );
 }
 
-/// The ancestors pass it on. Here the agent answers, and the real server's tokens stay its own.
+/// The predecessors pass the request on. Here the agent answers: no pod gets a token of the real server.
 #[tokio::test]
 async fn row_4_18_token_request() {
     let harness = Harness::start().await;
@@ -196,7 +197,7 @@ async fn row_4_18_token_request() {
     assert!(token.body().len() >= 32 && harness.upstream_heads().is_empty());
 }
 
-/// Rows 4.18 and 4.19 ask this of requests with a token; [FIX] 4.20: the ancestor adds the header to all others.
+/// kube2iam adds `X-Forwarded-For` to requests without a token (4.20), the Go kube2ram to all requests.
 #[tokio::test]
 async fn row_4_19_and_4_20_nothing_that_names_a_proxy_reaches_the_real_server() {
     let harness = Harness::start().await;
@@ -215,7 +216,7 @@ async fn row_4_19_and_4_20_nothing_that_names_a_proxy_reaches_the_real_server() 
     }
 }
 
-/// The ancestors answer 500 with the text of the panic. Here the connection ends, and nothing is said.
+/// The predecessors: 500 with the text of the panic. Here the connection ends without an answer.
 #[tokio::test]
 async fn row_4_21_a_panic_is_not_quoted() {
     let harness = Harness::start().await;
@@ -229,7 +230,7 @@ async fn row_4_21_a_panic_is_not_quoted() {
     expect(&harness, "GET", LIST, (200, "my-role", &[])).await;
 }
 
-/// Content types: the ancestors leave them to be sniffed, and so call the document text.
+/// The predecessors set no content type, so that Go's sniffing declares the document `text/plain`.
 #[tokio::test]
 async fn row_4_22_headers_of_the_real_server() {
     let harness = Harness::start().await;

@@ -1,4 +1,5 @@
-//! The ancestors' conformance table, sections 5 (the document) and 6 (cache and back-off), over HTTP. Time is paused where it passes.
+//! Sections 5 (the document) and 6 (cache and waiting) of docs/predecessors.md, over HTTP. The clock is
+//! paused in tests that wait.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -23,7 +24,7 @@ async fn document(harness: &Harness) -> Value {
     serde_json::from_str(answer.body()).unwrap()
 }
 
-/// In the order of Alibaba Cloud's own document and without a line end; the ancestors' order is another.
+/// The order is that of Alibaba Cloud's own document, without a line end. The predecessors have other orders.
 #[tokio::test]
 async fn row_5_keys() {
     let harness = Harness::start().await;
@@ -41,7 +42,7 @@ async fn row_5_code_is_success() {
     assert_eq!(document(&Harness::start().await).await["Code"], "Success");
 }
 
-/// [FIX]: the ancestors print local time with a Z.
+/// The predecessors print local time with a Z.
 #[tokio::test]
 async fn row_5_times_are_utc() {
     let before = jiff::Timestamp::now();
@@ -102,7 +103,7 @@ async fn row_6_3_a_remembered_error_is_asked_about_again() {
     assert_eq!(issued(&harness), 2);
 }
 
-/// [FIX]: the ancestors call once for each of them.
+/// The predecessors call STS up to once for each request.
 #[tokio::test]
 async fn row_6_5_concurrent_first_requests_share_a_call() {
     let harness = std::sync::Arc::new(Harness::start().await);
@@ -118,7 +119,7 @@ async fn row_6_5_concurrent_first_requests_share_a_call() {
     assert_eq!(issued(&harness), 1);
 }
 
-/// The ancestors fetch when the next caller comes, late, while it waits.
+/// The predecessors fetch only when the next request comes, which waits for STS.
 #[tokio::test(start_paused = true)]
 async fn row_6_6_refreshed_before_anybody_asks() {
     let harness = Harness::start().await;
@@ -132,7 +133,7 @@ async fn row_6_6_refreshed_before_anybody_asks() {
     assert_eq!(issued(&harness), 2);
 }
 
-/// [FIX]: in the ancestor, pod B gets pod A's credentials.
+/// In kube2iam, pod B gets pod A's credentials.
 #[tokio::test]
 async fn row_6_7_an_external_id_is_a_session_of_its_own() {
     let harness = Harness::start().await;
@@ -145,7 +146,7 @@ async fn row_6_7_an_external_id_is_a_session_of_its_own() {
     assert_eq!(issued(&harness), 2);
 }
 
-/// The ancestors let the SDK wait for two to three seconds, and then say 404: SDKs have given up by then.
+/// The predecessors answer 404 after two to three seconds. SDKs have given up by then.
 #[tokio::test(start_paused = true)]
 async fn row_6_8_a_pod_that_is_not_known_yet() {
     let harness = Harness::start().await;
@@ -187,7 +188,7 @@ async fn row_6_9_a_denial_evicts() {
     assert_eq!(harness.get(&my_role()).await.status(), StatusCode::FORBIDDEN);
 }
 
-/// kiam says 500 to the one and 404 to the other.
+/// kiam: 500 and 404.
 #[tokio::test]
 async fn row_6_10_forbidden_and_without_role() {
     let harness = Harness::start().await;

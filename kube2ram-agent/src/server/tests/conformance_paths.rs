@@ -1,5 +1,6 @@
-//! The ancestors' conformance table, section 4b: spellings that may confuse parsers of paths. Each is sent alone, with HTTP/1.0, behind a
-//! request that is passed on, and in one write with it; none reaches the real server, and none gets the node's answer.
+//! Section 4b of docs/predecessors.md: spellings that may confuse parsers of paths. Each is sent alone, with
+//! HTTP/1.0, after a request that is passed on, and in one write with that request. None reaches the real
+//! server, and none gets its answer.
 
 use super::harness::*;
 

@@ -18,7 +18,8 @@ use crate::{
     },
 };
 
-/// Every spelling of §4b over the wire, alone and as the second request of a connection whose first was passed on.
+/// The spellings of section 4b of docs/predecessors.md over the wire: alone, and as the second request of a
+/// connection whose first request was passed on.
 #[tokio::test]
 async fn no_spelling_of_a_credential_path_reaches_the_real_server() {
     let harness = Harness::start().await;

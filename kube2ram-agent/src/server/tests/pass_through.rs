@@ -1,4 +1,4 @@
-//! What goes to the real metadata server and back.
+//! What goes to the real metadata server and back. Row numbers are those of docs/predecessors.md.
 
 use http::StatusCode;
 

@@ -1,4 +1,4 @@
-//! What a pod gets for itself: lists, credentials, denials.
+//! What a pod gets for itself: lists, credentials, denials. Row numbers are those of docs/predecessors.md.
 
 use std::sync::atomic::Ordering;
 
@@ -61,7 +61,7 @@ async fn lists_a_role_of_another_account_by_its_arn() {
     assert_eq!(harness.get(LIST).await.body(), "acs:ram::999999999999:role/cross-role");
 }
 
-/// Rows 4.9 and 4.16: also the node's own role is another role.
+/// Rows 4.9 and 4.16: the node's own role is another role, too.
 #[tokio::test]
 async fn denies_another_role_than_the_pods() {
     let harness = Harness::start().await;
@@ -165,7 +165,7 @@ async fn obeys_the_namespaces_allow_list() {
     }
 }
 
-/// Row 4.14: what STS says goes to the log and an Event, not to the pod.
+/// Row 4.14: the text of STS goes to the log and to an Event, not to the pod.
 #[tokio::test]
 async fn tells_transient_from_final_failures_of_sts() {
     for (kind, status, reasons) in [

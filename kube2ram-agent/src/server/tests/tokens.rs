@@ -33,7 +33,7 @@ fn come_from(harness: &Harness, cgroup: crate::identity::CgroupId) {
     *harness.world.cgroup.lock().unwrap() = Some(cgroup);
 }
 
-/// Row 4.18, but answered here: a token of the real server is the node's.
+/// Row 4.18 of docs/predecessors.md, but answered here: a token of the real server is the node's.
 #[tokio::test]
 async fn a_pod_gets_a_token_that_fits_a_header_as_it_is() {
     let harness = Harness::start().await;
