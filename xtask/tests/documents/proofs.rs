@@ -51,6 +51,13 @@ fn only_the_column_of_that_name_is_read() {
     assert!(cells[1].text.starts_with("none"));
 }
 
+#[test]
+fn tests_are_functions_and_rows_of_a_table() {
+    let text = "#[test]\nfn one() {}\nrows! {\n    /// row_a: why\n    row_b: GET x => 200;\n    row_c: PUT y => 405;\n}\nrow_d: u8,\nfn two() {}";
+
+    assert_eq!(tests_of(text), ["one", "row_b", "row_c"]);
+}
+
 /// The cells of that column, in all tables that have it.
 fn proofs(document: &Document) -> Vec<Cell> {
     let mut proofs = Vec::new();
@@ -74,19 +81,28 @@ fn proofs(document: &Document) -> Vec<Cell> {
     proofs
 }
 
-/// The names of all functions that stand behind a test's attribute.
+/// The names of all functions that stand behind a test's attribute, and of the tests that a `rows!` makes.
 fn tests() -> HashSet<String> {
     let mut names = HashSet::new();
     for path in files("rs") {
         let text = fs::read_to_string(repository().join(&path)).unwrap();
-        let mut is_test = false;
-        for line in text.lines().map(str::trim) {
-            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-            if let Some((_, rest)) = line.split_once("fn ").filter(|_| is_test) {
-                names.extend(rest.split(['(', '<']).next().map(str::to_owned));
-                is_test = false;
-            }
+        names.extend(tests_of(&text));
+    }
+    names
+}
+
+fn tests_of(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let (mut is_test, mut is_in_rows) = (false, false);
+    for line in text.lines().map(str::trim) {
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        if let Some((_, rest)) = line.split_once("fn ").filter(|_| is_test) {
+            names.extend(rest.split(['(', '<']).next().map(str::to_owned));
+            is_test = false;
         }
+        is_in_rows = line == "rows! {" || (is_in_rows && line != "}");
+        let row = line.split_once(": ").filter(|(name, _)| is_in_rows && name.starts_with("row_"));
+        names.extend(row.map(|(name, _)| name.to_owned()));
     }
     names
 }
