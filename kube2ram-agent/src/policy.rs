@@ -153,8 +153,8 @@ impl Policy {
     }
 
     /// Whether a client that says `requested` means `role`: by its ARN, by all after `role/` or by the name below the base. In any
-    /// case, as RAM compares. Only an equal name counts: the Go kube2ram accepts any end of the ARN of the node's
-    /// role (row 4.16 of docs/predecessors.md).
+    /// case, as RAM compares. Only an equal name counts: the Go kube2ram accepts any end of the ARN of the
+    /// node's role (row 4.16 of docs/predecessors.md).
     fn is_name_of(&self, requested: &str, role: &RoleArn) -> bool {
         let requested = requested.strip_suffix('/').unwrap_or(requested);
         let is = |name: &str| name.eq_ignore_ascii_case(requested);

@@ -64,8 +64,8 @@ pub struct BaseArn(Box<str>);
 impl BaseArn {
     /// Parses what the predecessors accepted as `--base-role-arn` (row 1.9 of docs/predecessors.md):
     /// `acs:ram::<digits>:role` and then any of `[A-Za-z0-9_./-]`. Adds a missing `/` at the end. No role can
-    /// lie below some of these bases, such as `…:role-part`; then [`arn_for`](Self::arn_for) fails for every bare
-    /// name.
+    /// lie below some of these bases, such as `…:role-part`; then [`arn_for`](Self::arn_for) fails for every
+    /// bare name.
     ///
     /// # Errors
     /// [`ValueError::NotBaseArn`].

@@ -1,4 +1,4 @@
-//! The documents hold together: links, translations, the tests and rows that are named, the policies to paste.
+//! The documents hold together: links, translations, the tests and rows they name, the policies to paste.
 //! What of them comes from the agent's code is tested there: `kube2ram-agent/src/args/tests/reference.rs`.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
