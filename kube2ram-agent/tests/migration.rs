@@ -301,7 +301,7 @@ fn the_overlay_has_the_flags_of_the_page() {
     // The rest of either is an ancestor's.
     assert_eq!(page, [&["--auto-discover-base-arn"], &of_the_migration[..]].concat());
     let (_, close_up) = PAGE.split_once("\n## 5. ").unwrap();
-    assert!(close_up.contains("Take `--open-connections=keep` out"), "{close_up}");
+    assert!(close_up.contains("Remove `--open-connections=keep` from"), "{close_up}");
 }
 
 #[test]
