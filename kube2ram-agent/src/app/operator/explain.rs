@@ -331,7 +331,7 @@ impl Judge<'_> {
             ),
             Denial::NamespaceUnknown => (
                 "namespace_unknown",
-                "see what kube2ram status says of the API server, and whether the log says that allow-lists are too long together".to_owned(),
+                "see what kube2ram status says of the API server, and whether the log says that there is no room for this namespace's allow-list".to_owned(),
             ),
         };
         let says = denial.to_string();
