@@ -4,6 +4,7 @@
 mod connect;
 mod hello;
 mod kernel;
+mod process;
 mod scale;
 mod service;
 mod table;

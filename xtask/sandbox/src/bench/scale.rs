@@ -2,7 +2,6 @@
 //! Depends on `Sandbox`. Called by `bench`.
 
 use std::{
-    fs,
     io::Write,
     path::Path,
     thread,
@@ -13,6 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     connect::{METADATA, Worker},
+    process::Process,
     table::{Target, number},
 };
 use crate::{Sandbox, node::PodSpec};
@@ -80,25 +80,4 @@ fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Wr
     number(out, &what("TCP, metadata server"), connect / 1000.0, "µs", Target::None)?;
     sandbox.agent()?.terminate()?;
     Ok(())
-}
-
-struct Process(u32);
-
-impl Process {
-    fn resident_mib(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib = line.trim().trim_end_matches(" kB").parse::<f64>()?;
-        Ok(kib / 1024.0)
-    }
-
-    /// Seconds, in user and kernel mode.
-    fn cpu(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0))?;
-        // Fields 14 and 15, counted after the name, which may hold anything.
-        let fields: Vec<_> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-        let ticks = fields.get(11..13).context("too short")?.iter().map(|field| field.parse::<f64>());
-        let ticks = ticks.collect::<Result<Vec<_>, _>>()?.iter().sum::<f64>();
-        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
-    }
 }

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
+    process::Process,
     table::{Rounds, Target, number, row},
     wrk::{Load, Seen},
 };
@@ -40,18 +41,14 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
     sandbox.agent()?.start()?;
     let url = format!("http://{}/latest/meta-data/ram/security-credentials/{ROLE}", Node::METADATA_IP);
     let hello = Hello::start(sandbox, &url)?;
+    let process = Process(sandbox.agent()?.pid().context("the agent does not run")?);
+    let ours = Server { url: &url, process };
 
     for (what, close, target) in [("keep-alive", false, 0.9), ("a connection per request", true, 0.85)] {
         let load = Load { connections: 32, close, pause_ms: 0, seconds: 3 };
-        let (ours, bare) = in_turn(sandbox, load, &url, &hello.url())?;
-        let value = format!("{:.0}/s", ours.median());
-        row(
-            out,
-            &format!("credentials, {what} / bare hyper"),
-            &value,
-            Some(ours.over(&bare)),
-            Target::AtLeast(target),
-        )?;
+        let what = format!("credentials, {what} / bare hyper");
+        let bare = Server { url: &hello.url(), process: hello.process() };
+        in_turn(sandbox, load, &ours, &bare)?.print(out, &what, Target::AtLeast(target))?;
     }
     for (how, pause_ms) in [("every 10 ms", 10), ("at once", 0)] {
         let load = Load { connections: CLIENTS, close: false, pause_ms, seconds: 5 };
@@ -70,13 +67,41 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
     cold_pods(sandbox, out)
 }
 
-fn in_turn(sandbox: &Sandbox, load: Load, ours: &str, bare: &str) -> Result<(Rounds, Rounds)> {
-    let mut rounds = (Rounds::default(), Rounds::default());
-    for _ in 0..ROUNDS {
-        rounds.0.push(pod_load(sandbox, load, ours)?.per_second);
-        rounds.1.push(pod_load(sandbox, load, bare)?.per_second);
+/// Something that answers requests.
+struct Server<'a> {
+    url: &'a str,
+    process: Process,
+}
+
+/// The agent and what it is compared with, in the same rounds.
+#[derive(Default)]
+struct Compared {
+    per_second: [Rounds; 2],
+    /// Processor time for a request, in microseconds.
+    cpu_us: [Rounds; 2],
+}
+
+impl Compared {
+    fn print(&self, out: &mut dyn Write, what: &str, per_second: Target) -> Result<()> {
+        let [ours, others] = &self.per_second;
+        row(out, what, &format!("{:.0}/s", ours.median()), Some(ours.over(others)), per_second)?;
+        let [ours, others] = &self.cpu_us;
+        let value = format!("{:.1} µs", ours.median());
+        row(out, "  its processor time for a request", &value, Some(ours.over(others)), Target::None)
     }
-    Ok(rounds)
+}
+
+fn in_turn(sandbox: &Sandbox, load: Load, ours: &Server<'_>, others: &Server<'_>) -> Result<Compared> {
+    let mut compared = Compared::default();
+    for _ in 0..ROUNDS {
+        for (at, server) in [ours, others].into_iter().enumerate() {
+            let before = server.process.cpu()?;
+            let seen = pod_load(sandbox, load, server.url)?;
+            compared.per_second[at].push(seen.per_second);
+            compared.cpu_us[at].push((server.process.cpu()? - before) / seen.requests * 1e6);
+        }
+    }
+    Ok(compared)
 }
 
 fn pod_load(sandbox: &Sandbox, load: Load, url: &str) -> Result<Seen> {
@@ -84,12 +109,16 @@ fn pod_load(sandbox: &Sandbox, load: Load, url: &str) -> Result<Seen> {
 }
 
 /// The stand-in is what limits both; what the way through the agent adds is the difference.
-fn pass_through(sandbox: &Sandbox, out: &mut dyn Write) -> Result<()> {
+fn pass_through(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
     let url = format!("http://{}/latest/meta-data/instance-id", Node::METADATA_IP);
     let load = Load { connections: 8, close: false, pause_ms: 0, seconds: 2 };
-    let (mut through, mut direct) = (Rounds::default(), Rounds::default());
+    let agent = Process(sandbox.agent()?.pid().context("the agent does not run")?);
+    let (mut through, mut direct, mut cpu_us) = (Rounds::default(), Rounds::default(), Rounds::default());
     for _ in 0..ROUNDS {
-        through.push(pod_load(sandbox, load, &url)?.per_second);
+        let before = agent.cpu()?;
+        let seen = pod_load(sandbox, load, &url)?;
+        through.push(seen.per_second);
+        cpu_us.push((agent.cpu()? - before) / seen.requests * 1e6);
         let host = sandbox.node().host_command("wrk");
         direct.push(load.run(host, &sandbox.node().directory(), &url)?.per_second);
     }
@@ -99,8 +128,9 @@ fn pass_through(sandbox: &Sandbox, out: &mut dyn Write) -> Result<()> {
         "pass-through, keep-alive / the metadata server itself",
         &value,
         Some(through.over(&direct)),
-        Target::None,
-    )
+        Target::AtLeast(0.6),
+    )?;
+    number(out, "  the agent's processor time for a request", cpu_us.median(), "µs", Target::None)
 }
 
 /// From a pod's first connect(2) to its credentials, the pod having existed for some milliseconds and its role being new.
@@ -144,6 +174,10 @@ impl Hello {
 
     fn url(&self) -> String {
         format!("http://{HELLO}/")
+    }
+
+    fn process(&self) -> Process {
+        Process(self.0.id())
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) struct Load {
 /// What wrk saw. Latencies in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
+    pub(super) requests: f64,
     pub(super) per_second: f64,
     pub(super) p50: f64,
     pub(super) p99: f64,
@@ -70,6 +71,7 @@ impl Load {
         };
         ensure!(failed == 0.0 && requests > 0.0, "{failed} of {requests} requests to {url} failed");
         Ok(Seen {
+            requests,
             per_second: requests / took_us * 1e6,
             p50: p50 / 1000.0,
             p99: p99 / 1000.0,
