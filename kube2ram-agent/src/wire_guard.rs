@@ -30,6 +30,7 @@ use self::namespaces::DeviceChanges;
 pub use self::state::{Standing, State};
 use crate::{
     admin::{Pending, Readiness},
+    clock::jitter,
     datapath::{Covering, DatapathError, MetadataAddr, Wire, WireDevice, WireHook, uncover},
     listeners::{Links, Netns, NetnsId, WayOut},
     netlink::{Route, uninterrupted},
@@ -72,11 +73,16 @@ pub enum WireGuardError {
 
 /// How long a device may be there without the program.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often namespaces of pods are searched and asked when nothing happens, but for those with a device of their
-/// own.
-const SEARCH_EVERY: Duration = Duration::from_secs(10);
+/// How often namespaces of pods are searched when nothing happens: by then what was missed is found.
+const SEARCH_EVERY: Duration = Duration::from_secs(30);
+/// How often, at least, a namespace is asked in which nothing happens and no device is covered. Whatever makes one of its devices lead out is
+/// told at once: by the namespace itself, or by the node's when the other end of a pair leaves it. Each question takes a thread.
+const ASK_AGAIN: Duration = Duration::from_mins(2);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
+
+/// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make thousands.
+const MAX_PEERS: usize = 8;
 
 /// The guard of one node. Dropping it leaves the programs attached.
 #[derive(Debug)]
@@ -106,6 +112,8 @@ struct Pod {
     /// One that is in it, as a directory of procfs.
     process: PathBuf,
     devices: BTreeSet<WireDevice>,
+    /// The other ends of its pairs, by their index in the namespace they are in, which mostly is the node's.
+    peers: BTreeSet<u32>,
     /// Once it was asked.
     changes: Option<DeviceChanges>,
     ask_at: Instant,
@@ -209,7 +217,16 @@ impl WireGuard {
                 let known = std::mem::take(&mut self.node_devices);
                 self.node_devices = look.cover(&mut self.wire, &way, &known, PLACE);
                 if known != self.node_devices || links != self.node_links {
-                    self.search_until = Instant::now() + SEARCH_AFTER_CHANGE;
+                    let now = Instant::now();
+                    self.search_until = now + SEARCH_AFTER_CHANGE;
+                    let has_left = |index: &u32| !links.contains(index);
+                    let left: Vec<_> =
+                        self.node_links.iter().filter(|index| has_left(index)).copied().collect();
+                    for pod in self.pods.values_mut() {
+                        if left.iter().any(|index| pod.peers.contains(index)) {
+                            pod.ask_at = now;
+                        }
+                    }
                 }
                 self.node_links = links;
             }
@@ -221,9 +238,19 @@ impl WireGuard {
 
     fn look_at_pods(&mut self, look: &mut Look) {
         let now = Instant::now();
-        // What is told by its process alone must be told anew when that is gone.
+        for pod in self.pods.values_mut() {
+            match &pod.changes {
+                None => pod.ask_at = now,
+                Some(changes) if changes.have_happened() => {
+                    // A device that has left may be in another pod's now.
+                    (pod.ask_at, self.search_at) = (now, now);
+                }
+                Some(_) => {}
+            }
+        }
+        // What is told by its process alone must be told anew when that is gone. The others can wait until they are asked.
         let before = self.pods.len();
-        self.pods.retain(|id, pod| namespaces::of_process(&pod.process).is_ok_and(|netns| netns.id == *id));
+        self.pods.retain(|id, pod| pod.ask_at > now || pod.is_in(*id));
         if now >= self.search_at || now < self.search_until || self.pods.len() < before {
             self.search_at = now + SEARCH_EVERY;
             match namespaces::of_pods(&self.pods_cgroup, self.host.id) {
@@ -235,11 +262,13 @@ impl WireGuard {
                 Err(error) => look.failures.push(WireGuardError::Namespaces(error)),
             }
         }
-        for pod in self.pods.values_mut() {
-            if pod.ask_at <= now || pod.changes.as_ref().is_none_or(DeviceChanges::have_happened) {
-                pod.look(&mut self.wire, &self.host, look);
-                pod.ask_at = now + if pod.devices.is_empty() { SEARCH_EVERY } else { LOOK_EVERY };
-            }
+        for pod in self.pods.values_mut().filter(|pod| pod.ask_at <= Instant::now()) {
+            let failures = look.failures.len();
+            pod.look(&mut self.wire, &self.host, look);
+            let is_calm = pod.devices.is_empty() && pod.changes.is_some() && look.failures.len() == failures;
+            // Not all at the same moment.
+            let again_in = if is_calm { ASK_AGAIN.mul_f64(0.5 + 0.5 * jitter()) } else { LOOK_EVERY };
+            pod.ask_at = now + again_in;
         }
     }
 
@@ -312,18 +341,26 @@ const CONDITION: &str = "the wire guard in force";
 
 impl Pod {
     fn new(process: PathBuf) -> Self {
-        Self { process, devices: BTreeSet::new(), changes: None, ask_at: Instant::now() }
+        let (devices, peers) = (BTreeSet::new(), BTreeSet::new());
+        Self { process, devices, peers, changes: None, ask_at: Instant::now() }
+    }
+
+    /// Whether its process is still there, and in that namespace.
+    fn is_in(&self, id: NetnsId) -> bool {
+        namespaces::of_process(&self.process).is_ok_and(|netns| netns.id == id)
     }
 
     fn look(&mut self, wire: &mut Wire, host: &Netns, look: &mut Look) {
         const PLACE: &str = "a pod";
-        let Self { process, devices, changes, .. } = self;
+        let Self { process, devices, peers, changes, .. } = self;
         let looked = namespaces::of_process(process).and_then(|netns| {
             netns.within(|| {
                 if changes.is_none() {
                     *changes = Some(DeviceChanges::of_this_thread()?);
                 }
-                let way = Links::of_this_thread()?.way_out_of_pod(numbers::number_of(host.as_fd())?);
+                let links = Links::of_this_thread()?;
+                *peers = links.peers().take(MAX_PEERS).collect();
+                let way = links.way_out_of_pod(numbers::number_of(host.as_fd())?);
                 Ok(look.cover(wire, &way, devices, PLACE))
             })
         });

@@ -124,7 +124,7 @@ impl Links {
     }
 
     /// The other ends of pairs, by their index in the namespace they are in: the node's, for those that the network plugin made.
-    pub(super) fn peers(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn peers(&self) -> impl Iterator<Item = u32> {
         let is_pair =
             |link: &&Link| link.kind.as_deref().is_some_and(|kind| [&b"veth"[..], b"netkit"].contains(&kind));
         let pairs = self.0.iter().filter(|link| link.lower_is_elsewhere).filter(is_pair);
