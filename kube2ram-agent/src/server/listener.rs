@@ -21,7 +21,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -33,6 +33,9 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+mod head_timer;
+
+use self::head_timer::HeadTimer;
 use crate::{closing::Closing, telemetry::chain};
 
 /// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
@@ -155,7 +158,7 @@ where
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let stream = pin!(stream);
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(HeadTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(HEAD_LIMIT_BYTES)
         .max_buf_size(HEAD_LIMIT_BYTES)
