@@ -102,17 +102,17 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
     segments.extend(target.path.segments());
     let reads = matches!(*method, Method::GET | Method::HEAD);
 
-    if contains(&segments, RAM) || contains(&segments, &[SECURITY_CREDENTIALS]) {
-        return match segments.get(1..) {
-            Some(below) if starts_with(below, RAM) => {
-                if reads {
-                    credential_route(&below[RAM.len()..])
-                } else {
-                    Route::Refuse(Refusal::Method { allow: READ })
-                }
-            }
-            _ => Route::Refuse(Refusal::NotFound),
+    if let Some(below) = segments.get(1..)
+        && starts_with(below, RAM)
+    {
+        return match reads {
+            true => credential_route(&below[RAM.len()..]),
+            false => Route::Refuse(Refusal::Method { allow: READ }),
         };
+    }
+    let bare: Vec<_> = segments.iter().map(|segment| bare(segment)).collect();
+    if contains(&bare, RAM) || contains(&bare, &[SECURITY_CREDENTIALS]) {
+        return Route::Refuse(Refusal::NotFound);
     }
     // Never the real server's: its tokens are the node's, and would serve a pod that finds another way there.
     if segments.len() == 1 + TOKEN.len() && starts_with(&segments[1..], TOKEN) {
@@ -121,7 +121,7 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::Method { allow: "PUT" }),
         };
     }
-    let refusal = match items::readers(&segments, policy) {
+    let refusal = match items::readers(&segments, &bare, policy) {
         Readers::All => None,
         Readers::Nobody(refusal) => return Route::Refuse(refusal),
         Readers::NodeRole(refusal) => Some(refusal),
@@ -161,10 +161,9 @@ fn names_closed(word: &str) -> bool {
     LAST_NAMES.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
 }
 
-/// Whether some server could take the path for one at or below `names`, at any depth.
+/// Whether some server could take the path for one at or below `names`, at any depth. The segments are [`bare`].
 fn contains(segments: &[&str], names: &[&str]) -> bool {
-    let is = |(segment, name): (&&str, &&str)| bare(segment).eq_ignore_ascii_case(name);
-    segments.windows(names.len()).any(|window| window.iter().zip(names).all(is))
+    segments.windows(names.len()).any(|window| starts_with(window, names))
 }
 
 /// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot or blank (`ram.`, `ram+`) or

@@ -47,18 +47,18 @@ const LISTED: &[&[&str]] = &[
 /// The directory of the network cards, which `strict` leaves open as a whole: addresses and ids, by MAC.
 const INTERFACES: &[&str] = &["network", "interfaces", "macs"];
 
-/// Who may read the item at this path.
-pub(super) fn readers(segments: &[&str], policy: MetadataPolicy) -> Readers {
-    if contains(segments, DUMP) {
+/// Who may read the item at this path. `bare` are its segments as some servers take them.
+pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy) -> Readers {
+    if contains(bare, DUMP) {
         return Readers::Nobody(Refusal::Sensitive);
     }
     if policy == MetadataPolicy::Open {
         return Readers::All;
     }
-    if SECRETS.iter().any(|names| contains(segments, names)) {
+    if SECRETS.iter().any(|names| contains(bare, names)) {
         return Readers::Nobody(Refusal::Sensitive);
     }
-    if contains(segments, IDENTITY) {
+    if contains(bare, IDENTITY) {
         let is_spelt_so = segments.get(1..).is_some_and(|below| below.starts_with(IDENTITY));
         return match is_spelt_so {
             true => Readers::NodeRole(Refusal::Sensitive),
