@@ -76,6 +76,9 @@ pub enum PodError {
 /// The pods and namespaces, as the rest of the agent sees them.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
+    /// The pod with this UID, when it is known already. Nearly always it is, and nothing has to be waited for.
+    fn known_pod(&self, uid: &PodUid) -> Option<Arc<Pod>>;
+
     /// The pod with this UID. A pod that is not known yet is waited for (event-driven, within the directory's deadline) and
     /// asked for once.
     ///

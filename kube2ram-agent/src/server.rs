@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::Either;
+use http::Request;
+use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -188,8 +189,9 @@ impl Server {
         origins: Arc<dyn Origins>,
         closing: Closing,
     ) {
-        listener::accept(listener, &closing, |stream, peer| self.begin(&*origins, stream, peer, &closing))
-            .await;
+        // In a box, which lasts for a moment: there are two thousand such listeners, which would each hold as much for nothing.
+        let begin = |stream, peer| Box::pin(self.begin(&*origins, stream, peer, &closing));
+        listener::accept(listener, &closing, begin).await;
     }
 
     /// Starts serving an accepted connection, if there is a place for it.
@@ -219,17 +221,7 @@ impl Server {
         // In a box, because the runtime would move the future, which is large, several times.
         self.tasks.spawn(Box::pin(async move {
             gauge.inc();
-            let answer = |request| {
-                let (busy, answer) = (place.busy(), connection.answer(request));
-                async move {
-                    let mut response = answer.await;
-                    // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
-                    if let Either::Right(relayed) = response.body_mut() {
-                        relayed.keep_busy(busy);
-                    }
-                    response
-                }
-            };
+            let answer = |request: Request<Incoming>| connection.answer(request.map(drop), Some(&place));
             listener::drive(stream, &closing, place.lost(), answer).await;
             gauge.dec();
         }));
@@ -266,7 +258,8 @@ impl Server {
     {
         let connection = Connection::new(self, peer, origin);
         let kept = CancellationToken::new();
-        listener::drive(stream, closing, &kept, |request| connection.answer(request)).await;
+        let answer = |request: Request<Incoming>| connection.answer(request.map(drop), None);
+        listener::drive(stream, closing, &kept, answer).await;
     }
 
     /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.
@@ -276,7 +269,7 @@ impl Server {
             Err(error) => {
                 self.metrics.unvouched_connections.inc();
                 self.metrics.identities.count((&error).into());
-                if self.log.admit(None).is_some() {
+                if self.log.of(None).admit(Instant::now()).is_some() {
                     warn!(%peer, error = chain(&error), "connection without origin");
                 }
                 None

@@ -1,32 +1,22 @@
-//! The connection to the real metadata server: hyper's pooled client over sockets that carry the kernel's pass.
+//! The connection to the real metadata server: hyper's client over sockets that carry the kernel's pass.
 //! Depends on `datapath` for the pass. Called by `cloud::alibaba` for the agent's own needs and by `server` for pass-through.
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::AsFd as _,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Uri, header::HOST};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Body, Incoming};
-use hyper_util::{
-    client::legacy::Client,
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
+use hyper::body::Body;
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
 mod contact;
+mod pool;
 
-pub use self::contact::UpstreamContact;
+use self::pool::{Connection, Pool};
+pub use self::{contact::UpstreamContact, pool::ResponseBody};
 use crate::datapath::{MetadataAddr, PassGrant};
 
 /// Why the real metadata server did not answer.
@@ -50,7 +40,7 @@ pub trait Upstream: Send + Sync + 'static {
     ///
     /// # Errors
     /// As named; a response of any status is no error.
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError>;
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError>;
 }
 
 /// Reads a whole body of at most `limit_bytes` within `deadline`.
@@ -70,8 +60,9 @@ where
 
 /// The real metadata server, at its fixed addresses whatever a request says.
 pub struct MetadataServer {
-    client: Client<Connector, Full<Bytes>>,
-    authority: String,
+    connector: Connector,
+    pool: Arc<Pool>,
+    host: String,
     contact: UpstreamContact,
 }
 
@@ -79,17 +70,12 @@ impl MetadataServer {
     /// Prepares the client; connects on first use only.
     pub fn new(metadata: MetadataAddr, pass: Arc<dyn PassGrant>) -> Self {
         let address = metadata.v4;
-        // The connections' tasks end with the client or after the idle time, and hold nothing that needs a clean end.
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .pool_timer(TokioTimer::new())
-            .build(Connector { metadata, pass });
-        let authority = match address.port() {
+        let host = match address.port() {
             80 => address.ip().to_string(),
             _ => address.to_string(),
         };
-        Self { client, authority, contact: UpstreamContact::default() }
+        let connector = Connector { metadata, pass };
+        Self { connector, pool: Arc::default(), host, contact: UpstreamContact::default() }
     }
 
     /// When it last answered.
@@ -97,28 +83,35 @@ impl MetadataServer {
         self.contact.clone()
     }
 
-    /// Tries once more what is safe to repeat: the server may close a pooled connection at the moment it is used.
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+    /// Tries once more what is safe to repeat: the server may close a kept connection at the moment it is used.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let again = matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.clone());
-        match (self.client.request(request).await, again) {
-            (Err(error), Some(again)) if !error.is_connect() => self.client.request(again).await,
+        match (self.try_exchange(request).await, again) {
+            (Err(UpstreamError::Exchange(_)), Some(again)) => self.try_exchange(again).await,
             (result, _) => result,
         }
-        .map_err(|error| {
-            let kind = if error.is_connect() { UpstreamError::Connect } else { UpstreamError::Exchange };
-            kind(error.into())
-        })
+    }
+
+    async fn try_exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let connection = match self.pool.take().await {
+            Some(connection) => connection,
+            None => Box::pin(self.connector.open()).await?,
+        };
+        connection.exchange(request, Arc::clone(&self.pool)).await
     }
 }
 
 #[async_trait::async_trait]
 impl Upstream for MetadataServer {
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let bad = |error: http::Error| UpstreamError::Exchange(error.into());
-        let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let uri = Uri::builder().scheme("http").authority(&*self.authority).path_and_query(target).build();
-        *request.uri_mut() = uri.map_err(bad)?;
-        let host = HeaderValue::try_from(&self.authority).map_err(|error| bad(error.into()))?;
+        // In origin-form, whatever it names as its server.
+        let target = request.uri().path_and_query().cloned();
+        *request.uri_mut() = target.map_or_else(|| Uri::from_static("/"), Uri::from);
+        let host = HeaderValue::try_from(&self.host).map_err(|error| bad(error.into()))?;
         request.headers_mut().insert(HOST, host);
 
         let attempt = self.contact.attempt();
@@ -130,13 +123,17 @@ impl Upstream for MetadataServer {
 }
 
 /// Dials the metadata server, and nothing else, over sockets that carry the pass.
-#[derive(Clone)]
 struct Connector {
     metadata: MetadataAddr,
     pass: Arc<dyn PassGrant>,
 }
 
 impl Connector {
+    async fn open(&self) -> Result<Connection, UpstreamError> {
+        let stream = self.connect().await.map_err(|error| UpstreamError::Connect(error.into()))?;
+        Connection::over(stream).await
+    }
+
     /// Over IPv4. Over IPv6 only while the node has no route to the IPv4 address, which the kernel says at once: who answers at the IPv6 address is for the node's
     /// routes to say, while the IPv4 address is the platform's own. So a moment without an answer there must not lead to another server, nor may a moment
     /// without a route, for longer than that.
@@ -162,29 +159,12 @@ impl Connector {
     }
 }
 
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
-    }
-}
-
 /// Bounds connecting to one address. The server is one hop away, on the hypervisor.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 /// Bounds waiting for a response's head, connecting included: SDKs give up at 1 s.
 const HEAD_DEADLINE: Duration = Duration::from_millis(900);
 /// What the kernel may keep of a connection's bytes, each way; it counts twice as much. Answers are some KiB.
 pub(crate) const BUFFER_BYTES: u32 = 16 * 1024;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-const MAX_IDLE_CONNECTIONS: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -550,12 +550,17 @@ const DEPARTED_INTERVAL: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl Directory for Cluster {
+    fn known_pod(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        match self.look(uid) {
+            Look::Found(pod) if self.knows_namespace_of(&pod) => Some(pod),
+            _ => None,
+        }
+    }
+
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError> {
         // Before the first look, so that no change is lost between the two.
         let changed = self.changed.subscribe();
-        if let Look::Found(pod) = self.look(uid)
-            && self.knows_namespace_of(&pod)
-        {
+        if let Some(pod) = self.known_pod(uid) {
             return Ok(pod);
         }
         let result = self.wait_for(uid, changed).await;

@@ -2,6 +2,7 @@
 //! step's input. Depends on every earlier module's seam; called by `server`.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -10,23 +11,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, poll};
-use http::{HeaderMap, Method, Request, Response, Uri, request};
+use futures::poll;
+use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use tokio::time::{Instant, error::Elapsed, timeout};
+use tokio::time::{Instant, timeout};
 
 mod report;
 
-use self::report::{Record, cut};
+use self::report::Record;
 use super::{
     Entitlements, Pipeline, Server,
+    access_log::Lines,
     error::RequestError,
     identities::Identified,
     metrics::RouteLabel,
     node_role::NodeRole,
     pass_through::{Relayed, relay},
     path::Target,
+    places::Place,
     rates::Rate,
     reply,
     route::{NodeTarget, Refusal, Route, UpstreamTarget, route},
@@ -55,10 +57,17 @@ pub(super) struct Connection {
     origin: Option<Origin>,
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
-    /// How often the pod may ask, on all of its connections.
-    rate: OnceLock<Arc<Rate>>,
+    allowances: OnceLock<Allowances>,
     /// What the last request's pod is entitled to: a pod whose annotations change is another one.
     session: Mutex<Option<(Arc<Pod>, Arc<RoleSession>)>>,
+}
+
+/// What the pod has on all of its connections together; looked up once for each of them.
+struct Allowances {
+    /// How often it may ask.
+    rate: Arc<Rate>,
+    /// How many lines of the log it may cause.
+    lines: Arc<Lines>,
 }
 
 /// Which of the agent's own items is asked for.
@@ -74,7 +83,7 @@ impl Connection {
             Some(Origin::Pod(uid)) => OnceLock::from(uid.clone()),
             Some(Origin::Task(_)) | None => OnceLock::new(),
         };
-        Self { server, peer, origin, uid, rate: OnceLock::new(), session: Mutex::default() }
+        Self { server, peer, origin, uid, allowances: OnceLock::new(), session: Mutex::default() }
     }
 
     /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
@@ -94,57 +103,91 @@ impl Connection {
         matches!(self.origin, Some(Origin::Pod(_)))
     }
 
-    /// Answers one request. Its body, if any, is not read.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Either<Full<Bytes>, Relayed>> {
+    /// Answers one request. `place` is that of the connection, which is not idle until the answer has ended.
+    pub(super) async fn answer(
+        &self,
+        request: Request<()>,
+        place: Option<&Place<Option<PodUid>>>,
+    ) -> Response<Either<Full<Bytes>, Relayed>> {
         let started = Instant::now();
-        let (request, _) = request.into_parts();
-        let method = request.method.clone();
-        let mut record = Record { route: RouteLabel::Refused, path: String::new(), pod: None, session: None };
-
-        let answered = match within_deadline(self.dispatch(request, &mut record)).await {
-            Ok(answered) => answered,
-            Err(_) if record.route == RouteLabel::PassThrough => {
-                Err(RequestError::Upstream(UpstreamError::Timeout))
-            }
-            Err(_) => Err(RequestError::Deadline),
+        let busy = place.map(Place::busy);
+        let mut record =
+            Record { route: RouteLabel::Refused, target: None, pod: None, session: None, uri: request.uri() };
+        let answered = match self.pay(started) {
+            Ok(()) => self.answer_in_time(&request, &mut record).await,
+            Err(error) => Err(error),
         };
-        let (response, error) = match answered {
+        let (mut response, error) = match answered {
             Ok(response) => (response, None),
             Err(error) => (error.response().map(Either::Left), Some(error)),
         };
-        self.report(&method, &record, response.status(), error.as_ref(), started.elapsed());
+        self.report(request.method(), &record, response.status(), error.as_ref(), started);
+        // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
+        if let Either::Right(relayed) = response.body_mut() {
+            relayed.keep_busy(busy);
+        }
         response
     }
 
+    /// Counts the request against the caller's rate.
+    fn pay(&self, now: Instant) -> Result<(), RequestError> {
+        let paid = match self.allowances() {
+            Some(Allowances { rate, .. }) => rate.pay(now),
+            None => self.server.rates.of(None).pay(now),
+        };
+        paid.map_err(|retry_after| RequestError::OverRate { retry_after })
+    }
+
+    /// `None` until the caller's pod is known.
+    fn allowances(&self) -> Option<&Allowances> {
+        let uid = self.uid.get()?;
+        let Server { rates, log, .. } = &*self.server;
+        Some(
+            self.allowances
+                .get_or_init(|| Allowances { rate: rates.of(Some(uid)), lines: log.of(Some(uid)) }),
+        )
+    }
+
+    async fn answer_in_time(
+        &self,
+        request: &Request<()>,
+        record: &mut Record<'_>,
+    ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
+        let waited = {
+            let mut answer = pin!(self.dispatch(request, record));
+            match poll!(answer.as_mut()) {
+                // Most answers are at hand, and need no timer.
+                Poll::Ready(answered) => return answered,
+                Poll::Pending => Box::pin(timeout(REQUEST_DEADLINE, answer)).await,
+            }
+        };
+        waited.unwrap_or_else(|_elapsed| {
+            Err(match record.route {
+                RouteLabel::PassThrough => RequestError::Upstream(UpstreamError::Timeout),
+                _ => RequestError::Deadline,
+            })
+        })
+    }
+
+    /// The steps of a request. What waits is in a box: most requests wait for nothing, and hyper moves this future as a whole.
     async fn dispatch(
         &self,
-        request: request::Parts,
-        record: &mut Record,
+        request: &Request<()>,
+        record: &mut Record<'_>,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let config = &self.server.config;
-        let rates = &self.server.rates;
-        let rate = match self.uid.get() {
-            Some(uid) => Arc::clone(self.rate.get_or_init(|| rates.of(Some(uid)))),
-            // Not for good: who it is may only be known later.
-            None => rates.of(None),
-        };
-        rate.pay().map_err(|retry_after| RequestError::OverRate { retry_after })?;
-        let raw = raw_target(&request.uri);
-        let target = Target::parse(raw.as_bytes(), config.metadata);
-        record.path = match &target {
-            Ok(target) => cut(target.path.as_str()).to_owned(),
-            Err(_) => cut(&raw).escape_default().to_string(),
-        };
+        let target =
+            record.target.insert(Target::parse(raw_target(request.uri()).as_bytes(), config.metadata));
         let origin = self.origin.as_ref().ok_or(RequestError::Unvouched)?;
-        if request.method == Method::CONNECT {
+        if request.method() == Method::CONNECT {
             return Err(RequestError::Tunnel);
         }
-        let target = target.map_err(RequestError::Target)?;
+        let target = target.as_ref().map_err(|error| RequestError::Target(*error))?;
         let uid = self.uid(origin)?;
 
-        let route = route(&request.method, &target, config.metadata_policy);
+        let route = route(request.method(), target, config.metadata_policy);
         if !matches!(route, Route::Refuse(_) | Route::Token)
-            && let Err(error) = self.check_token(uid, &request.headers)
+            && let Err(error) = self.check_token(uid, request.headers())
         {
             record.pod = self.pod_if_known(uid);
             return Err(RequestError::Token(error));
@@ -152,12 +195,12 @@ impl Connection {
         let (label, item) = match route {
             Route::Credentials { requested } => (RouteLabel::Credentials, Item::Credentials { requested }),
             Route::NodeItem { target, refusal } => {
-                return self.serve_node_item(request, target, refusal, uid, record).await;
+                return Box::pin(self.serve_node_item(request, target, refusal, uid, record)).await;
             }
             Route::PassThrough(upstream_target) => {
                 record.route = RouteLabel::PassThrough;
                 record.pod = self.pod_if_known(uid);
-                return self.pass_through(request, &upstream_target, uid).await;
+                return Box::pin(self.pass_through(request, &upstream_target, uid)).await;
             }
             Route::RamList => (RouteLabel::RamList, Item::RamList),
             Route::Refuse(refusal) => {
@@ -168,18 +211,18 @@ impl Connection {
             Route::Token => {
                 record.route = RouteLabel::Token;
                 record.pod = self.pod_if_known(uid);
-                return self.issue_token(uid, &request.headers);
+                return self.issue_token(uid, request.headers());
             }
         };
         record.route = label;
-        let pod = self.server.pipeline.directory.pod(uid).await.map_err(RequestError::Pod)?;
+        let pod = self.pod(uid).await?;
         record.pod = Some(Arc::clone(&pod));
-        self.serve_item(request, &target, item, &pod, record).await
+        self.serve_item(request, item, &pod, record).await
     }
 
     /// For the log only.
     fn pod_if_known(&self, uid: &PodUid) -> Option<Arc<Pod>> {
-        self.server.pipeline.directory.pod(uid).now_or_never().and_then(Result::ok)
+        self.server.pipeline.directory.known_pod(uid)
     }
 
     fn uid(&self, origin: &Origin) -> Result<&PodUid, RequestError> {
@@ -211,11 +254,11 @@ impl Connection {
     /// Passes what belongs to the node's role to a pod that may have it.
     async fn serve_node_item(
         &self,
-        request: request::Parts,
+        request: &Request<()>,
         target: NodeTarget,
         refusal: Refusal,
         uid: &PodUid,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let policy = self.server.config.host_network_pods;
         // Most pods' answer needs nothing that may be away: neither the API server nor, for the roles, the metadata server.
@@ -223,7 +266,7 @@ impl Connection {
             record.pod = self.pod_if_known(uid);
             return Err(RequestError::Refused(refusal));
         }
-        let pod = self.server.pipeline.directory.pod(uid).await.map_err(RequestError::Pod)?;
+        let pod = self.pod(uid).await?;
         record.pod = Some(Arc::clone(&pod));
         if !pod.host_network {
             return Err(RequestError::Refused(refusal));
@@ -234,32 +277,41 @@ impl Connection {
         self.pass_through(request, &target.open(node_role), uid).await
     }
 
+    async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, RequestError> {
+        let directory = &self.server.pipeline.directory;
+        match directory.known_pod(uid) {
+            Some(pod) => Ok(pod),
+            None => directory.pod(uid).await.map_err(RequestError::Pod),
+        }
+    }
+
     async fn entitlements(&self) -> Result<&Entitlements, RequestError> {
         let entitlements = &self.server.pipeline.entitlements;
         match entitlements.get() {
             Some(known) => Ok(known),
-            None => {
-                timeout(START_PATIENCE, entitlements.wait()).await.map_err(|_elapsed| RequestError::Starting)
-            }
+            None => Box::pin(timeout(START_PATIENCE, entitlements.wait()))
+                .await
+                .map_err(|_elapsed| RequestError::Starting),
         }
     }
 
     /// Pod → role session → permit → item.
     async fn serve_item(
         &self,
-        request: request::Parts,
-        target: &Target,
+        request: &Request<()>,
         item: Item,
         pod: &Arc<Pod>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let pipeline = &self.server.pipeline;
         let entitlements = self.entitlements().await?;
         let host_network_pods = self.server.config.host_network_pods;
-        if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods) {
+        if let Some(node_role) = NodeRole::of(pod, &entitlements.roles, host_network_pods)
+            && let Some(Ok(target)) = &record.target
+        {
             record.route = RouteLabel::PassThrough;
             let upstream_target = UpstreamTarget::of_node_role(node_role, &target.path);
-            return self.pass_through(request, &upstream_target, &pod.uid).await;
+            return Box::pin(self.pass_through(request, &upstream_target, &pod.uid)).await;
         }
         let session = self.session(&entitlements.roles, pod).map_err(RequestError::Role)?;
         record.session = Some(Arc::clone(&session));
@@ -313,27 +365,18 @@ impl Connection {
 
     async fn pass_through(
         &self,
-        request: request::Parts,
+        request: &Request<()>,
         target: &UpstreamTarget,
         uid: &PodUid,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let share = self.server.quota.take(uid).map_err(RequestError::Quota)?;
         let relayed = relay(&*self.server.pipeline.upstream, request, target, share).await;
-        Ok(relayed.map_err(RequestError::Upstream)?.map(Either::Right))
-    }
-}
-
-/// Most answers are at hand, and need no timer.
-async fn within_deadline<T>(answer: impl Future<Output = T>) -> Result<T, Elapsed> {
-    let mut answer = pin!(answer);
-    match poll!(answer.as_mut()) {
-        Poll::Ready(answered) => Ok(answered),
-        Poll::Pending => timeout(REQUEST_DEADLINE, answer).await,
+        relayed.map_err(RequestError::Upstream)
     }
 }
 
 /// The target as it was on the wire, but for a fragment, which the parser of `Uri` has cut off.
-fn raw_target(uri: &Uri) -> std::borrow::Cow<'_, str> {
+fn raw_target(uri: &Uri) -> Cow<'_, str> {
     match (uri.authority(), uri.path_and_query()) {
         (None, Some(target)) => target.as_str().into(),
         _ => uri.to_string().into(),

@@ -9,14 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response, header, request};
-use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http::{HeaderMap, HeaderName, Request, Response, header};
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{places::Busy, quota::Share, route::UpstreamTarget};
-use crate::cloud::upstream::{Upstream, UpstreamError};
+use crate::cloud::upstream::{ResponseBody, Upstream, UpstreamError};
 
+/// What is read as a whole: nearly every item has less than 1 KiB.
+const SMALL_BYTES: u64 = 4096;
 /// How long the real server may be silent in the middle of a body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole body may take: the items have some KiB, from one hop away.
@@ -43,7 +45,8 @@ const PASSED: [HeaderName; 13] = [
     header::USER_AGENT,
 ];
 
-/// Asks the real metadata server and returns its response as the head arrives. The `share` is given back when the body has ended.
+/// Asks the real metadata server. A small answer is read as a whole, so that head and body leave in one write, and what goes wrong still has a status;
+/// of a larger one, or one of unknown length, the head is returned as it arrives. The `share` is given back when the body has ended.
 ///
 /// # Errors
 /// As [`Upstream::send`]; informational responses are errors too, for nothing here may switch protocols.
@@ -52,28 +55,36 @@ const PASSED: [HeaderName; 13] = [
 /// Dropping the future abandons the request.
 pub(super) async fn relay(
     upstream: &dyn Upstream,
-    request: request::Parts,
+    request: &Request<()>,
     target: &UpstreamTarget,
     share: Share,
-) -> Result<Response<Relayed>, UpstreamError> {
+) -> Result<Response<Either<Full<Bytes>, Relayed>>, UpstreamError> {
     let mut passed = Request::new(Full::new(Bytes::new()));
-    *passed.method_mut() = request.method;
+    request.method().clone_into(passed.method_mut());
     *passed.uri_mut() = target
         .as_str()
         .parse()
         .map_err(|error| UpstreamError::Exchange(Box::<http::uri::InvalidUri>::new(error)))?;
-    *passed.headers_mut() = end_to_end(request.headers, |name| PASSED.contains(name));
+    *passed.headers_mut() = end_to_end(request.headers(), |name| PASSED.contains(name));
 
-    let mut response = upstream.send(passed).await?.map(|body| Relayed::new(body, share));
+    let response = upstream.send(passed).await?;
     if response.status().is_informational() {
         return Err(UpstreamError::Exchange("unexpected informational response".into()));
     }
-    *response.headers_mut() = end_to_end(std::mem::take(response.headers_mut()), |_| true);
-    *response.version_mut() = http::Version::default();
-    Ok(response)
+    let (mut head, body) = response.into_parts();
+    head.headers = end_to_end(&head.headers, |_| true);
+    head.version = http::Version::default();
+    let body = match body.size_hint().exact() {
+        Some(0..=SMALL_BYTES) => {
+            let whole = body.collect().await.map_err(|error| UpstreamError::Exchange(error.into()))?;
+            Either::Left(Full::new(whole.to_bytes()))
+        }
+        _ => Either::Right(Relayed::new(body, share)),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
-fn end_to_end(headers: HeaderMap, is_wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+fn end_to_end(headers: &HeaderMap, is_wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -97,8 +108,11 @@ fn end_to_end(headers: HeaderMap, is_wanted: impl Fn(&HeaderName) -> bool) -> He
 }
 
 /// The real server's response body; fails when it stalls or does not end.
-pub(super) struct Relayed {
-    body: Incoming,
+pub(super) struct Relayed(Box<Exchange>);
+
+/// In a box, because most responses have another body, and all are moved several times.
+struct Exchange {
+    body: ResponseBody,
     deadline: Instant,
     stalled: Pin<Box<Sleep>>,
     _share: Share,
@@ -118,14 +132,15 @@ pub(super) enum RelayError {
 }
 
 impl Relayed {
-    fn new(body: Incoming, share: Share) -> Self {
+    fn new(body: ResponseBody, share: Share) -> Self {
         let deadline = Instant::now() + BODY_DEADLINE;
-        Self { body, deadline, stalled: Box::pin(sleep(BODY_IDLE_TIMEOUT)), _share: share, busy: None }
+        let stalled = Box::pin(sleep(BODY_IDLE_TIMEOUT));
+        Self(Box::new(Exchange { body, deadline, stalled, _share: share, busy: None }))
     }
 
     /// Keeps the client's connection from being idle until this body has ended.
-    pub(super) fn keep_busy(&mut self, busy: Busy) {
-        self.busy = Some(busy);
+    pub(super) fn keep_busy(&mut self, busy: Option<Busy>) {
+        self.0.busy = busy;
     }
 }
 
@@ -137,27 +152,27 @@ impl Body for Relayed {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(_)) if Instant::now() >= self.deadline => {
+        let Exchange { body, deadline, stalled, .. } = &mut *self.0;
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(_)) if Instant::now() >= *deadline => {
                 Poll::Ready(Some(Err(RelayError::Stalled)))
             }
             Poll::Ready(frame) => {
-                let deadline = self.deadline.min(Instant::now() + BODY_IDLE_TIMEOUT);
-                self.stalled.as_mut().reset(deadline);
+                stalled.as_mut().reset((*deadline).min(Instant::now() + BODY_IDLE_TIMEOUT));
                 Poll::Ready(frame.map(|frame| frame.map_err(RelayError::Read)))
             }
             Poll::Pending => {
-                ready!(self.stalled.as_mut().poll(cx));
+                ready!(stalled.as_mut().poll(cx));
                 Poll::Ready(Some(Err(RelayError::Stalled)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.0.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.0.body.size_hint()
     }
 }

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     places::{Place, Places},
     rates::Rates,
@@ -49,7 +51,10 @@ impl Quota {
     /// # Errors
     /// As [`QuotaError`] says.
     pub(super) fn take(&self, pod: &PodUid) -> Result<Share, QuotaError> {
-        self.rates.of(Some(pod)).pay().map_err(|retry_after| QuotaError::Rate { retry_after })?;
+        self.rates
+            .of(Some(pod))
+            .pay(Instant::now())
+            .map_err(|retry_after| QuotaError::Rate { retry_after })?;
         self.exchanges.take_free(pod.clone()).ok_or(QuotaError::UnderWay)
     }
 }

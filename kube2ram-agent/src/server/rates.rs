@@ -54,15 +54,14 @@ impl Rates {
 }
 
 impl Rate {
-    /// Counts a request.
+    /// Counts a request of this moment.
     ///
     /// # Errors
     /// When it comes too early: how long the caller should wait.
-    pub(super) fn pay(&self) -> Result<(), Duration> {
+    pub(super) fn pay(&self, now: Instant) -> Result<(), Duration> {
         if self.interval.is_zero() {
             return Ok(());
         }
-        let now = Instant::now();
         let mut until = self.paid_until();
         let owed = until.saturating_duration_since(now);
         if owed > BURST.saturating_sub(self.interval) {
@@ -86,7 +85,7 @@ mod tests {
     }
 
     fn paid(rates: &Rates, pod: usize, times: usize) -> usize {
-        (0..times).filter(|_| rates.of(Some(&uid(pod))).pay().is_ok()).count()
+        (0..times).filter(|_| rates.of(Some(&uid(pod))).pay(Instant::now()).is_ok()).count()
     }
 
     #[tokio::test(start_paused = true)]
@@ -94,10 +93,10 @@ mod tests {
         let rates = Rates::new(100);
 
         assert_eq!(paid(&rates, 1, 1000), 200, "two seconds' worth at once");
-        let retry_after = rates.of(Some(&uid(1))).pay().unwrap_err();
+        let retry_after = rates.of(Some(&uid(1))).pay(Instant::now()).unwrap_err();
         assert!(retry_after <= Duration::from_millis(10), "{retry_after:?}");
         assert_eq!(paid(&rates, 2, 1000), 200);
-        assert!(rates.of(None).pay().is_ok(), "callers that are no pod");
+        assert!(rates.of(None).pay(Instant::now()).is_ok(), "callers that are no pod");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(paid(&rates, 1, 1000), 100);
     }

@@ -12,13 +12,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use kube2ram_agent::{
     args::{HostNetworkPods, MetadataPolicy},
     clock::Clock,
-    cloud::upstream::{Upstream, UpstreamError},
+    cloud::upstream::{ResponseBody, Upstream, UpstreamError},
     credentials::{self, Cache, Credentials, IssueError, Issuer},
     datapath::MetadataAddr,
     identity::{CgroupId, CgroupPods, IdentityError, PodUid},
@@ -163,14 +163,14 @@ async fn answer(mut stream: DuplexStream) -> Vec<u8> {
 
 #[async_trait]
 impl Upstream for World {
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let failed = |error: hyper::Error| UpstreamError::Exchange(error.into());
         let (near, far) = duplex(16 * 1024);
         self.upstream.lock().expect("no panic holds it").push(tokio::spawn(answer(far)));
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("100.100.100.200"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.map_err(failed)?;
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(failed)
+        Ok(sender.send_request(request).await.map_err(failed)?.map(ResponseBody::from))
     }
 }
 
@@ -182,6 +182,10 @@ impl CgroupPods for World {
 
 #[async_trait]
 impl Directory for World {
+    fn known_pod(&self, _: &PodUid) -> Option<Arc<Pod>> {
+        Some(Arc::clone(&self.pod))
+    }
+
     async fn pod(&self, _: &PodUid) -> Result<Arc<Pod>, PodError> {
         Ok(Arc::clone(&self.pod))
     }

@@ -2,7 +2,9 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll},
 };
 
 use tokio::{
@@ -17,7 +19,7 @@ fn get(target: &str) -> Request<Full<Bytes>> {
     Request::get(target).body(Full::default()).unwrap()
 }
 
-async fn text(response: Response<Incoming>) -> Bytes {
+async fn text(response: Response<ResponseBody>) -> Bytes {
     read_bounded(response.into_body(), 1024, Duration::from_secs(5)).await.unwrap()
 }
 

@@ -1,12 +1,13 @@
 //! What is told about an answered request: metrics, Events, and a line of the access log. Depends on `error`, `metrics`, `notices` and
 //! `access_log`; called by its parent.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Connection;
+use super::{Allowances, Connection, raw_target};
 use crate::{
     cloud::upstream::UpstreamError,
     datapath::Origin,
@@ -18,6 +19,7 @@ use crate::{
         error::{ErrorKind, RequestError},
         metrics::{PassThroughResult, RouteLabel},
         notices::{misplaced, notices_of},
+        path::{Target, TargetError},
     },
     telemetry::chain,
 };
@@ -26,11 +28,24 @@ use crate::{
 const LOGGED_BYTES: usize = 256;
 
 /// What the access log and the metrics tell about a request.
-pub(super) struct Record {
+pub(super) struct Record<'a> {
     pub(super) route: RouteLabel,
-    pub(super) path: String,
+    pub(super) uri: &'a Uri,
+    /// `None` when it was not looked at.
+    pub(super) target: Option<Result<Target, TargetError>>,
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) session: Option<Arc<RoleSession>>,
+}
+
+impl Record<'_> {
+    /// The path as it is logged.
+    fn path(&self) -> Cow<'_, str> {
+        match &self.target {
+            None => Cow::default(),
+            Some(Ok(target)) => cut(target.path.as_str()).into(),
+            Some(Err(_)) => cut(&raw_target(self.uri)).escape_default().to_string().into(),
+        }
+    }
 }
 
 impl Connection {
@@ -38,12 +53,13 @@ impl Connection {
     pub(super) fn report(
         &self,
         method: &Method,
-        record: &Record,
+        record: &Record<'_>,
         status: StatusCode,
         error: Option<&RequestError>,
-        took: Duration,
+        started: Instant,
     ) {
-        let metrics = &self.server.metrics;
+        let now = Instant::now();
+        let (metrics, took) = (&self.server.metrics, now - started);
         metrics.observe(record.route, status, took);
         if record.route == RouteLabel::PassThrough {
             let result = match error {
@@ -63,7 +79,11 @@ impl Connection {
         if let (Some(error), Some(pod)) = (error, &record.pod) {
             self.warn_owners(error, pod, record.session.as_deref());
         }
-        match self.server.log.admit(self.uid.get()) {
+        let admitted = match self.allowances() {
+            Some(Allowances { lines, .. }) => lines.admit(now),
+            None => self.server.log.of(None).admit(now),
+        };
+        match admitted {
             Some(suppressed) => self.log(method, record, status, error, took, suppressed),
             None => drop(metrics.log_lines_suppressed.inc()),
         }
@@ -92,13 +112,14 @@ impl Connection {
     fn log(
         &self,
         method: &Method,
-        record: &Record,
+        record: &Record<'_>,
         status: StatusCode,
         error: Option<&RequestError>,
         took: Duration,
         suppressed: u64,
     ) {
-        let Record { path, pod, session, .. } = record;
+        let Record { pod, session, .. } = record;
+        let path = &*record.path();
         let role = session.as_ref().map(|session| session.role.as_str());
         let suppressed = (suppressed > 0).then_some(suppressed);
         let namespace = pod.as_ref().map(|pod| &*pod.namespace);
@@ -136,6 +157,6 @@ impl Connection {
 }
 
 /// As much of a client's text as is logged.
-pub(super) fn cut(text: &str) -> &str {
+fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(LOGGED_BYTES)]
 }

@@ -2,10 +2,16 @@
 
 use http::StatusCode;
 
-use super::harness::*;
+use super::{harness::*, *};
 use crate::{
     args::{HostNetworkPods, MetadataPolicy},
+    cloud::upstream::{MetadataServer, UpstreamError},
     kubernetes::PodError,
+    server::{
+        pass_through::relay,
+        path::Target,
+        route::{Route, route},
+    },
 };
 
 /// Rows 4.17 and 4.19.
@@ -116,11 +122,11 @@ async fn passes_every_status_unchanged_and_adds_nothing_but_the_date() {
 }
 
 #[tokio::test]
-async fn a_body_is_passed_on_as_it_comes() {
+async fn a_large_body_is_passed_on_as_it_comes() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let harness = Harness::start().await;
     *harness.world.upstream_response.lock().unwrap() =
-        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin".to_vec());
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\nbegin".to_vec());
     let mut stream = harness.connect().await;
 
     stream.write_all(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -228,8 +234,7 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
                 (StatusCode::FORBIDDEN, "this item is closed to pods\n")
             );
         }
-        *pass.world.pod.lock().unwrap() =
-            Err(|| PodError::Unknown(crate::identity::PodUid::parse(UID).unwrap()));
+        *pass.world.pod.lock().unwrap() = Err(|| PodError::Unknown(PodUid::parse(UID).unwrap()));
         assert_eq!(pass.get(document).await.status(), StatusCode::FORBIDDEN);
         *deny.world.pod.lock().unwrap() = Ok(host_network(&[]));
         assert_eq!(deny.get(document).await.status(), StatusCode::FORBIDDEN);
@@ -261,25 +266,60 @@ async fn a_silent_upstream_is_504_before_sdks_give_up() {
     let harness = Harness::start().await;
     *harness.world.upstream_response.lock().unwrap() = Some(Vec::new());
 
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let late = harness.get("/latest/meta-data/instance-id").await;
 
     assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
-    assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert!(harness.metrics().contains(r#"pass_through_total{result="timed_out"} 1"#));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_is_cut_off() {
+async fn a_large_body_that_stalls_is_cut_off() {
+    let harness = Harness::start().await;
+    *harness.world.upstream_response.lock().unwrap() =
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\nbegin".to_vec());
+
+    let started = Instant::now();
+    let cut = harness.get("/latest/meta-data/instance-id").await;
+
+    assert_eq!(cut.body(), "begin");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+/// While nothing of it has been passed on, a status can still tell.
+#[tokio::test(start_paused = true)]
+async fn a_small_body_that_stalls_or_breaks_off_is_an_error_and_no_half_answer() {
+    use tokio::io::AsyncWriteExt as _;
     let harness = Harness::start().await;
     *harness.world.upstream_response.lock().unwrap() =
         Some(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin".to_vec());
 
-    let started = tokio::time::Instant::now();
-    let cut = harness.get("/latest/meta-data/instance-id").await;
+    let started = Instant::now();
+    let stalled = harness.get("/latest/meta-data/instance-id").await;
 
-    assert_eq!(cut.body(), "begin");
-    assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(stalled.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let SocketAddr::V4(addr) = listener.local_addr().unwrap() else { unreachable!() };
+    let breaking_off = MetadataServer::new(MetadataAddr::v4_only(addr), Arc::clone(&harness.world) as _);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin").await);
+        }
+    });
+    let target = route(
+        &http::Method::GET,
+        &Target::parse(b"/latest/meta-data/instance-id", MetadataAddr::v4_only(addr)).unwrap(),
+        MetadataPolicy::Standard,
+    );
+    let Route::PassThrough(target) = target else { panic!("{target:?}") };
+    let share = Quota::new(0).take(&PodUid::parse(UID).unwrap()).unwrap();
+
+    let broken = relay(&breaking_off, &Request::new(()), &target, share).await;
+
+    assert!(matches!(broken, Err(UpstreamError::Exchange(_))));
 }
 
 /// A byte now and then is no stall, but no end either.
@@ -288,7 +328,7 @@ async fn a_body_that_does_not_end_is_cut_off() {
     let harness = Harness::start().await;
     *harness.world.upstream_drips.lock().unwrap() = true;
 
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let cut = harness.get("/latest/meta-data/instance-id").await;
 
     assert!(cut.body().len() > 10, "{}", cut.body());

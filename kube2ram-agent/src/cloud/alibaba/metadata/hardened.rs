@@ -9,10 +9,9 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
-use crate::cloud::upstream::{Upstream, UpstreamError, read_bounded};
+use crate::cloud::upstream::{ResponseBody, Upstream, UpstreamError, read_bounded};
 
 /// An [`Upstream`] that satisfies hardened mode, and works without.
 pub struct HardenedMode {
@@ -34,7 +33,7 @@ impl HardenedMode {
         Self { upstream: Box::new(upstream), session: Mutex::new(None) }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let token = self.token().await?;
         let response = self.upstream.send(with_token(request.clone(), token.as_ref())).await?;
         let outdated = match response.status() {
@@ -96,7 +95,7 @@ impl HardenedMode {
 
 #[async_trait::async_trait]
 impl Upstream for HardenedMode {
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, UpstreamError> {
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout))
     }
 }
