@@ -238,14 +238,16 @@ impl WireGuard {
 
     fn look_at_pods(&mut self, look: &mut Look) {
         let now = Instant::now();
+        let changes = self.pods.values().filter_map(|pod| pod.changes.as_ref());
+        let mut may_have_happened = namespaces::may_have_happened(changes).into_iter();
         for pod in self.pods.values_mut() {
-            match &pod.changes {
-                None => pod.ask_at = now,
-                Some(changes) if changes.have_happened() => {
-                    // A device that has left may be in another pod's now.
-                    (pod.ask_at, self.search_at) = (now, now);
-                }
-                Some(_) => {}
+            let Some(changes) = &pod.changes else {
+                pod.ask_at = now;
+                continue;
+            };
+            if may_have_happened.next().unwrap_or(true) && changes.have_happened() {
+                // A device that has left may be in another pod's now.
+                (pod.ask_at, self.search_at) = (now, now);
             }
         }
         // What is told by its process alone must be told anew when that is gone. The others can wait until they are asked.

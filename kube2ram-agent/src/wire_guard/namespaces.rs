@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
@@ -50,6 +51,15 @@ impl DeviceChanges {
             }
         }
         true
+    }
+}
+
+/// Which of these may have something to tell, in their order: one system call for all. Nothing when the kernel does not say; then each is to be asked.
+pub(super) fn may_have_happened<'a>(changes: impl Iterator<Item = &'a DeviceChanges>) -> Vec<bool> {
+    let mut sockets: Vec<_> = changes.map(|changes| PollFd::new(&changes.0, PollFlags::IN)).collect();
+    match poll(&mut sockets, Some(&Timespec::default())) {
+        Ok(_) => sockets.iter().map(|socket| !socket.revents().is_empty()).collect(),
+        Err(_) => Vec::new(),
     }
 }
 
