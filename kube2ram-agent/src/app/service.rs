@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
@@ -268,10 +269,8 @@ impl Service {
                 let (server, connections) = (Arc::clone(&self.server), self.connections.clone());
                 move |listener, origins, closing, ending| {
                     let serving = Arc::clone(&server).serve(listener, origins, closing);
-                    connections.spawn(async move {
-                        serving.await;
-                        drop(ending);
-                    });
+                    // An async block would hold the future twice, before it is awaited and while.
+                    connections.spawn(serving.map(|()| drop(ending)));
                 }
             }),
         );
