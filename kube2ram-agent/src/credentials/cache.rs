@@ -34,16 +34,24 @@ use crate::{
 /// What bounds a [`Cache`].
 ///
 /// STS allows 100 requests a second to all nodes of an account together. One node in steady state asks for each of its sessions every
-/// 26 minutes, so the rates are for bad moments: the node's lets 50 roles start at once and makes one node a tenth of the account's
-/// limit at the most; a pod's is far above what one annotation needs, and keeps a pod that changes its own in a loop off the others.
+/// 26 minutes, so the rates are for bad moments. Over minutes a node takes a tenth of the account's limit at the most. When many pods start
+/// at once and ask, it may take 50 at once and 50 a second, which is the whole limit in the first second and half of it after that, until it has taken
+/// 250: so many pods of different roles, as many as a large node runs, are served within five seconds. What nobody waits for has a fifth of that. A pod's rate is
+/// far above what one annotation needs, and keeps a pod that changes its own in a loop off the others.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// How many role sessions are kept.
     pub sessions: usize,
     /// How many of them are issued at once.
     pub concurrent_issues: usize,
-    /// How fast the node asks STS.
+    /// How many calls may be under way when one is begun that nobody waits for.
+    pub concurrent_ahead: usize,
+    /// How fast the node asks STS, over minutes.
     pub node: Rate,
+    /// How much of the burst is for sessions that somebody waits for.
+    pub reserve: u32,
+    /// How fast the node asks STS, over seconds.
+    pub pace: Rate,
     /// How fast it asks for one pod.
     pub pod: Rate,
     /// Spreads what would otherwise happen at the same moment everywhere: a random number in 0 – 1.
@@ -54,8 +62,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: 4096,
-            concurrent_issues: 8,
-            node: Rate { burst: 50, interval: Duration::from_millis(100) },
+            concurrent_issues: 32,
+            concurrent_ahead: 8,
+            node: Rate { burst: 250, interval: Duration::from_millis(100) },
+            reserve: 200,
+            pace: Rate { burst: 50, interval: Duration::from_millis(20) },
             pod: Rate { burst: 4, interval: Duration::from_secs(15) },
             jitter,
         }
@@ -116,7 +127,14 @@ impl Cache {
         metrics: Metrics,
     ) -> Self {
         let metrics = Arc::new(metrics);
-        let rates = Rates { concurrent: limits.concurrent_issues, node: limits.node, pod: limits.pod };
+        let rates = Rates {
+            concurrent: limits.concurrent_issues,
+            concurrent_ahead: limits.concurrent_ahead,
+            node: limits.node,
+            reserve: limits.reserve,
+            pace: limits.pace,
+            pod: limits.pod,
+        };
         Self(Arc::new(Shared {
             issuer,
             clock,
@@ -224,18 +242,30 @@ impl Cache {
         pod: &PodUid,
     ) -> Result<Arc<Credentials>, CredentialError> {
         let session = session.into();
-        let Shared { metrics, .. } = &*self.0;
-        let (fallback, mut fetched) = match self.0.ask(&session, pod) {
+        let metrics = &self.0.metrics;
+        match self.0.ask(&session, pod) {
             (Answer::Failed(error), _) => {
                 metrics.failed.inc();
-                return Err(error);
+                Err(error)
             }
             (Answer::Hit(credentials), _) => {
                 metrics.hit.inc();
-                return Ok(credentials);
+                Ok(credentials)
             }
-            (Answer::Wait(fallback), fetched) => (fallback, fetched),
-        };
+            // In a box, since most of those who ask do not wait, and move this future.
+            (Answer::Wait(fallback), fetched) => Box::pin(self.wait(session, pod, fallback, fetched)).await,
+        }
+    }
+
+    /// Waits for a fetch, and for those that follow.
+    async fn wait(
+        &self,
+        session: Arc<RoleSession>,
+        pod: &PodUid,
+        fallback: Option<Arc<Credentials>>,
+        mut fetched: Option<watch::Receiver<()>>,
+    ) -> Result<Arc<Credentials>, CredentialError> {
+        let metrics = &self.0.metrics;
         if fallback.is_some() { &metrics.refresh } else { &metrics.miss }.inc();
 
         let deadline = Instant::now() + ANSWER_DEADLINE;
@@ -431,9 +461,8 @@ impl Tenure {
                     () = self.wake.notified() => {}
                 }
             }
-            let Some(place) = self.turn().await else { return };
-            let result = self.cache.issue(&self.session).await;
-            drop(place);
+            // In a box, which lasts for a moment: a thousand keepers that rest would each hold as much for nothing.
+            let Some(result) = Box::pin(self.fetch()).await else { return };
             let (limit, jitter) = (self.session.duration, self.cache.jitter);
             self.with_slot(|slot, now| {
                 slot.place = None;
@@ -445,6 +474,12 @@ impl Tenure {
                 }
             });
         }
+    }
+
+    /// `None` when the entry is gone, or at a shutdown.
+    async fn fetch(&self) -> Option<Result<Credentials, IssueError>> {
+        let _place = self.turn().await?;
+        Some(self.cache.issue(&self.session).await)
     }
 
     /// Waits for its turn at STS; `None` when the entry is gone, or at a shutdown.

@@ -1,4 +1,4 @@
-//! Whose turn at STS is next: one token bucket for the node, one for each pod, and turns by pod. Pure: time is passed in.
+//! Whose turn at STS is next: two token buckets for the node, one for each pod, and turns by pod. Pure: time is passed in.
 //! Called by `gate` only, under its lock.
 
 use std::{
@@ -42,8 +42,14 @@ impl Rank {
 pub(super) struct Rates {
     /// How many turns are taken at once.
     pub(super) concurrent: usize,
-    /// The node's.
+    /// How many may be under way when one of [`Rank::Ahead`] is granted.
+    pub(super) concurrent_ahead: usize,
+    /// The node's, over minutes.
     pub(super) node: Rate,
+    /// How much of the node's burst [`Rank::Ahead`] leaves to the others.
+    pub(super) reserve: u32,
+    /// The node's, over seconds: how fast its burst may be used up.
+    pub(super) pace: Rate,
     /// Each pod's.
     pub(super) pod: Rate,
 }
@@ -64,6 +70,7 @@ pub(super) struct TicketId(u64);
 pub(super) struct Turns {
     rates: Rates,
     node: Bucket,
+    pace: Bucket,
     pods: HashMap<PodUid, Bucket>,
     lanes: [Lane; 3],
     tickets: HashMap<TicketId, Ticket>,
@@ -108,8 +115,13 @@ impl Bucket {
 
     /// When there is a token; now, if there is one. To be counted first.
     fn ready_at(&self, rate: Rate) -> Instant {
+        self.above(0, rate)
+    }
+
+    /// When there is a token more than `reserve`.
+    fn above(&self, reserve: u32, rate: Rate) -> Instant {
         // The last digit of a floating-point sum is no reason to wait.
-        let missing = Some(1.0 - self.tokens).filter(|missing| *missing > 1e-9);
+        let missing = Some(f64::from(reserve) + 1.0 - self.tokens).filter(|missing| *missing > 1e-9);
         self.counted_at + rate.interval.mul_f64(missing.unwrap_or_default())
     }
 
@@ -123,6 +135,7 @@ impl Turns {
         Self {
             rates,
             node: Bucket::full(rates.node, now),
+            pace: Bucket::full(rates.pace, now),
             pods: HashMap::new(),
             lanes: Default::default(),
             tickets: HashMap::new(),
@@ -179,11 +192,14 @@ impl Turns {
     }
 
     /// STS throttles the whole account: what nobody waits for, and what has failed before, pauses for as long as STS says, longer each
-    /// time in a row. `jitter` lies in 0 – 1.
+    /// time in a row; the rest goes at the node's rate, without a burst. A call that is throttled during a pause prolongs it, but does not count once more.
+    /// `jitter` lies in 0 – 1.
     pub(super) fn throttle(&mut self, retry_after: Option<Duration>, now: Instant, jitter: f64) {
-        let doubled = PAUSE.saturating_mul(1 << self.throttled.min(8)).min(PAUSE_LIMIT);
-        self.throttled = self.throttled.saturating_add(1);
+        if self.paused_until.is_none_or(|until| until <= now) {
+            self.throttled = self.throttled.saturating_add(1);
+        }
         self.throttled_at = Some(now);
+        let doubled = PAUSE.saturating_mul(1 << self.throttled.saturating_sub(1).min(8)).min(PAUSE_LIMIT);
         let pause = retry_after.unwrap_or_default().min(PAUSE_LIMIT).max(doubled).mul_f64(1.0 + jitter);
         self.paused_until = self.paused_until.max(Some(now + pause));
     }
@@ -197,7 +213,9 @@ impl Turns {
     pub(super) fn grant(&mut self, now: Instant) -> Option<Instant> {
         while self.running < self.rates.concurrent && !self.tickets.is_empty() {
             self.node.count(self.rates.node, now);
-            let ready_at = self.node.ready_at(self.rates.node);
+            let pace = self.pace_at(now);
+            self.pace.count(pace, now);
+            let ready_at = self.node.ready_at(self.rates.node).max(self.pace.ready_at(pace));
             if ready_at > now {
                 return Some(ready_at);
             }
@@ -206,6 +224,13 @@ impl Turns {
             }
         }
         None
+    }
+
+    fn pace_at(&self, now: Instant) -> Rate {
+        match self.paused_until {
+            Some(until) if now < until => Rate { burst: 1, ..self.rates.node },
+            _ => self.rates.pace,
+        }
     }
 
     fn grant_one(&mut self, now: Instant) -> Result<(), Option<Instant>> {
@@ -217,6 +242,21 @@ impl Turns {
             {
                 sooner(until);
                 continue;
+            }
+            // After a pause one call finds out whether it is over.
+            if rank != Rank::Demand && self.throttled > 0 && self.running > 0 {
+                continue;
+            }
+            if rank == Rank::Ahead {
+                let above_reserve_at = self.node.above(self.rates.reserve, self.rates.node);
+                if above_reserve_at > now {
+                    sooner(above_reserve_at);
+                    continue;
+                }
+                // The end of one that is under way is an occasion to look again.
+                if self.running >= self.rates.concurrent_ahead {
+                    continue;
+                }
             }
             let lane = &mut self.lanes[rank as usize];
             for _ in 0..lane.order.len() {
@@ -234,6 +274,7 @@ impl Turns {
                 }
                 bucket.take();
                 self.node.take();
+                self.pace.take();
                 self.running += 1;
                 if let Some(ticket) = self.tickets.remove(&id) {
                     // A receiver that has gone gives the turn back.
@@ -308,7 +349,9 @@ mod tests {
     fn turns(concurrent: usize, node: u32, pod: u32) -> (Turns, Instant) {
         let now = Instant::now();
         let rate = |burst| Rate { burst, interval: SECOND };
-        (Turns::new(Rates { concurrent, node: rate(node), pod: rate(pod) }, now), now)
+        let (node, pod) = (rate(node), rate(pod));
+        let rates = Rates { concurrent, concurrent_ahead: concurrent, node, reserve: 0, pace: node, pod };
+        (Turns::new(rates, now), now)
     }
 
     /// Which of these have been granted, by index.
@@ -329,6 +372,48 @@ mod tests {
         assert_eq!(granted(&mut places), [3]);
         assert_eq!(turns.grant(now + 2 * SECOND), None);
         assert_eq!(granted(&mut places), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_burst_goes_at_its_own_pace_and_the_rest_at_the_nodes_rate() {
+        let now = Instant::now();
+        let rate = |burst, interval| Rate { burst, interval };
+        let rates = Rates {
+            node: rate(6, 10 * SECOND),
+            pace: rate(2, SECOND),
+            pod: rate(100, SECOND),
+            ..turns(100, 1, 1).0.rates
+        };
+        let mut turns = Turns::new(rates, now);
+        let mut places: Vec<_> = (0..8).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
+
+        let mut seen = Vec::new();
+        let mut at = now;
+        while let Some(due) = turns.grant(at) {
+            seen.push(((at - now).as_secs(), granted(&mut places).len()));
+            at = due;
+        }
+        seen.push(((at - now).as_secs(), granted(&mut places).len()));
+
+        assert_eq!(seen, [(0, 2), (1, 1), (2, 1), (3, 1), (4, 1), (10, 1), (20, 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_leaves_burst_and_places_to_those_who_wait() {
+        let (node, now) = (Rate { burst: 6, interval: SECOND }, Instant::now());
+        let rates = Rates { node, pace: node, reserve: 4, concurrent_ahead: 1, ..turns(100, 1, 100).0.rates };
+        let mut turns = Turns::new(rates, now);
+        let mut ahead: Vec<_> = (0..4).map(|n| turns.join(pod(n), Rank::Ahead).1).collect();
+
+        assert_eq!((turns.grant(now), granted(&mut ahead)), (None, vec![0]), "one at once");
+        turns.finish();
+        assert_eq!((turns.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![1]));
+        turns.finish();
+        assert_eq!((turns.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![]), "above the reserve");
+
+        let mut waiting: Vec<_> = (0..5).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
+        turns.grant(now);
+        assert_eq!(granted(&mut waiting), [0, 1, 2, 3]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -413,17 +498,21 @@ mod tests {
         turns.throttle(Some(5 * SECOND), now, 0.0);
         let mut places = [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| turns.join(pod(1), rank).1);
 
-        assert_eq!(turns.grant(now), Some(now + 5 * SECOND));
+        assert_eq!(turns.grant(now), Some(now + SECOND), "one more that somebody waits for could go then");
         assert_eq!(granted(&mut places), [2]);
-        assert_eq!(turns.grant(now + 5 * SECOND), None);
-        assert_eq!(granted(&mut places), [0, 1]);
+        assert_eq!(turns.grant(now + 2 * SECOND), Some(now + 5 * SECOND));
+        assert_eq!(granted(&mut places), [0; 0]);
+        for expected in [1, 0] {
+            turns.finish();
+            assert_eq!((turns.grant(now + 5 * SECOND), granted(&mut places)), (None, vec![expected]));
+        }
 
         let later = now + 10 * SECOND;
         turns.join(pod(1), Rank::Ahead);
         turns.throttle(None, later, 0.0);
         assert_eq!(turns.grant(later), Some(later + 2 * SECOND));
         turns.throttle(None, later, 1.0);
-        assert_eq!(turns.grant(later), Some(later + 8 * SECOND));
+        assert_eq!(turns.grant(later), Some(later + 4 * SECOND), "one that was under way with it");
         let answered = later + SECOND;
         assert!(turns.unthrottle(answered));
         turns.throttle(None, answered, 0.0);
@@ -443,8 +532,10 @@ mod tests {
         assert_eq!(granted(&mut places), [0; 0]);
         assert!(turns.unthrottle(now + SECOND));
         turns.grant(now);
+        assert_eq!(granted(&mut places), [1], "not all at once");
+        turns.grant(now + SECOND);
 
-        assert_eq!(granted(&mut places), [0, 1]);
+        assert_eq!(granted(&mut places), [0]);
         assert!(!turns.unthrottle(now + SECOND), "it was over before");
     }
 
