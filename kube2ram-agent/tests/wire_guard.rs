@@ -199,6 +199,29 @@ fn an_uplink_that_moves_into_a_pod_stays_covered() {
     assert_eq!(arriving(&sandbox, "pod", &uplink), 0);
 }
 
+/// Nothing in the pod's own namespace tells of it: its end of the pair only shows another namespace at its other end.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_pods_pair_whose_other_end_leaves_the_node_is_covered() {
+    let mut sandbox = started("wire-peer");
+    sandbox.add_pod(&PodSpec::new("other").role("pod-role")).unwrap();
+    eventually("nothing leads out of pods", || metric(&mut sandbox, OF_PODS) == 0.0);
+    let shown = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let inside = shown(
+        sandbox.pod("pod").unwrap().pod().command("app", "ip").unwrap().args(["-o", "link", "show", "eth0"]),
+    );
+    let index = inside.split_once("@if").unwrap().1.split_once(':').unwrap().0;
+    let all = shown(Command::new("ip").args(["-o", "link"]));
+    let peer = all.lines().find_map(|line| line.strip_prefix(&format!("{index}: "))).unwrap();
+    let peer = peer.split_once('@').unwrap().0;
+    let elsewhere = sandbox.pod("other").unwrap().pod().netns().unwrap();
+
+    run("ip", &["link", "set", peer, "netns", elsewhere.to_str().unwrap()]);
+
+    eventually("both ends of a pair between two pods", || metric(&mut sandbox, OF_PODS) == 2.0);
+    assert_eq!(metric(&mut sandbox, "kube2ram_wire_guard_in_force"), 1.0);
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn it_outlives_the_agent_and_goes_with_the_flag_or_the_rest() {

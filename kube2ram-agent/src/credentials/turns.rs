@@ -409,7 +409,11 @@ mod tests {
         turns.finish();
         assert_eq!((turns.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![1]));
         turns.finish();
-        assert_eq!((turns.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![]), "above the reserve");
+        assert_eq!(
+            (turns.grant(now), granted(&mut ahead)),
+            (Some(now + SECOND), vec![]),
+            "above the reserve"
+        );
 
         let mut waiting: Vec<_> = (0..5).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
         turns.grant(now);

@@ -42,7 +42,14 @@ impl Issuer for Account {
             self.throttled.fetch_add(1, Ordering::SeqCst);
             let (code, message) = ("Throttling.User".into(), "m".into());
             let kind = IssueErrorKind::Throttled;
-            return Err(IssueError { kind, code, message, request_id: None, retry_after: None, source: None });
+            return Err(IssueError {
+                kind,
+                code,
+                message,
+                request_id: None,
+                retry_after: None,
+                source: None,
+            });
         }
         let issued_at = self.clock.now();
         Ok(Credentials {
@@ -103,7 +110,11 @@ async fn two_hundred_and_fifty_pods_of_different_roles_that_start_at_once_are_se
     println!("250 pods on one node: {seconds:?}, throttled {}", account.throttled.load(Ordering::SeqCst));
     assert!(within(&served, SECOND) >= 70, "{seconds:?}");
     assert_eq!(within(&served, 6 * SECOND), 250, "{seconds:?}");
-    assert_eq!(account.throttled.load(Ordering::SeqCst), 0, "one node alone stays within the account's limit");
+    assert_eq!(
+        account.throttled.load(Ordering::SeqCst),
+        0,
+        "one node alone stays within the account's limit"
+    );
 }
 
 #[tokio::test(start_paused = true)]
