@@ -17,6 +17,7 @@ use rustix::process::{Pid, kill_process};
 
 use crate::{
     client::{Reply, Request},
+    log_writer,
     node::{Node, Pod},
 };
 
@@ -293,6 +294,9 @@ impl Agent {
 
     /// Everything it has ever logged.
     pub fn log(&self) -> String {
+        if let Some(cgroup) = self.pod.container_cgroup(Self::CONTAINER) {
+            log_writer::await_written(&cgroup.join("cgroup.procs"));
+        }
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 

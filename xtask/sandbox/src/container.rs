@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{agent::Agent, node::Pod};
+use crate::{agent::Agent, log_writer, node::Pod};
 
 /// An image: a root file system and what is run in it.
 #[derive(Clone, Debug)]
@@ -182,6 +182,7 @@ impl Container {
 
     /// What it has written.
     pub fn log(&self) -> String {
+        log_writer::await_written(&self.procs);
         fs::read_to_string(self.bundle.join("log")).unwrap_or_default()
     }
 

@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod container;
 pub mod kernel;
+mod log_writer;
 pub mod node;
 pub mod prometheus;
 mod sandbox;
