@@ -11,12 +11,15 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
-pub(crate) use self::watch::{Handle, Watch, WatchId};
 pub use self::{
     cgroup::{CgroupTree, cgroup_id, qos_cgroups},
     cgroup_path::pod_of_path,
     live::{live_pods, pod_cgroups},
     mount::{MountError, find_cgroup_root, find_pods_cgroup, is_populated, other_pods_cgroups, own_cgroup},
+};
+pub(crate) use self::{
+    live::child_cgroups,
+    watch::{Handle, Watch, WatchId},
 };
 
 /// A cgroup2 id: the 64-bit file handle of its directory. Never reused on a 64-bit kernel while it is up.

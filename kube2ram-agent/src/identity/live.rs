@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     io::{self, ErrorKind},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -59,6 +60,18 @@ fn directories(parent: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The children of a cgroup; none when it is gone. Most cgroups are a container's and have none, which the kernel tells without listing some sixty files: it
+/// counts a directory's children in its links (`kernfs_refresh_inode`, fs/kernfs/inode.c).
+pub(crate) fn child_cgroups(cgroup: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let may_have_any = fs::metadata(cgroup).is_ok_and(|metadata| metadata.nlink() != LINKS_OF_CHILDLESS);
+    let entries = may_have_any.then(|| fs::read_dir(cgroup)).and_then(Result::ok);
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    entries.into_iter().flatten().filter_map(Result::ok).filter(is_directory).map(|entry| entry.path())
+}
+
+/// Its name and its own `.`; file systems that count nothing have 1.
+const LINKS_OF_CHILDLESS: u64 = 2;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +106,18 @@ mod tests {
         fs::create_dir_all(root.path().join(&again)).unwrap();
         let trees = ["kubepods.slice", "kubepods"].map(|pods| root.path().join(pods));
         assert_eq!(pod_cgroups(root.path(), &trees).unwrap()[&uid(1)], root.path().join(again));
+    }
+
+    #[test]
+    fn children_are_directories_and_a_cgroup_without_any_has_none() {
+        let cgroup = tempfile::tempdir().unwrap();
+        fs::write(cgroup.path().join("cgroup.procs"), "").unwrap();
+        let children = || child_cgroups(cgroup.path()).collect::<Vec<_>>();
+        assert!(children().is_empty());
+
+        fs::create_dir(cgroup.path().join("container")).unwrap();
+
+        assert_eq!(children(), [cgroup.path().join("container")]);
+        assert_eq!(child_cgroups(&cgroup.path().join("gone")).count(), 0);
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::netns::{Netns, NetnsId};
+use crate::identity::child_cgroups;
 
 /// What a pod's processes tell.
 #[derive(Debug)]
@@ -66,12 +67,9 @@ fn of_pod_in(procfs: &Path, cgroup: &Path, host: NetnsId) -> io::Result<Found> {
         for pid in pids {
             search.look_at(pid, &cgroup)?;
         }
-        if depth < MAX_DEPTH
-            && let Ok(entries) = fs::read_dir(&cgroup)
-        {
-            let children = entries.filter_map(Result::ok).filter(is_directory).take(left);
+        if depth < MAX_DEPTH {
             let before = cgroups.len();
-            cgroups.extend(children.map(|entry| (entry.path(), depth + 1)));
+            cgroups.extend(child_cgroups(&cgroup).take(left).map(|child| (child, depth + 1)));
             left -= cgroups.len() - before;
         }
     }
@@ -161,10 +159,6 @@ fn start_time(stat: &[u8]) -> Option<u64> {
 
 fn is_one_of(error: &io::Error, errnos: &[Errno]) -> bool {
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-fn is_directory(entry: &fs::DirEntry) -> bool {
-    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ use rustix::{
     },
 };
 
-use crate::listeners::{Netns, NetnsId};
+use crate::{
+    identity::child_cgroups,
+    listeners::{Netns, NetnsId},
+};
 
 /// Tells when devices of the namespace change in which it was made. It keeps the namespace alive.
 #[derive(Debug)]
@@ -88,12 +91,7 @@ pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsI
                 Ok(_) | Err(_) => {}
             }
         }
-        let children = fs::read_dir(&cgroup).into_iter().flatten().filter_map(Result::ok);
-        cgroups.extend(
-            children
-                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|child| child.path()),
-        );
+        cgroups.extend(child_cgroups(&cgroup));
     }
     Ok(found)
 }
