@@ -123,17 +123,28 @@ fn one_request(bytes: &[u8]) -> &str {
 /// Whether what passed is, in order, what requests of the stream ask for. Of a last one in doubt nothing is known.
 fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80));
-    // hyper's parser of targets drops a fragment before the agent sees it.
-    let before_fragment = |target: &[u8]| target.split(|byte| *byte == b'#').next().map(<[u8]>::to_vec);
     let mut asked = framing
         .requests
         .iter()
-        .filter_map(|request| Target::parse(&before_fragment(request.target)?, metadata).ok());
+        .filter_map(|request| Target::parse(&as_the_agent_sees(request.target), metadata).ok());
     let mut left = passed.iter().skip_while(|passed| {
         let path = passed.split('?').next().unwrap_or_default();
         asked.any(|target| target.path.as_str() == path)
     });
     left.next().is_none() || (framing.ends_in_doubt && left.next().is_none())
+}
+
+/// hyper's parser of targets drops a fragment, and gives an absolute one that has no path the path `/` (RFC 3986, 6.2.3).
+fn as_the_agent_sees(target: &[u8]) -> Vec<u8> {
+    let mut target = target.split(|byte| *byte == b'#').next().unwrap_or_default().to_vec();
+    let authority = target.windows(3).position(|bytes| bytes == b"://").map(|at| at + 3);
+    if let Some(authority) = authority
+        && let Some(end) = target[authority..].iter().position(|byte| matches!(byte, b'/' | b'?'))
+        && target[authority + end] == b'?'
+    {
+        target.insert(authority + end, b'/');
+    }
+    target
 }
 
 fn contains(text: &[u8], needle: &str) -> bool {

@@ -2,6 +2,7 @@
 //! Depends on the HTTP client. Called inside pods by the binary's `client storm`.
 
 use std::{
+    io::{self, ErrorKind},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -32,7 +33,9 @@ pub struct StormReport {
     pub wrong: usize,
     /// Refusals: the agent did not know who asked, or had nothing for it.
     pub missing: usize,
-    /// Connections that failed, and why the first ones did.
+    /// Requests that were told to ask again, or were not answered in time: the machine is slow.
+    pub late: usize,
+    /// Connections that failed in another way, and why the first ones did.
     pub errors: usize,
     /// At most ten.
     pub error_samples: Vec<String>,
@@ -54,6 +57,7 @@ impl Storm {
             total.ok += report.ok;
             total.wrong += report.wrong;
             total.missing += report.missing;
+            total.late += report.late;
             total.errors += report.errors;
             total.error_samples.extend(report.error_samples);
             total.latencies_us.extend(report.latencies_us);
@@ -80,9 +84,11 @@ impl Storm {
                     match reply.status {
                         200 if self.is_ours(list, &reply.body) => report.ok += 1,
                         200 => report.wrong += 1,
+                        503 => report.late += 1,
                         _ => report.missing += 1,
                     }
                 }
+                Err(error) if is_late(&error) => report.late += 1,
                 Err(error) => {
                     report.errors += 1;
                     if report.error_samples.len() < 10 {
@@ -100,4 +106,9 @@ impl Storm {
         serde_json::from_str::<Credentials>(body)
             .is_ok_and(|given| given.access_key_id.starts_with(&format!("STS.{}.", self.role)))
     }
+}
+
+/// A socket whose time is up says that nothing is there yet.
+fn is_late(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
