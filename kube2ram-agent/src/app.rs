@@ -70,6 +70,8 @@ pub async fn run(
     }
     // An error means that somebody did it before us, in a test.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    // What is wrong with it, no attempt mends.
+    let sts = sts_access(environment, &config);
     raise_descriptor_limit();
     let node = Node::examine(&config)?;
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
@@ -84,7 +86,14 @@ pub async fn run(
     // Behind an agent that does not speak with us there is nothing to prepare: all that is missing is its end, for which Kubernetes may wait for us.
     let mut starting = Some(starting);
     let claim = handover::claim(&config.bpf_dir, &state, &node.hello, || {
-        starting.take().into_iter().for_each(Pending::ready);
+        match &sts {
+            Ok(_) => starting.take().into_iter().for_each(Pending::ready),
+            // Not ready, or Kubernetes ends the one that serves for one that cannot.
+            Err(error) => error!(
+                error = chain(error),
+                "this agent cannot serve, and waits for the end of the one that does"
+            ),
+        }
     });
     let Some(seat) = shutdown.run_until_cancelled(claim).await else { return Ok(()) };
     let (standing, pass) = match seat.map_err(AppError::Handover)? {
@@ -93,6 +102,7 @@ pub async fn run(
             let pass = front.datapath.pass().map_err(AppError::Datapath)?;
             (Standing::Serves(Box::new(front)), pass)
         }
+        Seat::Taken(_) if sts.is_err() => return sts.map(drop),
         Seat::Taken(predecessor) => {
             let pass = Datapath::rehearse(&node.settings).map_err(AppError::Datapath)?;
             (Standing::By(predecessor), pass)
@@ -100,10 +110,8 @@ pub async fn run(
     };
     let pass = Arc::new(pass);
 
-    // What is wrong with these, no attempt mends. But the programs deny already: an agent that ends sooner leaves a new node's pods the node's role.
-    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
-    let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
-    let sts = StsAccess { client, signer };
+    // Not sooner: the programs deny already, and an agent that ends before leaves a new node's pods the node's role.
+    let sts = sts?;
     let mut service =
         Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
     if matches!(standing, Standing::By(_)) {
@@ -204,6 +212,13 @@ async fn succeed(
             Seat::Taken(another) => predecessor = another,
         }
     }
+}
+
+/// How STS is asked, and with what.
+fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
+    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
+    let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
+    Ok(StsAccess { client, signer })
 }
 
 /// Each connection takes a descriptor, and some runtimes give 1,024 to whoever does not ask for more: the server's own bound is to be

@@ -73,16 +73,18 @@ pub enum WireGuardError {
 
 /// How long a device may be there without the program.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often namespaces of pods are searched when nothing happens: by then what was missed is found.
-const SEARCH_EVERY: Duration = Duration::from_secs(30);
+/// How often namespaces of pods are searched when nothing happens: by then what was missed is found, and what no process is in any more is let go.
+const SEARCH_EVERY: Duration = Duration::from_secs(10);
+/// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as often as it likes.
+const SEARCH_PAUSE: Duration = Duration::from_secs(2);
 /// How often, at least, a namespace is asked in which nothing happens and no device is covered. Whatever makes one of its devices lead out is
 /// told at once: by the namespace itself, or by the node's when the other end of a pair leaves it. Each question takes a thread.
-const ASK_AGAIN: Duration = Duration::from_mins(2);
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
 
 /// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make thousands.
-const MAX_PEERS: usize = 8;
+const MAX_PEERS: usize = 64;
 
 /// The guard of one node. Dropping it leaves the programs attached.
 #[derive(Debug)]
@@ -99,14 +101,14 @@ pub struct WireGuard {
     node_devices: BTreeSet<WireDevice>,
     node_links: Vec<u32>,
     pods: HashMap<NetnsId, Pod>,
+    searched_at: Instant,
     search_at: Instant,
     search_until: Instant,
     /// Devices that were logged as covered, or failures, are logged once.
     said: Option<String>,
 }
 
-/// A network namespace of pods. Nothing here keeps it alive for longer than one look: the network plugin may wait
-/// for its end.
+/// A network namespace of pods. Nothing here keeps it alive for longer than until the next search: the network plugin may wait for its end.
 #[derive(Debug)]
 struct Pod {
     /// One that is in it, as a directory of procfs.
@@ -171,6 +173,7 @@ impl WireGuard {
             node_devices: BTreeSet::new(),
             node_links: Vec::new(),
             pods: HashMap::new(),
+            searched_at: Instant::now(),
             search_at: Instant::now(),
             search_until: Instant::now(),
             said: None,
@@ -219,13 +222,9 @@ impl WireGuard {
                 if known != self.node_devices || links != self.node_links {
                     let now = Instant::now();
                     self.search_until = now + SEARCH_AFTER_CHANGE;
-                    let has_left = |index: &u32| !links.contains(index);
-                    let left: Vec<_> =
-                        self.node_links.iter().filter(|index| has_left(index)).copied().collect();
-                    for pod in self.pods.values_mut() {
-                        if left.iter().any(|index| pod.peers.contains(index)) {
-                            pod.ask_at = now;
-                        }
+                    let here: BTreeSet<_> = links.iter().copied().collect();
+                    for pod in self.pods.values_mut().filter(|pod| !pod.peers.is_subset(&here)) {
+                        pod.ask_at = now;
                     }
                 }
                 self.node_links = links;
@@ -246,28 +245,34 @@ impl WireGuard {
                 continue;
             };
             if may_have_happened.next().unwrap_or(true) && changes.have_happened() {
+                pod.ask_at = now;
                 // A device that has left may be in another pod's now.
-                (pod.ask_at, self.search_at) = (now, now);
+                self.search_at = self.search_at.min(self.searched_at + SEARCH_PAUSE);
             }
         }
-        // What is told by its process alone must be told anew when that is gone. The others can wait until they are asked.
+        // What is told by its process alone must be told anew when that is gone. The others can wait until they are asked, or the next search.
         let before = self.pods.len();
-        self.pods.retain(|id, pod| pod.ask_at > now || pod.is_in(*id));
-        if now >= self.search_at || now < self.search_until || self.pods.len() < before {
-            self.search_at = now + SEARCH_EVERY;
+        let is_due = now >= self.search_at;
+        self.pods.retain(|id, pod| (pod.ask_at > now && !is_due) || pod.is_in(*id));
+        if is_due || now < self.search_until || self.pods.len() < before {
+            (self.searched_at, self.search_at) = (now, now + SEARCH_EVERY);
             match namespaces::of_pods(&self.pods_cgroup, self.host.id) {
                 Ok(found) => {
                     for (id, process) in found {
                         self.pods.entry(id).or_insert_with(|| Pod::new(process));
                     }
                 }
-                Err(error) => look.failures.push(WireGuardError::Namespaces(error)),
+                Err(error) => {
+                    // Until it has been searched, nobody knows that all is covered.
+                    self.search_at = now;
+                    look.failures.push(WireGuardError::Namespaces(error));
+                }
             }
         }
-        for pod in self.pods.values_mut().filter(|pod| pod.ask_at <= Instant::now()) {
+        for (id, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.ask_at <= now) {
             let failures = look.failures.len();
-            pod.look(&mut self.wire, &self.host, look);
-            let is_calm = pod.devices.is_empty() && pod.changes.is_some() && look.failures.len() == failures;
+            let has_looked = pod.look(*id, &mut self.wire, &self.host, look);
+            let is_calm = has_looked && pod.devices.is_empty() && look.failures.len() == failures;
             // Not all at the same moment.
             let again_in = if is_calm { ASK_AGAIN.mul_f64(0.5 + 0.5 * jitter()) } else { LOOK_EVERY };
             pod.ask_at = now + again_in;
@@ -347,15 +352,22 @@ impl Pod {
         Self { process, devices, peers, changes: None, ask_at: Instant::now() }
     }
 
-    /// Whether its process is still there, and in that namespace.
+    /// Whether its process is still there, and in that namespace; also if nobody can tell.
     fn is_in(&self, id: NetnsId) -> bool {
-        namespaces::of_process(&self.process).is_ok_and(|netns| netns.id == id)
+        match namespaces::of_process(&self.process) {
+            Ok(netns) => netns.id == id,
+            Err(error) => namespaces::is_exhausted(&error),
+        }
     }
 
-    fn look(&mut self, wire: &mut Wire, host: &Netns, look: &mut Look) {
+    /// Whether it was looked at: its process may have gone, or into another namespace.
+    fn look(&mut self, id: NetnsId, wire: &mut Wire, host: &Netns, look: &mut Look) -> bool {
         const PLACE: &str = "a pod";
         let Self { process, devices, peers, changes, .. } = self;
         let looked = namespaces::of_process(process).and_then(|netns| {
+            if netns.id != id {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             netns.within(|| {
                 if changes.is_none() {
                     *changes = Some(DeviceChanges::of_this_thread()?);
@@ -367,11 +379,15 @@ impl Pod {
             })
         });
         match looked {
-            Ok(covered) => *devices = covered,
+            Ok(covered) => {
+                *devices = covered;
+                return true;
+            }
             // They change at this moment, or the process is gone: the next look is soon.
             Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
             Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
         }
+        false
     }
 }
 

@@ -143,6 +143,7 @@ fn processes(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(text[..whole].lines().map(|pid| Path::new("/proc").join(pid)).collect())
 }
 
-fn is_exhausted(error: &io::Error) -> bool {
+/// Whether descriptors or memory run out, which says nothing of a process.
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
     [Some(libc::EMFILE), Some(libc::ENFILE), Some(libc::ENOMEM)].contains(&error.raw_os_error())
 }
