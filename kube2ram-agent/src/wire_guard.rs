@@ -259,7 +259,7 @@ impl WireGuard {
             match namespaces::of_pods(&self.pods_cgroup, self.host.id) {
                 Ok(found) => {
                     for (id, process) in found {
-                        self.pods.entry(id).or_insert_with(|| Pod::new(process));
+                        self.pods.entry(id).or_insert_with(|| Pod::new(process, now));
                     }
                 }
                 Err(error) => {
@@ -347,9 +347,9 @@ pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGu
 const CONDITION: &str = "the wire guard in force";
 
 impl Pod {
-    fn new(process: PathBuf) -> Self {
+    fn new(process: PathBuf, now: Instant) -> Self {
         let (devices, peers) = (BTreeSet::new(), BTreeSet::new());
-        Self { process, devices, peers, changes: None, ask_at: Instant::now() }
+        Self { process, devices, peers, changes: None, ask_at: now }
     }
 
     /// Whether its process is still there, and in that namespace; also if nobody can tell.
