@@ -2,12 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem::take,
     sync::Arc,
 };
 
 use kube::core::ObjectMeta;
 
-use super::{AllowLists, object::bounded_annotation, store::Store};
+use super::{AllowLists, object::bounded_annotation};
 
 /// What is kept of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,15 +20,22 @@ pub(super) struct Namespace {
 }
 
 /// The namespaces of the cluster. Those whose lists are the longest have no room if there is none for all: they are not known, so that their pods
-/// wait and get nothing. So nobody's list keeps a shorter one out, and every agent leaves out the same.
+/// wait and get nothing. So nobody's list keeps a shorter one out.
 #[derive(Debug)]
 pub(super) struct Namespaces {
-    store: Store<Box<str>, Namespace>,
-    known_bytes: usize,
-    /// Of those that a relist has brought so far.
-    incoming_bytes: usize,
+    known: Kept,
+    /// What a relist has brought so far.
+    incoming: Kept,
+    is_listed: bool,
     /// For people: the names of some that have no room.
     without_room: HashSet<Box<str>>,
+}
+
+/// As many as there is room for.
+#[derive(Debug, Default)]
+struct Kept {
+    entries: HashMap<Box<str>, Namespace>,
+    bytes: usize,
 }
 
 /// 5,000 namespaces with lists of 700 bytes. A relist may take the same again while it lasts.
@@ -59,59 +67,46 @@ impl Namespace {
 
 impl Namespaces {
     pub(super) fn new() -> Self {
-        Self { store: Store::new(), known_bytes: 0, incoming_bytes: 0, without_room: HashSet::new() }
+        let (known, incoming) = (Kept::default(), Kept::default());
+        Self { known, incoming, is_listed: false, without_room: HashSet::new() }
     }
 
     /// Whether a first list is complete.
     pub(super) fn is_listed(&self) -> bool {
-        self.store.is_listed()
+        self.is_listed
     }
 
     pub(super) fn known(&self) -> &HashMap<Box<str>, Namespace> {
-        self.store.known()
+        &self.known.entries
     }
 
     /// Takes the latest of one, and gives the names of those that have no room because of that, maybe its own. Nothing is known of them any more:
     /// what it was before may allow too much.
     pub(super) fn apply(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
-        self.remove(&name);
-        let (left_out, has_room) = excess(self.known(), self.known_bytes, &name, &namespace);
-        for longer in &left_out {
-            self.known_bytes -= self.store.remove(longer).map_or(0, |namespace| namespace.bytes(longer));
-        }
-        if has_room {
-            self.known_bytes += namespace.bytes(&name);
-            self.store.insert(name.clone(), namespace);
-        }
-        self.leave_out(left_out, (!has_room).then_some(name))
+        self.without_room.remove(&name);
+        let left_out = self.known.put(name, namespace);
+        self.note(left_out)
     }
 
     pub(super) fn remove(&mut self, name: &str) {
         self.without_room.remove(name);
-        if let Some(namespace) = self.store.remove(name) {
-            self.known_bytes -= namespace.bytes(name);
-        }
+        self.known.remove(name);
     }
 
     pub(super) fn start_list(&mut self) {
-        self.store.start_list();
-        self.incoming_bytes = 0;
+        self.incoming = Kept::default();
         self.without_room.clear();
     }
 
-    /// The same as [`Self::apply`] for one that a relist brings.
+    /// The same as [`Self::apply`] for one that a relist brings: look-ups do not see it before the list is complete.
     pub(super) fn list(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
-        // A list of several pages may bring one twice.
-        self.incoming_bytes -= self.store.unlist(&name).map_or(0, |former| former.bytes(&name));
-        let (left_out, has_room) = excess(self.store.incoming(), self.incoming_bytes, &name, &namespace);
-        for longer in &left_out {
-            self.incoming_bytes -= self.store.unlist(longer).map_or(0, |namespace| namespace.bytes(longer));
-        }
-        if has_room {
-            self.incoming_bytes += namespace.bytes(&name);
-            self.store.list(name.clone(), namespace);
-        }
-        self.leave_out(left_out, (!has_room).then_some(name))
+        let left_out = self.incoming.put(name, namespace);
+        self.note(left_out)
+    }
+
+    pub(super) fn finish_list(&mut self) {
+        self.is_listed = true;
+        self.known = take(&mut self.incoming);
     }
 
     /// How many have no room, as far as they are counted.
@@ -119,47 +114,50 @@ impl Namespaces {
         self.without_room.len()
     }
 
-    fn leave_out(&mut self, mut names: Vec<Box<str>>, own: Option<Box<str>>) -> Vec<Box<str>> {
-        names.extend(own);
+    fn note(&mut self, left_out: Vec<Box<str>>) -> Vec<Box<str>> {
         let room = WITHOUT_ROOM_LIMIT.saturating_sub(self.without_room.len());
-        self.without_room.extend(names.iter().take(room).cloned());
-        names
-    }
-
-    pub(super) fn finish_list(&mut self) {
-        drop(self.store.finish_list());
-        self.known_bytes = self.incoming_bytes;
+        self.without_room.extend(left_out.iter().take(room).cloned());
+        left_out
     }
 }
 
-/// Which of `entries`, that take `taken` bytes, have to go for one more: the longest, as long as they are longer than that one. And whether it has
-/// room then.
-fn excess(
-    entries: &HashMap<Box<str>, Namespace>,
-    taken: usize,
-    name: &str,
-    namespace: &Namespace,
-) -> (Vec<Box<str>>, bool) {
-    let needed = namespace.bytes(name);
-    let Some(mut excess) = (taken + needed).checked_sub(LIMIT_BYTES).filter(|excess| *excess > 0) else {
-        return (Vec::new(), true);
-    };
-    let mut longer: Vec<_> = entries
-        .iter()
-        .map(|(name, namespace)| (namespace.bytes(name), name))
-        .filter(|(bytes, _)| *bytes > needed)
-        .collect();
-    longer.sort_unstable();
-    let mut left_out = Vec::new();
-    while let Some((bytes, name)) = longer.pop() {
-        left_out.push(name.clone());
-        excess = excess.saturating_sub(bytes);
-        if excess == 0 {
-            return (left_out, true);
+impl Kept {
+    /// Puts one in the place of what it was. Gives the names of those that have gone for it; its own, if all that are longer would not do.
+    fn put(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
+        self.remove(&name);
+        let needed = namespace.bytes(&name);
+        let Some(left_out) = self.in_the_way_of(needed) else { return vec![name] };
+        for longer in &left_out {
+            self.remove(longer);
+        }
+        self.bytes += needed;
+        self.entries.insert(name, namespace);
+        left_out
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(namespace) = self.entries.remove(name) {
+            self.bytes -= namespace.bytes(name);
         }
     }
-    // All that are longer would not do: then this one goes and they stay.
-    (Vec::new(), false)
+
+    /// The longest, as many as must go for so many bytes; `None` when those that are longer are not enough.
+    fn in_the_way_of(&self, needed: usize) -> Option<Vec<Box<str>>> {
+        let mut excess = (self.bytes + needed).saturating_sub(LIMIT_BYTES);
+        if excess == 0 {
+            return Some(Vec::new());
+        }
+        let entries = self.entries.iter().map(|(name, namespace)| (namespace.bytes(name), name));
+        let mut longer: Vec<_> = entries.filter(|(bytes, _)| *bytes > needed).collect();
+        longer.sort_unstable();
+        let mut left_out = Vec::new();
+        while excess > 0 {
+            let (bytes, name) = longer.pop()?;
+            left_out.push(name.clone());
+            excess = excess.saturating_sub(bytes);
+        }
+        Some(left_out)
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +201,7 @@ mod tests {
         assert!(namespaces.apply("a".into(), listed(quarter)).is_empty(), "the room of the one that is gone");
         assert_eq!(namespaces.without_room(), 1);
         let taken: usize = namespaces.known().iter().map(|(name, namespace)| namespace.bytes(name)).sum();
-        assert_eq!(namespaces.known_bytes, taken);
+        assert_eq!(namespaces.known.bytes, taken);
     }
 
     #[test]

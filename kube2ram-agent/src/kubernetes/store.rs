@@ -1,7 +1,7 @@
 //! What one watch has said: the last value of each object, with a relist that replaces the whole at once.
-//! Pure; called by `kubernetes::namespaces` and `kubernetes::pods`.
+//! Pure; called by `kubernetes::pods`.
 
-use std::{borrow::Borrow, collections::HashMap, hash::Hash};
+use std::{collections::HashMap, hash::Hash};
 
 #[derive(Debug)]
 pub(super) struct Store<K, V> {
@@ -29,30 +29,12 @@ impl<K: Eq + Hash, V> Store<K, V> {
         self.known.insert(key, value)
     }
 
-    pub(super) fn remove<Q>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-        Q: Eq + Hash + ?Sized,
-    {
+    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
         self.known.remove(key)
     }
 
     pub(super) fn start_list(&mut self) {
         self.incoming = HashMap::new();
-    }
-
-    /// What the relist has brought so far.
-    pub(super) fn incoming(&self) -> &HashMap<K, V> {
-        &self.incoming
-    }
-
-    /// Takes one out of what the relist has brought.
-    pub(super) fn unlist<Q>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-        Q: Eq + Hash + ?Sized,
-    {
-        self.incoming.remove(key)
     }
 
     pub(super) fn list(&mut self, key: K, value: V) {
