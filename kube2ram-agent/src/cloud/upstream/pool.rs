@@ -165,6 +165,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some((connection, pool)) = self.carrier.take()
+            && !connection.has_ended
             && (self.has_ended || self.body.is_end_stream())
         {
             pool.put(connection);
