@@ -35,13 +35,15 @@ use self::{
     service::{Opened, Service, StsAccess},
 };
 use crate::{
-    admin::{Pending, Readiness},
     args::Config,
-    cloud::alibaba::{base::Configured, sts::StsClient},
     control::Control,
     datapath::Datapath,
     handover::{self, Post, Predecessor, Seat},
     probe::{Probe, SocketPaths},
+};
+use kube2ram_cloud::alibaba::{base::Configured, sts::StsClient};
+use kube2ram_service::{
+    admin::{Pending, Readiness},
     state_dir::StateDir,
     telemetry::{Log, chain},
 };

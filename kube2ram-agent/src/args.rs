@@ -16,16 +16,20 @@ use url::Url;
 use self::flags::{Flags, Subcommand};
 use crate::{
     boot_guard::{Guard, Installation},
-    cloud::alibaba::endpoint::Endpoint,
     control::ChangeLogLevel,
-    datapath::MetadataAddr,
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
     probe::SocketPaths,
-    role::{AnnotationKeys, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
-    telemetry::LogFormat,
+    role::AnnotationKeys,
+    server::{HostNetworkPods, MetadataPolicy},
 };
+use kube2ram_cloud::{
+    MetadataAddr,
+    alibaba::endpoint::Endpoint,
+    role::{BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
+};
+use kube2ram_service::telemetry::LogFormat;
 
 mod environment;
 mod flags;
@@ -210,27 +214,6 @@ pub enum WireGuardMode {
     Off,
     /// It does, and is not ready while it cannot.
     On,
-}
-
-/// What becomes of a hostNetwork pod that is annotated with no role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum HostNetworkPods {
-    /// It gets what other pods get: the default role, or nothing.
-    Deny,
-    /// It keeps the node's own role.
-    Pass,
-}
-
-/// Which items of the real server pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MetadataPolicy {
-    /// All others.
-    Open,
-    /// All but user data, vendor data and the identity document: a node's user data carries its join secrets.
-    #[value(alias = "closed")]
-    Standard,
-    /// Those of a list: where the pod runs, and the network there.
-    Strict,
 }
 
 /// What becomes of connections to the metadata server that are older than the programs.

@@ -14,12 +14,13 @@ use std::{
 pub use self::host_root::HostRootError;
 use self::{binary::is_static, host_root::HostRoot};
 use crate::{
-    datapath::{BootOutcome, BootSettings, DatapathError, MetadataAddr, apply_boot_guard},
+    datapath::{BootOutcome, BootSettings, DatapathError, apply_boot_guard},
     guard::{self, GuardError},
     identity::{MountError, find_cgroup_root},
-    telemetry::chain,
     wire_guard::{self, WireGuardError},
 };
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::telemetry::chain;
 
 /// The binary, below the host's root.
 const BINARY: (&str, &str) = ("opt/kube2ram/bin", "kube2ram");

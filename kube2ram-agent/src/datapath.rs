@@ -22,8 +22,8 @@ mod upkeep;
 mod wire;
 
 use std::{
-    fmt, io,
-    net::{Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    io,
+    net::SocketAddrV4,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
@@ -47,6 +47,9 @@ pub use self::{
 };
 use crate::identity::{CgroupId, PodUid};
 use kube2ram_common::abi::ABI_VERSION;
+
+/// The log target of the eBPF programs' verdicts.
+pub const VERDICTS: &str = "kube2ram::kernel";
 
 /// Who is behind one accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,15 +91,6 @@ impl Origins for PodOrigin {
     fn origin_of(&self, _: BorrowedFd<'_>) -> Result<Origin, OriginError> {
         Ok(Origin::Pod(self.0.clone()))
     }
-}
-
-/// Marks sockets of the agent itself, so that the connect hook lets them reach the real metadata server.
-pub trait PassGrant: Send + Sync + 'static {
-    /// Grants the pass; call it before connect(2).
-    ///
-    /// # Errors
-    /// The map write's error; the connect would then be redirected to the agent itself, so the caller must give up.
-    fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 }
 
 /// Why the kernel half is not in force. Every message says what to do, where something can be done.
@@ -195,33 +189,3 @@ impl Layout {
 /// The address of the agent's listener on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentAddr(pub SocketAddrV4);
-
-/// The addresses of the metadata server, which serves the same at both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetadataAddr {
-    /// IPv4, and the port of both.
-    pub v4: SocketAddrV4,
-    /// IPv6; `None` where the platform has none.
-    pub v6: Option<Ipv6Addr>,
-}
-
-impl fmt::Display for MetadataAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.socket_v6() {
-            Some(v6) => write!(f, "{} and {v6}", self.v4),
-            None => self.v4.fmt(f),
-        }
-    }
-}
-
-impl MetadataAddr {
-    /// One with an IPv4 address alone.
-    pub const fn v4_only(v4: SocketAddrV4) -> Self {
-        Self { v4, v6: None }
-    }
-
-    /// The IPv6 address with the port.
-    pub fn socket_v6(&self) -> Option<SocketAddrV6> {
-        self.v6.map(|address| SocketAddrV6::new(address, self.v4.port(), 0, 0))
-    }
-}

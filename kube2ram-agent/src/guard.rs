@@ -26,7 +26,9 @@ use self::{
     ruleset::{Family, Target},
     tables::Tables,
 };
-use crate::{datapath::MetadataAddr, netlink::Message, telemetry::chain};
+use crate::netlink::Message;
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::telemetry::chain;
 
 /// Why the guard's tables could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -27,9 +27,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    admin::{Pending, Readiness},
     datapath::{Origin, Settings, dial_as_pod},
     identity::CgroupId,
+};
+use kube2ram_service::{
+    admin::{Pending, Readiness},
     telemetry::chain,
 };
 
@@ -236,7 +238,8 @@ impl Interception {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{AgentAddr, MetadataAddr};
+    use crate::datapath::AgentAddr;
+    use kube2ram_cloud::MetadataAddr;
 
     fn interception() -> Arc<Interception> {
         let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);

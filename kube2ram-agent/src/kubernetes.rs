@@ -1,7 +1,6 @@
 //! What the API server knows: the pods of this node and, where they count, the namespaces' allow-lists, kept by watches; and Events back to it.
 //! The only home of kube and k8s-openapi. Called by `server` (look-ups) and `app` (watches).
 
-mod client;
 mod cluster;
 mod events;
 mod hearing;
@@ -13,16 +12,13 @@ mod pods;
 mod projection;
 mod saved;
 mod seen;
-mod store;
 mod taint;
-mod watch;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 pub use self::{
-    client::{ClientConfig, ClientError},
     cluster::{AllowLists, Cluster, ClusterConfig},
     hearing::{Contact, Resource},
     metrics::Metrics,
@@ -30,28 +26,11 @@ pub use self::{
     seen::{Elsewhere, Presence, Seen},
     taint::{StartupTaint, TaintError},
 };
-use crate::identity::PodUid;
+use crate::{identity::PodUid, pod::Pod};
 
 /// How much is kept of the namespaces' allow-lists.
 #[cfg(test)]
 pub(crate) const ALLOW_LISTS_BYTES: usize = namespaces::LIMIT_BYTES;
-
-/// A pod of this node, trimmed to what is used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    /// `metadata.uid`. A mirror pod's differs from its cgroup's name, which is then its config hash.
-    pub uid: PodUid,
-    /// `metadata.namespace`.
-    pub namespace: Box<str>,
-    /// `metadata.name`.
-    pub name: Box<str>,
-    /// `spec.serviceAccountName`; `default` when unset.
-    pub service_account: Box<str>,
-    /// `spec.hostNetwork`.
-    pub host_network: bool,
-    /// Those of `metadata.annotations` that the agent was told to keep.
-    pub annotations: BTreeMap<Box<str>, Box<str>>,
-}
 
 /// Why a pod cannot be told.
 #[derive(Debug, thiserror::Error)]

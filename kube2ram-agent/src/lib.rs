@@ -6,12 +6,8 @@
 #![deny(unsafe_code)]
 
 pub mod args;
-pub mod clock;
-pub mod closing;
-pub mod dump;
 pub mod memory;
 mod netlink;
-pub mod telemetry;
 #[cfg(test)]
 mod documents;
 
@@ -22,18 +18,16 @@ pub mod interception;
 pub mod listeners;
 pub mod identity;
 pub mod wire_guard;
+pub mod pod;
 pub mod kubernetes;
 pub mod role;
 pub mod policy;
 pub mod credentials;
-pub mod cloud;
 pub mod server;
 
-pub mod admin;
 pub mod boot_guard;
 pub mod control;
 pub mod snapshot;
-pub mod state_dir;
 pub mod status;
 pub mod handover;
 pub mod ancestor;

@@ -50,11 +50,11 @@ pub(crate) use self::{
     netns::Netns,
 };
 use crate::{
-    closing::Closing,
-    datapath::{DatapathError, NetnsCookies, Origins, PassGrant, PodOrigin, PodTarget, Targets},
+    datapath::{DatapathError, NetnsCookies, Origins, PodOrigin, PodTarget, Targets},
     identity::{self, CgroupId, Watch, WatchId},
-    telemetry::chain,
 };
+use kube2ram_cloud::upstream::PassGrant;
+use kube2ram_service::{closing::Closing, telemetry::chain};
 
 /// Starts to serve one listener, until it is told to end or cannot go on, and returns at once. The last argument is to be dropped then. Called within the runtime.
 pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing, Ending) + Send>;

@@ -14,13 +14,16 @@ use kube2ram_agent::{
     args::{self, ArgsError, BootGuardCommand, Command, Config, Output},
     boot_guard,
     control::{self, LogLevel, Request, Shown},
-    dump,
+    datapath::VERDICTS,
     memory::{self, Cached},
     preflight::{NodePaths, Preflight},
     probe,
     status::{Explanation, Paint, Status},
-    telemetry::{Log, Verbosity},
     uninstall::uninstall,
+};
+use kube2ram_service::{
+    dump,
+    telemetry::{Log, Verbosity},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +88,7 @@ fn main() -> ExitCode {
         Err(error) => return tell(&error),
     };
     memory::keep_little();
-    let verbosity = Verbosity::new(config.log_level, config.debug);
+    let verbosity = Verbosity::new(config.log_level, config.debug.then_some(VERDICTS));
     let log = match Log::start(config.log_format, verbosity) {
         Ok(log) => log,
         Err(error) => {

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::role::{BaseArn, RoleArn, RoleSession, Roles};
+use crate::role::Roles;
+use kube2ram_cloud::role::{BaseArn, RoleArn, RoleSession};
 
 mod allow_list;
-mod glob;
 mod memo;
 
 pub use self::allow_list::{PatternFormat, check_allow_list};

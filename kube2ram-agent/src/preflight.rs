@@ -13,12 +13,13 @@ use rustix::process::{Resource, getrlimit};
 use crate::{
     ancestor, boot_guard,
     datapath::{
-        self, Attachment, BootGuard, MetadataAddr, WireHook, attachments, check_bpffs, connect_programs,
-        kernel_version, other_installation,
+        self, Attachment, BootGuard, WireHook, attachments, check_bpffs, connect_programs, kernel_version,
+        other_installation,
     },
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
-    telemetry::chain,
 };
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::telemetry::chain;
 
 /// Where the agent's things are on this node.
 #[derive(Clone, Debug)]

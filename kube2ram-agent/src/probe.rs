@@ -29,7 +29,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::admin::Readiness;
+use kube2ram_service::admin::Readiness;
 
 /// Answers with what the agent waits for.
 #[derive(Debug)]

@@ -20,10 +20,12 @@ use tracing::{debug, error, info, warn};
 
 pub use self::state::{Look, State};
 use crate::{
-    admin::{Pending, Readiness},
     datapath::{AgentAddr, Datapath, DatapathError, Drift, Found},
     identity::{self, Watch, WatchId},
     kubernetes::{About, Notice, Notices},
+};
+use kube2ram_service::{
+    admin::{Pending, Readiness},
     telemetry::chain,
 };
 

@@ -1,33 +1,13 @@
 //! Pod → the role session it is entitled to by its annotations and the flags. Pure: no I/O, no clock, no logs.
-//! Depends on `kubernetes` for [`Pod`] only; called by `server`, and by `policy` and `args` for the types.
+//! Called by `server`, and by `policy` and `args` for the types.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::kubernetes::Pod;
-
-mod arn;
-mod session;
-
-pub(crate) use self::arn::is_arn;
-pub use self::{
-    arn::{BaseArn, RoleArn},
-    session::{ExternalId, MAX_DURATION, MIN_DURATION, SessionName, SessionPolicy},
+use crate::pod::Pod;
+use kube2ram_cloud::role::{
+    ARN_MAX_BYTES, BaseArn, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, POLICY_MAX_BYTES, RoleArn,
+    RoleSession, SESSION_NAME_MAX, SessionName, SessionPolicy, ValueError, is_arn, parse_duration,
 };
-
-/// Everything that changes what AssumeRole answers: the key of the credential cache.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RoleSession {
-    /// The role to assume.
-    pub role: RoleArn,
-    /// The external id, when the pod is annotated with one.
-    pub external_id: Option<ExternalId>,
-    /// The session policy, when the pod is annotated with one.
-    pub policy: Option<SessionPolicy>,
-    /// What ActionTrail shows.
-    pub session_name: SessionName,
-    /// `DurationSeconds`, 15 min – 12 h.
-    pub duration: Duration,
-}
 
 /// The pod annotations that are read. `kubernetes` keeps these and drops the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,11 +33,11 @@ impl AnnotationKeys {
     /// All keys, and how many bytes the longest legal value of each has.
     pub fn bounded(&self) -> [(&str, usize); 5] {
         [
-            (&self.role, arn::MAX_BYTES),
-            (&self.external_id, session::EXTERNAL_ID_MAX_BYTES),
-            (&self.policy, session::POLICY_MAX_BYTES),
-            (&self.duration, session::DURATION_MAX_BYTES),
-            (&self.session_name, session::SESSION_NAME_MAX),
+            (&self.role, ARN_MAX_BYTES),
+            (&self.external_id, EXTERNAL_ID_MAX_BYTES),
+            (&self.policy, POLICY_MAX_BYTES),
+            (&self.duration, DURATION_MAX_BYTES),
+            (&self.session_name, SESSION_NAME_MAX),
         ]
     }
 }
@@ -82,47 +62,6 @@ pub enum RoleError {
     /// There is no annotation and no default role.
     #[error("the pod is annotated with no role, and there is no default role")]
     NoRole,
-}
-
-/// What is wrong with a value. The text continues a sentence that names the value.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ValueError {
-    /// A character outside of the alphabet.
-    #[error("contains {found:?}; only {legal} are allowed")]
-    Character {
-        /// The first such character.
-        found: char,
-        /// The alphabet, for people.
-        legal: &'static str,
-    },
-    /// Not a duration, or out of range.
-    #[error("is not a duration between 15m and 12h, such as 90m, 1h30m or 5400 (seconds)")]
-    Duration,
-    /// Nothing at all.
-    #[error("is empty")]
-    Empty,
-    /// Not a JSON object.
-    #[error("is not a JSON object")]
-    Json,
-    /// Too short or too long.
-    #[error("has {found} characters instead of {min} to {max}")]
-    Length {
-        /// Its length in characters.
-        found: usize,
-        /// The least allowed.
-        min: usize,
-        /// The most allowed.
-        max: usize,
-    },
-    /// Not a role's ARN.
-    #[error("is not a role's ARN, acs:ram::<account>:role/<name>")]
-    NotArn,
-    /// Not what a role's ARN can begin with.
-    #[error("is not a base ARN, acs:ram::<account>:role/, with or without a path")]
-    NotBaseArn,
-    /// An empty or dot segment in the role's path.
-    #[error("has an empty, '.' or '..' segment in the role's path")]
-    Segment,
 }
 
 /// Tells each pod's role session.
@@ -197,7 +136,7 @@ impl Roles {
             external_id: parsed(annotations, &self.keys.external_id, ExternalId::parse)?,
             policy: parsed(annotations, &self.keys.policy, SessionPolicy::parse)?,
             session_name,
-            duration: parsed(annotations, &self.keys.duration, session::parse_duration)?
+            duration: parsed(annotations, &self.keys.duration, parse_duration)?
                 .unwrap_or(self.default_duration),
         })
     }

@@ -25,13 +25,11 @@ mod access_log;
 mod connection;
 mod error;
 mod identities;
-pub(crate) mod listener;
 mod metrics;
 mod node_role;
 mod notices;
 mod pass_through;
 pub mod path;
-pub(crate) mod places;
 pub(crate) mod quota;
 mod rates;
 mod reply;
@@ -40,27 +38,26 @@ pub mod token;
 mod wire;
 
 use self::{
-    access_log::AccessLog,
-    connection::Connection,
-    metrics::Metrics,
-    places::{Place, Places},
-    quota::Quota,
-    rates::Rates,
+    access_log::AccessLog, connection::Connection, metrics::Metrics, quota::Quota, rates::Rates,
     token::Tokens,
 };
 pub(crate) use self::{error::RequestError, node_role::NodeRole};
+pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
 use crate::{
-    args::{HostNetworkPods, MetadataPolicy},
-    clock::Clock,
-    closing::Closing,
-    cloud::upstream::Upstream,
     credentials::Cache,
-    datapath::{MetadataAddr, Origin, Origins},
+    datapath::{Origin, Origins},
     identity::{CgroupPods, PodUid},
     interception::Interception,
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
+};
+use kube2ram_cloud::{MetadataAddr, upstream::Upstream};
+use kube2ram_service::{
+    clock::Clock,
+    closing::Closing,
+    listener,
+    places::{Place, Places},
     telemetry::chain,
 };
 

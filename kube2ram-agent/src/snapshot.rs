@@ -13,7 +13,8 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{kubernetes::Saved, state_dir::StateDir};
+use crate::kubernetes::Saved;
+use kube2ram_service::state_dir::StateDir;
 
 /// What an agent knew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

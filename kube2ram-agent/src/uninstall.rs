@@ -13,9 +13,9 @@ use crate::{
     handover, probe,
     server::token::Tokens,
     snapshot,
-    state_dir::{StateDir, StateDirError},
     wire_guard::{self, WireGuardError},
 };
+use kube2ram_service::state_dir::{StateDir, StateDirError};
 
 /// What was removed.
 #[derive(Debug)]

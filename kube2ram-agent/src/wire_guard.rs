@@ -29,11 +29,14 @@ use tracing::{debug, error, info, warn};
 use self::namespaces::DeviceChanges;
 pub use self::state::{Standing, State};
 use crate::{
-    admin::{Pending, Readiness},
-    clock::jitter,
-    datapath::{Covering, DatapathError, MetadataAddr, Wire, WireDevice, WireHook, uncover},
+    datapath::{Covering, DatapathError, Wire, WireDevice, WireHook, uncover},
     listeners::{Links, Netns, NetnsId, WayOut},
     netlink::{Route, uninterrupted},
+};
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::{
+    admin::{Pending, Readiness},
+    clock::jitter,
     telemetry::chain,
 };
 

@@ -12,9 +12,10 @@ use std::{
 };
 
 use kube2ram_agent::datapath::{
-    BootGuard, BootOutcome, BootSettings, LinkHeader, MetadataAddr, Origins as _, WireDevice, WireHook,
-    apply_boot_guard, boot_guard, kernel_version, remove,
+    BootGuard, BootOutcome, BootSettings, LinkHeader, Origins as _, WireDevice, WireHook, apply_boot_guard,
+    boot_guard, kernel_version, remove,
 };
+use kube2ram_cloud::MetadataAddr;
 use kube2ram_common::names::boot;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kube2ram_agent::{
     identity::PodUid,
-    kubernetes::Pod,
+    pod::Pod,
     policy::{PatternFormat, Policy, check_allow_list},
-    role::{AnnotationKeys, BaseArn, Roles},
+    role::{AnnotationKeys, Roles},
 };
+use kube2ram_cloud::role::BaseArn;
 
 const BASE: &str = "acs:ram::123456789012:role/";
 

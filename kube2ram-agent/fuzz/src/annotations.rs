@@ -6,10 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kube2ram_agent::{
     identity::PodUid,
-    kubernetes::Pod,
+    pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, BaseArn, Roles},
+    role::{AnnotationKeys, Roles},
 };
+use kube2ram_cloud::role::BaseArn;
 
 const BASE: &str = "acs:ram::123456789012:role/team/";
 const KEYS: [&str; 5] = ["role", "external-id", "policy", "duration", "session-name"];

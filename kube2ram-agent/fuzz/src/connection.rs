@@ -7,13 +7,13 @@ mod world;
 
 use std::{net::SocketAddrV4, sync::Arc};
 
-use kube2ram_agent::closing::Closing;
 use kube2ram_agent::{
-    args::MetadataPolicy,
-    datapath::{MetadataAddr, Origin},
+    datapath::Origin,
     identity::CgroupId,
-    server::path::Target,
+    server::{MetadataPolicy, path::Target},
 };
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::closing::Closing;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
     task::yield_now,

@@ -1,6 +1,6 @@
 //! What STS and the metadata server answer: a value that may stand in headers and in pods' documents, or an error.
 
-use kube2ram_agent::cloud::alibaba::wire::{Issued, parse_assume_role, parse_error, parse_node_credentials};
+use kube2ram_cloud::alibaba::wire::{Issued, parse_assume_role, parse_error, parse_node_credentials};
 
 /// Checks one document in all its readings.
 pub fn check(body: &[u8]) {

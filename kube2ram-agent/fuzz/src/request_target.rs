@@ -2,14 +2,12 @@
 //! credential route is exactly that.
 
 use http::Method;
-use kube2ram_agent::{
-    args::MetadataPolicy,
-    datapath::MetadataAddr,
-    server::{
-        path::Target,
-        route::{Route, route},
-    },
+use kube2ram_agent::server::{
+    MetadataPolicy,
+    path::Target,
+    route::{Route, route},
 };
+use kube2ram_cloud::MetadataAddr;
 
 use super::model;
 

@@ -4,15 +4,14 @@
 use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS};
 
 use crate::{
-    admin,
-    cloud::upstream,
     control, kubernetes,
-    server::{
-        self,
-        listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
-        quota::EXCHANGES,
-    },
+    server::{self, quota::EXCHANGES},
     snapshot,
+};
+use kube2ram_cloud::upstream;
+use kube2ram_service::{
+    admin,
+    listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
 };
 
 const KIB: usize = 1024;

@@ -6,9 +6,10 @@ use super::node::Node;
 use crate::{
     args::{ApiServer, Config},
     identity::live_pods,
-    kubernetes::{AllowLists, ClientConfig, ClusterConfig},
+    kubernetes::{AllowLists, ClusterConfig},
     policy::check_allow_list,
 };
+use kube2ram_service::kubernetes::ClientConfig;
 
 pub(super) fn client_config(config: &Config) -> ClientConfig {
     match &config.api_server {

@@ -8,22 +8,23 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    admin::Pending,
     args::{Config, Source, StsEndpoint},
-    clock::Clock,
-    cloud::alibaba::{
+    credentials::{self, Cache, Limits},
+    policy::Policy,
+    role::{RoleError, Roles},
+    server::Entitlements,
+    snapshot::Discovered,
+};
+use kube2ram_cloud::{
+    alibaba::{
         base::Base,
         endpoint::{Endpoint, EndpointError, Region},
         metadata::{Metadata, MetadataError},
         sts::{StsClient, StsIssuer},
     },
-    credentials::{self, Cache, Limits},
-    policy::Policy,
-    role::{BaseArn, RoleError, Roles, ValueError},
-    server::Entitlements,
-    snapshot::Discovered,
-    telemetry::chain,
+    role::{BaseArn, ValueError},
 };
+use kube2ram_service::{admin::Pending, clock::Clock, telemetry::chain};
 
 /// The pause after the first failure; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

@@ -3,15 +3,11 @@
 use std::{io, net::SocketAddr};
 
 use crate::{
-    cloud::alibaba::{base::BaseError, sts::StsClientError},
-    datapath::DatapathError,
-    handover::HandoverError,
-    identity::MountError,
-    kubernetes::ClientError,
-    probe::ProbeError,
-    state_dir::StateDirError,
+    datapath::DatapathError, handover::HandoverError, identity::MountError, probe::ProbeError,
     wire_guard::WireGuardError,
 };
+use kube2ram_cloud::alibaba::{base::BaseError, sts::StsClientError};
+use kube2ram_service::{kubernetes::ClientError, state_dir::StateDirError};
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]

@@ -21,8 +21,8 @@ use crate::{
     datapath::{AgentAddr, Datapath, Former, Lock, Settings},
     handover::Estate,
     listeners::Release,
-    server::listener::bound_buffers,
 };
+use kube2ram_service::listener::bound_buffers;
 
 /// The kernel half in force, and who listens.
 pub(super) struct Front {

@@ -21,11 +21,10 @@ use tracing::{error, info};
 
 use self::holder::Holder;
 use super::AppError;
-use crate::{
+use crate::{identity::PodUid, status::TakenPort};
+use kube2ram_service::{
     admin::Readiness,
-    identity::PodUid,
-    server::listener::{MAX_BACKLOG, bound_buffers},
-    status::TakenPort,
+    listener::{MAX_BACKLOG, bound_buffers},
     telemetry::chain,
 };
 

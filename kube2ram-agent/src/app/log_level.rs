@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, level_filters::LevelFilter};
 
-use crate::telemetry::Verbosity;
+use kube2ram_service::telemetry::Verbosity;
 
 /// The longest for which it may differ from what the flags say.
 const LONGEST: Duration = Duration::from_hours(24);
@@ -74,7 +74,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn falls_back_by_itself_and_the_last_change_counts() {
-        let level = Arc::new(LogLevel::new(Verbosity::new(LevelFilter::INFO, false)));
+        let level = Arc::new(LogLevel::new(Verbosity::new(LevelFilter::INFO, None)));
         drop(tokio::spawn({
             let level = Arc::clone(&level);
             async move { level.run().await }

@@ -22,11 +22,11 @@ mod process;
 
 pub(super) use self::process::register as of_process;
 use crate::{
-    clock::Clock,
-    cloud::alibaba::base::{Base, BaseSource},
     credentials::{Standing, Survey},
     server::Entitlements,
 };
+use kube2ram_cloud::alibaba::base::{Base, BaseSource};
+use kube2ram_service::clock::Clock;
 
 /// Where the source was, as who built it says.
 const REVISION: &str = match option_env!("KUBE2RAM_REVISION") {

@@ -17,11 +17,7 @@ use tracing::level_filters::LevelFilter;
 use self::explain::Judge;
 use super::{host_port::HostPort, log_level::LogLevel, outside, store::store_of};
 use crate::{
-    admin::Readiness,
     args::Config,
-    clock::Clock,
-    closing::Closing,
-    cloud::{alibaba::base::Base, upstream::UpstreamContact},
     control::{self, ChangeLogLevel, Request},
     datapath::{Counters, Settings, Targets},
     guard,
@@ -33,6 +29,8 @@ use crate::{
     status::SCHEMA,
     wire_guard,
 };
+use kube2ram_cloud::{alibaba::base::Base, upstream::UpstreamContact};
+use kube2ram_service::{admin::Readiness, clock::Clock, closing::Closing};
 
 /// All that can be asked.
 pub(super) struct Operator {

@@ -229,7 +229,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::kubernetes::Pod;
+    use crate::pod::Pod;
 
     const UID: &str = "0c5a1e7b-3f0d-4d0e-9a55-1f2e3d4c5b6a";
 

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     credentials::{Claim, WARM_UP},
-    kubernetes::{Cluster, Directory as _, Pod},
+    kubernetes::{Cluster, Directory as _},
+    pod::Pod,
     policy::Policy,
     role::Roles,
     server::Entitlements,

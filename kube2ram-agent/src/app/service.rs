@@ -30,20 +30,8 @@ use super::{
     warm_up::warm_up,
 };
 use crate::{
-    admin::{Admin, Readiness},
     args::{Config, ForwardGuardMode, WireGuardMode},
-    boot_guard,
-    clock::{Clock, SystemClock},
-    closing::Closing,
-    cloud::{
-        alibaba::{
-            base::{Base, Configured},
-            metadata::{HardenedMode, Metadata},
-            sts::StsClient,
-        },
-        upstream::{MetadataServer, UpstreamContact},
-    },
-    credentials,
+    boot_guard, credentials,
     datapath::{Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
     handover::Heirs,
@@ -52,9 +40,22 @@ use crate::{
     listeners::{self, Ended, PodListeners, Release},
     reconcile::{self, Reconciler},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
+    wire_guard::{self, WireGuard},
+};
+use kube2ram_cloud::{
+    alibaba::{
+        base::{Base, Configured},
+        metadata::{HardenedMode, Metadata},
+        sts::StsClient,
+    },
+    upstream::{MetadataServer, UpstreamContact},
+};
+use kube2ram_service::{
+    admin::{Admin, Readiness},
+    clock::{Clock, SystemClock},
+    closing::Closing,
     state_dir::StateDir,
     telemetry::{Log, chain},
-    wire_guard::{self, WireGuard},
 };
 
 /// Connections in progress get this long to end before the process does.

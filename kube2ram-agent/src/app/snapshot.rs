@@ -15,12 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    clock::since_boot,
     kubernetes::Cluster,
     snapshot::{Discovered, Place, Snapshot, SnapshotError, SnapshotFile},
-    state_dir::StateDir,
-    telemetry::chain,
 };
+use kube2ram_service::{clock::since_boot, state_dir::StateDir, telemetry::chain};
 
 /// Between two writes: a node whose pods all start at once is written once or twice.
 const PAUSE: Duration = Duration::from_secs(1);

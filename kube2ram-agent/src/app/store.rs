@@ -75,10 +75,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        identity::PodUid,
-        kubernetes::{Pod, Presence},
-    };
+    use crate::{identity::PodUid, kubernetes::Presence, pod::Pod};
 
     fn seen(name: &str, ip: Option<[u8; 4]>, role: Option<&str>) -> Seen {
         let pod = Pod {

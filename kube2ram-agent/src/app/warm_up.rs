@@ -11,12 +11,13 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    admin::Pending,
     credentials::CredentialError,
-    kubernetes::{Cluster, Directory as _, Pod},
+    kubernetes::{Cluster, Directory as _},
+    pod::Pod,
     policy::Permit,
     server::Entitlements,
 };
+use kube2ram_service::admin::Pending;
 
 /// How long an agent that stands by is kept from taking over by credentials that cannot be had: the other one may still hold them. After that it is as
 /// good as it gets, and whoever updates the agents, maybe because of just this, goes on.

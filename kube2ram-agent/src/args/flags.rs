@@ -14,12 +14,14 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{
-    ForwardGuardMode, HostNetworkPods, MetadataPolicy, OpenConnections, Output, WireGuardMode, value,
-};
+use super::{ForwardGuardMode, OpenConnections, Output, WireGuardMode, value};
 use crate::{
-    cloud::alibaba::endpoint::Endpoint, kubernetes::StartupTaint, policy::PatternFormat, telemetry::LogFormat,
+    kubernetes::StartupTaint,
+    policy::PatternFormat,
+    server::{HostNetworkPods, MetadataPolicy},
 };
+use kube2ram_cloud::alibaba::endpoint::Endpoint;
+use kube2ram_service::telemetry::LogFormat;
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
 pub(super) fn command() -> Command {

@@ -8,12 +8,17 @@ use std::{
     time::Duration,
 };
 
-use clap::{Arg, ArgAction};
+use clap::{Arg, ArgAction, ValueEnum, builder::PossibleValue};
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use crate::{cloud::alibaba::endpoint::Endpoint, policy::PatternFormat, telemetry::LogFormat};
+use crate::{
+    policy::PatternFormat,
+    server::{HostNetworkPods, MetadataPolicy},
+};
+use kube2ram_cloud::alibaba::endpoint::Endpoint;
+use kube2ram_service::telemetry::LogFormat;
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
 pub(super) fn switch(arg: Arg) -> Arg {
@@ -101,6 +106,34 @@ pub(super) fn changed_log_level(text: &str) -> Result<LevelChange, &'static str>
         _ => log_level(text)
             .map(LevelChange::To)
             .map_err(|_level| "give trace, debug, info, warn, error or reset"),
+    }
+}
+
+impl ValueEnum for HostNetworkPods {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Deny, Self::Pass]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Deny => "deny",
+            Self::Pass => "pass",
+        }))
+    }
+}
+
+impl ValueEnum for MetadataPolicy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Open, Self::Standard, Self::Strict]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Open => PossibleValue::new("open"),
+            // The Go kube2ram's name for it.
+            Self::Standard => PossibleValue::new("standard").alias("closed"),
+            Self::Strict => PossibleValue::new("strict"),
+        })
     }
 }
 

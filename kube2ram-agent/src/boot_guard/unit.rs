@@ -83,7 +83,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::datapath::MetadataAddr;
+    use kube2ram_cloud::MetadataAddr;
 
     use super::*;
 

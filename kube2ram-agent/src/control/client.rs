@@ -12,10 +12,8 @@ use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::de::DeserializeOwned;
 
 use super::{MAX_ANSWER_BYTES, PATIENCE, Reply, Request, SOCKET};
-use crate::{
-    state_dir::{StateDir, StateDirError},
-    status::SCHEMA,
-};
+use crate::status::SCHEMA;
+use kube2ram_service::state_dir::{StateDir, StateDirError};
 
 /// How long to wait before asking again.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{DRAFT, MAX_CONNECTIONS, MAX_REQUEST_BYTES, PATIENCE, Reply, Request, SOCKET};
-use crate::{server::listener::BUFFER_BYTES, state_dir::StateDir};
+use kube2ram_service::{listener::BUFFER_BYTES, state_dir::StateDir};
 
 /// The socket.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{client::ask_any, *};
-use crate::state_dir::StateDir;
+use kube2ram_service::state_dir::StateDir;
 
 fn state(directory: &tempfile::TempDir) -> StateDir {
     StateDir::open(&directory.path().join("state")).unwrap()

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{IssueError, IssueErrorKind};
-use crate::{role::RoleArn, telemetry::chain};
+use kube2ram_cloud::{
+    credentials::{IssueError, IssueErrorKind},
+    role::RoleArn,
+};
+use kube2ram_service::telemetry::chain;
 
 /// Why issuing failed, as it can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,18 +16,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    Attempt, CredentialError, Credentials, Failure, IssueError, IssueErrorKind, Issuer, Issues, Metrics,
-    SessionState,
+    Attempt, CredentialError, Failure, Issues, Metrics, SessionState,
     entry::{Answer, Entry, Next, Now},
     gate::{Gate, Place},
     survey::Survey,
     turns::{Rank, Rate, Rates, TicketId},
 };
-use crate::{
-    clock::{Clock, jitter},
-    identity::PodUid,
-    policy::Permit,
+use crate::{identity::PodUid, policy::Permit};
+use kube2ram_cloud::{
+    credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::RoleSession,
+};
+use kube2ram_service::{
+    clock::{Clock, jitter},
     telemetry::chain,
 };
 

@@ -6,10 +6,8 @@ use std::{mem::replace, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{
-    CredentialError, Credentials, Failure, IssueError, IssueErrorKind, SessionState, survey::Standing,
-    turns::Rank,
-};
+use super::{CredentialError, Failure, SessionState, survey::Standing, turns::Rank};
+use kube2ram_cloud::credentials::{Credentials, IssueError, IssueErrorKind};
 
 /// Both clocks: expiry is told by the wall, which may jump, so waiting and ageing go by the other one.
 #[derive(Clone, Copy)]

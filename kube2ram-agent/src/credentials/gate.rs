@@ -9,10 +9,11 @@ use tokio::{
 };
 
 use super::{
-    IssueError, IssueErrorKind, Metrics,
+    Metrics,
     turns::{Rank, Rates, TicketId, Turns},
 };
 use crate::identity::PodUid;
+use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
 
 pub(super) struct Gate {
     turns: Mutex<Turns>,

@@ -8,7 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{IssueErrorKind, turns::Rank};
+use super::turns::Rank;
+use kube2ram_cloud::credentials::IssueErrorKind;
 
 /// The credential cache's metrics.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::{
     },
 };
 
-use jiff::SignedDuration;
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
     task::JoinSet,
@@ -17,11 +18,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::{
-    clock::Clock,
-    identity::PodUid,
-    role::{ExternalId, RoleArn, SessionName, SessionPolicy},
+use crate::identity::PodUid;
+use kube2ram_cloud::{
+    credentials::{Credentials, Issuer},
+    role::{ExternalId, RoleArn, RoleSession, SessionName, SessionPolicy},
 };
+use kube2ram_service::clock::Clock;
 
 mod day;
 mod fleet;

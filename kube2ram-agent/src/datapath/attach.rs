@@ -9,8 +9,8 @@ use aya::Ebpf;
 use kube2ram_common::names::program;
 
 use super::{
-    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, MetadataAddr, Mode, NetnsCookies, PassMark,
-    Removed, Targets, boot,
+    AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, Mode, NetnsCookies, PassMark, Removed,
+    Targets, boot,
     links::Link,
     load, log,
     maps::{Configuration, PinnedMap},
@@ -21,7 +21,8 @@ use super::{
     upkeep,
     wire::{Wire, WireHook, WirePrograms},
 };
-use crate::telemetry::chain;
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::telemetry::chain;
 
 /// What the kernel half needs.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use kube2ram_common::{
 };
 
 use super::{
-    DatapathError, LinkHeader, MetadataAddr, WireDevice, WireHook, io_error,
+    DatapathError, LinkHeader, WireDevice, WireHook, io_error,
     links::Link,
     load,
     pins::{Lock, children, layouts},
@@ -27,6 +27,7 @@ use super::{
     wire::{is_gone, is_severed},
 };
 use crate::identity::cgroup_id;
+use kube2ram_cloud::MetadataAddr;
 
 /// 8-byte aligned: the ELF parser casts in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kube2ram-boot-guard.bpf.o"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 
-use crate::telemetry::VERDICTS;
+use crate::datapath::VERDICTS;
 
 /// Hands aya's log records on.
 #[derive(Debug)]

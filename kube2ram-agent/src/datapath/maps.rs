@@ -19,10 +19,11 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, Former, Origin, OriginError, Origins, PassGrant, Settings, io_error,
+    AgentAddr, DatapathError, Former, Origin, OriginError, Origins, Settings, io_error,
     pins::{Pins, ensure_pinned},
     sys::{object_id, open_pinned},
 };
+use kube2ram_cloud::upstream::PassGrant;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Datapath, DatapathError, Settings};
-use crate::telemetry::chain;
+use kube2ram_service::telemetry::chain;
 
 /// In which respect something was not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

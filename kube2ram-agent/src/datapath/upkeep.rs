@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::{Datapath, DatapathError, Mode, load, maps::open, pins::Pins, probe::sees_pods};
-use crate::telemetry::chain;
+use kube2ram_service::telemetry::chain;
 
 /// The first kernel on which sockets stay with their cgroup (kernel commit 8520e224f547).
 const SOCKETS_STAY: (u32, u32) = (5, 15);

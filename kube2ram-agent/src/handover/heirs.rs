@@ -19,7 +19,7 @@ use super::{
     Estate, HandoverError, Hello, SOCKET,
     channel::{Channel, Message, PATIENCE},
 };
-use crate::{state_dir::StateDir, telemetry::chain};
+use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
 /// Where agents that stand by report.
 #[derive(Debug)]

@@ -12,11 +12,8 @@ use super::{
     Estate, HandoverError, Hello, SOCKET,
     channel::{Channel, Message, PATIENCE},
 };
-use crate::{
-    datapath::{DatapathError, Lock},
-    state_dir::StateDir,
-    telemetry::chain,
-};
+use crate::datapath::{DatapathError, Lock};
+use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
 /// What a starting agent finds.
 #[derive(Debug)]

@@ -3,7 +3,7 @@ use std::{net::TcpListener, os::fd::AsFd as _, time::Duration};
 use tempfile::TempDir;
 
 use super::*;
-use crate::state_dir::StateDir;
+use kube2ram_service::state_dir::StateDir;
 
 const APP: &str = "10.0.0.1:8181";
 

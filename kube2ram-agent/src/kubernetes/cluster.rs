@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Namespace as ApiNamespace;
 use kube::{
     Api, Client,
     api::{ListParams, PartialObjectMeta},
+    client::ClientBuilder,
     runtime::watcher::{self, Event},
 };
 use prometheus_client::registry::Registry;
@@ -27,8 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    About, ClientConfig, ClientError, Directory, Metrics, Notice, Notices, Pod, PodError,
-    client::connect,
+    About, Directory, Metrics, Notice, Notices, PodError,
     events::Events,
     hearing::{Contact, Contacts, Resource},
     lookup::{LIST_DEADLINE, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
@@ -38,11 +38,11 @@ use super::{
     saved::Saved,
     seen::{Elsewhere, Presence, Seen},
     taint::{self, StartupTaint},
-    watch::follow,
 };
-use crate::{
+use crate::{identity::PodUid, pod::Pod};
+use kube2ram_service::{
     clock::{Clock, jitter},
-    identity::PodUid,
+    kubernetes::{ClientConfig, ClientError, client_config, follow},
     telemetry::chain,
 };
 
@@ -109,7 +109,10 @@ impl Cluster {
         let of_namespaces =
             of_namespaces.flat_map(|lists| [lists.annotation.clone(), lists.role_annotation.clone()]);
         let projection = Projection::new(annotations.chain(of_namespaces));
-        let (client, address) = connect(client, &contacts, &projection).await?;
+        let client = client_config(client).await?;
+        let address = client.cluster_url.to_string().trim_end_matches('/').into();
+        let client = ClientBuilder::try_from(client).map_err(ClientError::Client)?;
+        let client = client.with_layer(&contacts).with_layer(&projection).build();
         Ok(Arc::new(Self {
             client,
             address,

@@ -32,7 +32,7 @@ use self::{
     series::{Count, Heard, Said, SeriesTable},
 };
 use super::{About, Metrics, Notice};
-use crate::{clock::Clock, telemetry::chain};
+use kube2ram_service::{clock::Clock, telemetry::chain};
 
 pub(super) struct Events {
     table: Mutex<SeriesTable>,

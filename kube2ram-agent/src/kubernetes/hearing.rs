@@ -21,7 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::Metrics;
-use crate::clock::Clock;
+use kube2ram_service::clock::Clock;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SystemClock;
+    use kube2ram_service::clock::SystemClock;
 
     fn contacts() -> Contacts {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -10,11 +10,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Pod,
     object::Sighting,
     pods::{Found, Pods},
 };
-use crate::identity::PodUid;
+use crate::{identity::PodUid, pod::Pod};
 
 /// How long a pod may be waited for. SDKs give up after 1 s, and the answer has to get back within that.
 pub(super) const LOOKUP_DEADLINE: Duration = Duration::from_millis(700);

@@ -6,8 +6,7 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 use kube::core::{ApiResource, ObjectMeta, object::Object};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::Pod;
-use crate::identity::PodUid;
+use crate::{identity::PodUid, pod::Pod};
 
 /// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not built and dropped.
 pub(super) type ApiPod = Object<Lenient<PodSpec>, Lenient<PodStatus>>;

@@ -6,12 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Pod,
-    object::{Known, Sighting},
-    store::Store,
-};
-use crate::identity::PodUid;
+use super::object::{Known, Sighting};
+use crate::{identity::PodUid, pod::Pod};
+use kube2ram_service::kubernetes::Store;
 
 #[derive(Debug)]
 pub(super) struct Pods {

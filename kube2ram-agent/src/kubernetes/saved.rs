@@ -8,8 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pod, object::Known};
-use crate::identity::PodUid;
+use super::object::Known;
+use crate::{identity::PodUid, pod::Pod};
 
 /// The pods of this node and the allow-lists of their namespaces, as the API server last told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,11 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{
-    Pod,
-    object::{ApiPod, Lenient},
-};
-use crate::identity::PodUid;
+use super::object::{ApiPod, Lenient};
+use crate::{identity::PodUid, pod::Pod};
 
 /// A pod of this node, and how it is known.
 #[derive(Clone, Debug)]

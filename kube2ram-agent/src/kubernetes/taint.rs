@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::{clock::jitter, telemetry::chain};
+use kube2ram_service::{clock::jitter, telemetry::chain};
 
 /// Which taints of the node are the start-up taint: those of the key, and of the value and effect where they are given.
 #[derive(Clone, Debug, PartialEq, Eq)]

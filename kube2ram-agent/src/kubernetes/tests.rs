@@ -14,7 +14,7 @@ use super::{
     lookup::{LIST_INTERVAL, LOOKUP_DEADLINE},
     *,
 };
-use crate::clock::SystemClock;
+use kube2ram_service::{clock::SystemClock, kubernetes::ClientConfig};
 
 const ROLE: &str = "ram.aliyuncs.com/role";
 const ALLOWED: &str = "ram.aliyuncs.com/allowed-roles";

@@ -19,9 +19,10 @@ use super::{
     processes::{self, Found},
 };
 use crate::{
-    datapath::{MetadataAddr, Settings},
+    datapath::Settings,
     netlink::{Message, NLM_F_ACK, Socket, attribute},
 };
+use kube2ram_cloud::MetadataAddr;
 
 /// What became of the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

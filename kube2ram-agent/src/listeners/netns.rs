@@ -18,7 +18,8 @@ use kube2ram_common::abi::LISTENER_PORTS;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
-use crate::{datapath::PassGrant, server::listener::bound_buffers};
+use kube2ram_cloud::upstream::PassGrant;
+use kube2ram_service::listener::bound_buffers;
 
 /// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

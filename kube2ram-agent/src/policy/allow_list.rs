@@ -4,8 +4,8 @@
 use regex::bytes::{RegexSet, RegexSetBuilder};
 use regex_syntax::ParserBuilder;
 
-use super::glob;
-use crate::role::is_arn;
+use kube2ram_cloud::role::is_arn;
+use kube2ram_service::glob;
 
 /// Annotations of one object have 256 KiB together; nobody reads a list near this one.
 pub(super) const MAX_TEXT_BYTES: usize = 64 * 1024;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::role::{AnnotationKeys, SessionName};
+use crate::role::AnnotationKeys;
+use kube2ram_cloud::role::SessionName;
 
 const BASE: &str = "acs:ram::123456789012:role/";
 const NEITHER: Option<Option<&str>> = None;

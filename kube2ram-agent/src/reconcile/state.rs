@@ -9,10 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{
-    datapath::{Datapath, DatapathError, Drift, Found, Mode},
-    telemetry::chain,
-};
+use crate::datapath::{Datapath, DatapathError, Drift, Found, Mode};
+use kube2ram_service::telemetry::chain;
 
 /// Shared by whoever looks and whoever tells.
 #[derive(Clone, Debug, Default)]

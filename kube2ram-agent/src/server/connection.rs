@@ -20,7 +20,7 @@ mod report;
 
 use self::report::Record;
 use super::{
-    Entitlements, Pipeline, Server,
+    Entitlements, HostNetworkPods, Pipeline, Server,
     access_log::Lines,
     error::RequestError,
     identities::Identified,
@@ -28,7 +28,6 @@ use super::{
     node_role::NodeRole,
     pass_through::{Relayed, relay},
     path::Target,
-    places::Place,
     rates::Rate,
     reply,
     route::{NodeTarget, Refusal, Route, UpstreamTarget, route},
@@ -36,13 +35,13 @@ use super::{
     wire,
 };
 use crate::{
-    args::HostNetworkPods,
-    cloud::upstream::UpstreamError,
     datapath::Origin,
     identity::PodUid,
-    kubernetes::Pod,
-    role::{RoleError, RoleSession, Roles},
+    pod::Pod,
+    role::{RoleError, Roles},
 };
+use kube2ram_cloud::{role::RoleSession, upstream::UpstreamError};
+use kube2ram_service::places::Place;
 
 /// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);

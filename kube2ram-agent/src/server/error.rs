@@ -15,9 +15,10 @@ use super::{
     token::{IssueError, TokenError},
 };
 use crate::{
-    cloud::upstream::UpstreamError, credentials::CredentialError, identity::IdentityError,
-    kubernetes::PodError, policy::Denial, role::RoleError,
+    credentials::CredentialError, identity::IdentityError, kubernetes::PodError, policy::Denial,
+    role::RoleError,
 };
+use kube2ram_cloud::upstream::UpstreamError;
 
 /// Why a request failed, by the step that failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,16 @@
 //! The right to the node's own role, which an unannotated hostNetwork pod keeps: CNI, CSI and cloud controllers live on it.
 //! Pure; depends on `role`; made by `connection`, demanded by `route`. [`NodeRole::of`] is the one place that gives it.
 
-use crate::{args::HostNetworkPods, kubernetes::Pod, role::Roles};
+use crate::{pod::Pod, role::Roles};
+
+/// What becomes of a hostNetwork pod that is annotated with no role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostNetworkPods {
+    /// It gets what other pods get: the default role, or nothing.
+    Deny,
+    /// It keeps the node's own role.
+    Pass,
+}
 
 /// The proof that a pod may use the node's role.
 #[derive(Debug)]

@@ -3,7 +3,8 @@
 use super::error::RequestError;
 use crate::{
     credentials::CredentialError,
-    kubernetes::{About, Notice, Pod},
+    kubernetes::{About, Notice},
+    pod::Pod,
     policy::Denial,
     role::RoleError,
 };

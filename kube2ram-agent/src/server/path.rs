@@ -2,7 +2,7 @@
 //! Pure; called by `connection`, read by `route`; takes the address from `datapath`. What has two readings is refused, for a path that slips past the route table
 //! reaches the node's own credentials (CVE-2022-23551 was a backslash).
 
-use crate::datapath::MetadataAddr;
+use kube2ram_cloud::MetadataAddr;
 
 /// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any server
 /// (RFC 3986 `pchar` without `;`, `~` and `%`). A trailing slash is kept.

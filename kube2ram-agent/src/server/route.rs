@@ -6,12 +6,12 @@ use http::Method;
 
 mod items;
 
+pub use self::items::MetadataPolicy;
 use self::items::Readers;
 use super::{
     node_role::NodeRole,
     path::{NormalPath, Target},
 };
-use crate::args::MetadataPolicy;
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]

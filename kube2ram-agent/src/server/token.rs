@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use sha2::Sha256;
 
-use crate::{identity::PodUid, state_dir::Secret};
+use crate::identity::PodUid;
+use kube2ram_service::state_dir::Secret;
 
 /// Carries a token.
 pub(super) const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token");

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use serde::Serialize;
 
-use crate::credentials::Credentials;
+use kube2ram_cloud::credentials::Credentials;
 
 /// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a string: the C# SDK
 /// reads a `Dictionary<string, string>`.

@@ -2,7 +2,8 @@
 
 use std::{fs, os::fd::AsFd as _, process::Command};
 
-use kube2ram_agent::datapath::{Datapath, MetadataAddr, Origins as _};
+use kube2ram_agent::datapath::{Datapath, Origins as _};
+use kube2ram_cloud::MetadataAddr;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{

@@ -19,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube2ram_agent::datapath::{Datapath, Origin, OriginError, Origins as _, PassGrant as _, dial_as_pod};
+use kube2ram_agent::datapath::{Datapath, Origin, OriginError, Origins as _, dial_as_pod};
+use kube2ram_cloud::upstream::PassGrant as _;
 use kube2ram_common::{connection::addr6_be, names};
 use serde_json::Value;
 

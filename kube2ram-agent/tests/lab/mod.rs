@@ -11,9 +11,10 @@ use std::{
 };
 
 use kube2ram_agent::{
-    datapath::{AgentAddr, Datapath, MetadataAddr, Origin, Settings},
+    datapath::{AgentAddr, Datapath, Origin, Settings},
     identity::CgroupId,
 };
+use kube2ram_cloud::MetadataAddr;
 
 /// An address of TEST-NET-2: nobody owns it, so a connect that is not redirected harms nobody.
 pub(crate) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 200), 80);

@@ -6,7 +6,8 @@ use std::{
     path::Path,
 };
 
-use kube2ram_agent::{args::Command, cloud::alibaba::base::Configured, probe::SocketPaths};
+use kube2ram_agent::{args::Command, probe::SocketPaths};
+use kube2ram_cloud::alibaba::base::Configured;
 use serde_json::Value;
 
 use super::support::{

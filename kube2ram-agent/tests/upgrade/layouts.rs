@@ -18,9 +18,10 @@ use std::{
 };
 
 use kube2ram_agent::{
-    datapath::{AcceptedOrigins, AgentAddr, Datapath, Layout, MetadataAddr, Origin, Origins as _, Settings},
+    datapath::{AcceptedOrigins, AgentAddr, Datapath, Layout, Origin, Origins as _, Settings},
     identity::CgroupId,
 };
+use kube2ram_cloud::MetadataAddr;
 use kube2ram_sandbox::{client::LoadReport, node::Node};
 
 use crate::support::{LIST, Lab, POD_LISTENERS, PODS, eventually, role};

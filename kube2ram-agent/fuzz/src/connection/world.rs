@@ -16,18 +16,21 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use kube2ram_agent::{
-    args::{HostNetworkPods, MetadataPolicy},
-    clock::Clock,
-    cloud::upstream::{ResponseBody, Upstream, UpstreamError},
-    credentials::{self, Cache, Credentials, IssueError, Issuer},
-    datapath::MetadataAddr,
+    credentials::{self, Cache},
     identity::{CgroupId, CgroupPods, IdentityError, PodUid},
-    kubernetes::{Directory, Notice, Notices, Pod, PodError},
+    kubernetes::{Directory, Notice, Notices, PodError},
+    pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, BaseArn, RoleSession, Roles},
-    server::{Config, Entitlements, Pipeline, Server, token::Tokens},
-    state_dir::Secret,
+    role::{AnnotationKeys, Roles},
+    server::{Config, Entitlements, HostNetworkPods, MetadataPolicy, Pipeline, Server, token::Tokens},
 };
+use kube2ram_cloud::{
+    MetadataAddr,
+    credentials::{Credentials, IssueError, Issuer},
+    role::{BaseArn, RoleSession},
+    upstream::{ResponseBody, Upstream, UpstreamError},
+};
+use kube2ram_service::{clock::Clock, state_dir::Secret};
 use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},

@@ -15,7 +15,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::clock::Clock;
+use kube2ram_service::clock::Clock;
 
 /// Registers them; the registry must have no prefix. To be called when the process starts.
 pub(in crate::app) fn register(registry: &mut Registry, clock: &Arc<dyn Clock>) {
@@ -90,7 +90,7 @@ fn float(value: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admin::Exposition, clock::SystemClock};
+    use kube2ram_service::{admin::Exposition, clock::SystemClock};
 
     #[test]
     fn reads_what_the_kernel_writes_and_nothing_that_it_does_not() {

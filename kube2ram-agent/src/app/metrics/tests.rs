@@ -9,19 +9,21 @@ use std::{
 
 use super::*;
 use crate::{
-    admin::{Exposition, Readiness},
     app::{outside, snapshot},
-    clock::SystemClock,
     credentials,
-    datapath::{self, MetadataAddr},
+    datapath::{self},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
-    interception, kubernetes, listeners, reconcile, server,
+    interception, kubernetes, listeners, reconcile, server, wire_guard,
+};
+use kube2ram_cloud::MetadataAddr;
+use kube2ram_service::{
+    admin::{Exposition, Readiness},
+    clock::SystemClock,
     telemetry::{
         self,
         lossy::{LossyWriter, Room},
     },
-    wire_guard,
 };
 
 /// Labels of which not all values are there from the beginning, or that differ with the build.

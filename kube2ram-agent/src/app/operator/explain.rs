@@ -7,14 +7,19 @@ use jiff::Timestamp;
 use super::{Operator, pods::Place, pods::presence_of, rounded};
 use crate::{
     args::{Config, Source},
-    credentials::{CredentialError, Failure, IssueError, SessionState},
-    kubernetes::{Cluster, Directory as _, Elsewhere, Pod, Presence, Seen},
+    credentials::{CredentialError, Failure, SessionState},
+    kubernetes::{Cluster, Directory as _, Elsewhere, Presence, Seen},
+    pod::Pod,
     policy::{Denial, Rule},
-    role::{RoleArn, RoleError, RoleSession},
+    role::RoleError,
     server::{Entitlements, NodeRole, RequestError},
     status::{Explanation, Outcome, SCHEMA, Stage, Step, Verdict},
-    telemetry::chain,
 };
+use kube2ram_cloud::{
+    credentials::IssueError,
+    role::{RoleArn, RoleSession},
+};
+use kube2ram_service::telemetry::chain;
 
 /// Takes the steps after the pod is known.
 pub(super) struct Judge<'a> {

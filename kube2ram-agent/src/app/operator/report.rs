@@ -6,7 +6,6 @@ use super::{Operator, pod_name, rounded};
 use crate::{
     args::{Config, Source},
     boot_guard::installation_failure,
-    cloud::alibaba::base::BaseState,
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
     kubernetes::{Presence, Resource},
@@ -15,6 +14,7 @@ use crate::{
         Program, Repair, SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
+use kube2ram_cloud::alibaba::base::BaseState;
 
 impl Operator {
     pub(super) async fn status(&self) -> Status {

@@ -12,8 +12,8 @@ use clap::Arg;
 use crate::{
     args::{Command, flags, retired},
     documents::{keep_current, row},
-    role::{MAX_DURATION, MIN_DURATION},
 };
+use kube2ram_cloud::role::{MAX_DURATION, MIN_DURATION};
 
 const DOCUMENTS: [&str; 2] = ["README.md", "README.zh-CN.md"];
 const NO_DEFAULT: &str = "–";

@@ -9,11 +9,10 @@ use tracing::{info, warn};
 
 use super::{Allowances, Connection, raw_target};
 use crate::{
-    cloud::upstream::UpstreamError,
     datapath::Origin,
-    kubernetes::Pod,
+    pod::Pod,
     policy::Denial,
-    role::{RoleError, RoleSession},
+    role::RoleError,
     server::{
         Server,
         error::{ErrorKind, RequestError},
@@ -21,8 +20,9 @@ use crate::{
         notices::{misplaced, notices_of},
         path::{Target, TargetError},
     },
-    telemetry::chain,
 };
+use kube2ram_cloud::{role::RoleSession, upstream::UpstreamError};
+use kube2ram_service::telemetry::chain;
 
 /// How much of a client's text the access log keeps.
 const LOGGED_BYTES: usize = 256;

@@ -1,7 +1,17 @@
 //! Which items of the real metadata server a [`MetadataPolicy`] opens to pods. Pure; called by `route`, which has dealt with `ram/`.
 
 use super::{Refusal, contains};
-use crate::args::MetadataPolicy;
+
+/// Which items of the real server pods may read. The credentials below `ram/` and the dump `meta-data/all` stay closed in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataPolicy {
+    /// All others.
+    Open,
+    /// All but user data, vendor data and the identity document: a node's user data carries its join secrets.
+    Standard,
+    /// Those of a list: where the pod runs, and the network there.
+    Strict,
+}
 
 /// Who may read an item.
 pub(super) enum Readers {

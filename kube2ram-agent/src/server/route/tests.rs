@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::datapath::MetadataAddr;
+use kube2ram_cloud::MetadataAddr;
 
 /// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
 fn routed(method: Method, raw: &[u8]) -> Option<Route> {

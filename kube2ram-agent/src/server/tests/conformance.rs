@@ -4,11 +4,8 @@
 use http::StatusCode;
 
 use super::harness::*;
-use crate::{
-    credentials::IssueErrorKind,
-    kubernetes::{Pod, PodError},
-    policy::PatternFormat,
-};
+use crate::{kubernetes::PodError, pod::Pod, policy::PatternFormat};
+use kube2ram_cloud::credentials::IssueErrorKind;
 
 const ARN: &str = "acs:ram::123456789012:role/my-role";
 const INSTANCE: &str = "/latest/meta-data/instance-id";

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::harness::*;
-use crate::credentials::IssueErrorKind;
+use kube2ram_cloud::credentials::IssueErrorKind;
 
 fn my_role() -> String {
     format!("{LIST}my-role")

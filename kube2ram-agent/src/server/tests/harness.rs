@@ -16,16 +16,21 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::{
-    clock::SystemClock,
-    cloud::upstream::MetadataServer,
-    credentials::{self, Credentials, IssueError, IssueErrorKind, Issuer},
-    datapath::{OriginError, PassGrant},
+    credentials::{self},
+    datapath::OriginError,
     identity::{CgroupId, IdentityError, PodUid},
-    kubernetes::{Notice, Pod, PodError},
+    kubernetes::{Notice, PodError},
+    pod::Pod,
     policy::PatternFormat,
-    role::{AnnotationKeys, BaseArn, RoleSession},
-    state_dir::Secret,
+    role::AnnotationKeys,
 };
+use kube2ram_cloud::upstream::PassGrant;
+use kube2ram_cloud::{
+    credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
+    role::{BaseArn, RoleSession},
+    upstream::MetadataServer,
+};
+use kube2ram_service::{clock::SystemClock, state_dir::Secret};
 
 pub(super) const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 pub(super) const POD_CGROUP: CgroupId = CgroupId(7);

@@ -12,10 +12,10 @@ use tokio::{
 use super::harness::*;
 use crate::{
     identity::CgroupId,
-    server::{
-        CONNECTIONS_PER_POD, QUIET,
-        listener::{CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT, MAX_REQUESTS, WRITE_TIMEOUT},
-    },
+    server::{CONNECTIONS_PER_POD, QUIET},
+};
+use kube2ram_service::listener::{
+    CONNECTION_MAX_AGE, DRAIN_DEADLINE, HEAD_TIMEOUT, MAX_REQUESTS, WRITE_TIMEOUT,
 };
 
 /// The spellings of section 4b of docs/predecessors.md over the wire: alone, and as the second request of a

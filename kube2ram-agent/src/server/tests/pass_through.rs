@@ -4,15 +4,15 @@ use http::StatusCode;
 
 use super::{harness::*, *};
 use crate::{
-    args::{HostNetworkPods, MetadataPolicy},
-    cloud::upstream::{MetadataServer, UpstreamError},
     kubernetes::PodError,
     server::{
+        HostNetworkPods, MetadataPolicy,
         pass_through::relay,
         path::Target,
         route::{Route, route},
     },
 };
+use kube2ram_cloud::upstream::{MetadataServer, UpstreamError};
 
 /// Rows 4.17 and 4.19.
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
         };
         let (pass, deny) = (start(HostNetworkPods::Pass).await, start(HostNetworkPods::Deny).await);
         let host_network =
-            |annotations: &[(&str, &str)]| crate::kubernetes::Pod { host_network: true, ..pod(annotations) };
+            |annotations: &[(&str, &str)]| crate::pod::Pod { host_network: true, ..pod(annotations) };
 
         *pass.world.pod.lock().unwrap() = Ok(host_network(&[]));
         for target in items {

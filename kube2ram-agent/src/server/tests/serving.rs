@@ -6,13 +6,13 @@ use http::StatusCode;
 
 use super::harness::*;
 use crate::{
-    args::HostNetworkPods,
-    credentials::IssueErrorKind,
     identity::{CgroupId, PodUid},
     kubernetes::PodError,
     policy::PatternFormat,
-    telemetry::lossy::{LossyWriter, Room},
+    server::HostNetworkPods,
 };
+use kube2ram_cloud::credentials::IssueErrorKind;
+use kube2ram_service::telemetry::lossy::{LossyWriter, Room};
 
 #[tokio::test]
 async fn serves_the_role_name_and_its_credentials() {
@@ -271,7 +271,7 @@ async fn a_malformed_annotation_denies_and_says_so() {
 #[tokio::test]
 async fn only_an_unannotated_host_network_pod_keeps_the_nodes_role() {
     let host_network =
-        |annotations: &[(&str, &str)]| Ok(crate::kubernetes::Pod { host_network: true, ..pod(annotations) });
+        |annotations: &[(&str, &str)]| Ok(crate::pod::Pod { host_network: true, ..pod(annotations) });
     let pass = Harness::start().await;
     let deny = Harness::start_with(None, |config| config.host_network_pods = HostNetworkPods::Deny).await;
     for harness in [&pass, &deny] {

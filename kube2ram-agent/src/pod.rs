@@ -1,0 +1,22 @@
+//! A pod, as far as it matters to its role. Made by `kubernetes`, read by `role`, `policy` and `server`.
+
+use std::collections::BTreeMap;
+
+use crate::identity::PodUid;
+
+/// A pod of this node, trimmed to what is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`. A mirror pod's differs from its cgroup's name, which is then its config hash.
+    pub uid: PodUid,
+    /// `metadata.namespace`.
+    pub namespace: Box<str>,
+    /// `metadata.name`.
+    pub name: Box<str>,
+    /// `spec.serviceAccountName`; `default` when unset.
+    pub service_account: Box<str>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Those of `metadata.annotations` that the agent was told to keep.
+    pub annotations: BTreeMap<Box<str>, Box<str>>,
+}

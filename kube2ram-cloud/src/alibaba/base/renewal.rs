@@ -1,0 +1,163 @@
+//! Credentials that end, held and renewed ahead of that: single flight, and a failed renewal keeps what is valid.
+//! Depends on `metadata`, `oidc`, `transport`; called by the parent.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+use tracing::warn;
+
+use super::{BaseCredentials, BaseError, BaseSource, oidc::Oidc};
+use crate::alibaba::{metadata::Metadata, transport::Transport, wire::Issued};
+use kube2ram_service::{clock::Clock, telemetry::chain};
+
+/// Who gives them.
+pub(super) enum Origin {
+    NodeRole(Metadata),
+    Oidc(Oidc),
+}
+
+impl Origin {
+    /// The role's name, and its credentials.
+    async fn ask(&self, sts: &Transport) -> Result<(Box<str>, Issued), BaseError> {
+        match self {
+            Self::NodeRole(metadata) => {
+                // The name too: a role can be replaced while the node runs.
+                let role = metadata.node_role_name().await.map_err(BaseError::Metadata)?;
+                let role = role.ok_or(BaseError::NoNodeRole)?;
+                let issued = metadata.node_credentials(&role).await.map_err(BaseError::Metadata)?;
+                Ok((role, issued))
+            }
+            Self::Oidc(oidc) => {
+                let issued = oidc.exchange(sts).await.map_err(BaseError::Oidc)?;
+                Ok((oidc.settings().role.name().into(), issued))
+            }
+        }
+    }
+
+    pub(super) fn source(&self) -> BaseSource {
+        match self {
+            Self::NodeRole(_) => BaseSource::NodeRole,
+            Self::Oidc(_) => BaseSource::Oidc,
+        }
+    }
+}
+
+pub(super) struct Renewal {
+    pub(super) origin: Origin,
+    clock: Arc<dyn Clock>,
+    cached: Mutex<Option<Cached>>,
+    /// The last one, unless fetching has succeeded since.
+    failure: Mutex<Option<(jiff::Timestamp, Box<str>)>>,
+    fetched: AtomicU64,
+    not_fetched: AtomicU64,
+    /// Whoever holds the permit is the one that fetches.
+    fetching: Semaphore,
+}
+
+#[derive(Clone)]
+pub(super) struct Cached {
+    pub(super) role: Box<str>,
+    credentials: Arc<BaseCredentials>,
+    pub(super) expires_at: jiff::Timestamp,
+    pub(super) renew_at: Instant,
+}
+
+impl Renewal {
+    pub(super) fn new(origin: Origin, clock: Arc<dyn Clock>) -> Self {
+        let (cached, failure) = (Mutex::new(None), Mutex::new(None));
+        let (fetched, not_fetched) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { origin, clock, cached, failure, fetched, not_fetched, fetching: Semaphore::new(1) }
+    }
+
+    /// How often they could not be fetched, and how often they were.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        [&self.not_fetched, &self.fetched].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub(super) async fn current(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
+        if let Some(cached) = self.usable() {
+            let permit = (cached.renew_at <= Instant::now()).then(|| self.fetching.try_acquire());
+            let Some(Ok(_permit)) = permit else {
+                return Ok(cached.credentials);
+            };
+            return Ok(self.fetch(sts).await.unwrap_or_else(|error| {
+                let source = self.origin.source().as_str();
+                warn!(source, error = chain(&error), "the agent's own credentials not renewed");
+                if let Some(cached) = &mut *self.cached() {
+                    cached.renew_at = Instant::now() + RETRY_AFTER;
+                }
+                cached.credentials
+            }));
+        }
+
+        let _permit = self.fetching.acquire().await;
+        match self.usable() {
+            Some(cached) => Ok(cached.credentials),
+            None => self.fetch(sts).await,
+        }
+    }
+
+    pub(super) async fn refresh(
+        &self,
+        refused: &Arc<BaseCredentials>,
+        sts: &Transport,
+    ) -> Result<Option<Arc<BaseCredentials>>, BaseError> {
+        let _permit = self.fetching.acquire().await;
+        let current = match self.usable() {
+            Some(cached) if !Arc::ptr_eq(&cached.credentials, refused) => cached.credentials,
+            _ => self.fetch(sts).await?,
+        };
+        Ok((current.access_key_id != refused.access_key_id).then_some(current))
+    }
+
+    async fn fetch(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
+        let fetched = self.ask(sts).await;
+        let count = if fetched.is_ok() { &self.fetched } else { &self.not_fetched };
+        count.fetch_add(1, Ordering::Relaxed);
+        *self.failure() = fetched.as_ref().err().map(|error| (self.clock.now(), chain(error).into()));
+        fetched
+    }
+
+    async fn ask(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
+        let (role, issued) = self.origin.ask(sts).await?;
+
+        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands out the old until then.
+        let left = Duration::try_from(issued.expires_at.duration_since(self.clock.now())).unwrap_or_default();
+        let renew_in = (left / 2).clamp(RETRY_AFTER, MAX_RENEWAL);
+        let credentials = Arc::new(BaseCredentials {
+            access_key_id: issued.access_key_id,
+            access_key_secret: issued.access_key_secret,
+            security_token: Some(issued.security_token),
+        });
+        *self.cached() = Some(Cached {
+            role,
+            credentials: Arc::clone(&credentials),
+            expires_at: issued.expires_at,
+            renew_at: Instant::now() + renew_in,
+        });
+        Ok(credentials)
+    }
+
+    fn usable(&self) -> Option<Cached> {
+        self.cached().clone().filter(|c| c.expires_at.duration_since(self.clock.now()) > MIN_LEFT)
+    }
+
+    pub(super) fn failure(&self) -> MutexGuard<'_, Option<(jiff::Timestamp, Box<str>)>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn cached(&self) -> MutexGuard<'_, Option<Cached>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Never signs with credentials that could expire on the way.
+const MIN_LEFT: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+const MAX_RENEWAL: Duration = Duration::from_hours(6);

@@ -1,0 +1,120 @@
+//! Hardened mode (`HttpTokens=required`): adds the agent's own session token to every request.
+//! Source: ECS, "Instance metadata", hardened mode. An `Upstream` over another: `server` passes pods' requests through it too.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use tokio::time::{Instant, timeout};
+
+use crate::upstream::{ResponseBody, Upstream, UpstreamError, read_bounded};
+
+/// An [`Upstream`] that satisfies hardened mode, and works without.
+pub struct HardenedMode {
+    upstream: Box<dyn Upstream>,
+    session: Mutex<Option<Session>>,
+}
+
+/// What the server said about tokens, until it should be asked again.
+#[derive(Clone)]
+struct Session {
+    /// `None` when the server issues none (it refuses, or is too old).
+    token: Option<HeaderValue>,
+    until: Instant,
+}
+
+impl HardenedMode {
+    /// Wraps `upstream`; asks for a token on first use only.
+    pub fn new(upstream: impl Upstream) -> Self {
+        Self { upstream: Box::new(upstream), session: Mutex::new(None) }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
+        let token = self.token().await?;
+        let response = self.upstream.send(with_token(request.clone(), token.as_ref())).await?;
+        let outdated = match response.status() {
+            StatusCode::UNAUTHORIZED => true,
+            // Tokens may have become required since the server refused to issue one.
+            StatusCode::FORBIDDEN => token.is_none(),
+            _ => false,
+        };
+        if !outdated {
+            return Ok(response);
+        }
+
+        self.forget(token.as_ref());
+        match self.token().await? {
+            None => Ok(response),
+            token => self.upstream.send(with_token(request, token.as_ref())).await,
+        }
+    }
+
+    async fn token(&self) -> Result<Option<HeaderValue>, UpstreamError> {
+        let session = self.session().clone();
+        if let Some(session) = session.filter(|session| session.until > Instant::now()) {
+            return Ok(session.token);
+        }
+
+        // Concurrent first requests fetch a token each, which is harmless: all of them are valid.
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri("/latest/api/token")
+            .header(TTL_HEADER, TTL.as_secs())
+            .body(Full::default())
+            .map_err(|error| UpstreamError::Exchange(error.into()))?;
+        let response = self.upstream.send(request).await?;
+        let token = match response.status() {
+            StatusCode::OK => {
+                let body = read_bounded(response.into_body(), TOKEN_LIMIT_BYTES, BODY_DEADLINE).await?;
+                let mut token = HeaderValue::from_bytes(body.trim_ascii())
+                    .map_err(|error| UpstreamError::Exchange(error.into()))?;
+                token.set_sensitive(true);
+                Some(token)
+            }
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => None,
+            // A passing fault: this request goes without, the next one asks again.
+            _ => return Ok(None),
+        };
+        *self.session() = Some(Session { token: token.clone(), until: Instant::now() + TTL * 4 / 5 });
+        Ok(token)
+    }
+
+    /// Drops the session, unless another request has already renewed it.
+    fn forget(&self, token: Option<&HeaderValue>) {
+        self.session().take_if(|session| session.token.as_ref() == token);
+    }
+
+    fn session(&self) -> std::sync::MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Upstream for HardenedMode {
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
+        timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout))
+    }
+}
+
+/// A token that came with the request is a pod's: it is the agent's own, and means nothing upstream.
+fn with_token(mut request: Request<Full<Bytes>>, token: Option<&HeaderValue>) -> Request<Full<Bytes>> {
+    let headers = request.headers_mut();
+    headers.remove(TOKEN_HEADER);
+    if let Some(token) = token {
+        headers.insert(TOKEN_HEADER, token.clone());
+    }
+    request
+}
+
+const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token");
+const TTL_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds");
+/// The longest that is allowed.
+const TTL: Duration = Duration::from_secs(21_600);
+const TOKEN_LIMIT_BYTES: usize = 4096;
+const BODY_DEADLINE: Duration = Duration::from_millis(500);
+/// Bounds the whole exchange up to the response's head, token included: SDKs give up at 1 s.
+const HEAD_DEADLINE: Duration = Duration::from_millis(900);

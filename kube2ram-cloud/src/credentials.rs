@@ -1,0 +1,156 @@
+//! Temporary credentials, and the seam by which they are issued: each cloud implements [`Issuer`], the agent's cache calls it.
+
+use std::{fmt, sync::OnceLock, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use crate::role::RoleSession;
+
+/// Temporary credentials of one role session. Secrets print as redacted.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// `AccessKeyId`.
+    pub access_key_id: Box<str>,
+    /// `AccessKeySecret`.
+    pub access_key_secret: SecretString,
+    /// `SecurityToken`; of any length.
+    pub security_token: SecretString,
+    /// When STS issued them (UTC): `LastUpdated` on the wire.
+    pub issued_at: Timestamp,
+    /// `Expiration`.
+    pub expires_at: Timestamp,
+    /// What the wire makes of them.
+    pub document: Document,
+}
+
+/// What the metadata service answers with these credentials: written by the first request, for it costs more than all else that a request does. As
+/// secret as they are; zeroised with them, once the last answer is sent.
+#[derive(Clone, Default)]
+pub struct Document(OnceLock<Bytes>);
+
+impl Document {
+    /// What was written before, or else what `write` does now.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn get_or_write<E>(&self, write: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(written) = self.0.get() {
+            return Ok(written.clone());
+        }
+        let written = write()?;
+        Ok(self.0.get_or_init(|| written).clone())
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
+}
+
+/// Why credentials were not issued: the closed set that is also the metrics label and decides on retries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IssueErrorKind {
+    /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so transient to it.
+    BaseCredentials,
+    /// STS denies the role: no permission, or the role does not trust the node. Not transient.
+    Denied,
+    /// STS calls the request wrong. Not transient.
+    Invalid,
+    /// The role does not exist. Not transient.
+    NoSuchRole,
+    /// STS throttles. Transient.
+    Throttled,
+    /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
+    Unavailable,
+    /// STS refuses with a code that is not known to be about the role: it may be about the account, the agent, or a gateway in between
+    /// (risk control, overdue payment). Transient, because it says nothing about the role.
+    Unexpected,
+}
+
+impl IssueErrorKind {
+    /// Whether asking again later may help, and valid credentials stay in use meanwhile.
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::BaseCredentials | Self::Throttled | Self::Unavailable | Self::Unexpected => true,
+            Self::Denied | Self::Invalid | Self::NoSuchRole => false,
+        }
+    }
+
+    /// What somebody can do about it: the end of a sentence that names the role and STS's code.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::BaseCredentials => {
+                "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or mend what its OIDC token takes"
+            }
+            Self::Denied => {
+                "have the role's trust policy name the node's role (or what else the agent signs with), and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
+                 annotate the pod with it"
+            }
+            Self::Invalid => "correct what the code names in the pod's annotations",
+            Self::NoSuchRole => "create the role, or correct the pod's annotation",
+            Self::Throttled => {
+                "the account calls STS too often, and the agent asks again by itself; find out who does (ActionTrail), or have the limit raised"
+            }
+            Self::Unavailable => {
+                "STS does not answer the node, and the agent asks again by itself; see that the node reaches its endpoint"
+            }
+            Self::Unexpected => {
+                "the agent does not know this code of STS and asks again by itself; look the code up (api.aliyun.com/troubleshoot), it may be about the account"
+            }
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::BaseCredentials,
+        Self::Denied,
+        Self::Invalid,
+        Self::NoSuchRole,
+        Self::Throttled,
+        Self::Unavailable,
+        Self::Unexpected,
+    ];
+
+    /// The metrics label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BaseCredentials => "base_credentials",
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::NoSuchRole => "no_such_role",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::Unexpected => "unexpected",
+        }
+    }
+}
+
+/// An [`Issuer`]'s failure.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot issue credentials: {code}: {message}")]
+pub struct IssueError {
+    /// What to do about it.
+    pub kind: IssueErrorKind,
+    /// STS's own error code, or one of ours (`Timeout`, `Connect`, …).
+    pub code: Box<str>,
+    /// STS's message, cut to 256 characters; never secret, for logs only.
+    pub message: Box<str>,
+    /// STS's request id.
+    pub request_id: Option<Box<str>>,
+    /// How long STS asks callers to wait.
+    pub retry_after: Option<Duration>,
+    /// The transport's error.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Issues credentials: AssumeRole, in production.
+#[async_trait]
+pub trait Issuer: Send + Sync + 'static {
+    /// Asks once (with the error table's own single retries). The caller bounds the time.
+    async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError>;
+}

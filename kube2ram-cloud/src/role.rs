@@ -1,0 +1,74 @@
+//! Roles, and the sessions that a cloud issues credentials for. Pure: no I/O, no clock, no logs.
+//! Called by the issuers of this crate and, for the types, by the agent's `role`, `policy` and `args`.
+
+use std::time::Duration;
+
+mod arn;
+mod session;
+
+pub use self::{
+    arn::{BaseArn, MAX_BYTES as ARN_MAX_BYTES, RoleArn, is_arn},
+    session::{
+        DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, MAX_DURATION, MIN_DURATION, POLICY_MAX_BYTES,
+        SESSION_NAME_MAX, SessionName, SessionPolicy, parse_duration,
+    },
+};
+
+/// Everything that changes what AssumeRole answers: the key of the credential cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RoleSession {
+    /// The role to assume.
+    pub role: RoleArn,
+    /// The external id, when the pod is annotated with one.
+    pub external_id: Option<ExternalId>,
+    /// The session policy, when the pod is annotated with one.
+    pub policy: Option<SessionPolicy>,
+    /// What ActionTrail shows.
+    pub session_name: SessionName,
+    /// `DurationSeconds`, 15 min – 12 h.
+    pub duration: Duration,
+}
+
+/// What is wrong with a value. The text continues a sentence that names the value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// A character outside of the alphabet.
+    #[error("contains {found:?}; only {legal} are allowed")]
+    Character {
+        /// The first such character.
+        found: char,
+        /// The alphabet, for people.
+        legal: &'static str,
+    },
+    /// Not a duration, or out of range.
+    #[error("is not a duration between 15m and 12h, such as 90m, 1h30m or 5400 (seconds)")]
+    Duration,
+    /// Nothing at all.
+    #[error("is empty")]
+    Empty,
+    /// Not a JSON object.
+    #[error("is not a JSON object")]
+    Json,
+    /// Too short or too long.
+    #[error("has {found} characters instead of {min} to {max}")]
+    Length {
+        /// Its length in characters.
+        found: usize,
+        /// The least allowed.
+        min: usize,
+        /// The most allowed.
+        max: usize,
+    },
+    /// Not a role's ARN.
+    #[error("is not a role's ARN, acs:ram::<account>:role/<name>")]
+    NotArn,
+    /// Not what a role's ARN can begin with.
+    #[error("is not a base ARN, acs:ram::<account>:role/, with or without a path")]
+    NotBaseArn,
+    /// An empty or dot segment in the role's path.
+    #[error("has an empty, '.' or '..' segment in the role's path")]
+    Segment,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! The other parameters of AssumeRole, with the alphabets and lengths of its reference (STS API 2015-04-01).
+//! Depends on nothing but the parent's error; used through the parent.
+
+use std::{fmt, time::Duration};
+
+use sha2::{Digest, Sha256};
+
+use super::ValueError;
+
+/// The shortest session that STS issues.
+pub const MIN_DURATION: Duration = Duration::from_secs(15 * 60);
+/// The longest session that a role can be made to allow.
+pub const MAX_DURATION: Duration = Duration::from_secs(12 * 60 * 60);
+
+const SESSION_NAME_MARKS: &str = ".@_-";
+/// The longest session name, in characters.
+pub const SESSION_NAME_MAX: usize = 64;
+const EXTERNAL_ID_MAX: usize = 1224;
+/// It is ASCII.
+pub const EXTERNAL_ID_MAX_BYTES: usize = EXTERNAL_ID_MAX;
+const POLICY_MAX: usize = 2048;
+/// In UTF-8.
+pub const POLICY_MAX_BYTES: usize = 4 * POLICY_MAX;
+/// More than anybody writes: `11hours 59minutes 59seconds`.
+pub const DURATION_MAX_BYTES: usize = 128;
+
+/// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionName(Box<str>);
+
+impl SessionName {
+    /// Parses a session name.
+    ///
+    /// # Errors
+    /// What is wrong, for an Event.
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        check_length(text, 2, SESSION_NAME_MAX)?;
+        check_alphabet(text, SESSION_NAME_MARKS, "letters, digits, '.', '@', '_' and '-'")?;
+        Ok(Self(text.into()))
+    }
+
+    /// Makes a session name of any text. What is not legal as it stands gets legal characters, is cut, and ends in the first 8
+    /// hex digits of its SHA-256, so that different texts stay different.
+    pub fn fit(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|_| {
+            let hash = hex::encode(&Sha256::digest(text)[..4]);
+            let legal = |c| if is_legal(c, SESSION_NAME_MARKS) { c } else { '-' };
+            let kept: String = text.chars().map(legal).take(SESSION_NAME_MAX - 1 - hash.len()).collect();
+            Self(format!("{kept}-{hash}").into())
+        })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SessionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `ExternalId`: 2–1224 characters of `[\w+=,.@:/-]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ExternalId(Box<str>);
+
+impl ExternalId {
+    /// Parses an external id.
+    ///
+    /// # Errors
+    /// What is wrong, for an Event.
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        check_length(text, 2, EXTERNAL_ID_MAX)?;
+        check_alphabet(text, "_+=,.@:/-", "letters, digits and any of _+=,.@:/-")?;
+        Ok(Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// `Policy`: a JSON document of 1–2048 characters that narrows the session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionPolicy(Box<str>);
+
+impl SessionPolicy {
+    /// Parses a session policy: any JSON object. What it means is for STS to judge.
+    ///
+    /// # Errors
+    /// What is wrong, for an Event.
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        check_length(text, 1, POLICY_MAX)?;
+        match serde_json::from_str(text) {
+            Ok(serde_json::Value::Object(_)) => Ok(Self(text.into())),
+            _ => Err(ValueError::Json),
+        }
+    }
+
+    /// The JSON text as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Parses a session's duration: `15m`, `1h30m` or plain seconds, 15 min – 12 h.
+pub fn parse_duration(text: &str) -> Result<Duration, ValueError> {
+    text.parse()
+        .ok()
+        .map(Duration::from_secs)
+        .or_else(|| humantime::parse_duration(text).ok())
+        .filter(|duration| (MIN_DURATION..=MAX_DURATION).contains(duration))
+        .ok_or(ValueError::Duration)
+}
+
+/// Fails on the first character that is neither an ASCII letter or digit nor among `marks`.
+pub(super) fn check_alphabet(text: &str, marks: &str, legal: &'static str) -> Result<(), ValueError> {
+    match text.chars().find(|&c| !is_legal(c, marks)) {
+        Some(found) => Err(ValueError::Character { found, legal }),
+        None => Ok(()),
+    }
+}
+
+fn is_legal(c: char, marks: &str) -> bool {
+    c.is_ascii_alphanumeric() || marks.contains(c)
+}
+
+fn check_length(text: &str, min: usize, max: usize) -> Result<(), ValueError> {
+    let found = text.chars().count();
+    if (min..=max).contains(&found) { Ok(()) } else { Err(ValueError::Length { found, min, max }) }
+}

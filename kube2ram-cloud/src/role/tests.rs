@@ -1,0 +1,197 @@
+//! Row numbers are those of docs/predecessors.md.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BASE: &str = "acs:ram::123456789012:role/";
+
+fn arn(text: &str) -> RoleArn {
+    RoleArn::parse(text).unwrap()
+}
+
+#[test]
+fn completes_names_and_takes_arns_as_they_are_rows_1_1_to_1_8() {
+    let cases = [
+        ("1.1", BASE, "my-role", "acs:ram::123456789012:role/my-role"),
+        ("1.2", BASE, "acs:ram::999999999999:role/cross-account", "acs:ram::999999999999:role/cross-account"),
+        ("1.3", BASE, "ACS:ram::999999999999:role/upper-case", "ACS:ram::999999999999:role/upper-case"),
+        ("1.5", BASE, "team/foo", "acs:ram::123456789012:role/team/foo"),
+        ("1.6", "acs:ram::123456789012:role/team/", "foo", "acs:ram::123456789012:role/team/foo"),
+        ("1.8", "acs:ram::123456789012:role", "my-role", "acs:ram::123456789012:role/my-role"),
+        ("1.8 path", "acs:ram::123456789012:role/team", "my-role", "acs:ram::123456789012:role/team/my-role"),
+    ];
+
+    for (row, base, role, expected) in cases {
+        let completed = BaseArn::parse(base).unwrap().arn_for(role).unwrap();
+
+        assert_eq!(completed.as_str(), expected, "row {row}");
+    }
+}
+
+#[test]
+fn accepts_the_base_arns_that_the_ancestor_accepts() {
+    let accepted = [
+        "acs:ram::123456789012:role/path",
+        "acs:ram::123456789012:role/path/",
+        "acs:ram::123456789012:role/path/sub-path",
+        "acs:ram::123456789012:role/path/sub_path",
+        "acs:ram::123456789012:role/subdomain.domain",
+        "acs:ram::123456789012:role",
+        "acs:ram::123456789012:role/",
+        "acs:ram::123456789012:role-part",
+        "acs:ram::123456789012:role_part",
+        "acs:ram::123456789012:role_123",
+    ];
+
+    for text in accepted {
+        let base = BaseArn::parse(text).unwrap();
+
+        assert_eq!(base.as_str().trim_end_matches('/'), text.trim_end_matches('/'));
+        assert!(base.as_str().ends_with('/') && !base.as_str().ends_with("//"), "{base}");
+    }
+}
+
+#[test]
+fn refuses_the_base_arns_that_the_ancestors_refuse() {
+    let refused = [
+        "acs:ram::123456789012::role/path",
+        "acs:ram:us-east-1:123456789012:role/path",
+        "acs:oss::123456789012:role/path",
+        "acs:ram::123456789012:role/$",
+        "acs:ram::12345-6789012:role/",
+        "acs:ram::abcdef:role/",
+        "acs:ram:::role",
+        "",
+        "not-an-arn",
+        "acs:ram::123456789012:user/my-user",
+        "arn:aws:iam::123456789012:role/",
+    ];
+
+    for text in refused {
+        assert_eq!(BaseArn::parse(text), Err(ValueError::NotBaseArn), "{text}");
+    }
+}
+
+#[test]
+fn tells_account_and_name_of_an_arn() {
+    let role = arn("ACS:ram::999999999999:role/team/foo");
+
+    assert_eq!(role.account(), "999999999999");
+    assert_eq!(role.name(), "team/foo");
+    assert_eq!(role.to_string(), "ACS:ram::999999999999:role/team/foo");
+}
+
+#[test]
+fn refuses_what_is_no_role_arn_and_says_why() {
+    let legal = "letters, digits, '.', '_', '-' and '/'";
+    let cases = [
+        ("", ValueError::Empty),
+        ("my-role", ValueError::NotArn),
+        ("acs:ram::1:user/me", ValueError::NotArn),
+        ("acs:ram:::role/foo", ValueError::NotArn),
+        ("acs:ram::1a:role/foo", ValueError::NotArn),
+        ("acs:RAM::1:role/foo", ValueError::NotArn),
+        ("acs:ram::1:role/", ValueError::Segment),
+        ("acs:ram::1:role//foo", ValueError::Segment),
+        ("acs:ram::1:role/foo/", ValueError::Segment),
+        ("acs:ram::1:role/../foo", ValueError::Segment),
+        ("acs:ram::1:role/a:role/b", ValueError::Character { found: ':', legal }),
+        ("acs:ram::1:role/foo\n", ValueError::Character { found: '\n', legal }),
+        ("acs:ram::1:role/ü", ValueError::Character { found: 'ü', legal }),
+    ];
+
+    for (text, reason) in cases {
+        assert_eq!(RoleArn::parse(text), Err(reason), "{text}");
+    }
+    let long = |length: usize| format!("acs:ram::1:role/{}", "x".repeat(length - 16));
+    assert!(RoleArn::parse(&long(512)).is_ok());
+    assert_eq!(RoleArn::parse(&long(513)), Err(ValueError::Length { found: 513, min: 1, max: 512 }));
+}
+
+#[test]
+fn bounds_lengths_as_sts_does() {
+    assert!(SessionName::parse("ab").is_ok() && SessionName::parse(&"a".repeat(64)).is_ok());
+    assert!(SessionName::parse(&"a".repeat(65)).is_err());
+    assert!(ExternalId::parse("ab").is_ok() && ExternalId::parse(&"a".repeat(1224)).is_ok());
+    assert!(ExternalId::parse("a").is_err() && ExternalId::parse(&"a".repeat(1225)).is_err());
+    let policy = |length: usize| format!("{{\"a\":\"{}\"}}", "ü".repeat(length - 8));
+    assert!(SessionPolicy::parse(&policy(2048)).is_ok() && SessionPolicy::parse(&policy(2049)).is_err());
+}
+
+#[test]
+fn reads_durations_between_15_minutes_and_12_hours() {
+    let cases = [
+        ("15m", Some(900)),
+        ("900", Some(900)),
+        ("1h30m", Some(5400)),
+        ("12h0m0s", Some(43_200)),
+        ("1.5h", Some(5400)),
+        ("899", None),
+        ("43201", None),
+        ("14m59s", None),
+        ("15M", None),
+        ("-1h", None),
+        ("", None),
+        ("99999999999999999999", None),
+    ];
+
+    for (text, seconds) in cases {
+        assert_eq!(parse_duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+    }
+}
+
+#[test]
+fn session_names_are_made_fit_and_stay_distinct() {
+    let long = "n".repeat(63);
+
+    let kept = SessionName::fit(&format!("{}.{}", "n".repeat(31), "s".repeat(32)));
+    let cut = SessionName::fit(&format!("{long}.first"));
+    let cut_other = SessionName::fit(&format!("{long}.second"));
+    let replaced = SessionName::fit("web.a:b");
+
+    assert_eq!(kept.as_str(), format!("{}.{}", "n".repeat(31), "s".repeat(32)));
+    assert_eq!(cut.as_str().len(), 64);
+    assert_ne!(cut, cut_other);
+    assert_eq!(cut.as_str()[..56], format!("{}-", "n".repeat(55)));
+    assert!(replaced.as_str().starts_with("web.a-b-"), "{replaced}");
+    assert_ne!(replaced, SessionName::fit("web.a/b"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_makes_a_legal_session_name(text in any::<String>()) {
+        let name = SessionName::fit(&text);
+
+        prop_assert_eq!(SessionName::parse(name.as_str()), Ok(name));
+    }
+
+    #[test]
+    fn an_arn_comes_apart_as_it_was_put_together(account in "[0-9]{1,16}", name in "[A-Za-z0-9_-]{1,9}(/[a-z._-]{3,9})?") {
+        let arn = RoleArn::parse(&format!("acs:ram::{account}:role/{name}"));
+
+        prop_assume!(arn.is_ok());
+        let arn = arn.unwrap();
+        prop_assert_eq!((arn.account(), arn.name()), (&*account, &*name));
+    }
+
+    #[test]
+    fn parsing_never_panics(text in any::<String>()) {
+        let _: [bool; 5] = [
+            RoleArn::parse(&text).is_ok(),
+            BaseArn::parse(&text).is_ok(),
+            ExternalId::parse(&text).is_ok(),
+            SessionPolicy::parse(&text).is_ok(),
+            parse_duration(&text).is_ok(),
+        ];
+    }
+
+    #[test]
+    fn a_name_never_leaves_the_base(name in any::<String>()) {
+        let base = BaseArn::parse("acs:ram::123456789012:role/team").unwrap();
+
+        if let Ok(arn) = base.arn_for(&name) && !is_arn(&name) {
+            prop_assert_eq!(arn.as_str(), format!("acs:ram::123456789012:role/team/{name}"));
+        }
+    }
+}

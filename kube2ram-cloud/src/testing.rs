@@ -1,0 +1,109 @@
+//! A scripted HTTP server on a port of its own, for the tests of `cloud`.
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::BorrowedFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use crate::upstream::PassGrant;
+use kube2ram_service::clock::Clock;
+
+/// What a server was asked: the request without its body.
+pub(crate) type Asked = Request<()>;
+
+/// Accepts until it is dropped; connections end with the test's runtime.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddrV4,
+    pub(crate) connections: Arc<AtomicUsize>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    pub(crate) async fn start(
+        answer: impl Fn(&Asked) -> Response<Full<Bytes>> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (log, count, answer) = (Arc::clone(&asked), Arc::clone(&connections), Arc::new(answer));
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let request = request.map(drop);
+                    let response = answer(&request);
+                    log.lock().unwrap().push(request);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { address, connections, asked, accepting }
+    }
+
+    /// What was asked so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub(crate) fn targets(&self) -> Vec<String> {
+        self.asked().iter().map(|asked| format!("{} {}", asked.method(), asked.uri())).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+pub(crate) fn answer(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::new(body.into())).unwrap()
+}
+
+/// Counts the sockets it was asked to pass, and refuses them when told so.
+#[derive(Default)]
+pub(crate) struct CountingPass {
+    pub(crate) granted: AtomicUsize,
+    pub(crate) refuse: bool,
+}
+
+impl PassGrant for CountingPass {
+    fn grant(&self, _: BorrowedFd<'_>) -> std::io::Result<()> {
+        if self.refuse {
+            return Err(std::io::Error::other("refused"));
+        }
+        self.granted.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Stands still until it is set.
+pub(crate) struct SetClock(pub(crate) Mutex<jiff::Timestamp>);
+
+impl SetClock {
+    pub(crate) fn at(text: &str) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(text.parse().unwrap())))
+    }
+}
+
+impl Clock for SetClock {
+    fn now(&self) -> jiff::Timestamp {
+        *self.0.lock().unwrap()
+    }
+}

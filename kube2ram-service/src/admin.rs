@@ -1,0 +1,97 @@
+//! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but whoever reaches the node's address can ask.
+//! Depends on `server::listener` and `server::places` for bounded connections; called by `app`.
+
+use std::{future::ready, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::Full;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::{closing::Closing, listener, places::Places};
+
+mod exposition;
+mod readiness;
+
+pub use self::exposition::Exposition;
+pub use self::readiness::{Pending, Readiness};
+
+/// How many connections are served at once.
+pub const CONNECTIONS: usize = 64;
+/// How many of them one address may have. Pods reach this listener, too, and everything on the node's network has one address, the kubelet's: that they keep nobody
+/// out is for [`Places`], and that they cannot have the agent ended for `probe`.
+const CONNECTIONS_PER_ADDRESS: usize = 8;
+
+/// What the admin listener shows.
+pub struct Admin {
+    /// What `/readyz` tells.
+    pub readiness: Readiness,
+    /// What `/metrics` encodes.
+    pub registry: Registry,
+}
+
+impl Admin {
+    /// Serves until accepting ends; connections are tasks of `tasks`, which drain by themselves.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes its handle of the listener only.
+    pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
+        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, Duration::ZERO);
+        listener::accept(listener, &closing, |stream, peer| {
+            // All connections are idle here: there is always one that gives way.
+            if let Some(place) = places.take(peer.ip()) {
+                let (admin, closing) = (Arc::clone(&self), closing.clone());
+                tasks.spawn(async move {
+                    listener::drive(stream, &closing, place.lost(), |request| {
+                        ready(admin.answer(request.method(), request.uri().path(), request.headers()))
+                    })
+                    .await;
+                });
+            }
+            ready(())
+        })
+        .await;
+    }
+
+    fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        match path {
+            // For the ancestors' manifests; ours ask `kube2ram live`. That this answers is all that it means: a check that asks the cloud restarts agents for
+            // the cloud's faults.
+            "/healthz" => reply(StatusCode::OK, TEXT, "ok\n".into()),
+            "/readyz" => match self.readiness.pending().as_slice() {
+                [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
+                pending => {
+                    reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("pending: {}\n", pending.join(", ")))
+                }
+            },
+            "/metrics" => {
+                let exposition = Exposition::asked_for(headers);
+                match exposition.encode(&self.registry) {
+                    Ok(metrics) => reply(StatusCode::OK, exposition.content_type(), metrics),
+                    Err(_) => {
+                        reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot encode the metrics\n".into())
+                    }
+                }
+            }
+            _ => reply(StatusCode::NOT_FOUND, TEXT, "not found\n".into()),
+        }
+    }
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,15 @@
+//! What any long-running program of kube2ram needs, whatever it does: time, drain, logs, the state directory, bounded HTTP
+//! listeners, readiness and metrics, and the way to the API server. Knows neither eBPF nor a cloud.
+
+#![deny(unsafe_code)]
+
+pub mod clock;
+pub mod closing;
+pub mod dump;
+pub mod glob;
+pub mod telemetry;
+pub mod state_dir;
+pub mod places;
+pub mod listener;
+pub mod admin;
+pub mod kubernetes;

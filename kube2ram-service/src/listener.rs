@@ -1,0 +1,223 @@
+//! Accepting and driving HTTP/1 connections within bounds: how many, how long, how large. The home of hyper's server.
+//! Depends on nothing of ours; called by `server` and `admin`.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use http::{HeaderValue, Request, Response, header};
+use hyper::{
+    body::{Body, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+mod head_timer;
+
+use self::head_timer::HeadTimer;
+use crate::{closing::Closing, telemetry::chain};
+
+/// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How large a request head may be. SDKs send less than 1 KiB.
+pub const HEAD_LIMIT_BYTES: usize = 8 * 1024;
+/// How long a client may leave the kernel's buffer full. Then it does not read, and is disconnected.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, whatever the client does.
+pub const CONNECTION_MAX_AGE: Duration = Duration::from_secs(300);
+/// How many requests a connection may carry. SDKs send two to four.
+pub const MAX_REQUESTS: usize = 1000;
+/// What the kernel may keep for a connection, each way; it counts twice as much. A request's head fits, and an answer of ours.
+/// What is passed through flows slower.
+pub const BUFFER_BYTES: usize = 8 * 1024;
+/// How long requests in flight may go on once a connection is to close.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a fresh connection may still send its first request once the listener is to close: the client's connect(2) succeeded, and
+/// SDKs do not retry.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+/// How long to wait when accept(2) fails, which is when descriptors or memory run out.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// The longest queue that a listener of ours has: as many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills
+/// it, and whose SYN then finds it full is only heard a second later, which is when SDKs give up.
+pub const MAX_BACKLOG: u32 = 4096;
+/// How often that is said of one listener.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Sets what the kernel may keep of a connection's bytes, on a socket that is about to listen or already does; what it accepts from then on has the same.
+/// That memory is the agent's: without a bound it is up to 4 MiB for a client that does not read.
+///
+/// # Errors
+/// The kernel's.
+pub fn bound_buffers(socket: &impl AsFd) -> io::Result<()> {
+    sockopt::set_socket_send_buffer_size(socket, BUFFER_BYTES)?;
+    Ok(sockopt::set_socket_recv_buffer_size(socket, BUFFER_BYTES)?)
+}
+
+/// Hands each accepted connection to `on_accept`, one after the other, until accepting ends; then also those that wait in the backlog already. Ends as well when the listener is none any
+/// more: a process of its network namespace can destroy it (`ss --kill`).
+///
+/// # Cancel safety
+/// Dropping the future closes this handle of the listener; connections that were handed over go on.
+pub async fn accept<F: Future<Output = ()>>(
+    listener: Arc<TcpListener>,
+    closing: &Closing,
+    on_accept: impl Fn(TcpStream, SocketAddr) -> F,
+) {
+    let mut said_at: Option<Instant> = None;
+    while let Some(accepted) = closing.accepting().run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => {
+                send_at_once(&stream);
+                on_accept(stream, peer).await;
+                // A burst must not be accepted faster than it is served, or it meets its caller's bound without need: with several listeners,
+                // all of the runtime's threads could be accepting.
+                yield_now().await;
+            }
+            Err(error) if has_ended(&error) => {
+                debug!(%error, "a listener was destroyed");
+                return;
+            }
+            Err(error) => {
+                if said_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                    warn!(%error, "cannot accept a connection");
+                    said_at = Some(Instant::now());
+                }
+                sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    // Whoever goes on connecting must not keep this from ending.
+    for _ in 0..MAX_BACKLOG {
+        let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
+        send_at_once(&stream);
+        on_accept(stream, peer).await;
+        yield_now().await;
+    }
+}
+
+/// Of accept(2): not a listening socket, or none at all. All else passes: what a single connection met, or a lack of descriptors or memory.
+fn has_ended(error: &io::Error) -> bool {
+    [libc::EINVAL, libc::EBADF, libc::ENOTSOCK].iter().any(|errno| error.raw_os_error() == Some(*errno))
+}
+
+fn send_at_once(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(error = %error, "cannot set TCP_NODELAY");
+    }
+}
+
+/// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost` its place or was drained. Once nothing
+/// more is accepted, the next response is its last one: a client that keeps its connections alive is told so, and loses no request on a connection that is
+/// closed under it. Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
+pub async fn drive<S, H, F, B>(stream: S, closing: &Closing, lost: &CancellationToken, handle: H)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (begun, last) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let service = service_fn(|request| {
+        let is_last = begun.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REQUESTS;
+        // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
+        let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
+        // In a box, because hyper would move the future, which is large, several times.
+        let response = Box::pin(handle(request));
+        let last = &last;
+        async move {
+            let mut response = response.await;
+            if is_coded || is_last || last.load(Ordering::Relaxed) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let stream = pin!(stream);
+    let connection = http1::Builder::new()
+        .timer(HeadTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(HEAD_LIMIT_BYTES)
+        .max_buf_size(HEAD_LIMIT_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+
+    let outside = async {
+        let mut too_old = pin!(sleep(CONNECTION_MAX_AGE));
+        tokio::select! {
+            () = lost.cancelled() => return Outside::Lost,
+            () = closing.accepting().cancelled() => {}
+            () = too_old.as_mut() => {}
+        }
+        last.store(true, Ordering::Relaxed);
+        if !too_old.is_elapsed() {
+            tokio::select! {
+                () = lost.cancelled() => return Outside::Lost,
+                () = closing.draining().cancelled() => {}
+                () = too_old => {}
+            }
+        }
+        Outside::Closing
+    };
+    // A set of one, which is polled when it was woken itself, and not with each read of the connection: what it waits for is behind locks that all
+    // connections share.
+    let mut outside: FuturesUnordered<_> = std::iter::once(outside).collect();
+    let ended = tokio::select! {
+        biased;
+        outside = outside.next() => match outside {
+            Some(Outside::Lost) => {
+                debug!("connection closed, because another one got its place");
+                return;
+            }
+            Some(Outside::Closing) | None => None,
+        },
+        ended = connection.as_mut() => Some(ended),
+    };
+    let last_moments = async {
+        if begun.load(Ordering::Relaxed) == 0
+            && let Ok(ended) = timeout(FIRST_REQUEST_GRACE, connection.as_mut()).await
+        {
+            return Some(ended);
+        }
+        connection.as_mut().graceful_shutdown();
+        timeout(DRAIN_DEADLINE, connection).await.ok()
+    };
+    let ended = match ended {
+        None => lost.run_until_cancelled(last_moments).await.flatten(),
+        ended => ended,
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => debug!(error = chain(&error), "connection failed"),
+        None => debug!("connection cut off"),
+    }
+}
+
+/// Why a connection is to end that has not ended by itself.
+enum Outside {
+    Closing,
+    Lost,
+}
