@@ -26,7 +26,8 @@ use crate::{
 };
 use kube2ram_cloud::{
     MetadataAddr,
-    alibaba::endpoint::Endpoint,
+    alibaba::{DIALECT, endpoint::Endpoint},
+    dialect::Dialect,
     role::{BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
 };
 use kube2ram_service::telemetry::LogFormat;
@@ -114,6 +115,8 @@ pub enum BootGuardCommand {
 /// What the agent was told.
 #[derive(Debug)]
 pub struct Config {
+    /// How the cloud's metadata service speaks.
+    pub dialect: &'static Dialect,
     /// How annotations are called.
     pub annotation_keys: AnnotationKeys,
     /// Where the API server is.
@@ -420,6 +423,7 @@ impl Config {
         let format = flags.namespace_restriction_format;
 
         Ok(Self {
+            dialect: &DIALECT,
             annotation_keys: AnnotationKeys {
                 role: flags.ram_role_key,
                 external_id: flags.ram_external_id,

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use self::{
     account::{Attempt, Failure, Issues, SessionState},
-    cache::{ANSWER_DEADLINE, Cache, Claim, ISSUE_DEADLINE, Limits},
+    cache::{Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
     survey::{Standing, Survey},
     turns::Rate,

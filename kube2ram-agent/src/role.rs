@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::pod::Pod;
 use kube2ram_cloud::role::{
-    ARN_MAX_BYTES, BaseArn, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, POLICY_MAX_BYTES, RoleArn,
-    RoleSession, SESSION_NAME_MAX, SessionName, SessionPolicy, ValueError, is_arn, parse_duration,
+    ARN_MAX_BYTES, BaseArn, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, Grant, POLICY_MAX_BYTES,
+    RoleArn, RoleSession, SESSION_NAME_MAX, SessionName, SessionPolicy, ValueError, is_arn, parse_duration,
 };
 
 /// The pod annotations that are read. `kubernetes` keeps these and drops the others.
@@ -133,7 +133,9 @@ impl Roles {
 
         Ok(RoleSession {
             role,
-            external_id: parsed(annotations, &self.keys.external_id, ExternalId::parse)?,
+            grant: Grant::AssumeRole {
+                external_id: parsed(annotations, &self.keys.external_id, ExternalId::parse)?,
+            },
             policy: parsed(annotations, &self.keys.policy, SessionPolicy::parse)?,
             session_name,
             duration: parsed(annotations, &self.keys.duration, parse_duration)?

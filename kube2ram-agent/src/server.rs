@@ -35,7 +35,6 @@ mod rates;
 mod reply;
 pub mod route;
 pub mod token;
-mod wire;
 
 use self::{
     access_log::AccessLog, connection::Connection, metrics::Metrics, quota::Quota, rates::Rates,
@@ -52,7 +51,7 @@ use crate::{
     policy::Policy,
     role::Roles,
 };
-use kube2ram_cloud::{MetadataAddr, upstream::Upstream};
+use kube2ram_cloud::{MetadataAddr, dialect::Dialect, upstream::Upstream};
 use kube2ram_service::{
     clock::Clock,
     closing::Closing,
@@ -92,6 +91,8 @@ pub struct Config {
     pub require_token: bool,
     /// What becomes of hostNetwork pods without a role of their own.
     pub host_network_pods: HostNetworkPods,
+    /// How the cloud's metadata service speaks.
+    pub dialect: &'static Dialect,
 }
 
 /// The steps that a request goes through.

@@ -8,6 +8,7 @@ mod metadata_addr;
 pub mod role;
 pub mod credentials;
 pub mod upstream;
+pub mod dialect;
 pub mod alibaba;
 #[cfg(test)]
 mod testing;

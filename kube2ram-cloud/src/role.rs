@@ -14,19 +14,34 @@ pub use self::{
     },
 };
 
-/// Everything that changes what AssumeRole answers: the key of the credential cache.
+/// Everything that changes what is issued: the key of the credential cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RoleSession {
     /// The role to assume.
     pub role: RoleArn,
-    /// The external id, when the pod is annotated with one.
-    pub external_id: Option<ExternalId>,
+    /// By what right it is assumed.
+    pub grant: Grant,
     /// The session policy, when the pod is annotated with one.
     pub policy: Option<SessionPolicy>,
     /// What ActionTrail shows.
     pub session_name: SessionName,
     /// `DurationSeconds`, 15 min – 12 h.
     pub duration: Duration,
+}
+
+/// By what right a role is assumed, with what the call takes for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Grant {
+    /// The role trusts the agent's own identity: AssumeRole.
+    AssumeRole {
+        /// The external id, when the pod is annotated with one.
+        external_id: Option<ExternalId>,
+    },
+}
+
+impl Grant {
+    /// By AssumeRole, without an external id.
+    pub const ASSUME_ROLE: Self = Self::AssumeRole { external_id: None };
 }
 
 /// What is wrong with a value. The text continues a sentence that names the value.

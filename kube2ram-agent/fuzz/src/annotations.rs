@@ -10,7 +10,7 @@ use kube2ram_agent::{
     policy::Policy,
     role::{AnnotationKeys, Roles},
 };
-use kube2ram_cloud::role::BaseArn;
+use kube2ram_cloud::role::{BaseArn, Grant};
 
 const BASE: &str = "acs:ram::123456789012:role/team/";
 const KEYS: [&str; 5] = ["role", "external-id", "policy", "duration", "session-name"];
@@ -47,7 +47,8 @@ pub fn check(data: &[u8]) {
     let expected = if is_arn { role.to_owned() } else { format!("{BASE}{role}") };
     assert_eq!(session.role.as_str(), expected, "of {role:?}");
     assert!(is_role_arn(&expected), "{expected:?}");
-    assert_eq!(session.external_id.as_ref().map(|id| id.as_str()), annotation("external-id"));
+    let Grant::AssumeRole { external_id } = &session.grant;
+    assert_eq!(external_id.as_ref().map(|id| id.as_str()), annotation("external-id"));
     assert_eq!(session.policy.as_ref().map(|policy| policy.as_str()), annotation("policy"));
     assert!(session.policy.is_none_or(|policy| {
         serde_json::from_str::<serde_json::Value>(policy.as_str()).is_ok_and(|policy| policy.is_object())

@@ -12,7 +12,7 @@ use kube2ram_agent::{
     identity::CgroupId,
     server::{MetadataPolicy, path::Target},
 };
-use kube2ram_cloud::MetadataAddr;
+use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
 use kube2ram_service::closing::Closing;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
@@ -126,7 +126,7 @@ fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
     let mut asked = framing
         .requests
         .iter()
-        .filter_map(|request| Target::parse(&as_the_agent_sees(request.target), metadata).ok());
+        .filter_map(|request| Target::parse(&as_the_agent_sees(request.target), metadata, &DIALECT).ok());
     let mut left = passed.iter().skip_while(|passed| {
         let path = passed.split('?').next().unwrap_or_default();
         asked.any(|target| target.path.as_str() == path)

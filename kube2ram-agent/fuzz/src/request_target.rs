@@ -7,7 +7,7 @@ use kube2ram_agent::server::{
     path::Target,
     route::{Route, route},
 };
-use kube2ram_cloud::MetadataAddr;
+use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
 
 use super::model;
 
@@ -81,7 +81,7 @@ fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
             assert!(reads);
             assert_eq!(below_ram(raw).as_deref(), Some("security-credentials"));
         }
-        Route::RamList => {
+        Route::CredentialDirectory => {
             assert!(reads);
             assert_eq!(below_ram(raw).as_deref(), Some(""));
         }
@@ -90,8 +90,9 @@ fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
 }
 
 fn routed(method: &Method, raw: &[u8], policy: MetadataPolicy) -> Option<Route> {
-    let target = Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().ok()?)).ok()?;
-    Some(route(method, &target, policy))
+    let target =
+        Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().ok()?), &DIALECT).ok()?;
+    Some(route(method, &target, policy, &DIALECT))
 }
 
 /// What the target names below `/<version>/meta-data/ram`, by the one reading that is allowed: escapes once, then no empty segments and

@@ -147,7 +147,7 @@ impl Discovery {
             self.clock,
             self.tasks,
             self.shutdown,
-            Limits::default(),
+            Limits { answer: config.dialect.patience.answer, ..Limits::default() },
             self.cache_metrics,
         );
         if entitlements.set(Entitlements { roles, policy, credentials }).is_err() {

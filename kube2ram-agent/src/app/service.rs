@@ -48,6 +48,7 @@ use kube2ram_cloud::{
         metadata::{HardenedMode, Metadata},
         sts::StsClient,
     },
+    dialect::Dialect,
     upstream::{MetadataServer, UpstreamContact},
 };
 use kube2ram_service::{
@@ -179,7 +180,7 @@ impl Service {
             directory: Arc::clone(&cluster) as _,
             entitlements: Arc::clone(&entitlements),
             notices: Arc::clone(&cluster) as _,
-            tokens: Arc::new(tokens(state)?),
+            tokens: Arc::new(tokens(state, config.dialect)?),
             upstream: Arc::clone(&upstream) as _,
         };
         let server_config = server::Config {
@@ -190,6 +191,7 @@ impl Service {
             pass_through_rate: config.pass_through_rate,
             request_rate: config.request_rate,
             require_token: config.require_token,
+            dialect: config.dialect,
         };
         let server = Server::new(server_config, pipeline, connections.clone(), registry);
         let discovery = Discovery {
@@ -511,9 +513,10 @@ fn end_cut_connections(settings: &Settings) {
 }
 
 /// The key outlives the agent, so that what it issued does too.
-fn tokens(state_dir: &StateDir) -> Result<Tokens, AppError> {
+fn tokens(state_dir: &StateDir, dialect: &'static Dialect) -> Result<Tokens, AppError> {
     if !state_dir.is_volatile() {
         warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
     }
-    state_dir.secret(Tokens::KEY_FILE).map(Tokens::new).map_err(AppError::StateDir)
+    let key = state_dir.secret(Tokens::KEY_FILE);
+    key.map(|key| Tokens::new(key, dialect)).map_err(AppError::StateDir)
 }

@@ -20,7 +20,7 @@ use crate::{
     policy::PatternFormat,
     server::{HostNetworkPods, MetadataPolicy},
 };
-use kube2ram_cloud::alibaba::endpoint::Endpoint;
+use kube2ram_cloud::alibaba::{DIALECT, endpoint::Endpoint};
 use kube2ram_service::telemetry::LogFormat;
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
@@ -56,7 +56,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/external-id",
+        default_value = DIALECT.annotations.external_id,
         alias = "iam-external-id",
         value_parser = value::annotation_key,
         help_heading = "Roles"
@@ -66,7 +66,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/policy",
+        default_value = DIALECT.annotations.policy,
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
@@ -76,7 +76,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/role",
+        default_value = DIALECT.annotations.role,
         alias = "iam-role-key",
         value_parser = value::annotation_key,
         help_heading = "Roles"
@@ -97,7 +97,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/session-duration",
+        default_value = DIALECT.annotations.duration,
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
@@ -107,7 +107,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/session-name",
+        default_value = DIALECT.annotations.session_name,
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
@@ -134,7 +134,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "KEY",
-        default_value = "ram.aliyuncs.com/allowed-roles",
+        default_value = DIALECT.annotations.allowed_roles,
         value_parser = value::annotation_key,
         help_heading = "Policy"
     )]

@@ -55,6 +55,8 @@ pub struct Limits {
     pub pace: Rate,
     /// How fast it asks for one pod.
     pub pod: Rate,
+    /// How long a pod waits for credentials that are being issued. Its SDK gives up a little later.
+    pub answer: Duration,
     /// Spreads what would otherwise happen at the same moment everywhere: a random number in 0 – 1.
     pub jitter: fn() -> f64,
 }
@@ -69,6 +71,7 @@ impl Default for Limits {
             reserve: 200,
             pace: Rate { burst: 50, interval: Duration::from_millis(20) },
             pod: Rate { burst: 4, interval: Duration::from_secs(15) },
+            answer: Duration::from_millis(800),
             jitter,
         }
     }
@@ -96,6 +99,7 @@ struct Shared {
     shutdown: CancellationToken,
     metrics: Arc<Metrics>,
     max_sessions: usize,
+    answer: Duration,
     jitter: fn() -> f64,
     gate: Arc<Gate>,
     /// How the last calls ended.
@@ -144,13 +148,14 @@ impl Cache {
             gate: Gate::new(rates, Arc::clone(&metrics)),
             metrics,
             max_sessions: limits.sessions,
+            answer: limits.answer,
             jitter: limits.jitter,
             issues: Mutex::default(),
             slots: Mutex::default(),
         }))
     }
 
-    /// Credentials for what was permitted: at once when they are held, else within [`ANSWER_DEADLINE`].
+    /// Credentials for what was permitted: at once when they are held, else within [`Limits::answer`].
     ///
     /// # Errors
     /// See [`CredentialError`]; each of them is a denial, for now or for good.
@@ -269,7 +274,7 @@ impl Cache {
         let metrics = &self.0.metrics;
         if fallback.is_some() { &metrics.refresh } else { &metrics.miss }.inc();
 
-        let deadline = Instant::now() + ANSWER_DEADLINE;
+        let deadline = Instant::now() + self.0.answer;
         while let Some(receiver) = &mut fetched
             && let Ok(Ok(())) = timeout_at(deadline, receiver.changed()).await
         {
@@ -545,8 +550,6 @@ impl Drop for Tenure {
     }
 }
 
-/// Bounds how long a pod waits: SDKs give up at 1 s.
-pub const ANSWER_DEADLINE: Duration = Duration::from_millis(800);
 /// Bounds one issue.
 pub const ISSUE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many role sessions may outlive their last pod: pods with session names of their own must not fill the memory.

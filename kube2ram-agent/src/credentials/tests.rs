@@ -21,7 +21,7 @@ use super::*;
 use crate::identity::PodUid;
 use kube2ram_cloud::{
     credentials::{Credentials, Issuer},
-    role::{ExternalId, RoleArn, RoleSession, SessionName, SessionPolicy},
+    role::{ExternalId, Grant, RoleArn, RoleSession, SessionName, SessionPolicy},
 };
 use kube2ram_service::clock::Clock;
 
@@ -178,7 +178,7 @@ fn pod(n: u32) -> PodUid {
 fn session(role: &str) -> RoleSession {
     RoleSession {
         role: RoleArn::parse(&format!("acs:ram::1234567890123456:role/{role}")).unwrap(),
-        external_id: None,
+        grant: Grant::ASSUME_ROLE,
         policy: None,
         session_name: SessionName::parse("default.web").unwrap(),
         duration: LIFE,
@@ -761,7 +761,10 @@ async fn everything_that_changes_the_answer_is_the_key() {
     let plain = session("a");
     let others = [
         session("b"),
-        RoleSession { external_id: Some(ExternalId::parse("id").unwrap()), ..plain.clone() },
+        RoleSession {
+            grant: Grant::AssumeRole { external_id: Some(ExternalId::parse("id").unwrap()) },
+            ..plain.clone()
+        },
         RoleSession { policy: Some(SessionPolicy::parse("{}").unwrap()), ..plain.clone() },
         RoleSession { session_name: SessionName::parse("other").unwrap(), ..plain.clone() },
         RoleSession { duration: LIFE * 2, ..plain.clone() },

@@ -31,7 +31,7 @@ use super::{
     About, Directory, Metrics, Notice, Notices, PodError,
     events::Events,
     hearing::{Contact, Contacts, Resource},
-    lookup::{LIST_DEADLINE, LIST_LIMIT, LOOKUP_DEADLINE, ListError, Look, Lookups},
+    lookup::{LIST_DEADLINE, LIST_LIMIT, ListError, Look, Lookups},
     namespaces::{LIMIT_BYTES, Namespace, Namespaces},
     object::{ApiPod, MIRROR_ANNOTATIONS, Sighting, is_sound, pod_resource, sighting, uid_of},
     projection::Projection,
@@ -56,6 +56,8 @@ pub struct ClusterConfig {
     pub allow_lists: Option<AllowLists>,
     /// Tells the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
     pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
+    /// How long to wait for a pod that is not known yet. Its SDK gives up a little later.
+    pub lookup: Duration,
 }
 
 /// What counts of namespaces.
@@ -516,7 +518,7 @@ impl Cluster {
     }
 
     async fn wait_for(&self, uid: &PodUid, mut changed: watch::Receiver<()>) -> Result<Arc<Pod>, PodError> {
-        let deadline = Instant::now() + LOOKUP_DEADLINE;
+        let deadline = Instant::now() + self.config.lookup;
         let mut absent = false;
         loop {
             match self.look(uid) {

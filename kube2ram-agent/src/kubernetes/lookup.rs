@@ -15,9 +15,6 @@ use super::{
 };
 use crate::{identity::PodUid, pod::Pod};
 
-/// How long a pod may be waited for. SDKs give up after 1 s, and the answer has to get back within that.
-pub(super) const LOOKUP_DEADLINE: Duration = Duration::from_millis(700);
-
 /// Between the starts of two direct lists: a node asks 4 times a second at most, whatever its pods do.
 pub(super) const LIST_INTERVAL: Duration = Duration::from_millis(250);
 

@@ -10,14 +10,12 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::api_server::{ApiServer, Mode};
-use super::{
-    lookup::{LIST_INTERVAL, LOOKUP_DEADLINE},
-    *,
-};
+use super::{lookup::LIST_INTERVAL, *};
 use kube2ram_service::{clock::SystemClock, kubernetes::ClientConfig};
 
 const ROLE: &str = "ram.aliyuncs.com/role";
 const ALLOWED: &str = "ram.aliyuncs.com/allowed-roles";
+const LOOKUP_DEADLINE: Duration = Duration::from_millis(700);
 /// The only pod that has a cgroup.
 const LIVE: u32 = 30;
 const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015";
@@ -60,6 +58,7 @@ impl Running {
             pod_annotations: vec![(ROLE.into(), 512)],
             allow_lists,
             live_pods: Arc::new(|| Ok([LIVE].map(uid).into())),
+            lookup: LOOKUP_DEADLINE,
         };
         let client = ClientConfig::Server { url: api.url(), token: None, insecure: false };
         let mut registry = Registry::default();

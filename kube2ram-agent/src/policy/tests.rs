@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::role::AnnotationKeys;
-use kube2ram_cloud::role::SessionName;
+use kube2ram_cloud::role::{Grant, SessionName};
 
 const BASE: &str = "acs:ram::123456789012:role/";
 const NEITHER: Option<Option<&str>> = None;
@@ -23,7 +23,7 @@ fn policy(restrictions: Option<PatternFormat>, base: Option<&str>, default_role:
 fn session(role: &str) -> RoleSession {
     RoleSession {
         role: BaseArn::parse(BASE).unwrap().arn_for(role).unwrap(),
-        external_id: None,
+        grant: Grant::ASSUME_ROLE,
         policy: None,
         session_name: SessionName::parse("web.shop").unwrap(),
         duration: Duration::from_secs(3600),

@@ -126,10 +126,10 @@ fn takes_the_other_parameters_from_annotations_and_defaults() {
     )
     .unwrap();
 
-    assert_eq!((plain.external_id, plain.policy), (None, None));
+    assert_eq!((plain.grant, plain.policy), (Grant::ASSUME_ROLE, None));
     assert_eq!(plain.session_name.as_str(), "web.shop");
     assert_eq!(plain.duration, Duration::from_secs(3600));
-    assert_eq!(full.external_id.unwrap().as_str(), "tenant:7");
+    assert_eq!(full.grant, Grant::AssumeRole { external_id: Some(ExternalId::parse("tenant:7").unwrap()) });
     assert_eq!(full.policy.unwrap().as_str(), policy);
     assert_eq!(full.session_name.as_str(), "nightly@shop");
     assert_eq!(full.duration, Duration::from_secs(5400));

@@ -7,12 +7,11 @@ use std::{
     pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     task::Poll,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::poll;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{Either, Full};
 use tokio::time::{Instant, timeout};
 
@@ -31,8 +30,7 @@ use super::{
     rates::Rate,
     reply,
     route::{NodeTarget, Refusal, Route, UpstreamTarget, route},
-    token::{TOKEN_HEADER, TokenError},
-    wire,
+    token::TokenError,
 };
 use crate::{
     datapath::Origin,
@@ -40,13 +38,8 @@ use crate::{
     pod::Pod,
     role::{RoleError, Roles},
 };
-use kube2ram_cloud::{role::RoleSession, upstream::UpstreamError};
+use kube2ram_cloud::{dialect::SECURITY_CREDENTIALS, role::RoleSession, upstream::UpstreamError};
 use kube2ram_service::places::Place;
-
-/// From a request's head to its response's head: the SDKs give up at 1 s, and a late answer helps nobody.
-pub(super) const REQUEST_DEADLINE: Duration = Duration::from_millis(900);
-/// How long a request waits for an agent that has just started: discovery takes some 100 ms when the metadata server is there.
-const START_PATIENCE: Duration = Duration::from_millis(700);
 
 /// One accepted connection.
 pub(super) struct Connection {
@@ -72,7 +65,7 @@ struct Allowances {
 /// Which of the agent's own items is asked for.
 enum Item {
     Credentials { requested: Box<str> },
-    RamList,
+    CredentialDirectory,
     RoleList,
 }
 
@@ -121,6 +114,8 @@ impl Connection {
             Err(error) => (error.response().map(Either::Left), Some(error)),
         };
         self.report(request.method(), &record, response.status(), error.as_ref(), started);
+        let server = HeaderValue::from_static(self.server.config.dialect.server);
+        response.headers_mut().entry(header::SERVER).or_insert(server);
         // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
         if let Either::Right(relayed) = response.body_mut() {
             relayed.keep_busy(busy);
@@ -157,7 +152,7 @@ impl Connection {
             match poll!(answer.as_mut()) {
                 // Most answers are at hand, and need no timer.
                 Poll::Ready(answered) => return answered,
-                Poll::Pending => Box::pin(timeout(REQUEST_DEADLINE, answer)).await,
+                Poll::Pending => Box::pin(timeout(self.server.config.dialect.patience.request, answer)).await,
             }
         };
         waited.unwrap_or_else(|_elapsed| {
@@ -175,8 +170,11 @@ impl Connection {
         record: &mut Record<'_>,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let config = &self.server.config;
-        let target =
-            record.target.insert(Target::parse(raw_target(request.uri()).as_bytes(), config.metadata));
+        let target = record.target.insert(Target::parse(
+            raw_target(request.uri()).as_bytes(),
+            config.metadata,
+            config.dialect,
+        ));
         let origin = self.origin.as_ref().ok_or(RequestError::Unvouched)?;
         if request.method() == Method::CONNECT {
             return Err(RequestError::Tunnel);
@@ -184,7 +182,7 @@ impl Connection {
         let target = target.as_ref().map_err(|error| RequestError::Target(*error))?;
         let uid = self.uid(origin)?;
 
-        let route = route(request.method(), target, config.metadata_policy);
+        let route = route(request.method(), target, config.metadata_policy, config.dialect);
         if !matches!(route, Route::Refuse(_) | Route::Token)
             && let Err(error) = self.check_token(uid, request.headers())
         {
@@ -201,7 +199,7 @@ impl Connection {
                 record.pod = self.pod_if_known(uid);
                 return Box::pin(self.pass_through(request, &upstream_target, uid)).await;
             }
-            Route::RamList => (RouteLabel::RamList, Item::RamList),
+            Route::CredentialDirectory => (RouteLabel::CredentialDirectory, Item::CredentialDirectory),
             Route::Refuse(refusal) => {
                 record.pod = self.pod_if_known(uid);
                 return Err(RequestError::Refused(refusal));
@@ -288,7 +286,7 @@ impl Connection {
         let entitlements = &self.server.pipeline.entitlements;
         match entitlements.get() {
             Some(known) => Ok(known),
-            None => Box::pin(timeout(START_PATIENCE, entitlements.wait()))
+            None => Box::pin(timeout(self.server.config.dialect.patience.start, entitlements.wait()))
                 .await
                 .map_err(|_elapsed| RequestError::Starting),
         }
@@ -316,7 +314,7 @@ impl Connection {
         record.session = Some(Arc::clone(&session));
         let requested = match &item {
             Item::Credentials { requested } => Some(&**requested),
-            Item::RamList | Item::RoleList => None,
+            Item::CredentialDirectory | Item::RoleList => None,
         };
         let allow_list = pipeline.directory.allow_list(&pod.namespace);
         let permit = entitlements
@@ -330,9 +328,10 @@ impl Connection {
                     .get(permit, &pod.uid)
                     .await
                     .map_err(RequestError::Credentials)?;
-                reply::json(wire::document(&credentials).map_err(RequestError::Document)?)
+                let write = || (self.server.config.dialect.document)(&credentials);
+                reply::json(credentials.document.get_or_write(write).map_err(RequestError::Document)?)
             }
-            Item::RamList => reply::text("security-credentials/"),
+            Item::CredentialDirectory => reply::text(format!("{SECURITY_CREDENTIALS}/")),
             Item::RoleList => reply::text(entitlements.roles.wire_name(&permit.session().role).to_owned()),
         };
         Ok(response.map(Either::Left))
@@ -352,12 +351,12 @@ impl Connection {
     /// never renews its own.
     fn check_token(&self, uid: &PodUid, headers: &HeaderMap) -> Result<(), TokenError> {
         let is_required = self.server.config.require_token;
-        if !is_required && !headers.contains_key(TOKEN_HEADER) {
+        if !is_required && !headers.contains_key(&self.server.config.dialect.tokens.token) {
             return Ok(());
         }
         let Pipeline { tokens, clock, .. } = &self.server.pipeline;
         match tokens.check(uid, headers, clock.now()) {
-            Err(TokenError::Missing | TokenError::Expired) if !is_required => Ok(()),
+            Err(TokenError::Missing(_) | TokenError::Expired) if !is_required => Ok(()),
             checked => checked,
         }
     }

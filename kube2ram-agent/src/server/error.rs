@@ -179,8 +179,8 @@ impl RequestError {
             Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
             // As the real server: "400 - Missing or Invalid Parameters", "403 - Forbidden".
             Self::NoToken(IssueError::Proxied) => (403, Kind::Proxied, "tokens are not issued to proxies"),
-            Self::NoToken(IssueError::Ttl) => {
-                (400, Kind::MalformedTtl, "missing or invalid X-aliyun-ecs-metadata-token-ttl-seconds")
+            Self::NoToken(error @ IssueError::Ttl(_)) => {
+                return (StatusCode::BAD_REQUEST, Kind::MalformedTtl, error.to_string().into());
             }
             // A static pod runs before the API server has its mirror, and for as long as its namespace is missing.
             Self::Pod(PodError::Unknown(uid)) if uid.is_config_hash() => {
@@ -214,10 +214,12 @@ impl RequestError {
                 (400, Kind::MalformedTarget, "only the metadata server is served")
             }
             Self::Target(_) => (400, Kind::MalformedTarget, "ambiguous request target"),
-            // As the real server: 403 without a token in token-only mode, 401 with a wrong one in either.
+            // As the real server: a status of the cloud's own without a token in token-only mode, 401 with a wrong one in either.
             Self::Token(TokenError::Expired) => (401, Kind::TokenExpired, "the session token has expired"),
             Self::Token(TokenError::Foreign) => (401, Kind::TokenForeign, "the session token is not valid"),
-            Self::Token(TokenError::Missing) => (403, Kind::TokenMissing, "a session token is required"),
+            Self::Token(TokenError::Missing(status)) => {
+                (status.as_u16(), Kind::TokenMissing, "a session token is required")
+            }
             Self::Tunnel => (405, Kind::MethodNotAllowed, "method not allowed"),
             Self::Unvouched => (403, Kind::Unvouched, "the kernel vouches for nobody"),
             Self::Upstream(UpstreamError::Timeout) => {

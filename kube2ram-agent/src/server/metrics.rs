@@ -58,9 +58,9 @@ impl Route {
 /// What a request was about: a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RouteLabel {
+    CredentialDirectory,
     Credentials,
     PassThrough,
-    RamList,
     Refused,
     RoleList,
     Token,
@@ -97,14 +97,20 @@ struct RouteLabels {
 }
 
 impl RouteLabel {
-    const ALL: [Self; 6] =
-        [Self::Credentials, Self::PassThrough, Self::RamList, Self::Refused, Self::RoleList, Self::Token];
+    const ALL: [Self; 6] = [
+        Self::CredentialDirectory,
+        Self::Credentials,
+        Self::PassThrough,
+        Self::Refused,
+        Self::RoleList,
+        Self::Token,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Credentials => "credentials",
             Self::PassThrough => "pass_through",
-            Self::RamList => "ram_list",
+            Self::CredentialDirectory => "ram_list",
             Self::Refused => "refused",
             Self::RoleList => "role_list",
             Self::Token => "token",

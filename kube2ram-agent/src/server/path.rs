@@ -2,7 +2,10 @@
 //! Pure; called by `connection`, read by `route`; takes the address from `datapath`. What has two readings is refused, for a path that slips past the route table
 //! reaches the node's own credentials (CVE-2022-23551 was a backslash).
 
-use kube2ram_cloud::MetadataAddr;
+use kube2ram_cloud::{
+    MetadataAddr,
+    dialect::{Dialect, SECURITY_CREDENTIALS},
+};
 
 /// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any server
 /// (RFC 3986 `pchar` without `;`, `~` and `%`). A trailing slash is kept.
@@ -58,12 +61,14 @@ impl Target {
     ///
     /// # Errors
     /// As [`TargetError`] says; all of them are 400.
-    pub fn parse(raw: &[u8], metadata: MetadataAddr) -> Result<Self, TargetError> {
+    pub fn parse(raw: &[u8], metadata: MetadataAddr, dialect: &Dialect) -> Result<Self, TargetError> {
         let raw = str::from_utf8(raw).map_err(|_not_utf8| TargetError::Byte)?;
         let raw = origin_form(raw, metadata)?;
         let (path, query) = raw.split_once('?').map_or((raw, None), |(path, query)| (path, Some(query)));
-        let target =
-            Self { path: normalise(path)?, query: query.filter(|query| !query.is_empty()).map(Box::from) };
+        let target = Self {
+            path: normalise(path, dialect)?,
+            query: query.filter(|query| !query.is_empty()).map(Box::from),
+        };
         target.check_query()?;
         Ok(target)
     }
@@ -131,8 +136,8 @@ fn origin_form(raw: &str, metadata: MetadataAddr) -> Result<&str, TargetError> {
     Ok(if path.is_empty() { "/" } else { path })
 }
 
-fn normalise(raw: &str) -> Result<NormalPath, TargetError> {
-    if is_normal(raw) { Ok(NormalPath(raw.to_owned())) } else { rebuild(raw) }
+fn normalise(raw: &str, dialect: &Dialect) -> Result<NormalPath, TargetError> {
+    if is_normal(raw) { Ok(NormalPath(raw.to_owned())) } else { rebuild(raw, dialect) }
 }
 
 /// What nearly every client sends: nothing to decode, nothing to drop. What this is not sure of is left to [`rebuild`].
@@ -149,8 +154,8 @@ fn is_normal(raw: &str) -> bool {
         })
 }
 
-fn rebuild(raw: &str) -> Result<NormalPath, TargetError> {
-    let decoded = decode(raw)?;
+fn rebuild(raw: &str, dialect: &Dialect) -> Result<NormalPath, TargetError> {
+    let decoded = decode(raw, dialect)?;
     let mut path = String::with_capacity(decoded.len());
     for segment in segments(&decoded) {
         if segment == ".." {
@@ -165,7 +170,7 @@ fn rebuild(raw: &str) -> Result<NormalPath, TargetError> {
     Ok(NormalPath(path))
 }
 
-fn decode(raw: &str) -> Result<String, TargetError> {
+fn decode(raw: &str, dialect: &Dialect) -> Result<String, TargetError> {
     let mut decoded = String::with_capacity(raw.len());
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
@@ -174,7 +179,7 @@ fn decode(raw: &str) -> Result<String, TargetError> {
             _ => byte,
         };
         let legal = match (unescaped, byte) {
-            (b'/', b'%') => in_role_directory(&decoded),
+            (b'/', b'%') => in_role_directory(&decoded, dialect),
             (b'/', _) => true,
             _ => is_path_byte(unescaped),
         };
@@ -191,11 +196,12 @@ fn unescape(high: Option<u8>, low: Option<u8>) -> Option<u8> {
     u8::try_from(digit(high)? * 16 + digit(low)?).ok()
 }
 
-/// Whether `path` is `/<version>/meta-data/ram/security-credentials/<something>`.
-fn in_role_directory(path: &str) -> bool {
+/// Whether `path` is `/<version>/<credential directory>/security-credentials/<something>`.
+fn in_role_directory(path: &str, dialect: &Dialect) -> bool {
     let mut segments = segments(path).skip(1);
-    ["meta-data", "ram", "security-credentials"]
-        .iter()
+    let directory = dialect.credentials.iter().chain([&SECURITY_CREDENTIALS]);
+    directory
+        .into_iter()
         .all(|name| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(name)))
         && segments.next().is_some()
 }
@@ -217,13 +223,14 @@ const fn is_query_byte(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube2ram_cloud::alibaba::DIALECT;
 
     fn parse(raw: &str) -> Result<Target, TargetError> {
         let metadata = MetadataAddr {
             v4: "100.100.100.200:80".parse().unwrap(),
             v6: Some("fd00:100::100:200".parse().unwrap()),
         };
-        Target::parse(raw.as_bytes(), metadata)
+        Target::parse(raw.as_bytes(), metadata, &DIALECT)
     }
 
     #[track_caller]
@@ -333,7 +340,7 @@ mod tests {
         #[test]
         fn a_path_that_is_taken_as_it_is_has_no_other_spelling(raw in "/?[/.a%2E:~;-]{0,12}") {
             if is_normal(&raw) {
-                proptest::prop_assert_eq!(rebuild(&raw), Ok(NormalPath(raw)));
+                proptest::prop_assert_eq!(rebuild(&raw, &DIALECT), Ok(NormalPath(raw)));
             }
         }
     }

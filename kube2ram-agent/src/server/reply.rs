@@ -1,4 +1,4 @@
-//! Responses of the agent's own, with the headers of the real metadata server. Depends on nothing of ours; called by `connection` and
+//! Responses of the agent's own. Depends on nothing of ours; called by `connection` and
 //! `error`. hyper adds `Content-Length` and `Date`.
 
 use bytes::Bytes;
@@ -17,8 +17,6 @@ pub(super) fn json(body: Bytes) -> Response<Full<Bytes>> {
 
 fn reply(content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::SERVER, HeaderValue::from_static("ECSws"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

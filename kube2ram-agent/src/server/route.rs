@@ -12,6 +12,7 @@ use super::{
     node_role::NodeRole,
     path::{NormalPath, Target},
 };
+use kube2ram_cloud::dialect::{Dialect, Items, SECURITY_CREDENTIALS};
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Route {
         /// As written, without a trailing slash.
         requested: Box<str>,
     },
+    /// The directory that holds `security-credentials`.
+    CredentialDirectory,
     /// What the real metadata server may answer only to who may have the node's role.
     NodeItem {
         /// What is asked for.
@@ -30,8 +33,6 @@ pub enum Route {
     },
     /// Anything that the real metadata server may answer.
     PassThrough(UpstreamTarget),
-    /// The directory `…/meta-data/ram`.
-    RamList,
     /// Nothing that is served.
     Refuse(Refusal),
     /// The name of the caller's role: `…/security-credentials`.
@@ -48,7 +49,7 @@ pub enum Refusal {
         /// The `Allow` header.
         allow: &'static str,
     },
-    /// Below `ram/` but nothing that exists.
+    /// Below the credential directory, but nothing that exists.
     NotFound,
     /// An item that the strict policy does not list.
     NotListed,
@@ -88,30 +89,28 @@ impl UpstreamTarget {
     }
 }
 
-const RAM: &[&str] = &["meta-data", "ram"];
-const SECURITY_CREDENTIALS: &str = "security-credentials";
 const TOKEN: &[&str] = &["api", "token"];
 /// What can be done with an item.
 pub(super) const READ: &str = "GET, HEAD";
 
-/// Tells what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
+/// Tells what a request asks for. Segments compare without regard to case, as Alibaba Cloud's server does for `ram` at least (ossutil
 /// asks for `Ram`).
-pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route {
+pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: &Dialect) -> Route {
     // More than any item has.
     let mut segments = Vec::with_capacity(8);
     segments.extend(target.path.segments());
     let reads = matches!(*method, Method::GET | Method::HEAD);
 
     if let Some(below) = segments.get(1..)
-        && starts_with(below, RAM)
+        && starts_with(below, dialect.credentials)
     {
         return match reads {
-            true => credential_route(&below[RAM.len()..]),
+            true => credential_route(&below[dialect.credentials.len()..]),
             false => Route::Refuse(Refusal::Method { allow: READ }),
         };
     }
     let bare: Vec<_> = segments.iter().map(|segment| bare(segment)).collect();
-    if contains(&bare, RAM) || contains(&bare, &[SECURITY_CREDENTIALS]) {
+    if contains(&bare, dialect.credentials) || contains(&bare, &[SECURITY_CREDENTIALS]) {
         return Route::Refuse(Refusal::NotFound);
     }
     // Never the real server's: its tokens are the node's, and would serve a pod that finds another way there.
@@ -121,12 +120,12 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
             _ => Route::Refuse(Refusal::Method { allow: "PUT" }),
         };
     }
-    let refusal = match items::readers(&segments, &bare, policy) {
+    let refusal = match items::readers(&segments, &bare, policy, &dialect.items) {
         Readers::All => None,
         Readers::Nobody(refusal) => return Route::Refuse(refusal),
         Readers::NodeRole(refusal) => Some(refusal),
     };
-    if target.query_words().any(|word| names_closed(&word)) {
+    if target.query_words().any(|word| names_closed(&word, &dialect.items)) {
         return Route::Refuse(refusal.unwrap_or(Refusal::NotFound));
     }
     if !reads {
@@ -143,9 +142,9 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy) -> Route 
     }
 }
 
-fn credential_route(below_ram: &[&str]) -> Route {
-    match below_ram {
-        [] => Route::RamList,
+fn credential_route(below: &[&str]) -> Route {
+    match below {
+        [] => Route::CredentialDirectory,
         [directory, role @ ..] if directory.eq_ignore_ascii_case(SECURITY_CREDENTIALS) => match role {
             [] => Route::RoleList,
             _ => Route::Credentials { requested: role.join("/").into() },
@@ -155,10 +154,8 @@ fn credential_route(below_ram: &[&str]) -> Route {
 }
 
 /// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the `?`.
-fn names_closed(word: &str) -> bool {
-    const LAST_NAMES: [&str; 6] =
-        ["all", "instance-identity", "ram", SECURITY_CREDENTIALS, "user-data", "vendor-data"];
-    LAST_NAMES.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
+fn names_closed(word: &str, items: &Items) -> bool {
+    items.last_names.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
 }
 
 /// Whether some server could take the path for one at or below `names`, at any depth. The segments are [`bare`].

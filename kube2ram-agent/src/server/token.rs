@@ -3,20 +3,15 @@
 //! Nothing is kept for a token: it carries its expiry, and a MAC under a key of this boot that binds it to one pod.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use sha2::Sha256;
 
 use crate::identity::PodUid;
+use kube2ram_cloud::dialect::{Dialect, TokenHeaders};
 use kube2ram_service::state_dir::Secret;
 
-/// Carries a token.
-pub(super) const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token");
-/// Asks for a token that lasts so many seconds.
-pub(super) const TTL_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds");
-/// The longest that the real server gives.
-const MAX_TTL_SECONDS: i64 = 21_600;
 /// What the MAC is of, besides expiry and pod: no other use of the key, and no other format, makes a token.
 const DOMAIN: &[u8] = b"kube2ram metadata session token 1\0";
 const EXPIRY_BYTES: usize = 8;
@@ -29,9 +24,9 @@ pub enum IssueError {
     /// The request came through a proxy, which may have been made to forge it.
     #[error("the request came through a proxy")]
     Proxied,
-    /// The number of seconds is missing or not 1 to 21600.
-    #[error("missing or invalid {TTL_HEADER}")]
-    Ttl,
+    /// The number of seconds is missing, or not one that the real server takes.
+    #[error("missing or invalid {0}")]
+    Ttl(&'static str),
 }
 
 /// Why a request's token does not count.
@@ -43,15 +38,16 @@ pub enum TokenError {
     /// It is no token of ours, or another pod's.
     #[error("token not issued to this pod")]
     Foreign,
-    /// There is none.
+    /// There is none. With the status by which the real server says so.
     #[error("no token")]
-    Missing,
+    Missing(StatusCode),
 }
 
 /// Issues tokens and recognises them.
 #[derive(Debug)]
 pub struct Tokens {
     key: Secret,
+    headers: &'static TokenHeaders,
 }
 
 impl Tokens {
@@ -59,8 +55,8 @@ impl Tokens {
     pub const KEY_FILE: &str = "token-key";
 
     /// Those of one key; the next agent recognises them by the same.
-    pub fn new(key: Secret) -> Self {
-        Self { key }
+    pub fn new(key: Secret, dialect: &'static Dialect) -> Self {
+        Self { key, headers: &dialect.tokens }
     }
 
     /// A token for `pod`, as long as `headers` ask for.
@@ -71,7 +67,7 @@ impl Tokens {
         if headers.contains_key("x-forwarded-for") || headers.contains_key(header::FORWARDED) {
             return Err(IssueError::Proxied);
         }
-        let ttl = ttl(headers).ok_or(IssueError::Ttl)?;
+        let ttl = self.ttl(headers).ok_or(IssueError::Ttl(self.headers.ttl.as_str()))?;
         let expiry = now.as_second().saturating_add(ttl).to_be_bytes();
         let mac = self.mac(pod, expiry).finalize().into_bytes();
         Ok(hex::encode(expiry) + &hex::encode(mac))
@@ -82,8 +78,8 @@ impl Tokens {
     /// # Errors
     /// As [`TokenError`] says.
     pub fn check(&self, pod: &PodUid, headers: &HeaderMap, now: Timestamp) -> Result<(), TokenError> {
-        let mut tokens = headers.get_all(TOKEN_HEADER).iter();
-        let token = tokens.next().ok_or(TokenError::Missing)?;
+        let mut tokens = headers.get_all(&self.headers.token).iter();
+        let token = tokens.next().ok_or(TokenError::Missing(self.headers.missing))?;
         let mut decoded = [0; TOKEN_DIGITS / 2];
         if tokens.next().is_some() || hex::decode_to_slice(token.as_bytes(), &mut decoded).is_err() {
             return Err(TokenError::Foreign);
@@ -96,6 +92,14 @@ impl Tokens {
         Ok(())
     }
 
+    /// From 1 to the longest, in digits; more than one header is no number.
+    fn ttl(&self, headers: &HeaderMap) -> Option<i64> {
+        let mut values = headers.get_all(&self.headers.ttl).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        let text = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        text.parse().ok().filter(|seconds| (1..=self.headers.longest_ttl).contains(seconds))
+    }
+
     #[expect(clippy::expect_used, reason = "HMAC takes keys of any length (RFC 2104)")]
     fn mac(&self, pod: &PodUid, expiry: [u8; EXPIRY_BYTES]) -> Hmac<Sha256> {
         let mac = Hmac::<Sha256>::new_from_slice(self.key.expose_secret()).expect("a key of any length");
@@ -103,23 +107,16 @@ impl Tokens {
     }
 }
 
-/// 1 to 21600 in digits; more than one header is no number.
-fn ttl(headers: &HeaderMap) -> Option<i64> {
-    let mut values = headers.get_all(TTL_HEADER).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let text = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    text.parse().ok().filter(|seconds| (1..=MAX_TTL_SECONDS).contains(seconds))
-}
-
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;
 
     use super::*;
+    use kube2ram_cloud::alibaba::DIALECT;
 
     fn tokens(key: u8) -> Tokens {
-        Tokens::new(Secret::new(Box::new([key; 32])))
+        Tokens::new(Secret::new(Box::new([key; 32])), &DIALECT)
     }
 
     fn pod(n: u8) -> PodUid {
@@ -136,11 +133,11 @@ mod tests {
     }
 
     fn issue(ttl: &str) -> Result<String, IssueError> {
-        tokens(1).issue(&pod(1), &headers(&[(TTL_HEADER, ttl)]), at(0))
+        tokens(1).issue(&pod(1), &headers(&[(DIALECT.tokens.ttl.clone(), ttl)]), at(0))
     }
 
     fn check(tokens: &Tokens, uid: &PodUid, token: &str, now: i64) -> Result<(), TokenError> {
-        tokens.check(uid, &headers(&[(TOKEN_HEADER, token)]), at(now))
+        tokens.check(uid, &headers(&[(DIALECT.tokens.token.clone(), token)]), at(now))
     }
 
     #[test]
@@ -165,13 +162,16 @@ mod tests {
     #[test]
     fn takes_exactly_one_token() {
         let token = issue("60").unwrap();
-        let own = headers(&[(TOKEN_HEADER, &token)]);
+        let own = headers(&[(DIALECT.tokens.token.clone(), &token)]);
         let mut two = own.clone();
-        two.append(TOKEN_HEADER, HeaderValue::from_str(&token).unwrap());
+        two.append(&DIALECT.tokens.token, HeaderValue::from_str(&token).unwrap());
 
         assert_eq!(tokens(1).check(&pod(1), &own, at(0)), Ok(()));
         assert_eq!(tokens(1).check(&pod(1), &two, at(0)), Err(TokenError::Foreign));
-        assert_eq!(tokens(1).check(&pod(1), &HeaderMap::new(), at(0)), Err(TokenError::Missing));
+        assert_eq!(
+            tokens(1).check(&pod(1), &HeaderMap::new(), at(0)),
+            Err(TokenError::Missing(StatusCode::FORBIDDEN))
+        );
         for other in ["", "aaa", &token[1..], &format!("{token}0"), &format!("{token} ")] {
             assert_eq!(check(&tokens(1), &pod(1), other, 0), Err(TokenError::Foreign), "{other:?}");
         }
@@ -185,12 +185,15 @@ mod tests {
         for ttl in
             ["", "0", "21601", "21700", "-1", "+60", "6e1", "60s", "0x10", "99999999999999999999", "60, 60"]
         {
-            assert_eq!(issue(ttl), Err(IssueError::Ttl), "{ttl}");
+            assert_eq!(issue(ttl), Err(IssueError::Ttl(DIALECT.tokens.ttl.as_str())), "{ttl}");
         }
-        let mut twice = headers(&[(TTL_HEADER, "60")]);
-        twice.append(TTL_HEADER, HeaderValue::from_static("60"));
+        let mut twice = headers(&[(DIALECT.tokens.ttl.clone(), "60")]);
+        twice.append(&DIALECT.tokens.ttl, HeaderValue::from_static("60"));
         for headers in [HeaderMap::new(), twice] {
-            assert_eq!(tokens(1).issue(&pod(1), &headers, at(0)), Err(IssueError::Ttl));
+            assert_eq!(
+                tokens(1).issue(&pod(1), &headers, at(0)),
+                Err(IssueError::Ttl(DIALECT.tokens.ttl.as_str()))
+            );
         }
     }
 
@@ -198,7 +201,8 @@ mod tests {
     fn a_proxy_gets_no_token_whatever_else_it_asks() {
         for name in ["x-forwarded-for", "forwarded"] {
             for ttl in ["60", "0"] {
-                let headers = headers(&[(TTL_HEADER, ttl), (HeaderName::from_static(name), "")]);
+                let headers =
+                    headers(&[(DIALECT.tokens.ttl.clone(), ttl), (HeaderName::from_static(name), "")]);
                 assert_eq!(
                     tokens(1).issue(&pod(1), &headers, at(0)),
                     Err(IssueError::Proxied),

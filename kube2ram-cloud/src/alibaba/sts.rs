@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
-    role::{RoleArn, RoleSession},
+    role::{Grant, RoleArn, RoleSession},
 };
 use kube2ram_service::clock::Clock;
 
@@ -196,7 +196,8 @@ fn query(session: &RoleSession, seconds: u64) -> String {
         ("RoleArn", session.role.as_str()),
         ("RoleSessionName", session.session_name.as_str()),
     ];
-    parameters.extend(session.external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
+    let Grant::AssumeRole { external_id } = &session.grant;
+    parameters.extend(external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
     parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
     canonical_query(&parameters)
 }

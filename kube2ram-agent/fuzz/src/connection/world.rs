@@ -26,6 +26,7 @@ use kube2ram_agent::{
 };
 use kube2ram_cloud::{
     MetadataAddr,
+    alibaba::DIALECT,
     credentials::{Credentials, IssueError, Issuer},
     role::{BaseArn, RoleSession},
     upstream::{ResponseBody, Upstream, UpstreamError},
@@ -118,7 +119,7 @@ impl Service {
                 credentials,
             }))),
             notices: Arc::clone(&world) as _,
-            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), &DIALECT)),
             upstream: Arc::clone(&world) as _,
         };
         let config = Config {
@@ -128,6 +129,7 @@ impl Service {
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,
             request_rate: 0,
+            dialect: &DIALECT,
             require_token: false,
         };
         Arc::new(Self { server: Server::new(config, pipeline, TaskTracker::new(), &mut registry), world })

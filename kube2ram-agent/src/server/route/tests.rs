@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use kube2ram_cloud::MetadataAddr;
+use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
 
 /// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
 fn routed(method: Method, raw: &[u8]) -> Option<Route> {
-    let target = Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap())).ok()?;
-    Some(route(&method, &target, MetadataPolicy::Standard))
+    let target =
+        Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()), &DIALECT).ok()?;
+    Some(route(&method, &target, MetadataPolicy::Standard, &DIALECT))
 }
 
 fn get(raw: &str) -> Option<Route> {
@@ -52,8 +53,8 @@ fn routes_as_the_ancestors_did_or_better() {
         ("4.17 list", "/latest/meta-data/".into(), passes("/latest/meta-data/")),
         ("4.17 root", "/".into(), passes("/")),
         ("4.17 query", "/latest/x?a=b".into(), passes("/latest/x?a=b")),
-        ("ram", "/latest/meta-data/ram".into(), Some(Route::RamList)),
-        ("ram/", "/latest/meta-data/RAM/".into(), Some(Route::RamList)),
+        ("ram", "/latest/meta-data/ram".into(), Some(Route::CredentialDirectory)),
+        ("ram/", "/latest/meta-data/RAM/".into(), Some(Route::CredentialDirectory)),
     ] {
         assert_eq!(get(&raw), expected, "row {row}: {raw}");
     }
@@ -119,7 +120,7 @@ fn closes_sensitive_items_at_any_depth_and_in_any_case() {
 fn the_identity_document_and_its_siblings_are_for_who_may_have_the_nodes_role() {
     let routed = |method: Method, raw: &str, policy| {
         let metadata = MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap());
-        Some(route(&method, &Target::parse(raw.as_bytes(), metadata).unwrap(), policy))
+        Some(route(&method, &Target::parse(raw.as_bytes(), metadata, &DIALECT).unwrap(), policy, &DIALECT))
     };
 
     for policy in [MetadataPolicy::Standard, MetadataPolicy::Strict] {
@@ -147,10 +148,13 @@ fn the_identity_document_and_its_siblings_are_for_who_may_have_the_nodes_role() 
 #[test]
 fn strict_policy_opens_a_list_in_its_own_spelling() {
     let strict = |raw: &str| {
-        let target =
-            Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
-                .unwrap();
-        Some(route(&Method::GET, &target, MetadataPolicy::Strict))
+        let target = Target::parse(
+            raw.as_bytes(),
+            MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()),
+            &DIALECT,
+        )
+        .unwrap();
+        Some(route(&Method::GET, &target, MetadataPolicy::Strict, &DIALECT))
     };
 
     for raw in [
@@ -190,10 +194,13 @@ fn strict_policy_opens_a_list_in_its_own_spelling() {
 #[test]
 fn open_policy_opens_everything_but_credentials() {
     let open = |raw: &str| {
-        let target =
-            Target::parse(raw.as_bytes(), MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()))
-                .unwrap();
-        route(&Method::GET, &target, MetadataPolicy::Open)
+        let target = Target::parse(
+            raw.as_bytes(),
+            MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()),
+            &DIALECT,
+        )
+        .unwrap();
+        route(&Method::GET, &target, MetadataPolicy::Open, &DIALECT)
     };
 
     assert_eq!(Some(open("/latest/user-data")), passes("/latest/user-data"));

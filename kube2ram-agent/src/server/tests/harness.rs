@@ -26,6 +26,7 @@ use crate::{
 };
 use kube2ram_cloud::upstream::PassGrant;
 use kube2ram_cloud::{
+    alibaba::DIALECT,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::{BaseArn, RoleSession},
     upstream::MetadataServer,
@@ -144,6 +145,7 @@ impl Harness {
             pass_through_rate: 0,
             request_rate: 0,
             require_token: false,
+            dialect: &DIALECT,
         };
         configure(&mut config);
         let pipeline = Pipeline {
@@ -152,7 +154,7 @@ impl Harness {
             directory: Arc::clone(&world) as _,
             entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
-            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])))),
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), &DIALECT)),
             upstream: Arc::new(MetadataServer::new(MetadataAddr::v4_only(upstream), Arc::clone(&world) as _)),
         };
         let entitlements = Arc::clone(&pipeline.entitlements);

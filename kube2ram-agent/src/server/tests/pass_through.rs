@@ -12,7 +12,10 @@ use crate::{
         route::{Route, route},
     },
 };
-use kube2ram_cloud::upstream::{MetadataServer, UpstreamError};
+use kube2ram_cloud::{
+    alibaba::DIALECT,
+    upstream::{MetadataServer, UpstreamError},
+};
 
 /// Rows 4.17 and 4.19.
 #[tokio::test]
@@ -311,8 +314,9 @@ async fn a_small_body_that_stalls_or_breaks_off_is_an_error_and_no_half_answer()
     });
     let target = route(
         &http::Method::GET,
-        &Target::parse(b"/latest/meta-data/instance-id", MetadataAddr::v4_only(addr)).unwrap(),
+        &Target::parse(b"/latest/meta-data/instance-id", MetadataAddr::v4_only(addr), &DIALECT).unwrap(),
         MetadataPolicy::Standard,
+        &DIALECT,
     );
     let Route::PassThrough(target) = target else { panic!("{target:?}") };
     let share = Quota::new(0).take(&PodUid::parse(UID).unwrap()).unwrap();

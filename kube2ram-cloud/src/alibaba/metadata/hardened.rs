@@ -7,11 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::time::{Instant, timeout};
 
-use crate::upstream::{ResponseBody, Upstream, UpstreamError, read_bounded};
+use crate::{
+    alibaba::DIALECT,
+    upstream::{ResponseBody, Upstream, UpstreamError, read_bounded},
+};
 
 /// An [`Upstream`] that satisfies hardened mode, and works without.
 pub struct HardenedMode {
@@ -63,7 +66,7 @@ impl HardenedMode {
         let request = Request::builder()
             .method(Method::PUT)
             .uri("/latest/api/token")
-            .header(TTL_HEADER, TTL.as_secs())
+            .header(&DIALECT.tokens.ttl, TTL.as_secs())
             .body(Full::default())
             .map_err(|error| UpstreamError::Exchange(error.into()))?;
         let response = self.upstream.send(request).await?;
@@ -103,15 +106,13 @@ impl Upstream for HardenedMode {
 /// A token that came with the request is a pod's: it is the agent's own, and means nothing upstream.
 fn with_token(mut request: Request<Full<Bytes>>, token: Option<&HeaderValue>) -> Request<Full<Bytes>> {
     let headers = request.headers_mut();
-    headers.remove(TOKEN_HEADER);
+    headers.remove(&DIALECT.tokens.token);
     if let Some(token) = token {
-        headers.insert(TOKEN_HEADER, token.clone());
+        headers.insert(&DIALECT.tokens.token, token.clone());
     }
     request
 }
 
-const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token");
-const TTL_HEADER: HeaderName = HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds");
 /// The longest that is allowed.
 const TTL: Duration = Duration::from_secs(21_600);
 const TOKEN_LIMIT_BYTES: usize = 4096;

@@ -20,7 +20,7 @@ use crate::{
         transport::ANSWER_TIMEOUT,
         wire::BODY_LIMIT_BYTES,
     },
-    role::{ExternalId, SessionName, SessionPolicy},
+    role::{ExternalId, Grant, SessionName, SessionPolicy},
     testing::{Asked, CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
 };
@@ -74,7 +74,7 @@ fn issuer(server: &Server) -> StsIssuer {
 fn session(seconds: u64) -> RoleSession {
     RoleSession {
         role: RoleArn::parse("acs:ram::1234567890123456:role/pod-role").unwrap(),
-        external_id: None,
+        grant: Grant::ASSUME_ROLE,
         policy: None,
         session_name: SessionName::parse("default_web-0.k8s@n1").unwrap(),
         duration: Duration::from_secs(seconds),
@@ -93,7 +93,7 @@ fn header<'a>(asked: &'a Asked, name: &str) -> &'a str {
 async fn sends_a_signed_assume_role_and_takes_its_answer() {
     let server = sts(vec![]).await;
     let session = RoleSession {
-        external_id: Some(ExternalId::parse("a+b=c").unwrap()),
+        grant: Grant::AssumeRole { external_id: Some(ExternalId::parse("a+b=c").unwrap()) },
         policy: Some(SessionPolicy::parse(r#"{"Version":"1"}"#).unwrap()),
         ..session(3600)
     };
@@ -383,7 +383,10 @@ async fn the_answers_date_tells_when_they_were_issued_unless_it_cannot_be() {
 #[tokio::test]
 async fn an_endpoint_out_of_reach_is_an_outage_and_its_error_shows_no_parameter() {
     let issuer = issuer_of(vec![closed()], static_base(), &SetClock::at(NOW));
-    let session = RoleSession { external_id: Some(ExternalId::parse("private").unwrap()), ..session(3600) };
+    let session = RoleSession {
+        grant: Grant::AssumeRole { external_id: Some(ExternalId::parse("private").unwrap()) },
+        ..session(3600)
+    };
 
     let error = issuer.issue(&session).await.unwrap_err();
 

@@ -1,4 +1,4 @@
-//! The metadata server's wire format: the credentials document. Pure; called by `connection`.
+//! The metadata server's credentials document, as the agent writes it. Pure; called through the dialect.
 //! The one place outside of request signing where secrets are exposed.
 
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use serde::Serialize;
 
-use kube2ram_cloud::credentials::Credentials;
+use crate::credentials::Credentials;
 
 /// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a string: the C# SDK
 /// reads a `Dictionary<string, string>`.
@@ -21,15 +21,11 @@ struct Document<'a> {
     code: &'static str,
 }
 
-/// The credentials document, which is written once.
+/// Writes it.
 ///
 /// # Errors
 /// Those of the JSON writer, which none of these values can cause.
-pub(super) fn document(credentials: &Credentials) -> serde_json::Result<Bytes> {
-    credentials.document.get_or_write(|| write(credentials))
-}
-
-fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
+pub(super) fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
     let token = credentials.security_token.expose_secret();
     // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the token.
     let mut document = Zeroizing::new(Vec::with_capacity(512 + 2 * token.len()));
@@ -70,14 +66,14 @@ mod tests {
 
     #[test]
     fn writes_six_strings_in_the_documented_order() {
-        let document = document(&credentials()).unwrap();
+        let document = write(&credentials()).unwrap();
 
         insta::assert_snapshot!(str::from_utf8(&document).unwrap(), @r#"{"AccessKeyId":"STS.FAKE","AccessKeySecret":"fake-secret","Expiration":"2026-01-02T04:04:05Z","SecurityToken":"CAIS/fake+token==\"\\","LastUpdated":"2026-01-02T03:04:05Z","Code":"Success"}"#);
     }
 
     #[test]
     fn writes_times_of_twenty_characters_in_utc() {
-        let document: serde_json::Value = serde_json::from_slice(&document(&credentials()).unwrap()).unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&write(&credentials()).unwrap()).unwrap();
 
         assert_eq!(document["LastUpdated"], "2026-01-02T03:04:05Z");
         assert_eq!(document["Expiration"], "2026-01-02T04:04:05Z");
