@@ -34,7 +34,7 @@ fn a_link_that_leads_nowhere_is_noticed() {
     assert!(outcome("# A\n\n[x](#b)").is_err());
 }
 
-fn is_elsewhere(link: &str) -> bool {
+pub(super) fn is_elsewhere(link: &str) -> bool {
     ["https://", "http://", "mailto:"].into_iter().any(|scheme| link.starts_with(scheme))
 }
 
@@ -60,7 +60,7 @@ fn follow(from: &Document, link: &str) -> Result<(), String> {
 }
 
 /// Without `..`; `None` when it leads out of where it begins.
-fn normal(path: &Path) -> Option<PathBuf> {
+pub(super) fn normal(path: &Path) -> Option<PathBuf> {
     let mut normal = PathBuf::new();
     for component in path.components() {
         match component {
@@ -74,7 +74,7 @@ fn normal(path: &Path) -> Option<PathBuf> {
 }
 
 /// As GitHub makes them: lower case, punctuation dropped, blanks to hyphens, numbered when they repeat.
-fn anchors(document: &Document) -> Vec<String> {
+pub(super) fn anchors(document: &Document) -> Vec<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let anchor = |(_, heading): (usize, String)| {
         let kept = heading.to_lowercase().replace(' ', "-");
