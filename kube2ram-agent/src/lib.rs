@@ -15,6 +15,7 @@ pub mod datapath;
 pub mod guard;
 pub mod reconcile;
 pub mod interception;
+mod devices;
 pub mod listeners;
 pub mod identity;
 pub mod wire_guard;

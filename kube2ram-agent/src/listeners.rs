@@ -6,12 +6,10 @@
 
 mod cut;
 mod devices;
-mod links;
 mod metrics;
 mod netns;
 mod pods;
 mod processes;
-mod routed;
 
 use std::{
     cell::Cell,
@@ -34,6 +32,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+pub(crate) use self::netns::Netns;
 pub use self::{
     cut::{Ended, end_cut_connections},
     metrics::Metrics,
@@ -44,10 +43,6 @@ use self::{
     netns::Opened,
     pods::{PodCgroup, PodCgroups},
     processes::Found,
-};
-pub(crate) use self::{
-    links::{Links, WayOut},
-    netns::Netns,
 };
 use crate::{
     datapath::{DatapathError, NetnsCookies, Origins, PodOrigin, PodTarget, Targets},

@@ -30,7 +30,8 @@ use self::namespaces::DeviceChanges;
 pub use self::state::{Standing, State};
 use crate::{
     datapath::{Covering, DatapathError, Wire, WireDevice, WireHook, uncover},
-    listeners::{Links, Netns, NetnsId, WayOut},
+    devices::{Links, WayOut},
+    listeners::{Netns, NetnsId},
     netlink::{Route, uninterrupted},
 };
 use kube2ram_cloud::MetadataAddr;

@@ -11,11 +11,10 @@ use tracing::{debug, warn};
 
 use super::{
     NetnsId, Pod, PodListeners,
-    links::{Device, Links},
     netns::Netns,
     processes::{self, Found},
-    routed,
 };
+use crate::devices::{Device, Links, programmed};
 
 /// What a pod's namespace has.
 #[derive(Debug)]
@@ -53,7 +52,7 @@ impl PodListeners {
             }
         }
         let peers = self.pods.values().filter_map(|pod| pod.seen.as_ref()).flat_map(|seen| &seen.peers);
-        let programmed = routed::programmed(&peers.copied().collect()).unwrap_or_else(|error| {
+        let programmed = programmed(&peers.copied().collect()).unwrap_or_else(|error| {
             self.metrics.failed("links");
             debug!(%error, "cannot ask for the programs of the node's devices");
             BTreeSet::new()

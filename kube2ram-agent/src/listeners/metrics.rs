@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::links::Device;
+use crate::devices::Device;
 
 /// The metrics of `listeners`.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    listeners::netns::Netns,
+    listeners::Netns,
     netlink::{HEADER, encode},
 };
 

@@ -10,7 +10,7 @@ use crate::{
 
 /// A device whose packets the node's netfilter does not see, or may not. The order is that of the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Device {
+pub(crate) enum Device {
     /// A pair's end, behind whose other end a program decides where packets go.
     Ebpf,
     /// Shares a card of the host's by address: ipvlan, ipvtap.
@@ -22,10 +22,10 @@ pub(super) enum Device {
 }
 
 impl Device {
-    pub(super) const ALL: [Self; 4] = [Self::Ebpf, Self::Ipvlan, Self::Macvlan, Self::Nic];
+    pub(crate) const ALL: [Self; 4] = [Self::Ebpf, Self::Ipvlan, Self::Macvlan, Self::Nic];
 
     /// The metrics label.
-    pub(super) fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
             Self::Ipvlan => "ipvlan",
@@ -76,12 +76,12 @@ impl Links {
     }
 
     /// Whether the network plugin is done: a device is up beside the loopback device. The kernel's own tunnel devices, which every namespace has, are down.
-    pub(super) fn are_set_up(&self) -> bool {
+    pub(crate) fn are_set_up(&self) -> bool {
         self.0.iter().any(|link| link.flags & IFF_LOOPBACK == 0 && link.flags & IFF_UP != 0)
     }
 
     /// Those that lead past the node's stack. Whether they are up is not asked: the pod may set them up later. What is not known passes for the host's.
-    pub(super) fn devices(&self) -> BTreeSet<Device> {
+    pub(crate) fn devices(&self) -> BTreeSet<Device> {
         self.0.iter().filter_map(|link| self.device(link)).collect()
     }
 

@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// As [`Socket::request`].
-pub(super) fn programmed(devices: &BTreeSet<u32>) -> io::Result<BTreeSet<u32>> {
+pub(crate) fn programmed(devices: &BTreeSet<u32>) -> io::Result<BTreeSet<u32>> {
     let mut found = BTreeSet::new();
     if devices.is_empty() {
         return Ok(found);
