@@ -15,6 +15,7 @@ mod manifests;
 mod setup;
 mod tools;
 mod kernels;
+mod house;
 mod steps;
 mod ci;
 

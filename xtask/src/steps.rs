@@ -8,11 +8,13 @@ use crate::{
     build,
     command::{cargo, root, run, say},
     counts::Counts,
-    setup,
+    house, setup,
 };
 
 /// rustfmt, the dependencies, clippy and rustdoc, with warnings as errors.
 pub(crate) fn lint() -> Result<()> {
+    say("rules of the house");
+    house::check()?;
     say("formatting");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     say("dependencies");

@@ -1,0 +1,128 @@
+//! Where a cloud's names and foreign crates may stand.
+
+use super::{
+    Fault, Source,
+    text::{code, has_word},
+};
+
+/// What is named after a cloud or belongs to one.
+const CLOUD_NAMES: [&str; 11] = [
+    "100.100.100.200",
+    "acs",
+    "ActionTrail",
+    "alibaba",
+    "Alibaba",
+    "aliyun",
+    "aliyuncs",
+    "ECS",
+    "ECSws",
+    "RAM",
+    "sts.aliyuncs",
+];
+/// Where one is chosen, and what operators read of it.
+const CHOOSES_A_CLOUD: [&str; 4] = [
+    "kube2ram-agent/src/args",
+    "kube2ram-agent/src/app",
+    "kube2ram-agent/src/main.rs",
+    "kube2ram-agent/src/testing",
+];
+
+/// Each foreign crate with few homes, and these: a directory or a file without its ending.
+const HOMES: [(&str, &[&str]); 16] = [
+    ("aya", &["kube2ram-agent/src/datapath"]),
+    ("aya_log", &["kube2ram-agent/src/datapath"]),
+    ("clap", &["kube2ram-agent/src/args"]),
+    ("hyper_util", &["kube2ram-cloud/src/upstream", "kube2ram-service/src/listener"]),
+    ("json_event_parser", &["kube2ram-agent/src/kubernetes"]),
+    ("k8s_openapi", &["kube2ram-agent/src/kubernetes"]),
+    ("kube", &["kube2ram-agent/src/kubernetes", "kube2ram-service/src/kubernetes"]),
+    ("log", &["kube2ram-agent/src/datapath"]),
+    ("percent_encoding", &["kube2ram-cloud/src"]),
+    ("prometheus_client::encoding::text", &["kube2ram-service/src/admin"]),
+    ("regex", &["kube2ram-agent/src/policy"]),
+    ("reqwest", &["kube2ram-cloud/src"]),
+    ("ring", &["kube2ram-agent/src/app"]),
+    ("socket2", &["kube2ram-agent/src/listeners"]),
+    ("tokio_io_timeout", &["kube2ram-service/src/listener"]),
+    ("tracing_subscriber", &["kube2ram-service/src/telemetry"]),
+];
+
+/// The crates that the agent is built of.
+const CRATES: [&str; 3] = ["kube2ram-agent/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
+
+/// No cloud's name outside of its crate and of what chooses one. Comments may give examples.
+pub(super) fn clouds(sources: &[Source]) -> Vec<Fault> {
+    let is_bound = |source: &&Source| {
+        let path = &source.path;
+        (path.starts_with("kube2ram-agent/src/") || path.starts_with("kube2ram-service/src/"))
+            && !source.is_test()
+            && !CHOOSES_A_CLOUD.iter().any(|home| path.starts_with(home))
+    };
+    let mut faults = Vec::new();
+    for source in sources.iter().filter(is_bound) {
+        for (number, line) in source.product_lines() {
+            if let Some(name) = CLOUD_NAMES.iter().find(|name| has_word(code(line), name)) {
+                let advice = format!(
+                    "{name:?} belongs to one cloud: read it from the Dialect (kube2ram-cloud/src/dialect.rs), or add it there"
+                );
+                faults.push(Fault::new(&source.path, number, advice));
+            }
+        }
+    }
+    faults
+}
+
+/// A foreign crate with few homes is used in them only.
+pub(super) fn crates(sources: &[Source]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let is_ours =
+        |source: &&Source| CRATES.iter().any(|prefix| source.path.starts_with(prefix)) && !source.is_test();
+    for source in sources.iter().filter(is_ours) {
+        for (number, line) in source.product_lines() {
+            for (name, homes) in HOMES {
+                let path = format!("{name}::");
+                let uses = code(line).match_indices(&path).any(|(at, _)| {
+                    !code(line)[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | ':'))
+                });
+                if uses && !homes.iter().any(|home| source.path.starts_with(home)) {
+                    let homes = homes.join(", ");
+                    let advice = format!(
+                        "{name} is used in {homes} only: call what is there, or add a home in xtask/src/house/homes.rs with a reason"
+                    );
+                    faults.push(Fault::new(&source.path, number, advice));
+                }
+            }
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::source, *};
+
+    #[test]
+    fn a_clouds_name_is_found_in_code_and_nowhere_else() {
+        let text = "//! As in ECS.\nlet server = \"ECSws\";\nlet params = RAMP; // RAM\n#[cfg(test)]\nmod tests {\n\"acs:ram\"";
+
+        let faults = clouds(&[
+            source("kube2ram-agent/src/server/reply.rs", text),
+            source("kube2ram-agent/src/args/flags.rs", text),
+            source("kube2ram-cloud/src/alibaba/sts.rs", text),
+            source("kube2ram-agent/src/server/tests/tokens.rs", text),
+        ]);
+
+        assert_eq!(faults.iter().map(|fault| fault.line).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_crate_is_found_outside_of_its_homes() {
+        let text = "use kube::Client;\nuse kube2ram_cloud::role;\nuse crate::kube::x;";
+
+        let at = |path| crates(&[source(path, text)]).len();
+
+        assert_eq!(at("kube2ram-agent/src/server.rs"), 1);
+        assert_eq!(at("kube2ram-agent/src/kubernetes/cluster.rs"), 0);
+        assert_eq!(at("xtask/src/main.rs"), 0);
+    }
+}
