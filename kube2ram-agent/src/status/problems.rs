@@ -146,7 +146,7 @@ fn metadata_server(status: &Status) -> Option<Problem> {
             server.failure.as_deref().unwrap_or("no reason"),
         ),
         &format!(
-            "ask it from the node (curl http://{}/latest/meta-data/instance-id): a node outside of ECS has none, else see the node's routes and firewall",
+            "ask it from the node (curl http://{}/latest/meta-data/instance-id): a machine that is no node of the cloud has none, else see the node's routes and firewall",
             server.address
         ),
     )
