@@ -93,7 +93,7 @@ pub async fn run(
             // Not ready, or Kubernetes ends the one that serves for one that cannot.
             Err(error) => error!(
                 error = chain(error),
-                "this agent cannot serve, and waits for the end of the one that does"
+                "this agent cannot serve; it waits until the running agent has ended"
             ),
         }
     });
@@ -144,7 +144,7 @@ pub async fn run(
         }
         // Pods are served all the same.
         Err(error) => {
-            error!(%error, "cannot make the control socket: kube2ram status and explain get no answer")
+            error!(%error, "cannot create the control socket: kube2ram status and kube2ram explain get no answer")
         }
     }
     let post = Post::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
@@ -153,13 +153,18 @@ pub async fn run(
     if let Some(predecessor) = predecessor {
         // Whoever is redirected to the former agent's listeners is served by it until it is told.
         if timeout(OPENING, are_open).await.is_err() {
-            warn!("listeners in pods take long to open; the host's listener serves the rest meanwhile");
+            warn!(
+                "not all in-pod listeners are open yet; the host listener serves the other pods until they are"
+            );
         }
         if let Err(error) = targets.forget_adopted() {
-            warn!(error = chain(&error), "cannot forget the former agent's listeners in pods");
+            warn!(
+                error = chain(&error),
+                "cannot remove the outgoing agent's in-pod listeners from the target map"
+            );
         }
         if let Err(error) = predecessor.serving().await {
-            debug!(error = chain(&error), "the former agent ended by itself");
+            debug!(error = chain(&error), "the outgoing agent has already ended");
         }
     }
     info!(agent = %node.agent.0, metadata = %node.settings.metadata, "serving");
@@ -194,7 +199,7 @@ async fn succeed(
                     is_prepared = true;
                     info!("prepared to serve");
                     if let Err(error) = predecessor.prepared().await {
-                        debug!(error = chain(&error), "cannot tell the other agent");
+                        debug!(error = chain(&error), "cannot report to the running agent that this one is prepared");
                     }
                 }
             }
@@ -204,7 +209,7 @@ async fn succeed(
                 let front = Front::inherit(node, estate)?;
                 return Ok((front, Some(predecessor)));
             }
-            Err(error) => warn!(error = chain(&error), "the other agent did not hand over"),
+            Err(error) => warn!(error = chain(&error), "the outgoing agent did not hand over"),
         }
         // It may hold what the other agent sent of its estate, the lock among it.
         drop(predecessor);

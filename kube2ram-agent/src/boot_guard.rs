@@ -81,7 +81,7 @@ pub enum BootGuardError {
     )]
     Dynamic,
     /// The programs are in force, but the netfilter rule is not.
-    #[error("cannot bring the forward guard in force; --forward-guard=off does without it")]
+    #[error("cannot activate the netfilter rules; --forward-guard=off runs without them")]
     ForwardGuard(#[source] GuardError),
     /// A file of the host could not be read or written.
     #[error("cannot change the host's files")]

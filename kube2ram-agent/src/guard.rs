@@ -152,19 +152,19 @@ impl ForwardGuard {
             Ok(Found::AsItShouldBe) => {}
             Ok(Found::MissingOrChanged) if is_repair => {
                 self.metrics.repairs.inc();
-                warn!("the forward guard was removed or changed; it is in force again");
+                warn!("the netfilter rules were removed or changed; restored them");
             }
             Ok(Found::MissingOrChanged | Found::OfAnotherTarget) => {
                 let has_ipv6 = target.is_some_and(|target| target.v6.is_some());
                 let has_ipvs = target.is_some_and(|target| target.has_ipvs);
-                info!(metadata = %self.metadata, has_ipv6, has_ipvs, "forward guard in force");
+                info!(metadata = %self.metadata, has_ipv6, has_ipvs, "netfilter rules active");
             }
             Err(error) => {
                 self.tables = None;
                 if before != Some(false) {
                     error!(
                         error = chain(&error),
-                        "no forward guard: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
+                        "no netfilter rules: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
                     );
                 }
             }
@@ -186,7 +186,7 @@ impl ForwardGuard {
     /// None: a check that has begun goes on. After `stop` this returns once nothing is written any more.
     pub async fn run(self, stop: CancellationToken) {
         let changes = Changes::of(ruleset::TABLE).inspect_err(|error| {
-            warn!(%error, "cannot hear of changes of netfilter's tables; a repair takes up to 30 s");
+            warn!(%error, "cannot watch the netfilter tables for changes; a repair takes up to 30 s");
         });
         self.run_with(changes.ok(), stop).await;
     }
@@ -270,14 +270,14 @@ impl ForwardGuard {
         } else if wanted.v6 != target.v6 {
             warn!(
                 error,
-                "no netfilter rules for the metadata server's IPv6 address, is nf_tables for IPv6 (CONFIG_NF_TABLES_IPV6) in the kernel? \
+                "no netfilter rules for the metadata server's IPv6 address: check that the kernel has nf_tables for IPv6 (CONFIG_NF_TABLES_IPV6). \
                  Packet sockets, TUN devices, Kata and gVisor pods, and Services get through by IPv6; the rules for IPv4 are in force"
             );
         }
         if wanted.has_ipvs != target.has_ipvs {
             warn!(
                 error,
-                "no rule against IPVS, is nft_ct in the kernel? A Service that points at the metadata server lets hostNetwork pods through"
+                "no rule against IPVS: check that the kernel has nft_ct. A Service that points at the metadata server lets hostNetwork pods through"
             );
         }
         self.reduced = Some(Reduced { wanted, target, error, again_at: Instant::now() + CHECK_INTERVAL });
@@ -325,7 +325,9 @@ async fn in_time<T>(mut checking: JoinHandle<T>, in_force: &Gauge, state: &State
         return checked.ok();
     }
     let late = format!("netfilter has not answered for {} s", LATE.as_secs());
-    error!("{late}: who writes nf_tables all the time? it is waited for, and no rule is repaired meanwhile");
+    error!(
+        "{late}: find the process that keeps writing nf_tables; the agent waits, and repairs no rule until then"
+    );
     in_force.set(0);
     state.update(|standing| {
         standing.is_in_force = Some(false);

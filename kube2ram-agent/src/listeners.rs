@@ -180,7 +180,7 @@ impl PodListeners {
         let host = match NetnsId::own() {
             Ok(host) => host,
             Err(error) => {
-                warn!(%error, "cannot tell the host's network namespace; no pod gets a listener of its own");
+                warn!(%error, "cannot identify the host's network namespace; no pod gets an in-pod listener");
                 opened.take().into_iter().for_each(tell);
                 if let Some(Some(release)) = shutdown.run_until_cancelled(releases.recv()).await {
                     tell(release);
@@ -275,7 +275,10 @@ impl PodListeners {
             }
             if self.pods.len() == MAX_TARGETS {
                 self.metrics.failed("redirect");
-                self.warn_once("more pods than fit; the host's listener serves the rest", None);
+                self.warn_once(
+                    "more pods than the target map holds; the host listener serves the others",
+                    None,
+                );
                 break;
             }
             // Before its processes are looked for, so that none is missed.
@@ -353,7 +356,7 @@ impl PodListeners {
                 && let Some(pod) = self.pods.get_mut(&id)
             {
                 if pod.ended == 0 {
-                    warn!(pod.uid = %pod.cgroup.uid, "somebody in a pod destroyed the agent's listener there; it is opened again each time");
+                    warn!(pod.uid = %pod.cgroup.uid, "a process in a pod destroyed the in-pod listener; the agent opens it again each time");
                 }
                 pod.again_at =
                     Some(Instant::now() + REOPEN_AFTER * 2_u32.pow(pod.ended.min(MAX_REOPEN_DOUBLINGS)));
@@ -369,11 +372,11 @@ impl PodListeners {
         if let Err(error) = self.kernel.targets.remove(id) {
             pod.open = Some(open); // to be tried again
             self.metrics.failed("close");
-            warn!(cgroup.id = %id, error = chain(&error), "cannot forget a pod's listener");
+            warn!(cgroup.id = %id, error = chain(&error), "cannot remove an in-pod listener from the target map");
             return false;
         }
         open.closing.close();
-        debug!(cgroup.id = %id, port = open.port, "listener in a pod closed");
+        debug!(cgroup.id = %id, port = open.port, "in-pod listener closed");
         true
     }
 
@@ -438,7 +441,7 @@ impl PodListeners {
             self.close(pod);
             if let Some(pod) = self.pods.get_mut(&pod).filter(|pod| !pod.complained) {
                 pod.complained = true;
-                warn!(pod.uid = %pod.cgroup.uid, "another pod's process is in this pod's network namespace; the host's listener serves both");
+                warn!(pod.uid = %pod.cgroup.uid, "another pod's process is in this pod's network namespace; the host listener serves both pods");
             }
         }
         true
@@ -474,7 +477,7 @@ impl PodListeners {
         if let Err(error) = outcome
             && !has_complained
         {
-            warn!(cgroup.id = %id, error = chain(&error), "the host's listener serves a pod");
+            warn!(cgroup.id = %id, error = chain(&error), "the host listener serves a pod");
         }
     }
 
@@ -500,7 +503,7 @@ impl PodListeners {
             let origin = Arc::new(PodOrigin(pod.cgroup.uid.clone()));
             (self.serve)(Arc::new(listener), origin, open.closing.clone(), ending);
         }
-        debug!(cgroup.id = %id, port, "listener in a pod open");
+        debug!(cgroup.id = %id, port, "in-pod listener open");
         if let Some(former) = pod.open.replace(open) {
             former.closing.close();
         }

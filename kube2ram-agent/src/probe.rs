@@ -147,11 +147,11 @@ impl Probe {
                 Ok((mut stream, _)) => {
                     let answer = readiness.pending().join(", ") + "\n";
                     if !matches!(timeout(PATIENCE, stream.write_all(answer.as_bytes())).await, Ok(Ok(()))) {
-                        debug!("whoever asked how the agent is did not wait for the answer");
+                        debug!("the probe's client did not wait for the answer");
                     }
                 }
                 Err(error) => {
-                    debug!(%error, "cannot accept a question for how the agent is");
+                    debug!(%error, "cannot accept a probe");
                     sleep(ACCEPT_BACKOFF).await;
                 }
             }

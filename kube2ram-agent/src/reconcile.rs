@@ -204,14 +204,14 @@ impl Reconciler {
                 self.metrics.failures.inc();
                 if pending.is_none() {
                     let failures = found.failed.len();
-                    error!(error = chain(first), failures, "the kernel half is not what it should be");
+                    error!(error = chain(first), failures, "the eBPF programs are not in the expected state");
                     let message = format!("what kube2ram has in the kernel cannot be repaired: {first}");
                     self.notices.warn(Notice { about: About::Node, reason: "DatapathBroken", message });
                     self.pending = Some(self.readiness.wait_for(CONDITION));
                 }
             }
             (None, Some(_)) => {
-                info!("the kernel half is in force again");
+                info!("the eBPF programs are in the expected state again");
                 self.pending.take().into_iter().for_each(Pending::ready);
             }
             (None, None) => {}
@@ -238,10 +238,10 @@ async fn in_time<T>(mut looking: JoinHandle<T>, readiness: &Readiness, state: &S
     }
     let pending = readiness.wait_for(LATE_CONDITION);
     let late = format!("a look at the programs has not ended after {} s", LATE.as_secs());
-    error!("{late}: does the node hang? it is waited for, and nothing is repaired meanwhile");
+    error!("{late}: check whether the node hangs; the agent waits, and repairs nothing until then");
     state.late(late);
     let looked = looking.await.ok();
-    info!("the look at the programs has ended");
+    info!("the check of the programs has ended");
     pending.ready();
     looked
 }

@@ -99,7 +99,7 @@ pub struct WireGuard {
     host: Netns,
     metrics: Metrics,
     state: State,
-    /// While a device is not covered, and the flag demands it.
+    /// With `--wire-guard=on`: pending while a device is without the program.
     readiness: Option<(Readiness, Option<Pending>)>,
     /// What the node had at the last look: a change of these may be a device that moved into a pod.
     node_devices: BTreeSet<WireDevice>,
@@ -154,8 +154,8 @@ impl Metrics {
 }
 
 impl WireGuard {
-    /// Makes a guard that has looked at nothing yet. With `readiness`, the agent is not ready while a device is not
-    /// covered.
+    /// Makes a guard that has looked at nothing yet. With `readiness`, the agent is not ready while a device is
+    /// without the program.
     ///
     /// # Errors
     /// When the node's network namespace cannot be opened.
@@ -293,7 +293,7 @@ impl WireGuard {
         if look.repairs > 0 {
             warn!(
                 repairs = look.repairs,
-                "the wire guard was removed from devices or moved; it is in force again"
+                "the wire guard's program was removed from devices or moved; attached it again"
             );
         }
         let failure = look.failures.first().map(|error| chain(error));
@@ -316,9 +316,9 @@ impl WireGuard {
                 Some(error) => error!(
                     error,
                     failures = look.failures.len(),
-                    "the wire guard is not in force everywhere: packet sockets of pods may reach the metadata server"
+                    "the wire guard is not active on every device: packet sockets of pods may reach the metadata server"
                 ),
-                None => info!("the wire guard is in force everywhere"),
+                None => info!("the wire guard is active on every device"),
             }
             self.said = failure;
         }
@@ -424,11 +424,15 @@ impl Look {
                         device = device.index,
                         of = place,
                         ?covering,
-                        "the wire guard is in force on a device"
+                        "the wire guard is active on a device"
                     );
                 }
                 Err(error) => {
-                    debug!(device = device.index, error = chain(&error), "a device is not covered");
+                    debug!(
+                        device = device.index,
+                        error = chain(&error),
+                        "cannot attach the wire guard to a device"
+                    );
                     self.failures.push(WireGuardError::Cover { place, source: error.into() });
                     continue;
                 }

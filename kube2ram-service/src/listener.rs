@@ -189,7 +189,7 @@ where
         biased;
         outside = outside.next() => match outside {
             Some(Outside::Lost) => {
-                debug!("connection closed, because another one got its place");
+                debug!("idle connection closed to make room for another one");
                 return;
             }
             Some(Outside::Closing) | None => None,

@@ -40,7 +40,7 @@ impl LogLevel {
     pub(super) fn reset(&self) {
         self.verbosity.set(self.verbosity.configured());
         if self.until.send_replace(None).is_some() {
-            info!(level = %self.verbosity.level(), "log level is what the flags say");
+            info!(level = %self.verbosity.level(), "log level reset to that of the flags");
         }
     }
 

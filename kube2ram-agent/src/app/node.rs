@@ -51,7 +51,7 @@ impl Node {
             other_pods_cgroups(&cgroup_root, &pods_cgroup, config.pods_cgroup.as_deref());
         let preflight = Preflight::of_agent(&config.node_paths());
         for warning in preflight.warnings() {
-            warn!(warning, "preflight found something that does not keep the agent from running");
+            warn!(warning, "preflight warning; it does not keep the agent from running");
         }
         let unmet: Vec<_> = preflight.failures().collect();
         if !unmet.is_empty() {

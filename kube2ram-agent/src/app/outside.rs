@@ -111,7 +111,7 @@ impl Outside {
             Ok(Ok(inside)) => inside,
             // Which the look at the programs reports.
             Ok(Err(error)) => return debug!(%error, "cannot read the pods' cgroups"),
-            Err(error) => return debug!(%error, "a look at the pods' cgroups panicked"),
+            Err(error) => return debug!(%error, "the check of the pods' cgroups panicked"),
         };
         // After that: whoever is new is inside by now, or not known yet.
         let mut outside = self.cluster.seen();

@@ -492,7 +492,10 @@ impl Service {
             self.tasks.wait().await;
         });
         if drained.await.is_err() {
-            warn!(connections = self.connections.len(), "not everything ended in time");
+            warn!(
+                connections = self.connections.len(),
+                "drain deadline reached: the remaining connections are closed"
+            );
         }
     }
 }
@@ -504,10 +507,10 @@ fn end_cut_connections(settings: &Settings) {
         Ok(Ended { connections, failures }) => info!(
             connections,
             failures,
-            "ended pods' connections to the metadata server from before: their clients connect again, to the agent"
+            "closed pods' connections to the metadata server that were opened before the agent started: their clients reconnect, to the agent"
         ),
         Err(error) => {
-            warn!(%error, "cannot end pods' connections from before: their clients wait for a timeout")
+            warn!(%error, "cannot close pods' connections that were opened before the agent started: their clients wait for a timeout")
         }
     }
 }
@@ -515,7 +518,7 @@ fn end_cut_connections(settings: &Settings) {
 /// The key outlives the agent, so that what it issued does too.
 fn tokens(state_dir: &StateDir, dialect: &'static Dialect) -> Result<Tokens, AppError> {
     if !state_dir.is_volatile() {
-        warn!(path = %state_dir.path().display(), "--state-dir is on no tmpfs: session tokens of pods end with this agent");
+        warn!(path = %state_dir.path().display(), "--state-dir is not on a tmpfs: pods' session tokens become invalid when this agent ends");
     }
     let key = state_dir.secret(Tokens::KEY_FILE);
     key.map(|key| Tokens::new(key, dialect)).map_err(AppError::StateDir)

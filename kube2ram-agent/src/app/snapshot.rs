@@ -42,7 +42,10 @@ impl Keeper {
         let file = SnapshotFile::in_dir(dir)
             .and_then(|file| Ok((file, Place::of_node(node)?)))
             .inspect_err(|error| {
-                warn!(error = chain(error), "after a restart, pods will wait for the API server");
+                warn!(
+                    error = chain(error),
+                    "snapshots are unavailable: after a restart, pods wait for the API server"
+                );
             })
             .ok();
         Self { file, writes: metrics(registry), discovered: Arc::default() }
@@ -112,7 +115,7 @@ struct Written {
 /// Tells what is known before anybody was asked.
 pub(super) fn offer(left: Option<Snapshot>, cluster: &Cluster) -> Option<Discovered> {
     let Snapshot { cluster: saved, discovered } = left?;
-    info!("a snapshot of the agent before is at hand");
+    info!("snapshot of the previous agent loaded");
     cluster.offer(saved);
     discovered
 }

@@ -48,7 +48,7 @@ pub(super) async fn warm_up(
         }
     });
     if timeout(DEADLINE, fetching).await.is_err() {
-        warn!("not all credentials could be fetched; pods will wait for theirs");
+        warn!("not all credentials could be fetched ahead; some pods will wait for theirs");
     }
     pending.ready();
 }

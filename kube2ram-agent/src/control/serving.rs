@@ -73,8 +73,8 @@ where
 {
     match timeout(PATIENCE, exchange(stream, answer)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a question on the control socket was not answered"),
-        Err(_) => debug!("a question on the control socket took too long"),
+        Ok(Err(error)) => debug!(%error, "request on the control socket not answered"),
+        Err(_) => debug!("request on the control socket timed out"),
     }
 }
 
@@ -85,7 +85,7 @@ where
     // The socket's mode keeps others away already; this is for one that was opened to them by mistake.
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != geteuid().as_raw() {
-        warn!(uid = peer, "somebody who is not root on the control socket");
+        warn!(uid = peer, "connection to the control socket refused: the client is not root");
         return Ok(());
     }
     // Not inherited from the listener. What does not fit waits in the process.

@@ -476,7 +476,10 @@ impl Tenure {
                 slot.fetched.send_replace(());
                 if slot.entry.awaits_confirmation() {
                     let (role, session) = (self.session.role.as_str(), self.session.session_name.as_str());
-                    warn!(role, session, "STS denies a role whose credentials are valid: asking once more");
+                    warn!(
+                        role,
+                        session, "STS denied a role whose credentials are still valid; asking once more"
+                    );
                 }
             });
         }

@@ -127,7 +127,7 @@ impl Datapath {
         if let Err(error) = others.cover(&mut ebpf, mode, &pins, settings) {
             tracing::warn!(
                 error = chain(&error),
-                "cannot cover another tree of pods' cgroups; it is tried again"
+                "cannot attach the programs to another tree of pods' cgroups; the agent tries again"
             );
         }
         let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
@@ -167,11 +167,11 @@ impl Datapath {
             tracing::info!(
                 programs = others.links,
                 maps = others.maps,
-                "another layout's programs taken out"
+                "removed the programs of another map layout"
             );
         }
         if boot::retire(&self.settings.bpf_dir)? > 0 {
-            tracing::info!("taken over from the boot guard");
+            tracing::info!("took over from the boot guard");
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ pub(super) async fn forward(mut ebpf: Ebpf) {
     let mut logger = match EbpfLogger::init_with_logger(&mut ebpf, Forward) {
         Ok(logger) => logger,
         Err(error) => {
-            tracing::warn!(%error, "no log from the kernel half");
+            tracing::warn!(%error, "no log from the eBPF programs");
             return std::future::pending().await;
         }
     };

@@ -115,7 +115,7 @@ impl Configuration {
         match ask() {
             Ok(cookie) => self.agent_netns = cookie,
             // Then a connection of the host's own can be taken for a pod's that has forged the host's address.
-            Err(error) => tracing::debug!(%error, "cannot tell the own network namespace"),
+            Err(error) => tracing::debug!(%error, "cannot identify the agent's own network namespace"),
         }
     }
 

@@ -71,7 +71,7 @@ impl ProbeCgroup {
 impl Drop for ProbeCgroup {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::debug!(%error, cgroup = %self.0.display(), "the probe's cgroup stays"); // and is used again
+            tracing::debug!(%error, cgroup = %self.0.display(), "cannot remove the probe's cgroup"); // and is used again
         }
     }
 }

@@ -116,12 +116,12 @@ impl Found {
         match outcome {
             Ok(None) => {}
             Ok(Some(drift)) => {
-                tracing::warn!(kind = drift.label(), what, "the kernel half was changed; it is repaired");
+                tracing::warn!(kind = drift.label(), what, "the eBPF programs were changed; repairing them");
                 self.repaired.push(drift);
                 self.of.push(what);
             }
             Err(error) => {
-                tracing::debug!(what, error = chain(&error), "cannot repair the kernel half");
+                tracing::debug!(what, error = chain(&error), "cannot repair the eBPF programs");
                 self.failed.push(error);
             }
         }

@@ -91,7 +91,7 @@ impl OtherTrees {
                     pins::remove(&pin)?;
                 }
             }
-            tracing::info!(cgroup = %cgroup.display(), "programs in force on another tree of pods' cgroups");
+            tracing::info!(cgroup = %cgroup.display(), "programs attached to another tree of pods' cgroups");
             self.0.push(Tree { cgroup: cgroup.clone(), links });
         }
         Ok(())

@@ -60,7 +60,7 @@ fn forward(socket: &OwnedFd, closed: &PipeReader, table: &[u8], changed: &mpsc::
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return tracing::error!(%error, "cannot wait for what happens to netfilter"),
+            Err(error) => return tracing::error!(%error, "cannot wait for netfilter notifications"),
         }
         if !fds[1].revents().is_empty() {
             return;
@@ -69,7 +69,7 @@ fn forward(socket: &OwnedFd, closed: &PipeReader, table: &[u8], changed: &mpsc::
             // There is one that waits already, or nobody listens, which the pipe tells.
             Ok(true) => drop(changed.try_send(())),
             Ok(false) => {}
-            Err(error) => return tracing::error!(%error, "cannot read what happens to netfilter"),
+            Err(error) => return tracing::error!(%error, "cannot read netfilter notifications"),
         }
     }
 }

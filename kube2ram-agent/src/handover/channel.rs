@@ -141,7 +141,7 @@ impl Channel {
         }
         let Some(text) = rest.get(..length) else { return Ok(None) };
         let message = serde_json::from_slice(text).map_err(|error| {
-            tracing::debug!(%error, "not a message of this version");
+            tracing::debug!(%error, "not a handover message of this version");
             HandoverError::Malformed
         })?;
         self.bytes.drain(..LENGTH_BYTES + length);

@@ -78,11 +78,11 @@ impl Post {
                 Ok((stream, _)) => match self.meet(Channel::new(stream)).await {
                     Ok(heir) => self.heirs.add(heir),
                     Err(error) => {
-                        debug!(error = chain(&error), "an agent that cannot take over");
+                        debug!(error = chain(&error), "refused an agent that cannot take over");
                     }
                 },
                 Err(error) => {
-                    warn!(%error, "cannot accept an agent that stands by");
+                    warn!(%error, "cannot accept a standby agent");
                     sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -103,7 +103,7 @@ impl Post {
 
 impl Heirs {
     fn add(&self, heir: Channel) {
-        info!("another agent stands by");
+        info!("a standby agent is connected");
         let mut heirs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if heirs.len() == MAX_HEIRS {
             heirs.pop_front();
@@ -128,12 +128,12 @@ impl Heirs {
                 Ok(Message::Prepared) => break heir,
                 Err(HandoverError::Timeout) => {
                     warn!(
-                        "the agent that stands by is not prepared; it takes over all the same, because this one must end"
+                        "standby agent is not prepared; handing over anyway because this agent was told to stop"
                     );
                     break heir;
                 }
-                Ok(_) => debug!("an agent that stands by said what it must not"),
-                Err(error) => debug!(error = chain(&error), "an agent that stood by is gone"),
+                Ok(_) => debug!("unexpected handover message from a standby agent"),
+                Err(error) => debug!(error = chain(&error), "a standby agent has disconnected"),
             }
         };
         let estate = release().await?;
@@ -151,7 +151,7 @@ impl Heirs {
         Ok(match serving.await {
             Ok(()) => true,
             Err(error) => {
-                warn!(error = chain(&error), "the agent that stood by did not take over");
+                warn!(error = chain(&error), "the standby agent did not take over");
                 false
             }
         })

@@ -65,7 +65,7 @@ pub async fn claim(
                     if let Some(on_wait) = on_wait.take() {
                         warn!(
                             error = chain(&error),
-                            "no hand-over from the running agent: this one serves when that one has ended"
+                            "no handover from the running agent: this agent serves when the running agent has ended"
                         );
                         on_wait();
                     }

@@ -73,7 +73,7 @@ impl Handle {
     pub(crate) fn end(&self, watch: WatchId) {
         if let Err(error) = inotify::remove_watch(&*self.0, watch.0) {
             // A kernel that ends watches with their files was faster.
-            tracing::debug!(%error, "cannot end a watch");
+            tracing::debug!(%error, "cannot remove an inotify watch");
         }
     }
 }
@@ -96,7 +96,7 @@ fn forward(inotify: &OwnedFd, events: &mpsc::Sender<WatchId>) {
             Ok(event) if events.blocking_send(WatchId(event.wd())).is_err() => return,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot read what happens to cgroups");
+                tracing::error!(%error, "cannot read inotify events of cgroups");
                 return;
             }
         }

@@ -201,7 +201,7 @@ impl Cluster {
         };
         let (pods, namespaces) = saved.restore(&live);
         self.metrics.restored_pods.set(i64::try_from(pods.len()).unwrap_or(i64::MAX));
-        warn!(pods = pods.len(), "API server is away: pods are known from before the restart only");
+        warn!(pods = pods.len(), "API server unavailable: only the pods of the snapshot are known");
         self.lookups().pods.restore(pods);
         let mut store = self.namespaces();
         if self.config.allow_lists.is_some() && !store.is_listed() {
@@ -453,7 +453,7 @@ impl Cluster {
             warn!(
                 namespace,
                 limit_bytes = LIMIT_BYTES,
-                "no room for this namespace's allow-list, which is among the longest: its pods get no role by it"
+                "no room for this namespace's allow-list, which is among the longest: its pods get no role that needs it"
             );
         }
         // All agents of the cluster hear of it; the one that has pods there speaks. A pod that comes later makes its denial say it.

@@ -104,7 +104,7 @@ impl Events {
             match &posted {
                 Posted::Forbidden(error) if may_create => {
                     may_create = false;
-                    warn!(error = chain(error), "no right to create Events: pods' owners are told nothing");
+                    warn!(error = chain(error), "no right to create Events: pods' owners are not notified");
                 }
                 Posted::Yes if !may_create => {
                     may_create = true;

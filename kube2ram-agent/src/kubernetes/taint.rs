@@ -158,7 +158,7 @@ pub(super) async fn keep_off<F: Future<Output = ()>>(
             Err(error) => {
                 warn!(
                     node, %taint, error = chain(&error),
-                    "cannot remove the start-up taint: may the service account get and patch nodes?"
+                    "cannot remove the start-up taint: check that the service account may get and patch nodes"
                 );
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);

@@ -126,7 +126,7 @@ fn end_here(metadata: MetadataAddr, cgroups: &HashSet<u64>) -> io::Result<Ended>
             // It has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                debug!(%error, "cannot end a connection: is CONFIG_INET_DIAG_DESTROY in the kernel?");
+                debug!(%error, "cannot close a connection: check that the kernel has CONFIG_INET_DIAG_DESTROY");
                 ended.failures += 1;
             }
         }

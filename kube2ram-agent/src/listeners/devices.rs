@@ -47,14 +47,14 @@ impl PodListeners {
                 Ok(_) => pod.seen = None,
                 Err(error) => {
                     self.metrics.failed("links");
-                    debug!(cgroup.id = %id, %error, "cannot ask for a pod's network devices");
+                    debug!(cgroup.id = %id, %error, "cannot list a pod's network devices");
                 }
             }
         }
         let peers = self.pods.values().filter_map(|pod| pod.seen.as_ref()).flat_map(|seen| &seen.peers);
         let programmed = programmed(&peers.copied().collect()).unwrap_or_else(|error| {
             self.metrics.failed("links");
-            debug!(%error, "cannot ask for the programs of the node's devices");
+            debug!(%error, "cannot list the programs of the node's devices");
             BTreeSet::new()
         });
         for device in Device::ALL {

@@ -32,7 +32,7 @@ fn datapath(status: &Status) -> Option<Problem> {
     let failure = status.datapath.failures.first()?;
     problem(
         "datapath",
-        format!("the kernel half is not what it should be: {failure}"),
+        format!("the eBPF programs are not in the expected state: {failure}"),
         "see who changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
     )
 }

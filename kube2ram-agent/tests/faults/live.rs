@@ -74,7 +74,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     // The connect hook was gone for a moment, egress with it; what they let through the guard did not.
     assert_eq!(node.leaks()[before..], []);
     let log = node.sandbox.agent().unwrap().log();
-    assert_eq!(log.matches("the kernel half was changed").count(), 3, "once for each repair");
+    assert_eq!(log.matches("the eBPF programs were changed").count(), 3, "once for each repair");
     println!("a removed pin was back after {took:?}, the netfilter table after {guarded:?}");
 }
 
@@ -142,7 +142,7 @@ fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_ba
     assert_eq!(node.leaks().len(), before, "pinned again, it holds without the agent");
     node.start_plainly("in the end");
     let log = node.sandbox.agent().unwrap().log();
-    assert_eq!(log.matches("the kernel half is not what it should be").count(), 1, "said once");
+    assert_eq!(log.matches("the eBPF programs are not in the expected state").count(), 1, "said once");
 }
 
 #[test]

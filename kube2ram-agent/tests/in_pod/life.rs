@@ -99,7 +99,7 @@ fn where_no_listener_can_be_opened_the_hosts_serves() {
 
     assert_eq!(lab.role("orders"), "orders-role");
     assert_eq!(lab.target("orders"), None);
-    assert_eq!(lab.agent().unwrap().log().matches("the host's listener serves a pod").count(), 1);
+    assert_eq!(lab.agent().unwrap().log().matches("the host listener serves a pod").count(), 1);
 }
 
 #[test]

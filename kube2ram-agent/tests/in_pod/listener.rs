@@ -136,7 +136,7 @@ fn a_listener_that_a_pod_destroys_is_back_within_a_second_and_said_once() {
 
     assert_eq!(lab.role("billing"), "billing-role");
     let log = lab.agent().unwrap().log();
-    assert_eq!(log.matches("destroyed the agent's listener").count(), 1, "{log}");
+    assert_eq!(log.matches("destroyed the in-pod listener").count(), 1, "{log}");
     assert_eq!(log.matches("cannot accept a connection").count(), 0);
 }
 

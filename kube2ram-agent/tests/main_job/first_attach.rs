@@ -80,7 +80,7 @@ fn connections_that_the_first_attach_cuts_fail_at_once_and_the_hosts_go_on() {
     assert!(lab.agent().unwrap().log().contains("connections=2"), "{}", lab.agent().unwrap().log());
     // A restart cuts nothing, and has nothing to end.
     lab.agent().unwrap().restart(None).unwrap();
-    assert_eq!(lab.agent().unwrap().log().matches("ended pods' connections").count(), 1);
+    assert_eq!(lab.agent().unwrap().log().matches("closed pods' connections").count(), 1);
 }
 
 #[test]

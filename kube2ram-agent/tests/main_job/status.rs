@@ -367,7 +367,10 @@ fn the_log_says_more_for_a_while_and_then_by_itself_what_it_did() {
     eventually("info, as the flags say\n".to_owned(), || lab.kube2ram(&["log-level"]).1);
     assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
     let log = lab.agent().unwrap().log();
-    assert!(log.contains("log level changed") && log.contains("log level is what the flags say"), "{log}");
+    assert!(
+        log.contains("log level changed") && log.contains("log level reset to that of the flags"),
+        "{log}"
+    );
     lab.kube2ram(&["log-level", "error"]);
     assert_eq!(lab.kube2ram(&["log-level", "reset"]).1, "info, as the flags say\n");
 }

@@ -295,5 +295,5 @@ fn a_running_agent_of_layout_1_is_followed_under_load() {
     println!("from the former agent's end until all pods had listeners of their own: {waits:?}");
     println!("{}", assert_bounded(&lab, report, "a running agent of layout 1"));
     let log = lab.agent().unwrap().log();
-    assert_eq!(log.matches("another layout's programs taken out").count(), ROUNDS, "{log}");
+    assert_eq!(log.matches("removed the programs of another map layout").count(), ROUNDS, "{log}");
 }

@@ -127,7 +127,7 @@ impl Transport {
     pub(super) fn adopt_time(&self, server_time: Option<Timestamp>) -> bool {
         let Some(server_time) = server_time else { return false };
         let offset = server_time.duration_since(self.clock.now()).as_secs();
-        warn!(offset_seconds = offset, "clock differs from that of STS");
+        warn!(offset_seconds = offset, "the node's clock differs from that of STS");
         self.clock_offset_seconds.store(offset, Ordering::Relaxed);
         true
     }

@@ -106,7 +106,7 @@ fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
 
 fn route_towards(destination: Ipv4Addr) -> Option<Route> {
     let asked = Route::towards(destination.into());
-    asked.inspect_err(|error| debug!(%error, "cannot ask for a route")).ok()?
+    asked.inspect_err(|error| debug!(%error, "cannot look up a route")).ok()?
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Renewal {
             };
             return Ok(self.fetch(sts).await.unwrap_or_else(|error| {
                 let source = self.origin.source().as_str();
-                warn!(source, error = chain(&error), "the agent's own credentials not renewed");
+                warn!(source, error = chain(&error), "cannot renew the agent's own credentials");
                 if let Some(cached) = &mut *self.cached() {
                     cached.renew_at = Instant::now() + RETRY_AFTER;
                 }
