@@ -70,14 +70,14 @@ pub enum BootGuardError {
     #[error("cannot find the cgroups")]
     Cgroups(#[source] MountError),
     /// The programs are not in force.
-    #[error("cannot bring the boot guard's programs in force")]
+    #[error("cannot activate the boot guard's programs")]
     Datapath(#[source] DatapathError),
     /// The network devices are not known.
     #[error("cannot find the devices by which packets leave this node")]
     WireGuard(#[source] WireGuardError),
     /// This binary needs libraries, which the host may not have.
     #[error(
-        "this binary is not static, and would not run on the host: take the image's, or `cargo xtask build --release`"
+        "this binary is not static and would not run on the host: use the one of the image, or build it with `cargo xtask build --release`"
     )]
     Dynamic,
     /// The programs are in force, but the netfilter rule is not.
@@ -87,7 +87,7 @@ pub enum BootGuardError {
     #[error("cannot change the host's files")]
     HostRoot(#[source] HostRootError),
     /// There is no systemd on the host.
-    #[error("{} has no systemd, and nothing else is supported: let the node's own init run `kube2ram boot-guard apply` before the kubelet", .0.display())]
+    #[error("{} has no systemd, the only init system that install supports: let the node's init run `kube2ram boot-guard apply` before the kubelet", .0.display())]
     NoSystemd(PathBuf),
     /// The running binary could not be read.
     #[error("cannot read this binary")]

@@ -109,7 +109,7 @@ pub enum DatapathError {
     },
     /// The programs do not see what pods do, at the pods' cgroup nor at the root.
     #[error(
-        "the programs do not see the sockets of pods: is --pods-cgroup right? below Linux 5.15 boot with cgroup_no_v1=net_cls,net_prio"
+        "the programs do not see the sockets of pods: check --pods-cgroup; below Linux 5.15 boot with cgroup_no_v1=net_cls,net_prio"
     )]
     Blind,
     /// The pin directory is not on a bpf file system.
@@ -133,7 +133,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The kernel is older than 5.10.
-    #[error("Linux {0} is too old: 5.10 is needed")]
+    #[error("Linux {0} is too old: use 5.10 or newer")]
     Kernel(String),
     /// The kernel refused the object, or a program of it.
     #[error("cannot load {what} into the kernel")]
@@ -168,7 +168,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// This binary was built without the kernel half.
-    #[error("this binary was built without the kernel half: build it with `cargo xtask build`")]
+    #[error("this binary was built without the eBPF programs: build it with `cargo xtask build`")]
     NoObject,
 }
 

@@ -35,14 +35,16 @@ use kube2ram_service::telemetry::chain;
 pub enum GuardError {
     /// A request was refused.
     #[error(
-        "cannot {0} the nf_tables tables ip kube2ram and ip6 kube2ram: are nf_tables in the kernel and CAP_NET_ADMIN given?"
+        "cannot {0} the nf_tables tables ip kube2ram and ip6 kube2ram: check that the kernel has nf_tables and the agent CAP_NET_ADMIN"
     )]
     Request(&'static str, #[source] io::Error),
     /// There is no netlink socket of netfilter.
-    #[error("cannot speak with netfilter: is nfnetlink in the kernel?")]
+    #[error("cannot open a netlink socket to netfilter: check that the kernel has nfnetlink")]
     Socket(#[source] io::Error),
     /// Somebody else changes the tables as fast as they are made.
-    #[error("the nf_tables table ip kube2ram or ip6 kube2ram is not what was written: who else writes it?")]
+    #[error(
+        "the nf_tables table ip kube2ram or ip6 kube2ram differs from what was written: find the other process that writes it"
+    )]
     Unstable,
 }
 

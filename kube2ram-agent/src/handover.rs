@@ -61,19 +61,21 @@ pub struct Estate {
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     /// The running agent is another version's, or its addresses are others.
-    #[error("the running agent is of another version, listens elsewhere, or one of the two is no pod")]
+    #[error(
+        "the running agent has another version or other addresses, or one of the two agents does not run in a pod"
+    )]
     Different,
     /// The other agent ended, or hung up.
-    #[error("the other agent hung up")]
+    #[error("the other agent closed the connection")]
     HungUp,
     /// A message is none, or comes at the wrong time.
-    #[error("the other agent said what it must not")]
+    #[error("unexpected handover message")]
     Malformed,
     /// The lock of the pins could not be tried.
-    #[error("cannot try the lock of the pins")]
+    #[error("cannot try to lock the pin directory")]
     Lock(#[source] DatapathError),
     /// The socket could not be made.
-    #[error("cannot make the socket {}", path.display())]
+    #[error("cannot create the socket {}", path.display())]
     Listen {
         /// Where.
         path: PathBuf,
@@ -82,10 +84,10 @@ pub enum HandoverError {
         source: io::Error,
     },
     /// The socket does not work.
-    #[error("cannot speak with the other agent")]
+    #[error("cannot communicate with the other agent")]
     Speak(#[source] io::Error),
     /// The other agent is not this user's.
-    #[error("the other agent is another user's")]
+    #[error("the other agent runs as another user")]
     Stranger,
     /// No answer in time.
     #[error("the other agent does not answer")]

@@ -77,7 +77,7 @@ pub enum IdentityError {
         path: std::path::PathBuf,
     },
     /// The cgroup is gone (or never was): its id no longer opens.
-    #[error("cgroup {0} is gone")]
+    #[error("cgroup {0} no longer exists")]
     Gone(CgroupId),
     /// The kernel refused to open the cgroup by its id.
     #[error("cannot open cgroup {id}")]

@@ -82,13 +82,13 @@ enum InterceptionError {
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
     /// The child did not connect.
-    #[error("cannot connect by a child")]
+    #[error("cannot connect from a child process")]
     Child(#[source] crate::datapath::DatapathError),
     /// Somebody else answers there, or the kernel's word got lost.
-    #[error("connected, but not to the agent, or without the kernel's word")]
+    #[error("connected, but not to the agent, or without a record of the connect hook")]
     Elsewhere,
     /// There is no socket.
-    #[error("cannot make a socket")]
+    #[error("cannot create a socket")]
     Socket(#[source] std::io::Error),
     /// The child's thread.
     #[error("the attempt panicked")]

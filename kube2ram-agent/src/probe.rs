@@ -50,10 +50,10 @@ pub enum ProbeError {
     #[error("pending: {0}")]
     Pending(String),
     /// There is no agent in this container, or it does not answer.
-    #[error("no agent of this container answers")]
+    #[error("the agent of this container does not answer")]
     Silent(#[source] io::Error),
     /// The socket could not be made.
-    #[error("cannot make the socket {}", path.display())]
+    #[error("cannot create the socket {}", path.display())]
     Listen {
         /// Where.
         path: PathBuf,

@@ -56,7 +56,7 @@ pub enum SnapshotError {
     #[error("the snapshot is damaged")]
     Damaged,
     /// It is not JSON as it should be, although its checksum is right.
-    #[error("cannot understand the snapshot")]
+    #[error("cannot parse the snapshot")]
     Content(#[source] serde_json::Error),
     /// It is of another boot or another node.
     #[error("the snapshot is of another boot or another node")]
@@ -71,7 +71,7 @@ pub enum SnapshotError {
     #[error("the snapshot is too old")]
     TooOld,
     /// The file is not a plain one of ours.
-    #[error("the snapshot is somebody else's, or others may write to it")]
+    #[error("the snapshot belongs to another user, or other users may write to it")]
     Unsafe,
     /// The state directory is on a disk.
     #[error("the state directory is not on a tmpfs")]

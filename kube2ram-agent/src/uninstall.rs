@@ -33,10 +33,10 @@ pub enum UninstallError {
     #[error("an agent runs on this node (it uses {}): delete the DaemonSet first", .0.display())]
     AgentRuns(PathBuf),
     /// The kernel half.
-    #[error("cannot remove the kernel half")]
+    #[error("cannot remove the eBPF programs")]
     Datapath(#[source] DatapathError),
     /// The netfilter rule.
-    #[error("cannot remove the forward guard")]
+    #[error("cannot remove the netfilter rules")]
     Guard(#[source] GuardError),
     /// What agents left in the state directory.
     #[error("cannot empty {}", path.display())]

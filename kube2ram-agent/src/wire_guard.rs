@@ -45,7 +45,7 @@ use kube2ram_service::{
 #[derive(Debug, thiserror::Error)]
 pub enum WireGuardError {
     /// The program could not be attached, or removed.
-    #[error("cannot guard the network devices of {place}")]
+    #[error("cannot attach the wire guard to the network devices of {place}")]
     Cover {
         /// Whose.
         place: &'static str,

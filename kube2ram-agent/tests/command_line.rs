@@ -133,7 +133,10 @@ fn probes_without_an_agent_end_in_1_and_a_line_and_make_nothing() {
 
         let line = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{probe}: {line}");
-        assert!(line.starts_with("kube2ram: no agent of this container answers: "), "{probe}: {line}");
+        assert!(
+            line.starts_with("kube2ram: the agent of this container does not answer: "),
+            "{probe}: {line}"
+        );
         assert_eq!(line.lines().count(), 1, "{probe}: {line}");
         assert!(output.stdout.is_empty() && !state.exists(), "{probe}");
     }

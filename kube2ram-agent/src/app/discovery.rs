@@ -35,22 +35,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 enum DiscoveryError {
     /// The account id makes no base ARN.
-    #[error("cannot make a base ARN of the account id")]
+    #[error("cannot build a base ARN from the account id")]
     BaseArn(#[source] ValueError),
     /// `--auto-discover-default-role`, but no role is attached to the node.
-    #[error("--auto-discover-default-role: no role is attached to the node")]
+    #[error(
+        "--auto-discover-default-role needs a role, and none is attached to the node: attach one, or set --default-role"
+    )]
     NoNodeRole,
     /// The region or the endpoint is unusable.
-    #[error("cannot tell the STS endpoint")]
+    #[error("cannot determine the STS endpoint")]
     Endpoint(#[source] EndpointError),
     /// The metadata server.
-    #[error("cannot ask the metadata server")]
+    #[error("cannot query the metadata server")]
     Metadata(#[source] MetadataError),
     /// The default role.
     #[error("cannot use the default role")]
     DefaultRole(#[source] RoleError),
     /// The agent before had other flags, and did not ask for it.
-    #[error("the {0} is not known from before the restart")]
+    #[error("the snapshot does not hold the {0}")]
     Undiscovered(&'static str),
 }
 

@@ -33,16 +33,16 @@ pub enum AppError {
     #[error("cannot find the pods' cgroups")]
     Cgroups(#[source] MountError),
     /// The kernel half is not in force.
-    #[error("cannot bring the kernel half in force")]
+    #[error("cannot activate the eBPF programs")]
     Datapath(#[source] DatapathError),
     /// Descriptors that one agent hands to another could not be copied, or are not what they should be.
     #[error("cannot hand the node over")]
     HandOver(#[source] io::Error),
     /// What the agents of this node say to each other.
-    #[error("cannot arrange with this node's other agents")]
+    #[error("the handover with another agent of this node failed")]
     Handover(#[source] HandoverError),
     /// The API server's address or credentials are unusable.
-    #[error("cannot make a client for the API server")]
+    #[error("cannot create a client for the API server")]
     Kubernetes(#[source] ClientError),
     /// The node's network namespace.
     #[error("cannot open the node's network namespace")]
@@ -54,25 +54,27 @@ pub enum AppError {
     #[error("this node is not ready for the agent: {0}")]
     Preflight(String),
     /// Nobody could ask whether the agent is ready.
-    #[error("cannot answer for the agent's readiness")]
+    #[error("cannot open the socket of the probes")]
     Probe(#[source] ProbeError),
     /// A part did not let go of what is to be handed over.
-    #[error("the listeners in pods were not let go of in time")]
+    #[error("the in-pod listeners were not released in time")]
     Release,
     /// Everything was removed and made anew while this agent stood by.
-    #[error("the kernel half is not the one that this agent prepared for; the next start prepares anew")]
+    #[error(
+        "the eBPF programs were replaced after this agent had prepared: the agent stops, and prepares again at its next start"
+    )]
     Replaced,
     /// The directory that agents share.
     #[error("cannot use the state directory")]
     StateDir(#[source] StateDirError),
     /// The certificates by which STS is known cannot be used.
-    #[error("cannot make a client for STS")]
+    #[error("cannot create a client for STS")]
     StsClient(#[source] StsClientError),
     /// What an earlier agent left on network devices.
     #[error("cannot remove the wire guard")]
     WireGuard(#[source] WireGuardError),
     /// A part panicked.
-    #[error("a part of the agent panicked")]
+    #[error("a background task of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
     /// Another process has a port, so that there is no listener to hand over.
     #[error("another process has the port of {0}")]

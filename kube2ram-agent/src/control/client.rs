@@ -22,11 +22,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Its text cannot be understood.
-    #[error("the agent's answer is not understood")]
+    #[error("cannot parse the agent's answer")]
     Answer(#[source] serde_json::Error),
     /// It is of another schema than this binary shows; the JSON is there all the same.
     #[error(
-        "the agent answers in schema {0}, and this kube2ram shows {SCHEMA}: use the agent's own kube2ram; -o json prints the answer as it is"
+        "the agent answers in schema {0}, and this kube2ram reads schema {SCHEMA}: run the kube2ram of the agent's container, or print the raw answer with -o json"
     )]
     Foreign(u64),
     /// Nobody listens.
@@ -34,7 +34,7 @@ pub enum ControlError {
     NoAgent(PathBuf),
     /// This process is not root's.
     #[error(
-        "the agent answers root only: run this as root, in the agent's container (kubectl exec) or on the node"
+        "the agent answers only root: run this command as root, in the agent's container (kubectl exec) or on the node"
     )]
     NotRoot,
     /// The agent does not do it.

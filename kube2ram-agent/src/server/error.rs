@@ -31,7 +31,7 @@ pub(crate) enum RequestError {
     Denied(#[source] Denial),
     #[error("cannot write the credentials document")]
     Document(#[source] serde_json::Error),
-    #[error("cannot tell the caller's pod")]
+    #[error("cannot identify the caller's pod")]
     Identity(#[source] IdentityError),
     #[error("no session token is issued")]
     NoToken(#[source] IssueError),
@@ -40,7 +40,7 @@ pub(crate) enum RequestError {
         /// When it may ask again.
         retry_after: Duration,
     },
-    #[error("cannot look the caller's pod up")]
+    #[error("cannot look up the caller's pod")]
     Pod(#[source] PodError),
     #[error("the pod has used its share of the metadata server")]
     Quota(#[source] QuotaError),
@@ -48,13 +48,13 @@ pub(crate) enum RequestError {
     Refused(Refusal),
     #[error("the agent does not know its account and region yet")]
     Starting,
-    #[error("cannot tell the pod's role")]
+    #[error("cannot determine the pod's role")]
     Role(#[source] RoleError),
     #[error("cannot read the request target")]
     Target(#[source] TargetError),
     #[error("the session token is not accepted")]
     Token(#[source] TokenError),
-    #[error("the agent is no tunnel")]
+    #[error("the agent is not a tunnel")]
     Tunnel,
     #[error("connection that no connect hook vouched for")]
     Unvouched,

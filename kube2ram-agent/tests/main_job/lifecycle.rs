@@ -28,7 +28,7 @@ fn a_killed_agent_refuses_pods_until_it_is_back_and_never_the_host() {
     lab.agent().unwrap().kill().unwrap();
 
     let said = lab.agent().unwrap().live().unwrap_err().to_string();
-    assert!(said.starts_with("kube2ram: no agent of this container answers"), "{said}");
+    assert!(said.starts_with("kube2ram: the agent of this container does not answer"), "{said}");
     for pod in ["orders", "daemon"] {
         lab.assert_refused(pod);
     }

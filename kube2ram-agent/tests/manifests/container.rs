@@ -114,7 +114,9 @@ fn liveness_is_the_containers_own_process_whatever_others_on_the_node_do() {
     assert!(held.iter().all(|stream| stream.local_addr().unwrap().ip() == *admin.ip()));
     let live = |agent: &Agent| agent.live().map_err(|error| format!("{error:#}"));
     let is_silent = |said: Result<String, String>| {
-        said.is_err_and(|why| why.contains("no agent of this container answers") && !why.contains('\n'))
+        said.is_err_and(|why| {
+            why.contains("the agent of this container does not answer") && !why.contains('\n')
+        })
     };
 
     for agent in [&former, &next] {

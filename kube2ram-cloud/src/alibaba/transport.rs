@@ -53,7 +53,7 @@ impl StsClient {
 /// There is nothing to know STS by.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no usable certificates to know STS by: see SSL_CERT_FILE and SSL_CERT_DIR, or the image's /etc/ssl/certs"
+    "no usable CA certificates to verify STS with: check SSL_CERT_FILE and SSL_CERT_DIR, or the image's /etc/ssl/certs"
 )]
 pub struct StsClientError(#[source] reqwest::Error);
 

@@ -34,7 +34,7 @@ pub enum ClientConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The client could not be made, for example because of a broken certificate.
-    #[error("cannot make a client for the API server")]
+    #[error("cannot create a client for the API server")]
     Client(#[source] kube::Error),
     /// The pod's service account is not mounted, or the agent does not run in a pod.
     #[error("cannot use the pod's service account: run in a cluster, or set --kubeconfig or --api-server")]
