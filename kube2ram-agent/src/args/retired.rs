@@ -6,7 +6,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use super::value;
 
-const UNKNOWN_PODS: &str = "a pod that is not known yet is waited for, within a fixed deadline";
+const UNKNOWN_PODS: &str = "the agent waits for a pod that is not known yet, within a fixed deadline";
 
 /// Name, whether it is a switch, and what happens instead.
 const FLAGS: [(&str, bool, &str); 7] = [
@@ -14,9 +14,13 @@ const FLAGS: [(&str, bool, &str); 7] = [
     ("backoff-max-interval", false, UNKNOWN_PODS),
     ("cache-resync-period", false, "watches keep pods and namespaces up to date"),
     ("host-interface", false, "pods are recognised by their cgroup, whatever interface they use"),
-    ("iam-role-error-ttl", false, "what STS refused is remembered for a while, by its reason"),
+    (
+        "iam-role-error-ttl",
+        false,
+        "the agent remembers a refusal of STS for a while that depends on the reason",
+    ),
     ("iptables", true, "connections are redirected by eBPF programs, without iptables rules"),
-    ("resolve-duplicate-cache-ips", true, "pods that share an IP address are told apart by their cgroup"),
+    ("resolve-duplicate-cache-ips", true, "pods that share an IP address are distinguished by their cgroup"),
 ];
 
 /// Adds the flags to the command.
