@@ -103,9 +103,9 @@ impl ForwardGuard {
     /// Makes a guard that does nothing yet.
     pub fn new(metadata: MetadataAddr, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
-        let help = "Whether the netfilter rules against forwarding to the metadata server are in force, for each of its addresses";
+        let help = "Whether the netfilter rules against forwarding to the metadata server are active for each of its addresses";
         registry.register("forward_guard_in_force", help, metrics.in_force.clone());
-        let help = "How often the netfilter rules were found missing or changed, and made anew";
+        let help = "How often the netfilter rules were found missing or changed, and were restored";
         registry.register("forward_guard_repairs", help, metrics.repairs.clone());
         Self::with(metadata, metrics)
     }

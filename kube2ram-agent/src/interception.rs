@@ -100,7 +100,7 @@ enum InterceptionError {
 
 pub(crate) fn metrics(registry: &mut Registry) -> Family<[(&'static str, &'static str); 1], Counter> {
     let metrics = Family::default();
-    let help = "The agent's own connections to the metadata address, by result (arrived, lost)";
+    let help = "Connections of the agent's self-test to the metadata address, by result (arrived, lost)";
     registry.register("interceptions", help, metrics.clone());
     for result in ["arrived", "lost"] {
         drop(metrics.get_or_create(&[("result", result)]));

@@ -57,14 +57,14 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let help = "Whether all programs and maps of the kernel half are what they should be";
+        let help = "Whether all eBPF programs and maps are in the expected state";
         registry.register("datapath_in_force", help, metrics.in_force.clone());
         registry.register(
             "datapath_repairs",
-            "Differences from what should be that were made good, by kind (cgroup, config, detached, link_pin, map_pin, program, targets)",
+            "Repaired differences from the expected state, by kind (cgroup, config, detached, link_pin, map_pin, program, targets)",
             metrics.repairs.clone(),
         );
-        let help = "Looks at the kernel half that found something which could not be made good";
+        let help = "Checks of the eBPF programs that found something which could not be repaired";
         registry.register("datapath_repair_failures", help, metrics.failures.clone());
         for drift in Drift::ALL {
             drop(metrics.repairs.get_or_create(&[("kind", drift.label())]));

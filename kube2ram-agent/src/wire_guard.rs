@@ -140,11 +140,11 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let help = "Whether each network device that leads out of the node has the wire guard's program, before all others";
+        let help = "Whether the wire guard's program is the first one on each network device that leads out of the node";
         registry.register("wire_guard_in_force", help, metrics.in_force.clone());
-        let help = "Network devices that have the wire guard's program, by whose they are (node, pods)";
+        let help = "Network devices with the wire guard's program, by owner (node, pods)";
         registry.register("wire_guard_devices", help, metrics.devices.clone());
-        let help = "How often the wire guard's program was found missing from a device, or behind another one, and attached again";
+        let help = "How often the wire guard's program was missing from a device, or behind another one, and was attached again";
         registry.register("wire_guard_repairs", help, metrics.repairs.clone());
         for of in [NODE, PODS] {
             drop(metrics.devices.get_or_create(&of));

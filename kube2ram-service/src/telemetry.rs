@@ -169,7 +169,7 @@ impl Log {
 
 /// Registers the number of lines that `writer` lost.
 pub fn register_lost(registry: &mut Metrics, writer: &LossyWriter) {
-    let help = "Lines of the log that were dropped because standard error was not read fast enough";
+    let help = "Log lines dropped because standard error was not read fast enough";
     registry.register("log_lines_lost", help, writer.lost());
 }
 

@@ -41,7 +41,7 @@ pub(super) fn of_build(registry: &mut Registry) {
         ("revision", REVISION.to_owned()),
         ("map_layout", ABI_VERSION.to_string()),
     ];
-    registry.register("build", "What runs on the node", Info::new(labels));
+    registry.register("build", "Version of the running agent", Info::new(labels));
 }
 
 /// Tells whether the boot guard could be installed when this pod started. Looked at once: it does not change.
@@ -80,7 +80,7 @@ impl Collector for Sessions {
 }
 
 fn encode_survey(survey: &Survey, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-    let help = "Role sessions in the cache, by state (below_floor: valid, but less is left than what pods are promised; denied: STS says no; failing: none that are valid, and STS does not give any; fresh; pending: not asked for yet).";
+    let help = "Role sessions in the cache, by state (below_floor: valid, but for less time than pods are promised; denied: STS refuses them; failing: no valid credentials, and STS issues none; fresh; pending: not requested yet).";
     let mut sessions = encoder.encode_descriptor("credential_sessions", help, None, MetricType::Gauge)?;
     for standing in Standing::ALL {
         let gauge = ConstGauge::new(survey.count(standing));
@@ -88,13 +88,13 @@ fn encode_survey(survey: &Survey, encoder: &mut DescriptorEncoder<'_>) -> Result
     }
     // What does not exist has no age.
     if let Some(left) = survey.shortest_left {
-        let help = "The shortest time that is left of credentials which pods are given.";
+        let help = "Shortest remaining lifetime of the credentials that pods are given.";
         let name = "credentials_min_time_to_expiry_seconds";
         let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(left.as_secs_f64()).encode(metric)?;
     }
     if let Some(age) = survey.oldest {
-        let help = "The age of the oldest credentials which pods are given.";
+        let help = "Age of the oldest credentials that pods are given.";
         let metric =
             encoder.encode_descriptor("credentials_max_age_seconds", help, None, MetricType::Gauge)?;
         ConstGauge::new(age.as_secs_f64()).encode(metric)?;
@@ -128,19 +128,19 @@ fn encode_own(
     left: Option<SignedDuration>,
     mut encoder: DescriptorEncoder<'_>,
 ) -> Result<(), fmt::Error> {
-    let help = "What the agent signs with, 1 for the one that it is (node_role, oidc, static_keys).";
+    let help = "Source of the agent's own credentials, 1 for the one in use (node_role, oidc, static_keys).";
     let mut sources = encoder.encode_descriptor("base_credentials", help, None, MetricType::Gauge)?;
     for known in BaseSource::ALL {
         let gauge = ConstGauge::new(i64::from(known == source));
         gauge.encode(sources.encode_family(&[("source", known.as_str())])?)?;
     }
-    let help = "Fetches of what the agent signs with, from the metadata server or by its OIDC token, by result (error, ok).";
+    let help = "Fetches of the agent's own credentials, from the metadata server or with its OIDC token, by result (error, ok).";
     let mut family = encoder.encode_descriptor("base_credential_fetches", help, None, MetricType::Counter)?;
     for (result, count) in fetches {
         ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
     }
     if let Some(left) = left {
-        let help = "The time that is left of the credentials which the agent signs with; negative once they have expired.";
+        let help = "Remaining lifetime of the agent's own credentials; negative once they have expired.";
         let name = "base_credentials_time_to_expiry_seconds";
         let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(left.as_secs_f64()).encode(metric)?;

@@ -70,7 +70,7 @@ struct Found {
 /// Registers the metric.
 pub(super) fn metrics(registry: &mut Registry) -> Pods {
     let pods = Pods::default();
-    let help = "Pods that have run for more than a minute without a process below the pods' cgroup, where the programs do not see them, by network (host, own)";
+    let help = "Pods without a process below the pods' cgroup for more than a minute, so that the programs do not see them, by network (host, own)";
     registry.register("pods_outside_cgroup", help, pods.clone());
     for network in ["host", "own"] {
         drop(pods.get_or_create(&[("network", network)]));

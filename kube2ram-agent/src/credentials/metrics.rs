@@ -44,11 +44,11 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let issues = Family::<IssueLabels, Counter>::default();
-        registry.register("sts_requests", "Requests for credentials to STS, by result", issues.clone());
+        registry.register("sts_requests", "Requests to STS for credentials, by result", issues.clone());
         let issue_seconds = Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         registry.register(
             "sts_request_duration_seconds",
-            "Time until STS answered, its retries included",
+            "Time until STS answered, retries included",
             issue_seconds.clone(),
         );
         let (turns, turn_seconds) = (
@@ -57,27 +57,34 @@ impl Metrics {
         );
         registry.register(
             "sts_turns",
-            "Turns at STS, by what they were for (demand, retry of what is asked for, ahead of demand)",
+            "Fetches that the STS scheduler let through, by rank (ahead: before a pod asks; demand: a pod waits; retry: a pod waits again after a failure)",
             turns.clone(),
         );
-        registry.register("sts_turn_wait_seconds", "Time until a turn at STS came", turn_seconds.clone());
+        registry.register(
+            "sts_turn_wait_seconds",
+            "Time that a fetch waited in the STS scheduler",
+            turn_seconds.clone(),
+        );
         let queued = Gauge::default();
-        registry.register("sts_queued", "Fetches that wait for their turn at STS", queued.clone());
+        registry.register("sts_queued", "Fetches that wait in the STS scheduler", queued.clone());
         let mut plain = |name, help| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
             counter
         };
         let throttle_pauses =
-            plain("sts_throttle_pauses", "Pauses of all that no pod waits for, because STS throttled");
-        let prefetches = plain("credential_prefetches", "Role sessions to be fetched before a pod asks");
+            plain("sts_throttle_pauses", "Pauses of fetches that no pod waits for, because STS throttled");
+        let prefetches = plain(
+            "credential_prefetches",
+            "Role sessions that were scheduled for a fetch before a pod asked",
+        );
         let dropped = plain(
             "credential_cache_dropped",
-            "Role sessions dropped because no pod has a claim to them any more, or for want of room",
+            "Role sessions dropped because no pod uses them any longer, or because the cache was full",
         );
         let below_floor = plain(
             "credentials_below_floor",
-            "Credentials handed out with less left than 30 minutes, or than half of a life under 45 minutes, because STS failed or was slow",
+            "Credentials served with less than 30 minutes left, or less than half of a lifetime under 45 minutes, because STS failed or was slow",
         );
         let requests = Family::<RequestLabels, Counter>::default();
         registry.register(

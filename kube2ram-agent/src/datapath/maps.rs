@@ -142,7 +142,8 @@ pub struct PodTarget {
     pub has_ipv6: bool,
 }
 
-/// Pods with a listener of their own, by the pod's cgroup. Remembers what it wrote, so that it can be written again.
+/// Pods with an in-pod listener, by the pod's cgroup. Remembers what it wrote, so that it can be written
+/// again.
 #[derive(Clone, Debug)]
 pub struct Targets(Arc<Mutex<Written>>);
 
@@ -418,7 +419,7 @@ fn encode_outcomes(
     outcomes: impl Iterator<Item = (&'static str, u64)>,
     mut encoder: DescriptorEncoder<'_>,
 ) -> Result<(), fmt::Error> {
-    let help = "What the kernel half did, by outcome.";
+    let help = "Decisions of the eBPF programs, by outcome.";
     let mut family = encoder.encode_descriptor("kernel_outcomes", help, None, MetricType::Counter)?;
     for (label, value) in outcomes {
         ConstCounter::new(value).encode(family.encode_family(&[("outcome", label)])?)?;

@@ -34,35 +34,35 @@ impl Metrics {
     /// Registers them. What is not among `resources` is not watched, and has no series: an alert on closed watches must not see one.
     pub fn new(registry: &mut Registry, resources: &[Resource]) -> Self {
         let metrics = Self::default();
-        registry.register("pods", "Pods of this node that are known", metrics.pods.clone());
+        registry.register("pods", "Known pods of this node", metrics.pods.clone());
         registry.register(
             "namespaces",
-            "Namespaces that are known; none without --namespace-restrictions",
+            "Known namespaces; none without --namespace-restrictions",
             metrics.namespaces.clone(),
         );
         registry.register(
             "namespaces_without_room",
-            "Namespaces that are not kept because the allow-lists together are too long (4 MiB), at most 1,024; their pods get no role that an allow-list would have to allow",
+            "Namespaces without room for their allow-lists, which may take 4 MiB in all; counted up to 1,024. Their pods get no role that needs an allow-list",
             metrics.namespaces_without_room.clone(),
         );
         registry.register(
             "departed_pods",
-            "Pods that are deleted, but whose cgroups are still there",
+            "Deleted pods whose cgroups still exist",
             metrics.departed_pods.clone(),
         );
         registry.register(
             "restored_pods",
-            "Pods known from before the agent's restart, while the API server is away",
+            "Pods known from the snapshot only, while the API server is unavailable",
             metrics.restored_pods.clone(),
         );
         registry.register(
             "unreadable_pods",
-            "Pods that the API server sent in a form that cannot be read",
+            "Pods from the API server that the agent cannot parse",
             metrics.unreadable_pods.clone(),
         );
         registry.register(
             "synced",
-            "Whether a resource has been listed whole, by resource (pods, namespaces)",
+            "Whether a resource has been listed completely, by resource (pods, namespaces)",
             metrics.synced.clone(),
         );
         registry.register(

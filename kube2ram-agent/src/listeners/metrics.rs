@@ -21,20 +21,20 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("pod_listeners", "Pods with a listener of their own", metrics.open.clone());
+        registry.register("pod_listeners", "Pods with an in-pod listener", metrics.open.clone());
         registry.register(
             "pod_cgroups_polled",
-            "Whether pods' cgroups are looked at every second, because inotify does not work: its instances are used up (fs.inotify.max_user_instances)",
+            "Whether the agent polls pods' cgroups every second, because no inotify instance is left (fs.inotify.max_user_instances)",
             metrics.polling.clone(),
         );
         registry.register(
             "pod_listener_failures",
-            "Failed steps towards listeners in pods, whom the host's listener serves meanwhile, by step (close, contested: two pods in one network namespace, ended: by somebody in the pod, find, listen, redirect, survey, watch), and questions for pods' devices that failed (links)",
+            "Failed steps for in-pod listeners, by step (close; contested: two pods in one network namespace; ended: a process in the pod destroyed the listener; find; links: pods' devices cannot be listed; listen; redirect; survey; watch). The host listener serves these pods until the agent succeeds",
             metrics.failures.clone(),
         );
         registry.register(
             "pods_beside_host_network",
-            "Pods with a device whose packets do not pass the node's network stack, nor the forward guard, or may not, by device (ebpf: routed by a program, ipvlan, macvlan, nic)",
+            "Pods with a device whose packets bypass the node's network stack, and so the netfilter rules, by device (ebpf: routed by a program, which may bypass them; ipvlan; macvlan; nic)",
             metrics.beside_host.clone(),
         );
         for device in Device::ALL {

@@ -63,7 +63,7 @@ impl From<&IdentityError> for Identified {
 impl Identities {
     pub(super) fn new(registry: &mut Registry) -> Self {
         let family = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        let help = "Connections by who made them (a pod; else ambiguous, unvouched: the kernel does not say so; gone, no_pod: its cgroup is none of a pod; unreadable)";
+        let help = "Connections by how the caller was identified (pod; ambiguous or unvouched: no usable record of the connect hook; gone: its cgroup was removed; no_pod: its cgroup belongs to no pod; unreadable: its cgroup cannot be read)";
         registry.register("connection_identities", help, family.clone());
         Self(Identified::ALL.map(|(_, label)| family.get_or_create_owned(&[("outcome", label)])))
     }

@@ -162,22 +162,22 @@ impl Metrics {
         registry.register("connections", "Open connections of pods", metrics.connections.clone());
         registry.register(
             "connections_displaced",
-            "Idle connections closed because their caller, or all callers together, had too many and a new one came",
+            "Idle connections closed to make room, because their caller, or all callers together, had too many",
             metrics.connections_displaced.clone(),
         );
         registry.register(
             "connections_refused",
-            "Connections closed at once because their caller had too many, none of them idle",
+            "Connections refused because their caller had too many, none of them idle",
             metrics.connections_refused.clone(),
         );
         registry.register(
             "log_lines_suppressed",
-            "Requests without a line in the access log because their caller made too many",
+            "Requests without a line in the access log because their caller sent too many",
             metrics.log_lines_suppressed.clone(),
         );
         registry.register(
             "unvouched_connections",
-            "Connections that no connect hook vouched for",
+            "Connections that no connect hook has recorded",
             metrics.unvouched_connections.clone(),
         );
         registry.register("denials", "Requests refused, by reason", metrics.denials.clone());

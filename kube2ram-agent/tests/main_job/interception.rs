@@ -68,7 +68,7 @@ fn an_agent_whom_a_firewall_keeps_from_itself_is_not_ready_and_says_why() {
     assert!(failure.contains("no answer within"), "{failure}");
     let text = lab.kube2ram(&["status"]).1;
     assert!(text.contains("does not arrive at the agent") && text.contains("nft list ruleset"), "{text}");
-    // Pods with a listener of their own do not need the host's.
+    // Pods with an in-pod listener do not need the host's.
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
     assert_eq!(lab.agent().unwrap().live().unwrap(), "live", "a restart would not help");
 

@@ -148,7 +148,7 @@ fn all_well_fires_nothing_and_fills_every_panel() {
     assert_eq!(scene.events(), <[[String; 4]; 0]>::default());
     assert_eq!(scene.panel("Firing alerts", None).0, 0.0);
     assert!(scene.most("Requests by route", ("route", "credentials")) > 0.0);
-    assert!(scene.most("Connections by who made them", ("outcome", "pod")) > 0.0);
+    assert!(scene.most("Connections by caller", ("outcome", "pod")) > 0.0);
     assert_eq!(scene.panel("Role sessions by state", Some(("state", "fresh"))), (1.0, 0.0));
     let metrics = scene.sandbox.agent().unwrap().admin("/metrics").unwrap().body;
     let (is_right, said) = promtool(&["check", "metrics"], &metrics).unwrap();

@@ -64,13 +64,13 @@ impl Readiness {
 impl Collector for Readiness {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let pending = self.pending();
-        let help = "Whether nothing is pending: what /readyz tells.";
+        let help = "Whether the agent is ready, as in /readyz.";
         let ready = encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?;
         ConstGauge::new(u32::from(pending.is_empty())).encode(ready)?;
         if pending.is_empty() {
             return Ok(());
         }
-        let help = "What readiness waits for, by condition; none when the agent is ready.";
+        let help = "Conditions that readiness waits for; none when the agent is ready.";
         let mut family = encoder.encode_descriptor("pending_conditions", help, None, MetricType::Gauge)?;
         for condition in pending {
             ConstGauge::new(1_u32).encode(family.encode_family(&[("condition", condition)])?)?;
