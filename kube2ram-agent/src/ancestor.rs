@@ -24,10 +24,10 @@ pub enum Leftover {
 #[derive(Debug, thiserror::Error)]
 pub enum AncestorError {
     /// The tables of `iptables-legacy`.
-    #[error("cannot read the nat table of iptables-legacy: check that the agent has CAP_NET_ADMIN")]
+    #[error("cannot read the nat table of iptables-legacy: is CAP_NET_ADMIN given?")]
     Legacy(#[source] io::Error),
     /// The tables of `nft` and `iptables-nft`.
-    #[error("cannot read nf_tables: check that the agent has CAP_NET_ADMIN")]
+    #[error("cannot read nf_tables: is CAP_NET_ADMIN given?")]
     NfTables(#[source] io::Error),
 }
 

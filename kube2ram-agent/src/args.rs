@@ -405,8 +405,7 @@ impl Config {
     fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
         if flags.app_port == flags.metrics_port {
             return Err(ArgsError::usage(format!(
-                "--app-port and --metrics-port are both {}: pods reach the app port, so that health and metrics need a \
-                 port of their own; change one of them",
+                "--app-port and --metrics-port are both {}: pods can reach the app port, so health checks and metrics need another port; change one of them",
                 flags.app_port
             )));
         }

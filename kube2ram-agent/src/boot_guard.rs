@@ -254,7 +254,7 @@ impl fmt::Display for Removed {
         match self.files {
             0 => f.write_str("no boot guard was installed"),
             _ => f.write_str(
-                "boot guard removed; from the next boot on, pods that start before the agent reach the node's role (what is in force now: kube2ram uninstall)",
+                "boot guard removed; from the next boot on, pods that start before the agent reach the node's role (kube2ram uninstall also detaches the programs that are active now)",
             ),
         }
     }
@@ -266,7 +266,10 @@ impl fmt::Display for Applied {
             BootOutcome::AgentInForce => f.write_str("an agent's programs are in force; nothing to guard"),
             BootOutcome::InForce { missing } if missing.is_empty() => f.write_str("boot guard in force"),
             BootOutcome::InForce { missing } => {
-                write!(f, "boot guard in force; denied as well, because they do not exist yet: {missing:?}")
+                write!(
+                    f,
+                    "boot guard active; these cgroups do not exist yet, so their tasks are denied as well: {missing:?}"
+                )
             }
         }
     }

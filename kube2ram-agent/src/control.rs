@@ -64,8 +64,8 @@ pub struct LogLevel {
 impl std::fmt::Display for LogLevel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.until {
-            Some(until) => writeln!(f, "{} until {until}, then what the flags say", self.level),
-            None => writeln!(f, "{}, as the flags say", self.level),
+            Some(until) => writeln!(f, "{} until {until}, then the level of the flags", self.level),
+            None => writeln!(f, "{}, as set by the flags", self.level),
         }
     }
 }

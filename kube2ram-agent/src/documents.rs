@@ -17,10 +17,7 @@ pub(crate) fn keep_current(document: &str, name: &str, text: &str) {
     if part == text {
         return;
     }
-    assert!(
-        env::var_os(UPDATE).is_some(),
-        "{document}: {name} is not what the code says: run cargo xtask docs"
-    );
+    assert!(env::var_os(UPDATE).is_some(), "{document}: {name} differs from the code: run cargo xtask docs");
     fs::write(&path, format!("{before}{begin}{text}<!-- end -->{after}"))
         .unwrap_or_else(|error| panic!("{document}: {error}"));
 }

@@ -166,7 +166,7 @@ impl ForwardGuard {
                 if before != Some(false) {
                     error!(
                         error = chain(&error),
-                        "no netfilter rules: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
+                        "no netfilter rules: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server reach it"
                     );
                 }
             }
@@ -273,7 +273,7 @@ impl ForwardGuard {
             warn!(
                 error,
                 "no netfilter rules for the metadata server's IPv6 address: check that the kernel has nf_tables for IPv6 (CONFIG_NF_TABLES_IPV6). \
-                 Packet sockets, TUN devices, Kata and gVisor pods, and Services get through by IPv6; the rules for IPv4 are in force"
+                 Packet sockets, TUN devices, Kata and gVisor pods, and Services reach it by IPv6; the rules for IPv4 are active"
             );
         }
         if wanted.has_ipvs != target.has_ipvs {

@@ -388,7 +388,7 @@ impl PodListeners {
             Ok(found) => found,
             Err(error) => {
                 self.metrics.failed("find");
-                return self.warn_once("cannot look at a pod's processes", Some(&error));
+                return self.warn_once("cannot read a pod's processes", Some(&error));
             }
         };
         match found {

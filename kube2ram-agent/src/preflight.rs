@@ -225,8 +225,7 @@ fn tell_wire_guard() -> &'static str {
     match WireHook::of_kernel() {
         WireHook::Tcx => "by tcx links, before all other programs",
         WireHook::Clsact => {
-            "by filters of clsact: the kernel loads sch_ingress and cls_bpf, if they are not built in; pods with a card of their own and NET_ADMIN can \
-             remove them until the next look (Linux 6.6 has tcx links)"
+            "by filters of clsact: the kernel loads sch_ingress and cls_bpf, if they are not built in; pods with their own network card and NET_ADMIN can remove them until the next check (Linux 6.6 has tcx links)"
         }
     }
 }
@@ -246,7 +245,7 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
                                   (kube2ram boot-guard install)"
                 .to_owned()
         }
-        Err(error) => format!("cannot tell: {}", chain(&error)),
+        Err(error) => format!("unknown: {}", chain(&error)),
     }
 }
 
@@ -326,8 +325,7 @@ fn check_attachments(root: &Path, pods: &Path) -> Result<String, String> {
         for attachment in attachments(cgroup).map_err(|error| chain(&error))? {
             if let Attachment { hook, shared: false } = attachment {
                 return Err(format!(
-                    "a program of the kind {hook} on {} does not share its place: have its owner attach it with BPF_F_ALLOW_MULTI \
-                     (bpftool cgroup show {0} tells which)",
+                    "a program of type {hook} on {} is attached exclusively: its owner must attach it with BPF_F_ALLOW_MULTI (bpftool cgroup show {0} lists the programs)",
                     cgroup.display()
                 ));
             }

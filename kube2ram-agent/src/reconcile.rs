@@ -237,7 +237,7 @@ async fn in_time<T>(mut looking: JoinHandle<T>, readiness: &Readiness, state: &S
         return looked.ok();
     }
     let pending = readiness.wait_for(LATE_CONDITION);
-    let late = format!("a look at the programs has not ended after {} s", LATE.as_secs());
+    let late = format!("a check of the programs has not ended after {} s", LATE.as_secs());
     error!("{late}: check whether the node hangs; the agent waits, and repairs nothing until then");
     state.late(late);
     let looked = looking.await.ok();

@@ -113,7 +113,7 @@ impl fmt::Display for Report {
             let guard = if forward_guard { "removed" } else { "not there" };
             write!(
                 f,
-                "detached {links} programs, removed {maps} maps; forward guard: {guard}; pods of this node now reach the node's role"
+                "detached {links} programs, removed {maps} maps; netfilter rules: {guard}; pods of this node now reach the node's role"
             )?;
         }
         if boot_guard_installed {

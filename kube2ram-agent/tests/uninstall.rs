@@ -111,7 +111,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 
     let detached = links.len() as f64 + filters;
     assert!(removed.starts_with(&format!("detached {detached} programs, removed 10 maps")), "{removed}");
-    assert!(removed.contains("forward guard: removed"), "{removed}");
+    assert!(removed.contains("netfilter rules: removed"), "{removed}");
     assert_eq!(role_of_pod(&sandbox), Accounts::NODE_ROLE);
     assert!(!bpf_dir(&sandbox).exists() && !guard_is_there());
     // A mount stays, as a container's would.

@@ -406,7 +406,7 @@ impl Service {
             }
             ForwardGuardMode::Off => {
                 warn!(
-                    "--forward-guard=off: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server get through"
+                    "--forward-guard=off: packet sockets, TUN devices, Kata and gVisor pods, and Services that point at the metadata server reach it"
                 );
                 None
             }
@@ -428,7 +428,7 @@ impl Service {
             WireGuardMode::On => Some(readiness.clone()),
             WireGuardMode::Off => {
                 warn!(
-                    "--wire-guard=off: packet sockets get through from hostNetwork pods, and from pods on ipvlan, with a card of their own or routed in eBPF"
+                    "--wire-guard=off: packet sockets of hostNetwork pods, and of pods on ipvlan, with their own network card or routed in eBPF, reach the metadata server"
                 );
                 wire.detach_links().map_err(AppError::Datapath)?;
                 wire_guard::remove_filters().map_err(AppError::WireGuard)?;

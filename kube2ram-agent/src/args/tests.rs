@@ -543,8 +543,7 @@ fn refuses_what_does_not_go_together() {
         ),
         (
             "--app-port=9181",
-            "--app-port and --metrics-port are both 9181: pods reach the app port, so that health and metrics need a \
-             port of their own; change one of them",
+            "--app-port and --metrics-port are both 9181: pods can reach the app port, so health checks and metrics need another port; change one of them",
         ),
         (
             "--default-role=x",

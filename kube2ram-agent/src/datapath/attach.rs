@@ -182,8 +182,7 @@ impl Datapath {
     /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
     pub fn fall_back(&mut self) -> Result<(), DatapathError> {
         tracing::warn!(
-            "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw \
-             sockets of hostNetwork pods get through until the node boots with cgroup_no_v1=net_cls,net_prio"
+            "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw sockets of hostNetwork pods reach the metadata server until the node boots with cgroup_no_v1=net_cls,net_prio"
         );
         // The pinned maps are the same, so this is the same kernel half.
         let mut ebpf = load::load(&self.pins, self.settings.debug)?;

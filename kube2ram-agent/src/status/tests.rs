@@ -333,7 +333,7 @@ fn what_fails_is_named_with_its_address_once_and_since_when() {
     let text = status.to_text(Paint::Plain);
 
     assert_eq!(text.matches("https://10.96.0.1:443").count(), 1, "{text}");
-    assert!(text.contains("  pods: never heard; ✗ fails since 1m 30s ago: refused\n"), "{text}");
+    assert!(text.contains("  pods: never answered; ✗ fails since 1m 30s ago: refused\n"), "{text}");
     let line = "metadata server   100.100.100.200:80: answered 30s ago; ✗ fails since 1m ago: no route\n";
     assert!(text.contains(line), "{text}");
     assert!(!text.contains("lag"), "{text}");

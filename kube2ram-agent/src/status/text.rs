@@ -197,8 +197,8 @@ fn api_server(page: &mut Page, status: &Status) {
     page.row("API server", &status.api_server.address);
     for watch in &status.api_server.watches {
         let heard = match watch.heard_at {
-            Some(heard) => format!("heard {}", ago(status.at, heard)),
-            None => "never heard".to_owned(),
+            Some(heard) => format!("answered {}", ago(status.at, heard)),
+            None => "never answered".to_owned(),
         };
         let failing = match (watch.failing_since, &watch.failure) {
             (Some(since), Some(failure)) => {

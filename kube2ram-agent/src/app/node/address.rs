@@ -64,7 +64,7 @@ impl HostAddress {
             looks.tick().await;
             let AgentAddr(former) = *agent.borrow();
             let Some(now) = self.successor_of(*former.ip()) else { continue };
-            warn!(former = %former.ip(), %now, "the node's address has changed: pods without a listener of their own are sent to the new one");
+            warn!(former = %former.ip(), %now, "the node's address has changed: pods without an in-pod listener are redirected to the new one");
             agent.send_replace(AgentAddr(SocketAddrV4::new(now, former.port())));
         }
     }

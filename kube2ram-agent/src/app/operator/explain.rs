@@ -383,7 +383,7 @@ fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionStat
             ("request_id", failure.request_id.as_ref().map(ToString::to_string)),
         ]);
         let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
-        format!("said {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
+        format!("answered {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
     });
     let remedy = failure.as_ref().map(|failure| failure.kind.remedy().to_owned());
     let role = &session.role;
