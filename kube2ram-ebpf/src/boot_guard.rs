@@ -1,8 +1,10 @@
-//! The boot guard: until the agent is in force, nobody but the host's own services reaches the metadata server. An object of its own (feature
-//! `boot-guard`), at the cgroup root: at boot no pod has a cgroup yet, and nobody knows where the runtime will make them.
+//! The boot guard: until the agent's programs are attached, only the host's own services reach the metadata
+//! server. It is a separate object (feature `boot-guard`), attached to the cgroup root: at boot no pod has a
+//! cgroup yet, and it is not known where the runtime will create them.
 //!
-//! Denied is what is not known to be the host's: a task whose cgroup has no ancestor among the host's, or whose socket is in a network namespace
-//! that is not the first (containers that a runtime keeps in its own service's cgroup).
+//! A task is denied unless it is known to be the host's. It is the host's if its cgroup has an ancestor among
+//! the host's cgroups, and its socket is in the first network namespace. (Some runtimes keep containers in
+//! the cgroup of their own service.)
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray},
@@ -27,7 +29,7 @@ static CONFIG: Array<BootConfig, 1> = Array::new();
 #[btf_map(name = "k2r_boot_hosts")]
 static HOSTS: HashMap<u64, u32, MAX_HOST_CGROUPS> = HashMap::new();
 
-/// What was denied.
+/// Number of denied attempts.
 #[btf_map(name = "k2r_boot_denied")]
 static DENIED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -77,7 +79,7 @@ fn judge_task(context: &SockAddr) -> i32 {
     DENY
 }
 
-/// By the socket's cgroup: raw sockets, and what a socket of a container sends in other hands.
+/// Checks the socket's cgroup: raw sockets, and sockets of a container that another process uses.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "cgroup_skb/egress")]
 pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
@@ -97,7 +99,7 @@ pub(crate) fn k2r_boot_egress(skb: *mut __sk_buff) -> i32 {
     DENY
 }
 
-/// By the calling task: the socket options with which a packet skips tc.
+/// Checks the calling task: denies the socket options with which a packet skips tc.
 #[cgroup_sockopt(setsockopt)]
 pub(crate) fn k2r_boot_option(context: SockoptContext) -> i32 {
     let context = SocketOption::new(context);
@@ -109,8 +111,8 @@ pub(crate) fn k2r_boot_option(context: SockoptContext) -> i32 {
     ALLOW
 }
 
-/// On egress of the node's cards, as the agent's `k2r_wire`: a packet socket's packet that is not the host's, or one
-/// without a socket, which was forwarded.
+/// On egress of the node's network cards, as the agent's `k2r_wire`: drops packets of packet sockets that are
+/// not the host's, and packets without a socket, which were forwarded.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 pub(crate) fn k2r_boot_wire(skb: *mut __sk_buff) -> i32 {
@@ -136,7 +138,7 @@ pub(crate) fn k2r_boot_wire(skb: *mut __sk_buff) -> i32 {
     DROP
 }
 
-/// An array without its element is none of ours: then everything would be.
+/// The array's element always exists; if it were missing, every address would count as the metadata server's.
 #[inline(always)]
 fn is_metadata(addr_be: u32) -> bool {
     CONFIG.get(0).is_none_or(|config| config.metadata_addr_be == addr_be)
@@ -147,7 +149,8 @@ fn routes_by_metadata(packet: &Packet) -> bool {
     CONFIG.get(0).is_none_or(|config| packet.options_name(config.metadata_addr_be))
 }
 
-/// On any level, because a nested node's slices are not at the first. What has no level at all is in the root itself: the kernel's own.
+/// The ids are looked up on every level, because the slices of a nested node are not on the first one. A task
+/// without any level is in the root cgroup: it is the kernel's.
 #[inline(always)]
 fn is_hosts_task() -> bool {
     let mut level = 1;

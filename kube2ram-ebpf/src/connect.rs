@@ -1,8 +1,11 @@
-//! `connect4`, `connect6`: the verdict on a connect(2), and where it goes instead. For nearly all pods that is the agent's listener in their own network namespace,
-//! to which this hook is the only way: the listener is the identity, and nothing is recorded. Others go to the host's listener, with a record of who called.
+//! `connect4`, `connect6`: decide on a connect(2), and rewrite its destination. Nearly all pods are
+//! redirected to the in-pod listener in their network namespace. Only this hook leads there, so the listener
+//! proves the identity, and nothing is recorded. Other pods are redirected to the host listener, and the
+//! calling task is recorded.
 //!
-//! Twice: for the cgroup of the pods, and for the root where sockets fall to it (cgroup v1 `net_cls` or `net_prio` in use below Linux 5.15). There the
-//! calling task tells whether it is a pod's; the host's processes go where they want.
+//! Each program exists twice: for the pods' cgroup, and for the root cgroup where sockets fall to it (cgroup
+//! v1 `net_cls` or `net_prio` in use below Linux 5.15). At the root, the calling task decides whether the
+//! connection is a pod's. The host's processes are not restricted.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
@@ -29,9 +32,9 @@ const DENY: i32 = 0;
 /// Where a program is attached, and so which sockets it sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// The pods' alone.
+    /// Only pods' sockets.
     Pods,
-    /// Everybody's.
+    /// All sockets of the node.
     Root,
 }
 
@@ -60,9 +63,9 @@ pub(crate) fn k2r_root_conn6(context: SockAddrContext) -> i32 {
 /// Where a connect(2) wants to go.
 #[derive(Clone, Copy)]
 struct Asked {
-    /// IPv4 address, network byte order. The metadata server's when it is asked for by its IPv6 address.
+    /// IPv4 address, network byte order. For the metadata server's IPv6 address, its IPv4 address.
     addr_be: u32,
-    /// Asked for by the IPv6 address.
+    /// Whether the client asked for the IPv6 address.
     is_native6: bool,
 }
 
@@ -116,12 +119,14 @@ fn judge(context: &SockAddr, asked: Asked, family: u16, place: Place) -> i32 {
     answer
 }
 
-/// To the pod's own listener, if the socket is in that one's network namespace; else to the host's, where the task that calls now is who is answered.
+/// Redirects to the in-pod listener, if the socket is in the listener's network namespace; otherwise to the
+/// host listener, which answers for the calling task.
 #[inline(always)]
 fn redirect(context: &SockAddr, config: &Config, asked: Asked, family: u16) -> (i32, Counter) {
     match target::find(context) {
         Found::Here(target) => {
-            // A socket that asked for the IPv6 address, and may have it only (`IPV6_V6ONLY`), gets an IPv6 address if the listener has one.
+            // A socket that asked for the IPv6 address, and may use no other family (`IPV6_V6ONLY`), gets an
+            // IPv6 address if the listener has one.
             if family == AF_INET {
                 context.set_destination(LOOPBACK_BE, target.port_be);
             } else if asked.is_native6 && target.flags & TARGET_HAS_IPV6 != 0 {
@@ -138,8 +143,9 @@ fn redirect(context: &SockAddr, config: &Config, asked: Asked, family: u16) -> (
         return (DENY, Counter::DeniedNoTarget);
     }
     record(config, context);
-    // An IPv6 socket is sent to the IPv4 listener by the IPv4-mapped address: the kernel looks at the destination after this hook, and then connects over IPv4. A socket
-    // that is IPv6-only, or bound to an IPv6 address, is refused by the kernel.
+    // An IPv6 socket is redirected to the IPv4 listener by the IPv4-mapped address: the kernel reads the
+    // destination after this hook, and then connects over IPv4. The kernel refuses this for a socket that is
+    // IPv6-only or bound to an IPv6 address.
     if family == AF_INET6 {
         context.set_mapped_destination(config.agent_addr_be, config.agent_port_be);
     } else {
@@ -148,7 +154,7 @@ fn redirect(context: &SockAddr, config: &Config, asked: Asked, family: u16) -> (
     (ALLOW, Counter::Redirected)
 }
 
-/// A connect(2) to anybody else.
+/// A connect(2) to any other address.
 #[inline(always)]
 fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) -> i32 {
     if is_loopback(addr_be) && is_denied_dial(context) {
@@ -160,7 +166,7 @@ fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) ->
         return ALLOW;
     }
     if addr_be == PROBE_BE {
-        // The agent asks with a socket of its own, which has room for the answer.
+        // The agent dials the probe's address with its own socket, whose storage has room for the answer.
         if let Some(netns) = context.socket().and_then(|socket| socket.stored(&NETNS)) {
             *netns = context.netns();
         }
@@ -173,7 +179,8 @@ fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) ->
 
 const PROBE_BE: u32 = addr_be(PROBE_ADDR);
 
-/// Records a pod that dials the agent's listener on the host itself, as an `http_proxy` does, as if it had been redirected there.
+/// Records a pod that dials the host listener itself, as an `http_proxy` does, as if it had been redirected
+/// there.
 #[inline(always)]
 fn vouch(context: &SockAddr, config: &Config, addr_be: u32) {
     let attempt =

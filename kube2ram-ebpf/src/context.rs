@@ -181,11 +181,11 @@ impl SockOps {
         Handshake::new(self.remote(), self.local())
     }
 
-    /// Asks for the state callback as well; keeps what other programs asked for on this socket.
+    /// Requests the state callback in addition to the callbacks that other programs requested on this socket.
     #[inline(always)]
     pub(crate) fn watch_state(&self, flag: i32) {
         let flags = read!(self.raw(), bpf_sock_ops_cb_flags).cast_signed() | flag;
-        // A refusal leaves a record behind, which then dies of age: HANDSHAKE_MAX_AGE_NS.
+        // If the kernel refuses, a record stays behind and expires: HANDSHAKE_MAX_AGE_NS.
         let _refused = self.0.set_cb_flags(flags);
     }
 }
@@ -209,7 +209,7 @@ impl SocketOption {
         read!(self.0.sockopt, optname)
     }
 
-    /// Whether it is one with which packets skip tc: the kernel then transmits by `__dev_direct_xmit`.
+    /// Whether the option makes packets skip tc: the kernel then transmits them by `__dev_direct_xmit`.
     #[inline(always)]
     pub(crate) fn skips_tc(&self) -> bool {
         /// include/linux/socket.h and include/uapi/linux/if_packet.h.
@@ -237,9 +237,11 @@ impl SocketOption {
     }
 }
 
-/// The kernel's context of the egress hook, as the object's type information (BTF) has it: by name and size alone, for two of its members point to structures
-/// that the object does not have. LLVM 22 numbers such forward declarations in the order of its own addresses, which is another in each run: with more than one,
-/// the same sources give different objects. `bpf_sock` is one already, by the contexts of the other hooks.
+/// The kernel's context of the egress hook, as the object's type information (BTF) describes it: by name and
+/// size only. Two of its members point to structures that the object does not contain, and LLVM 22 numbers
+/// such forward declarations in the order of its own addresses, which differs in each run. With more than one
+/// forward declaration, the same sources would give different objects. The contexts of the other hooks
+/// already have one: `bpf_sock`.
 #[repr(C)]
 pub(crate) struct __sk_buff([u64; 24]);
 const _: () = assert!(size_of::<__sk_buff>() == size_of::<aya_ebpf::bindings::__sk_buff>());
@@ -259,24 +261,24 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
-    /// The egress hook's, which begins with the IP header.
+    /// A packet of the egress hook, which begins with the IP header.
     #[inline(always)]
     pub(crate) const fn new(skb: *mut __sk_buff) -> Self {
         Self::at(skb, 0)
     }
 
-    /// One whose IP header begins at `ip_at`.
+    /// A packet whose IP header begins at `ip_at`.
     #[inline(always)]
     pub(crate) const fn at(skb: *mut __sk_buff, ip_at: usize) -> Self {
         Self { buffer: SkBuffContext::new(skb.cast()), ip_at }
     }
 
-    /// The packet in an Ethernet frame, by the frame's own bytes: the context's `protocol` is what the sender of a
-    /// packet socket claims. `None` when there are more tags than are looked through. (A tag that the device
-    /// will add is not among the bytes.)
+    /// The packet in an Ethernet frame, by the frame's own bytes: the context's `protocol` is what the sender
+    /// of a packet socket claims. `None` when there are more tags than this function reads. (A tag that the
+    /// device will add is not part of the bytes.)
     #[inline(always)]
     pub(crate) fn in_frame(skb: *mut __sk_buff) -> Option<(Self, Network)> {
-        /// An IEEE 802.3 length instead of a type.
+        /// The smallest type; smaller values are IEEE 802.3 lengths.
         const TYPES_FROM: u16 = 0x0600;
         const SNAP: [u8; 6] = [0xaa, 0xaa, 3, 0, 0, 0];
         let frame = Self::new(skb);
@@ -290,7 +292,7 @@ impl Packet {
                 }
             }
         }
-        // Linux does not receive IP this way, but Open vSwitch does.
+        // Linux does not receive IP in LLC/SNAP, but Open vSwitch does.
         if kind < TYPES_FROM && frame.load::<[u8; 6]>(at) == Ok(SNAP) {
             (kind, at) = (frame.type_at(at + 6), at + 8);
         }
@@ -302,7 +304,7 @@ impl Packet {
         Some((Self::at(skb, at), network))
     }
 
-    /// The type at an offset of a frame; what cannot be read is none.
+    /// The type at an offset of a frame; 0 when it cannot be read.
     #[inline(always)]
     fn type_at(&self, offset: usize) -> u16 {
         match self.load::<u16>(offset) {
@@ -311,7 +313,7 @@ impl Packet {
         }
     }
 
-    /// The protocol of a packet that begins with its IP header, by that.
+    /// The protocol of a packet that begins with its IP header, by the header's version.
     #[inline(always)]
     pub(crate) fn network_by_version(&self) -> Network {
         let Ok(first) = self.load::<u8>(0) else { return Network::Other };
@@ -333,7 +335,7 @@ impl Packet {
         self.buffer.skb.skb
     }
 
-    /// Which kind of packet it is. Those of IPv4-mapped sockets are IPv4's.
+    /// The packet's protocol. Packets of IPv4-mapped sockets are IPv4 packets.
     #[inline(always)]
     pub(crate) fn network(&self) -> Network {
         let protocol = read!(self.raw(), protocol);
@@ -346,8 +348,8 @@ impl Packet {
         }
     }
 
-    /// Whether an IPv6 packet is for `metadata`, now or later: by its destination, or by a routing header that names it. So is one whose headers cannot be read, or
-    /// go on for longer than anybody needs.
+    /// Whether an IPv6 packet is for `metadata`: by its destination, or by a routing header that names it.
+    /// Also true if its headers cannot be read, or are longer than any legitimate packet needs.
     #[inline(always)]
     pub(crate) fn is_for6(&self, metadata: &[u32; 4]) -> bool {
         const DESTINATION: usize = 24;
@@ -360,7 +362,8 @@ impl Packet {
         metadata[0] != 0 && is_extension(next) && self.is_routed_by6(next, metadata)
     }
 
-    /// Looks through the extension headers for a routing header (RFC 8200 §4). Not a loop: see `pods`.
+    /// Reads the extension headers up to a routing header (RFC 8200 §4). Unrolled instead of a loop: see
+    /// `pods`.
     #[inline(always)]
     fn is_routed_by6(&self, first: u8, metadata: &[u32; 4]) -> bool {
         const FIXED: usize = 40;
@@ -370,10 +373,11 @@ impl Packet {
                 let Ok(next) = self.load::<u8>($at) else { return true };
                 let Ok(length) = self.load::<u8>($at + 1) else { return true };
                 if $header == ROUTING {
-                    // A second one behind it would not be looked at.
+                    // A second one behind it would not be read.
                     return is_extension(next) || self.routing_names($at, length, metadata);
                 }
-                // Of what follows a fragment's header, only a piece may be here: a router that puts it together sees the rest.
+                // Behind a fragment header only a part of the packet may be present. A router that
+                // reassembles it sees the rest.
                 if $header == FRAGMENT {
                     return is_extension(next);
                 }
@@ -389,8 +393,9 @@ impl Packet {
         true
     }
 
-    /// Whether a routing header at `at` names `metadata` as a segment, has more segments than are looked at, or may have left out parts of a segment. Types 0, 2 and
-    /// 4 have whole segments at multiples of 16 bytes. Type 3 (RFC 6554), which only routers of a sensor network have a use for, compresses them.
+    /// Whether a routing header at `at` names `metadata` as a segment, has more segments than are read, or
+    /// may omit parts of a segment. Types 0, 2 and 4 have whole segments at multiples of 16 bytes. Type 3
+    /// (RFC 6554), which only routers of sensor networks use, compresses them.
     #[inline(always)]
     fn routing_names(&self, at: usize, length: u8, metadata: &[u32; 4]) -> bool {
         const TYPE: usize = 2;
@@ -421,7 +426,7 @@ impl Packet {
         false
     }
 
-    /// As [`Self::goes_on`], of an IPv6 packet: TCP right behind the fixed header.
+    /// As [`Self::goes_on`], for an IPv6 packet: TCP directly behind the fixed header.
     #[inline(always)]
     pub(crate) fn goes_on6(&self, port_be: u16) -> bool {
         const NEXT_HEADER: usize = 6;
@@ -443,17 +448,18 @@ impl Packet {
         self.load(OFFSET).ok()
     }
 
-    /// Whether `addr_be` stands anywhere in the header's options: with source routing, the destination is only the next hop.
+    /// Whether `addr_be` occurs anywhere in the header's options: with source routing, the destination is
+    /// only the next hop.
     #[inline(always)]
     pub(crate) fn options_name(&self, addr_be: u32) -> bool {
         const OPTIONS: usize = 20;
-        // A packet whose first byte cannot be read has no destination either.
+        // A packet whose first byte cannot be read has no destination.
         let Ok(first) = self.load::<u8>(0) else { return true };
         let end = usize::from(first & 0x0f) * 4;
         if end <= OPTIONS {
             return false; // nearly every packet
         }
-        // Not a loop: see `pods`.
+        // Unrolled instead of a loop: see `pods`.
         macro_rules! at {
             ($($offset:literal)+) => {
                 $(if $offset + 4 <= end && self.load::<u32>($offset) == Ok(addr_be) {
@@ -466,8 +472,9 @@ impl Packet {
         false
     }
 
-    /// Whether it is of a TCP connection to `port_be` and does not open it: the whole header in one fragment, no options of IP's, no SYN. What opens one now
-    /// is redirected before there is a packet, so that such a connection is older.
+    /// Whether the packet belongs to a TCP connection to `port_be` and does not open it: the whole header in
+    /// one fragment, no IP options, no SYN. A connect(2) of today is redirected before there is a packet, so
+    /// such a connection is older than the programs.
     #[inline(always)]
     pub(crate) fn goes_on(&self, port_be: u16) -> bool {
         const VERSION_4_WITHOUT_OPTIONS: u8 = 0x45;
@@ -478,7 +485,7 @@ impl Packet {
         const TCP_PORT: usize = 22;
         const TCP_FLAGS: usize = 33;
         const SYN: u8 = 2;
-        // One by one: no value is carried past a join that one branch did not set.
+        // One by one: a value that one branch did not set must not be used after the branches join.
         if self.load::<u8>(0) != Ok(VERSION_4_WITHOUT_OPTIONS) || self.load::<u8>(PROTOCOL) != Ok(IPPROTO_TCP)
         {
             return false;
@@ -491,21 +498,22 @@ impl Packet {
         flags & SYN == 0
     }
 
-    /// Whether an IPv4 packet is for `metadata_be`, now or later: by its destination, or by an option. `None`
-    /// when its header cannot be read.
+    /// Whether an IPv4 packet is for `metadata_be`: by its destination, or by an option. `None` when its
+    /// header cannot be read.
     #[inline(always)]
     pub(crate) fn is_for(&self, metadata_be: u32) -> Option<bool> {
         const WORDS_WITHOUT_OPTIONS: u8 = 5;
         const DESTINATION: usize = 4;
-        // At once: each read is a call of a helper, and nearly every packet of the node takes this one alone.
+        // One read for the whole header: each read calls a helper, and for nearly every packet of the node
+        // this is the only one.
         let words = self.load::<[u32; 5]>(0).ok()?;
         let [first, ..] = words[0].to_ne_bytes();
         let has_options = first & 0x0f > WORDS_WITHOUT_OPTIONS;
         Some(words[DESTINATION] == metadata_be || has_options && self.options_name(metadata_be))
     }
 
-    /// Whether an IPv6 packet asks for a neighbour, or answers (RFC 4861 §7.1): with a hop limit that nothing forwarded
-    /// has.
+    /// Whether an IPv6 packet is neighbour discovery (RFC 4861 §7.1): its hop limit is one that a forwarded
+    /// packet cannot have.
     #[inline(always)]
     pub(crate) fn is_neighbour_discovery(&self) -> bool {
         const NEXT_HEADER: usize = 6;
@@ -521,14 +529,14 @@ impl Packet {
         kind == SOLICITATION || kind == ADVERTISEMENT
     }
 
-    /// What sends it, be it a socket or half of one; none when it is forwarded. To be asked once: LLVM keeps the
-    /// field's address for a second time, and the verifier refuses that ("dereference of modified ctx ptr").
+    /// The sending socket, full or not; `None` when the packet was forwarded. Call it once: for a second call
+    /// LLVM keeps the field's address, which the verifier refuses ("dereference of modified ctx ptr").
     #[inline(always)]
     pub(crate) fn sender(&self) -> Option<Socket> {
         Socket::new(read!(self.raw(), __bindgen_anon_2.sk))
     }
 
-    /// The socket that sends; none when it is only half of one (a handshake or TIME_WAIT answers for it).
+    /// The sending full socket; `None` when it is a request or TIME_WAIT socket.
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Socket> {
         self.sender().and_then(Socket::full)
@@ -546,7 +554,7 @@ impl Packet {
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// IEEE 802.1Q, 802.1ad, and what was in use before that.
+/// IEEE 802.1Q, 802.1ad, and the type that was in use before 802.1ad.
 #[inline(always)]
 const fn is_tag(kind: u16) -> bool {
     kind == 0x8100 || kind == 0x88a8 || kind == 0x9100

@@ -1,5 +1,6 @@
-//! `cgroup_skb/egress`: no packet of a pod's socket to the metadata server, however it came about: raw sockets, connections older than the
-//! connect hook, another program's rewrite, DNAT in the pod's namespace (it runs after that), source routing.
+//! `cgroup_skb/egress`: drops every packet of a pod's socket to the metadata server: of raw sockets, of
+//! connections older than the connect hook, after another program's rewrite, after DNAT in the pod's
+//! namespace (this hook runs after DNAT), and with source routing.
 
 use kube2ram_common::abi::{CONFIG_KEEPS_OPEN, Counter};
 
@@ -11,7 +12,7 @@ use crate::{
 const ALLOW: i32 = 1;
 const DROP: i32 = 0;
 
-// By hand, because aya's macro says what `__sk_buff` consists of.
+// Written by hand: aya's macro would add all members of `__sk_buff` to the type information.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "cgroup_skb/egress")]
 pub(crate) fn k2r_egress(skb: *mut __sk_buff) -> i32 {
@@ -20,14 +21,14 @@ pub(crate) fn k2r_egress(skb: *mut __sk_buff) -> i32 {
     if network == Network::Other {
         return ALLOW;
     }
-    // Nothing is known without it.
+    // Without the configuration no address is known.
     let Some(config) = CONFIG.get(0) else { return DROP };
     if network == Network::Ipv6 {
         if !packet.is_for6(&config.metadata_addr6_be) {
             return ALLOW;
         }
     } else {
-        // A packet too short to have a destination goes nowhere good.
+        // A packet without a complete header is dropped.
         let Some(addr_be) = packet.destination_be() else { return DROP };
         if addr_be != config.metadata_addr_be && !packet.options_name(config.metadata_addr_be) {
             return ALLOW;

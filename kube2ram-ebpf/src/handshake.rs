@@ -1,7 +1,8 @@
-//! `sock_ops`: carries the record of a connection to the host's listener from the client socket, through the handshake's 4-tuple, to the socket that the agent accepts.
+//! `sock_ops`: carries the record of a connection to the host listener from the client socket, by the
+//! handshake's 4-tuple, to the socket that the agent accepts.
 //!
-//! The record is consumed by the hand-over. A tuple that stayed behind could be taken over by another socket of the same namespace; that, TCP options
-//! and `sock_diag` were all spoofed in experiments.
+//! The record is consumed when it is handed over. Another socket of the same namespace could reuse a tuple
+//! that stayed behind. Experiments spoofed that, TCP options and `sock_diag`.
 
 use aya_ebpf::{
     bindings::{
@@ -20,7 +21,7 @@ use crate::{
     socket::Socket,
 };
 
-/// What a socket operations program returns when it has nothing to say.
+/// The return value of a socket operations program that changes nothing.
 const CONTINUE: u32 = 1;
 
 #[sock_ops]
@@ -57,16 +58,17 @@ pub(crate) fn k2r_sock_ops(context: SockOpsContext) -> u32 {
     CONTINUE
 }
 
-/// The client's SYN is about to be built: nobody can have seen the connection yet.
+/// The kernel is about to build the client's SYN: no other socket can have seen the connection yet.
 #[inline(always)]
 fn announce(context: &SockOps, config: &Config) {
     let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
     let Some(record) = announced(cookie) else {
-        // Not recorded. It must not find what a dead socket left under its 4-tuple.
+        // The connection has no record. It must not get the record that a dead socket left under its 4-tuple.
         contest(key);
         return;
     };
-    // The host's address, in another namespace: whoever made that namespace can complete a handshake there, and the host's own processes have that address here.
+    // The socket has the host's address in another namespace. The owner of that namespace can complete a
+    // handshake there, and on the host the address belongs to the host's own processes.
     if record.is_elsewhere == 1 && context.local().0 == config.agent_addr_be {
         forget(cookie);
         contest(key);
@@ -74,19 +76,21 @@ fn announce(context: &SockOps, config: &Config) {
     }
     context.watch_state(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
     if HANDSHAKES.insert(key, record, u64::from(BPF_NOEXIST)).is_ok() {
-        // A freed element is reused at once (Linux 6.1 and later): should somebody have removed this socket's record during the copy, the copy may be another's in part.
+        // A freed element is reused at once (Linux 6.1 and later): if this socket's record was removed during
+        // the copy, a part of the copy may come from another record.
         if !is_copy_of(key, cookie) {
             contest(key);
         }
         return;
     }
-    // Announced a moment ago, by this program at another level of the cgroup tree?
+    // The program may be attached at two levels of the cgroup tree: then the first run has already announced
+    // it.
     if !is_of(key, cookie) && !contest(key) {
         count(Counter::HandshakesFull);
     }
 }
 
-/// Whether the handshake is what the socket's record still says.
+/// Whether the handshake still equals the socket's record.
 #[inline(always)]
 fn is_copy_of(key: Handshake, cookie: u64) -> bool {
     // SAFETY: the element stays readable while the program runs (RCU).
@@ -96,7 +100,7 @@ fn is_copy_of(key: Handshake, cookie: u64) -> bool {
     claim.cookie == cookie && is_same(claim, record)
 }
 
-/// Whether the handshake is this socket's.
+/// Whether the handshake belongs to this socket.
 #[inline(always)]
 fn is_of(key: Handshake, cookie: u64) -> bool {
     // SAFETY: the element stays readable while the program runs (RCU).
@@ -106,9 +110,11 @@ fn is_of(key: Handshake, cookie: u64) -> bool {
     }
 }
 
-/// A second socket claims the 4-tuple: marks the first one's claim, if there is one, so that neither is vouched for.
+/// A second socket claims the 4-tuple: marks the first socket's claim, if there is one, so that neither
+/// connection gets a record.
 ///
-/// In place: replacing or removing the element would free it under a hand-over that is reading it, and make room for a third claim.
+/// The claim is marked in place. Replacing or removing the element would free it while another CPU reads it
+/// to hand it over, and would make room for a third claim.
 #[inline(always)]
 fn contest(key: Handshake) -> bool {
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return false };
@@ -118,8 +124,9 @@ fn contest(key: Handshake) -> bool {
     true
 }
 
-/// The answer to the client's SYN has come, so that somebody answers at its address. On the same machine this is always before the agent's side is complete: the last
-/// packet of the handshake is sent after it.
+/// The client has received the answer to its SYN, so its address is not forged. On the same machine this
+/// always happens before the agent's side is complete, because the client sends the last packet of the
+/// handshake afterwards.
 #[inline(always)]
 fn confirm(context: &SockOps) {
     let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
@@ -132,7 +139,7 @@ fn confirm(context: &SockOps) {
     }
 }
 
-/// The agent's listener completed a handshake; accept(2) returns the socket only after this.
+/// The host listener completed a handshake; accept(2) returns the socket only after this.
 #[inline(always)]
 fn hand_over(key: Handshake, accepted: Socket) {
     let Some(claim) = HANDSHAKES.get_ptr_mut(key) else { return };
@@ -152,10 +159,11 @@ fn hand_over(key: Handshake, accepted: Socket) {
     }
 }
 
-/// Removes the claim, and tells whether the record is a copy of it.
+/// Removes the claim, and returns whether the record is a copy of it.
 ///
-/// A freed element is reused at once (Linux 6.1 and later), not after a grace period: if the client closed during the copy, another pod's record may have
-/// been copied, wholly or partly. So the copy is believed only if it is what the key leads to afterwards too, and is removed now.
+/// A freed element is reused at once (Linux 6.1 and later), not after a grace period: if the client closed
+/// during the copy, the copy may be another pod's record, wholly or partly. So the copy counts only if it
+/// equals the key's element after the copy, and this call removes that element.
 #[inline(always)]
 fn confirm_and_consume(key: Handshake, record: &ConnectRecord) -> bool {
     let Some(claim) = HANDSHAKES.get_ptr(key) else { return false };
@@ -164,7 +172,7 @@ fn confirm_and_consume(key: Handshake, record: &ConnectRecord) -> bool {
     HANDSHAKES.remove(key).is_ok() && is_copy
 }
 
-/// Compares what the agent relies on. Cookie and time together are never the same for two records.
+/// Compares the fields that the agent relies on. Two records never have the same cookie and time.
 #[inline(always)]
 const fn is_same(one: &ConnectRecord, other: &ConnectRecord) -> bool {
     one.cgroup == other.cgroup
@@ -173,14 +181,15 @@ const fn is_same(one: &ConnectRecord, other: &ConnectRecord) -> bool {
         && one.ambiguous == other.ambiguous
 }
 
-/// The client socket closed. Where its handshake was completed, nothing is left of it.
+/// The client socket closed. If its handshake was completed, its record is already removed.
 #[inline(always)]
 fn withdraw(context: &SockOps) {
     let (key, cookie) = (context.handshake_of_client(), context.socket_cookie());
     forget(cookie);
     if is_of(key, cookie) && HANDSHAKES.remove(key).is_err() {
-        // Either the hand-over removed the entry first, and nothing is left to mark. Or the kernel did not get the lock of the hash bucket (-EBUSY
-        // from Linux 5.11 on, -EDEADLK or -ETIMEDOUT from 6.15 on) and the entry outlives its socket: it must never be handed over.
+        // Either the record was handed over first, and no entry is left. Or the kernel did not get the lock
+        // of the hash bucket (-EBUSY from Linux 5.11 on, -EDEADLK or -ETIMEDOUT from 6.15 on), and the entry
+        // outlives its socket: it must never be handed over.
         contest(key);
     }
 }

@@ -1,7 +1,9 @@
-//! The kernel half of kube2ram: sends a pod's connect(2) to the metadata server to the agent instead, and tells the agent who called.
+//! The eBPF programs of kube2ram: they redirect a pod's connect(2) to the metadata server to the agent, and
+//! record the calling task for the agent.
 //!
-//! On the BPF target this is the object; on the host it is a program that only says so, which keeps `cargo build`, `cargo test` and clippy on the
-//! workspace independent of the BPF toolchain while clippy still reads the code.
+//! On the BPF target this crate is the object. On the host it is a program that only prints a hint: `cargo
+//! build`, `cargo test` and clippy on the workspace then need no BPF toolchain, and clippy still reads the
+//! code.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(dead_code, reason = "two objects are made of the same modules, and neither on the host")]
 

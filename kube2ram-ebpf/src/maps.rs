@@ -1,5 +1,6 @@
-//! The maps. BTF maps, so that `bpftool map dump` shows fields by name and socket storage is possible at all (the kernel wants its BTF).
-//! The attribute's name is the kernel's; [`names`](kube2ram_common::names) repeats it for the agent, and a kernel test compares the two.
+//! The maps. They are BTF maps, so that `bpftool map dump` shows fields by name. Socket storage also requires
+//! BTF. The attribute's name is the kernel's; [`names`](kube2ram_common::names) repeats it for the agent, and
+//! a kernel test compares the two.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -16,17 +17,18 @@ pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "k2r_targets")]
 pub(crate) static TARGETS: HashMap<u64, Target, MAX_TARGETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// Which pod's a network namespace is.
+/// The pod of a network namespace.
 #[btf_map(name = "k2r_namespaces")]
 pub(crate) static NAMESPACES: HashMap<u64, u64, MAX_TARGETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// By the cookie of the client's socket, from connect(2) to the hand-over. Not socket storage: the kernel counts that as the agent's memory, and a pod has as much as it
-/// has sockets.
+/// Keyed by the cookie of the client's socket, from connect(2) until the record is handed over. Socket
+/// storage is not used, because the kernel counts it as the agent's memory, and a pod can have as much of it
+/// as sockets.
 #[btf_map(name = "k2r_clients")]
 pub(crate) static CLIENTS: HashMap<u64, ConnectRecord, MAX_HANDSHAKES, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// A plain hash: an LRU would let one pod's handshakes evict, and recycle the memory of, another's.
+/// A plain hash: in an LRU one pod's handshakes could evict another pod's, and reuse their memory.
 #[btf_map(name = "k2r_handshakes")]
 pub(crate) static HANDSHAKES: HashMap<
     Handshake,
@@ -35,7 +37,7 @@ pub(crate) static HANDSHAKES: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
-/// Who has a record has a place here.
+/// Each connection with a record has an entry here.
 #[btf_map(name = "k2r_shares")]
 pub(crate) static SHARES: HashMap<u64, u64, MAX_PLACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 

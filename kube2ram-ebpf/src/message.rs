@@ -1,4 +1,4 @@
-//! `sendmsg4`, `sendmsg6`: no datagram to the metadata server from a socket that never called connect(2).
+//! `sendmsg4`, `sendmsg6`: deny datagrams to the metadata server from sockets that never called connect(2).
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
@@ -19,7 +19,8 @@ pub(crate) fn k2r_sendmsg4(context: SockAddrContext) -> i32 {
     judge(SockAddr::new(context).addr_be())
 }
 
-/// An IPv6 socket that sends to a mapped address is seen by `sendmsg4` (Linux 5.10–6.18); it is looked at here for a kernel that thinks otherwise.
+/// The kernel calls `sendmsg4` for an IPv6 socket that sends to a mapped address (Linux 5.10–6.18). The
+/// address is also checked here, in case a kernel calls this hook instead.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn k2r_sendmsg6(context: SockAddrContext) -> i32 {
     let words = SockAddr::new(context).addr6_be();

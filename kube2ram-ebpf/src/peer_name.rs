@@ -1,6 +1,8 @@
-//! `getpeername4`, `getpeername6`: a client that was redirected to its pod's own listener sees the address it asked for. Linux 5.8.
+//! `getpeername4`, `getpeername6`: a client that was redirected to the in-pod listener sees the address it
+//! asked for. Linux 5.8.
 //!
-//! At the host's listener it sees that one's: nothing is kept of a connection there once the agent has it.
+//! At the host listener it sees the listener's address: no record is kept once the agent has accepted the
+//! connection.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{

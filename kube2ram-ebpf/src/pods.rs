@@ -1,20 +1,23 @@
-//! Whether a task is a pod's, and which cgroup stands for that pod; told by the ids of the task's ancestors. Called by `connect`, `task` and `wire`.
+//! Whether a task is a pod's, and which cgroup stands for that pod, by the ids of the task's ancestor
+//! cgroups. Called by `connect`, `task` and `wire`.
 //!
-//! By id on every level rather than at a level that user space tells: in a nested node, paths do not begin at the kernel's root.
+//! Ids are compared on every level, not on a level that user space passes in: in a nested node, paths do not
+//! begin at the kernel's root.
 
 use kube2ram_common::abi::{Config, MAX_CGROUP_LEVEL};
 
 use crate::context::{Packet, current_ancestor_cgroup};
 
-/// Not a closure, which LLVM would make a function of its own.
+/// A macro and not a closure, because LLVM would turn a closure into a separate function.
 macro_rules! of_task {
     ($level:literal) => {
         current_ancestor_cgroup($level)
     };
 }
 
-/// Returns what `$found` makes of the level of the pods' cgroup. Not a loop: 5.10 without CAP_PERFMON also follows what a processor may guess, and
-/// no guess ever ends one.
+/// Returns the result of `$found` for the level of the pods' cgroup. The levels are unrolled instead of a
+/// loop: without CAP_PERFMON, the verifier of Linux 5.10 also explores speculative paths, and a loop never
+/// ends on them.
 macro_rules! search {
     ($config:ident, $ancestor:ident, $found:ident, $none:expr, $($level:literal)+) => {
         const LEVELS: &[i32] = &[$($level),+];
@@ -32,7 +35,7 @@ macro_rules! search {
     };
 }
 
-/// Tells whether the calling task is below the pods' cgroup.
+/// Returns whether the calling task is below the pods' cgroup.
 #[inline(always)]
 pub(crate) fn is_pods_task(config: &Config) -> bool {
     #[inline(always)]
@@ -42,8 +45,8 @@ pub(crate) fn is_pods_task(config: &Config) -> bool {
     search!(config, of_task, yes, false, 1 2 3 4 5 6 7 8 9 10);
 }
 
-/// Whether the socket that sends a packet is of a cgroup below the pods'. A socket that is only half of one
-/// (TIME_WAIT) has no cgroup.
+/// Whether the socket that sends a packet belongs to a cgroup below the pods' cgroup. A TIME_WAIT socket has
+/// no cgroup.
 #[inline(always)]
 pub(crate) fn is_pods_packet(packet: &Packet, config: &Config) -> bool {
     #[inline(always)]
@@ -58,7 +61,8 @@ pub(crate) fn is_pods_packet(packet: &Packet, config: &Config) -> bool {
     search!(config, of_packet, yes, false, 1 2 3 4 5 6 7 8 9 10);
 }
 
-/// The cgroup whose share a connection of the calling task counts against: the pod's, which lies below the pods' cgroup, or below that of its quality of service.
+/// The cgroup whose share a connection of the calling task counts against: the pod's cgroup. It lies below
+/// the pods' cgroup, or below the cgroup of its quality of service.
 #[inline(always)]
 pub(crate) fn accountable_cgroup(config: &Config) -> u64 {
     let level = level_of_pods(config);
@@ -67,7 +71,7 @@ pub(crate) fn accountable_cgroup(config: &Config) -> u64 {
     }
     let cgroup = current_ancestor_cgroup(level + 1);
     let [first, second] = config.qos_cgroups;
-    // No task has the cgroup 0, which stands for none.
+    // The id 0 stands for no cgroup.
     if cgroup != 0 && (cgroup == first || cgroup == second) {
         current_ancestor_cgroup(level + 2)
     } else {
@@ -75,7 +79,7 @@ pub(crate) fn accountable_cgroup(config: &Config) -> u64 {
     }
 }
 
-/// At which level below the root the calling task's ancestor is the pods' cgroup; 0 if it is none of them.
+/// The level below the root at which the calling task's ancestor cgroup is the pods' cgroup; 0 if none is.
 #[inline(always)]
 fn level_of_pods(config: &Config) -> i32 {
     #[inline(always)]

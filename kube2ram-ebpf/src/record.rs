@@ -1,4 +1,5 @@
-//! Records of connections to the host's listener, from connect(2) on, and what each takes of its pod's share. Called by `connect` and `handshake`.
+//! Records of connections to the host listener, from connect(2) on, and the lease that each takes of its
+//! pod's share. Called by `connect` and `handshake`.
 
 use kube2ram_common::abi::{
     ANNOUNCE_WITHIN_NS, Config, ConnectRecord, Counter, HANDSHAKE_MAX_AGE_NS, is_over, share_of,
@@ -11,9 +12,10 @@ use crate::{
     share,
 };
 
-/// Records the calling task as the one behind a client socket. Who is not recorded is not vouched for; why is counted.
+/// Records the calling task for a client socket. A connection without a record is refused by the agent; the
+/// reason is counted.
 ///
-/// The connect hook runs under the socket's lock, so that nobody else writes under this cookie.
+/// The connect hook runs under the socket's lock, so no other program writes under this cookie.
 #[inline(always)]
 pub(crate) fn record(config: &Config, context: &SockAddr) {
     let (cookie, now) = (context.socket_cookie(), now_ns());
@@ -33,7 +35,8 @@ pub(crate) fn record(config: &Config, context: &SockAddr) {
         connected_at_ns: now,
         place,
         place_until_ns: until,
-        // Between two zeros: next to each other, LLVM writes them by a byte loop, which 5.10 without CAP_PERFMON refuses.
+        // The field stands between two zeros: for adjacent zeros LLVM writes a byte loop, which Linux 5.10
+        // refuses without CAP_PERFMON.
         ambiguous: 0,
         is_elsewhere: u64::from(is_elsewhere),
         established: 0,
@@ -44,15 +47,16 @@ pub(crate) fn record(config: &Config, context: &SockAddr) {
     }
 }
 
-/// The record of a socket whose SYN is about to be sent: it keeps its place for as long as a handshake may take. `None` if there is none, or it is of a connect(2) that
-/// came to nothing.
+/// The record of a socket whose SYN is about to be sent. Its lease is renewed for as long as a handshake may
+/// take. `None` if there is no record, or it belongs to a connect(2) that failed.
 #[inline(always)]
 pub(crate) fn announced(cookie: u64) -> Option<&'static ConnectRecord> {
     let record = CLIENTS.get_ptr_mut(cookie)?;
     // SAFETY: the element stays readable and writable while the program runs (RCU).
     let record = unsafe { &mut *record };
     let (former, until) = (record.place_until_ns, record.connected_at_ns + HANDSHAKE_MAX_AGE_NS);
-    // Announced already, by this program at another level of the cgroup tree?
+    // The program may be attached at two levels of the cgroup tree: then the first run has already announced
+    // it.
     if former != until {
         if is_over(now_ns(), former) || !share::keep(record.place, former, until) {
             return None;
@@ -62,7 +66,7 @@ pub(crate) fn announced(cookie: u64) -> Option<&'static ConnectRecord> {
     Some(record)
 }
 
-/// Removes a socket's record, if it has one, and gives its place back.
+/// Removes a socket's record, if it has one, and gives its lease back.
 #[inline(always)]
 pub(crate) fn forget(cookie: u64) {
     // SAFETY: the element stays readable while the program runs (RCU).

@@ -1,15 +1,16 @@
-//! Each pod's share of the connections to the host's listener that are in flight. A connection takes a place when it is recorded and gives it back with its record.
-//! Called by `record`.
+//! Each pod's share of the connections to the host listener that are in flight. A connection takes a lease
+//! when it is recorded, and gives it back with its record. Called by `record`.
 //!
-//! Places, not a count: a count that one lost decrement leaves too high would refuse a pod for ever, while a place that nobody gave back is free again
-//! when no handshake can be that old.
+//! A share consists of leases and not of a counter. If a decrement were lost, a counter would stay too high
+//! and refuse the pod for ever. A lease that was not given back expires when no handshake can be that old.
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use kube2ram_common::abi::{Counter, SHARE_PROBES, is_over, place_in};
 
 use crate::{context::now_ns, maps::SHARES};
 
-/// Takes a place of a share until a time, beginning to look at `first`: its key, or why there is none. (Not a loop: see `pods`.)
+/// Takes a lease of a share until a time, and returns its key, or why there is none. The search begins at
+/// `first`. It is unrolled instead of a loop: see `pods`.
 #[inline(always)]
 pub(crate) fn take(share: u64, first: u64, until_ns: u64) -> Result<u64, Counter> {
     macro_rules! probe {
@@ -29,11 +30,11 @@ pub(crate) fn take(share: u64, first: u64, until_ns: u64) -> Result<u64, Counter
     Err(Counter::ShareFull)
 }
 
-/// How it stands with a place.
+/// The result of trying to take a lease.
 enum Taken {
     ByOthers,
     ByUs,
-    /// For no key at all.
+    /// The map has no room for any key.
     NoRoom,
 }
 
@@ -52,13 +53,13 @@ fn take_place(key: u64, until_ns: u64) -> Taken {
     if SHARES.insert(key, until_ns, u64::from(BPF_NOEXIST)).is_ok() { Taken::ByUs } else { Taken::ByOthers }
 }
 
-/// Keeps a place for longer, if it still is the one that was taken until `former_ns`.
+/// Extends a lease, if it is still the one that was taken until `former_ns`.
 #[inline(always)]
 pub(crate) fn keep(key: u64, former_ns: u64, until_ns: u64) -> bool {
     is_taken_until(key, former_ns) && SHARES.insert(key, until_ns, u64::from(BPF_EXIST)).is_ok()
 }
 
-/// Frees a place, unless it is another's by now.
+/// Frees a lease, unless another connection has taken it meanwhile.
 #[inline(always)]
 pub(crate) fn give_back(key: u64, until_ns: u64) {
     if is_taken_until(key, until_ns) {

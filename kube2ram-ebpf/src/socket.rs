@@ -19,20 +19,20 @@ impl Socket {
         if raw.is_null() { None } else { Some(Self(raw)) }
     }
 
-    /// The whole socket behind what a packet carries.
+    /// The full socket of a packet's socket.
     #[inline(always)]
     pub(crate) fn full(self) -> Option<Self> {
         // SAFETY: a socket pointer of the context, as the verifier checks.
         Self::new(unsafe { bpf_sk_fullsock(self.0) })
     }
 
-    /// What `map` stores for this socket.
+    /// The value that `map` stores for this socket.
     #[inline(always)]
     pub(crate) fn stored<T>(self, map: &'static SkStorage<T>) -> Option<&'static mut T> {
         self.storage(map, ptr::null_mut(), 0)
     }
 
-    /// Copies `value` into `map` for a socket that has nothing there yet. `None`: no memory.
+    /// Copies `value` into `map` for a socket that has no value there yet. `None`: no memory.
     #[inline(always)]
     pub(crate) fn store_new<T>(self, map: &'static SkStorage<T>, value: *mut T) -> Option<&'static mut T> {
         self.storage(map, value, BPF_SK_STORAGE_GET_F_CREATE)

@@ -1,5 +1,5 @@
-//! Socket options that lead a packet past the wire guard. The only ways to ask for that are setsockopt(2) and io_uring's
-//! socket command, and both run these programs, whatever the protocol family.
+//! Denies the socket options with which a packet bypasses the wire guard. They can be set only by
+//! setsockopt(2) and by io_uring's socket command. Both run these programs, for every protocol family.
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use kube2ram_common::abi::Counter;
@@ -13,7 +13,7 @@ use crate::{
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 
-/// By the socket's cgroup: a pod's sockets, whoever calls.
+/// Checks the socket's cgroup: applies to a pod's sockets, whichever task calls.
 #[cgroup_sockopt(setsockopt)]
 pub(crate) fn k2r_option(context: SockoptContext) -> i32 {
     let context = SocketOption::new(context);
@@ -25,13 +25,13 @@ pub(crate) fn k2r_option(context: SockoptContext) -> i32 {
     ALLOW
 }
 
-/// By the calling task: a socket that was made outside of the pods and passed in.
+/// Checks the calling task: applies to a socket that was created outside of the pods and passed in.
 #[cgroup_sockopt(setsockopt)]
 pub(crate) fn k2r_task_option(context: SockoptContext) -> i32 {
     let context = SocketOption::new(context);
-    // Without the array's element no program of ours is configured at all; this must not cut the host off.
+    // Without the array's element the programs are not configured. The host must not be cut off then.
     if context.skips_tc() && CONFIG.get(0).is_some_and(is_pods_task) {
-        // Of a pod's own socket, too, which the other program has denied: both run.
+        // Also counts a pod's own socket, which the other program has denied already: both programs run.
         count(Counter::DeniedTask);
         return DENY;
     }

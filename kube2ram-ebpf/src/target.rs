@@ -1,4 +1,4 @@
-//! The calling pod's own listener. Called by `connect`, `peer_name` and `task`.
+//! The in-pod listener of the calling pod. Called by `connect`, `peer_name` and `task`.
 
 use kube2ram_common::{
     abi::{Counter, MAX_CGROUP_LEVEL, Target},
@@ -10,13 +10,13 @@ use crate::{
     maps::{NAMESPACES, PASS, TARGETS, count},
 };
 
-/// What is known of the calling pod's listener.
+/// The in-pod listener of the calling pod.
 pub(crate) enum Found {
-    /// It has one in the socket's network namespace.
+    /// It is in the socket's network namespace.
     Here(Target),
-    /// It has one in another network namespace.
+    /// It is in another network namespace.
     Elsewhere,
-    /// It has none.
+    /// The pod has no in-pod listener.
     None,
 }
 
@@ -39,7 +39,8 @@ pub(crate) fn find(context: &SockAddr) -> Found {
     Found::None
 }
 
-/// Whether the port of the context, at the loopback device, is that of the calling pod's own listener. For nearly every port, without a look at a map.
+/// Whether the port of the context, on the loopback device, is the port of the calling pod's in-pod listener.
+/// For nearly every port the answer needs no map look-up.
 #[inline(always)]
 pub(crate) fn is_own_listener(context: &SockAddr) -> bool {
     let port_be = context.port_be();
@@ -50,15 +51,17 @@ pub(crate) fn is_own_listener(context: &SockAddr) -> bool {
         }
 }
 
-/// Whether the socket is one of the agent's own that may go where it wants.
+/// Whether the socket is one of the agent's own with a pass.
 #[inline(always)]
 pub(crate) fn has_pass(context: &SockAddr) -> bool {
     context.socket().and_then(|socket| socket.stored(&PASS)).is_some_and(|pass| *pass != 0)
 }
 
-/// Whether a connect(2) to the loopback device dials a pod's listener, and so is denied. No honest client does, not even the pod's own, which is redirected: nobody is to
-/// be a pod because a proxy in it forwards what comes from outside to the loopback device, because a program of the node does (`kubectl port-forward`), by a socket that
-/// it was given, or in a namespace that it has entered. The agent tries those that it opens.
+/// Whether a connect(2) to the loopback device dials an in-pod listener itself, and so is denied. Legitimate
+/// clients are redirected and never dial it. Otherwise a process could act as the pod: through a proxy in the
+/// pod that forwards connections from outside to the loopback device, through a program of the node that does
+/// so (`kubectl port-forward`), with a socket that it was given, or in a namespace that it has entered. Only
+/// the agent dials the listeners that it opens, to test them.
 #[inline(always)]
 pub(crate) fn is_denied_dial(context: &SockAddr) -> bool {
     if !is_listener(context) || has_pass(context) {
@@ -68,7 +71,8 @@ pub(crate) fn is_denied_dial(context: &SockAddr) -> bool {
     true
 }
 
-/// The same, for whoever sees what the pods' own programs leave: a pod that is at its own listener was redirected there.
+/// The same for the task gate, which runs after the pods' own programs: a pod that connects to its in-pod
+/// listener was redirected there.
 #[inline(always)]
 pub(crate) fn is_denied_leftover(context: &SockAddr) -> bool {
     if !is_listener(context) || matches!(find(context), Found::Here(_)) || has_pass(context) {
@@ -78,11 +82,12 @@ pub(crate) fn is_denied_leftover(context: &SockAddr) -> bool {
     true
 }
 
-/// Whether there is a listener of the agent in the socket's network namespace, and the port is one of those that it may have, or that of an agent that is about to end.
+/// Whether the socket's network namespace has an in-pod listener, and the port is one that a listener of this
+/// agent or of an outgoing agent may have.
 #[inline(always)]
 fn is_listener(context: &SockAddr) -> bool {
     is_listener_port(context.port_be())
         && is_tcp(context.protocol())
-        // SAFETY: only whether there is one counts.
+        // SAFETY: only the existence of the entry is used.
         && unsafe { NAMESPACES.get(context.netns()) }.is_some()
 }

@@ -1,8 +1,9 @@
-//! The task gate, at the cgroup root: a pod's task must not use a socket that was made outside of the pods (passed over, or kept while its
-//! process moved in). Which programs run is the socket's matter, so those on the pods' cgroup never see it; the calling task is what counts here.
-//! And nobody, of a pod or not, is at a pod's listener but that pod.
+//! The task gate, at the cgroup root: denies a pod's task a socket that was created outside of the pods
+//! (passed in, or kept while its process moved in). The kernel chooses programs by the socket's cgroup, so
+//! the programs on the pods' cgroup do not run for such a socket. The gate checks the calling task instead.
+//! It also denies every connection to an in-pod listener that its pod's own programs did not redirect there.
 //!
-//! It runs after the pods' own programs, which have rewritten what is legitimate, so it only ever sees leftovers.
+//! It runs after the programs on the pods' cgroup, which have rewritten all legitimate connections.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use kube2ram_common::{
@@ -44,13 +45,14 @@ pub(crate) fn k2r_task_send4(context: SockAddrContext) -> i32 {
     judge(&context, context.addr_be())
 }
 
-/// Mapped addresses are seen by `sendmsg4`.
+/// For mapped addresses the kernel calls `sendmsg4`.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn k2r_task_send6(context: SockAddrContext) -> i32 {
     judge6(&SockAddr::new(context))
 }
 
-// Unlike below the pods, not knowing must not cut the host off: without the array's element no program of ours is configured at all.
+// Unlike on the pods' cgroup, a missing configuration must not cut the host off: without the array's element
+// the programs are not configured.
 
 #[inline(always)]
 fn judge(context: &SockAddr, addr_be: u32) -> i32 {

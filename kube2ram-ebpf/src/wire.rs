@@ -1,9 +1,10 @@
-//! The wire guard: tc programs on egress of devices that lead out of the node. They see what passes no hook of a
-//! cgroup and no netfilter rule: packet sockets, and packets that a program of the network plugin redirects.
+//! The wire guard: tc programs on egress of devices that lead out of the node. They see packets that pass no
+//! cgroup hook and no netfilter rule: those of packet sockets, and those that a program of the network plugin
+//! redirects.
 //!
-//! An skb keeps its socket across a veth, and loses it where the node's IP stack receives it. So a packet with a
-//! pod's socket is a pod's, and a packet without a socket was forwarded: neither may leave for the metadata
-//! server. What is sent by the node's own processes goes on.
+//! An skb keeps its socket across a veth, and loses it where the node's IP stack receives it. So a packet
+//! with a pod's socket is a pod's, and a packet without a socket was forwarded: both are dropped if they are
+//! for the metadata server. Packets of the node's own processes pass.
 
 use kube2ram_common::abi::{CONFIG_KEEPS_OPEN, Config, Counter};
 
@@ -18,11 +19,11 @@ const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`, which is also `TCX_DROP`.
 const DROP: i32 = 2;
 
-/// On a device whose packets have an Ethernet header.
+/// For devices whose packets have an Ethernet header.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 pub(crate) fn k2r_wire(skb: *mut __sk_buff) -> i32 {
-    // Not configured: no program of ours is. This must not cut the node off.
+    // The programs are not configured. The node must not be cut off then.
     let Some(config) = CONFIG.get(0) else { return NEXT };
     match Packet::in_frame(skb) {
         Some((packet, network)) => judge(&packet, network, config),
@@ -30,7 +31,7 @@ pub(crate) fn k2r_wire(skb: *mut __sk_buff) -> i32 {
     }
 }
 
-/// On a device whose packets begin with the IP header: a tunnel.
+/// For devices whose packets begin with the IP header, such as tunnels.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 pub(crate) fn k2r_wire_ip(skb: *mut __sk_buff) -> i32 {
@@ -43,7 +44,7 @@ pub(crate) fn k2r_wire_ip(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn judge(packet: &Packet, network: Network, config: &Config) -> i32 {
     let is_for_metadata = match network {
-        // A packet too short to have a destination goes nowhere good.
+        // A packet without a complete header is dropped.
         Network::Ipv4 => packet.is_for(config.metadata_addr_be).unwrap_or(true),
         Network::Ipv6 => packet.is_for6(&config.metadata_addr6_be),
         Network::Other => false,
@@ -61,10 +62,10 @@ fn judge_sender(packet: &Packet, network: Network, config: &Config) -> i32 {
             return NEXT;
         }
     } else if network == Network::Ipv6 && packet.is_neighbour_discovery() {
-        // The node's own, which has no socket.
+        // The node's own neighbour discovery, which has no socket.
         return NEXT;
     }
-    // As in the egress hook, which has counted it.
+    // As in the egress hook, which has counted the packet.
     if config.flags & CONFIG_KEEPS_OPEN != 0 && goes_on(packet, network, config) {
         return NEXT;
     }
