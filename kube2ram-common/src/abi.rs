@@ -1,4 +1,4 @@
-//! The structs in the maps, byte for byte. Depends on nothing; used by both halves.
+//! The structs in the maps, byte for byte. Depends on nothing; used by the eBPF programs and by the agent.
 //!
 //! Any change of a layout, a map's type or its size is a change of [`ABI_VERSION`]: pins live in a directory of that name, so an agent never reads
 //! another layout's maps.
@@ -25,23 +25,26 @@ macro_rules! abi {
 }
 
 abi!(
-    /// What the kernel half must know of the node and the cloud: the only entry of the configuration map.
+    /// What the eBPF programs need to know of the node and the cloud: the only entry of the configuration
+    /// map.
     Config: 64 {
         /// The cgroup that holds all pods.
         pods_cgroup: u64,
-        /// The cookie of the agent's network namespace, which is the host's; 0 where nobody tells.
+        /// The cookie of the agent's network namespace, which is the host's; 0 where the kernel does not
+        /// provide it.
         agent_netns: u64,
-        /// Its children that hold the pods of one quality of service, for there is none for Guaranteed pods; 0 where there are fewer.
+        /// Its children for the qualities of service Burstable and BestEffort (Guaranteed has none); 0 where
+        /// one is missing.
         qos_cgroups: [u64; 2],
         /// IPv6 address of the metadata server, four words in network byte order; all zero when it has none.
         metadata_addr6_be: [u32; 4],
         /// IPv4 address of the metadata server, network byte order.
         metadata_addr_be: u32,
-        /// IPv4 address of the agent's listener on the host, network byte order; 0 when there is none.
+        /// IPv4 address of the host listener, network byte order; 0 when there is none.
         agent_addr_be: u32,
         /// TCP port of the metadata server, network byte order.
         metadata_port_be: u16,
-        /// TCP port of the agent's listener on the host, network byte order.
+        /// TCP port of the host listener, network byte order.
         agent_port_be: u16,
         /// [`CONFIG_KEEPS_OPEN`] or zero.
         flags: u32,
@@ -49,7 +52,7 @@ abi!(
 );
 
 abi!(
-    /// What the boot guard must know of the cloud: the only entry of its configuration map.
+    /// What the boot guard needs to know of the cloud: the only entry of its configuration map.
     BootConfig: 20 {
         /// IPv6 address of the metadata server, four words in network byte order; all zero when it has none.
         metadata_addr6_be: [u32; 4],
@@ -59,9 +62,11 @@ abi!(
 );
 
 abi!(
-    /// The agent's listener in the network namespace of one pod, on the loopback device, to which connections of the pod's cgroup are sent.
+    /// The in-pod listener of one pod, on the loopback device of its network namespace, to which connections
+    /// of the pod's cgroup are redirected.
     Target: 16 {
-        /// The cookie of that namespace (`SO_NETNS_COOKIE`), never reused. A socket of another namespace is not sent there.
+        /// The cookie of that namespace (`SO_NETNS_COOKIE`), never reused. A socket of another namespace is
+        /// not redirected there.
         netns: u64,
         /// The TCP port at 127.0.0.1, network byte order.
         port_be: u16,
@@ -86,8 +91,8 @@ abi!(
 );
 
 abi!(
-    /// What the connect hook recorded of a connect(2) that goes to the agent's listener on the host. It travels with the connection:
-    /// client socket → handshake → accepted socket.
+    /// The connect hook's record of a connect(2) that is redirected to the host listener. It follows the
+    /// connection: client socket → handshake → accepted socket.
     ///
     /// Whole words only: see [`Handshake`].
     ConnectRecord: 64 {
@@ -97,11 +102,12 @@ abi!(
         cookie: u64,
         /// When connect(2) was called, CLOCK_MONOTONIC nanoseconds.
         connected_at_ns: u64,
-        /// The key of what this connection takes of its pod's share: [`place_in`].
+        /// The key of this connection's lease of its pod's share: [`place_in`].
         place: u64,
-        /// Until when it has that place, CLOCK_MONOTONIC nanoseconds; tells whose the place is.
+        /// When the lease ends, CLOCK_MONOTONIC nanoseconds; identifies the connection that holds it.
         place_until_ns: u64,
-        /// 1 when two client sockets claimed one 4-tuple at the same time (by a forged address, or on the loopback devices of two namespaces): neither is vouched for.
+        /// 1 when two client sockets claimed one 4-tuple at the same time (with a forged address, or on the
+        /// loopback devices of two namespaces): both are refused.
         ambiguous: u64,
         /// 1 when the client socket is in another network namespace than the agent.
         is_elsewhere: u64,
@@ -110,26 +116,27 @@ abi!(
     }
 );
 
-/// The listener is at `::1` as well, at the same port.
+/// The listener also listens on `::1`, on the same port.
 pub const TARGET_HAS_IPV6: u16 = 1;
 
-/// Where listeners in pods' network namespaces are, the first and the last port. The Internet Assigned Numbers Authority has reserved 225 to 241, and assigns them
-/// to nobody (IANA's Service Name and Transport Protocol Port Number Registry). They are outside of the ports that the kernel chooses (`ip_local_port_range`) and that
-/// `bindresvport(3)` does (512 to 1023), so that no application asks for one of them.
+/// The first and the last port of in-pod listeners. The Internet Assigned Numbers Authority has reserved 225
+/// to 241 and does not assign them (IANA's Service Name and Transport Protocol Port Number Registry). The
+/// kernel (`ip_local_port_range`) and `bindresvport(3)` (512 to 1023) choose other ports, so no application
+/// uses one of them.
 pub const LISTENER_PORTS: (u16, u16) = (225, 232);
 
-/// Connections to the metadata server go on that were open before the programs were in force.
+/// Connections to the metadata server that were opened before the programs were attached stay open.
 pub const CONFIG_KEEPS_OPEN: u32 = 1;
 
-/// A record older than this is never handed over: longer than the longest handshake (`tcp_syn_retries` 6 gives up after 127 s), shorter than any
-/// leftover of a time without programs could be.
+/// A record older than this is never handed over. It is longer than the longest handshake (`tcp_syn_retries`
+/// 6 gives up after 127 s), and shorter than the age of any record from a time without programs.
 pub const HANDSHAKE_MAX_AGE_NS: u64 = 150_000_000_000;
 
 /// How many levels below the root are searched for a target; kubepods pods live at 2 to 6.
 pub const MAX_CGROUP_LEVEL: i32 = 10;
 
-/// How long after connect(2) the SYN may come: microseconds, but for `TCP_FASTOPEN_CONNECT`, with which it waits for the first byte. A record without one is of a connect(2)
-/// that came to nothing.
+/// How long after connect(2) the SYN may be sent: microseconds, except with `TCP_FASTOPEN_CONNECT`, where the
+/// SYN waits for the first byte. A record without a SYN belongs to a connect(2) that failed.
 pub const ANNOUNCE_WITHIN_NS: u64 = 5_000_000_000;
 
 /// Whether something that began at `since_ns` is older than [`HANDSHAKE_MAX_AGE_NS`].
@@ -141,44 +148,50 @@ pub const fn is_past_max_age(now_ns: u64, since_ns: u64) -> bool {
 
 /// Whether a time is over.
 ///
-/// The difference is signed: another processor may write `until_ns` after this one has read its clock, and a difference that wraps round would make the
-/// youngest entry the oldest.
+/// The difference is signed: another processor may write `until_ns` after this one has read its clock, and an
+/// unsigned difference would wrap and make the youngest entry the oldest.
 #[inline(always)]
 #[must_use]
 pub const fn is_over(now_ns: u64, until_ns: u64) -> bool {
     now_ns.wrapping_sub(until_ns).cast_signed() > 0
 }
 
-/// Cgroups that the boot guard takes for the host's own, at most.
+/// The largest number of cgroups that the boot guard treats as the host's own.
 pub const MAX_HOST_CGROUPS: usize = 64;
 
-/// Pods on the node with a listener of their own, at most.
+/// The largest number of in-pod listeners on the node.
 pub const MAX_TARGETS: usize = 4096;
 
-/// Pods on the node that may have connections to the host's listener in flight at the same time. Most nodes have room for 110, the largest for some 700.
+/// Number of pods on the node that may have connections to the host listener in flight at the same time. Most
+/// nodes have room for 110 pods, the largest for about 700.
 pub const MAX_PODS: usize = 1024;
 
-/// Connections to the host's listener in flight, at most. Beyond it a connection is not vouched for, hence denied.
+/// The largest number of connections to the host listener in flight. Further connections are not recorded,
+/// and so denied.
 pub const MAX_HANDSHAKES: usize = MAX_PODS * MAX_HANDSHAKES_OF_POD;
 
-/// Places that are taken of all shares, at most: more than [`MAX_HANDSHAKES`], so that it is the pod's own share that ends first.
+/// The largest number of leases of all shares: more than [`MAX_HANDSHAKES`], so that a pod's own share is
+/// used up first.
 pub const MAX_PLACES: usize = 2 * MAX_HANDSHAKES;
 
-/// Connections to the host's listener that one pod may have in flight. An honest one is over within the connect(2), or as soon as the agent accepts; a pod that lets
-/// them hang for the two minutes that TCP allows takes no more than this from the others.
+/// Number of connections to the host listener that one pod may have in flight. A normal one ends within the
+/// connect(2), or as soon as the agent accepts. A pod that leaves handshakes open for the two minutes that
+/// TCP allows takes no more than this from the others.
 pub const MAX_HANDSHAKES_OF_POD: usize = 32;
 
-/// How many places of its share a connection tries. A pod that leaves every second place free is refused one connect in 256.
+/// How many leases of its share a connection tries. A pod that holds every second lease is refused one
+/// connect in 256.
 pub const SHARE_PROBES: u64 = 8;
 
-/// The share of a pod's cgroup: the key of its place 0. Ids of cgroups are counted up from 1 since the boot, so that none is too long.
+/// The share of a pod's cgroup: the key of its lease 0. Ids of cgroups are counted from 1 since boot, so none
+/// is too large.
 #[inline(always)]
 #[must_use]
 pub const fn share_of(cgroup: u64) -> u64 {
     cgroup << MAX_HANDSHAKES_OF_POD.trailing_zeros()
 }
 
-/// The key of a place in the share that any of its keys names; places are counted round.
+/// The key of a lease in the share that any of its keys names; numbers wrap round.
 #[inline(always)]
 #[must_use]
 pub const fn place_in(share: u64, place: u64) -> u64 {
@@ -202,47 +215,51 @@ macro_rules! counters {
 }
 
 counters! {
-    /// A handshake's 4-tuple was claimed twice, or dialled by a socket that was not recorded while it was claimed.
+    /// A handshake's 4-tuple was claimed twice, or a socket without a record dialled it while it was claimed.
     Ambiguous = "ambiguous",
-    /// Dropped: a packet to the metadata server, whatever socket it came from.
+    /// Dropped: a packet of a pod's socket to the metadata server.
     DeniedEgress = "denied_egress",
-    /// Denied: somebody dialled a pod's listener himself, to which only the redirection leads.
+    /// Denied: a process dialled an in-pod listener itself; only the redirection may lead there.
     DeniedListener = "denied_listener",
     /// Denied: a datagram to the metadata server.
     DeniedMessage = "denied_message",
-    /// Denied: the pod has no listener of its own, and the host has none.
+    /// Denied: there is neither an in-pod listener nor a host listener.
     DeniedNoTarget = "denied_no_target",
     /// Denied: another port of the metadata address.
     DeniedPort = "denied_port",
     /// Denied: not TCP.
     DeniedProtocol = "denied_protocol",
-    /// Denied: a socket option that leads a pod's packets past the wire guard.
+    /// Denied: a socket option with which a pod's packets bypass the wire guard.
     DeniedSocketOption = "denied_socket_option",
-    /// Denied at the root: a pod's task with a socket that was made outside of the pods.
+    /// Denied at the root: a pod's task with a socket that was created outside of the pods.
     DeniedTask = "denied_task",
-    /// Dropped on a network device: a packet to the metadata server of a pod's packet socket, or of nobody's.
+    /// Dropped on a network device: a packet to the metadata server from a pod's packet socket, or without a
+    /// socket.
     DeniedWire = "denied_wire",
-    /// A pod dialled the agent's listener on the host itself, and was recorded as if it had been redirected there.
+    /// A pod dialled the host listener itself, and was recorded as if it had been redirected there.
     DialledAgent = "dialled_agent",
-    /// Not vouched for: the map of connections in flight is full.
+    /// Not recorded: the map of connections in flight is full.
     HandshakesFull = "handshakes_full",
     /// A record was handed to an accepted socket.
     HandedOver = "handed_over",
-    /// A packet of a connection to the metadata server from before the programs, which were told to keep those.
+    /// A packet of a connection to the metadata server that is older than the programs, with
+    /// `--open-connections=keep`.
     KeptOpen = "kept_open",
-    /// Not handed over: the record was contested, too old, or vanished during the hand-over, or the client's side was not complete.
+    /// Not handed over: the record was contested, too old, or removed during the copy, or the client's side
+    /// was not complete.
     NotHandedOver = "not_handed_over",
-    /// Redirected to the host's listener, because the socket is in another network namespace than its pod's listener.
+    /// Redirected to the host listener, because the socket is in another network namespace than the in-pod
+    /// listener of its pod.
     OtherNamespace = "other_namespace",
     /// One of the agent's own sockets passed.
     Passed = "passed",
-    /// The agent asked whether the programs see a socket, and they do.
+    /// The agent tested whether the programs see a socket, and they do.
     Probed = "probed",
     /// Redirected to the agent.
     Redirected = "redirected",
-    /// Not vouched for: the pod has its share of connections to the host's listener in flight.
+    /// Not recorded: the pod has its share of connections to the host listener in flight.
     ShareFull = "share_full",
-    /// Not vouched for: the shares of all pods together are full.
+    /// Not recorded: the shares of all pods together are full.
     SharesFull = "shares_full",
 }
 

@@ -1,4 +1,5 @@
-//! Addresses, ports and byte order, and the key of a handshake. Pure; the only place where the kernel half's values are converted.
+//! Addresses, ports and byte order, and the key of a handshake. Pure; the only module that converts the
+//! values of the eBPF programs.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,30 +14,32 @@ pub const IPPROTO_TCP: u32 = 6;
 /// `IPPROTO_MPTCP`: what the connect hook sees on the first subflow of an MPTCP socket.
 pub const IPPROTO_MPTCP: u32 = 262;
 
-/// Where the connect hook of the pods' sockets refuses every connect(2): the agent asks so whether the hook sees a socket. A loopback address at which
-/// nobody listens, and by a datagram socket, so that without a hook no packet comes of it.
+/// The address at which the connect hook of the pods' sockets refuses every connect(2): with it the agent
+/// tests whether the hook sees a socket. It is a loopback address without a listener, and the agent uses a
+/// datagram socket, so that no packet is sent if the hook is missing.
 pub const PROBE_ADDR: Ipv4Addr = Ipv4Addr::new(127, 63, 255, 255);
 
-/// Where listeners in pods are.
+/// The address of in-pod listeners.
 pub const LOOPBACK_BE: u32 = addr_be(Ipv4Addr::LOCALHOST);
 /// The same in IPv6.
 pub const LOOPBACK6_BE: [u32; 4] = addr6_be(Ipv6Addr::LOCALHOST);
 
-/// Whether a destination is the loopback device's own address: 127.0.0.1, or 0.0.0.0, which connect(2) takes for it.
+/// Whether a destination is the loopback device's own address: 127.0.0.1, or 0.0.0.0, which connect(2) treats
+/// as 127.0.0.1.
 #[inline(always)]
 #[must_use]
 pub const fn is_loopback(addr_be: u32) -> bool {
     addr_be == 0 || addr_be == LOOPBACK_BE
 }
 
-/// The same in IPv6: `::1`, or `::`, which connect(2) takes for it.
+/// The same in IPv6: `::1`, or `::`, which connect(2) treats as `::1`.
 #[inline(always)]
 #[must_use]
 pub const fn is_loopback6(words: [u32; 4]) -> bool {
     words[0] == 0 && words[1] == 0 && words[2] == 0 && (words[3] == 0 || words[3] == LOOPBACK6_BE[3])
 }
 
-/// The address as the kernel half compares it.
+/// The IPv4 address as the eBPF programs compare it.
 #[must_use]
 pub const fn addr_be(addr: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(addr.octets())
@@ -56,7 +59,7 @@ pub const fn addr6_be(addr: Ipv6Addr) -> [u32; 4] {
     words
 }
 
-/// The port as the kernel half compares it.
+/// The port as the eBPF programs compare it.
 #[must_use]
 pub const fn port_be(port: u16) -> u16 {
     port.to_be()
@@ -93,8 +96,8 @@ pub const fn v4_mapped(words: [u32; 4]) -> Option<u32> {
     if words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be() { Some(words[3]) } else { None }
 }
 
-/// Whether an IPv6 address is the metadata server's, which is all zero when it has none. (No address that begins with four zero bytes can be one's own:
-/// `::1`, IPv4-mapped and the like.)
+/// Whether an IPv6 address is the metadata server's, which is all zero when it has none. (Addresses that
+/// begin with four zero bytes, such as `::1` and IPv4-mapped ones, cannot be the metadata server's.)
 #[inline(always)]
 #[must_use]
 pub const fn is_metadata6(metadata: &[u32; 4], words: [u32; 4]) -> bool {

@@ -1,6 +1,6 @@
-//! What the kernel half and the agent of kube2ram share: struct layouts, names, and the verdict.
+//! What the eBPF programs and the agent of kube2ram share: struct layouts, names, and the verdict.
 //!
-//! `no_std`, data and pure functions only. The kernel half runs the same [`verdict`] that host tests run.
+//! `no_std`, data and pure functions only. The eBPF programs run the same [`verdict`] that host tests run.
 #![no_std]
 #![deny(unsafe_code)]
 

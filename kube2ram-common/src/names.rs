@@ -9,17 +9,18 @@ pub mod map {
     pub const CONFIG: &str = "k2r_config";
     /// Hash: cgroup id → [`Target`](crate::abi::Target).
     pub const TARGETS: &str = "k2r_targets";
-    /// Hash: cookie of a network namespace with a listener of the agent → the cgroup id of the pod whose it is.
+    /// Hash: cookie of a network namespace with an in-pod listener → the cgroup id of the listener's pod.
     pub const NAMESPACES: &str = "k2r_namespaces";
     /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const HANDSHAKES: &str = "k2r_handshakes";
-    /// Hash: [`place_in`](crate::abi::place_in) a share → until when it is taken, CLOCK_MONOTONIC nanoseconds.
+    /// Hash: [lease](crate::abi::place_in) of a share → when it ends, CLOCK_MONOTONIC nanoseconds.
     pub const SHARES: &str = "k2r_shares";
     /// Hash: cookie of a client socket → [`ConnectRecord`](crate::abi::ConnectRecord), until its handshake is over.
     pub const CLIENTS: &str = "k2r_clients";
     /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const ACCEPTED: &str = "k2r_accepted";
-    /// Socket storage of a socket of the agent's: a `u64` for the cookie of the socket's network namespace, which the connect hook writes.
+    /// Socket storage of a socket of the agent: a `u64` for the cookie of the socket's network namespace,
+    /// which the connect hook writes.
     pub const NETNS: &str = "k2r_netns";
     /// Socket storage of the agent's own outgoing sockets: a non-zero `u32` lets them pass.
     pub const PASS: &str = "k2r_pass";
@@ -93,11 +94,11 @@ pub mod program {
     pub const WIRES: [&str; 2] = [WIRE, WIRE_IP];
 }
 
-/// What belongs to the boot guard, an object of its own.
+/// The boot guard's maps and programs; it is a separate object.
 pub mod boot {
     /// Array of one [`BootConfig`](crate::abi::BootConfig).
     pub const CONFIG: &str = "k2r_boot_config";
-    /// Per-CPU array of one `u64`: what was denied.
+    /// Per-CPU array of one `u64`: the number of denied attempts.
     pub const DENIED: &str = "k2r_boot_denied";
     /// Hash: the ids of the host's own cgroups → 1.
     pub const HOSTS: &str = "k2r_boot_hosts";

@@ -1,4 +1,5 @@
-//! The verdict on one connect(2), as pure functions: most connects go elsewhere, and only the rest may cost a look-up.
+//! The verdict on one connect(2), as pure functions. Most connects have other destinations; only the rest may
+//! cost a map look-up.
 
 use crate::{
     abi::{Config, Counter, LISTENER_PORTS},
@@ -23,13 +24,13 @@ pub struct Attempt {
 pub enum Verdict {
     /// `EPERM`.
     Deny(Counter),
-    /// Unchanged: none of our business, or the agent itself.
+    /// Unchanged: another destination, or one of the agent's own sockets.
     Pass,
-    /// To a listener of the agent instead.
+    /// Redirected to a listener of the agent.
     Redirect,
 }
 
-/// What becomes of a connect(2).
+/// Decides on a connect(2).
 #[inline(always)]
 #[must_use]
 pub const fn verdict(config: &Config, attempt: &Attempt) -> Verdict {
@@ -45,8 +46,8 @@ pub const fn verdict(config: &Config, attempt: &Attempt) -> Verdict {
     Verdict::Redirect
 }
 
-/// Whether a pod's connect(2) to another address than the metadata server's dials the agent's listener on the host: what an `http_proxy`
-/// that names the agent does. It is not redirected, but recorded all the same.
+/// Whether a pod's connect(2) to another address than the metadata server's dials the host listener, as with
+/// an `http_proxy` that names the agent. It is not redirected, but it is recorded.
 #[inline(always)]
 #[must_use]
 pub const fn dials_agent(config: &Config, attempt: &Attempt) -> bool {
@@ -62,7 +63,7 @@ pub const fn is_tcp(protocol: u32) -> bool {
     protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
 }
 
-/// Whether a port at the loopback device is one that listeners in pods have.
+/// Whether a port on the loopback device is one of the in-pod listeners' ports.
 #[inline(always)]
 #[must_use]
 pub const fn is_listener_port(port_be: u16) -> bool {
