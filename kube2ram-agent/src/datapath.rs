@@ -1,5 +1,6 @@
-//! The kernel half's user side: loads, pins and attaches the programs, and reads what they know of a connection.
-//! The only home of aya. Called by `app` (attach) and `server` (origin of an accepted connection).
+//! The user-space side of the eBPF programs: loads, pins and attaches them, and reads the records of
+//! connections. The only module that uses aya. Called by `app` (attach) and `server` (origin of an accepted
+//! connection).
 
 mod attach;
 mod attachment;
@@ -56,25 +57,27 @@ pub const VERDICTS: &str = "kube2ram::kernel";
 pub enum Origin {
     /// A pod: the listener is in that pod's network namespace, on the loopback device.
     Pod(PodUid),
-    /// Whoever called connect(2), as the kernel half recorded it. A nested cgroup of a container is possible.
+    /// The task that called connect(2), as the eBPF programs recorded it. It may be in a nested cgroup of a
+    /// container.
     Task(CgroupId),
 }
 
 /// Why a connection has no origin.
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
-    /// Two sockets claimed one 4-tuple, or the record was lost on its way: the kernel half vouches for nobody.
+    /// Two sockets claimed one 4-tuple, or the record was lost: the connection has no usable record.
     #[error("ambiguous connection")]
     Ambiguous,
     /// Reading the socket's storage failed.
     #[error("cannot read the origin of a connection")]
     Read(#[source] io::Error),
-    /// No connect hook vouched for the connection: it was not redirected but dialled directly.
-    #[error("connection that no connect hook vouched for")]
+    /// No connect hook has recorded the connection: it was not redirected but dialled directly.
+    #[error("no connect hook has recorded this connection")]
     Unvouched,
 }
 
-/// Tells who is behind an accepted connection. The seam between the kernel and everything else.
+/// Returns the origin of an accepted connection. The only interface between the kernel's records and the
+/// server.
 pub trait Origins: Send + Sync + 'static {
     /// Reads the origin of an accepted socket.
     ///
@@ -83,7 +86,8 @@ pub trait Origins: Send + Sync + 'static {
     fn origin_of(&self, socket: BorrowedFd<'_>) -> Result<Origin, OriginError>;
 }
 
-/// The origins of a listener in a pod's network namespace, to which the connect hook sends that pod alone, and to which there is no other way: all are the pod.
+/// The origins of an in-pod listener. The connect hook redirects only that pod to it, and nothing else can
+/// reach it: every connection is the pod's.
 #[derive(Debug)]
 pub struct PodOrigin(pub PodUid);
 
@@ -93,7 +97,7 @@ impl Origins for PodOrigin {
     }
 }
 
-/// Why the kernel half is not in force. Every message says what to do, where something can be done.
+/// Why the eBPF programs are not attached. Every message names a remedy, if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// A program could not be attached.
@@ -118,7 +122,8 @@ pub enum DatapathError {
     /// The lock that was handed over is another directory's.
     #[error("the running agent does not use {}: give both the same --bpf-dir", .0.display())]
     ForeignLock(PathBuf),
-    /// A pinned map is not what this agent would make, although its directory says so.
+    /// A pinned map differs from what this agent would create, although its directory has this agent's
+    /// layout.
     #[error("pinned map {} does not fit this agent; remove it when no other agent runs", .0.display())]
     ForeignMap(PathBuf),
     /// A file or directory operation failed.
@@ -167,7 +172,7 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// This binary was built without the kernel half.
+    /// This binary was built without the eBPF programs.
     #[error("this binary was built without the eBPF programs: build it with `cargo xtask build`")]
     NoObject,
 }
@@ -177,7 +182,7 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Datapa
     move |source| DatapathError::Io { what, path: path.to_owned(), source }
 }
 
-/// Which layout of the maps a set of pins has. Sets of different layouts know nothing of each other.
+/// The map layout of a set of pins. Sets of different layouts are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout(pub u32);
 

@@ -1,4 +1,5 @@
-//! Brings the kernel half in force, in the order that never leaves a pod half served. Called by `app`, once.
+//! Attaches the eBPF programs, in an order that serves each pod completely or denies it. Called once by
+//! `app`.
 
 use std::{
     fmt,
@@ -24,7 +25,7 @@ use super::{
 use kube2ram_cloud::MetadataAddr;
 use kube2ram_service::telemetry::chain;
 
-/// What the kernel half needs.
+/// The settings of the eBPF programs.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Directory of the pins, on a bpf file system.
@@ -56,7 +57,8 @@ impl Settings {
     }
 }
 
-/// The kernel half in force. Dropping it detaches nothing: pods are then refused, which is the point of the pins.
+/// The attached eBPF programs. Dropping it detaches nothing: pods are then refused, which is the purpose of
+/// the pins.
 pub struct Datapath {
     pub(super) pins: Pins,
     pub(super) settings: Settings,
@@ -71,12 +73,12 @@ pub struct Datapath {
     debug: Option<Ebpf>,
 }
 
-/// What became of the agent that wrote to the pins before.
+/// The state of the agent that wrote to the pins before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Former {
-    /// It is gone, and its listeners with it: where it sent pods, nobody listens.
+    /// It has ended, and its listeners are closed: pods must not be redirected to them.
     Gone,
-    /// It goes on serving until this one does: pods are sent to its listeners as before.
+    /// It serves until this agent does: pods are redirected to its listeners as before.
     HandsOver,
 }
 
@@ -84,7 +86,8 @@ impl Datapath {
     /// Loads, configures and attaches, where no agent runs. Blocks for some 30 ms.
     ///
     /// # Errors
-    /// As named; whatever was in force before stays in force. [`DatapathError::Locked`] when an agent runs.
+    /// As named; programs that were attached before stay attached. [`DatapathError::Locked`] when an agent
+    /// runs.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
         Self::succeed(settings, Lock::take(&settings.bpf_dir)?, Former::Gone)
     }
@@ -97,8 +100,8 @@ impl Datapath {
         Self::put_in_force(settings, lock, former, Layout::OURS)
     }
 
-    /// Attaches with maps and pins of a layout's own. What agents of other layouts left in force is taken out after, so that there is no moment
-    /// without programs.
+    /// Attaches the programs with the maps and pins of one layout. Programs of other layouts are removed
+    /// afterwards, so that there is no moment without programs.
     ///
     /// # Errors
     /// As [`Self::attach`].
@@ -122,7 +125,8 @@ impl Datapath {
         configuration.ensure(settings)?;
         let targets = Targets::open(&pins, former)?;
         let mode = Mode::known(&pins);
-        // First: when the kubelet's tree is another one than at the last start, the former one is not to be without programs.
+        // This comes first: if the kubelet uses another cgroup tree than at the last start, the previous tree
+        // must keep its programs.
         let mut others = OtherTrees::default();
         if let Err(error) = others.cover(&mut ebpf, mode, &pins, settings) {
             tracing::warn!(
@@ -160,7 +164,7 @@ impl Datapath {
         }
     }
 
-    /// Whoever was in force before would from here on only be in the way, of the agent itself among others.
+    /// From here on the boot guard would only block legitimate connections, the agent's own among them.
     fn take_out_others(&self) -> Result<(), DatapathError> {
         let others = remove_others(&self.pins)?;
         if others != Removed::default() {
@@ -179,12 +183,13 @@ impl Datapath {
     /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
     ///
     /// # Errors
-    /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. What is in force stays.
+    /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. Attached programs stay
+    /// attached.
     pub fn fall_back(&mut self) -> Result<(), DatapathError> {
         tracing::warn!(
             "sockets of pods belong to the root cgroup (cgroup v1 net_cls or net_prio is in use on a kernel below 5.15): redirecting there; raw sockets of hostNetwork pods reach the metadata server until the node boots with cgroup_no_v1=net_cls,net_prio"
         );
-        // The pinned maps are the same, so this is the same kernel half.
+        // The pinned maps are the same, so the records and targets stay valid.
         let mut ebpf = load::load(&self.pins, self.settings.debug)?;
         self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
         self.mode = Mode::Root;
@@ -193,8 +198,8 @@ impl Datapath {
         if probe::sees_pods(&self.settings)? { Ok(()) } else { Err(DatapathError::Blind) }
     }
 
-    /// Loads the programs beside an agent that runs, on its maps, and lets them go again: where the kernel refuses them, that agent had better
-    /// go on. Also grants passes by that agent's map.
+    /// Loads the programs on the maps of a running agent, and unloads them again: if the kernel refuses them,
+    /// the running agent must not hand over. Also grants passes by that agent's map.
     ///
     /// # Errors
     /// As [`Self::attach`]; nothing was changed.
@@ -206,7 +211,8 @@ impl Datapath {
         PassMark::open(&pins)
     }
 
-    /// Whether a pass is granted by the map that is in force. It is not when everything was removed and made anew meanwhile.
+    /// Whether a pass is granted by the map that the programs use. It is not if everything was removed and
+    /// created again meanwhile.
     ///
     /// # Errors
     /// When the pinned map cannot be examined.
@@ -241,7 +247,7 @@ impl Datapath {
         !self.settings.keeps_open && self.is_first()
     }
 
-    /// Where pods without a listener of their own are sent.
+    /// The address to which pods without an in-pod listener are redirected.
     pub fn agent(&self) -> AgentAddr {
         self.settings.agent
     }
@@ -260,7 +266,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Sends pods to listeners of their own.
+    /// Redirects pods to their in-pod listeners.
     pub fn targets(&self) -> Targets {
         self.targets.clone()
     }
@@ -273,7 +279,7 @@ impl Datapath {
         PassMark::open(&self.pins)
     }
 
-    /// Reads the kernel half's counters.
+    /// Reads the counters of the eBPF programs.
     ///
     /// # Errors
     /// When the pinned map cannot be opened.
@@ -289,7 +295,7 @@ impl Datapath {
         Wire::adopt(&self.wire_programs, hook)
     }
 
-    /// The programs in force, and the cgroup of each, in the order in which they were attached.
+    /// The attached programs, and the cgroup of each, in the order of their attachment.
     pub fn programs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         self.links.iter().chain(self.others.links()).map(|link| (link.name(), link.cgroup()))
     }
@@ -299,7 +305,7 @@ impl Datapath {
         self.mode
     }
 
-    /// Forwards the kernel half's log until dropped, if it has one.
+    /// Forwards the log of the eBPF programs until dropped, if they have one.
     pub fn log(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
         self.debug.take().map(log::forward)
     }

@@ -1,4 +1,5 @@
-//! What is attached to a cgroup at the hooks that the kernel half uses, by whomever. Called by `preflight`.
+//! The programs of all owners that are attached to a cgroup at the hooks that kube2ram uses. Called by
+//! `preflight`.
 
 use std::{fs::File, path::Path};
 
@@ -12,7 +13,7 @@ use super::{
 pub struct Attachment {
     /// The hook, as `bpftool cgroup show` calls it.
     pub hook: &'static str,
-    /// Whether others may attach there and below, without replacing anybody.
+    /// Whether other programs may be attached there and below without replacing one.
     pub shared: bool,
 }
 
@@ -44,12 +45,13 @@ pub fn connect_programs(cgroup: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(names)
 }
 
-/// Tells what is attached to the cgroup itself, not to its ancestors.
+/// Returns the programs that are attached to the cgroup itself, not to its ancestors.
 ///
 /// # Errors
-/// [`DatapathError::Io`]; without CAP_NET_ADMIN the kernel does not tell.
+/// [`DatapathError::Io`]; the query requires CAP_NET_ADMIN.
 pub fn attachments(cgroup: &Path) -> Result<Vec<Attachment>, DatapathError> {
-    /// Exclusive attachments have no flag, those to be overridden `BPF_F_ALLOW_OVERRIDE`; links are always of this kind.
+    /// Exclusive attachments have no flag, attachments that may be overridden have `BPF_F_ALLOW_OVERRIDE`.
+    /// Links always have this flag.
     const BPF_F_ALLOW_MULTI: u32 = 2;
     let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
     let mut found = Vec::new();

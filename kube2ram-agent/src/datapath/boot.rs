@@ -1,7 +1,9 @@
-//! The boot guard's programs: in force at the cgroup root from boot until the agent's own are. Called by `boot_guard`, `attach` and `remove`.
+//! The boot guard's programs: attached to the cgroup root from boot until the agent's programs are. Called by
+//! `boot_guard`, `attach` and `remove`.
 //!
-//! Pins: `<bpf-dir>/boot/{links,maps}`, beside the layouts: the guard on the host may be older than the agent. The directory stays when the
-//! programs go, and tells until the next boot that they were there.
+//! Pins: `<bpf-dir>/boot/{links,maps}`, next to the layouts, because the guard on the host may be older than
+//! the agent. The directory stays when the programs are detached, and records until the next boot that they
+//! were attached.
 
 use std::{
     fs, io,
@@ -48,14 +50,14 @@ pub struct BootSettings {
     pub wire: Vec<WireDevice>,
 }
 
-/// What became of the boot guard.
+/// The result of activating the boot guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootOutcome {
-    /// An agent's programs are in force, or about to be: the guard would only be in their way.
+    /// An agent's programs are attached, or about to be: the guard would only block them.
     AgentInForce,
-    /// The guard is in force.
+    /// The guard is active.
     InForce {
-        /// Cgroups of the host that do not exist: what comes to be in them is denied.
+        /// Cgroups of the host that do not exist yet: tasks in them are denied.
         missing: Vec<PathBuf>,
     },
 }
@@ -63,9 +65,9 @@ pub enum BootOutcome {
 /// What is known of the boot guard, since this boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootGuard {
-    /// It never was in force.
+    /// It was never active at this boot.
     Absent,
-    /// It is in force.
+    /// It is active.
     InForce {
         /// What it denied: connects, datagrams, packets.
         denied: u64,
@@ -74,10 +76,10 @@ pub enum BootGuard {
     TakenOver,
 }
 
-/// Puts the boot guard in force, unless an agent is.
+/// Activates the boot guard, unless an agent's programs are attached.
 ///
 /// # Errors
-/// As named; what was in force before stays.
+/// As named; programs that were attached before stay attached.
 pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, DatapathError> {
     let _lock = match Lock::take(&settings.bpf_dir) {
         Ok(lock) => lock,
@@ -132,7 +134,8 @@ fn is_wire(pin: &Path) -> bool {
     pin.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(boot::WIRE))
 }
 
-/// Unpinning alone lets the program run for a moment longer. A device that is gone has detached its link itself.
+/// The link is detached first: unpinning alone lets the program run for a moment longer. The link of a
+/// removed device is already detached.
 fn detach(pin: &Path) -> Result<(), DatapathError> {
     let link = open_pinned(pin).map_err(io_error("open", pin))?;
     match link_detach(link) {
@@ -142,7 +145,7 @@ fn detach(pin: &Path) -> Result<(), DatapathError> {
     fs::remove_file(pin).map_err(io_error("remove", pin))
 }
 
-/// Tells what became of the boot guard.
+/// Returns the boot guard's state.
 ///
 /// # Errors
 /// [`DatapathError::Io`] or [`DatapathError::Map`] when nobody can tell.
@@ -160,7 +163,7 @@ pub fn boot_guard(bpf_dir: &Path) -> Result<BootGuard, DatapathError> {
     Ok(BootGuard::InForce { denied })
 }
 
-/// Takes the guard out of force, and tells how many programs it had there. The caller holds the lock.
+/// Detaches the guard, and returns the number of its programs. The caller holds the lock.
 pub(super) fn retire(bpf_dir: &Path) -> Result<usize, DatapathError> {
     let guard = Pins::of(bpf_dir);
     let links = children(&guard.links)?;
@@ -171,7 +174,7 @@ pub(super) fn retire(bpf_dir: &Path) -> Result<usize, DatapathError> {
     Ok(links.len())
 }
 
-/// The same, and nothing tells that it ever was.
+/// The same, and removes the directory that records the guard.
 pub(super) fn forget(bpf_dir: &Path) -> Result<usize, DatapathError> {
     let programs = retire(bpf_dir)?;
     let directory = bpf_dir.join(DIRECTORY);
@@ -224,7 +227,7 @@ fn configure(guard: &Pins, settings: &BootSettings) -> Result<Vec<PathBuf>, Data
     Ok(missing)
 }
 
-/// Whether the pods' cgroup has an agent's programs. A pinned link to a cgroup that is gone is none.
+/// Whether the pods' cgroup has an agent's programs. A pinned link to a removed cgroup does not count.
 fn is_agent_in_force(bpf_dir: &Path) -> Result<bool, DatapathError> {
     for layout in layouts(bpf_dir)? {
         for pin in children(&layout.join("links/pods"))? {

@@ -22,13 +22,14 @@ use rustix::{
 /// What a child makes of its socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Attempt {
-    /// No packet comes of it.
+    /// A datagram socket: connect(2) sends no packet.
     Datagram,
     /// Waits for the handshake, within whole seconds.
     Stream(Duration),
 }
 
-/// Connects a socket in a child process, which joins the cgroup of `procs` before: what connect(2) said there.
+/// Connects a socket in a child process that has joined the cgroup of `procs`, and returns connect(2)'s
+/// result.
 ///
 /// # Errors
 /// When there was no child, or it could not join or make a socket, or did not end within [`CHILD_DEADLINE`].
@@ -59,7 +60,7 @@ pub(super) fn connect_in_child(
 /// How long a child may take. It waits for `cgroup_threadgroup_rwsem` when it joins a cgroup, in a sleep that no
 /// signal ends, and a node that creates many processes may hold that for long.
 const CHILD_DEADLINE: Duration = Duration::from_secs(2);
-/// The longest time between two looks at a child.
+/// The longest time between two checks of a child.
 const CHILD_POLL_MAX: Duration = Duration::from_millis(20);
 
 /// A child that was killed for being late, and had not ended by then.
@@ -92,14 +93,14 @@ fn reap_the_late() -> io::Result<()> {
     if let Some(child) = *late {
         match rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::NOHANG)) {
             Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
-            // ECHILD: somebody else reaped it.
+            // ECHILD: other code has reaped it.
             Ok(Some(_)) | Err(_) => *late = None,
         }
     }
     Ok(())
 }
 
-/// An exit status that is no error number; those are what the child ends with, or 0.
+/// An exit status that is not an error number. The child otherwise exits with an error number, or with 0.
 const UNABLE: i32 = 255;
 
 /// What the child does.

@@ -29,13 +29,14 @@ use super::{
 pub(super) enum Outcome {
     /// There was none.
     Attached,
-    /// There was one that was in force nowhere, or elsewhere; a new one took its place.
+    /// The pinned link was attached to no cgroup, or to another one; a new link replaced it.
     Reattached,
     /// The program was swapped.
     Updated,
 }
 
-/// A program in force on a cgroup. Open, so that removing its pin takes nothing out of force; dropping it leaves the pin, which is what fails closed.
+/// A program that is attached to a cgroup. The link is open, so that removing its pin detaches nothing.
+/// Dropping it leaves the pin, so that pods are denied without an agent.
 #[derive(Debug)]
 pub(super) struct Link {
     name: &'static str,
@@ -52,7 +53,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Puts a program in force on a cgroup, with no moment in which an older one is detached before.
+    /// Attaches a program to a cgroup, without a moment in which an older one is already detached.
     pub(super) fn ensure(
         ebpf: &mut Ebpf,
         name: &'static str,
@@ -63,7 +64,8 @@ impl Link {
             Ok(link) if adopt(&link, cgroup, program_fd(ebpf, name)?.as_fd(), &pin)? => {
                 (link, Outcome::Updated)
             }
-            // The cgroup was deleted and made anew, or somebody detached the link: what is pinned is dead.
+            // The cgroup was deleted and created again, or another process detached the link: the pinned link
+            // has no effect.
             Ok(_) => {
                 let link = attach(ebpf, name, cgroup, &pin, remove)?;
                 (link, Outcome::Reattached)
@@ -104,10 +106,11 @@ impl Link {
         self.name
     }
 
-    /// Compares the link with what it should be, and makes it so. `found` hears of each difference that was made good.
+    /// Compares the link with the expected state, and repairs it. `found` is called for each difference that
+    /// was repaired.
     ///
     /// # Errors
-    /// When it is not in force, or not pinned; to be tried again.
+    /// When it is not attached, or not pinned; the caller tries again.
     pub(super) fn repair(&mut self, mut found: impl FnMut(Drift)) -> Result<(), DatapathError> {
         let today = cgroup_id(&self.cgroup)?;
         let mut info = link_info(&self.link).map_err(io_error("examine", &self.pin))?;
@@ -119,7 +122,7 @@ impl Link {
             self.link = link;
             info = link_info(&self.link).map_err(io_error("examine", &self.pin))?;
             self.cgroup_id = info.cgroup;
-            // Dead as well, or somebody else's.
+            // Detached as well, or of another owner.
             remove(&self.pin)?;
             return pin(&self.link, &self.pin).map_err(io_error("pin", &self.pin));
         }
@@ -135,7 +138,8 @@ impl Link {
     }
 }
 
-/// Swaps the program under a pinned link. Not if the link is in force nowhere or elsewhere, or of another kind: then nothing was done.
+/// Swaps the program of a pinned link. If the link is attached to no cgroup or to another one, or is of
+/// another kind, nothing is done.
 fn adopt(link: &OwnedFd, cgroup: &Path, program: BorrowedFd<'_>, pin: &Path) -> Result<bool, DatapathError> {
     let info = link_info(link).map_err(io_error("examine", pin))?;
     if info.cgroup != cgroup_id(cgroup)? {
@@ -156,7 +160,7 @@ fn attach_error(program: &'static str, cgroup: &Path, source: Box<dyn Error + Se
     DatapathError::Attach { program, cgroup: cgroup.to_owned(), source }
 }
 
-/// Attaches, then makes room for the pin: should what is pinned be in force on another cgroup, it stays so until then.
+/// Attaches the program, then replaces the pin: a pinned link to another cgroup stays attached until then.
 fn attach(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -167,7 +171,7 @@ fn attach(
     let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
     let failed = |source| attach_error(name, cgroup, source);
     if let Some(Program::CgroupSockopt(program)) = ebpf.program(name) {
-        // aya 0.14 has no way to pin this kind's links.
+        // aya 0.14 cannot pin links of this kind.
         let program = program.fd().map_err(|error| failed(error.into()))?;
         let link = link_create(program, &directory, BPF_CGROUP_SETSOCKOPT);
         let link = link.map_err(|error| failed(error.into()))?;
@@ -182,7 +186,8 @@ fn attach(
     open_pinned(pin).map_err(io_error("open", pin))
 }
 
-/// `Single` is no mode: it leaves the flags 0, as links must have them, and a link is always one of many. Any other mode is EINVAL (aya#1078).
+/// `Single` leaves the flags 0, which links require; links never exclude other programs. Any other mode fails
+/// with EINVAL (aya#1078).
 fn create(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, Box<dyn Error + Send + Sync>> {
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     let cgroup: OwnedFd = cgroup.as_fd().try_clone_to_owned()?;

@@ -19,7 +19,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ku
 /// The same programs, logging every verdict.
 static DEBUG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kube2ram-debug.bpf.o"));
 
-/// The layout of a map as the kernel tells it: type, key size, value size, entries.
+/// The layout of a map as the kernel reports it: type, key size, value size, entries.
 type Layout = (MapType, usize, usize, usize);
 
 /// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the kernel's.
@@ -117,7 +117,8 @@ fn check_pinned(pins: &Pins, name: &'static str, expected: Layout) -> Result<(),
     if found == expected { Ok(()) } else { Err(DatapathError::ForeignMap(path)) }
 }
 
-/// Below Linux 5.11 maps count against RLIMIT_MEMLOCK, whose default of 64 KiB fits none. A refusal shows when the load fails.
+/// Below Linux 5.11 maps count against RLIMIT_MEMLOCK, whose default of 64 KiB is too small. If the limit
+/// cannot be raised, the load fails.
 fn raise_memlock_limit() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
@@ -125,7 +126,7 @@ fn raise_memlock_limit() {
     }
 }
 
-/// The running kernel's major and minor version, as far as its name tells.
+/// The running kernel's major and minor version, parsed from its release name.
 pub fn kernel_version() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();

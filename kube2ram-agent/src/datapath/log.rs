@@ -1,4 +1,4 @@
-//! Forwards the kernel half's own log (only the debug object has one) to tracing. Called by `attach`.
+//! Forwards the log of the eBPF programs (only the debug object has one) to tracing. Called by `attach`.
 
 use std::time::Duration;
 

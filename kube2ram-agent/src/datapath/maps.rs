@@ -66,7 +66,7 @@ impl PinnedMap {
         self.name
     }
 
-    /// Pins it again if its pin is gone or another map's, and tells whether something was done.
+    /// Pins the map again if its pin is missing or another map's, and returns whether it did so.
     pub(super) fn repair(&self, pins: &Pins) -> Result<bool, DatapathError> {
         let is_ours = |pinned: &OwnedFd| object_id(pinned).map(|id| id == self.id);
         ensure_pinned(&self.map, &pins.map(self.name), is_ours)
@@ -90,7 +90,7 @@ fn wanted_config(settings: &Settings, agent_netns: u64) -> Result<Config, Datapa
     })
 }
 
-/// What the kernel half must know of the node and the cloud.
+/// The configuration of the eBPF programs: node and cloud.
 pub(super) struct Configuration {
     map: Array<MapData, Config>,
     agent_netns: u64,
@@ -101,8 +101,8 @@ impl Configuration {
         Ok(Self { map: open(pins, map::CONFIG)?, agent_netns: 0 })
     }
 
-    /// Finds out which network namespace is the agent's, if that is not known yet. Below Linux 5.14 it is the programs that tell: those of a former agent, or after
-    /// they are attached.
+    /// Identifies the agent's network namespace, if it is not known yet. Below Linux 5.14 the programs
+    /// provide its cookie: those of a previous agent, or this agent's after they are attached.
     pub(super) fn learn_agent_netns(&mut self, pins: &Pins) {
         if self.agent_netns != 0 {
             return;
@@ -119,7 +119,7 @@ impl Configuration {
         }
     }
 
-    /// Writes it unless it is there, and tells whether something was done.
+    /// Writes the configuration unless the map already has it, and returns whether it did so.
     pub(super) fn ensure(&mut self, settings: &Settings) -> Result<bool, DatapathError> {
         let failed = |what| move |source| DatapathError::Map { what, name: map::CONFIG, source };
         let wanted = wanted_config(settings, self.agent_netns)?;
@@ -154,12 +154,13 @@ struct Written {
     namespaces: HashMap<MapData, u64, u64>,
     /// As many as the map has room for.
     wanted: BTreeMap<u64, Target>,
-    /// Those of them that a former agent wrote.
+    /// The entries that a previous agent wrote.
     adopted: BTreeSet<u64>,
 }
 
 impl Targets {
-    /// Opens the map. Where a former agent is gone, nobody listens any more, and all pods are sent to the host's listener.
+    /// Opens the map. If the previous agent has ended, its listeners are closed, and all pods are redirected
+    /// to the host listener.
     pub(super) fn open(pins: &Pins, former: Former) -> Result<Self, DatapathError> {
         let (map, namespaces) = (open(pins, map::TARGETS)?, open(pins, map::NAMESPACES)?);
         let mut written = Written { map, namespaces, wanted: BTreeMap::new(), adopted: BTreeSet::new() };
@@ -170,7 +171,7 @@ impl Targets {
         Ok(Self(Arc::new(Mutex::new(written))))
     }
 
-    /// Sends a pod's connections to a listener of its own, which must be listening.
+    /// Redirects a pod's connections to its in-pod listener, which must be listening.
     ///
     /// # Errors
     /// When the map is full, or the kernel refuses; what held for the pod before still does.
@@ -178,7 +179,8 @@ impl Targets {
         self.written().set(pod.0, target.into())
     }
 
-    /// Sends a pod's connections to the host's listener again. Call it before the pod's own is closed.
+    /// Redirects a pod's connections to the host listener again. Call it before the in-pod listener is
+    /// closed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -186,7 +188,8 @@ impl Targets {
         self.written().remove(pod.0)
     }
 
-    /// Sends pods to the host's listener that a former agent sent to its own, and that have none of this one's yet: the former's are about to be closed.
+    /// Redirects pods to the host listener if their target is still the outgoing agent's in-pod listener:
+    /// those listeners are about to be closed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -196,12 +199,13 @@ impl Targets {
         adopted.into_iter().try_for_each(|pod| written.remove(pod))
     }
 
-    /// A pod's own listener, if it has one.
+    /// The target of a pod's in-pod listener, if it has one.
     pub fn of_pod(&self, pod: CgroupId) -> Option<PodTarget> {
         self.written().wanted.get(&pod.0).copied().map(PodTarget::from)
     }
 
-    /// Compares the map with what was written, and makes it so: tells how many entries were missing, altered or somebody else's.
+    /// Compares the map with what was written, repairs it, and returns how many entries were missing, altered
+    /// or foreign.
     pub(super) fn repair(&self) -> Result<usize, DatapathError> {
         self.written().repair()
     }
@@ -235,7 +239,7 @@ impl Written {
     }
 
     fn set(&mut self, cgroup: u64, target: Target) -> Result<(), DatapathError> {
-        // Nobody else may dial the listener before the pod is sent there.
+        // No other process may dial the listener before the pod is redirected to it.
         self.namespaces.insert(target.netns, cgroup, 0).map_err(failed("write", map::NAMESPACES))?;
         self.map.insert(cgroup, target, 0).map_err(failed("write", map::TARGETS))?;
         self.adopted.remove(&cgroup);
@@ -276,7 +280,7 @@ fn remove<V: Pod>(
     }
 }
 
-/// Makes a map what it should be, and tells how many entries were not.
+/// Repairs a map, and returns how many entries differed.
 fn repair<V: Pod + PartialEq>(
     map: &mut HashMap<MapData, u64, V>,
     wanted: &BTreeMap<u64, V>,
@@ -284,7 +288,7 @@ fn repair<V: Pod + PartialEq>(
 ) -> Result<usize, DatapathError> {
     let found = map.keys().collect::<Result<BTreeSet<_>, _>>().map_err(failed("read", name))?;
     let mut repaired = 0;
-    // First, because they take the room of those that are missing.
+    // These come first, because they take the room of missing entries.
     for key in found.iter().filter(|key| !wanted.contains_key(key)) {
         remove(map, *key, name)?;
         repaired += 1;
@@ -299,7 +303,7 @@ fn repair<V: Pod + PartialEq>(
     Ok(repaired)
 }
 
-/// Reads the records that the kernel half leaves with the sockets that the host's listener accepts.
+/// Reads the records that the eBPF programs store with the sockets that the host listener accepts.
 #[derive(Clone, Debug)]
 pub struct AcceptedOrigins(Arc<SkStorage<MapData, ConnectRecord>>);
 
@@ -331,11 +335,12 @@ impl NetnsCookies {
         open(pins, map::NETNS).map(|cookies| Self(Mutex::new(cookies)))
     }
 
-    /// The cookie of the namespace in which a socket was made. From Linux 5.14 on the kernel tells; before, the connect hook does, which sees the agent's sockets
-    /// where its cgroup is below the pods'.
+    /// The cookie of the namespace in which a socket was created. From Linux 5.14 on the kernel provides it.
+    /// Before, the connect hook does; it runs for the agent's sockets if the agent's cgroup is below the
+    /// pods'.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where neither tells.
+    /// [`io::ErrorKind::Unsupported`] if neither provides it.
     pub fn of(&self, socket: &UdpSocket) -> io::Result<u64> {
         match super::sys::netns_cookie(socket) {
             Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => self.by_hook(socket),
@@ -386,7 +391,7 @@ impl PassGrant for PassMark {
     }
 }
 
-/// The kernel half's counters.
+/// The counters of the eBPF programs.
 pub struct Counters(PerCpuArray<MapData, u64>);
 
 impl Counters {

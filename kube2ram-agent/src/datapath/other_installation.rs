@@ -1,5 +1,5 @@
 //! Finds programs of kube2ram on the pods' cgroup that no pin of this installation holds: those of another
-//! installation, with a `--bpf-dir` of its own. The two would redirect to each other's listeners. Called by
+//! installation, with another `--bpf-dir`. The two would redirect to each other's listeners. Called by
 //! `preflight`.
 
 use std::{
@@ -29,20 +29,20 @@ pub struct OtherInstallation {
     pub bpf_dirs: Vec<PathBuf>,
 }
 
-/// How deep below the mount point another installation's pins are looked for.
+/// How deep below the mount point pins of another installation are searched for.
 const MAX_DEPTH: usize = 4;
 
 /// Looks for another installation.
 ///
 /// # Errors
-/// [`DatapathError::Io`] when the kernel does not tell, or the pins cannot be read.
+/// [`DatapathError::Io`] when the kernel refuses the query, or the pins cannot be read.
 pub fn other_installation(
     bpf_dir: &Path,
     pods_cgroup: &Path,
 ) -> Result<Option<OtherInstallation>, DatapathError> {
     let before = named_programs(pods_cgroup)?;
     let own = pinned_programs(bpf_dir)?;
-    // An agent may have swapped a program between the two: the former one is gone by now.
+    // An agent may have swapped a program between the two calls: the previous program no longer exists.
     let after = if before.is_subset(&own) { BTreeSet::new() } else { named_programs(pods_cgroup)? };
     let programs: BTreeSet<u32> =
         before.intersection(&after).filter(|id| !own.contains(id)).copied().collect();
@@ -53,7 +53,7 @@ pub fn other_installation(
     Ok(Some(OtherInstallation { programs, bpf_dirs }))
 }
 
-/// Programs on the cgroup whose name is kube2ram's.
+/// The programs on the cgroup whose names are kube2ram's.
 fn named_programs(cgroup: &Path) -> Result<BTreeSet<u32>, DatapathError> {
     let failed = || io_error("ask for programs on", cgroup);
     let directory = File::open(cgroup).map_err(failed())?;

@@ -1,7 +1,7 @@
 //! Where maps and links are pinned, and the lock that keeps a second agent from writing there. Called by `attach`, `load`, `links`, `maps`, `repair` and
 //! `remove`.
 //!
-//! Pins outlive the agent: that is what fails closed. Nothing but `remove` takes one away for good.
+//! Pins outlive the agent, so that pods are denied without one. Only `remove` deletes a pin permanently.
 
 use std::{
     fs::{self, File, Permissions},
@@ -30,11 +30,11 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 #[derive(Clone, Debug)]
 pub struct Lock {
     bpf_dir: PathBuf,
-    /// Shared by all clones: should somebody remove the directory, it is another one from then on.
+    /// Shared by all clones: if the directory is removed, all of them use the new one.
     directory: Arc<Mutex<File>>,
 }
 
-/// How often a directory that others remove is made.
+/// How often a directory that another process removes is created again.
 const ATTEMPTS: u8 = 8;
 
 impl Lock {
@@ -46,7 +46,7 @@ impl Lock {
         take(bpf_dir).map(|directory| Self::of(bpf_dir, directory))
     }
 
-    /// Takes the lock of a directory; `None` when there is none.
+    /// Takes the lock of a directory; `None` when the directory does not exist.
     pub(super) fn of_existing(bpf_dir: &Path) -> Result<Option<Self>, DatapathError> {
         Ok(take_existing(bpf_dir)?.map(|directory| Self::of(bpf_dir, directory)))
     }
@@ -60,7 +60,7 @@ impl Lock {
         if !is_at(&passed, bpf_dir)? {
             return Err(DatapathError::ForeignLock(bpf_dir.to_owned()));
         }
-        hold(&passed, bpf_dir)?; // a matter of form where the former agent has it: the lock is the open file's, and so is ours
+        hold(&passed, bpf_dir)?; // the outgoing agent has the same lock: it belongs to the open file, which this agent received
         Ok(Self::of(bpf_dir, passed))
     }
 
@@ -73,7 +73,7 @@ impl Lock {
         directory.map_err(io_error("open", &self.bpf_dir))
     }
 
-    /// Takes the lock again if somebody removed the directory that is locked, and tells whether something was done.
+    /// Takes the lock again if the locked directory was removed, and returns whether it did so.
     ///
     /// # Errors
     /// [`DatapathError::Locked`] when another agent was faster.
@@ -95,7 +95,8 @@ impl Lock {
     }
 }
 
-/// The pin directory of one map layout, locked by this agent together with those of all other layouts, unless it only looks.
+/// The pin directory of one map layout. This agent has locked it together with those of all other layouts,
+/// unless it only reads.
 #[derive(Debug)]
 pub(super) struct Pins {
     bpf_dir: PathBuf,
@@ -111,12 +112,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Those of an agent that runs: to look at, not to be changed.
+    /// The pins of a running agent: they may be read but not changed.
     pub(super) fn of_running(bpf_dir: &Path) -> Self {
         Self { bpf_dir: bpf_dir.to_owned(), layout: Layout::OURS, lock: None }
     }
 
-    /// Makes the directories again, and takes the lock again, if somebody removed the directory that is locked.
+    /// Creates the directories again, and takes the lock again, if the locked directory was removed.
     ///
     /// # Errors
     /// [`DatapathError::Locked`] when another agent was faster.
@@ -148,7 +149,7 @@ impl Pins {
         others.into_iter().map(move |kind| directory.join(kind)).chain(wires)
     }
 
-    /// Where the links of one place are: a cgroup, or the devices that have a program.
+    /// The directory of one attachment point's links: a cgroup, or the devices that have a program.
     pub(super) fn place(&self, place: &str) -> PathBuf {
         self.directory().join("links").join(place)
     }
@@ -157,13 +158,14 @@ impl Pins {
         self.directory().join("maps").join(name)
     }
 
-    /// `place` tells apart the links of one program: `pods`, `agent` or `root`.
+    /// `place` distinguishes the links of one program: `pods`, `agent` or `root`.
     pub(super) fn link(&self, place: &str, program: &str) -> PathBuf {
         self.place(place).join(program)
     }
 }
 
-/// Pins an object unless it is pinned there already, and tells whether something was done. What else is pinned there gives way.
+/// Pins an object unless it is pinned there already, and returns whether it did so. Another object that is
+/// pinned there is unpinned.
 pub(super) fn ensure_pinned(
     object: impl AsFd,
     path: &Path,
@@ -187,7 +189,7 @@ pub(super) fn ensure_pinned(
     Ok(true)
 }
 
-/// Removes a pin if it is there. The kernel frees what nobody else holds.
+/// Removes a pin if it exists. The kernel then frees an object without other references.
 pub(super) fn remove(pin: &Path) -> Result<(), DatapathError> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", pin)(error)),
@@ -204,7 +206,7 @@ pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
         match statfs(path) {
             Ok(found) if u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC) => return Ok(()),
             Ok(_) => break,
-            // Somebody may remove it at any time, even now.
+            // Another process may remove it at any time, even now.
             Err(Errno::NOENT) => {}
             Err(error) => return Err(io_error("examine", path)(error.into())),
         }
@@ -212,9 +214,11 @@ pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
     Err(DatapathError::BpfFs(bpf_dir.to_owned()))
 }
 
-/// Takes the lock of a directory; `None` when there is none. It is held as long as the file is open.
+/// Takes the lock of a directory; `None` when the directory does not exist. It is held as long as the file is
+/// open.
 ///
-/// An uninstall may remove the directory between the opening and the locking: such a lock would keep nobody away.
+/// An uninstall may remove the directory between opening and locking it: such a lock would exclude no other
+/// agent.
 fn take_existing(bpf_dir: &Path) -> Result<Option<File>, DatapathError> {
     for _ in 0..ATTEMPTS {
         let directory = match File::open(bpf_dir) {
@@ -230,12 +234,12 @@ fn take_existing(bpf_dir: &Path) -> Result<Option<File>, DatapathError> {
     Err(DatapathError::Locked(bpf_dir.to_owned()))
 }
 
-/// Takes the lock of a directory, which is made where there is none.
+/// Takes the lock of a directory, which is created if it does not exist.
 fn take(bpf_dir: &Path) -> Result<File, DatapathError> {
     check_bpffs(bpf_dir)?;
     for _ in 0..ATTEMPTS {
         match fs::create_dir_all(bpf_dir) {
-            // It was there, and is gone again.
+            // The directory existed, and was removed again.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             created => created.map_err(io_error("create", bpf_dir))?,
         }
@@ -277,7 +281,7 @@ fn is_layout(path: &Path) -> bool {
     name.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// What a directory holds; nothing when there is none.
+/// The entries of a directory; none when it does not exist.
 pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

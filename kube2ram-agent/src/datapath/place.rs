@@ -1,4 +1,4 @@
-//! Which program belongs on which cgroup, and how all of them get there. Called by `attach`.
+//! Which program is attached to which cgroup, and the attachment of all of them. Called by `attach`.
 
 use std::path::Path;
 
@@ -17,15 +17,16 @@ use super::{
 pub enum Mode {
     /// The pods' own, as it should be.
     Pods,
-    /// The root, since somebody has used cgroup v1 `net_cls` or `net_prio` on a kernel below 5.15 (kernel commit 8520e224f547). It stays so until the
-    /// next boot.
+    /// The root, because a process has used cgroup v1 `net_cls` or `net_prio` on a kernel below 5.15 (kernel
+    /// commit 8520e224f547). This lasts until the next boot.
     Root,
 }
 
-/// Pins of links stand in a directory for each.
+/// Each has a directory with the pins of its links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// The agent's own cgroup: an accepted socket belongs to the cgroup that made its listener, and there the hand-over happens.
+    /// The agent's own cgroup: an accepted socket belongs to the cgroup that created its listener, and
+    /// `sock_ops` hands over the record there.
     Agent,
     Pods,
     Root,
@@ -49,8 +50,10 @@ impl Place {
     }
 }
 
-/// Egress first, unless it keeps them: it cuts connections that are older than the rest. Then `sock_ops`: without it a redirected connection is not vouched for. The peer
-/// names are cosmetic. What sockets from elsewhere need comes last, after what rewrites the legitimate.
+/// The order of attachment. Egress is first, unless open connections are kept: it cuts connections that are
+/// older than the other programs. `sock_ops` comes next: without it a redirected connection has no record.
+/// The peer names are cosmetic. The programs for sockets that were created outside of the pods come last,
+/// after those that rewrite legitimate connections.
 const PODS: [(Place, &str); 15] = [
     (Place::Agent, program::SOCK_OPS),
     (Place::Pods, program::EGRESS),
@@ -69,7 +72,8 @@ const PODS: [(Place, &str); 15] = [
     (Place::Root, program::TASK_SOCKET_OPTION),
 ];
 
-/// What goes by the calling task works at the root as well. Egress does not: a packet has no task. It stays where it is, for sockets that are older.
+/// Programs that check the calling task also work at the root. Egress does not: a packet has no task. It
+/// stays on the pods' cgroup, for sockets that are older.
 const ROOT: [(Place, &str); 12] = [
     (Place::Pods, program::EGRESS),
     (Place::Pods, program::SOCKET_OPTION),
@@ -109,7 +113,8 @@ impl Mode {
 
     /// The programs that these settings ask for.
     fn wanted(self, settings: &Settings) -> Vec<(Place, &'static str)> {
-        // An agent that once ran elsewhere would leave its program, never updated again, in force there.
+        // An agent that ran in another cgroup before would leave its program attached there, and it would
+        // never be updated.
         let is_needed =
             |place| place != Place::Agent || !settings.own_cgroup.starts_with(&settings.pods_cgroup);
         let mut programs = self.programs(settings.keeps_open);
@@ -126,7 +131,8 @@ impl Mode {
         on_pods.map(|(_, program)| program).collect()
     }
 
-    /// Puts this mode's programs in force, then takes away what only the other one has. In between a redirected connection is not vouched for.
+    /// Attaches this mode's programs, then removes those that only the other mode has. In between a
+    /// redirected connection has no record.
     pub(super) fn put_in_force(
         self,
         ebpf: &mut Ebpf,

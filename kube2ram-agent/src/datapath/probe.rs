@@ -1,5 +1,5 @@
-//! Asks the kernel whether the programs see the sockets of pods: a child below the pods' cgroup connects to an address that they refuse. No packet comes of
-//! it either way. Called by `attach` and `upkeep`.
+//! Tests whether the programs see the sockets of pods: a child below the pods' cgroup connects to an address
+//! that they refuse. No packet is sent either way. Called by `attach` and `upkeep`.
 
 use std::{fs, io, net::SocketAddrV4, os::fd::AsFd as _, path::PathBuf, time::Duration};
 
@@ -30,11 +30,12 @@ pub(super) fn sees_pods(settings: &Settings) -> Result<bool, DatapathError> {
     answer(connect_in_child(Some(procs.as_fd()), PROBE, Attempt::Datagram), settings)
 }
 
-/// Connects to an address and closes again, by a child below the pods' cgroup. `before` hears of the child's cgroup, which no pod's name is like and no
-/// pod can enter. Blocks for as long as that takes, but no longer than `patience`, which counts whole seconds.
+/// Connects to an address and closes again, in a child below the pods' cgroup. `before` is called with the
+/// child's cgroup, whose name is no pod's and which no pod can enter. Blocks until the child has ended, but
+/// no longer than `patience`, which counts whole seconds.
 ///
 /// # Errors
-/// [`DatapathError::Io`]: what connect(2) said, or why there was no child.
+/// [`DatapathError::Io`]: connect(2)'s error, or why there was no child.
 pub fn dial_as_pod(
     settings: &Settings,
     to: SocketAddrV4,

@@ -1,4 +1,5 @@
-//! Takes the kernel half out of force: all of it, or that of other layouts once this one's is in force. Called by `uninstall` and `attach`.
+//! Detaches the eBPF programs: all of them, or those of other layouts once this layout's are attached. Called
+//! by `uninstall` and `attach`.
 
 use std::{
     fs, io,
@@ -15,10 +16,10 @@ use super::{
     sys::{link_detach, open_pinned},
 };
 
-/// What was there and is gone.
+/// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Programs in force.
+    /// Attached programs.
     pub links: usize,
     /// Pinned maps.
     pub maps: usize,
@@ -45,10 +46,11 @@ pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     Ok(removed)
 }
 
-/// Does the same with all layouts but this one, whose programs are in force already.
+/// Does the same for all layouts but this one, whose programs are attached already.
 ///
-/// Until the others' connect hooks are gone, theirs run first, and ours see what they rewrote: an address of the other agent, which passes. From then on ours
-/// redirect. What the others redirected last gets the time to be handed over before their hand-over ends.
+/// Until the other layout's connect hooks are removed, they run first, and ours see the rewritten address of
+/// the other agent, which passes. From then on ours redirect. The connections that the others redirected last
+/// have time to be handed over before their `sock_ops` is removed.
 pub(super) fn remove_others(pins: &Pins) -> Result<Removed, DatapathError> {
     let mut others = layouts(pins.bpf_dir())?;
     others.retain(|layout| *layout != pins.directory());
@@ -84,9 +86,8 @@ fn take_out(layouts: &[PathBuf], grace: Duration, removed: &mut Removed) -> Resu
     Ok(())
 }
 
-/// The order in which programs go. Egress and the wire guard deny whatever the others no longer redirect, so they
-/// go last; the hand-over is of use as long as
-/// somebody redirects.
+/// The order in which programs are removed. Egress and the wire guard deny connections that are no longer
+/// redirected, so they are removed last. `sock_ops` is needed as long as a program redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     PeerName,

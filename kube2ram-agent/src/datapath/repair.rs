@@ -1,4 +1,4 @@
-//! Compares the kernel half with what it should be, and makes it so. Called by `reconcile`.
+//! Compares the eBPF programs with the expected state, and repairs them. Called by `reconcile`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,11 @@ use kube2ram_service::telemetry::chain;
 /// In which respect something was not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Drift {
-    /// A cgroup was deleted and made anew, and so had no program.
+    /// A cgroup was deleted and created again, and so had no program.
     Cgroup,
-    /// The configuration in its map; also because the pods' cgroup was made anew, which it names.
+    /// The configuration in its map; also if the pods' cgroup, which it names, was created again.
     Config,
-    /// Somebody detached a link.
+    /// A link was detached.
     Detached,
     /// A link's pin was missing, or another object's.
     LinkPin,
@@ -20,7 +20,7 @@ pub enum Drift {
     MapPin,
     /// Another program ran under a link.
     Program,
-    /// Entries of the target map were missing, altered, or nobody's.
+    /// Entries of the target map were missing, altered, or foreign.
     Targets,
 }
 
@@ -53,17 +53,17 @@ impl Drift {
 /// What one comparison found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// What was made good.
+    /// What was repaired.
     pub repaired: Vec<Drift>,
-    /// Of what: program, map, or what else it was, one for each of the above.
+    /// The repaired object: program, map, or other, one for each of the above.
     pub of: Vec<&'static str>,
     /// What was not, the first thing first.
     pub failed: Vec<DatapathError>,
 }
 
 impl Datapath {
-    /// The directories in which something that comes or goes may be of interest: those above the pods' cgroup, which may be deleted and made anew, and those of
-    /// the pins.
+    /// The directories to watch for changes: those above the pods' cgroup, which may be deleted and created
+    /// again, and those of the pins.
     pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
         let Settings { cgroup_root, pods_cgroup, bpf_dir, .. } = &self.settings;
         let above = pods_cgroup.ancestors().skip(1).take_while(move |path| path.starts_with(cgroup_root));
@@ -74,7 +74,8 @@ impl Datapath {
     /// Compares everything with what it should be and repairs what it is not, in the order of a start: egress before what redirects. Blocks for some 100 system calls,
     /// and two more a pod if `with_targets`.
     ///
-    /// Where others' programs stand in the same cgroup does not matter: whatever they rewrite, before or after ours, egress sees the address in the packet.
+    /// The position of other programs in the same cgroup does not matter: whatever they rewrite, before or
+    /// after ours, egress sees the address in the packet.
     pub fn repair(&mut self, with_targets: bool) -> Found {
         let mut found = Found::default();
         match self.pins.restore() {
@@ -84,7 +85,7 @@ impl Datapath {
                 found.failed.push(error);
                 return found;
             }
-            // What is in force can be kept there even where nothing can be pinned.
+            // Programs can be kept attached even if nothing can be pinned.
             Err(error) => found.failed.push(error),
         }
         for map in &self.maps {

@@ -91,7 +91,7 @@ pub(super) struct CgroupLinkInfo {
     /// The program that it runs.
     pub(super) program_id: u32,
     reserved: u32,
-    /// The cgroup that the link is attached to; 0 once that is gone, or somebody detached the link.
+    /// The cgroup that the link is attached to; 0 once the cgroup is removed or the link is detached.
     pub(super) cgroup: u64,
     /// The hook.
     pub(super) attach_type: u32,
@@ -183,7 +183,8 @@ pub(super) struct TcxInfo {
     /// The program that it runs.
     pub(super) program_id: u32,
     reserved: u32,
-    /// The index of the device, in whatever namespace that is; 0 once it is gone, or somebody detached the link.
+    /// The index of the device in its network namespace; 0 once the device is removed or the link is
+    /// detached.
     pub(super) device: u32,
     attach_type: u32,
 }
@@ -200,13 +201,13 @@ pub(super) fn tcx_info(link: impl AsFd) -> io::Result<TcxInfo> {
 /// `BPF_TCX_EGRESS` of include/uapi/linux/bpf.h, enum bpf_attach_type. Linux 6.6.
 const BPF_TCX_EGRESS: u32 = 47;
 
-/// Attaches a program to egress of a device of the calling thread's network namespace, before all others, for as
-/// long as the link is open or pinned, or the device there.
+/// Attaches a program to egress of a device of the calling thread's network namespace, before all others. It
+/// stays while the link is open or pinned, and the device exists.
 ///
 /// # Errors
-/// bpf(2)'s; `ENODEV` when there is no such device.
+/// bpf(2)'s; `ENODEV` when the device does not exist.
 pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd> {
-    /// Before the first one, where no other is named.
+    /// Without another program's id: before the first one.
     const BPF_F_BEFORE: u32 = 1 << 3;
     create_link(program.as_fd(), device, BPF_TCX_EGRESS, BPF_F_BEFORE)
 }
@@ -215,7 +216,7 @@ pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd>
 /// number of its link (0 without one).
 ///
 /// # Errors
-/// bpf(2)'s; `ENODEV` when there is no such device.
+/// bpf(2)'s; `ENODEV` when the device does not exist.
 pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
     /// `BPF_MPROG_MAX`: the kernel attaches no more.
     const MAX: u32 = 64;
@@ -263,7 +264,7 @@ pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
 /// keeps a second writer away.
 ///
 /// # Errors
-/// bpf(2)'s; `ENOLINK` when the cgroup is gone.
+/// bpf(2)'s; `ENOLINK` when the cgroup was removed.
 pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct LinkUpdate {
@@ -282,7 +283,7 @@ pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
 }
 
-/// Takes a link's program out of force at once, while the link lives on without one (Linux 5.9).
+/// Detaches a link's program at once. The link object stays, without a program (Linux 5.9).
 ///
 /// # Errors
 /// bpf(2)'s.
@@ -325,7 +326,8 @@ fn query(cgroup: BorrowedFd<'_>, hook: u32, ids: &mut [u32]) -> io::Result<ProgQ
     Ok(attributes)
 }
 
-/// The flags with which programs are attached at a hook of this very cgroup; `None` when there is no program.
+/// The flags with which programs are attached at a hook of this cgroup itself; `None` when there is no
+/// program.
 ///
 /// # Errors
 /// bpf(2)'s.
@@ -349,7 +351,7 @@ pub(super) fn program_ids(cgroup: impl AsFd, hook: u32) -> io::Result<Vec<u32>> 
 /// The name of a program, which the kernel cuts to 15 bytes. Takes CAP_SYS_ADMIN.
 ///
 /// # Errors
-/// bpf(2)'s; [`io::ErrorKind::NotFound`] when there is no such program any more.
+/// bpf(2)'s; [`io::ErrorKind::NotFound`] when the program no longer exists.
 pub(super) fn program_name(id: u32) -> io::Result<String> {
     #[repr(C)]
     struct GetId {

@@ -2,8 +2,8 @@
 
 use aya::programs::{SchedClassifier, tc::TcAttachType};
 
-/// Whether a device of the calling thread's network namespace has any. `false` where that cannot be told: older kernels know no such question, and a device
-/// may be gone.
+/// Whether a device of the calling thread's network namespace has such a program. `false` if that cannot be
+/// determined: older kernels have no such query, and the device may have been removed.
 pub(crate) fn has_ingress_programs(device: &str) -> bool {
     SchedClassifier::query_tcx(device, TcAttachType::Ingress).is_ok_and(|(_, programs)| !programs.is_empty())
 }

@@ -1,5 +1,6 @@
-//! Other trees of pods' cgroups than the kubelet's: a change of its cgroup driver leaves the former one, with the pods that run there until the kubelet ends them,
-//! and makes the new one while an agent may still run in the former. Called by `attach` and `repair`.
+//! Trees of pods' cgroups besides the kubelet's current one. After a change of the kubelet's cgroup driver
+//! the previous tree stays, with its pods until the kubelet ends them, and an agent may still run in it.
+//! Called by `attach` and `repair`.
 
 use std::{
     fs, io,
@@ -16,7 +17,7 @@ use super::{
     pins::{self, Pins, children},
 };
 
-/// The trees that are there, with the programs of a pods' cgroup in force on each.
+/// The existing trees, with the programs of a pods' cgroup attached to each.
 #[derive(Debug, Default)]
 pub(super) struct OtherTrees(Vec<Tree>);
 
@@ -26,7 +27,7 @@ struct Tree {
     links: Vec<Link>,
 }
 
-/// Places of links that belong to no other tree.
+/// Attachment points that belong to no other tree.
 const PLACES: [&str; 5] = ["agent", "pods", "root", program::WIRE, program::WIRE_IP];
 
 impl OtherTrees {
@@ -40,7 +41,7 @@ impl OtherTrees {
         self.0.iter_mut().flat_map(|tree| &mut tree.links)
     }
 
-    /// Covers trees that came, and forgets those that are gone. Loads the programs only if one came.
+    /// Attaches the programs to new trees, and forgets removed ones. Loads the programs only for a new tree.
     ///
     /// # Errors
     /// As [`super::Datapath::attach`]; to be tried again.
@@ -63,7 +64,7 @@ impl OtherTrees {
         self.cover(&mut load::load(pins, settings.debug)?, mode, pins, settings)
     }
 
-    /// Puts the programs in force on each tree that is there and has none yet.
+    /// Attaches the programs to each existing tree that has none yet.
     ///
     /// # Errors
     /// As [`Self::follow`]; the trees before are covered.
@@ -97,7 +98,8 @@ impl OtherTrees {
         Ok(())
     }
 
-    /// Removes what an earlier agent, or a tree that is gone, has left. Call it once the kubelet's own tree is covered.
+    /// Removes the pins of an earlier agent and of removed trees. Call it once the kubelet's own tree has the
+    /// programs.
     ///
     /// # Errors
     /// When a pin cannot be removed.

@@ -1,5 +1,5 @@
-//! What the kernel half needs from time to time: entries that died of age are removed, and on kernels on which sockets can fall to the root cgroup, that
-//! is looked for. Called by `reconcile`.
+//! Periodic maintenance of the eBPF programs: removes expired entries. On kernels on which sockets can fall
+//! to the root cgroup, it also tests for that. Called by `reconcile`.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use kube2ram_service::telemetry::chain;
 /// The first kernel on which sockets stay with their cgroup (kernel commit 8520e224f547).
 const SOCKETS_STAY: (u32, u32) = (5, 15);
 
-/// Whether sockets can fall to the root cgroup on this kernel; unless its vendor has back-ported the change, which the probe tells.
+/// Whether sockets can fall to the root cgroup on this kernel. If its vendor has back-ported the change, the
+/// probe finds out.
 pub(super) fn sockets_may_fall() -> bool {
     load::kernel_version() < SOCKETS_STAY
 }
@@ -61,7 +62,7 @@ fn remove_over<K: Pod, V: Pod>(
     let old: Vec<_> =
         entries.iter().flatten().filter(|(_, value)| is_over(now_ns, until_ns(value))).collect();
     for (key, _) in old {
-        // Gone already, or taken by another socket meanwhile, which is then not vouched for.
+        // Already removed, or reused by another socket meanwhile, which then has no record.
         let _gone_already = entries.remove(&key);
     }
     Ok(())

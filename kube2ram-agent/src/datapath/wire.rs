@@ -1,8 +1,9 @@
 //! The wire guard's programs on network devices: attaches each before all others on a device's egress, and swaps
 //! the programs that an earlier agent attached. Called by `wire_guard`, in the network namespace of the device.
 //!
-//! From Linux 6.6 on by a tcx link, which nobody without bpf(2) can remove, and which stays on a device that is
-//! moved to another namespace. Before, by a filter of the clsact queueing discipline.
+//! From Linux 6.6 on the program is attached by a tcx link. Only bpf(2) can remove it, and it stays on a
+//! device that is moved to another namespace. On older kernels it is a filter of the clsact queueing
+//! discipline.
 
 mod clsact;
 
@@ -63,7 +64,7 @@ impl WireHook {
 pub enum Covering {
     /// It had no program of ours.
     Attached,
-    /// The device is gone.
+    /// The device was removed.
     Gone,
     /// It had one behind another program, or an older one.
     Moved,
@@ -107,7 +108,7 @@ impl WirePrograms {
     }
 }
 
-/// The wire guard's programs in force. Dropping it detaches nothing.
+/// The wire guard's attached programs. Dropping it detaches nothing.
 #[derive(Debug)]
 pub struct Wire {
     programs: WirePrograms,
@@ -139,8 +140,8 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Makes sure that each link runs today's program and is pinned. Links of devices that are gone are removed.
-    /// Returns how many were repaired.
+    /// Makes sure that each link runs this agent's program and is pinned. Links of removed devices are
+    /// deleted. Returns how many were repaired.
     ///
     /// # Errors
     /// When a link is not what it should be; to be tried again.
@@ -155,7 +156,7 @@ impl Wire {
             let program = &self.programs.0[*header as usize];
             if info.program_id != program.id {
                 match link_update(link, &program.fd) {
-                    // The device has just gone.
+                    // The device was removed just now.
                     Err(error) if is_severed(&error) => continue,
                     updated => updated.map_err(io_error("update", pin))?,
                 }
@@ -195,7 +196,7 @@ impl Wire {
         if place == Some(0) {
             return Ok(Covering::Unchanged);
         }
-        // A program is attached to a device once, and a link does not change its place.
+        // A program is attached to a device only once, and a link does not change its position.
         if let Some((_, link)) = place.and_then(|at| attached.get(at)) {
             self.forget(*link)?;
         }
@@ -212,10 +213,10 @@ impl Wire {
         Ok(if place.is_some() { Covering::Moved } else { Covering::Attached })
     }
 
-    /// Takes all programs that were attached by links out of force, and returns how many those were.
+    /// Detaches all programs that were attached by links, and returns their number.
     ///
     /// # Errors
-    /// Those of the kernel and the bpf file system; the rest is in force.
+    /// Those of the kernel and the bpf file system; the other devices keep the program.
     pub fn detach_links(&mut self) -> Result<usize, DatapathError> {
         let ids: Vec<_> = self.links.keys().copied().collect();
         ids.iter().try_for_each(|id| self.forget(*id))?;
@@ -254,12 +255,12 @@ fn or_gone(covered: io::Result<Covering>) -> io::Result<Covering> {
     }
 }
 
-/// Whether there is no such device.
+/// Whether the device does not exist.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
-/// Whether a link was detached already, with its device or by somebody.
+/// Whether a link was detached already, with its device or by another process.
 pub(super) fn is_severed(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOLINK.raw_os_error())
 }

@@ -46,7 +46,7 @@ pub(super) fn cover(device: u32, program: &Program<'_>) -> io::Result<Covering> 
         return Ok(Covering::Unchanged);
     }
     match first {
-        // In its place, without a moment between the programs.
+        // Replaces it, without a moment between the programs.
         Some(first) => add(&mut socket, device, program, first.handle, 0)?,
         None => {
             let is_free = |handle: &u32| ours.iter().all(|filter| filter.handle != *handle);
@@ -81,7 +81,8 @@ pub(super) fn uncover(device: u32) -> io::Result<bool> {
 const MAX_DATAGRAMS: usize = 64;
 /// The lowest number: filters run from there on up. 0 asks for any.
 const PRIORITY: u16 = 1;
-/// "k2": that nobody else takes it by chance. Two, because a filter is moved to the front by making another.
+/// "k2", so that no other program uses the number by chance. There are two, because a filter is moved to the
+/// front by creating another one.
 const HANDLES: [u32; 2] = [0x6b32, 0x6b33];
 
 /// `struct tcmsg`.
@@ -113,7 +114,7 @@ fn head(device: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Priority and protocol, as they stand in `tcm_info`.
+/// Priority and protocol, in the layout of `tcm_info`.
 fn info(priority: u16) -> u32 {
     u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be())
 }
@@ -154,12 +155,12 @@ fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     Some(Filter { priority, handle, program_id: number(options, TCA_BPF_ID), is_ours })
 }
 
-/// Makes the discipline unless it is there. Another kind in its place, `ingress`, would take a filter for egress, and
-/// list it there, but run it on ingress alone.
+/// Creates the discipline unless it exists. The kind `ingress` would accept a filter for egress, and list it
+/// there, but run it only on ingress.
 fn ensure_discipline(socket: &mut Socket, device: u32) -> io::Result<()> {
     let mut kind = None;
     let head = head(device, 0, TC_H_CLSACT, 0);
-    // Older kernels answer with a notice, which goes to those alone who ask for an echo.
+    // Older kernels answer with a notification, which only requests with an echo flag receive.
     let flags = NLM_F_ACK | NLM_F_ECHO;
     let asked = Message { kind: RTM_GETQDISC, flags, head, attributes: vec![] };
     let answered = socket.request(&[asked], |message, payload| {
