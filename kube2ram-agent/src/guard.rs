@@ -1,6 +1,6 @@
-//! The forward guard: netfilter rules that drop what the node would forward to the metadata server, by IPv4
-//! and by IPv6. It closes what no hook of a cgroup sees: packet sockets, TUN devices, a Service that points
-//! there, pods with a kernel of their own. Called by `app` and `uninstall`.
+//! Netfilter rules that drop packets which the node would forward to the metadata server, for IPv4 and IPv6.
+//! They cover traffic that no cgroup hook sees: packet sockets, TUN devices, a Service that points at the
+//! metadata server, pods with their own kernel. Called by `app` and `uninstall`.
 
 use std::{future::pending, io, path::Path, time::Duration};
 
@@ -38,18 +38,18 @@ pub enum GuardError {
         "cannot {0} the nf_tables tables ip kube2ram and ip6 kube2ram: check that the kernel has nf_tables and the agent CAP_NET_ADMIN"
     )]
     Request(&'static str, #[source] io::Error),
-    /// There is no netlink socket of netfilter.
+    /// The netlink socket of netfilter cannot be opened.
     #[error("cannot open a netlink socket to netfilter: check that the kernel has nfnetlink")]
     Socket(#[source] io::Error),
-    /// Somebody else changes the tables as fast as they are made.
+    /// Another process changes the tables as fast as they are written.
     #[error(
         "the nf_tables table ip kube2ram or ip6 kube2ram differs from what was written: find the other process that writes it"
     )]
     Unstable,
 }
 
-/// The guard of the network namespace that its first check runs in. Dropping it leaves the rules in force:
-/// nothing but [`remove`] takes them away.
+/// The guard of the network namespace in which its first check runs. Dropping it leaves the rules active:
+/// only [`remove`] deletes them.
 #[derive(Debug)]
 pub struct ForwardGuard {
     metadata: MetadataAddr,
@@ -92,11 +92,11 @@ const IPVS: &str = "/proc/thread-self/net/ip_vs";
 /// The IPv6 addresses of the calling thread's network namespace. The file is missing if the kernel has no
 /// IPv6, or `ipv6.disable=1`.
 const IPV6: &str = "/proc/thread-self/net/if_inet6";
-/// How long rules that somebody removed may be missing, if the kernel does not tell.
+/// How long removed rules may be missing if the kernel sends no notification.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// A check takes milliseconds, but waits for others that write nf_tables: kube-proxy among them.
+/// A check takes milliseconds, but waits for other writers of nf_tables, such as kube-proxy.
 const LATE: Duration = Duration::from_secs(5);
-/// Whoever changes the tables all the time, changes them this often at most.
+/// The shortest time between two repairs, if another process keeps changing the tables.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl ForwardGuard {
@@ -125,16 +125,16 @@ impl ForwardGuard {
         }
     }
 
-    /// Where it tells how it stands.
+    /// The state that `app` reads.
     pub fn state(&self) -> State {
         self.state.clone()
     }
 
-    /// Makes the tables unless they are there as they should be, reads them back, and tells whether the rules
-    /// for each address are in force. A failure is logged, not returned: the hooks in the cgroups hold
-    /// without the guard, so that pods are better served by a loud agent than by none.
+    /// Creates the tables unless they are as expected, reads them back, and returns whether the rules for
+    /// each address are active. A failure is logged and not returned: the cgroup hooks protect without these
+    /// rules, so an agent that reports the failure is better than none.
     ///
-    /// Waits for other writers of nf_tables, which is usually no time.
+    /// Waits for other writers of nf_tables; usually there are none.
     pub fn check(&mut self) -> bool {
         let before = self.in_force;
         let outcome = self.ensure();
@@ -181,11 +181,11 @@ impl ForwardGuard {
         is_lacking.then(|| format!("no rules for IPv6 (those for IPv4 are in force): {}", reduced.error))
     }
 
-    /// Checks when somebody changes the tables, and from time to time, until `stop`. Checks run on threads that may
+    /// Checks after each change of the tables, and periodically, until `stop`. Checks run on threads that may
     /// block.
     ///
     /// # Cancel safety
-    /// None: a check that has begun goes on. After `stop` this returns once nothing is written any more.
+    /// None: a check that has begun continues. After `stop` this returns once nothing is written any longer.
     pub async fn run(self, stop: CancellationToken) {
         let changes = Changes::of(ruleset::TABLE).inspect_err(|error| {
             warn!(%error, "cannot watch the netfilter tables for changes; a repair takes up to 30 s");
@@ -196,7 +196,7 @@ impl ForwardGuard {
     async fn run_with(mut self, mut changes: Option<Changes>, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let (in_force, state) = (self.metrics.in_force.clone(), self.state.clone());
-            // After the first time of listening too: what happened before is not told.
+            // Also after the first start of listening: earlier changes are not notified.
             let checking = spawn_blocking(move || {
                 self.check();
                 self
@@ -285,8 +285,8 @@ impl ForwardGuard {
         self.reduced = Some(Reduced { wanted, target, error, again_at: Instant::now() + CHECK_INTERVAL });
     }
 
-    /// Where rules are missing because the kernel could not make them: their module may have come since. If
-    /// not, what is in force stays as it is.
+    /// If rules are missing because the kernel could not create them, their module may have been loaded
+    /// since. If not, the active rules stay as they are.
     fn ask_again(&mut self, wanted: Target) -> Result<Found, GuardError> {
         let now = Instant::now();
         let Some(reduced) = self.reduced.as_mut().filter(|reduced| reduced.again_at <= now) else {
@@ -316,7 +316,7 @@ impl ForwardGuard {
 /// rules for IPv4 is logged.
 ///
 /// # Errors
-/// [`GuardError`]: they may not be in force.
+/// [`GuardError`]: the rules may not be active.
 pub fn install(metadata: MetadataAddr) -> Result<(), GuardError> {
     ForwardGuard::with(metadata, Metrics::default()).ensure().map(drop)
 }
@@ -338,7 +338,7 @@ async fn in_time<T>(mut checking: JoinHandle<T>, in_force: &Gauge, state: &State
     checking.await.ok()
 }
 
-/// Waits for a change; `false` when none will be told any more.
+/// Waits for a change; `false` when no more notifications will come.
 async fn changed(changes: Option<&mut Changes>) -> bool {
     match changes {
         Some(changes) => changes.next().await,
@@ -346,13 +346,13 @@ async fn changed(changes: Option<&mut Changes>) -> bool {
     }
 }
 
-/// Removes the guard's tables, and tells whether there was one.
+/// Removes the guard's tables, and returns whether there was one.
 ///
 /// # Errors
 /// [`GuardError`]: they may still be there.
 pub fn remove() -> Result<bool, GuardError> {
     let mut tables = Tables::open()?;
-    // Both, whatever becomes of the first.
+    // Both are removed, even if the first removal fails.
     let (ipv6, ipv4) = (tables.remove(Family::Ipv6), tables.remove(Family::Ipv4));
     Ok(ipv4? | ipv6?)
 }

@@ -76,7 +76,7 @@ pub enum IdentityError {
         /// Its path below the cgroup2 mount.
         path: std::path::PathBuf,
     },
-    /// The cgroup is gone (or never was): its id no longer opens.
+    /// The cgroup was removed (or never existed): its id cannot be opened.
     #[error("cgroup {0} no longer exists")]
     Gone(CgroupId),
     /// The kernel refused to open the cgroup by its id.
@@ -84,7 +84,7 @@ pub enum IdentityError {
     Open {
         /// The id.
         id: CgroupId,
-        /// What open_by_handle_at(2) or readlink(2) said.
+        /// The error of open_by_handle_at(2) or readlink(2).
         #[source]
         source: std::io::Error,
     },

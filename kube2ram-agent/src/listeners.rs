@@ -1,8 +1,10 @@
-//! Listeners of the agent inside pods' network namespaces: one namespace, one pod, so that whoever connects there is that pod, and nothing between pod and host
-//! (policies, SNAT, routes) can come between the two. Owns their life: opened when a pod's sandbox appears, closed with it. Depends on `datapath` and `identity`;
-//! called by `app`.
+//! In-pod listeners: listeners of the agent inside pods' network namespaces. A namespace belongs to one pod,
+//! so every client of its listener is that pod, and network policies, SNAT and routes between pod and host
+//! have no effect. A listener is opened when a pod's sandbox appears, and closed with it. Depends on
+//! `datapath` and `identity`; called by `app`.
 //!
-//! A pod without one is served by the host's listener: until its own is open, where that fails, when it has the host's namespace, and when two pods have the same one.
+//! The host listener serves a pod without an in-pod listener: until it is open, if it cannot be opened, if
+//! the pod is in the host's namespace, and if two pods have the same namespace.
 
 mod cut;
 mod devices;
@@ -51,7 +53,8 @@ use crate::{
 use kube2ram_cloud::upstream::PassGrant;
 use kube2ram_service::{closing::Closing, telemetry::chain};
 
-/// Starts to serve one listener, until it is told to end or cannot go on, and returns at once. The last argument is to be dropped then. Called within the runtime.
+/// Starts to serve one listener and returns at once. Serving ends with the drain or on an error; the last
+/// argument must be dropped then. Called within the runtime.
 pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing, Ending) + Send>;
 
 /// Asks for an end of all changes. From the answer on none is opened or closed any more, and nothing is written: another agent does. Those that are open go on.
@@ -74,15 +77,15 @@ pub struct PodListeners {
     serve: Serve,
     metrics: Metrics,
     pods: HashMap<CgroupId, Pod>,
-    /// A listener ended that nobody closed.
+    /// A listener ended although the agent did not close it.
     ended: Arc<Notify>,
     /// Whether a cgroup could not be watched.
     is_blind: bool,
-    /// What was said once and need not be again.
+    /// Warnings that are logged only once.
     said: HashSet<&'static str>,
 }
 
-/// A pod whose cgroup is there.
+/// A pod whose cgroup exists.
 #[derive(Debug)]
 struct Pod {
     cgroup: PodCgroup,
@@ -90,10 +93,10 @@ struct Pod {
     /// How often it was examined since its last event, and when it will be again.
     examined: u32,
     again_at: Option<Instant>,
-    /// Its network namespace, if it has one of its own, or seems to.
+    /// Its network namespace, if that is, or seems to be, its own.
     netns: Option<NetnsId>,
     open: Option<Open>,
-    /// How often somebody ended it.
+    /// How often a process in the pod destroyed it.
     ended: u32,
     complained: bool,
     /// Its network devices, once they are set up.
@@ -122,13 +125,13 @@ impl Drop for Ending {
     }
 }
 
-/// Why a pod has no listener of its own.
+/// Why a pod has no in-pod listener.
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
     /// The listener could not be opened.
     #[error("cannot listen in the pod")]
     Listen(#[source] io::Error),
-    /// The kernel half could not be told.
+    /// The target map could not be written.
     #[error("cannot redirect the pod")]
     Redirect(#[source] DatapathError),
 }
@@ -136,10 +139,11 @@ enum ListenError {
 const POLLING: &str = "cannot watch cgroups, so they are looked at every second: raise fs.inotify.max_user_instances and max_user_watches on the node";
 /// How often pods' cgroups are listed while inotify does not work.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// How often everything is looked at, whether something happened or not.
+/// The time between two full passes, with or without events.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// A first process is in the pod's cgroup a few milliseconds before it is in the pod's namespace, and no event tells of that: after an event, a pod is
-/// looked at again after this, twice this and so on.
+/// A pod's first process is in the pod's cgroup some milliseconds before it is in the pod's namespace, and
+/// there is no event for that. After an event a pod is therefore examined again after this time, twice this
+/// time, and so on.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The last of these pauses is 2.6 s; after that, only the next event or the next full pass helps.
 const PAUSES: u32 = 10;
@@ -161,11 +165,12 @@ impl PodListeners {
         Self { cgroups, kernel, serve, metrics, pods, ended: Arc::default(), is_blind: false, said }
     }
 
-    /// Opens and closes listeners until all are to be closed, or another agent is to do it. Tells `opened` when all pods that there are have been looked at. What the
-    /// kernel half knows of them stays: where no other agent takes over, pods are then refused.
+    /// Opens and closes listeners until the drain, or until another agent takes over. Notifies `opened` when
+    /// all existing pods have been examined. The targets stay in the map: if no other agent takes over, pods
+    /// are then refused.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the listeners that are open to whoever serves them.
+    /// Dropping the future leaves open listeners to the tasks that serve them.
     pub async fn run(
         mut self,
         closing: Closing,
@@ -249,7 +254,8 @@ impl PodListeners {
             .ok()
     }
 
-    /// One look at the pods' cgroups: closes what is gone, and examines what is new, due or `fired`.
+    /// One pass over the pods' cgroups: closes the listeners of removed pods, and examines pods that are new,
+    /// due or `fired`.
     fn pass(
         &mut self,
         host: NetnsId,
@@ -281,7 +287,7 @@ impl PodListeners {
                 );
                 break;
             }
-            // Before its processes are looked for, so that none is missed.
+            // The watch is set before the processes are read, so that none is missed.
             let population = watch.map(|watch| watch.population(&cgroup.path)).transpose();
             let population = population.unwrap_or_else(|error| {
                 unwatched.set(Some(error));
@@ -312,7 +318,8 @@ impl PodListeners {
         let now = Instant::now();
         let mut due = Vec::new();
         for (id, pod) in &mut self.pods {
-            // A pod whose listener cannot be opened costs everybody's time, so it does not decide when.
+            // A pod whose listener cannot be opened must not delay the other pods, so it is retried only in
+            // full passes.
             let has_fired = !pod.complained && pod.population.is_some_and(|watched| fired.contains(&watched));
             if has_fired {
                 pod.examined = 0;
@@ -332,7 +339,7 @@ impl PodListeners {
         Ok(())
     }
 
-    /// Forgets pods that are gone.
+    /// Forgets removed pods.
     fn forget_others(&mut self, living: &HashSet<CgroupId>, watch: Option<&identity::Handle>) {
         let gone: Vec<_> = self.pods.keys().filter(|id| !living.contains(id)).copied().collect();
         for id in gone {
@@ -345,7 +352,8 @@ impl PodListeners {
         }
     }
 
-    /// Those that ended by themselves: somebody in the pod destroyed the socket. Until it is opened again the host's listener serves the pod.
+    /// Listeners that ended by themselves: a process in the pod destroyed the socket. Until the listener is
+    /// opened again, the host listener serves the pod.
     fn close_ended(&mut self) {
         let has_ended = |open: &Open| open.has_ended.load(Ordering::Acquire);
         let ended = self.pods.iter().filter(|(_, pod)| pod.open.as_ref().is_some_and(has_ended));
@@ -365,7 +373,8 @@ impl PodListeners {
         }
     }
 
-    /// Sends a pod to the host's listener, then closes its own; in this order, so that nobody is sent to one that is closed. Whether there is none now.
+    /// Redirects a pod to the host listener, then closes its in-pod listener. In this order no connection is
+    /// redirected to a closed listener. Returns whether the pod has no listener now.
     fn close(&mut self, id: CgroupId) -> bool {
         let Some(pod) = self.pods.get_mut(&id) else { return true };
         let Some(open) = pod.open.take() else { return true };
@@ -380,7 +389,7 @@ impl PodListeners {
         true
     }
 
-    /// Gives a pod the listener that it can have now, and notes when to look again.
+    /// Opens or closes the pod's listener as its namespace requires, and schedules the next examination.
     fn examine(&mut self, id: CgroupId, host: NetnsId, closing: &Closing) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
@@ -404,7 +413,8 @@ impl PodListeners {
                     "pods' processes are hidden: set hostPID: true; the host's listener serves all pods";
                 return self.warn_once(what, None);
             }
-            // The listener would keep the namespace alive, for whose end the network plugin may wait.
+            // The listener would keep the namespace alive, and the network plugin may wait for the
+            // namespace's end.
             Found::Nobody => {
                 pod.netns = None;
                 self.close(id);
@@ -447,7 +457,8 @@ impl PodListeners {
         true
     }
 
-    /// A pod in the host's namespace has no way to a listener elsewhere, be it one that a former agent opened.
+    /// A pod in the host's namespace cannot reach a listener in another namespace, including one of an
+    /// earlier agent.
     fn leave_to_host(&mut self, id: CgroupId) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         (pod.seen, pod.netns) = (None, None);
@@ -459,7 +470,7 @@ impl PodListeners {
         }
     }
 
-    /// Where it cannot be opened, the pod's listener in an earlier namespace is of no use either.
+    /// If it cannot be opened, the in-pod listener of the pod's earlier namespace is useless, too.
     fn open_or_close(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) {
         let outcome = self.open(id, netns, closing);
         if let Err(error) = &outcome {

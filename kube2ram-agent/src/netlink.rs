@@ -1,5 +1,6 @@
-//! Netlink (netlink(7), include/uapi/linux/netlink.h): messages and their attributes as bytes, and sockets that ask the kernel one question at a time.
-//! Knows no family's messages but the question for a route; all but the socket is pure. Depends on nothing of ours; called by `guard`, `listeners`, `ancestor`,
+//! Netlink (netlink(7), include/uapi/linux/netlink.h): messages and their attributes as bytes, and sockets
+//! that send the kernel one request at a time. Of all families' messages only the route query is known;
+//! everything but the socket is pure. Depends on no other module; called by `guard`, `listeners`, `ancestor`,
 //! `wire_guard` and `app`.
 
 mod route;
@@ -56,8 +57,8 @@ impl Attribute {
     }
 }
 
-/// Tells whether each attribute is found with its value, and no other one of its kind. What is of other kinds does not count: newer
-/// kernels may tell more.
+/// Returns whether each attribute is present with its value, and no other one of its kind. Attributes of
+/// other kinds do not count: newer kernels may report more.
 pub(crate) fn all_in(wanted: &[Attribute], found: &[u8]) -> bool {
     wanted.iter().all(|one| {
         let wanted = wanted.iter().filter(|attribute| attribute.kind() == one.kind());
@@ -135,7 +136,7 @@ pub(crate) const NLMSG_DONE: u16 = 3;
 /// Below it are the control messages.
 const NLMSG_MIN_TYPE: u16 = 0x10;
 
-/// What came of one request, as far as it was heard.
+/// The result of one request, as far as it was received.
 #[derive(Debug)]
 pub(crate) struct Reply {
     sequence: u32,
@@ -148,8 +149,9 @@ impl Reply {
         Self { sequence, is_interrupted: false, outcome: None }
     }
 
-    /// Reads a datagram, and gives kind and payload of each message to `each`; what belongs to other requests is skipped. Ends with the reply, or with
-    /// the first message that is not whole: what was lost with it is not known.
+    /// Reads a datagram, and gives kind and payload of each message to `each`; messages of other requests are
+    /// skipped. Ends with the reply, or with the first incomplete message: it is not known what was lost with
+    /// it.
     pub(crate) fn read(&mut self, mut bytes: &[u8], each: &mut impl FnMut(u16, &[u8])) {
         while self.outcome.is_none() && !bytes.is_empty() {
             let message = bytes.first_chunk::<HEADER>().and_then(|header| {
@@ -168,7 +170,8 @@ impl Reply {
     }
 
     fn take(&mut self, kind: u16, flags: u16, payload: &[u8], each: &mut impl FnMut(u16, &[u8])) {
-        // An interrupted dump is heard to its end: until then the kernel answers the socket's next one with EBUSY.
+        // An interrupted dump is read to its end: until then the kernel answers the socket's next dump with
+        // EBUSY.
         self.is_interrupted |= flags & NLM_F_DUMP_INTR != 0;
         if kind == NLMSG_ERROR || kind == NLMSG_DONE {
             // Both begin with 0 or a negative errno.
@@ -189,7 +192,7 @@ impl Reply {
     }
 }
 
-/// A socket to the kernel. It speaks to the network namespace in which it was made.
+/// A socket to the kernel. It belongs to the network namespace in which it was created.
 #[derive(Debug)]
 pub(crate) struct Socket {
     socket: OwnedFd,
@@ -198,7 +201,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Opens one that speaks a protocol (none is `NETLINK_ROUTE`), and reads no more than so many datagrams of 32 KiB in reply to one request.
+    /// Opens a socket of a protocol (`None` is `NETLINK_ROUTE`), which reads at most this many datagrams of
+    /// 32 KiB in reply to one request.
     ///
     /// # Errors
     /// The kernel's: it may know no such protocol.
@@ -223,7 +227,8 @@ impl Socket {
         send(&self.socket, &encode(messages, self.sequence), SendFlags::empty())?;
         let mut reply = Reply::to(self.sequence);
         let mut buffer = vec![0; DATAGRAM_MAX];
-        // The kernel answers within send(2), and goes on with a dump within recv(2): nothing to read is a fault, not a reason to wait.
+        // The kernel answers within send(2), and continues a dump within recv(2): if there is nothing to
+        // read, that is an error and not a reason to wait.
         for _ in 0..self.max_datagrams {
             let (read, length, sender) =
                 recvfrom(&self.socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT | RecvFlags::TRUNC)?;
@@ -248,7 +253,7 @@ pub(crate) fn is_kernel(sender: Option<SocketAddrAny>) -> bool {
     sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == 0)
 }
 
-/// Asks again, a few times, when the answer was interrupted: somebody changed meanwhile what it tells of.
+/// Repeats the request a few times if the answer was interrupted by a change of what it lists.
 ///
 /// # Errors
 /// The last attempt's.

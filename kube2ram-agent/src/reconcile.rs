@@ -1,6 +1,8 @@
-//! Keeps the kernel half what it should be while the agent runs. Depends on `datapath`; called by `app`.
+//! Keeps the eBPF programs in the expected state while the agent runs. Depends on `datapath`; called by
+//! `app`.
 //!
-//! What says so itself is repaired at once: a pods' cgroup that is made anew, a pin that somebody removes. The rest is found by looking.
+//! Changes that inotify reports are repaired at once: a pods' cgroup that is created again, a pin that is
+//! removed. All others are found by periodic checks.
 
 mod state;
 
@@ -29,20 +31,21 @@ use kube2ram_service::{
     telemetry::chain,
 };
 
-/// How long something that says nothing, such as a link that is detached by force, may be amiss.
+/// How long a change without an event may last, such as a link that is detached by force.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The target map takes two system calls a pod, and an entry that is amiss makes no pod reach more than its own role.
+/// The target map takes two system calls per pod, and a wrong entry gives no pod more than its own role.
 const LOOK_AT_TARGETS_EVERY: Duration = Duration::from_secs(10);
-/// How long pods may be refused, when somebody begins to use cgroup v1 `net_cls` or `net_prio`, before they are redirected at the root.
+/// How long pods may be refused, after a process begins to use cgroup v1 `net_cls` or `net_prio`, before they
+/// are redirected at the root.
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
-/// Whoever changes things all the time, changes them this often at most.
+/// The shortest time between two repairs, if another process keeps changing the programs.
 const PAUSE: Duration = Duration::from_millis(10);
-/// A look takes milliseconds. It waits for `cgroup_mutex`, and for a child that joins a cgroup, which a busy node
-/// may hold up.
+/// A check takes milliseconds. It waits for `cgroup_mutex`, and for a child that joins a cgroup, which a busy
+/// node may delay.
 const LATE: Duration = Duration::from_secs(5);
 /// The condition of readiness.
 const CONDITION: &str = "the kernel half in force";
-/// The condition of readiness while a look does not end.
+/// The condition of readiness while a check does not end.
 const LATE_CONDITION: &str = "the kernel's answer on the programs";
 
 /// What the reconciler counts.
@@ -73,7 +76,8 @@ impl Metrics {
     }
 }
 
-/// Looks at the kernel half, and repairs it. Owns it, and with it the lock on the pins: dropping it changes nothing.
+/// Checks the eBPF programs, and repairs them. Owns them, and with them the lock on the pins. Dropping it
+/// changes nothing.
 pub struct Reconciler {
     datapath: Datapath,
     /// Where the host's listener is.
@@ -87,7 +91,7 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Takes a kernel half that is in force.
+    /// Takes attached programs.
     pub fn new(
         datapath: Datapath,
         agent: watch::Receiver<AgentAddr>,
@@ -101,7 +105,7 @@ impl Reconciler {
         Self { datapath, agent, metrics, notices, readiness, state, pending: None }
     }
 
-    /// Where it tells what it finds.
+    /// The state that `app` reads.
     pub fn state(&self) -> State {
         self.state.clone()
     }
@@ -112,7 +116,7 @@ impl Reconciler {
     /// Looks run on threads that may block: their system calls wait for locks of the kernel.
     ///
     /// # Cancel safety
-    /// None: a look that has begun goes on. After `stop` this returns once nothing is written any more.
+    /// None: a check that has begun continues. After `stop` this returns once nothing is written any longer.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut watch = Watch::start()
             .inspect_err(|error| warn!(%error, "cannot watch cgroups and pins; repairs take a second"))
@@ -137,7 +141,7 @@ impl Reconciler {
             // It panicked, which ends this part, or the runtime ends.
             let Some((this, looked)) = in_time(looking, &readiness, &state).await else { return };
             self = this;
-            // Else it is due again at the next look: until then the agent is not ready.
+            // Otherwise it is due again at the next check: until then the agent is not ready.
             if due.upkeep && looked.upkeep_done {
                 upkeep_at = Instant::now() + UPKEEP_EVERY;
             }
@@ -149,7 +153,7 @@ impl Reconciler {
             sleep(PAUSE).await;
             tokio::select! {
                 is_watching = happens(watch.as_mut(), &mut events) => if !is_watching { watch = None },
-                // Never an error: the sender is only gone once everything ends.
+                // Never an error: the sender is dropped only when everything ends.
                 Ok(()) = self.agent.changed() => {}
                 () = stop.cancelled() => {}
                 () = sleep(LOOK_EVERY) => {}
@@ -179,7 +183,7 @@ impl Reconciler {
     fn watch(&self, watch: Option<&identity::Handle>) {
         let Some(watch) = watch else { return };
         for directory in self.datapath.directories() {
-            // What is not there is made by the look that follows, or missed by it too.
+            // If the directory does not exist, the following check creates it, or reports it.
             if let Err(error) = watch.children(&directory) {
                 debug!(directory = %directory.display(), %error, "cannot watch");
             }
@@ -219,7 +223,7 @@ impl Reconciler {
     }
 }
 
-/// What a look includes beside the comparison.
+/// The parts of a check besides the comparison.
 #[derive(Clone, Copy, Debug)]
 struct Due {
     targets: bool,
@@ -231,7 +235,7 @@ struct Looked {
     upkeep_done: bool,
 }
 
-/// Waits for a look, and makes the agent unready while it takes too long; `None` when it panicked.
+/// Waits for a check, and makes the agent unready while it takes too long; `None` when it panicked.
 async fn in_time<T>(mut looking: JoinHandle<T>, readiness: &Readiness, state: &State) -> Option<T> {
     if let Ok(looked) = timeout(LATE, &mut looking).await {
         return looked.ok();

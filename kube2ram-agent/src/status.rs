@@ -206,7 +206,7 @@ pub struct ForwardGuard {
     pub has_ipvs: bool,
     /// How often they were made anew since the agent began.
     pub repairs: u64,
-    /// Why they are not in force, or not all.
+    /// Why they, or some of them, are not active.
     pub failure: Option<String>,
 }
 

@@ -1,8 +1,8 @@
-//! The wire guard: keeps a tc program on each device by which packets leave the node. It closes what passes no hook
-//! of a cgroup and no netfilter rule: packet sockets of pods in the node's network namespace, of pods with a card
-//! of their own or on ipvlan, and of pods whose packets a program of the network plugin redirects.
-//! Depends on `datapath`, on `listeners` for devices and namespaces, and on `netlink`. Called by `app` and
-//! `uninstall`.
+//! The wire guard: keeps a tc program on each device by which packets leave the node. It covers packets that
+//! pass no cgroup hook and no netfilter rule: those of packet sockets of pods in the node's network
+//! namespace, of pods with their own network card or on ipvlan, and of pods whose packets a program of the
+//! network plugin redirects. Depends on `datapath`, on `listeners` for devices and namespaces, and on
+//! `netlink`. Called by `app` and `uninstall`.
 
 mod namespaces;
 mod numbers;
@@ -41,7 +41,7 @@ use kube2ram_service::{
     telemetry::chain,
 };
 
-/// Why devices could not be looked for, or covered.
+/// Why devices could not be listed, or have no program.
 #[derive(Debug, thiserror::Error)]
 pub enum WireGuardError {
     /// The program could not be attached, or removed.
@@ -53,7 +53,7 @@ pub enum WireGuardError {
         #[source]
         source: Box<DatapathError>,
     },
-    /// The kernel did not tell which devices there are.
+    /// The kernel did not list the devices.
     #[error("cannot list the network devices of {place}")]
     List {
         /// Whose.
@@ -68,7 +68,7 @@ pub enum WireGuardError {
     /// A filter could not be removed.
     #[error("cannot remove the program from network device {0}")]
     Uncover(u32, #[source] io::Error),
-    /// A device whose packets begin with something else than the programs can read.
+    /// A device whose link header the programs cannot read.
     #[error(
         "network device {0} has a link header that the wire guard cannot read: packet sockets pass there"
     )]
@@ -77,12 +77,14 @@ pub enum WireGuardError {
 
 /// How long a device may be there without the program.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often namespaces of pods are searched when nothing happens: by then what was missed is found, and what no process is in any more is let go.
+/// How often namespaces of pods are searched without events. A search finds missed namespaces, and releases
+/// those without a process.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
 /// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as often as it likes.
 const SEARCH_PAUSE: Duration = Duration::from_secs(2);
-/// How often, at least, a namespace is asked in which nothing happens and no device is covered. Whatever makes one of its devices lead out is
-/// told at once: by the namespace itself, or by the node's when the other end of a pair leaves it. Each question takes a thread.
+/// How often, at least, a namespace without events and without a covered device is queried. A change by which
+/// one of its devices leads out is notified at once: by the namespace itself, or by the node's namespace when
+/// the other end of a pair leaves it. Each query takes a thread.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
@@ -101,7 +103,7 @@ pub struct WireGuard {
     state: State,
     /// With `--wire-guard=on`: pending while a device is without the program.
     readiness: Option<(Readiness, Option<Pending>)>,
-    /// What the node had at the last look: a change of these may be a device that moved into a pod.
+    /// The node's devices at the last check: a change may be a device that moved into a pod.
     node_devices: BTreeSet<WireDevice>,
     node_links: Vec<u32>,
     pods: HashMap<NetnsId, Pod>,
@@ -118,14 +120,14 @@ struct Pod {
     /// One that is in it, as a directory of procfs.
     process: PathBuf,
     devices: BTreeSet<WireDevice>,
-    /// The other ends of its pairs, by their index in the namespace they are in, which mostly is the node's.
+    /// The other ends of its pairs, by their index in their own namespace, usually the node's.
     peers: BTreeSet<u32>,
     /// Once it was asked.
     changes: Option<DeviceChanges>,
     ask_at: Instant,
 }
 
-/// What the wire guard tells.
+/// The wire guard's metrics.
 #[derive(Debug, Default)]
 pub struct Metrics {
     in_force: Gauge,
@@ -154,8 +156,8 @@ impl Metrics {
 }
 
 impl WireGuard {
-    /// Makes a guard that has looked at nothing yet. With `readiness`, the agent is not ready while a device is
-    /// without the program.
+    /// Creates a guard that has checked nothing yet. With `readiness`, the agent is not ready while a device
+    /// is without the program.
     ///
     /// # Errors
     /// When the node's network namespace cannot be opened.
@@ -184,7 +186,7 @@ impl WireGuard {
         })
     }
 
-    /// Where it tells how it stands.
+    /// The state that `app` reads.
     pub fn state(&self) -> State {
         self.state.clone()
     }
@@ -192,18 +194,19 @@ impl WireGuard {
     /// Looks at all devices from time to time, for ever.
     ///
     /// # Cancel safety
-    /// Safe: a look does not wait, and what it changes is whole when it ends.
+    /// Safe: a check does not await, and its changes are complete when it ends.
     pub async fn run(mut self) {
         loop {
             sleep(LOOK_EVERY).await;
-            // Here rather than on another thread: whoever stops this part must be sure that nothing writes any more.
+            // The check runs here and not on another thread: when this task is stopped, nothing may write any
+            // longer.
             block_in_place(|| self.look());
         }
     }
 
-    /// Covers what is not covered, and tells whether everything is. A failure is logged, not returned: the hooks in
-    /// the cgroups hold without the guard. Blocks for some system calls a device, and a thread for each namespace
-    /// that is asked.
+    /// Attaches the program to devices without it, and returns whether all have it. A failure is logged and
+    /// not returned: the cgroup hooks protect without the guard. Blocks for some system calls per device, and
+    /// a thread for each namespace that is queried.
     pub fn look(&mut self) -> bool {
         let mut look = Look::default();
         match self.wire.repair_links() {
@@ -233,7 +236,7 @@ impl WireGuard {
                 }
                 self.node_links = links;
             }
-            // They change at this moment: the next look is soon.
+            // The devices change at this moment: the next check follows soon.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
         }
@@ -254,7 +257,8 @@ impl WireGuard {
                 self.search_at = self.search_at.min(self.searched_at + SEARCH_PAUSE);
             }
         }
-        // What is told by its process alone must be told anew when that is gone. The others can wait until they are asked, or the next search.
+        // A namespace that is known only by its process must be found again when the process has ended. The
+        // others can wait until they are queried, or for the next search.
         let before = self.pods.len();
         let is_due = now >= self.search_at;
         self.pods.retain(|id, pod| (pod.ask_at > now && !is_due) || pod.is_in(*id));
@@ -267,7 +271,7 @@ impl WireGuard {
                     }
                 }
                 Err(error) => {
-                    // Until it has been searched, nobody knows that all is covered.
+                    // Before the first search it is not known whether all devices are covered.
                     self.search_at = now;
                     look.failures.push(WireGuardError::Namespaces(error));
                 }
@@ -364,7 +368,7 @@ impl Pod {
         }
     }
 
-    /// Whether it was looked at: its process may have gone, or into another namespace.
+    /// Whether it was checked: its process may have ended, or entered another namespace.
     fn look(&mut self, id: NetnsId, wire: &mut Wire, host: &Netns, look: &mut Look) -> bool {
         const PLACE: &str = "a pod";
         let Self { process, devices, peers, changes, .. } = self;
@@ -387,7 +391,7 @@ impl Pod {
                 *devices = covered;
                 return true;
             }
-            // They change at this moment, or the process is gone: the next look is soon.
+            // The devices change at this moment, or the process has ended: the next check follows soon.
             Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
             Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
         }
@@ -395,7 +399,7 @@ impl Pod {
     }
 }
 
-/// What one look at all devices found.
+/// The result of one check of all devices.
 #[derive(Debug, Default)]
 struct Look {
     failures: Vec<WireGuardError>,
@@ -403,7 +407,8 @@ struct Look {
 }
 
 impl Look {
-    /// Covers devices of the calling thread's namespace, and returns those that are. `known` had the program before.
+    /// Attaches the program to devices of the calling thread's namespace, and returns those that have it.
+    /// `known` had the program before.
     fn cover(
         &mut self,
         wire: &mut Wire,
@@ -443,8 +448,8 @@ impl Look {
     }
 }
 
-/// Removes filters from the devices of this namespace and of all processes', and returns how many there were. Links
-/// are pinned, and go with the other pins.
+/// Removes filters from the devices of this namespace and of all processes', and returns how many there were.
+/// Links are pinned, and removed with the other pins.
 ///
 /// # Errors
 /// [`WireGuardError`]; some may be left.

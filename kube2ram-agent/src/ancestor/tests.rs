@@ -8,7 +8,7 @@ use super::*;
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
-/// Runs a test on a thread of its own, in a network namespace that goes away with it.
+/// Runs a test on its own thread, in a network namespace that ends with the thread.
 fn isolated(test: impl FnOnce() + Send + 'static) {
     let inside = thread::spawn(|| {
         #[expect(unsafe_code, reason = "a namespace for this thread alone")]

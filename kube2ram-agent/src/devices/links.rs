@@ -1,5 +1,6 @@
-//! The network devices of a namespace, as rtnetlink tells them (rtnetlink(7), include/uapi/linux/if_link.h), and which of them lead past the node's own
-//! network stack. Pure but for the question itself; depends on `netlink`. Called by `devices`.
+//! The network devices of a namespace, as rtnetlink reports them (rtnetlink(7),
+//! include/uapi/linux/if_link.h), and which of them bypass the node's network stack. Pure except for the
+//! query; depends on `netlink`. Called by `devices`.
 
 use std::{collections::BTreeSet, io};
 
@@ -8,16 +9,16 @@ use crate::{
     netlink::{Attribute, Message, Socket, attribute, attributes, half, word},
 };
 
-/// A device whose packets the node's netfilter does not see, or may not. The order is that of the labels.
+/// A device whose packets bypass, or may bypass, the node's netfilter. The order is that of the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Device {
-    /// A pair's end, behind whose other end a program decides where packets go.
+    /// One end of a pair; a program at the other end decides where packets go.
     Ebpf,
     /// Shares a card of the host's by address: ipvlan, ipvtap.
     Ipvlan,
     /// Shares a card of the host's by MAC address: macvlan, macvtap.
     Macvlan,
-    /// A card of its own, or a VLAN of one of the host's.
+    /// Its own network card, or a VLAN of one of the host's cards.
     Nic,
 }
 
@@ -35,13 +36,13 @@ impl Device {
     }
 }
 
-/// What is told of a device.
+/// The attributes of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Link {
     index: u32,
     hardware: u16,
     flags: u32,
-    /// The driver's name; cards have none.
+    /// The driver's name; network cards have none.
     kind: Option<Vec<u8>>,
     /// The device below, by its index there.
     lower: Option<u32>,
@@ -51,7 +52,7 @@ struct Link {
     lower_netns: Option<i32>,
 }
 
-/// All that one namespace has.
+/// All devices of one namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Links(Vec<Link>);
 
@@ -59,12 +60,12 @@ pub(crate) struct Links(Vec<Link>);
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct WayOut {
     pub(crate) devices: Vec<WireDevice>,
-    /// The index of each device for whose link header there is no program.
+    /// The index of each device whose link header no program can read.
     pub(crate) unknown: Vec<u32>,
 }
 
 impl Links {
-    /// Asks for those of the calling thread's namespace.
+    /// Lists the devices of the calling thread's namespace.
     ///
     /// # Errors
     /// As [`Socket::request`]: interrupted when they changed meanwhile, too large when they are too many.
@@ -75,7 +76,8 @@ impl Links {
         Ok(found)
     }
 
-    /// Whether the network plugin is done: a device is up beside the loopback device. The kernel's own tunnel devices, which every namespace has, are down.
+    /// Whether the network plugin has finished: a device other than the loopback device is up. The kernel's
+    /// own tunnel devices, which every namespace has, are down.
     pub(crate) fn are_set_up(&self) -> bool {
         self.0.iter().any(|link| link.flags & IFF_LOOPBACK == 0 && link.flags & IFF_UP != 0)
     }
@@ -96,8 +98,8 @@ impl Links {
         self.way_out(|link| link.kind.is_none() || routed.contains(&link.index))
     }
 
-    /// The same of a pod: cards, and ends of pairs whose other end is neither here nor in the node's namespace,
-    /// which this one numbers `node`.
+    /// The same for a pod: network cards, and ends of pairs whose other end is neither in this namespace nor
+    /// in the node's, which this namespace numbers `node`.
     pub(crate) fn way_out_of_pod(&self, node: Option<i32>) -> WayOut {
         self.way_out(|link| match link.kind.as_deref() {
             None => true,
@@ -108,7 +110,7 @@ impl Links {
         })
     }
 
-    /// Cards first: a pod may make many others.
+    /// Network cards come first: a pod may create many other devices.
     fn way_out(&self, leads_out: impl Fn(&Link) -> bool) -> WayOut {
         let mut way = WayOut::default();
         let mut links: Vec<_> =
@@ -123,7 +125,8 @@ impl Links {
         way
     }
 
-    /// The other ends of pairs, by their index in the namespace they are in: the node's, for those that the network plugin made.
+    /// The other ends of pairs, by their index in their own namespace: the node's, for pairs that the network
+    /// plugin created.
     pub(crate) fn peers(&self) -> impl Iterator<Item = u32> {
         let is_pair =
             |link: &&Link| link.kind.as_deref().is_some_and(|kind| [&b"veth"[..], b"netkit"].contains(&kind));
@@ -164,7 +167,8 @@ impl Links {
 }
 
 impl Link {
-    /// What its packets begin with, by include/uapi/linux/if_arp.h. `None`: something else.
+    /// The link header of its packets, by include/uapi/linux/if_arp.h. `None`: one that the programs cannot
+    /// read.
     fn header(&self) -> Option<LinkHeader> {
         const ARPHRD_NONE: u16 = 0xfffe;
         const ARPHRD_PPP: u16 = 512;

@@ -1,5 +1,6 @@
-//! Devices of the node behind which a program decides where a pod's packets go, before netfilter sees them: Terway's DataPath V2, Cilium. Whether it sends
-//! them past the node's own network stack is not told; that it can is. Depends on `netlink` and `datapath`; called by `devices`.
+//! Devices of the node on which a program decides where a pod's packets go, before netfilter sees them:
+//! Terway's DataPath V2, Cilium. Such a program can bypass the node's network stack; whether it does is not
+//! known. Depends on `netlink` and `datapath`; called by `devices`.
 
 use std::{collections::BTreeSet, io};
 
@@ -25,7 +26,7 @@ pub(crate) fn programmed(devices: &BTreeSet<u32>) -> io::Result<BTreeSet<u32>> {
     found.retain(|index| devices.contains(index));
     let names = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
     for index in devices {
-        // One that has no name is gone.
+        // A device without a name was removed.
         if !found.contains(index)
             && index_to_name(&names, *index).is_ok_and(|name| has_ingress_programs(&name))
         {

@@ -1,4 +1,5 @@
-//! Tells when somebody changes the guard's table, by netfilter's notifications. Owns the thread that waits for them. Called by `guard`.
+//! Reports changes of the guard's tables, by netfilter's notifications. Owns the thread that waits for them.
+//! Called by `guard`.
 
 use std::{
     io::{self, PipeReader, PipeWriter, pipe},
@@ -27,7 +28,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Hears of changes from now on, of any table in whose name or whose parts' names `table` stands.
+    /// Receives changes from now on, of every table whose name, or whose parts' names, contain `table`.
     pub(super) fn of(table: &'static str) -> io::Result<Self> {
         let protocol = Some(netlink::NETFILTER);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -54,7 +55,7 @@ impl Changes {
 /// include/uapi/linux/netfilter/nfnetlink.h.
 const NFNLGRP_NFTABLES: u32 = 7;
 
-/// Ends with the other end of `closed`, or when reading fails, which it does for no reason that could pass.
+/// Ends with the other end of `closed`, or when reading fails, which only permanent errors cause.
 fn forward(socket: &OwnedFd, closed: &PipeReader, table: &[u8], changed: &mpsc::Sender<()>) {
     loop {
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
@@ -66,7 +67,7 @@ fn forward(socket: &OwnedFd, closed: &PipeReader, table: &[u8], changed: &mpsc::
             return;
         }
         match read(socket, table) {
-            // There is one that waits already, or nobody listens, which the pipe tells.
+            // A notification is already pending, or the receiver has ended, which the pipe reports.
             Ok(true) => drop(changed.try_send(())),
             Ok(false) => {}
             Err(error) => return tracing::error!(%error, "cannot read netfilter notifications"),
@@ -74,7 +75,7 @@ fn forward(socket: &OwnedFd, closed: &PipeReader, table: &[u8], changed: &mpsc::
     }
 }
 
-/// Reads what there is, and tells whether it is about the table.
+/// Reads the pending notifications, and returns whether one is about the table.
 fn read(socket: &OwnedFd, table: &[u8]) -> io::Result<bool> {
     /// A longer datagram is cut, and the name stands at the beginning of each of its messages.
     const DATAGRAM_MAX: usize = 16 * 1024;

@@ -1,10 +1,10 @@
-//! The forward guard's tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and whether
-//! what the kernel reports is those tables. Pure. Called by `guard`.
+//! The netfilter tables as nf_tables messages (include/uapi/linux/netfilter/nf_tables.h), and the comparison
+//! with what the kernel reports. Pure. Called by `guard`.
 //!
 //! One table for each address family, not one of family `inet` for both. `ip kube2ram` is thus the same in
-//! every version: an earlier one neither finds a table that it does not know in its place nor leaves rules for
-//! IPv4 behind. It needs nothing of a kernel without nf_tables for IPv6. And rules on connection tracking turn
-//! tracking on for the table's own family alone.
+//! every version: an earlier version does not find an unknown table there, and leaves no rules for IPv4
+//! behind. It works on kernels without nf_tables for IPv6. And rules on connection tracking enable tracking
+//! only for the table's own family.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -53,7 +53,7 @@ impl Target {
     }
 }
 
-/// An address family that has a table of its own. The number is `NFPROTO_…`.
+/// An address family with its own table. The number is `NFPROTO_…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Family {
@@ -188,9 +188,8 @@ fn rules(chain: Chain, metadata: IpAddr, has_ipvs: bool) -> Vec<Vec<Attribute>> 
     expressions.into_iter().map(rule).collect()
 }
 
-/// Makes the tables anew, whatever they were before, in one transaction: the old chains are unhooked when the
-/// new ones are in place. Removes the IPv6 table if it is there (`is_stale`) and the target has no IPv6
-/// address.
+/// Writes the tables in one transaction, whatever they were before: the old chains are unhooked when the new
+/// ones are hooked. Removes the IPv6 table if it exists (`is_stale`) and the target has no IPv6 address.
 pub(super) fn install(target: Target, is_stale: bool) -> Vec<Message> {
     let mut messages: Vec<_> =
         target.addresses().flat_map(|address| table_of(address, target.has_ipvs)).collect();
@@ -216,19 +215,19 @@ fn table_of(metadata: IpAddr, has_ipvs: bool) -> Vec<Message> {
     messages
 }
 
-/// Deletes a family's table. The kernel's error is `ENOENT` when there is none.
+/// Deletes a family's table. The kernel's error is `ENOENT` when it does not exist.
 pub(super) fn remove(family: Family) -> Vec<Message> {
     batch(vec![message(family, NFT_MSG_DELTABLE, 0, table_name())])
 }
 
-/// The request for a family's table. The kernel's error is `ENOENT` when there is none, or when it knows no
-/// such family.
+/// The request for a family's table. The kernel's error is `ENOENT` when the table does not exist, or when
+/// the kernel does not know the family.
 pub(super) fn table_query(family: Family) -> Message {
     message(family, NFT_MSG_GETTABLE, NLM_F_ACK, table_name())
 }
 
-/// The requests whose replies tell what is in force: each table, then chain and rules of each. All but those
-/// for rules are errors when there is none.
+/// The requests for the active tables: each table, then chain and rules of each. All requests but those for
+/// rules fail if the object does not exist.
 pub(super) fn queries(target: Target) -> Vec<Message> {
     let of_table = |address| {
         let family = Family::of(address);
@@ -243,8 +242,8 @@ pub(super) fn queries(target: Target) -> Vec<Message> {
     target.addresses().flat_map(of_table).collect()
 }
 
-/// Tells whether the replies are what [`install`] makes: those tables, those chains in each, and in each
-/// chain its rules alone, in their order.
+/// Returns whether the replies are what [`install`] writes: these tables, these chains in each, and in each
+/// chain only its rules, in their order.
 pub(super) fn is_installed(target: Target, replies: &[Vec<Vec<u8>>]) -> bool {
     let of_table = |address| {
         let of_chain = move |chain| [vec![base_chain(chain)], rules(chain, address, target.has_ipvs)];

@@ -11,16 +11,16 @@ pub struct State(Arc<watch::Sender<Standing>>);
 /// How the guard stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether the rules for each of the metadata server's addresses are in force; `None` before the first
+    /// Whether the rules for each of the metadata server's addresses are active; `None` before the first
     /// check.
     pub is_in_force: Option<bool>,
     /// Whether rules for its IPv6 address are among them.
     pub has_ipv6: bool,
     /// Whether rules against IPVS are among them.
     pub has_ipvs: bool,
-    /// How often they were found missing or changed, and made anew.
+    /// How often they were found missing or changed, and were restored.
     pub repairs: u64,
-    /// Why they are not in force, or not all.
+    /// Why they, or some of them, are not active.
     pub failure: Option<String>,
 }
 

@@ -43,7 +43,7 @@ impl Tables {
         self.0.request(messages, |_, _| {})
     }
 
-    /// Removes a family's table, and tells whether there was one.
+    /// Removes a family's table, and returns whether there was one.
     pub(super) fn remove(&mut self, family: Family) -> Result<bool, GuardError> {
         match self.write(&ruleset::remove(family)) {
             Ok(()) => Ok(true),
@@ -54,7 +54,7 @@ impl Tables {
 
     /// The attributes of each message of the reply.
     fn ask(&mut self, query: &Message) -> io::Result<Vec<Vec<u8>>> {
-        // Somebody else's change of any table interrupts a dump.
+        // A change of any table by another process interrupts a dump.
         uninterrupted(|| {
             let mut messages = Vec::new();
             self.0.request(std::slice::from_ref(query), |_, payload| {

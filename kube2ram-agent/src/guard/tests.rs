@@ -42,7 +42,7 @@ fn guard_of(metadata: MetadataAddr) -> ForwardGuard {
     guard
 }
 
-/// Runs a test on a thread of its own, in a network namespace that goes away with it.
+/// Runs a test on its own thread, in a network namespace that ends with the thread.
 fn isolated(test: impl FnOnce() + Send + 'static) {
     let inside = std::thread::spawn(|| {
         #[expect(unsafe_code, reason = "a namespace for this thread alone")]

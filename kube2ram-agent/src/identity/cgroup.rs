@@ -1,5 +1,6 @@
-//! Cgroup id → path → pod, by opening the id as a file handle: one system call each way, no walk, no cache.
-//! Depends on `cgroup_path`; called by `server` once per connection of the host's listener. The module's only unsafe code.
+//! Cgroup id → path → pod, by opening the id as a file handle: one system call in each direction, without a
+//! walk or a cache. Depends on `cgroup_path`; called by `server` once per connection of the host listener.
+//! The module's only unsafe code.
 
 use std::{
     io, mem,
@@ -58,7 +59,7 @@ impl CgroupTree {
         }
         match path.strip_prefix(&self.root) {
             Ok(below) => Ok(below.into()),
-            // Not reachable through this mount, so nothing can be said of it.
+            // The cgroup is not reachable through this mount, so its pod is unknown.
             Err(_) => Err(IdentityError::NoPod { path }),
         }
     }
@@ -74,8 +75,7 @@ impl CgroupPods for CgroupTree {
 
 /// The id of the cgroup whose directory is `path`: its inode number, as on every kernel from 5.5 (kernfs, 40430452fd5d).
 ///
-/// # Errors
-/// What stat(2) said.
+/// # Errors stat(2)'s.
 pub fn cgroup_id(path: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(std::fs::metadata(path)?.ino()))
 }
@@ -129,7 +129,7 @@ fn open_by_id(mount: &OwnedFd, id: CgroupId) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     #[expect(unsafe_code, reason = "a new descriptor has to be given an owner")]
-    // SAFETY: the call above returned this descriptor as new, and nothing else knows it.
+    // SAFETY: the call above returned this descriptor as new, and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(fd)
 }

@@ -13,7 +13,7 @@ use super::{PodUid, pod_of_path};
 /// The UIDs after which the cgroups directly below each of `pods` and below its classes are named; all are absolute paths, `pods` below `root`.
 ///
 /// # Errors
-/// When a directory cannot be read; one that is gone is empty.
+/// When a directory cannot be read; a removed one counts as empty.
 pub fn live_pods(root: &Path, pods: &[PathBuf]) -> io::Result<HashSet<PodUid>> {
     Ok(pod_cgroups(root, pods)?.into_keys().collect())
 }
@@ -60,8 +60,9 @@ fn directories(parent: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The children of a cgroup; none when it is gone. Most cgroups are a container's and have none, which the kernel tells without listing some sixty files: it
-/// counts a directory's children in its links (`kernfs_refresh_inode`, fs/kernfs/inode.c).
+/// The children of a cgroup; none when it was removed. Most cgroups belong to a container and have no
+/// children. The kernel reports this without a listing of about sixty files: it counts a directory's children
+/// in its links (`kernfs_refresh_inode`, fs/kernfs/inode.c).
 pub(crate) fn child_cgroups(cgroup: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let may_have_any = fs::metadata(cgroup).is_ok_and(|metadata| metadata.nlink() != LINKS_OF_CHILDLESS);
     let entries = may_have_any.then(|| fs::read_dir(cgroup)).and_then(Result::ok);

@@ -52,13 +52,14 @@ pub enum MountError {
     Read {
         /// What could not be read.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// The root of the cgroup2 tree: the configured directory, or the mount that systemd (unified, then hybrid) or anybody made.
+/// The root of the cgroup2 tree: the configured directory, or the mount of systemd (unified, then hybrid), or
+/// any other mount.
 ///
 /// # Errors
 /// [`MountError::NotCgroup2`] when the configured directory is something else, [`MountError::NoCgroup2`] when there is no mount,
@@ -86,8 +87,10 @@ pub fn find_cgroup_root(configured: Option<&Path>) -> Result<PathBuf, MountError
 /// The cgroup in which the kubelet keeps all pods, as an absolute path below `root`. `configured` may be absolute or relative to
 /// `root`.
 ///
-/// A change of the kubelet's cgroup driver leaves the other one's tree behind, empty or with pods that were started before. Of several, the kubelet's is the one
-/// with this process in it, since this agent's pod was started by the kubelet; else the first that has a process. [`other_pods_cgroups`] are the rest.
+/// A change of the kubelet's cgroup driver leaves the other driver's tree behind, empty or with pods that
+/// were started before. Of several trees, the kubelet's is the one that contains this process, because the
+/// kubelet started this agent's pod; otherwise it is the first one with a process. [`other_pods_cgroups`]
+/// returns the others.
 ///
 /// # Errors
 /// [`MountError::NoPods`], [`MountError::Outside`], [`MountError::Read`].
@@ -109,7 +112,8 @@ pub fn find_pods_cgroup(root: &Path, configured: Option<&Path>) -> Result<PathBu
     chosen.cloned().ok_or_else(|| MountError::NoPods { root: root.into() })
 }
 
-/// Where another cgroup driver of the kubelet's keeps pods, or may do so later. None where the operator says where they are.
+/// The trees in which another cgroup driver of the kubelet keeps pods, or may do so later. None if the
+/// operator has configured the pods' cgroup.
 pub fn other_pods_cgroups(root: &Path, pods: &Path, configured: Option<&Path>) -> Vec<PathBuf> {
     if configured.is_some() {
         return Vec::new();
@@ -129,8 +133,9 @@ pub fn own_cgroup(root: &Path) -> Result<PathBuf, MountError> {
     let file = Path::new("/proc/self/cgroup");
     let text = fs::read_to_string(file).map_err(read_error(file))?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::/")).map(|below| root.join(below));
-    // In a cgroup namespace of its own (the runtimes' default) a process sees a path relative to that, not to the host's mount.
-    // The process ids that it reads are those of its own pid namespace, other processes' being 0, so the walk cannot mistake one.
+    // In its own cgroup namespace (the runtimes' default) a process sees a path relative to that namespace,
+    // not to the host's mount. It reads process ids of its own pid namespace, with 0 for all other processes,
+    // so the walk cannot confuse processes.
     match own {
         Some(own) if has_this_process(&own) => Ok(own),
         _ => find_own(root).ok_or_else(|| MountError::OwnNotFound { root: root.into() }),

@@ -27,14 +27,15 @@ pub(crate) struct Watch {
 #[derive(Clone, Debug)]
 pub(crate) struct Handle(Arc<OwnedFd>);
 
-/// How many events wait here; more wait in the kernel (16,384 by default), and then it says that it dropped some.
+/// How many events are buffered here. More are buffered in the kernel (16,384 by default), which reports if
+/// it dropped some.
 const QUEUE: usize = 256;
 
 impl Watch {
     /// Starts to watch nothing.
     pub(crate) fn start() -> io::Result<Self> {
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
-        // Removing a watch is an event: the one that ends the thread. This watch has no other.
+        // Removing a watch causes an event, and this event ends the thread. This watch has no other event.
         let waker = inotify::add_watch(&*inotify, "/", WatchFlags::DELETE_SELF)?;
         let (sender, events) = mpsc::channel(QUEUE);
         let reader = Arc::clone(&inotify);
@@ -63,13 +64,14 @@ impl Handle {
     }
 
     /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
-    /// To be ended with [`Self::end`], because it does not end with the cgroup: kernfs tells no watch that its file is removed.
+    /// Remove the watch with [`Self::end`]: it does not end with the cgroup, because kernfs does not notify
+    /// watches of a removed file.
     pub(crate) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
         let file = cgroup.join("cgroup.events");
         inotify::add_watch(&*self.0, file, WatchFlags::MODIFY).map(WatchId).map_err(Into::into)
     }
 
-    /// Ends a watch; an event of its own.
+    /// Removes a watch, which causes an event.
     pub(crate) fn end(&self, watch: WatchId) {
         if let Err(error) = inotify::remove_watch(&*self.0, watch.0) {
             // A kernel that ends watches with their files was faster.
@@ -87,7 +89,7 @@ impl Drop for Watch {
     }
 }
 
-/// Ends when nobody listens, or when reading fails, which it does for no reason that could pass.
+/// Ends when the receiver has ended, or when reading fails, which only permanent errors cause.
 fn forward(inotify: &OwnedFd, events: &mpsc::Sender<WatchId>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = inotify::Reader::new(inotify, &mut buffer);

@@ -24,7 +24,7 @@ use crate::{
 };
 use kube2ram_cloud::MetadataAddr;
 
-/// What became of the connections.
+/// The result for the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
     /// Connections that were ended.
@@ -103,7 +103,7 @@ const MAX_DATAGRAMS: usize = 16 * 1024;
 /// `1 << TCP_…`, include/net/tcp_states.h: established, SYN sent, closed by the other side.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 8;
 
-/// In the calling thread's network namespace: those of sockets that belong to one of the cgroups.
+/// In the calling thread's network namespace: connections of sockets that belong to one of the cgroups.
 fn end_here(metadata: MetadataAddr, cgroups: &HashSet<u64>) -> io::Result<Ended> {
     let mut socket = Socket::open(Some(netlink::SOCK_DIAG), MAX_DATAGRAMS)?;
     let mut found = Vec::new();
@@ -182,7 +182,7 @@ mod tests {
     fn ends_those_of_the_cgroups_to_the_address_and_no_others() {
         let own = fs::metadata(own_cgroup(&find_cgroup_root(None).unwrap()).unwrap()).unwrap();
         let own = HashSet::from([std::os::unix::fs::MetadataExt::ino(&own)]);
-        // Others on this machine have none to this address.
+        // No other process of this machine has connections to this address.
         let (metadata, mut client, _server) = connection("127.0.81.11");
         let (_, mut other, mut others_server) = connection("127.0.81.12");
 

@@ -1,5 +1,5 @@
-//! Pods whose packets do not pass the node's own network stack, where the forward guard sees nothing: counts them, and says so. Called by `listeners`,
-//! of which it is a part; depends on `links` and `processes`.
+//! Counts and reports pods whose packets bypass the node's network stack, and so the netfilter rules. Called
+//! by `listeners`, of which it is a part; depends on `links` and `processes`.
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +31,8 @@ const MAX_PEERS: usize = 8;
 const ASK_FOR: Duration = Duration::from_millis(100);
 
 impl PodListeners {
-    /// Asks for the devices of pods that were not asked since they are set up, and tells what is known now. A notice: nothing depends on it.
+    /// Lists the devices of pods that are set up and not listed yet, and updates metrics and log. Nothing
+    /// else depends on the result.
     pub(super) fn look_for_devices(&mut self, host: NetnsId) {
         let until = Instant::now() + ASK_FOR;
         for (id, pod) in &mut self.pods {

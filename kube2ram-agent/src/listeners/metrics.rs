@@ -11,7 +11,7 @@ use crate::devices::Device;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) open: Gauge,
-    /// Whether pods' cgroups are looked at every second, because inotify does not work.
+    /// Whether the agent polls pods' cgroups every second, because inotify does not work.
     pub(super) polling: Gauge,
     beside_host: Family<[(&'static str, &'static str); 1], Gauge>,
     failures: Family<[(&'static str, &'static str); 1], Counter>,

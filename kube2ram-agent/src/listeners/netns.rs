@@ -1,5 +1,6 @@
-//! Network namespaces: how they are told apart, and how to listen inside of one. Blocks; depends on `datapath` for a pass and on `server::listener` for its buffers.
-//! Called by `listeners` and `processes`. The home of socket2.
+//! Network namespaces: how they are identified, and how to listen inside of one. Blocks; depends on
+//! `datapath` for a pass and on `server::listener` for its buffers. Called by `listeners` and `processes`.
+//! The only module that uses socket2.
 
 use std::{
     fs::{self, File},
@@ -47,7 +48,8 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Does something inside. setns(2) changes the calling thread, so it is called on a thread that ends with it: there is no way back that could fail.
+    /// Runs a closure in the namespace. setns(2) changes the calling thread, so the closure runs on a thread
+    /// that ends afterwards: the thread never has to return to its first namespace, which could fail.
     pub(crate) fn within<T: Send>(&self, task: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
@@ -66,7 +68,7 @@ impl Netns {
     /// Holds the one that a file leads to: a process's, or one that has a name, as iproute2 gives them.
     ///
     /// # Errors
-    /// The kernel's; [`io::ErrorKind::PermissionDenied`] where the process may not be looked at.
+    /// The kernel's; [`io::ErrorKind::PermissionDenied`] if the agent may not read the process.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self { id: NetnsId::of(file.metadata())?, file })
@@ -96,7 +98,7 @@ pub(super) fn listen_in(netns: &Netns, pass: &dyn PassGrant) -> io::Result<Opene
         for port in first..=last {
             match listen_at((Ipv4Addr::LOCALHOST, port).into(), pass) {
                 Ok(v4) => {
-                    // Where it cannot be had, sockets of IPv6 are sent to the other one.
+                    // If `::1` is not available, IPv6 sockets are redirected to the IPv4 listener.
                     let v6 = listen_at((Ipv6Addr::LOCALHOST, port).into(), pass).ok();
                     let inside = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                     return Ok(Opened { port, v4: v4.into(), v6: v6.map(TcpListener::from), inside });
@@ -111,28 +113,31 @@ pub(super) fn listen_in(netns: &Netns, pass: &dyn PassGrant) -> io::Result<Opene
 
 fn listen_at(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // What a former agent's connections left on the same address must not stand in the way.
+    // Connections of an earlier agent in TIME_WAIT on the same address must not prevent the bind.
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
-        // No packet for ::1 is taken from another device (ipv6_rcv), and answers to a client that has bound another address leave by that one's.
+        // The kernel accepts no packet for ::1 from another device (ipv6_rcv), and answers to a client that
+        // has bound another address leave by that address's device.
         socket.set_only_v6(true)?;
     } else {
-        // With route_localnet, which is the pod's to set, others reach 127.0.0.1 from another device.
+        // With route_localnet, which the pod can set, other hosts reach 127.0.0.1 through another device.
         socket.bind_device(Some(LOOPBACK))?;
     }
     bound_buffers(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     probe(addr, pass)?;
-    // The probe's end, so that nobody has to serve it. Rules in the pod may have sent it elsewhere.
+    // Accepts the probe's connection, so that no server has to. Rules in the pod may have redirected it
+    // elsewhere.
     socket.set_read_timeout(Some(PROBE_TIMEOUT))?;
     socket.accept()?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// Dials a listener from within its namespace: where the loopback device is down or filtered, a pod is not to be sent to it. With a pass, for the connect hook lets
-/// nobody but the pod dial it.
+/// Dials a listener from within its namespace: if the loopback device is down or filtered, no pod may be
+/// redirected to the listener. The socket has a pass, because the connect hook denies direct connections to
+/// in-pod listeners.
 fn probe(addr: SocketAddr, pass: &dyn PassGrant) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     pass.grant(socket.as_fd())?;

@@ -20,7 +20,7 @@ pub(super) struct PodCgroup {
 #[derive(Debug)]
 pub(super) struct PodCgroups {
     root: PathBuf,
-    /// The kubelet's, then those that another cgroup driver has or may have.
+    /// The kubelet's tree, then those that another cgroup driver has or may have.
     trees: Vec<PathBuf>,
 }
 
@@ -29,11 +29,12 @@ impl PodCgroups {
         Self { root: root.to_owned(), trees }
     }
 
-    /// All pods there are: the children of each pods cgroup, and those of its classes. Each of these directories is shown to `before` before it is read, so
-    /// that a watch set there misses nothing; and before that those above the pods cgroup, which may be deleted and made anew.
+    /// All existing pods: the children of each pods' cgroup, and those of its classes. Each of these
+    /// directories is passed to `before` before it is read, so that a watch set there misses nothing. The
+    /// directories above the pods' cgroup, which may be deleted and created again, are passed first.
     ///
     /// # Errors
-    /// When one cannot be read; one that is gone is empty.
+    /// When one cannot be read; a removed one counts as empty.
     pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<PodCgroup>> {
         let mut found = Vec::new();
         for (at, tree) in self.trees.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! The processes of a pod, and which network namespace they tell to be the pod's. Blocks; depends on `netns`. Called by `listeners`.
+//! The processes of a pod, and the pod's network namespace according to them. Blocks; depends on `netns`.
+//! Called by `listeners`.
 
 use std::{
     collections::VecDeque,
@@ -12,14 +13,14 @@ use rustix::io::Errno;
 use super::netns::{Netns, NetnsId};
 use crate::identity::child_cgroups;
 
-/// What a pod's processes tell.
+/// The network namespace of a pod, by its processes.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// Its processes may not be looked at: the agent lacks CAP_SYS_PTRACE, or a security module objects.
+    /// The agent may not read its processes: it lacks CAP_SYS_PTRACE, or a security module denies it.
     Denied,
     /// Its processes cannot be seen: the agent's pid namespace is not the host's.
     Hidden,
-    /// The host's: a hostNetwork pod, or one whose runtime has yet to move its first process.
+    /// The host's namespace: a hostNetwork pod, or a pod whose runtime has not moved its first process yet.
     Hosts,
     /// It has no process but the runtime's: its containers are about to start, or have ended.
     Monitors,
@@ -29,12 +30,14 @@ pub(super) enum Found {
     Own(Netns),
 }
 
-/// The namespace of the pod's oldest process: the pause process's, or the first container's where there is none. It is where the pod's sockets are made,
-/// whatever namespaces its other processes make or enter, for these are younger: what a container starts, and what is started inside of it, comes after
-/// the container's first process, which ends last. Monitors of CRI-O's are older, and the host's; they do not count.
+/// The namespace of the pod's oldest process: the pause process's, or the first container's where there is
+/// none. The pod's sockets are created there, whatever namespaces its other processes create or enter,
+/// because those processes are younger: everything that runs in a container starts after the container's
+/// first process, which ends last. CRI-O's monitors are older, but belong to the host; they do not count.
 ///
-/// A process that moves itself elsewhere decides only where nothing older is left. The target holds for that pod's cgroup alone, and only the connect hook leads to the
-/// listener: whoever else is in that namespace is not answered there.
+/// A process that enters another namespace decides only if no older process is left. The target applies only
+/// to that pod's cgroup, and only the connect hook leads to the listener: other processes in that namespace
+/// cannot reach it.
 ///
 /// # Errors
 /// When descriptors or memory run out: then nothing is known.
@@ -48,8 +51,9 @@ const MAX_DEPTH: usize = 4;
 const MAX_CGROUPS: usize = 128;
 /// How much of a `cgroup.procs` is read. The kernel lists a cgroup's first processes first.
 const MAX_PROCS_BYTES: u64 = 4096;
-/// What CRI-O calls the cgroups of its monitors (conmon, conmon-rs), children of the pod's cgroup beside its containers (cri-o/internal/config/cgmgr). By
-/// their mount namespace they could not be told: CRI-O may have one of its own, and a privileged pod may enter the host's.
+/// The name of the cgroups of CRI-O's monitors (conmon, conmon-rs), children of the pod's cgroup next to its
+/// containers (cri-o/internal/config/cgmgr). Their mount namespace does not identify them: CRI-O may have its
+/// own, and a privileged pod may enter the host's.
 const MONITORS: &str = "crio-conmon-";
 /// `starttime` in proc_pid_stat(5), counted from behind the command's closing parenthesis, which ends the second field.
 const START_TIME: usize = 22 - 3;
@@ -81,7 +85,7 @@ struct Search<'a> {
     procfs: &'a Path,
     host: NetnsId,
     found: Found,
-    /// When the oldest process started; none was looked at while it is the greatest number.
+    /// When the oldest process started; the greatest number before any process was read.
     oldest: u64,
 }
 
@@ -99,7 +103,8 @@ impl Search<'_> {
         match looked {
             Ok((started, netns)) => {
                 let is_hosts = netns.id == self.host;
-                // Times are told in hundredths of a second. Of two of one time the one in the host's namespace counts: the host's listener serves either.
+                // Start times are in hundredths of a second. Of two processes with the same time, the one in
+                // the host's namespace counts: the host listener serves both.
                 if started < self.oldest || is_hosts {
                     self.found = if is_hosts { Found::Hosts } else { Found::Own(netns) };
                 }
@@ -119,7 +124,7 @@ impl Search<'_> {
         started.map(|started| Ok((started, Netns::open(&process.join("ns/net"))?))).transpose()
     }
 
-    /// Whoever can be looked at decides.
+    /// A process that can be read decides.
     fn cannot_look(&mut self, why: Found) {
         if self.oldest == u64::MAX {
             self.found = why;
@@ -137,7 +142,7 @@ fn is_of_monitors(cgroup: &Path) -> bool {
     cgroup.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(MONITORS.as_bytes()))
 }
 
-/// The processes in a cgroup: none when it is gone, or of the kind that holds only threads.
+/// The processes in a cgroup: none when it was removed, or is a threaded cgroup.
 fn pids(cgroup: &Path) -> io::Result<Vec<u32>> {
     let mut text = String::new();
     let read = File::open(cgroup.join("cgroup.procs"))

@@ -6,12 +6,13 @@ use std::{io, net::IpAddr};
 
 use super::{Attribute, Message, NLM_F_ACK, Socket, attribute};
 
-/// The way to an address.
+/// The route to an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The index of the device.
     pub(crate) device: Option<u32>,
-    /// Whether the address is one of this namespace's own. (That it can be bound does not say so: `net.ipv4.ip_nonlocal_bind`.)
+    /// Whether the address is one of this namespace's own. (That it can be bound is no proof:
+    /// `net.ipv4.ip_nonlocal_bind`.)
     pub(crate) is_local: bool,
     /// The source address that the kernel would choose.
     pub(crate) source: Option<IpAddr>,
@@ -69,7 +70,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_PREFSRC: u16 = 7;
-/// What a namespace says that has no route there, or none at all of that family.
+/// The errors of a namespace without a route to the address, or without any route of that family.
 const NO_ROUTE: [i32; 5] =
     [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EACCES];
 

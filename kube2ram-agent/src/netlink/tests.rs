@@ -1,4 +1,4 @@
-//! Bytes as the kernel tells them, and as it never should.
+//! Bytes as the kernel sends them, and as it never should.
 
 use std::cell::Cell;
 
@@ -126,7 +126,7 @@ fn a_refusal_is_its_errno() {
         let (_, outcome) = read(&[done(kind, -libc::ENOENT)]);
         assert_eq!(outcome.unwrap().unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
-    // Whatever a kernel would mean by it, it is no success.
+    // Whatever a kernel means by it, it is not a success.
     assert!(read(&[done(NLMSG_ERROR, i32::MIN)]).1.unwrap().is_err());
     assert!(read(&[done(NLMSG_ERROR, 5)]).1.unwrap().is_err());
 }

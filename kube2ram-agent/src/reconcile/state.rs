@@ -1,4 +1,4 @@
-//! What people see of the kernel half: the last look at it, and what was made good since the agent began.
+//! The state of the eBPF programs for status: the last check, and the repairs since the agent started.
 //! Written by `reconcile`, read by `app`.
 
 use std::{
@@ -12,32 +12,32 @@ use tokio::time::Instant;
 use crate::datapath::{Datapath, DatapathError, Drift, Found, Mode};
 use kube2ram_service::telemetry::chain;
 
-/// Shared by whoever looks and whoever tells.
+/// Shared by the writer and the readers.
 #[derive(Clone, Debug, Default)]
 pub struct State(Arc<Mutex<Look>>);
 
-/// The kernel half as it was found last.
+/// The eBPF programs at the last check.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     /// When; `None` before the first time.
     pub at: Option<Instant>,
     /// Which cgroup the sockets of pods belong to.
     pub mode: Option<Mode>,
-    /// The programs that belong in force, and where.
+    /// The expected programs, and their cgroups.
     pub programs: Vec<(&'static str, PathBuf)>,
-    /// What is amiss and could not be made good, as text; bounded.
+    /// Differences that could not be repaired, as text; bounded.
     pub failures: Vec<String>,
-    /// How often something was made good, by kind.
+    /// Number of repairs, by kind.
     pub repairs: BTreeMap<Drift, u64>,
     /// The last time: what kind, of what, and when.
     pub last_repair: Option<(Drift, &'static str, Instant)>,
 }
 
-/// One reason is usually everybody's.
+/// All failures usually have the same reason.
 const MAX_FAILURES: usize = 8;
 
 impl State {
-    /// The last look.
+    /// The last check.
     pub fn read(&self) -> Look {
         self.look().clone()
     }
@@ -60,7 +60,7 @@ impl State {
         }
     }
 
-    /// Notes that the kernel does not answer; until the next look.
+    /// Records that the kernel does not answer; until the next check.
     pub(super) fn late(&self, failure: String) {
         self.look().failures.insert(0, failure);
     }

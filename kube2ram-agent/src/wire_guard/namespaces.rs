@@ -1,7 +1,7 @@
 //! The network namespaces of pods' processes. Reads the pods' cgroup and procfs; called by `wire_guard`.
 //!
-//! Of all processes, not of each pod's first: where a pod has moved its card does not matter to who the pod is, but
-//! it does to where packets leave.
+//! The namespaces of all processes are searched, not only of each pod's first: a network card that a pod has
+//! moved does not change the pod's identity, but it changes where packets leave.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -57,7 +57,8 @@ impl DeviceChanges {
     }
 }
 
-/// Which of these may have something to tell, in their order: one system call for all. Nothing when the kernel does not say; then each is to be asked.
+/// Which of these namespaces may have notifications, in their order: one system call for all. `None` when the
+/// kernel does not report it; then each must be queried.
 pub(super) fn may_have_happened<'a>(changes: impl Iterator<Item = &'a DeviceChanges>) -> Vec<bool> {
     let mut sockets: Vec<_> = changes.map(|changes| PollFd::new(&changes.0, PollFlags::IN)).collect();
     match poll(&mut sockets, Some(&Timespec::default())) {
@@ -75,8 +76,8 @@ const NOTICES_MAX: usize = 16;
 /// The namespaces of the processes below `cgroup`, without the `host`'s, each by the directory of a process in it.
 ///
 /// # Errors
-/// When the cgroup cannot be read, or descriptors run out. A process that is gone, or may not be looked at, is
-/// passed over; so is what is more than a node can have.
+/// When the cgroup cannot be read, or descriptors run out. A process that has ended, or that may not be read,
+/// is skipped; so are more namespaces than a node can have.
 pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsId, PathBuf>> {
     let mut found = HashMap::new();
     let mut cgroups = VecDeque::from([cgroup.to_owned()]);
@@ -99,7 +100,7 @@ pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsI
 /// The namespace of a process, by its directory in procfs.
 ///
 /// # Errors
-/// When it is gone, or may not be looked at.
+/// When the process has ended, or may not be read.
 pub(super) fn of_process(process: &Path) -> io::Result<Netns> {
     Netns::open(&process.join("ns/net"))
 }
@@ -116,7 +117,7 @@ pub(super) fn of_all(host: NetnsId) -> io::Result<HashMap<NetnsId, Netns>> {
                 found.entry(netns.id).or_insert(netns);
             }
             Err(error) if is_exhausted(&error) => return Err(error),
-            // Not a process, or gone.
+            // Not a process, or it has ended.
             Ok(_) | Err(_) => {}
         }
     }
@@ -128,7 +129,8 @@ const MAX_CGROUPS: usize = 16_384;
 /// How much of a `cgroup.procs` is read: some 16 processes, of which a container's first is the first.
 const MAX_PROCS_BYTES: u64 = 128;
 
-/// The first processes of a cgroup, as directories of procfs: none when it is gone, or holds only threads.
+/// The first processes of a cgroup, as directories of procfs: none when it was removed, or is a threaded
+/// cgroup.
 fn processes(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     let mut text = String::new();
     let read = File::open(cgroup.join("cgroup.procs"))
@@ -143,7 +145,7 @@ fn processes(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(text[..whole].lines().map(|pid| Path::new("/proc").join(pid)).collect())
 }
 
-/// Whether descriptors or memory run out, which says nothing of a process.
+/// Whether descriptors or memory have run out, which is unrelated to the process.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     [Some(libc::EMFILE), Some(libc::ENFILE), Some(libc::ENOMEM)].contains(&error.raw_os_error())
 }

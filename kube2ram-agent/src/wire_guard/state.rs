@@ -9,8 +9,8 @@ pub struct State(Arc<Mutex<Standing>>);
 /// How the guard stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether each device that is known to lead out has the program, before all others; `None` before the first
-    /// look.
+    /// Whether each device that is known to lead out has the program, before all others; `None` before the
+    /// first check.
     pub is_in_force: Option<bool>,
     /// The node's devices that have it.
     pub node_devices: usize,
@@ -18,7 +18,7 @@ pub struct Standing {
     pub pod_devices: usize,
     /// How often a program was found missing, or behind another one, and attached again.
     pub repairs: u64,
-    /// Why it is not in force.
+    /// Why it is not active.
     pub failure: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What is told of devices: as a table, as bytes, and by the running kernel.
+//! The attributes of devices: as a table, as bytes, and from the running kernel.
 
 use std::{fs, path::Path, process::Command};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const LO: u32 = IFF_LOOPBACK | IFF_UP;
 
-/// What the kernel tells of a device, behind the message's header.
+/// The kernel's attributes of a device, behind the message's header.
 fn told(index: u32, flags: u32, hardware: u16, attributes: &[Attribute]) -> Vec<u8> {
     let mut info = vec![0; 2];
     info.extend(hardware.to_ne_bytes());

@@ -20,7 +20,7 @@ pub(super) const NF_ACCEPT: u32 = 1;
 
 /// `ip daddr <metadata>` or `ip6 daddr <metadata>`.
 pub(super) fn is_for(metadata: IpAddr) -> [Attribute; 2] {
-    // Where the destination stands in the header: RFC 791, RFC 8200.
+    // The destination's offset in the header: RFC 791, RFC 8200.
     let (offset, length) = match metadata {
         IpAddr::V4(_) => (16, 4),
         IpAddr::V6(_) => (24, 16),
@@ -28,10 +28,10 @@ pub(super) fn is_for(metadata: IpAddr) -> [Attribute; 2] {
     [of_network_header(offset, length), compare(NFT_CMP_EQ, octets(metadata))]
 }
 
-/// `meta l4proto ipv6-icmp ip6 hoplimit 255`: neighbour discovery of the node itself. It has no socket in the
-/// sense of `meta skuid`, and looks as if it had come in, since the kernel has set its device already
-/// (`ndisc_alloc_skb`). Without its answer the metadata server cannot send to the node, where both are on one
-/// link. What is forwarded has 254 at most (RFC 4861, 7.1.1).
+/// `meta l4proto ipv6-icmp ip6 hoplimit 255`: neighbour discovery of the node itself. Its packets have no
+/// socket in the sense of `meta skuid`, and look like received packets, because the kernel has set their
+/// device already (`ndisc_alloc_skb`). Without them the metadata server cannot send to the node if both are
+/// on one link. Forwarded packets have a hop limit of at most 254 (RFC 4861, 7.1.1).
 pub(super) fn is_neighbour_discovery() -> [Attribute; 4] {
     const NFT_META_L4PROTO: u32 = 16;
     const IPPROTO_ICMPV6: u8 = 58;
@@ -44,23 +44,23 @@ pub(super) fn is_neighbour_discovery() -> [Attribute; 4] {
     ]
 }
 
-/// `iif != 0`: it came in by a device, so it is not from a socket of this namespace. (The socket alone would
-/// not tell: one that was closed and still has something to say has no owner any more.) Linux 5.7.
+/// `iif != 0`: the packet was received by a device, so it is not from a socket of this namespace. (The socket
+/// alone is not enough: a closed socket that still sends has no owner.) Linux 5.7.
 pub(super) fn came_in() -> [Attribute; 2] {
     const NFT_META_IIF: u32 = 4;
     [expression("meta", meta(NFT_META_IIF)), compare(NFT_CMP_NEQ, vec![0; 4])]
 }
 
-/// `meta skuid != 4294967295`, which nobody has: true of any socket, and of nothing else. Packets of raw
-/// sockets that bring their own header look as if they had come in.
+/// `meta skuid != 4294967295`, an id that no user has: matches packets with a socket, and no others. Packets
+/// of raw sockets with `IP_HDRINCL` look like received packets.
 pub(super) fn has_socket() -> [Attribute; 2] {
     const NFT_META_SKUID: u32 = 10;
     [expression("meta", meta(NFT_META_SKUID)), compare(NFT_CMP_NEQ, vec![0xff; 4])]
 }
 
-/// `ct direction original ct original ip daddr != <metadata> ct status ! dnat`, or `ip6`: IPVS has made it
-/// the metadata server's. (What netfilter has translated says so, and passes the hooks of its socket's
-/// cgroup.)
+/// `ct direction original ct original ip daddr != <metadata> ct status ! dnat`, or `ip6`: IPVS has rewritten
+/// the destination to the metadata server. (A packet that netfilter has translated has the dnat status, and
+/// passes the hooks of its socket's cgroup.)
 pub(super) fn by_ipvs(metadata: IpAddr) -> [Attribute; 7] {
     const NFT_CT_DIRECTION: u32 = 1;
     const NFT_CT_STATUS: u32 = 2;
@@ -81,8 +81,8 @@ pub(super) fn by_ipvs(metadata: IpAddr) -> [Attribute; 7] {
     ]
 }
 
-/// `ct state untracked`: so does IPVS mark what it sends unless it was told to have its connections tracked,
-/// as kube-proxy does.
+/// `ct state untracked`: IPVS marks the packets that it sends this way, unless connection tracking is enabled
+/// for it, as kube-proxy does.
 pub(super) fn untracked() -> [Attribute; 3] {
     const NFT_CT_STATE: u32 = 0;
     const NF_CT_STATE_UNTRACKED_BIT: u32 = 1 << 6;

@@ -5,7 +5,7 @@ const V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200);
 const TARGET: Target = Target { v4: V4, v6: Some(V6), has_ipvs: true };
 
-/// The attributes as the kernel would tell them.
+/// The attributes as the kernel would report them.
 fn told(attributes: Vec<Attribute>) -> Vec<Vec<u8>> {
     vec![encode(&[message(Family::Ipv4, 0, 0, attributes)], 0)[HEADER + NFGENMSG..].to_vec()]
 }
@@ -14,7 +14,7 @@ fn all(chain: Chain, address: IpAddr, has_ipvs: bool) -> Vec<Vec<u8>> {
     rules(chain, address, has_ipvs).into_iter().flat_map(told).collect()
 }
 
-/// The replies of a kernel that has what the target says.
+/// The replies of a kernel that has the target's tables.
 fn replies(target: Target) -> Vec<Vec<Vec<u8>>> {
     let of_table = |address| {
         let of_chain = move |chain| [told(base_chain(chain)), all(chain, address, target.has_ipvs)];

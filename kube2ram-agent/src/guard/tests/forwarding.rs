@@ -1,5 +1,5 @@
 //! Packets through the guard: the test's namespace is the node, between a pod and the metadata server, each
-//! in a namespace of its own.
+//! in its own namespace.
 
 use std::{
     fs,
@@ -136,7 +136,7 @@ impl Network {
         rule.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
     }
 
-    /// Sends a packet to each of the metadata server's addresses, and tells how many of IPv4 and of IPv6
+    /// Sends a packet to each of the metadata server's addresses, and returns how many IPv4 and IPv6 packets
     /// arrived.
     fn attempt(&self, send: impl Fn(&str)) -> (u64, u64) {
         let metadata = [METADATA.v4.ip().to_owned().into(), METADATA.v6.unwrap().into()];

@@ -1,4 +1,4 @@
-//! Which of a pod's processes decides, told by files laid out as the kernel's.
+//! Which of a pod's processes decides, by files in the kernel's layout.
 
 use std::path::PathBuf;
 
@@ -113,7 +113,7 @@ fn monitors_of_the_runtime_do_not_count() {
         Node::new().with("crio-conmon-0f1e", 9, 50, "host").with("app", 10, 100, "pod").tells(),
         "pod"
     );
-    // Who counts is not a container's to say.
+    // A container cannot choose which process counts.
     let own = Node::new().with("app/crio-conmon-0f1e", 10, 100, "host").with("app", 11, 200, "nested");
     assert_eq!(own.tells(), "host");
 }
