@@ -9,6 +9,7 @@ mod watch;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 pub use self::{
@@ -34,7 +35,8 @@ impl fmt::Display for CgroupId {
 
 /// What a pod's cgroup is named after, in lower case: the pod's UID with dashes (`8-4-4-4-12` hex digits), or for a static pod
 /// the 32 hex digits of its `kubernetes.io/config.hash`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "Box<str>")]
 pub struct PodUid(Arc<str>);
 
 impl PodUid {
@@ -61,6 +63,20 @@ impl PodUid {
 impl fmt::Display for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<Box<str>> for PodUid {
+    type Error = &'static str;
+
+    fn try_from(text: Box<str>) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("not a pod's UID")
+    }
+}
+
+impl Serialize for PodUid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::identity::PodUid;
 
 /// A pod of this node, trimmed to what is used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pod {
     /// `metadata.uid`. A mirror pod's differs from its cgroup's name, which is then its config hash.
     pub uid: PodUid,

@@ -1,5 +1,5 @@
-//! What an agent leaves to the next one in case the API server is away then: a file in the state directory, on a tmpfs, for root alone.
-//! It holds identities, annotations and allow-lists, never credentials. Depends on `kubernetes` and `state_dir`; called by `app`.
+//! What an agent leaves to the next one in case the API server is away then: one JSON document in the state directory, on a tmpfs, for root
+//! alone. It holds identities, annotations and allow-lists, never credentials. Depends on `kubernetes` and `state_dir`; called by `app`.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,13 +11,12 @@ use std::{
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::kubernetes::Saved;
 use kube2ram_service::state_dir::StateDir;
 
 /// What an agent knew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Of the API server.
     pub cluster: Saved,
@@ -26,7 +25,7 @@ pub struct Snapshot {
 }
 
 /// What the metadata server told, as far as it was asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Discovered {
     /// The base ARN of the node's account.
     pub account_arn: Option<Box<str>>,
@@ -36,8 +35,8 @@ pub struct Discovered {
     pub region: Option<Box<str>>,
 }
 
-/// Where and in which life of the machine a snapshot is made: it counts nowhere else.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The node and the boot in which a snapshot is made: it is valid nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The kernel's random id of this boot.
     pub boot_id: Box<str>,
@@ -52,11 +51,8 @@ pub struct SnapshotFile(PathBuf);
 /// Why there is no snapshot, or none is written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// Its checksum is wrong, or it is no snapshot at all.
-    #[error("the snapshot is damaged")]
-    Damaged,
-    /// It is not JSON as it should be, although its checksum is right.
-    #[error("cannot parse the snapshot")]
+    /// It is damaged, or an agent wrote it that lays it out differently.
+    #[error("the snapshot is damaged or of another version")]
     Content(#[source] serde_json::Error),
     /// It is of another boot or another node.
     #[error("the snapshot is of another boot or another node")]
@@ -85,54 +81,37 @@ pub enum SnapshotError {
 }
 
 impl Snapshot {
-    /// Writes it down: a line with the checksum of the rest, a line with place and time (since boot), and JSON.
+    /// Writes the document; `written_at` is the time since boot.
     ///
     /// # Errors
     /// [`SnapshotError::TooLong`].
-    pub fn encode(&self, place: &Place, saved_at: Duration) -> Result<Vec<u8>, SnapshotError> {
-        let Place { boot_id, node } = place;
-        let head = |digest: &[u8]| format!("{MAGIC} {VERSION} {}\n", hex::encode(digest)).into_bytes();
-        // The checksum is not known yet, but how long it is.
-        let mut text = Bounded(head(&Sha256::digest(b"")));
-        let rest = text.0.len();
-        let too_long = |_full| SnapshotError::TooLong;
-        text.write_all(format!("{boot_id} {} {node}\n", saved_at.as_secs()).as_bytes()).map_err(too_long)?;
-        serde_json::to_writer(&mut text, self).map_err(|error| match error.is_io() {
+    pub fn encode(&self, place: &Place, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
+        let written_at_secs = written_at.as_secs();
+        let document = Document { version: VERSION, place, written_at_secs, snapshot: self };
+        let mut text = Bounded(Vec::new());
+        serde_json::to_writer(&mut text, &document).map_err(|error| match error.is_io() {
             true => SnapshotError::TooLong,
             false => SnapshotError::Content(error),
         })?;
-        let head = head(&Sha256::digest(&text.0[rest..]));
-        text.0[..rest].copy_from_slice(&head);
         Ok(text.0)
     }
 
-    /// Reads what [`Self::encode`] wrote, `now` being the time since boot.
+    /// Reads what [`Self::encode`] wrote; `now` is the time since boot.
     ///
     /// # Errors
-    /// See [`SnapshotError`]; a snapshot that is not wholly right is none.
+    /// See [`SnapshotError`]: a snapshot is used as a whole or not at all.
     pub fn decode(text: &[u8], place: &Place, now: Duration) -> Result<Self, SnapshotError> {
-        let (head, rest) = line(text).ok_or(SnapshotError::Damaged)?;
-        let mut words = head.split(' ');
-        if words.next() != Some(MAGIC) {
-            return Err(SnapshotError::Damaged);
-        }
-        if words.next() != Some(VERSION) {
+        let found: Document<Place, Self> = serde_json::from_slice(text).map_err(SnapshotError::Content)?;
+        if found.version != VERSION {
             return Err(SnapshotError::Version);
         }
-        if words.next() != Some(hex::encode(Sha256::digest(rest)).as_str()) {
-            return Err(SnapshotError::Damaged);
-        }
-        let (head, rest) = line(rest).ok_or(SnapshotError::Damaged)?;
-        let mut words = head.splitn(3, ' ');
-        let boot_id = words.next();
-        let saved_at = words.next().and_then(|word| word.parse().ok()).ok_or(SnapshotError::Damaged)?;
-        if boot_id != Some(&*place.boot_id) || words.next() != Some(&*place.node) {
+        if found.place != *place {
             return Err(SnapshotError::Foreign);
         }
-        if now.saturating_sub(Duration::from_secs(saved_at)) > MAX_AGE {
+        if now.saturating_sub(Duration::from_secs(found.written_at_secs)) > MAX_AGE {
             return Err(SnapshotError::TooOld);
         }
-        serde_json::from_slice(rest).map_err(SnapshotError::Content)
+        Ok(found.snapshot)
     }
 }
 
@@ -214,9 +193,13 @@ impl io::Write for Bounded {
     }
 }
 
-fn line(text: &[u8]) -> Option<(&str, &[u8])> {
-    let end = text.iter().take(LINE_LIMIT_BYTES).position(|&c| c == b'\n')?;
-    Some((str::from_utf8(&text[..end]).ok()?, &text[end + 1..]))
+/// The whole file.
+#[derive(Serialize, Deserialize)]
+struct Document<P, S> {
+    version: u32,
+    place: P,
+    written_at_secs: u64,
+    snapshot: S,
 }
 
 /// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent itself has no limit, but one that
@@ -224,14 +207,13 @@ fn line(text: &[u8]) -> Option<(&str, &[u8])> {
 pub const MAX_AGE: Duration = Duration::from_hours(24);
 /// 250 pods with every annotation at its longest, and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
 pub const LIMIT_BYTES: usize = 4 * 1024 * 1024;
-const LINE_LIMIT_BYTES: usize = 512;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";
 /// That of the file that replaces it, which a crash may leave. Only the agent that serves writes.
 pub const DRAFT_NAME: &str = "snapshot.new";
 const DRAFT_EXTENSION: &str = "new";
-const MAGIC: &str = "kube2ram-snapshot";
-const VERSION: &str = "1";
+/// Counts up with every change of what a field means. Version 1 was no JSON document.
+const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -274,21 +256,41 @@ mod tests {
     }
 
     #[test]
-    fn any_changed_or_missing_byte_makes_it_none() {
+    fn a_document_that_is_cut_or_no_document_is_refused() {
         let text = text();
         for n in 0..text.len() {
-            let mut changed = text.clone();
-            changed[n] ^= 1;
-            assert!(Snapshot::decode(&changed, &place(), NOW).is_err(), "byte {n}");
-            assert!(Snapshot::decode(&text[..n], &place(), NOW).is_err(), "cut at {n}");
+            let decoded = Snapshot::decode(&text[..n], &place(), NOW);
+            assert!(matches!(decoded, Err(SnapshotError::Content(_))), "cut at {n}");
+        }
+        for text in ["kube2ram-snapshot 1 00\n0b8c2a5e 1000000 node-1\n{}", "null", "[]", "\0"] {
+            let decoded = Snapshot::decode(text.as_bytes(), &place(), NOW);
+            assert!(matches!(decoded, Err(SnapshotError::Content(_))), "{text}");
         }
     }
 
     #[test]
-    fn another_version_is_told_apart() {
-        let text = String::from_utf8(text()).unwrap().replacen(" 1 ", " 2 ", 1);
+    fn a_document_of_another_version_is_refused() {
+        for other in ["1", "3"] {
+            let version = format!(r#"{{"version":{other},"#);
+            let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":2,"#, &version, 1);
+            let decoded = Snapshot::decode(text.as_bytes(), &place(), NOW);
+            assert!(matches!(decoded, Err(SnapshotError::Version)), "{text}");
+        }
+    }
 
-        assert!(matches!(Snapshot::decode(text.as_bytes(), &place(), NOW), Err(SnapshotError::Version)));
+    #[test]
+    fn a_file_or_a_document_over_the_limit_is_refused_before_it_is_parsed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = SnapshotFile(dir.path().join("snapshot"));
+        file.write(&vec![b' '; LIMIT_BYTES]).unwrap();
+        assert_eq!(file.read().unwrap().unwrap().len(), LIMIT_BYTES, "the allowed twin");
+
+        file.write(&vec![b' '; LIMIT_BYTES + 1]).unwrap();
+        let region = Some("x".repeat(LIMIT_BYTES).into());
+        let long = Snapshot { discovered: Some(Discovered { region, ..Discovered::default() }), ..snapshot() };
+
+        assert!(matches!(file.read(), Err(SnapshotError::TooLong)));
+        assert!(matches!(long.encode(&place(), NOW), Err(SnapshotError::TooLong)));
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Keeps the snapshot up to date, and reads the one of the agent before. Depends on `snapshot` and `kubernetes`; composed by `app`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::SetOnce,
     time::{Instant, sleep, timeout},
@@ -63,7 +66,7 @@ impl Keeper {
 
     /// Writes whenever something has changed, and at `shutdown`.
     pub(super) async fn run(self, cluster: Arc<Cluster>, shutdown: CancellationToken) {
-        let mut written = Written { digest: None, at: Instant::now() };
+        let mut written = None;
         let mut changes = cluster.changes();
         while !shutdown.is_cancelled() {
             changes.mark_unchanged();
@@ -74,21 +77,22 @@ impl Keeper {
             };
             shutdown.run_until_cancelled(rest).await;
         }
-        written.digest = None;
-        self.write(&cluster, &mut written);
+        self.write(&cluster, &mut None);
     }
 
-    fn write(&self, cluster: &Cluster, written: &mut Written) {
+    /// Writes, unless `written` says that the same was written not long ago: its hash, and when.
+    fn write(&self, cluster: &Cluster, written: &mut Option<(u64, Instant)>) {
         // Nothing that the API server has not told this very agent: an old snapshot must not be made young.
         let (Some((file, place)), Some(cluster)) = (&self.file, cluster.saved()) else { return };
         let snapshot = Snapshot { cluster, discovered: self.discovered.get().cloned() };
-        let text = snapshot.encode(place, Duration::ZERO).map(Sha256::digest);
-        let digest = text.ok().map(<[u8; 32]>::from);
-        if digest.is_some() && digest == written.digest && written.at.elapsed() < HEARTBEAT {
+        let mut hasher = DefaultHasher::new();
+        snapshot.hash(&mut hasher);
+        let hash = hasher.finish();
+        if written.is_some_and(|(last, at)| last == hash && at.elapsed() < HEARTBEAT) {
             return;
         }
         let result = snapshot.encode(place, since_boot()).and_then(|text| file.write(&text));
-        *written = Written { digest, at: Instant::now() };
+        *written = Some((hash, Instant::now()));
         self.writes.get_or_create(&[("result", if result.is_ok() { "ok" } else { "error" })]).inc();
         if let Err(error) = result {
             warn!(error = chain(&error), "snapshot not written");
@@ -104,12 +108,6 @@ pub(super) fn metrics(registry: &mut Registry) -> Writes {
         drop(writes.get_or_create(&[("result", result)]));
     }
     writes
-}
-
-/// What was written last: a digest of it without its time.
-struct Written {
-    digest: Option<[u8; 32]>,
-    at: Instant,
 }
 
 /// Tells what is known before anybody was asked.

@@ -11,22 +11,17 @@ use serde::{Deserialize, Serialize};
 use super::object::Known;
 use crate::{identity::PodUid, pod::Pod};
 
-/// The pods of this node and the allow-lists of their namespaces, as the API server last told.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The pods of this node and the allow-lists of their namespaces, as the API server last sent them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Saved {
     pods: Vec<SavedPod>,
     namespaces: BTreeMap<Box<str>, Option<Box<str>>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct SavedPod {
-    uid: Box<str>,
-    config_hash: Option<Box<str>>,
-    namespace: Box<str>,
-    name: Box<str>,
-    service_account: Box<str>,
-    host_network: bool,
-    annotations: BTreeMap<Box<str>, Box<str>>,
+    pod: Pod,
+    config_hash: Option<PodUid>,
 }
 
 impl Saved {
@@ -41,10 +36,10 @@ impl Saved {
         let mut pods: Vec<_> = pods
             .filter(|known| annotated(known) <= ANNOTATIONS_LIMIT_BYTES)
             .take(PODS_LIMIT)
-            .map(SavedPod::of)
+            .map(|known| SavedPod { pod: Pod::clone(&known.pod), config_hash: known.config_hash.clone() })
             .collect();
-        pods.sort_by(|a, b| a.uid.cmp(&b.uid));
-        let names: BTreeSet<_> = pods.iter().map(|pod| pod.namespace.clone()).collect();
+        pods.sort_by(|a, b| a.pod.uid.cmp(&b.pod.uid));
+        let names: BTreeSet<_> = pods.iter().map(|saved| saved.pod.namespace.clone()).collect();
         let namespaces = names
             .into_iter()
             .filter_map(|name| {
@@ -61,35 +56,15 @@ impl Saved {
         self,
         live: &HashSet<PodUid>,
     ) -> (Vec<Known>, BTreeMap<Box<str>, Option<Box<str>>>) {
-        let pods = self.pods.into_iter().filter_map(SavedPod::restore);
+        let pods = self.pods.into_iter().map(|SavedPod { pod, config_hash }| Known {
+            pod: Arc::new(pod),
+            config_hash: config_hash.filter(PodUid::is_config_hash),
+            ip: None,
+            is_terminating: false,
+            is_running: false,
+        });
         let pods = pods.filter(|known| known.is_among(live)).collect();
         (pods, self.namespaces)
-    }
-}
-
-impl SavedPod {
-    fn of(known: &Known) -> Self {
-        let Pod { uid, namespace, name, service_account, host_network, annotations } = &*known.pod;
-        Self {
-            uid: uid.as_str().into(),
-            config_hash: known.config_hash.as_ref().map(|hash| hash.as_str().into()),
-            namespace: namespace.clone(),
-            name: name.clone(),
-            service_account: service_account.clone(),
-            host_network: *host_network,
-            annotations: annotations.clone(),
-        }
-    }
-
-    fn restore(self) -> Option<Known> {
-        let Self { uid, config_hash, namespace, name, service_account, host_network, annotations } = self;
-        let config_hash = match config_hash {
-            Some(hash) => Some(PodUid::parse(&hash).filter(PodUid::is_config_hash)?),
-            None => None,
-        };
-        let uid = PodUid::parse(&uid)?;
-        let pod = Pod { uid, namespace, name, service_account, host_network, annotations };
-        Some(Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false, is_running: false })
     }
 }
 
@@ -143,6 +118,6 @@ mod tests {
         let saved = Saved::of(pods.iter(), |_| None);
 
         assert_eq!(saved.pods.len(), PODS_LIMIT);
-        assert!(saved.pods.iter().all(|pod| pod.annotations["role"].len() == 1));
+        assert!(saved.pods.iter().all(|saved| saved.pod.annotations["role"].len() == 1));
     }
 }

@@ -215,15 +215,13 @@ fn a_snapshot_that_is_damaged_is_ignored_and_said_so() {
     lab.agent().unwrap().terminate().unwrap();
     let path = state.path().join("snapshot");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("orders-role", "secret-role")).unwrap();
+    std::fs::write(&path, &text[..text.len() / 2]).unwrap();
     lab.api().down();
 
     lab.agent().unwrap().spawn().unwrap();
     eventually(Some(503), || lab.agent().unwrap().admin("/readyz").ok().map(|reply| reply.status));
 
-    for role in ["orders-role", "secret-role"] {
-        assert_try_again(&lab.ask("orders", &format!("{LIST}{role}")));
-    }
+    assert_try_again(&lab.ask("orders", &format!("{LIST}orders-role")));
     assert!(lab.agent().unwrap().log().contains("snapshot ignored"));
     lab.api().up().unwrap();
     eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
