@@ -16,8 +16,8 @@ pub use self::{
     cache::{Cache, Claim, ISSUE_DEADLINE, Limits},
     metrics::Metrics,
     survey::{Standing, Survey},
-    turns::Rate,
 };
+pub use crate::rate_limiter::Rate;
 use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
 
 /// Within this time an agent that has just started fetches what no pod has asked for. It is as long as credentials are used before they are refreshed, so

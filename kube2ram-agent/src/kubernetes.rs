@@ -17,7 +17,6 @@ mod taint;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 
 pub use self::{
     cluster::{AllowLists, Cluster, ClusterConfig},

@@ -8,6 +8,7 @@
 pub mod args;
 pub mod memory;
 mod netlink;
+mod rate_limiter;
 #[cfg(test)]
 mod documents;
 

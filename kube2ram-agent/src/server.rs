@@ -21,7 +21,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-mod access_log;
 mod connection;
 mod error;
 mod identities;
@@ -31,15 +30,11 @@ mod notices;
 mod pass_through;
 pub mod path;
 pub(crate) mod quota;
-mod rates;
 mod reply;
 pub mod route;
 pub mod token;
 
-use self::{
-    access_log::AccessLog, connection::Connection, metrics::Metrics, quota::Quota, rates::Rates,
-    token::Tokens,
-};
+use self::{connection::Connection, metrics::Metrics, quota::Quota, token::Tokens};
 pub(crate) use self::{error::RequestError, node_role::NodeRole};
 pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
 use crate::{
@@ -49,6 +44,7 @@ use crate::{
     interception::Interception,
     kubernetes::{Directory, Notices},
     policy::Policy,
+    rate_limiter::{Rate, RateLimiters},
     role::Roles,
 };
 use kube2ram_cloud::{MetadataAddr, dialect::Dialect, upstream::Upstream};
@@ -71,6 +67,9 @@ const PLACE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long pods may still go by what the real server told them before the first agent of a boot: an SDK lists roles, and asks for the credentials
 /// of the one that it read in the next moment.
 const FORMER_ANSWERS: Duration = Duration::from_mins(1);
+/// How many lines of the log one pod may cause: far more than any SDK does, which asks again after minutes. A pod in a tight loop would drown
+/// the others' lines and fill the disk. Callers that are no pod share one such limiter.
+const LOG_LINES: Rate = Rate { burst: 200, interval: Duration::from_millis(50) };
 /// How often it asks for one meanwhile.
 const PLACE_RETRY: Duration = Duration::from_millis(2);
 
@@ -129,9 +128,9 @@ pub struct Server {
     config: Config,
     pipeline: Pipeline,
     metrics: Metrics,
-    log: AccessLog,
+    log: RateLimiters<PodUid>,
     quota: Quota,
-    rates: Rates,
+    rates: RateLimiters<PodUid>,
     places: Arc<Places<Option<PodUid>>>,
     /// Until when a pod may ask for another role because of that.
     former_answers_until: OnceLock<Instant>,
@@ -144,8 +143,9 @@ impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
         let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
-        let (quota, rates) = (Quota::new(config.pass_through_rate), Rates::new(config.request_rate));
-        let (metrics, log) = (Metrics::new(registry), AccessLog::default());
+        let quota = Quota::new(config.pass_through_rate);
+        let rates = RateLimiters::new(Rate::per_second(config.request_rate));
+        let (metrics, log) = (Metrics::new(registry), RateLimiters::new(Some(LOG_LINES)));
         Arc::new(Self {
             config,
             pipeline,
@@ -267,7 +267,7 @@ impl Server {
             Err(error) => {
                 self.metrics.unvouched_connections.inc();
                 self.metrics.identities.count((&error).into());
-                if self.log.of(None).admit(Instant::now()).is_some() {
+                if self.log.of(None).admit(Instant::now()).is_ok() {
                     warn!(%peer, error = chain(&error), "connection without origin");
                 }
                 None

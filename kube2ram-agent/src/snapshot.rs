@@ -287,7 +287,8 @@ mod tests {
 
         file.write(&vec![b' '; LIMIT_BYTES + 1]).unwrap();
         let region = Some("x".repeat(LIMIT_BYTES).into());
-        let long = Snapshot { discovered: Some(Discovered { region, ..Discovered::default() }), ..snapshot() };
+        let long =
+            Snapshot { discovered: Some(Discovered { region, ..Discovered::default() }), ..snapshot() };
 
         assert!(matches!(file.read(), Err(SnapshotError::TooLong)));
         assert!(matches!(long.encode(&place(), NOW), Err(SnapshotError::TooLong)));

@@ -20,9 +20,9 @@ use super::{
     entry::{Answer, Entry, Next, Now},
     gate::{Gate, Place},
     survey::Survey,
-    turns::{Rank, Rate, Rates, TicketId},
+    turns::{Rank, Rates, TicketId},
 };
-use crate::{identity::PodUid, policy::Permit};
+use crate::{identity::PodUid, policy::Permit, rate_limiter::Rate};
 use kube2ram_cloud::{
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::RoleSession,

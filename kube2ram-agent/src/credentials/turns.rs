@@ -9,7 +9,10 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::identity::PodUid;
+use crate::{
+    identity::PodUid,
+    rate_limiter::{Rate, TokenBucket},
+};
 
 /// What a fetch is for. The smaller number goes first, always: what has to wait until credentials fall below the floor becomes
 /// [`Self::Demand`] then.
@@ -54,24 +57,15 @@ pub(super) struct Rates {
     pub(super) pod: Rate,
 }
 
-/// A token bucket's measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Rate {
-    /// How many may be taken at once after a rest.
-    pub burst: u32,
-    /// The time in which one more comes.
-    pub interval: Duration,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TicketId(u64);
 
 /// Everybody who waits, and everything that is counted against them.
 pub(super) struct Turns {
     rates: Rates,
-    node: Bucket,
-    pace: Bucket,
-    pods: HashMap<PodUid, Bucket>,
+    node: TokenBucket,
+    pace: TokenBucket,
+    pods: HashMap<PodUid, TokenBucket>,
     lanes: [Lane; 3],
     tickets: HashMap<TicketId, Ticket>,
     next_id: u64,
@@ -96,46 +90,12 @@ struct Lane {
     waiting: HashMap<PodUid, VecDeque<TicketId>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    counted_at: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        Self { tokens: f64::from(rate.burst), counted_at: now }
-    }
-
-    fn count(&mut self, rate: Rate, now: Instant) {
-        let come = now.saturating_duration_since(self.counted_at).div_duration_f64(rate.interval);
-        self.tokens = (self.tokens + come).min(f64::from(rate.burst));
-        self.counted_at = now;
-    }
-
-    /// When there is a token; now, if there is one. To be counted first.
-    fn ready_at(&self, rate: Rate) -> Instant {
-        self.above(0, rate)
-    }
-
-    /// When there is a token more than `reserve`.
-    fn above(&self, reserve: u32, rate: Rate) -> Instant {
-        // The last digit of a floating-point sum is no reason to wait.
-        let missing = Some(f64::from(reserve) + 1.0 - self.tokens).filter(|missing| *missing > 1e-9);
-        self.counted_at + rate.interval.mul_f64(missing.unwrap_or_default())
-    }
-
-    fn take(&mut self) {
-        self.tokens -= 1.0;
-    }
-}
-
 impl Turns {
     pub(super) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             rates,
-            node: Bucket::full(rates.node, now),
-            pace: Bucket::full(rates.pace, now),
+            node: TokenBucket::full(rates.node, now),
+            pace: TokenBucket::full(rates.pace, now),
             pods: HashMap::new(),
             lanes: Default::default(),
             tickets: HashMap::new(),
@@ -212,10 +172,8 @@ impl Turns {
     /// Grants what may be granted now, in order. Tells when there may be more, if time alone can make it so.
     pub(super) fn grant(&mut self, now: Instant) -> Option<Instant> {
         while self.running < self.rates.concurrent && !self.tickets.is_empty() {
-            self.node.count(self.rates.node, now);
-            let pace = self.pace_at(now);
-            self.pace.count(pace, now);
-            let ready_at = self.node.ready_at(self.rates.node).max(self.pace.ready_at(pace));
+            let pace = self.pace.ready_at(self.pace_at(now), 0, now);
+            let ready_at = self.node.ready_at(self.rates.node, 0, now).max(pace);
             if ready_at > now {
                 return Some(ready_at);
             }
@@ -248,7 +206,7 @@ impl Turns {
                 continue;
             }
             if rank == Rank::Ahead {
-                let above_reserve_at = self.node.above(self.rates.reserve, self.rates.node);
+                let above_reserve_at = self.node.ready_at(self.rates.node, self.rates.reserve, now);
                 if above_reserve_at > now {
                     sooner(above_reserve_at);
                     continue;
@@ -266,7 +224,7 @@ impl Turns {
                     continue;
                 };
                 let bucket = Self::bucket(&mut self.pods, self.rates.pod, &pod, now);
-                let ready_at = bucket.ready_at(self.rates.pod);
+                let ready_at = bucket.ready_at(self.rates.pod, 0, now);
                 lane.order.push_back(pod);
                 if ready_at > now {
                     sooner(ready_at);
@@ -287,21 +245,15 @@ impl Turns {
     }
 
     fn bucket<'p>(
-        pods: &'p mut HashMap<PodUid, Bucket>,
+        pods: &'p mut HashMap<PodUid, TokenBucket>,
         rate: Rate,
         pod: &PodUid,
         now: Instant,
-    ) -> &'p mut Bucket {
+    ) -> &'p mut TokenBucket {
         if pods.len() >= PODS_LIMIT && !pods.contains_key(pod) {
-            // A full bucket says nothing that a new one would not.
-            pods.retain(|_, bucket| {
-                bucket.count(rate, now);
-                bucket.tokens < f64::from(rate.burst)
-            });
+            pods.retain(|_, bucket| !bucket.is_full(rate, now));
         }
-        let bucket = pods.entry(pod.clone()).or_insert_with(|| Bucket::full(rate, now));
-        bucket.count(rate, now);
-        bucket
+        pods.entry(pod.clone()).or_insert_with(|| TokenBucket::full(rate, now))
     }
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Not kube's `Recorder`: it merges notices that differ only in their text, knows no bounds, and fails without the right to patch Events.
 
-mod allowance;
 mod series;
 
 use std::{
@@ -22,16 +21,14 @@ use kube::{
 };
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use self::{
-    allowance::Allowance,
-    series::{Count, Heard, Said, SeriesTable},
-};
+use self::series::{Count, Heard, Said, SeriesTable};
 use super::{About, Metrics, Notice};
+use crate::rate_limiter::{Rate, TokenBucket};
 use kube2ram_service::{clock::Clock, telemetry::chain};
 
 pub(super) struct Events {
@@ -54,8 +51,7 @@ enum Posted {
 }
 
 /// All nodes of a large cluster may be in the same trouble at once: 5,000 of them then make 170 Events a second, after their bursts.
-const BURST: u32 = 25;
-const ONE_EVERY: Duration = Duration::from_secs(30);
+const RATE: Rate = Rate { burst: 25, interval: Duration::from_secs(30) };
 /// How often series are looked at whose count is to be told.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const POST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,20 +82,20 @@ impl Events {
 
     /// Posts what is queued, and the counts of what was repeated, for ever.
     pub(super) async fn post_all(&self, client: &Client) {
-        let mut allowance = Allowance::new(BURST, ONE_EVERY, Instant::now());
+        let mut bucket = TokenBucket::full(RATE, Instant::now());
         let (mut may_create, mut may_count) = (true, true);
         let mut back_off = BACK_OFF;
         loop {
-            sleep(allowance.wait(Instant::now())).await;
+            sleep_until(bucket.ready_at(RATE, 0, Instant::now())).await;
             let next = self.table().next(Instant::now());
             let Some(said) = next else {
                 if may_count {
-                    self.count(client, &mut may_count, &mut allowance).await;
+                    self.count(client, &mut may_count, &mut bucket).await;
                 }
                 let _look = timeout(LOOK_EVERY, self.queued.notified()).await;
                 continue;
             };
-            allowance.take();
+            bucket.take();
             let posted = self.create(client, &said).await;
             match &posted {
                 Posted::Forbidden(error) if may_create => {
@@ -133,12 +129,12 @@ impl Events {
     }
 
     /// Tells the counts that are due. Without the right to, nothing is lost but them: what goes on is said anew from time to time.
-    async fn count(&self, client: &Client, may_count: &mut bool, allowance: &mut Allowance) {
+    async fn count(&self, client: &Client, may_count: &mut bool, bucket: &mut TokenBucket) {
         loop {
-            sleep(allowance.wait(Instant::now())).await;
+            sleep_until(bucket.ready_at(RATE, 0, Instant::now())).await;
             let due = self.table().due(Instant::now());
             let Some(count) = due else { return };
-            allowance.take();
+            bucket.take();
             match self.update(client, &count).await {
                 Posted::Yes => self.metrics.event("counted"),
                 // Whether or not it arrived, the next count will tell.

@@ -20,14 +20,12 @@ mod report;
 use self::report::Record;
 use super::{
     Entitlements, HostNetworkPods, Pipeline, Server,
-    access_log::Lines,
     error::RequestError,
     identities::Identified,
     metrics::RouteLabel,
     node_role::NodeRole,
     pass_through::{Relayed, relay},
     path::Target,
-    rates::Rate,
     reply,
     route::{NodeTarget, Refusal, Route, UpstreamTarget, route},
     token::TokenError,
@@ -36,6 +34,7 @@ use crate::{
     datapath::Origin,
     identity::PodUid,
     pod::Pod,
+    rate_limiter::RateLimiter,
     role::{RoleError, Roles},
 };
 use kube2ram_cloud::{dialect::SECURITY_CREDENTIALS, role::RoleSession, upstream::UpstreamError};
@@ -57,9 +56,9 @@ pub(super) struct Connection {
 /// What the pod has on all of its connections together; looked up once for each of them.
 struct Allowances {
     /// How often it may ask.
-    rate: Arc<Rate>,
+    rate: Arc<RateLimiter>,
     /// How many lines of the log it may cause.
-    lines: Arc<Lines>,
+    lines: Arc<RateLimiter>,
 }
 
 /// Which of the agent's own items is asked for.
@@ -125,11 +124,11 @@ impl Connection {
 
     /// Counts the request against the caller's rate.
     fn pay(&self, now: Instant) -> Result<(), RequestError> {
-        let paid = match self.allowances() {
-            Some(Allowances { rate, .. }) => rate.pay(now),
-            None => self.server.rates.of(None).pay(now),
+        let admitted = match self.allowances() {
+            Some(Allowances { rate, .. }) => rate.admit(now),
+            None => self.server.rates.of(None).admit(now),
         };
-        paid.map_err(|retry_after| RequestError::OverRate { retry_after })
+        admitted.map(drop).map_err(|retry_after| RequestError::OverRate { retry_after })
     }
 
     /// `None` until the caller's pod is known.

@@ -1,12 +1,14 @@
 //! How much of the real metadata server one pod may use: it limits whom it serves, by the node, so a pod that asks without end would
-//! take it away from all others. Depends on `places` and `rates`; called by `connection`.
+//! take it away from all others. Depends on `places` and `rate_limiter`; called by `connection`.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::rates::Rates;
-use crate::identity::PodUid;
+use crate::{
+    identity::PodUid,
+    rate_limiter::{Rate, RateLimiters},
+};
 use kube2ram_service::places::{Place, Places};
 
 /// How many exchanges with the real server may be under way, and hence connections to it.
@@ -35,13 +37,14 @@ pub(crate) enum QuotaError {
 #[derive(Debug)]
 pub(super) struct Quota {
     exchanges: Arc<Places<PodUid>>,
-    rates: Rates,
+    rates: RateLimiters<PodUid>,
 }
 
 impl Quota {
-    /// `rate` is as that of [`Rates::new`].
+    /// `rate` is the number of requests a second that a pod may make; zero is no limit.
     pub(super) fn new(rate: u32) -> Self {
-        Self { exchanges: Places::new(EXCHANGES, EXCHANGES_PER_POD, Duration::ZERO), rates: Rates::new(rate) }
+        let exchanges = Places::new(EXCHANGES, EXCHANGES_PER_POD, Duration::ZERO);
+        Self { exchanges, rates: RateLimiters::new(Rate::per_second(rate)) }
     }
 
     /// Takes a share for one exchange.
@@ -51,7 +54,7 @@ impl Quota {
     pub(super) fn take(&self, pod: &PodUid) -> Result<Share, QuotaError> {
         self.rates
             .of(Some(pod))
-            .pay(Instant::now())
+            .admit(Instant::now())
             .map_err(|retry_after| QuotaError::Rate { retry_after })?;
         self.exchanges.take_free(pod.clone()).ok_or(QuotaError::UnderWay)
     }

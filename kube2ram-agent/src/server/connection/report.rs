@@ -84,8 +84,8 @@ impl Connection {
             None => self.server.log.of(None).admit(now),
         };
         match admitted {
-            Some(suppressed) => self.log(method, record, status, error, took, suppressed),
-            None => drop(metrics.log_lines_suppressed.inc()),
+            Ok(suppressed) => self.log(method, record, status, error, took, suppressed),
+            Err(_wait) => drop(metrics.log_lines_suppressed.inc()),
         }
     }
 
