@@ -33,9 +33,9 @@ fn come_from(harness: &Harness, cgroup: crate::identity::CgroupId) {
     *harness.world.cgroup.lock().unwrap() = Some(cgroup);
 }
 
-/// Row 4.18 of docs/predecessors.md, but answered here: a token of the real server is the node's.
+/// The predecessors pass the request on. Here the agent answers: a token of the real server would be the node's. docs/predecessors.md has the row.
 #[tokio::test]
-async fn a_pod_gets_a_token_that_fits_a_header_as_it_is() {
+async fn row_4_18_token_request() {
     let harness = Harness::start().await;
     let ttl = "x-aliyun-ecs-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0\r\n";
 
