@@ -254,7 +254,7 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
 fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
     match ancestor::leftovers(metadata) {
         Ok(leftovers) if leftovers.is_empty() => vec![Outcome::Met("left nothing".to_owned())],
-        Ok(leftovers) => leftovers.iter().map(|leftover| Outcome::Amiss(leftover.to_string())).collect(),
+        Ok(leftovers) => leftovers.into_iter().map(Outcome::Amiss).collect(),
         Err(error) => vec![Outcome::Amiss(chain(&error))],
     }
 }

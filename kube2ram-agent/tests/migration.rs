@@ -134,12 +134,9 @@ impl Rehearsal {
             (true, command) if command.starts_with("ss ") => {
                 shell(&command.replace("8181", &self.ancestor.addr().port().to_string()))
             }
-            (true, command) if command.starts_with("iptables-nft ") => {
-                // The page's example is what preflight says, but for what is of this node.
-                let example =
-                    command.replace("cni0", DEVICES).replace("10.0.0.42:8181", &self.led_to().to_string());
-                assert_eq!(self.removal().unwrap(), example);
-                shell(&example)
+            (true, command) if command.starts_with("iptables-nft-save ") => {
+                assert_eq!(self.removal().unwrap(), command, "the page's example is what preflight says");
+                shell(command)
             }
             (false, "kubectl apply -f deploy/kube2ram.yaml") if *section == "2" => {
                 self.sandbox.agent().unwrap().start().unwrap();

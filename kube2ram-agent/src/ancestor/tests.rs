@@ -1,7 +1,9 @@
-//! Rung 2: rules as the tools make them, each time in a network namespace of the test's own; the command that is told is run as it stands.
+//! What is read of bytes; and rung 2: rules as the tools make them, each time in a network namespace of the test's own. The command that is told is
+//! run as it stands.
 
-use std::{process::Command, thread};
+use std::{net::TcpListener, process::Command, thread};
 
+use proptest::prelude::*;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::*;
@@ -25,44 +27,40 @@ fn shell(command: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn rules() -> Vec<Rule> {
-    let rule = |leftover| match leftover {
-        Leftover::Rule(rule) => Some(rule),
-        Leftover::Agent(_) => None,
-    };
-    leftovers(METADATA).unwrap().into_iter().filter_map(rule).collect()
+fn warnings() -> Vec<String> {
+    leftovers(METADATA).unwrap()
 }
 
-/// What the ancestors add, for `--host-interface` as people set it; and what others add.
-const BY_IPTABLES: [(&str, &str); 9] = [
+fn removal(warning: &str) -> &str {
+    warning.rsplit_once("is gone: ").unwrap().1
+}
+
+/// What the predecessors add, for `--host-interface` as people set it; and what others add. With where it leads.
+const BY_IPTABLES: [(&str, &str); 6] = [
     (
         "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 -i docker0",
-        "-D",
+        "10.0.0.1:8181",
     ),
     (
-        "-A PREROUTING -p tcp -d 100.100.100.200/32 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 -i cali+",
-        "-D",
+        "-A PREROUTING -p tcp -d 100.100.100.200/32 --dport 80 -j DNAT --to-destination 10.0.0.1:8182 -i cali+",
+        "10.0.0.1:8182",
     ),
     (
-        "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 ! -i eth0",
-        "-D",
+        "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination 10.0.0.1:8183 ! -i eth0",
+        "10.0.0.1:8183",
     ),
-    ("-I PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j REDIRECT --to-ports 8181", "-D"),
-    ("-A OUTPUT -d 100.100.100.200 -j DNAT --to-destination 127.0.0.1", "-D"),
+    (
+        "-I PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j REDIRECT --to-ports 8181",
+        "port 8181 of the node",
+    ),
     (
         "-A OUTPUT -s 10.1.2.3 -o eth0 -p tcp -d 100.100.100.200 --dport 80:81 -j DNAT --to-destination 127.0.0.1:8181",
-        "",
-    ),
-    // What is not understood as a whole is told by its place.
-    (
-        "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -m comment --comment 'kube iam' -j DNAT --to-destination 10.0.0.1:8181",
-        "",
+        "127.0.0.1:8181",
     ),
     (
-        "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination 10.0.0.1-10.0.0.2:8181",
-        "",
+        "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -m comment --comment 'kube iam' -j DNAT --to-destination 10.0.0.1:8184",
+        "10.0.0.1:8184",
     ),
-    ("-A PREROUTING -s 10.0.0.0/8 -p udp -d 100.100.100.200 --sport 9 -j DNAT --to-destination 10.0.0.1", ""),
 ];
 
 /// Rules that lead the metadata server nowhere else.
@@ -79,34 +77,31 @@ fn removes_what_it_finds(iptables: &'static str) {
         for rule in HARMLESS {
             shell(&format!("{iptables} -t nat {rule}"));
         }
-        let before = shell(&format!("{iptables}-save -t nat | grep ^-A"));
-        assert_eq!(rules(), []);
+        let save = format!("{iptables}-save -t nat | grep ^-A");
+        let before = shell(&save);
+        assert_eq!(warnings(), [""; 0]);
 
-        for (rule, word) in BY_IPTABLES {
+        for (rule, to) in BY_IPTABLES {
             shell(&format!("{iptables} -t nat {rule}"));
-            let found = rules();
+
+            let found = warnings();
 
             assert_eq!(found.len(), 1, "{rule}: {found:?}");
-            let removal = found[0].removal();
-            assert!(
-                removal.contains(word) && (word.is_empty() || removal.starts_with(iptables)),
-                "{rule}: {removal}"
-            );
-            shell(&removal);
-
-            assert_eq!(rules(), [], "{rule}: {removal}");
-            assert_eq!(shell(&format!("{iptables}-save -t nat | grep ^-A")), before, "{rule}: {removal}");
+            let named = format!("{iptables}, table nat: 100.100.100.200 leads to {to}. ");
+            assert!(found[0].starts_with(&named), "{rule}: {found:?}");
+            shell(removal(&found[0]));
+            assert_eq!((warnings(), shell(&save)), (vec![], before.clone()), "{rule}: {found:?}");
         }
-        // All at once: none hides another, and numbers go down as rules go.
+        // All at once: none hides another, and one command removes them all. Running it again does nothing.
         for (rule, _) in BY_IPTABLES {
             shell(&format!("{iptables} -t nat {rule}"));
         }
-        assert_eq!(rules().len(), BY_IPTABLES.len());
-        for left in (0..BY_IPTABLES.len()).rev() {
-            shell(&rules()[0].removal());
-            assert_eq!(rules().len(), left);
+        let found = warnings();
+        assert_eq!(found.len(), BY_IPTABLES.len());
+        for warning in &found {
+            shell(removal(warning));
+            assert_eq!((warnings(), shell(&save)), (vec![], before.clone()));
         }
-        assert_eq!(shell(&format!("{iptables}-save -t nat | grep ^-A")), before);
     });
 }
 
@@ -124,38 +119,28 @@ fn removes_the_rules_of_iptables_legacy() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn removes_the_rules_of_nft() {
+fn removes_the_rules_of_nft_in_the_table_of_iptables() {
     isolated(|| {
-        let rows = [
-            ("ip", "ip daddr 100.100.100.200 tcp dport 80 counter dnat to 10.0.0.1:8181", "10.0.0.1:8181"),
-            ("ip", "iifname cali* ip saddr 10.0.0.7 ip daddr 100.100.100.200 dnat to 10.0.0.1", "10.0.0.1"),
-            ("inet", "ip daddr 100.100.100.200 tcp dport 80 redirect to :8181", "port 8181 of the node"),
-            (
-                "inet",
-                "ip daddr 100.100.100.200 tcp dport { 80, 443 } dnat ip to 10.0.0.1:8181",
-                "10.0.0.1:8181",
-            ),
-        ];
-        for family in ["ip", "inet"] {
-            shell(&format!("nft 'add table {family} mine'"));
-            shell(&format!(
-                "nft 'add chain {family} mine pre {{ type nat hook prerouting priority dstnat; }}'"
-            ));
-            shell(&format!("nft 'add rule {family} mine pre ip daddr 10.96.0.9 dnat ip to 100.100.100.200'"));
-        }
+        shell(
+            "nft 'add table ip nat; add chain ip nat PREROUTING { type nat hook prerouting priority dstnat; }'",
+        );
+        shell("nft 'add rule ip nat PREROUTING ip daddr 10.96.0.9 dnat to 100.100.100.200'");
         let before = shell("nft list ruleset");
 
-        for (family, rule, to) in rows {
-            shell(&format!("nft 'add rule {family} mine pre {rule}'"));
-            let found = rules();
+        for rule in [
+            "ip daddr 100.100.100.200 tcp dport 80 counter dnat to 10.0.0.1:8181",
+            "iifname cali* ip saddr 10.0.0.7 ip daddr 100.100.100.200 dnat to 10.0.0.1",
+            "ip daddr 100.100.100.200 tcp dport { 80, 443 } redirect to :8181",
+        ] {
+            shell(&format!("nft 'add rule ip nat PREROUTING {rule}'"));
+
+            let found = warnings();
 
             assert_eq!(found.len(), 1, "{rule}: {found:?}");
-            assert!(found[0].to_string().ends_with(&format!("leads to {to}")), "{}", found[0]);
-            shell(&found[0].removal());
-
-            assert_eq!(shell("nft list ruleset"), before, "{rule}");
+            assert!(found[0].contains("leads to another place"), "{}", found[0]);
+            shell(removal(&found[0]));
+            assert_eq!((warnings(), shell("nft list ruleset")), (vec![], before.clone()), "{rule}");
         }
-        assert_eq!(rules(), []);
     });
 }
 
@@ -163,16 +148,80 @@ fn removes_the_rules_of_nft() {
 #[ignore = "needs root: cargo xtask test"]
 fn looking_makes_no_table() {
     isolated(|| {
-        assert_eq!(rules(), []);
+        assert_eq!(warnings(), [""; 0]);
 
-        let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        let tables = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
         assert_eq!((tables.as_str(), shell("nft list tables").as_str()), ("", ""));
     });
 }
 
-#[test]
-fn a_leftover_says_what_to_do() {
-    let agent = Leftover::Agent(8181).to_string();
+/// Answers once, and tells its port.
+fn server(answer: &'static str) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 20]).unwrap();
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    port
+}
 
-    assert!(agent.contains("port 8181") && agent.contains("Delete its DaemonSet"), "{agent}");
+#[test]
+fn a_predecessors_agent_is_known_by_its_health() {
+    let healthy = "HTTP/1.0 200 OK\r\n\r\n{\"hostIP\":\"10.0.0.42\",\"instanceId\":\"i-0\"}\n";
+    for (answer, is_one) in [
+        (healthy, true),
+        ("HTTP/1.0 500 Internal Server Error\r\n\r\nHealthcheck not yet performed\n", true),
+        ("HTTP/1.0 200 OK\r\n\r\nok", false),
+        ("", false),
+    ] {
+        assert_eq!(is_predecessors(server(answer)), is_one, "{answer}");
+    }
+}
+
+/// An entry of a legacy table with a DNAT of revision 0.
+fn entry(destination: Ipv4Addr, inverted: bool) -> Vec<u8> {
+    let mut entry = vec![0; 168];
+    entry[4..8].copy_from_slice(&destination.octets());
+    entry[12..16].fill(255);
+    entry[83] = if inverted { 0x10 } else { 0 };
+    entry[88..90].copy_from_slice(&112u16.to_ne_bytes());
+    entry[90..92].copy_from_slice(&168u16.to_ne_bytes());
+    entry[114..118].copy_from_slice(b"DNAT");
+    entry[152..156].copy_from_slice(&[10, 0, 0, 1]);
+    entry[160..162].copy_from_slice(&8181u16.to_be_bytes());
+    entry
+}
+
+#[test]
+fn an_entry_is_found_by_its_destination_alone() {
+    let other = Ipv4Addr::new(100, 100, 100, 201);
+    let table = [entry(other, false), entry(METADATA, true), entry(METADATA, false)].concat();
+
+    let rules = legacy_rules_in(&table, METADATA);
+
+    let to = "10.0.0.1:8181".parse().ok();
+    assert_eq!(rules.iter().map(|rule| rule.to).collect::<Vec<_>>(), [to]);
+}
+
+proptest! {
+    #[test]
+    fn reads_any_bytes(bytes: Vec<u8>, cut in 0usize..168, at in 84usize..92, value: u8) {
+        prop_assert_eq!(nft_rule(&bytes, "PREROUTING", METADATA), None);
+        let mut entry = entry(METADATA, false);
+        entry[at] = value;
+        prop_assert!(legacy_rules_in(&entry[..cut], METADATA).is_empty());
+        prop_assert!(legacy_rules_in(&[&entry[..], &bytes].concat(), METADATA).len() <= 1);
+    }
+
+    #[test]
+    fn reads_any_expressions(name in "cmp|target|nat|redir", bytes: Vec<u8>, first in "DNAT|REDIRECT|x", second: u32) {
+        let data = vec![Attribute::text(1, &first), Attribute::number(2, second), Attribute::Value(3, bytes)];
+        let expression = vec![Attribute::text(1, &name), Attribute::Nest(2, data)];
+        let rule = vec![Attribute::Value(3, vec![0; 8]), Attribute::Nest(4, vec![Attribute::Nest(1, expression)])];
+        let whole = crate::netlink::encode(&[Message::dump(0, vec![0; 4], rule)], 0);
+
+        prop_assert_eq!(nft_rule(&whole[crate::netlink::HEADER..], "PREROUTING", METADATA), None);
+    }
 }
