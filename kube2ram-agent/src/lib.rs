@@ -6,7 +6,6 @@
 #![deny(unsafe_code)]
 
 pub mod args;
-pub mod memory;
 mod netlink;
 mod rate_limiter;
 #[cfg(test)]

@@ -15,7 +15,6 @@ use kube2ram_agent::{
     boot_guard,
     control::{self, LogLevel, Request, Shown},
     datapath::VERDICTS,
-    memory::{self, Cached},
     preflight::{NodePaths, Preflight},
     probe,
     status::{Explanation, Paint, Status},
@@ -25,11 +24,19 @@ use kube2ram_service::{
     dump,
     telemetry::{Log, Verbosity},
 };
+use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
-static ALLOCATOR: Cached = Cached;
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// jemalloc's options (jemalloc.net, TUNING), which it reads by this name: one arena for all threads, small caches of each thread, and free pages go
+/// back to the kernel within a second. What an agent holds for nothing is missing elsewhere on the node.
+#[expect(unsafe_code, reason = "the name is jemalloc's, and nothing else has it")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_OPTIONS: &[u8; 87] =
+    b"narenas:1,tcache_max:16384,lg_tcache_nslots_mul:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 /// What a process that could not be set up, or lost a part that it cannot do without, exits with.
 const EXIT_FAILURE: u8 = 1;
@@ -87,7 +94,6 @@ fn main() -> ExitCode {
         }
         Err(error) => return tell(&error),
     };
-    memory::keep_little();
     let verbosity = Verbosity::new(config.log_level, config.debug.then_some(VERDICTS));
     let log = match Log::start(config.log_format, verbosity) {
         Ok(log) => log,
@@ -175,8 +181,6 @@ fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MAX_THREADS))
-        .on_thread_start(Cached::open)
-        .on_thread_stop(Cached::close)
         .enable_all()
         .build()?;
     let ended = runtime.block_on(serve(config, log));

@@ -44,6 +44,19 @@ fn last_words(output: &Output) -> String {
 }
 
 #[test]
+fn the_allocator_takes_its_options() {
+    let output = agent(&["--help"]).env("_RJEM_MALLOC_CONF", "confirm_conf:true").output().unwrap();
+
+    let told = text(&output.stderr);
+    for option in
+        ["narenas:1", "tcache_max:16384", "lg_tcache_nslots_mul:1", "dirty_decay_ms:1000", "muzzy_decay_ms:0"]
+    {
+        assert!(told.contains(&format!("Set conf value: {option}\n")), "{option} in {told}");
+    }
+    assert!(!told.contains("Invalid"), "{told}");
+}
+
+#[test]
 fn a_bad_flag_ends_in_64_and_one_line_that_says_what_to_do() {
     let cases: [(&[&str], &str); 26] = [
         (&[], "set --node"),

@@ -2,7 +2,6 @@
 //!
 //! A machine is QEMU without hardware help, a kernel of Debian's, and an initial RAM file system made of this machine's own programs. Called by `steps`.
 
-mod apt;
 mod cpio;
 mod disk;
 mod initramfs;
@@ -22,8 +21,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::{apt::Apt, machine::Boot, plan::Plan};
+use self::{machine::Boot, plan::Plan};
 use crate::{
+    apt::Apt,
     build,
     command::{run, say, target_dir},
     counts::Counts,
@@ -168,7 +168,7 @@ fn kernel(directory: &Path, series: &str, release: &str) -> Result<PathBuf> {
         return Ok(image);
     }
     let suite = format!("{release}-security");
-    let apt = Apt::open(&directory.join("apt"), &[], &[&suite])?;
+    let apt = Apt::open(&directory.join("apt"), "amd64", &[], &[&suite])?;
     let names = apt.names(&format!("linux-image-{series}."))?;
     let package = newest(&names).with_context(|| format!("{suite} has no kernel {series}"))?;
     say(format!("downloading {package}"));

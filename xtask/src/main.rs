@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that a developer or CI does with this repository.
 
+mod apt;
 mod command;
 
 mod ebpf;

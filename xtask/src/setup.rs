@@ -12,7 +12,7 @@ use crate::{
     command::{capture, cargo, root, run, say},
     ebpf::{Compiler, LINKER_VERSION},
     manifests,
-    musl::{Arch, CLANG},
+    musl::{self, Arch, CLANG},
     tools::Tool,
 };
 
@@ -53,6 +53,8 @@ pub(crate) fn everything() -> Result<()> {
 
 /// What a build needs.
 pub(crate) fn building() -> Result<()> {
+    // jemalloc's.
+    missing(&[("make", "make")])?;
     rust_sources()?;
     bpf_linker().map(drop)
 }
@@ -67,7 +69,7 @@ pub(crate) fn static_building(arches: &[Arch]) -> Result<()> {
         say(format!("adding the Rust standard library for {}", arch.target()));
         run(Command::new("rustup").current_dir(root()).args(["target", "add", arch.target()]))?;
     }
-    Ok(())
+    musl::headers().map(drop)
 }
 
 /// What reads an image, and runs the programs of another architecture.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// In a name that has what names of directories may have.
-const ELSEWHERE: &str = "another clone, elsewhere";
+const ELSEWHERE: &str = "another-clone,elsewhere";
 const TAG: &str = "proof";
 /// Of no commit, and so found only where it was put.
 const REVISION: &str = "the-revision-that-the-proof-gives";

@@ -10,8 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{apt::Apt, modules};
-use crate::command::{run, say};
+use super::modules;
+use crate::{
+    apt::Apt,
+    command::{run, say},
+};
 
 const PACKAGES: [&str; 10] = [
     "ca-certificates",
@@ -97,7 +100,7 @@ fn packages(directory: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let list = PACKAGES.join(" ");
     if fs::read_to_string(&complete).ok().as_ref() != Some(&list) {
         say(format!("downloading a node: {list}"));
-        let apt = Apt::open(&directory.join("apt"), &[release], &[&format!("{release}-security")])?;
+        let apt = Apt::open(&directory.join("apt"), "amd64", &[release], &[&format!("{release}-security")])?;
         apt.download_all(&PACKAGES)?;
         fs::write(&complete, list)?;
     }

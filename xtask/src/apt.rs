@@ -1,5 +1,5 @@
 //! Debian packages of any release, from where this machine's own apt finds Debian, into a directory of our own: nothing is installed, and this
-//! machine's own sources and lists stay as they are. Called by `kernels` and `disk`.
+//! machine's own sources and lists stay as they are. Called by `musl`, `kernels` and `disk`.
 
 use std::{
     fs,
@@ -14,11 +14,20 @@ use crate::command::{capture, run};
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An apt of our own.
-pub(super) struct Apt(PathBuf);
+pub(crate) struct Apt {
+    directory: PathBuf,
+    /// As Debian calls it.
+    architecture: &'static str,
+}
 
 impl Apt {
     /// Knows what the suites offer. `base` suites are of the archive, `security` ones of its security updates.
-    pub(super) fn open(directory: &Path, base: &[&str], security: &[&str]) -> Result<Self> {
+    pub(crate) fn open(
+        directory: &Path,
+        architecture: &'static str,
+        base: &[&str],
+        security: &[&str],
+    ) -> Result<Self> {
         for below in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(directory.join(below))?;
         }
@@ -28,34 +37,34 @@ impl Apt {
         for (suites, is_security) in [(base, false), (security, true)] {
             for suite in suites {
                 let archive = archive(is_security).context("apt knows no Debian archive")?;
-                sources.push_str(&format!("deb [arch=amd64 signed-by={KEYS}] {archive} {suite} main\n"));
+                sources.push_str(&format!("deb [signed-by={KEYS}] {archive} {suite} main\n"));
             }
         }
         fs::write(directory.join("sources.list"), sources)?;
-        let apt = Self(directory.to_owned());
+        let apt = Self { directory: directory.to_owned(), architecture };
         run(apt.command("apt-get").args(["update", "-qq"]))?;
         Ok(apt)
     }
 
     /// The packages whose name begins like this, one a line.
-    pub(super) fn names(&self, prefix: &str) -> Result<String> {
+    pub(crate) fn names(&self, prefix: &str) -> Result<String> {
         capture(self.command("apt-cache").args(["pkgnames", prefix])).context("apt-cache fails")
     }
 
     /// Downloads one package, without what it depends on.
-    pub(super) fn download(&self, package: &str) -> Result<PathBuf> {
+    pub(crate) fn download(&self, package: &str) -> Result<PathBuf> {
         run(self.command("apt-get").args(["download", "-qq", package]))?;
-        self.packages(&self.0)?.pop().context("nothing was downloaded")
+        self.packages(&self.directory)?.pop().context("nothing was downloaded")
     }
 
     /// Downloads packages and everything that they depend on.
-    pub(super) fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(crate) fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let mut download = self.command("apt-get");
         download.args(["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
         // Which prints what it would install.
         capture(download.args(packages))
             .with_context(|| format!("cannot download {}", packages.join(" ")))?;
-        let archives = self.packages(&self.0.join("cache/archives"))?;
+        let archives = self.packages(&self.directory.join("cache/archives"))?;
         ensure!(archives.len() >= packages.len(), "apt downloaded only {} packages", archives.len());
         Ok(archives)
     }
@@ -73,10 +82,13 @@ impl Apt {
             ("Dir::State::status", "status"),
             ("Dir::Cache", "cache"),
         ] {
-            command.arg("-o").arg(format!("{option}={}", self.0.join(value).display()));
+            command.arg("-o").arg(format!("{option}={}", self.directory.join(value).display()));
         }
         command.args(["-o", "Dir::Etc::sourceparts=/dev/null", "-o", "APT::Sandbox::User=root"]);
-        command.current_dir(&self.0);
+        for option in ["Architecture", "Architectures"] {
+            command.arg("-o").arg(format!("APT::{option}={}", self.architecture));
+        }
+        command.current_dir(&self.directory);
         command
     }
 }
