@@ -22,7 +22,7 @@ use kube2ram_sandbox::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
-const MANIFEST: &str = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+const MANIFEST: &str = include_str!("../../deploy/helm/kube2ram/values.yaml");
 const METADATA: &str = "100.100.100.200:80";
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// What SDKs wait for an answer.

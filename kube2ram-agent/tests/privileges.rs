@@ -14,7 +14,7 @@ use kube2ram_sandbox::{
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
-const MANIFEST: &str = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+const MANIFEST: &str = include_str!("../../deploy/kustomize/base/kube2ram.yaml");
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const ROLE: &str = "pod-role";
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -64,7 +64,7 @@ enum Task {
     Image(image::Request),
     /// Checks formatting, lints and docs
     Lint,
-    /// Writes deploy/kube2ram.yaml, which is what kustomize makes of deploy/kustomize/base
+    /// Writes deploy/kustomize/base and deploy/kube2ram.yaml, which are made of deploy/helm/kube2ram
     Manifests,
     /// Shows the main job on this machine: pods, each with its own role
     Sandbox {

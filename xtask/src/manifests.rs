@@ -28,23 +28,67 @@ const SCHEMAS: [&str; 5] = [
     "apis__batch__v1_openapi.json",
     "apis__rbac.authorization.k8s.io__v1_openapi.json",
 ];
+/// Below `deploy/kustomize`, and what Helm makes them of.
+const OF_THE_CHART: [(&str, &[&str]); 3] = [
+    ("base/kube2ram.yaml", &[]),
+    (
+        "components/namespace-restrictions/admission.yaml",
+        &["--show-only=templates/allow-lists.yaml", "--set=allowLists.admissionPolicy=true"],
+    ),
+    (
+        "components/startup-taint/admission.yaml",
+        &["--show-only=templates/startup-taint.yaml", "--set=startupTaint.enabled=true"],
+    ),
+];
+const HEAD_OF_THE_CHART: &str = "\
+# Made of deploy/helm/kube2ram, whose templates and values tell what each line is for, by `cargo xtask manifests`.
+";
 const HEAD: &str = "\
-# One agent per node: `kubectl apply -f deploy/kube2ram.yaml`, after setting the image. Made of deploy/kustomize/base, which tells what each line is for, by
-# `cargo xtask manifests`.
+# One agent per node: `kubectl apply -f deploy/kube2ram.yaml`, after setting the image. Made of deploy/helm/kube2ram, whose templates and values tell what
+# each line is for, by `cargo xtask manifests`.
 ---
 ";
 
-/// Writes `deploy/kube2ram.yaml`.
+/// Writes what is made of the chart: the kustomize base, and of that `deploy/kube2ram.yaml`.
 pub(crate) fn write() -> Result<()> {
-    ensure!(setup::in_path("go"), "kustomize is built by Go: install that first");
-    let kustomize = install("kustomize")?;
-    let base = root().join("deploy/kustomize/base");
-    let rendered = capture(Command::new(kustomize).arg("build").arg(&base));
+    ensure!(setup::in_path("go"), "kustomize and Helm are built by Go: install that first");
+    each_made(|file, text| {
+        fs::write(file, text)?;
+        say(format!("wrote {}", file.display()));
+        Ok(())
+    })
+}
+
+/// Fails unless these files are as [`write()`] writes them.
+pub(crate) fn check() -> Result<()> {
+    each_made(|file, text| {
+        let is_current = fs::read_to_string(file).is_ok_and(|found| found == text);
+        ensure!(is_current, "{} is not as the chart renders it: run `cargo xtask manifests`", file.display());
+        Ok(())
+    })
+}
+
+fn each_made(mut take: impl FnMut(&Path, String) -> Result<()>) -> Result<()> {
+    let deploy = root().join("deploy");
+    for (file, arguments) in OF_THE_CHART {
+        let mut helm = Command::new(install("helm")?);
+        helm.args(["template", "kube2ram", "--namespace=kube-system", "--kube-version=1.36"]);
+        let rendered = capture(helm.args(arguments).arg(deploy.join("helm/kube2ram")));
+        let rendered = rendered.with_context(|| format!("Helm cannot render {file}"))?;
+        // What Helm says of itself.
+        let is_helms = |line: &str| {
+            ["# Source: ", "app.kubernetes.io/managed-by: ", "helm.sh/chart: "]
+                .iter()
+                .any(|start| line.trim_start().starts_with(start))
+        };
+        let lines = rendered.lines().filter(|line| !line.trim().is_empty() && !is_helms(line));
+        let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+        take(&deploy.join("kustomize").join(file), format!("{HEAD_OF_THE_CHART}{text}"))?;
+    }
+    let base = deploy.join("kustomize/base");
+    let rendered = capture(Command::new(install("kustomize")?).arg("build").arg(&base));
     let rendered = rendered.with_context(|| format!("cannot build {}", base.display()))?;
-    let file = root().join("deploy/kube2ram.yaml");
-    fs::write(&file, format!("{HEAD}{rendered}\n"))?;
-    say(format!("wrote {}", file.display()));
-    Ok(())
+    take(&deploy.join("kube2ram.yaml"), format!("{HEAD}{rendered}\n"))
 }
 
 /// What the tests of manifests need; says so when it cannot be had here.

@@ -25,6 +25,9 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     setup::building()?;
     setup::programs()?;
     let has_tools = manifests::tools()?;
+    if has_tools {
+        manifests::check()?;
+    }
     ensure!(has_tools || !no_skip, "tests of the manifests were skipped");
     setup::prometheus()?;
     let objects = ebpf::build()?;

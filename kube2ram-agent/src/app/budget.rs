@@ -51,7 +51,7 @@ const PARTS: [(&str, usize); 9] = [
 mod tests {
     use super::*;
 
-    const MANIFEST: &str = include_str!("../../../deploy/kustomize/base/daemonset.yaml");
+    const MANIFEST: &str = include_str!("../../../deploy/helm/kube2ram/values.yaml");
     const COSTS: &str = include_str!("../../../docs/costs.md");
 
     fn limit() -> usize {

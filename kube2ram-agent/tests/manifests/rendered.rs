@@ -59,12 +59,6 @@ fn composed(components: &[&str]) -> String {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn helms_defaults_are_the_base() {
-    assert_same(&kustomized(None), &charted(&[]), "the base");
-}
-
-#[test]
-#[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn each_overlay_has_values_that_render_the_same() {
     for variant in VARIANTS {
         let overlay = kustomized(Some(variant));
@@ -83,17 +77,6 @@ fn each_overlay_has_values_that_render_the_same() {
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn overlays_can_be_had_together() {
     assert_same(&composed(&TOGETHER), &charted(&TOGETHER), "all together");
-}
-
-#[test]
-#[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn the_single_file_is_the_base() {
-    let rendered = kustomized(None);
-    let (head, rest) =
-        single_file().split_once("\n---\n").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-
-    assert!(head.lines().all(|line| line.starts_with('#')), "{head}");
-    assert!(rest == rendered, "run `cargo xtask manifests`, which writes deploy/kube2ram.yaml");
 }
 
 /// What the container's process would see.

@@ -32,9 +32,8 @@ fn finds_names_that_the_hosts_file_lists() {
 
 /// The `options` of the manifest's `dnsConfig`, as the kubelet writes them.
 fn shipped_options() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/daemonset.yaml");
-    let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let pod = &manifest["spec"]["template"]["spec"];
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/kube2ram/values.yaml");
+    let pod: Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     assert_eq!(pod["dnsPolicy"], "Default", "the node's own resolver");
     let options = pod["dnsConfig"]["options"].as_array().unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
