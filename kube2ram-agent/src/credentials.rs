@@ -17,8 +17,8 @@ pub use self::{
     metrics::Metrics,
     survey::{Standing, Survey},
 };
-pub use crate::rate_limiter::Rate;
 use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
+pub use kube2ram_service::rate_limiter::Rate;
 
 /// Within this time an agent that has just started fetches what no pod has asked for. It is as long as credentials are used before they are refreshed, so
 /// that a roll-out to all nodes of an account takes hardly more of STS than any other hour does (`tests/fleet.rs`). A pod that asks first waits for STS once,

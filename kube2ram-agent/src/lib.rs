@@ -7,7 +7,6 @@
 
 pub mod args;
 mod netlink;
-mod rate_limiter;
 #[cfg(test)]
 mod documents;
 

@@ -44,7 +44,6 @@ use crate::{
     interception::Interception,
     kubernetes::{Directory, Notices},
     policy::Policy,
-    rate_limiter::{Rate, RateLimiters},
     role::Roles,
 };
 use kube2ram_cloud::{MetadataAddr, dialect::Dialect, upstream::Upstream};
@@ -53,6 +52,7 @@ use kube2ram_service::{
     closing::Closing,
     listener,
     places::{Place, Places},
+    rate_limiter::{Rate, RateLimiters},
     telemetry::chain,
 };
 

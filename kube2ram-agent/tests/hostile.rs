@@ -76,7 +76,7 @@ fn assert_served(sandbox: &Sandbox, pod: &str) {
 
 /// What is not ready in time is a 503 that asks to try again, which on a busy machine the first request of a role may be.
 fn once_ready(sandbox: &Sandbox, pod: &str, target: &str) -> Reply {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let reply = get(sandbox, pod, target);
         if reply.status != 503 || Instant::now() > deadline {
@@ -86,9 +86,9 @@ fn once_ready(sandbox: &Sandbox, pod: &str, target: &str) -> Reply {
 }
 
 fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "still not so after 10 s: {what}");
+        assert!(Instant::now() < deadline, "still not so after 60 s: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -17,7 +17,7 @@ const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 const MANIFEST: &str = include_str!("../../deploy/kustomize/base/kube2ram.yaml");
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const ROLE: &str = "pod-role";
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The capabilities of the manifest's container, as setpriv(1) calls them.
 fn capabilities_of_manifest() -> Vec<String> {

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod closing;
 pub mod dump;
 pub mod glob;
+pub mod rate_limiter;
 pub mod telemetry;
 pub mod state_dir;
 pub mod places;

@@ -22,13 +22,14 @@ use super::{
     survey::Survey,
     turns::{Rank, Rates, TicketId},
 };
-use crate::{identity::PodUid, policy::Permit, rate_limiter::Rate};
+use crate::{identity::PodUid, policy::Permit};
 use kube2ram_cloud::{
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::RoleSession,
 };
 use kube2ram_service::{
     clock::{Clock, jitter},
+    rate_limiter::Rate,
     telemetry::chain,
 };
 

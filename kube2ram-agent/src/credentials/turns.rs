@@ -9,10 +9,8 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{
-    identity::PodUid,
-    rate_limiter::{Rate, TokenBucket},
-};
+use crate::identity::PodUid;
+use kube2ram_service::rate_limiter::{Rate, TokenBucket};
 
 /// What a fetch is for. The smaller number goes first, always: what has to wait until credentials fall below the floor becomes
 /// [`Self::Demand`] then.

@@ -28,8 +28,11 @@ use uuid::Uuid;
 
 use self::series::{Count, Heard, Said, SeriesTable};
 use super::{About, Metrics, Notice};
-use crate::rate_limiter::{Rate, TokenBucket};
-use kube2ram_service::{clock::Clock, telemetry::chain};
+use kube2ram_service::{
+    clock::Clock,
+    rate_limiter::{Rate, TokenBucket},
+    telemetry::chain,
+};
 
 pub(super) struct Events {
     table: Mutex<SeriesTable>,

@@ -34,11 +34,10 @@ use crate::{
     datapath::Origin,
     identity::PodUid,
     pod::Pod,
-    rate_limiter::RateLimiter,
     role::{RoleError, Roles},
 };
 use kube2ram_cloud::{dialect::SECURITY_CREDENTIALS, role::RoleSession, upstream::UpstreamError};
-use kube2ram_service::places::Place;
+use kube2ram_service::{places::Place, rate_limiter::RateLimiter};
 
 /// One accepted connection.
 pub(super) struct Connection {

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{
-    identity::PodUid,
+use crate::identity::PodUid;
+use kube2ram_service::{
+    places::{Place, Places},
     rate_limiter::{Rate, RateLimiters},
 };
-use kube2ram_service::places::{Place, Places};
 
 /// How many exchanges with the real server may be under way, and hence connections to it.
 pub(crate) const EXCHANGES: usize = 128;

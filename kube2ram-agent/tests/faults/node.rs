@@ -67,7 +67,7 @@ impl Node {
 
     /// Waits until the pod has arrived at both addresses in each of its ways. Before that, a packet may wait for a neighbour's address, long after the programs let it pass.
     fn has_arrived_everywhere(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let kinds = || -> HashSet<_> {
             self.leaks().iter().map(|packet| (packet.source.is_ipv6(), packet.protocol)).collect()
         };
@@ -204,7 +204,7 @@ impl Node {
 
     /// Waits until the pod has tried everything again.
     pub(crate) fn tries_again(&self) {
-        let (now, deadline) = (self.rounds.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(10));
+        let (now, deadline) = (self.rounds.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(60));
         while self.rounds.load(Ordering::Relaxed) < now + 2 {
             assert!(Instant::now() < deadline, "the pod does not try");
             thread::sleep(Duration::from_millis(1));

@@ -96,7 +96,7 @@ impl Lab {
 
     pub(crate) fn accept(&self) -> TcpStream {
         self.listener.set_nonblocking(true).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => return stream,

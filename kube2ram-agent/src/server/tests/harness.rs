@@ -24,12 +24,11 @@ use crate::{
     policy::PatternFormat,
     role::AnnotationKeys,
 };
-use kube2ram_cloud::upstream::PassGrant;
 use kube2ram_cloud::{
     alibaba::DIALECT,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::{BaseArn, RoleSession},
-    upstream::MetadataServer,
+    upstream::{MetadataServer, PassGrant},
 };
 use kube2ram_service::{clock::SystemClock, state_dir::Secret};
 

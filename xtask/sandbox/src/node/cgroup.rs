@@ -79,7 +79,7 @@ pub(super) fn mount_point() -> Result<PathBuf> {
 }
 
 /// How long killed processes may take to leave.
-const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
+const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Kills every process in a cgroup and below, and removes the directories.
 pub(super) fn remove(directory: &Path) -> Result<()> {

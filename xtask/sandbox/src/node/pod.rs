@@ -156,7 +156,7 @@ pub struct Pod {
 pub(super) const PAUSE: &str = "pause";
 
 /// How long the pause process may take to be where it belongs.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 impl Pod {
     pub(super) fn start(spec: PodSpec, record: PodRecord, (ip, ip6): (Ipv4Addr, Ipv6Addr)) -> Result<Self> {

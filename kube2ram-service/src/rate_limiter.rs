@@ -1,5 +1,5 @@
 //! The rate limiter that everything here uses: a token bucket, and a bounded table of them by caller. Time is passed in, but to the table.
-//! Depends on nothing of ours; used by `server`, `credentials` and `kubernetes::events`.
+//! Depends on nothing of ours; used by the agent's `server`, `credentials` and `kubernetes::events`.
 //!
 //! The crate `governor` cannot do three things that the STS scheduler needs: look at a bucket without taking a token, leave a reserve in it, and
 //! change its rate.
@@ -25,7 +25,7 @@ pub struct Rate {
 
 impl Rate {
     /// So many a second, and those of two seconds at once; `None`, which is no limit, for zero.
-    pub(crate) fn per_second(rate: u32) -> Option<Self> {
+    pub fn per_second(rate: u32) -> Option<Self> {
         let interval = Duration::from_secs(1).checked_div(rate).filter(|interval| !interval.is_zero())?;
         Some(Self { burst: rate.saturating_mul(2), interval })
     }
@@ -33,18 +33,19 @@ impl Rate {
 
 /// A token bucket. Its rate is passed with each call, because it may change.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TokenBucket {
+pub struct TokenBucket {
     tokens: f64,
     counted_at: Instant,
 }
 
 impl TokenBucket {
-    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
+    /// One that was not used lately.
+    pub fn full(rate: Rate, now: Instant) -> Self {
         Self { tokens: f64::from(rate.burst), counted_at: now }
     }
 
     /// When there is a token above a reserve of so many; not after `now` if there is one already.
-    pub(crate) fn ready_at(&mut self, rate: Rate, reserve: u32, now: Instant) -> Instant {
+    pub fn ready_at(&mut self, rate: Rate, reserve: u32, now: Instant) -> Instant {
         self.refill(rate, now);
         // The last digit of a floating-point sum is no reason to wait.
         let missing = Some(f64::from(reserve) + 1.0 - self.tokens).filter(|missing| *missing > 1e-9);
@@ -52,12 +53,12 @@ impl TokenBucket {
     }
 
     /// Takes a token, which [`Self::ready_at`] has found to be there.
-    pub(crate) fn take(&mut self) {
+    pub fn take(&mut self) {
         self.tokens -= 1.0;
     }
 
     /// Whether it is as good as a new one.
-    pub(crate) fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
+    pub fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
         self.refill(rate, now);
         self.tokens >= f64::from(rate.burst)
     }
@@ -71,7 +72,7 @@ impl TokenBucket {
 
 /// The limiters of all callers. What is remembered is bounded: callers that have used nothing lately are forgotten.
 #[derive(Debug)]
-pub(crate) struct RateLimiters<K> {
+pub struct RateLimiters<K> {
     rate: Option<Rate>,
     /// `None`: callers without a key, and those beyond [`CALLERS`], together.
     callers: Mutex<HashMap<Option<K>, Arc<RateLimiter>>>,
@@ -79,7 +80,7 @@ pub(crate) struct RateLimiters<K> {
 
 /// One caller's limiter; `None` is no limit.
 #[derive(Debug)]
-pub(crate) struct RateLimiter(Option<Mutex<Limited>>);
+pub struct RateLimiter(Option<Mutex<Limited>>);
 
 #[derive(Debug)]
 struct Limited {
@@ -94,12 +95,12 @@ const CALLERS: usize = 1024;
 
 impl<K: Clone + Eq + Hash> RateLimiters<K> {
     /// `rate` is each caller's; `None` is no limit.
-    pub(crate) fn new(rate: Option<Rate>) -> Self {
+    pub fn new(rate: Option<Rate>) -> Self {
         Self { rate, callers: Mutex::default() }
     }
 
     /// The limiter of a caller, to be kept for as long as its connection.
-    pub(crate) fn of(&self, caller: Option<&K>) -> Arc<RateLimiter> {
+    pub fn of(&self, caller: Option<&K>) -> Arc<RateLimiter> {
         let now = Instant::now();
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if callers.len() >= CALLERS {
@@ -122,7 +123,7 @@ impl RateLimiter {
     ///
     /// # Errors
     /// When there is none: how long the caller should wait.
-    pub(crate) fn admit(&self, now: Instant) -> Result<u64, Duration> {
+    pub fn admit(&self, now: Instant) -> Result<u64, Duration> {
         let Some(mut limited) = self.limited() else { return Ok(0) };
         let Limited { rate, bucket, refused } = &mut *limited;
         let wait = bucket.ready_at(*rate, 0, now).saturating_duration_since(now);
