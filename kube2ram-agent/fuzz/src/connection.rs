@@ -137,8 +137,9 @@ fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
 /// hyper's parser of targets drops a fragment, and gives an absolute one that has no path the path `/` (RFC 3986, 6.2.3).
 fn as_the_agent_sees(target: &[u8]) -> Vec<u8> {
     let mut target = target.split(|byte| *byte == b'#').next().unwrap_or_default().to_vec();
+    let is_absolute = !target.starts_with(b"/");
     let authority = target.windows(3).position(|bytes| bytes == b"://").map(|at| at + 3);
-    if let Some(authority) = authority
+    if let Some(authority) = authority.filter(|_| is_absolute)
         && let Some(end) = target[authority..].iter().position(|byte| matches!(byte, b'/' | b'?'))
         && target[authority + end] == b'?'
     {
