@@ -35,6 +35,6 @@ mod tests {
         let file = File::open("Cargo.toml").unwrap();
         let mut text = String::new();
         File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap().read_to_string(&mut text).unwrap();
-        assert!(text.contains("kube2ram-agent"));
+        assert!(text.contains("kube2ram-service"));
     }
 }

@@ -44,12 +44,12 @@ impl TokenBucket {
         Self { tokens: f64::from(rate.burst), counted_at: now }
     }
 
-    /// When there is a token above a reserve of so many; not after `now` if there is one already.
+    /// When there is a token above a reserve of so many: `now`, if there is one already. Moments of several threads may come out of order.
     pub fn ready_at(&mut self, rate: Rate, reserve: u32, now: Instant) -> Instant {
         self.refill(rate, now);
+        let missing = f64::from(reserve) + 1.0 - self.tokens;
         // The last digit of a floating-point sum is no reason to wait.
-        let missing = Some(f64::from(reserve) + 1.0 - self.tokens).filter(|missing| *missing > 1e-9);
-        self.counted_at + rate.interval.mul_f64(missing.unwrap_or_default())
+        if missing > 1e-9 { self.counted_at + rate.interval.mul_f64(missing) } else { now }
     }
 
     /// Takes a token, which [`Self::ready_at`] has found to be there.
@@ -194,9 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_that_has_passed_brings_no_tokens() {
+    fn a_moment_that_has_passed_brings_no_tokens_and_costs_none() {
         let (rate, start) = (Rate { burst: 1, interval: PAUSE }, Instant::now());
         let mut bucket = TokenBucket::full(rate, start + PAUSE);
+        assert_eq!(bucket.ready_at(rate, 0, start), start);
         bucket.take();
 
         for now in [start + PAUSE, start, start + PAUSE] {

@@ -128,7 +128,7 @@ fn a_document_of_another_schema_is_not_misread() {
     let text = |document| show(document, false, |level: &LogLevel| (level.to_string(), 0));
 
     let shown = text(of_schema(1)).unwrap();
-    assert_eq!((shown.text.as_str(), shown.code), ("info, as the flags say\n", 0));
+    assert_eq!((shown.text.as_str(), shown.code), ("info, as set by the flags\n", 0));
     assert!(shown.error.is_none());
     assert!(matches!(text(of_schema(2)), Err(ControlError::Foreign(2))));
     assert!(matches!(text(json!({ "schema": 1 })), Err(ControlError::Answer(_))));

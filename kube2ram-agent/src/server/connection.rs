@@ -112,8 +112,11 @@ impl Connection {
             Err(error) => (error.response().map(Either::Left), Some(error)),
         };
         self.report(request.method(), &record, response.status(), error.as_ref(), started);
-        let server = HeaderValue::from_static(self.server.config.dialect.server);
-        response.headers_mut().entry(header::SERVER).or_insert(server);
+        // What is passed through has the real server's own headers.
+        if error.is_some() || record.route != RouteLabel::PassThrough {
+            let server = HeaderValue::from_static(self.server.config.dialect.server);
+            response.headers_mut().insert(header::SERVER, server);
+        }
         // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
         if let Either::Right(relayed) = response.body_mut() {
             relayed.keep_busy(busy);

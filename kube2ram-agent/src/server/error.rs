@@ -179,8 +179,9 @@ impl RequestError {
             Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
             // As the real server: "400 - Missing or Invalid Parameters", "403 - Forbidden".
             Self::NoToken(IssueError::Proxied) => (403, Kind::Proxied, "tokens are not issued to proxies"),
-            Self::NoToken(error @ IssueError::Ttl(_)) => {
-                return (StatusCode::BAD_REQUEST, Kind::MalformedTtl, error.to_string().into());
+            Self::NoToken(IssueError::Ttl(header)) => {
+                let message = format!("missing or invalid {header}");
+                return (StatusCode::BAD_REQUEST, Kind::MalformedTtl, message.into());
             }
             // A static pod runs before the API server has its mirror, and for as long as its namespace is missing.
             Self::Pod(PodError::Unknown(uid)) if uid.is_config_hash() => {

@@ -354,7 +354,7 @@ fn without_an_agent_and_for_others_than_root_the_exit_code_says_so() {
 fn the_log_says_more_for_a_while_and_then_by_itself_what_it_did() {
     let mut lab = Lab::with_agent("s-log", &[PodSpec::new("orders").role("orders-role")], &[]);
     let has_debug = |lab: &mut Lab| lab.agent().unwrap().log().contains("DEBUG");
-    assert_eq!(lab.kube2ram(&["log-level"]), (Some(0), "info, as the flags say\n".to_owned()));
+    assert_eq!(lab.kube2ram(&["log-level"]), (Some(0), "info, as set by the flags\n".to_owned()));
     assert_eq!(lab.ask("orders", LIST).status, 200);
     assert!(!has_debug(&mut lab));
 
@@ -364,7 +364,7 @@ fn the_log_says_more_for_a_while_and_then_by_itself_what_it_did() {
     assert!(code == Some(0) && said.starts_with("debug until "), "{said}");
     lab.add(&PodSpec::new("new").role("new-role"));
     eventually(true, || has_debug(&mut lab));
-    eventually("info, as the flags say\n".to_owned(), || lab.kube2ram(&["log-level"]).1);
+    eventually("info, as set by the flags\n".to_owned(), || lab.kube2ram(&["log-level"]).1);
     assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
     let log = lab.agent().unwrap().log();
     assert!(
@@ -372,5 +372,5 @@ fn the_log_says_more_for_a_while_and_then_by_itself_what_it_did() {
         "{log}"
     );
     lab.kube2ram(&["log-level", "error"]);
-    assert_eq!(lab.kube2ram(&["log-level", "reset"]).1, "info, as the flags say\n");
+    assert_eq!(lab.kube2ram(&["log-level", "reset"]).1, "info, as set by the flags\n");
 }
