@@ -282,7 +282,7 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
     one(
         &|status| status.base_credentials.failure = text("404"),
         "base_credentials",
-        "the former ones last 2h more",
+        "the previous ones last 2h more",
     );
     one(
         &|status| {
@@ -290,13 +290,13 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
             status.base_credentials.expires_at = Some(at(-60));
         },
         "base_credentials",
-        "the former ones expired 1m ago",
+        "the previous ones expired 1m ago",
     );
     one(&|status| status.sts.last_failure = Some(failure("base_credentials")), "base_credentials", "Code");
     one(
         &|status| status.sts.last_failure = Some(failure("unavailable")),
         "sts",
-        "STS cannot be asked: Code: words",
+        "STS is not available: Code: words",
     );
     let throttled = |status: &mut Status| {
         status.sts.last_failure = Some(failure("throttled"));
@@ -306,7 +306,7 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
     one(
         &|status| status.sts.last_failure = Some(failure("unexpected")),
         "sts",
-        "for a reason that the agent does not know: Code: words",
+        "with a code that the agent does not know: Code: words",
     );
     let without = |status: &mut Status| {
         for pod in &mut status.pods {

@@ -46,7 +46,7 @@ fn what_is_explained_is_what_the_pod_hears() {
         ("typo", "two", "denied", 1, "correct ram.aliyuncs.com/role"),
         ("stranger", "stranger-role", "denied", 1, "NoPermission"),
         ("missing", "missing-role", "denied", 1, "create the role, or correct the pod's annotation"),
-        ("own", "own-role", "granted", 0, "the host's listener, because it shares the node's network"),
+        ("own", "own-role", "granted", 0, "the host listener, because it shares the node's network"),
         ("static", "static-role", "granted", 0, "its config hash, as a static pod's is"),
     ] {
         let heard = lab.ask(pod, &format!("{LIST}{role}"));
@@ -70,7 +70,7 @@ fn what_is_explained_is_what_the_pod_hears() {
         assert_eq!(identity["facts"]["recognised_by"], recognised_by, "{why:#}");
         assert_eq!(identity["facts"]["listener"].is_string(), recognised_by == "listener", "{why:#}");
         let says = identity["says"].as_str().unwrap();
-        let is_said = says.contains("is recognised by its own listener, 127.0.0.1:225");
+        let is_said = says.contains("is recognised by its in-pod listener, 127.0.0.1:225");
         assert_eq!(is_said, recognised_by == "listener", "{says}");
     }
     let (exit, verdict, why) = explained(&mut lab, "default/daemon");

@@ -211,7 +211,7 @@ fn an_sts_that_throttles_is_told_with_its_code() {
     let seen = show(&mut lab, &["late"]);
     assert_says(
         &seen,
-        &["STS throttles", "UNAVAILABLE: STS gives no credentials of acs:ram::", "Throttling", "→ "],
+        &["STS throttles", "UNAVAILABLE: STS issues no credentials of acs:ram::", "Throttling", "→ "],
     );
 
     Situation::StsThrottling.end(&mut lab).unwrap();
