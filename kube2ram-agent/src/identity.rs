@@ -106,7 +106,7 @@ pub enum IdentityError {
     },
 }
 
-/// Tells which pod a cgroup belongs to.
+/// Returns which pod a cgroup belongs to.
 pub trait CgroupPods: Send + Sync + 'static {
     /// The pod to which `cgroup` belongs, through the outermost pod segment of its path.
     ///

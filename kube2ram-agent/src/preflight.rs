@@ -249,7 +249,7 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
     }
 }
 
-/// What an ancestor left is no failure: an agent that refused to run beside it could not take its place without an outage, and what is redirected by
+/// What an ancestor left is no failure: an agent that refused to run next to it could not take its place without an outage, and what is redirected by
 /// programs does not meet its rules.
 fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
     match ancestor::leftovers(metadata) {

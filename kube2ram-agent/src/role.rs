@@ -109,7 +109,7 @@ impl Roles {
         pod.annotations.contains_key(&self.keys.role)
     }
 
-    /// Tells the role session that `pod` is entitled to by its annotations. An annotation that cannot be used is an error, an
+    /// Returns the role session that `pod` is entitled to by its annotations. An annotation that cannot be used is an error, an
     /// empty one too: it never means the default.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The real binary from the outside: exit codes, and one line that says what to do.
+//! The real binary from the outside: exit codes, and one line with the remedy.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

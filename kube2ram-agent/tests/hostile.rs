@@ -27,7 +27,7 @@ const SDK_PATIENCE: Duration = Duration::from_secs(1);
 /// Generous: the agent with both pods at its limits of connections stays far below.
 const RSS_LIMIT_KIB: u64 = 64 * 1024;
 
-/// A node with the pods `victim` and `attacker`, each with a role of its own, and the agent.
+/// A node with the pods `victim` and `attacker`, each with its own role, and the agent.
 fn stage(name: &str, flags: &[&str]) -> Sandbox {
     let mut sandbox = Sandbox::create(name).unwrap();
     for name in ["victim", "attacker"] {
@@ -145,7 +145,7 @@ fn garbage_is_answered_or_cut_off_and_harms_nobody() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_that_holds_connections_starves_nobody_else() {
-    // As a runtime without limits of its own leaves it.
+    // As a runtime without its own limits leaves it.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(1024), ..limit }).unwrap();
     let mut sandbox = stage("holders", &[]);

@@ -135,7 +135,7 @@ impl Rehearsal {
                 shell(&command.replace("8181", &self.ancestor.addr().port().to_string()))
             }
             (true, command) if command.starts_with("iptables-nft-save ") => {
-                assert_eq!(self.removal().unwrap(), command, "the page's example is what preflight says");
+                assert_eq!(self.removal().unwrap(), command, "the page's example is preflight's output");
                 shell(command)
             }
             (false, "kubectl apply -f deploy/kube2ram.yaml") if *section == "2" => {

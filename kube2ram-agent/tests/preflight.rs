@@ -38,7 +38,7 @@ struct Legacy {
 impl Legacy {
     fn attach(sandbox: &Sandbox, cgroup: &Path, mode: &[&str]) -> Self {
         let program = sandbox.node().bpffs().join("legacy");
-        // Beside the directory of the profile.
+        // Next to the directory of the profile.
         let object = Path::new(AGENT).ancestors().nth(2).unwrap().join("ebpf/kube2ram.bpf.o");
         let loaded =
             Command::new("bpftool").args(["prog", "loadall"]).args([&object, &program]).output().unwrap();
@@ -123,7 +123,7 @@ fn another_installation_is_named_with_its_directory_and_the_remedy() {
     let refused = agent.start().unwrap_err().to_string();
     assert!(refused.contains("installations: ") && refused.contains(&remedy), "{refused}");
     assert!(!second.exists());
-    // Once the other one is removed as it says, it starts.
+    // Once the other one is removed as the message asks, it starts.
     let mut uninstall = sandbox.node().host_command(AGENT);
     uninstall.arg("uninstall").arg("--bpf-dir").arg(&first);
     let removed = uninstall.arg("--state-dir").arg(sandbox.node().agent_state()).output().unwrap();
@@ -170,7 +170,7 @@ impl Alone {
         output
     }
 
-    /// What preflight says of ancestors, whatever else it finds.
+    /// Preflight's lines about ancestors, whatever else it finds.
     fn ancestors(&self) -> Vec<String> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0, AGENT, "preflight", "--metadata-addr=100.100.100.201"]);

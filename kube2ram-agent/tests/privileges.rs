@@ -26,7 +26,7 @@ fn capabilities_of_manifest() -> Vec<String> {
     names.map(|name| name.trim().to_ascii_lowercase()).collect()
 }
 
-/// Root with these capabilities and no others, in a cgroup namespace of its own, with a read-only /sys and /proc/sys, as runtimes start containers.
+/// Root with these capabilities and no others, in its own cgroup namespace, with a read-only /sys and /proc/sys, as runtimes start containers.
 fn confined(sandbox: &mut Sandbox, capabilities: &[String]) {
     let state = sandbox.node().directory();
     let bounding = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));

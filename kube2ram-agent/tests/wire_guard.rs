@@ -199,7 +199,8 @@ fn an_uplink_that_moves_into_a_pod_stays_covered() {
     assert_eq!(arriving(&sandbox, "pod", &uplink), 0);
 }
 
-/// Nothing in the pod's own namespace tells of it: its end of the pair only shows another namespace at its other end.
+/// Nothing in the pod's own namespace reports it: its end of the pair only shows another namespace at its
+/// other end.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pods_pair_whose_other_end_leaves_the_node_is_covered() {

@@ -30,7 +30,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A random number in 0 – 1. Each `RandomState` has keys of its own.
+/// A random number in 0 – 1. Each `RandomState` has its own keys.
 pub fn jitter() -> f64 {
     f64::from(u16::try_from(RandomState::new().hash_one(0) >> 48).unwrap_or_default()) / f64::from(u16::MAX)
 }

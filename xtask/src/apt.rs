@@ -93,7 +93,7 @@ impl Apt {
     }
 }
 
-/// Where this machine's own apt finds Debian, or its security updates; other releases are beside this one.
+/// Where this machine's own apt finds Debian, or its security updates; other releases are next to this one.
 fn archive(security: bool) -> Option<String> {
     let format = ["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"];
     let targets = capture(Command::new("apt-get").args(format))?;

@@ -56,7 +56,7 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
-    /// What comes of it: target/dist, or beside for tests.
+    /// What comes of it: target/dist, or next to it for tests.
     pub(crate) fn dist(self) -> PathBuf {
         target_dir().join(match self {
             Self::Dev => "dist-dev",
@@ -71,7 +71,8 @@ pub(crate) struct Program {
     pub(crate) debug: PathBuf,
 }
 
-/// Builds the agent around the kernel half's objects; the revision is what it says it was built from (`kube2ram_build_info`).
+/// Builds the agent around the kernel half's objects; the revision is the source that it reports
+/// (`kube2ram_build_info`).
 pub(crate) fn program(
     objects: &Path,
     arch: Arch,

@@ -24,7 +24,7 @@ struct Step {
     run: fn() -> Result<Counts>,
 }
 
-/// For every change: the sooner a step tells that something is wrong, the earlier it comes.
+/// For every change: the sooner a step finds an error, the earlier it comes.
 const EACH_CHANGE: [Step; 7] = [
     Step { name: "tools", budget: 10, run: tools },
     Step { name: "lint", budget: 3, run: || steps::lint().map(|()| Counts::default()) },
@@ -47,7 +47,7 @@ const NIGHTLY: [Step; 5] = [
 /// How long the nightly run fuzzes.
 const FUZZING: Duration = Duration::from_secs(3600);
 
-/// Runs the steps for a change up to the first that fails; nightly all of them, and the fuzzer beside them.
+/// Runs the steps for a change up to the first that fails; nightly all of them, and the fuzzer next to them.
 pub(crate) fn run(nightly: bool) -> Result<()> {
     if !nightly {
         return perform(&EACH_CHANGE, None);
@@ -90,7 +90,7 @@ fn perform(steps: &[Step], fuzzing: Option<Fuzzing>) -> Result<()> {
     }
 }
 
-/// The fuzzer in a process of its own, whose output goes to a file.
+/// The fuzzer in its own process, whose output goes to a file.
 struct Fuzzing {
     begun: Instant,
     child: Child,

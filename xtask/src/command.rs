@@ -38,7 +38,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Says what is being done.
+/// Prints what is being done.
 #[expect(clippy::print_stderr, reason = "progress for the person at the terminal")]
 pub(crate) fn say(what: impl AsRef<str>) {
     eprintln!("\x1b[1m==>\x1b[0m {}", what.as_ref());

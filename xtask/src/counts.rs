@@ -16,7 +16,7 @@ impl Counts {
         Self { passed, ..Self::default() }
     }
 
-    /// What cargo-nextest's JUnit report says of a whole run.
+    /// The counts of cargo-nextest's JUnit report of a whole run.
     pub(crate) fn of_junit(report: &str) -> Option<Self> {
         let suites = report.lines().find_map(|line| line.trim().strip_prefix("<testsuites "))?;
         let attribute = |name: &str| -> Option<usize> {

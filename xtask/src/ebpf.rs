@@ -61,7 +61,7 @@ pub(crate) fn objects() -> impl Iterator<Item = &'static str> {
     OBJECTS.into_iter().map(|(name, _)| name)
 }
 
-/// Tells the agent's build script where the objects are, and to fail without them.
+/// Passes the objects' paths to the agent's build script, which then fails without them.
 pub(crate) fn embed<'a>(command: &'a mut Command, objects: &Path) -> &'a mut Command {
     command.env("KUBE2RAM_EBPF_DIR", objects).env("KUBE2RAM_REQUIRE_EBPF", "1")
 }

@@ -42,7 +42,7 @@ pub(crate) struct Fuzz {
 }
 
 impl Fuzz {
-    /// Fuzzes, and tells how many targets found nothing.
+    /// Fuzzes, and returns how many targets found nothing.
     pub(crate) fn run(&self) -> Result<Counts> {
         program()?;
         // Nothing of it is fuzzed, but where it is missing the agent is compiled again for every target.
@@ -74,7 +74,8 @@ impl Fuzz {
         Ok(counts)
     }
 
-    /// Makes the committed corpus anew of itself and of what was found: the smallest inputs that reach all that is reached.
+    /// Rebuilds the committed corpus from itself and from what was found: the smallest inputs that reach all
+    /// that is reached.
     fn keep(&self, name: &str, found: &Path) -> Result<()> {
         let (corpus, merged) = (corpus(name), found.with_extension("merged"));
         if merged.exists() {

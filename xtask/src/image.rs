@@ -54,7 +54,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Builds, writes, and says what there is.
+    /// Builds, writes, and prints the result.
     pub(crate) fn run(self) -> Result<()> {
         let revision = self.revision.or_else(checkout::revision);
         let arches = self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);

@@ -44,7 +44,8 @@ const REBOOTS: (&str, &str) = ("6.1", "bookworm");
 pub(crate) enum Rows {
     /// All tests.
     All,
-    /// What differs between kernels: that the programs load, with few capabilities too, attach, redirect, deny and tell pods apart.
+    /// What differs between kernels: that the programs load, with few capabilities too, attach, redirect,
+    /// deny and distinguish pods.
     Essential,
 }
 
@@ -128,7 +129,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// Boots, waits for the machine to turn itself off, reads the results off its console, and tells how many tests passed.
+    /// Boots, waits for the machine to turn itself off, reads the results off its console, and returns how many tests passed.
     fn run(&self) -> Result<usize> {
         let begun = Instant::now();
         let console = machine::run(&self.kernel, &Boot::Memory(&self.archive), &self.log)?;
@@ -173,7 +174,7 @@ fn kernel(directory: &Path, series: &str, release: &str) -> Result<PathBuf> {
     let package = newest(&names).with_context(|| format!("{suite} has no kernel {series}"))?;
     say(format!("downloading {package}"));
     let archive = apt.download(package)?;
-    // Beside, and renamed: what is half unpacked is never taken for a kernel.
+    // Unpacked next to it, and renamed: a half unpacked file is never used as a kernel.
     let unpacked = directory.join("unpacked");
     run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&unpacked))?;
     for name in ["lib", "boot"] {

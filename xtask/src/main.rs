@@ -37,7 +37,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measures what kube2ram costs beside what it is compared with, all in one run
+    /// Measures what kube2ram costs next to what it is compared with, all in one run
     Bench {
         /// connect, kernel, scale, service or wire; all of them when none is named
         subjects: Vec<String>,

@@ -131,7 +131,7 @@ pub(crate) fn make_static(build: &mut Command, arch: Arch) -> Result<&mut Comman
         .env("JEMALLOC_SYS_WITH_LG_VADDR", "48"))
 }
 
-/// Moves what only a debugger reads out of a program, into a file of its own. The two find each other by the build id, or when they are in one directory.
+/// Moves what only a debugger reads out of a program, into its own file. The two find each other by the build id, or when they are in one directory.
 pub(crate) fn split(built: &Path, program: &Path, debug: &Path) -> Result<()> {
     let objcopy = |args: &[&str], from: &Path, to: &Path| {
         run(objcopy_command()?.current_dir(debug.parent().unwrap_or(root())).args(args).arg(from).arg(to))

@@ -1,4 +1,4 @@
-//! Rungs 0 to 2, `cargo xtask test`: all tests of the workspace, by cargo-nextest, which runs each in a process of its own and several at a time
+//! Rungs 0 to 2, `cargo xtask test`: all tests of the workspace, by cargo-nextest, which runs each in its own process and several at a time
 //! (`.config/nextest.toml`). Called by `main` and `ci`.
 
 use std::{
@@ -94,7 +94,7 @@ pub(crate) fn executables(objects: &Path, tests: &[&str]) -> Result<Vec<PathBuf>
     tests.iter().map(find).collect()
 }
 
-/// Runs nextest, and tells how many tests it ran.
+/// Runs nextest, and returns how many tests it ran.
 fn counted(nextest: &mut Command) -> Result<Counts> {
     let report = target_dir().join("nextest/default/junit.xml");
     if report.exists() {

@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: brings what building and testing need, and says so. Nothing is installed that is there already.
+//! `cargo xtask setup`: installs what building and testing need, and reports it. Nothing is installed that is
+//! there already.
 
 use std::{
     env, fs,
@@ -238,12 +239,12 @@ pub(crate) fn privileged(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Tells whether we are root.
+/// Returns whether we are root.
 pub(crate) fn is_root() -> bool {
     capture(Command::new("id").arg("-u")).is_some_and(|id| id == "0")
 }
 
-/// Tells whether PATH, or the directories of administration programs, hold `program`.
+/// Returns whether PATH, or the directories of administration programs, hold `program`.
 pub(crate) fn in_path(program: &str) -> bool {
     find(program).is_some()
 }

@@ -34,7 +34,7 @@ const REVISION: &str = match option_env!("KUBE2RAM_REVISION") {
     None => "unknown",
 };
 
-/// Tells what runs.
+/// Returns what runs.
 pub(super) fn of_build(registry: &mut Registry) {
     let labels = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -44,7 +44,7 @@ pub(super) fn of_build(registry: &mut Registry) {
     registry.register("build", "Version of the running agent", Info::new(labels));
 }
 
-/// Tells whether the boot guard could be installed when this pod started. Looked at once: it does not change.
+/// Returns whether the boot guard could be installed when this pod started. Looked at once: it does not change.
 pub(super) fn of_boot_guard(registry: &mut Registry, failure: Option<&str>) {
     let gauge = Gauge::<i64>::default();
     gauge.set(failure.is_some().into());

@@ -70,7 +70,7 @@ impl HostRoot {
         Ok(true)
     }
 
-    /// Removes a file or a link. Tells whether it was there.
+    /// Removes a file or a link. Returns whether it was there.
     pub(super) fn remove(&self, place: Place<'_>) -> Result<bool, HostRootError> {
         let directory = match self.resolve(place.0) {
             Err(Errno::NOENT) => return Ok(false),

@@ -167,8 +167,9 @@ impl Cache {
         self.of_session(permit.into_session(), pod).await
     }
 
-    /// Tells all that the pods which are alive may have. What none of them may have any more is dropped after a while, at most half an hour,
-    /// its credentials zeroised; the rest is kept fresh until the next call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
+    /// Sets the role sessions of all living pods. A session that none of them may have any longer is dropped
+    /// after a while, at most half an hour, its credentials zeroised; the rest is kept fresh until the next
+    /// call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
     pub fn set_claims(&self, claims: impl IntoIterator<Item = Claim>, spread: Duration) {
         let mut sessions = HashMap::new();
         for Claim { permit, pod, prefetch } in claims {

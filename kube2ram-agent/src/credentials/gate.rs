@@ -19,7 +19,7 @@ pub(super) struct Gate {
     turns: Mutex<Turns>,
     /// Held by whoever keeps the time.
     timekeeper: tokio::sync::Mutex<()>,
-    /// Tells the timekeeper that what it waits for may have changed.
+    /// Notifies the timekeeper that what it waits for may have changed.
     changed: Notify,
     metrics: Arc<Metrics>,
 }

@@ -167,7 +167,7 @@ impl Turns {
         self.tickets.len()
     }
 
-    /// Grants what may be granted now, in order. Tells when there may be more, if time alone can make it so.
+    /// Grants what may be granted now, in order. Returns when there may be more, if time alone can make it so.
     pub(super) fn grant(&mut self, now: Instant) -> Option<Instant> {
         while self.running < self.rates.concurrent && !self.tickets.is_empty() {
             let pace = self.pace.ready_at(self.pace_at(now), 0, now);

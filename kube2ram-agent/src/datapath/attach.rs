@@ -228,7 +228,7 @@ impl Datapath {
         AcceptedOrigins::open(&self.pins)
     }
 
-    /// Tells the cookies of network namespaces.
+    /// Returns the cookies of network namespaces.
     ///
     /// # Errors
     /// When the pinned map cannot be opened.

@@ -36,7 +36,7 @@ const LAYOUTS: [(&str, Layout); 10] = [
     (map::COUNTERS, (MapType::PerCpuArray, 4, 8, Counter::ALL.len())),
 ];
 
-/// Tells whether a running agent has pinned every map.
+/// Returns whether a running agent has pinned every map.
 pub(super) fn check_all_pinned(pins: &Pins) -> Result<(), DatapathError> {
     LAYOUTS.iter().try_for_each(|(name, _)| {
         let pin = pins.map(name);

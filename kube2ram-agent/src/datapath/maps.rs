@@ -326,7 +326,7 @@ impl Origins for AcceptedOrigins {
     }
 }
 
-/// Tells the cookies of network namespaces.
+/// Returns the cookies of network namespaces.
 #[derive(Debug)]
 pub struct NetnsCookies(Mutex<SkStorage<MapData, u64>>);
 

@@ -15,7 +15,7 @@ use crate::identity::{CgroupId, cgroup_id};
 /// Any port will do.
 const PROBE: SocketAddrV4 = SocketAddrV4::new(PROBE_ADDR, 9);
 
-/// Tells whether a socket made by a task of the pods' is seen by the programs that redirect.
+/// Returns whether a socket made by a task of the pods' is seen by the programs that redirect.
 ///
 /// # Errors
 /// [`DatapathError::Io`] when nobody can tell.

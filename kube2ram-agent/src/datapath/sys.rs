@@ -128,7 +128,7 @@ unsafe fn info<I: Default>(object: BorrowedFd<'_>) -> io::Result<I> {
     Ok(info)
 }
 
-/// Tells what a link is attached to.
+/// Returns what a link is attached to.
 ///
 /// # Errors
 /// bpf(2)'s.
@@ -189,7 +189,7 @@ pub(super) struct TcxInfo {
     attach_type: u32,
 }
 
-/// Tells what a tcx link is attached to.
+/// Returns what a tcx link is attached to.
 ///
 /// # Errors
 /// bpf(2)'s.

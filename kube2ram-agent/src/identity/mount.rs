@@ -190,7 +190,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Tells whether there is a process in the cgroup or below.
+/// Returns whether there is a process in the cgroup or below.
 pub fn is_populated(cgroup: &Path) -> bool {
     fs::read_to_string(cgroup.join("cgroup.events"))
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))

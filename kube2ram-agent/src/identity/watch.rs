@@ -1,5 +1,5 @@
-//! Tells when something happens in directories, by inotify: to cgroups, and to pins. Owns the thread that waits for it. Called by `listeners` and
-//! `reconcile`.
+//! Reports changes in directories, by inotify: of cgroups, and of pins. Owns the thread that waits for them.
+//! Called by `listeners` and `reconcile`.
 
 use std::{io, mem::MaybeUninit, os::fd::OwnedFd, path::Path, sync::Arc, thread};
 

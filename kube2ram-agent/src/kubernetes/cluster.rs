@@ -54,7 +54,7 @@ pub struct ClusterConfig {
     pub pod_annotations: Vec<(Box<str>, usize)>,
     /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right to is not needed.
     pub allow_lists: Option<AllowLists>,
-    /// Tells the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
+    /// Returns the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
     pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
     /// How long to wait for a pod that is not known yet. Its SDK gives up a little later.
     pub lookup: Duration,

@@ -167,7 +167,7 @@ pub(super) async fn keep_off<F: Future<Output = ()>>(
     }
 }
 
-/// Tells whether the taint was there.
+/// Returns whether the taint was there.
 async fn try_remove(
     nodes: &Api<ApiNode>,
     name: &str,

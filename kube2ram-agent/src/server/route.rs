@@ -93,7 +93,7 @@ const TOKEN: &[&str] = &["api", "token"];
 /// What can be done with an item.
 pub(super) const READ: &str = "GET, HEAD";
 
-/// Tells what a request asks for. Segments compare without regard to case, as Alibaba Cloud's server does for `ram` at least (ossutil
+/// Returns what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
 /// asks for `Ram`).
 pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: &Dialect) -> Route {
     // More than any item has.

@@ -25,7 +25,8 @@ use crate::{
     listeners::{Netns, NetnsId},
 };
 
-/// Tells when devices of the namespace change in which it was made. It keeps the namespace alive.
+/// Reports when devices of its namespace change: the one in which it was created. It keeps the namespace
+/// alive.
 #[derive(Debug)]
 pub(super) struct DeviceChanges(OwnedFd);
 

@@ -34,7 +34,7 @@ const FROM_POD: [Row; 35] = [
     ("v6_udplite", false, "EPERM"),
     ("v6_icmp_sendto", false, "EPERM"),
     ("v6_icmp_connect", false, "EPERM"),
-    // The kernel does not tell such a socket what becomes of the packet.
+    // The kernel does not report to such a socket what happens to the packet.
     ("v6_icmp_datagram", false, "sent"),
     ("v6_raw_syn", false, "EPERM"),
     ("v6_raw_whole", false, "EPERM"),

@@ -148,7 +148,7 @@ fn is_skipped(way: &str, outcome: &str) -> bool {
 
 #[expect(clippy::print_stderr, reason = "tells what was tried, to whoever wants to see")]
 fn say(line: &str) {
-    // On a line of its own, whatever the test harness has begun.
+    // On its own line, whatever the test harness has begun.
     eprintln!("\n{line}");
 }
 
@@ -340,7 +340,7 @@ fn nothing_of_a_pod_is_forwarded_to_the_metadata_server() {
     nothing_is_forwarded(sandbox, &FORWARDED, &ip);
 }
 
-/// Tries each row without the forward guard, with it, and when the agent is gone.
+/// Tries each row without the netfilter rules, with them, and after the agent has ended.
 fn nothing_is_forwarded(mut sandbox: Sandbox, rows: &[Row], ip: &str) {
     let attempt = |sandbox: &Sandbox, way: &str, needs_ip: bool| {
         let before = openings(sandbox);

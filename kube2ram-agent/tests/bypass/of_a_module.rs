@@ -37,7 +37,7 @@ const CONNECTION_TRACKING: &str = "/proc/sys/net/ipv4/vs/conntrack";
 const DEVICE: &str = "k2ripvs";
 
 /// Makes the node one of kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its addresses on a device that is down, a virtual
-/// server each, connection tracking, and masquerading of what its own rules have marked. Tells whether there is IPVS.
+/// server each, connection tracking, and masquerading of what its own rules have marked. Returns whether there is IPVS.
 fn serve_virtually(sandbox: &Sandbox) -> bool {
     let serve = |address| outcome(sandbox.node().host_command("python3"), "serve", &[address]);
     if is_skipped("ipvs", &serve(VIRTUAL[0])) {
@@ -114,7 +114,7 @@ fn no_virtual_server_leads_a_pod_to_the_metadata_server() {
     assert_eq!(dropped_as_untracked(), "0");
     assert_eq!(untracked(&sandbox, "with the guard"), ("timeout".to_owned(), 0));
     assert_ne!(dropped_as_untracked(), "0");
-    // Nothing tells the node's own use of a virtual server from that of a pod in its network.
+    // The node's own use of a virtual server cannot be distinguished from that of a pod in its network.
     let before = openings(&sandbox);
     assert!(of_the_node(&sandbox).is_err());
     assert_eq!(openings(&sandbox), before);

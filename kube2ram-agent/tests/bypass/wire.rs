@@ -1,5 +1,5 @@
-//! Packet sockets where no netfilter rule sees what they send: of pods in the node's network namespace, with a card
-//! of their own, on ipvlan, and where a program of the network plugin redirects pods' packets.
+//! Packet sockets where no netfilter rule sees what they send: of pods in the node's network namespace, with
+//! their own network card, on ipvlan, and where a program of the network plugin redirects pods' packets.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},

@@ -12,7 +12,7 @@ use crate::{
     output, stderr,
 };
 
-/// Moves this thread, and so the lab's listener and clients, to a network namespace of its own, which ends with them.
+/// Moves this thread, and so the lab's listener and clients, to its own network namespace, which ends with them.
 #[expect(unsafe_code, reason = "the call is unsafe for flags that unshare memory or files")]
 pub(crate) fn enter_namespace() {
     // SAFETY: a network namespace is no memory and no file.

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use self::lab::{Lab, METADATA, METADATA6, own_cgroup};
 
-/// Waits until something is so; the kernel frees devices of a namespace that is gone after the fact.
+/// Waits until something is so; the kernel frees devices of a removed namespace some time later.
 fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
@@ -193,7 +193,7 @@ fn fails_closed_without_the_agent_and_recovers_with_it() {
     let dead = output(&lab, "pods/a", &dial());
     assert!(stderr(&dead).contains("ConnectionRefusedError"), "{dead:?}");
 
-    // The next agent swaps the programs under the pinned links, and tells its own address.
+    // The next agent swaps the programs under the pinned links, and writes its own address.
     let links = |lab: &Lab| -> Vec<u64> {
         let id = lab.id("pods").0;
         let all = bpftool(&["link", "show"]);

@@ -63,7 +63,7 @@ fn other_options_of_a_pod_are_the_kernels_business() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pods_task_may_not_set_them_on_a_socket_from_outside() {
-    // Below, the hook has no helper that tells whose task it is.
+    // Below, the hook has no helper for the calling task's cgroup.
     if kernel_version() < (6, 1) {
         return say("skipped the task's socket options: not in this kernel");
     }

@@ -45,7 +45,8 @@ fn assert_whole(node: &mut Node, links: usize, why: &str) {
         assert!(Instant::now() < deadline, "{why}: {:?}", node.links());
         thread::sleep(Duration::from_millis(20));
     }
-    // Steps are counted by thread: the call of this number of a thread that serves pods fails as well, and may be the one that tells who asks.
+    // Steps are counted by thread: the call of this number of a thread that serves pods fails as well, and
+    // may be the one that identifies the caller.
     let roles: Vec<_> = (0..3).map(|_| node.role()).collect();
     assert!(roles.iter().any(|role| role == crate::node::ROLE), "{why}: {roles:?}");
     node.kill();

@@ -1,4 +1,4 @@
-//! The agent that runs, and what somebody does to its node meanwhile: made good by itself, in a second.
+//! The running agent, and changes of its node by other processes: the agent repairs them within a second.
 
 use std::{
     fs,
@@ -15,12 +15,13 @@ use crate::{
     steps::Step,
 };
 
-/// How long a repair may take. What no event tells of waits for the next look, a second at most; the rest is for a busy machine.
+/// How long a repair may take. Changes without an event wait for the next check, for at most a second; the
+/// rest is for a busy machine.
 const SOON: Duration = Duration::from_secs(3);
-/// For what an event tells of: less than a look would take.
+/// For changes with an event: less than the time between two checks.
 const AT_ONCE: Duration = Duration::from_millis(900);
 
-/// Waits, and tells how long it took.
+/// Waits, and returns how long it took.
 #[track_caller]
 fn within(limit: Duration, mut done: impl FnMut() -> bool) -> Duration {
     let began = Instant::now();
@@ -71,7 +72,8 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
 
     assert_eq!(node.role(), ROLE);
     node.tries_again();
-    // The connect hook was gone for a moment, egress with it; what they let through the guard did not.
+    // The connect hook was missing for a moment, and egress with it; the netfilter rules stopped what they
+    // let through.
     assert_eq!(node.leaks()[before..], []);
     let log = node.sandbox.agent().unwrap().log();
     assert_eq!(log.matches("the eBPF programs were changed").count(), 3, "once for each repair");

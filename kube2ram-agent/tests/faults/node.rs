@@ -1,4 +1,5 @@
-//! A sandbox with one pod that tries all the time, an agent that strace can stand in front of, and the ways to ask what is in force.
+//! A sandbox with one pod that tries all the time, an agent that strace can run, and queries of what is
+//! attached.
 
 use std::{
     collections::HashSet,
@@ -123,7 +124,7 @@ impl Node {
     pub(crate) fn kill(&mut self) {
         let agent = self.sandbox.agent().unwrap();
         let procs = agent.pod().container_cgroup("agent").unwrap().join("cgroup.procs");
-        // Beside other work the kernel takes its time to end a process that is traced.
+        // Next to other work the kernel takes its time to end a process that is traced.
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let pids = fs::read_to_string(&procs).unwrap_or_default();
@@ -158,7 +159,7 @@ impl Node {
         assert!(!self.bpf_dir().exists(), "{why}");
     }
 
-    /// Runs something under strace and tells its steps.
+    /// Runs something under strace and returns its steps.
     pub(crate) fn steps(&mut self, run: impl FnOnce(&mut Self, &[String])) -> Vec<Step> {
         let steps = self.steps_of_thread(Step::changes, run);
         assert!(steps.iter().filter(|step| step.changes()).count() >= 20, "{steps:?}");

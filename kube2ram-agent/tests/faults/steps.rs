@@ -1,8 +1,8 @@
-//! The steps of a start or an uninstall: what it asks the kernel for, in order, as strace tells.
+//! The steps of a start or an uninstall: its system calls, in order, as strace reports them.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-/// The system calls that change what is in force, or tell what is.
+/// The system calls that change what is attached, or read it.
 pub(crate) const CALLS: &str = "bpf,flock,mkdir,rename,rmdir,sendto,unlink,unlinkat";
 
 /// One system call, and the how manyth of its kind it was.

@@ -1,4 +1,4 @@
-//! The kernel half in force in a network namespace of its own, and clients in it. Used by all tests here.
+//! The eBPF programs, attached in their own network namespace, and clients in it. Used by all tests here.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ fn ip(arguments: &[&str]) {
     assert!(status.success() || std::thread::panicking(), "ip {arguments:?}");
 }
 
-/// The kernel half in force in a namespace of its own, with the agent's side of it.
+/// The attached eBPF programs in their own namespace, with the agent's side of it.
 pub(crate) struct Field {
     pub(crate) lab: Lab,
     pub(crate) datapath: Datapath,
@@ -83,7 +83,7 @@ impl Field {
         }
     }
 
-    /// Starts a client that has these in scope, and tells line by line what it does.
+    /// Starts a client that has these in scope, and controls it line by line.
     pub(crate) fn client(&self, cgroup: &str, script: &str) -> Client {
         let scope = format!(
             "import ctypes, os, struct, sys\nfrom socket import *\nMETADATA = ('{}', {})\nAGENT = ('{}', {})\nPODS = {:?}\n\
@@ -101,7 +101,7 @@ impl Field {
         Client::new(self.lab.python(cgroup, &(scope + script)))
     }
 
-    /// Connects from a port as an honest client, and tells whom the agent takes it for.
+    /// Connects from a port as an honest client, and returns whom the agent takes it for.
     pub(crate) fn dial(&self, cgroup: &str, port: u16) -> Result<CgroupId, OriginError> {
         self.dial_from(cgroup, Ipv4Addr::LOCALHOST, port)
     }

@@ -105,7 +105,7 @@ fn a_claim_with_the_hosts_address_from_another_namespace_lends_nothing() {
     assert_eq!(control.expect("the control: another address").established, 1);
     claimer.finish();
     if kernel_version() < (5, 14) {
-        // Where the agent is outside of the pods' cgroup, as here, nobody tells which namespace is its own.
+        // Where the agent is outside of the pods' cgroup, as here, its own namespace is not known.
         return kernel::skip("a claim with the host's address", "SO_NETNS_COOKIE");
     }
     let (claimer, claimed) = claim(Ipv4Addr::LOCALHOST);

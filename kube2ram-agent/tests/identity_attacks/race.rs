@@ -63,8 +63,8 @@ fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
     }
 }
 
-/// The entries that nobody removed, the places that nobody gave back, every socket of the namespace, and the counters: what tells which program missed
-/// its turn.
+/// The entries that were not removed, the leases that were not given back, every socket of the namespace, and
+/// the counters: they show which program failed.
 fn left_behind(field: &Field) -> String {
     let handshakes: Vec<_> = field.handshakes().iter().collect();
     let clients: Vec<_> = field.clients().iter().collect();

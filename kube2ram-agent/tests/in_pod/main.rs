@@ -66,7 +66,7 @@ fn ten_thousand_connects_of_two_pods_are_told_apart() {
 
         let StormReport { ok, wrong, missing, late, errors, error_samples, .. } = report;
         assert_eq!((ok + late, wrong, missing, errors), (EACH, 0, 0, 0), "{error_samples:?}");
-        // An emulated machine beside other work.
+        // An emulated machine next to other work.
         assert!(late <= EACH / 100, "{late}");
     }
 }

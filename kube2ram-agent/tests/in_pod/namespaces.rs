@@ -45,9 +45,9 @@ impl Drop for Process {
     }
 }
 
-/// A process of a pod in a namespace of its own, in which a listener can be opened.
+/// A process of a pod in its own namespace, in which a listener can be opened.
 fn nested(lab: &Lab, pod: &str) -> Process {
-    // Younger than the pause process by what the kernel tells of a start: hundredths of a second.
+    // Younger than the pause process by the kernel's unit of start times: hundredths of a second.
     thread::sleep(Duration::from_millis(20));
     let mut unshare = lab.pod(pod).unwrap().pod().command("app", "unshare").unwrap();
     let process = Process::start(unshare.args(["--net", "sh", "-c", "ip link set lo up && exec sleep 600"]));
@@ -76,7 +76,7 @@ fn end_pause(lab: &Lab, pod: &str) {
     eventually(|| fs::read_to_string(&pause).unwrap().is_empty().then_some(()));
 }
 
-/// A pod of one process, which has a namespace of its own until it is told to go to the host's.
+/// A pod of one process, which has its own namespace until it is told to go to the host's.
 fn restless(lab: &Lab, pod: &str) -> Process {
     end_pause(lab, pod);
     let host = lab.node().netns();
@@ -85,7 +85,7 @@ fn restless(lab: &Lab, pod: &str) -> Process {
     Process::start(unshare.args(["--net", "sh", "-c", &script]))
 }
 
-/// Asserts that the agent opened as many listeners as there are pods with namespaces of their own, once it has looked at all.
+/// Asserts that the agent opened as many listeners as there are pods with their own namespaces, once it has looked at all.
 fn assert_listeners(lab: &mut Lab, expected: f64) {
     let open = eventually(|| Some(lab.metric("kube2ram_pod_listeners")).filter(|open| *open >= expected));
     assert_eq!(open, expected);

@@ -6,7 +6,7 @@ use kube2ram_sandbox::node::PodSpec;
 
 use crate::support::{LIST, Lab, eventually, run};
 
-/// Gives the node another address on the device by which it reaches the metadata server, in place of its own.
+/// Replaces the node's address on the device by which it reaches the metadata server.
 fn change_address(lab: &Lab, to: Ipv4Addr) {
     let (node, device) = (lab.node(), lab.node().uplink());
     let ip = |arguments: &[&str]| {

@@ -1,4 +1,4 @@
-//! Unmodified clients: they find the agent where they look for the metadata server, and cannot tell the difference.
+//! Unmodified clients: they find the agent at the metadata server's address, and see no difference.
 
 use kube2ram_sandbox::{client::Family, node::PodSpec};
 

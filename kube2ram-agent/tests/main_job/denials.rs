@@ -66,7 +66,7 @@ fn a_namespace_gives_the_roles_of_its_allow_list_only() {
 fn no_other_role_is_given_by_whatever_name() {
     let pods = [PodSpec::new("orders").role("orders-role"), PodSpec::new("billing").role("billing-role")];
     let lab = Lab::with_agent("other-roles", &pods, &[]);
-    // A node role that trusts itself: were the agent to ask, STS would say yes.
+    // A node role that trusts itself: if the agent asked, STS would allow it.
     lab.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
     lab.accounts().add_role("acs:ram::6543210987654321:role/orders-role", Role::default());
 

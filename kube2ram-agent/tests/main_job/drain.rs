@@ -14,7 +14,8 @@ use crate::support::{LIST, Lab, eventually};
 /// Far below the deadlines of a drain, 5 s for connections and 8 s in all.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// Python in a pod that connects, does something, says `ready`, waits for the end of the connection, and says what came by then.
+/// Python in a pod that connects, does something, prints `ready`, waits for the end of the connection, and
+/// prints what it received.
 fn client(lab: &Lab, act: &str) -> Child {
     let script = format!(
         "import socket, sys\ns = socket.create_connection(('100.100.100.200', 80))\ns.settimeout(60)\n\

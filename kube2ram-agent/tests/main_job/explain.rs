@@ -1,4 +1,4 @@
-//! `kube2ram explain` for pods of every kind: each gets a clear answer, and it is the one that the pod hears.
+//! `kube2ram explain` for pods of every kind: each gets a clear answer, and it is the one that the pod gets.
 
 use kube2ram_sandbox::{
     node::PodSpec,

@@ -1,4 +1,4 @@
-//! The first agent of a node beside pods that have connections to the metadata server open.
+//! The first agent of a node next to pods that have connections to the metadata server open.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -117,7 +117,7 @@ fn connections_that_are_to_be_kept_are_not_ended() {
 
     lab.start(&["--open-connections=keep"]);
 
-    // The forward guard stops what a pod with a network of its own has open to the real server.
+    // The netfilter rules stop connections to the real server that a pod with its own network has open.
     assert_eq!(orders.outcome(), "timeout");
     assert_eq!([daemon.outcome(), host.outcome()], ["200"; 2]);
 }

@@ -9,7 +9,7 @@ use crate::support::{LIST, Lab, eventually};
 const ARRIVED: &str = r#"kube2ram_interceptions_total{result="arrived"}"#;
 const CONDITION: &str = "an intercepted connection of the agent itself";
 
-/// A rule of the host's firewall that keeps everybody from a port; gone with it.
+/// A rule of the host's firewall that closes a port for all; removed when it is dropped.
 struct Firewall(&'static str);
 
 impl Firewall {

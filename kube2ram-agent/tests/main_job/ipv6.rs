@@ -98,7 +98,7 @@ fn without_an_ipv6_address_the_agent_leaves_it_alone() {
     assert_eq!(lab.ask("dual", LIST).body, "dual-role");
 }
 
-/// Takes the loopback device down, without which a pod has no listener of its own.
+/// Takes the loopback device down, without which a pod has no in-pod listener.
 fn take_down_loopback(lab: &Lab, pod: &str) {
     let netns = lab.pod(pod).unwrap().pod().netns().unwrap();
     let mut ip = Command::new("ip");
@@ -157,7 +157,7 @@ fn on_a_node_without_ipv4_pods_get_their_role_and_one_without_a_listener_is_refu
         assert_eq!(ask6(&lab, pod, INSTANCE_ID).status, 200, "{pod}: passed through");
         assert_eq!(lab.ask(pod, LIST).body, role, "{pod}: by the IPv4 address");
     }
-    // The host listener is at the node's loopback device, where a pod with a network of its own does not get.
+    // The host listener is at the node's loopback device, which a pod with its own network cannot reach.
     let denied = lab.pod("bare").unwrap().curl6(LIST);
     assert!(denied.is_err(), "{denied:?}");
     assert_eq!(lab.leaks(), []);

@@ -1,4 +1,4 @@
-//! The agent signs with a role of its own, by the token of its service account, on a node whose role may assume nothing.
+//! The agent signs with its own role, by the token of its service account, on a node whose role may assume nothing.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! `kube2ram status` and `kube2ram explain` in each situation that an operator may find, through upgrades, and what the log says meanwhile.
+//! `kube2ram status` and `kube2ram explain` in each situation that an operator may find, through upgrades,
+//! and the log meanwhile.
 
 use std::{
     fs,

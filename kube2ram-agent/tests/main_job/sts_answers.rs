@@ -23,7 +23,7 @@ struct Row {
     kind: Kind,
 }
 
-/// What the document says of one `result`.
+/// The document's text for one `result`.
 #[derive(Clone, Debug)]
 struct Kind {
     result: String,
@@ -137,7 +137,7 @@ fn assert_held(lab: &mut Lab, rows: &[Row]) {
                     failures == 0
                 }
                 (false, "403") => {
-                    // The log is written by a thread of its own.
+                    // The log is written by its own thread.
                     eventually(2, || count_failures(&lab.agent().unwrap().log()[before..], row));
                     false
                 }
@@ -200,7 +200,7 @@ fn each_answer_of_sts_gives_a_pod_what_the_document_says() {
     assert_table("sts-answers", &mut rows);
 }
 
-/// In a sandbox of its own: what throttles one role makes all others wait.
+/// In its own sandbox: what throttles one role makes all others wait.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn each_way_of_throttling_gives_a_pod_what_the_document_says() {

@@ -75,12 +75,12 @@ impl Lab {
         self.pod(pod).unwrap().curl(target).unwrap()
     }
 
-    /// Asks for credentials and tells whose they are; a refusal is its status.
+    /// Asks for credentials and returns whose they are; a refusal is its status.
     pub(crate) fn credentials(&self, pod: &str, role: &str) -> String {
         owner(&self.ask(pod, &format!("{LIST}{role}")))
     }
 
-    /// Who STS says the credentials in a reply belong to.
+    /// The owner of the credentials in a reply, according to STS.
     pub(crate) fn caller(&self, reply: &Reply) -> String {
         let credentials = serde_json::from_str::<Credentials>(&reply.body).unwrap();
         caller_identity(&self.sts().url(), &credentials).unwrap()
@@ -209,7 +209,7 @@ pub(crate) fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, mut ask: i
     }
 }
 
-/// Asserts that a reply is a 503 that came while SDKs still wait, and says when to ask again.
+/// Asserts that a reply is a 503 that came while SDKs still wait, with a `Retry-After`.
 pub(crate) fn assert_try_again(reply: &Reply) {
     assert_eq!(reply.status, 503, "{reply:?}");
     assert!(reply.headers["retry-after"].parse::<u64>().is_ok_and(|seconds| (1..=60).contains(&seconds)));

@@ -35,7 +35,7 @@ fn the_charts_schema_knows_the_agents_flags() {
     let schema = fs::read(deploy().join("helm/kube2ram/values.schema.json")).unwrap();
     let schema: Value = serde_json::from_slice(&schema).unwrap();
     let known = schema["properties"]["flags"]["properties"].as_object().unwrap();
-    // A secret is no argument; the taint has values of its own, with the rights that it takes.
+    // A secret is no argument; the taint has its own values, with the rights that it takes.
     let elsewhere = ["api-token", "help", "startup-taint", "version"];
 
     let mut flags = flags();

@@ -97,7 +97,7 @@ fn a_rolling_update_hands_over_between_containers() {
 
     assert!(ended.success(), "{ended}: {}", former.container.log());
     assert_eq!(next.ready().unwrap(), "ready");
-    // Under the links of the former, not beside them.
+    // Under the links of the former, not next to them.
     assert!(next.container.log().contains("outcome=Updated"), "{}", next.container.log());
     node.assert_served();
 }

@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// As the image has it.
 const ENTRYPOINT: &str = "/usr/local/bin/kube2ram";
 pub(crate) const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
-/// With a role of their own each; one shares the host's network.
+/// Each with its own role; one shares the host's network.
 pub(crate) const PODS: [&str; 3] = ["orders", "billing", "daemon"];
 
 pub(crate) struct Node {
@@ -95,14 +95,14 @@ impl Node {
         Self { containers: 0, image, surroundings, _fronts: vec![sts], pods: Vec::new(), sandbox, directory }
     }
 
-    /// Tells containers where the API server is, and who they are to it.
+    /// Gives containers the API server's address, and their identity there.
     pub(crate) fn join(&mut self, api_server: (String, u16), token: &str, authority: &str) {
         self.surroundings.api_server = api_server;
         let files = [("token", token), ("ca.crt", authority), ("namespace", "kube-system")];
         self.surroundings.service_account = BTreeMap::from(files.map(|(a, b)| (a.to_owned(), b.to_owned())));
     }
 
-    /// Adds a pod with a role of its own.
+    /// Adds a pod with its own role.
     pub(crate) fn add(&mut self, name: &str, spec: PodSpec) {
         let role = format!("{name}-role");
         self.sandbox.accounts().add_role(Accounts::role_arn(&role), Role::default());
@@ -125,14 +125,14 @@ impl Node {
         container
     }
 
-    /// Starts the agent's container and waits until its readiness probe succeeds, or it has ended; then tells what it wrote.
+    /// Starts the agent's container and waits until its readiness probe succeeds, or it has ended; then returns what it wrote.
     pub(crate) fn start(&mut self, template: &Value) -> Result<Agent, String> {
         let mut agent = self.spawn(template)?;
         agent.await_ready()?;
         Ok(agent)
     }
 
-    /// Starts the agent's container, or tells why the kubelet would not.
+    /// Starts the agent's container, or returns why the kubelet would not.
     pub(crate) fn spawn(&mut self, template: &Value) -> Result<Agent, String> {
         let container = self.container(template, "kube2ram").map_err(|error| format!("{error:#}"))?;
         let mut agent = Agent { container, template: template.clone(), admin: String::new() };
@@ -180,7 +180,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// What the manifest says of the container.
+    /// The manifest's settings of the container.
     pub(crate) fn spec(&self) -> &Value {
         &self.template["containers"][0]
     }

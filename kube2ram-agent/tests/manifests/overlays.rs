@@ -41,7 +41,7 @@ fn migrations_container_serves_the_roles_that_the_ancestors_would() {
     for pod in PODS {
         assert_eq!(node.ask(pod, LIST).body, format!("{pod}-role"));
     }
-    // Without an annotation: the node's own role, as --auto-discover-default-role says.
+    // Without an annotation: the node's own role, because of --auto-discover-default-role.
     let reply = node.ask("plain", LIST);
     assert_eq!(reply.status, 200, "{reply:?}");
     let log = agent.container.log();

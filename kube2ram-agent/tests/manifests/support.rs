@@ -33,7 +33,7 @@ pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy")
 }
 
-/// Where `cargo xtask setup` links to what it builds: beside the directory of the profile.
+/// Where `cargo xtask setup` links to what it builds: next to the directory of the profile.
 pub(crate) fn tools() -> PathBuf {
     Path::new(AGENT).ancestors().nth(2).unwrap().join("tools")
 }
@@ -96,8 +96,8 @@ pub(crate) fn charted(variants: &[&str]) -> String {
     helm(&files.iter().map(String::as_str).collect::<Vec<_>>()).unwrap()
 }
 
-/// What `helm install` says at its end. Helm renders that for clusters that it reaches only, so that it is given a copy of the chart with an object of
-/// this text.
+/// The notes at the end of `helm install`. Helm renders them only for clusters that it reaches, so the test
+/// gives it a copy of the chart with an object of this text.
 pub(crate) fn notes(args: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
     let chart = directory.path().join("kube2ram");

@@ -23,7 +23,7 @@ fn rules() -> String {
     fs::read_to_string(shipped("rules.yaml")).unwrap()
 }
 
-/// A program of Prometheus's package; `None`, said aloud, where it may be missing.
+/// A program of Prometheus's package; `None`, with a message, where it may be missing.
 #[expect(clippy::print_stderr, reason = "a skip is said aloud")]
 fn program(name: &str) -> Option<PathBuf> {
     let found = Prometheus::program(name);

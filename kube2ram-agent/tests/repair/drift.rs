@@ -1,4 +1,4 @@
-//! Somebody changes something; a look makes it good, and tells what it was.
+//! Another process changes something; a check repairs it, and reports what it was.
 
 use std::{fs, process::Command};
 

@@ -12,10 +12,11 @@ use kube2ram_agent::datapath::{Datapath, Origins as _};
 use super::{assert_works, dial};
 use crate::lab::{Lab, METADATA};
 
-/// Nobody's: what is dialled there goes where the other program says.
+/// Nobody's: the other program decides where connections to it go.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
 
-/// Attaches a connect4 program that turns one destination into another, as a load balancer does. In force until it is dropped.
+/// Attaches a connect4 program that rewrites one destination to another, as a load balancer does. Attached
+/// until it is dropped.
 struct Rival(Child);
 
 impl Rival {

@@ -1,4 +1,4 @@
-//! Agents that hang or die before, during and after a hand-over: pods are refused at worst, and the next start makes it good.
+//! Agents that hang or die before, during and after a hand-over: pods are refused at worst, and the next start repairs it.
 
 use std::{thread, time::Duration};
 

@@ -1,5 +1,6 @@
 //! The first agent of this map layout on a node of layout 1: from the pins of an agent that is dead, and of one that runs until it is told to end. What that
-//! agent left is the former layout's directory, its maps with their sizes, and its programs at their hooks, in force.
+//! agent left is the former layout's directory, its maps with their sizes, and its programs, attached to
+//! their hooks.
 
 use std::{
     collections::HashMap,
@@ -32,7 +33,7 @@ const ROUNDS: usize = 5;
 /// region meanwhile: about as long as after a crash.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(6);
 
-/// An agent of layout 1, of which only the layout is another one's: this build's programs on maps of their own.
+/// An agent of layout 1, of which only the layout is another one's: this build's programs on their own maps.
 struct Former {
     addr: SocketAddrV4,
     datapath: Datapath,
@@ -179,7 +180,7 @@ fn make_pins_of_layout_1(layout: &Path) {
     let [from, to] = ["k2r_accepted", "k2r_clients"].map(|name| maps.join(name).display().to_string());
     bpftool(&["map", "pin", "pinned", &from, &to]);
     for unknown in ["pods/k2r_option", "root/k2r_task_option", "root/k2r_task_send6"] {
-        // Without a pin it is in force no more. That below Linux 6.1 there is one less is this build's matter.
+        // Without a pin it is no longer attached. Below Linux 6.1 this build has one program less.
         let _may_be_missing = fs::remove_file(links.join(unknown));
     }
     for place in ["k2r_wire", "k2r_wire_ip"] {
@@ -208,7 +209,7 @@ fn layouts(lab: &Lab) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// This agent serves all pods, by programs and pins of its own alone.
+/// This agent serves all pods, by its own programs and pins alone.
 fn assert_taken_over(lab: &mut Lab) {
     eventually("pods are served", || lab.is_served());
     eventually("pods have their listeners", || lab.metric("kube2ram_pod_listeners") == POD_LISTENERS);
@@ -218,7 +219,8 @@ fn assert_taken_over(lab: &mut Lab) {
     assert!(redirected >= PODS.len() as f64, "{redirected}");
 }
 
-/// No client got a wrong answer, or none at all; what was not answered was refused, or told to ask again, and not for long. Tells how it was.
+/// No client got a wrong answer, or none at all. Other requests were refused, or asked to try again, and not
+/// for long. Returns the summary.
 fn assert_bounded(lab: &Lab, mut report: LoadReport, what: &str) -> String {
     report.outages_us.sort_unstable();
     let longest = Duration::from_micros(report.outages_us.last().copied().unwrap_or_default());
@@ -260,7 +262,7 @@ fn the_pins_of_a_dead_agent_of_layout_1_are_taken_over_under_load() {
         lab.agent().unwrap().start().unwrap();
 
         assert_taken_over(&mut lab);
-        // A node that goes back: the former layout's agent takes out what this one has in force.
+        // A node that goes back: the former layout's agent removes this one's programs.
         lab.agent().unwrap().kill().unwrap();
     }
     let report = load.unwrap().end();

@@ -21,7 +21,7 @@ pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// How long something that must happen may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// One shares the host's network, one has no loopback device and so no listener of its own.
+/// One shares the host's network, one has no loopback device and so no in-pod listener.
 pub(crate) const PODS: [&str; 8] = ["a", "b", "c", "d", "e", "f", HOST_NETWORK, NO_LOOPBACK];
 const HOST_NETWORK: &str = "daemon";
 const NO_LOOPBACK: &str = "no-loopback";
@@ -87,7 +87,7 @@ impl Lab {
         PODS.iter().all(|pod| asked(pod).is_ok_and(|reply| reply.status == 200))
     }
 
-    /// Asserts that no pod gets anything from anybody: it is refused, or hears nothing.
+    /// Asserts that no pod gets anything from anybody: it is refused, or gets no answer.
     pub(crate) fn assert_not_served(&self) {
         let (with_own, without) = (PODS[0], HOST_NETWORK);
         for pod in [with_own, without] {
@@ -116,7 +116,7 @@ impl Lab {
         self.node().agent_state()
     }
 
-    /// What `kube2ram uninstall` says, or why it refuses.
+    /// The output of `kube2ram uninstall`, or why it refuses.
     pub(crate) fn uninstall(&self) -> Result<String, String> {
         let mut command = self.node().host_command(AGENT);
         command.arg("uninstall").arg("--bpf-dir").arg(self.node().bpffs().join("kube2ram"));
@@ -127,7 +127,7 @@ impl Lab {
 }
 
 impl Running {
-    /// Stops the clients, and tells what they saw together.
+    /// Stops the clients, and returns what they saw together.
     pub(crate) fn end(mut self) -> LoadReport {
         // All at once: whoever goes on alone would see what the others do not.
         self.0.iter_mut().for_each(|client| drop(client.stdin.take()));
@@ -166,7 +166,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
         if thread::panicking() {
-            // The access log is long; what agents say of themselves is not.
+            // The access log is long; the agents' other lines are not.
             let said = log.lines().filter(|line| !line.contains("request answered"));
             eprintln!("the agents' log:\n{}", said.collect::<Vec<_>>().join("\n"));
         }

@@ -1,5 +1,6 @@
-//! Stands for the kubelet of a node that reboots: makes pods as soon as it starts, has them try everything that a socket can, and says on the
-//! console what arrived at the metadata server. Runs in a virtual machine only: `cargo xtask test --kernels`, which lays out /proof.
+//! Stands for the kubelet of a node that reboots: makes pods as soon as it starts, has them try everything
+//! that a socket can, and prints on the console what arrived at the metadata server. Runs in a virtual
+//! machine only: `cargo xtask test --kernels`, which lays out /proof.
 
 use std::{
     env, fs,
@@ -34,13 +35,14 @@ const INSTALLED: [&str; 3] = [
     "/etc/systemd/system/kube2ram-boot-guard.service",
     "/etc/systemd/system/multi-user.target.wants/kube2ram-boot-guard.service",
 ];
-/// Cgroups of containers that are not below the kubelet's, and whether they have a network of their own there.
+/// Cgroups of containers that are not below the kubelet's, and whether they have their own network there.
 const STRAYS: [(&str, bool); 5] = [
     ("kubepods.slice/kubepods-besteffort.slice/cri-containerd-1.scope", false),
     ("kubepods/burstable/pod1/1", false),
     ("default/1", false),
     ("machine.slice/libpod-1.scope", false),
-    // A runtime whose driver is not the kubelet's: below its own service, where only the network tells them apart.
+    // A runtime whose driver is not the kubelet's: below its own service, where only the network
+    // distinguishes them.
     ("system.slice/containerd.service/kubepods-besteffort-pod1.slice:cri-containerd:1", true),
 ];
 
@@ -189,7 +191,7 @@ fn host_daemon_reaches() -> Result<()> {
     Ok(())
 }
 
-/// What a socket can try; one line says what came of each.
+/// What a socket can try; one line has the result of each.
 fn try_everything() -> Result<()> {
     let mapped = SocketAddr::from((Ipv4Addr::to_ipv6_mapped(METADATA.ip()), METADATA.port()));
     let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;

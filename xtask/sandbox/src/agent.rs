@@ -1,4 +1,4 @@
-//! The real agent as a child process, where and how its DaemonSet would run it: in a hostNetwork pod of its own, killed, terminated
+//! The real agent as a child process, where and how its DaemonSet would run it: in its own hostNetwork pod, killed, terminated
 //! and started again at will. Depends on a node and on the stand-ins' addresses. Called by `sandbox`.
 
 use std::{
@@ -73,7 +73,7 @@ impl Agent {
         Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod, wrapper })
     }
 
-    /// Another one of the same configuration and with the same log, in a pod of its own: what a rolling update with a surge starts.
+    /// Another one of the same configuration and with the same log, in its own pod: what a rolling update with a surge starts.
     #[must_use]
     pub(crate) fn beside(&self, pod: Pod) -> Self {
         Self {
@@ -99,7 +99,8 @@ impl Agent {
         self.args.retain(|arg| arg.split('=').next() != Some(flag));
     }
 
-    /// Starts it and waits until its container's probe says that it is ready: that it serves, or could. `/readyz` is answered by whoever serves.
+    /// Starts it and waits until its container's probe succeeds: it serves, or could. `/readyz` is answered
+    /// by the serving agent.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -108,7 +109,7 @@ impl Agent {
         self.await_ready()
     }
 
-    /// Waits until its container's probe says that it is ready.
+    /// Waits until its container's probe succeeds.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -116,7 +117,7 @@ impl Agent {
         self.wait_until("ready", |agent| agent.ready().is_ok())
     }
 
-    /// What its container's probe says: `kube2ram ready`, as the kubelet runs it.
+    /// The result of its container's probe: `kube2ram ready`, as the kubelet runs it.
     ///
     /// # Errors
     /// Why it is not ready.
@@ -185,7 +186,7 @@ impl Agent {
         self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
-    /// Starts it and waits until `/readyz` says 200.
+    /// Starts it and waits until `/readyz` answers 200.
     ///
     /// # Errors
     /// When it ends at once, or is not ready within half a minute; with the end of its log.
@@ -280,7 +281,7 @@ impl Agent {
         }
     }
 
-    /// Terminates it and starts it again, maybe from another binary, as an upgrade does.
+    /// Terminates it and starts it again, possibly from another binary, as an upgrade does.
     ///
     /// # Errors
     /// As [`Self::terminate`] and [`Self::start`].

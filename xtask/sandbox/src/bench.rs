@@ -1,4 +1,4 @@
-//! What kube2ram costs, each number beside what it is compared with, in one run on one machine. Depends on `Sandbox`.
+//! What kube2ram costs, each number next to what it is compared with, in one run on one machine. Depends on `Sandbox`.
 //! Called by the binary's `bench`, which `cargo xtask bench` runs.
 
 mod connect;
@@ -99,7 +99,7 @@ fn programs(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<
 /// How long listeners in a thousand pods may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Waits until as many pods have a listener of their own.
+/// Waits until as many pods have an in-pod listener.
 fn listeners_in(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {

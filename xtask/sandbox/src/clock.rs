@@ -15,7 +15,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Tells the time.
+    /// Returns the time.
     pub fn now(&self) -> Timestamp {
         let offset = SignedDuration::from_secs(self.offset_seconds.load(Ordering::Relaxed));
         Timestamp::now().saturating_add(offset).unwrap_or(Timestamp::MAX)

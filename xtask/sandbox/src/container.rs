@@ -27,7 +27,7 @@ pub struct Image {
     pub entrypoint: String,
 }
 
-/// What a node knows that a manifest does not say.
+/// What a node knows that a manifest does not contain.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// Where directories of the host are on this machine. A hostPath that is not among them does not exist.
@@ -38,7 +38,7 @@ pub struct Surroundings {
     pub resolv_conf: String,
     /// `spec.nodeName` and the like, for the downward API.
     pub fields: BTreeMap<String, String>,
-    /// The API server, as `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` tell it.
+    /// The API server, as in `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
     pub api_server: (String, u16),
     /// `token`, `ca.crt` and `namespace` of the service account.
     pub service_account: BTreeMap<String, String>,
@@ -86,10 +86,11 @@ impl Image {
 }
 
 impl Container {
-    /// Makes the container `name` of a pod template (the `spec` of a Pod) in a pod's container [`Agent::CONTAINER`], in a directory of its own.
+    /// Makes the container `name` of a pod template (the `spec` of a Pod) in a pod's container [`Agent::CONTAINER`], in its own directory.
     ///
     /// # Errors
-    /// When the template has no such container, or asks for what a node does not have, as the kubelet would say.
+    /// When the template has no such container, or asks for what a node does not have, with the kubelet's
+    /// message.
     pub fn create(
         pod: &Pod,
         template: &Value,
@@ -172,7 +173,7 @@ impl Container {
         bail!("the container did not end within {DEADLINE:?}:\n{}", self.log());
     }
 
-    /// Tells whether it has ended by itself.
+    /// Returns whether it has ended by itself.
     ///
     /// # Errors
     /// When it was not started.

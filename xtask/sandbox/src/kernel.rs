@@ -14,7 +14,7 @@ const MAY_LACK: &str = "KUBE2RAM_TEST_MAY_LACK";
 /// When this kernel is known to have it: then a module is missing, or the test is wrong.
 pub fn skip(row: &str, lack: &str) {
     assert!(may_lack(env::var(MAY_LACK).ok().as_deref(), lack), "{row}: this kernel should have {lack}");
-    // On a line of its own, whatever the test harness has begun.
+    // On its own line, whatever the test harness has begun.
     say(&format!("\nskipped {row}: this kernel has no {lack}"));
 }
 

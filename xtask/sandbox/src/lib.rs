@@ -30,7 +30,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the person at the terminal, who may have closed it.
+/// Prints for the person at the terminal, who may have closed it.
 fn say(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -47,7 +47,7 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Measures what the agent costs, beside what it is compared with.
+    /// Measures what the agent costs, next to what it is compared with.
     #[command(hide = true)]
     Bench {
         /// The agent's binary.
@@ -104,7 +104,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Client {
-    /// Connects as often as each line of standard input says, and prints the median of each, in nanoseconds.
+    /// Connects as often as each line of standard input asks, and prints the median of each, in nanoseconds.
     Dial {
         #[arg(long)]
         connect: SocketAddr,
@@ -141,7 +141,7 @@ enum Client {
         #[arg(long)]
         then: String,
     },
-    /// Asks for a role's name and credentials until standard input ends, and tells what was not answered.
+    /// Asks for a role's name and credentials until standard input ends, and returns what was not answered.
     Load {
         #[arg(long)]
         connect: SocketAddr,
@@ -156,8 +156,8 @@ enum Client {
         #[arg(long)]
         hex: String,
     },
-    /// Makes as many system calls as each line of standard input says, and prints the mean of each, in nanoseconds:
-    /// setsockopt(2), or sendto(2) to an address.
+    /// Makes as many system calls as each line of standard input asks, and prints the mean of each, in
+    /// nanoseconds: setsockopt(2), or sendto(2) to an address.
     Repeat {
         #[arg(long)]
         send_to: Option<SocketAddr>,

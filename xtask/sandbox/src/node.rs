@@ -1,4 +1,4 @@
-//! A Kubernetes node: a cgroup tree as a kubelet lays it out, a network namespace that stands for the node's, pods with namespaces of their own, and
+//! A Kubernetes node: a cgroup tree as a kubelet lays it out, a network namespace that stands for the node's, pods with their own namespaces, and
 //! one that owns the metadata address and counts what arrives there. Depends on iproute2 and util-linux. Called by `sandbox`.
 //!
 //! Nothing of it touches the machine's own routes, devices or netfilter rules, so that any number of nodes run on one machine. Everything has a
@@ -52,7 +52,7 @@ impl Node {
     /// Its IPv6 address.
     pub const METADATA_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200);
 
-    /// Makes a node with a network namespace of its own, after removing what crashed processes have left. The calling thread is inside that namespace
+    /// Makes a node with its own network namespace, after removing what crashed processes have left. The calling thread is inside that namespace
     /// until it drops the node, and so is every process and thread that it starts meanwhile.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Node {
     ) -> Result<(Option<netns::Inside>, Sniffed)> {
         fs::create_dir_all(record.cgroup.join(driver.kubepods()))?;
         fs::create_dir_all(record.cgroup.join("host"))?;
-        // A bpffs of its own: unmounting it detaches whatever is pinned there.
+        // Its own bpffs: unmounting it detaches whatever is pinned there.
         let bpffs = record.bpffs();
         fs::create_dir_all(&bpffs)?;
         netns::run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
@@ -182,7 +182,8 @@ impl Node {
         ip(&["route", "add", &address.to_string(), "via", &next_hop.to_string()])
     }
 
-    /// Gives a pod a device of its own to the namespace of the metadata server, past the node, and returns its name.
+    /// Gives a pod its own device to the namespace of the metadata server, past the node, and returns its
+    /// name.
     ///
     /// # Errors
     /// When the pod shares the node's network, or the machine refuses.
@@ -322,7 +323,7 @@ impl Node {
         self.record.save()
     }
 
-    /// Makes a namespace that routes with rules of its own, and a client behind it.
+    /// Makes a namespace that routes with its own rules, and a client behind it.
     ///
     /// # Errors
     /// As [`Self::add_pod`].
@@ -378,7 +379,7 @@ fn veth_ip6s(index: u8) -> Ends<Ipv6Addr> {
     Ends { node: ip(1), inner: ip(2) }
 }
 
-/// Only a node with a namespace of its own, and only where the kernel has IPv6.
+/// Only a node with its own namespace, and only where the kernel has IPv6.
 fn has_ipv6(network: Network) -> bool {
     network == Network::Own && Path::new("/proc/sys/net/ipv6").exists()
 }

@@ -1,4 +1,4 @@
-//! A real Prometheus beside the sandbox, in a hurry: it scrapes the agent and judges it by the shipped alert rules, with all times shortened alike.
+//! A real Prometheus next to the sandbox, in a hurry: it scrapes the agent and judges it by the shipped alert rules, with all times shortened alike.
 //! Depends on Debian's package, unpacked by `cargo xtask`. Called by tests.
 
 use std::{

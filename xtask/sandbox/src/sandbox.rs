@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling thread is inside the node's network
-/// namespace until then, as [`Node::create`] says.
+/// namespace until then, see [`Node::create`].
 ///
 /// ```no_run
 /// # use kube2ram_sandbox::{Sandbox, node::PodSpec};
@@ -96,7 +96,7 @@ impl Sandbox {
         Ok(Self { agent: None, pods: BTreeMap::new(), api, metadata, sts, accounts, client, surges: 0, node })
     }
 
-    /// Makes a pod on the node, and tells the API server.
+    /// Makes a pod on the node, and notifies the API server.
     ///
     /// # Errors
     /// As [`Node::add_pod`].
@@ -116,7 +116,7 @@ impl Sandbox {
         self.node.remove_pod(pod)
     }
 
-    /// Changes an annotation of a pod that exists, and tells the API server.
+    /// Changes an annotation of a pod that exists, and notifies the API server.
     ///
     /// # Errors
     /// When there is no such pod.
@@ -125,7 +125,7 @@ impl Sandbox {
         self.api.apply(manifest(&spec).to_json())
     }
 
-    /// Runs the agent in a pod of its own and waits until it is ready.
+    /// Runs the agent in its own pod and waits until it is ready.
     ///
     /// # Errors
     /// As [`Agent::start`].
@@ -150,7 +150,7 @@ impl Sandbox {
         Ok(self.agent.insert(agent))
     }
 
-    /// Makes another agent of the same configuration, in a pod of its own, as a rolling update with a surge does. It is the caller's until
+    /// Makes another agent of the same configuration, in its own pod, as a rolling update with a surge does. It is the caller's until
     /// [`Self::replace_agent`].
     ///
     /// # Errors
@@ -251,7 +251,7 @@ impl Sandbox {
         &self.sts
     }
 
-    /// The same STS once more, where pods reach it: at the node's address. It has a record of its own.
+    /// The same STS once more, where pods reach it: at the node's address. It has its own record.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -395,7 +395,7 @@ fn manifest(spec: &PodSpec) -> PodManifest {
     }
 }
 
-/// `kube2ram-sandbox` itself, or where cargo puts it beside the running test.
+/// `kube2ram-sandbox` itself, or where cargo puts it next to the running test.
 fn client_path() -> Result<PathBuf> {
     const NAME: &str = "kube2ram-sandbox";
     let this = env::current_exe()?;

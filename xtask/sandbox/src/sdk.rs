@@ -41,7 +41,7 @@ pub struct Sdk {
     pub refresh: Refresh,
 }
 
-/// When an SDK asks for other credentials, by what its source says.
+/// When an SDK asks for other credentials, according to its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// At each call.
@@ -82,7 +82,8 @@ impl Sdk {
     }
 
     fn try_out(&self, sandbox: &mut Sandbox, sts: &Sts, agent: &Path) -> Result<Passed> {
-        // Without an agent it talks to the metadata server itself, which tells what a client expects to find there.
+        // Without an agent it talks to the metadata server itself, which shows what a client expects to find
+        // there.
         let answer = self.start(sandbox, sts, Accounts::NODE_ROLE)?.ask(With::New)?;
         ensure!(answer.role() == Accounts::NODE_ROLE, "got {:?} without an agent", answer.role());
         let requests = requests::seen(&sandbox.metadata().seen(), Accounts::NODE_ROLE);
@@ -117,9 +118,11 @@ impl Sdk {
         Ok(Passed { requests, rounds, signature, version: answer.version })
     }
 
-    /// A kept client has credentials of which STS says that they soon become too old for it. Until then it uses them and asks nobody; then
-    /// it asks by itself, and signs with what it gets. Clocks are everybody's own: what is short is the credentials' life, but for the client that looks at
-    /// its clock alone, whose clock moves. Other credentials are there when it asks because the agent, which keeps none across a restart, has been restarted.
+    /// A kept client has credentials that soon become too old for it, by STS's expiry. Until then it uses
+    /// them without a request; then it asks by itself, and signs with what it gets. Clocks are everybody's
+    /// own: what is short is the credentials' life, but for the client that looks at its clock alone, whose
+    /// clock moves. Other credentials are there when it asks because the agent, which keeps none across a
+    /// restart, has been restarted.
     fn across_a_refresh(
         &self,
         sandbox: &mut Sandbox,
@@ -198,7 +201,8 @@ struct Passed {
 /// How long a kept client has credentials that are not too old for it.
 const QUIET: Duration = Duration::from_secs(20);
 
-/// Asks once more, and checks whose credentials come, what STS says they are, and that the agent saw the known requests and no others.
+/// Asks once more, and checks whose credentials come, their owner according to STS, and that the agent saw
+/// the known requests and no others.
 fn expect_own_role(
     sandbox: &mut Sandbox,
     sts: &Sts,
@@ -214,7 +218,7 @@ fn expect_own_role(
     Ok((answer, rounds))
 }
 
-/// Checks whose credentials these are, by their name and by what STS says of a call that they signed.
+/// Checks whose credentials these are, by their name and by STS's answer to a call that they signed.
 fn check_owner(sandbox: &Sandbox, sts: &Sts, answer: &Answer) -> Result<()> {
     ensure!(answer.role() == ROLE, "it got credentials of {:?}", answer.role());
     let arn = match &answer.arn {

@@ -1,5 +1,6 @@
-//! What the agent tells the world, searched for secrets: log, Events, metrics, readiness, status, the store, explanations, and the files that it leaves.
-//! Depends on `agent` and the stand-ins. Called when a sandbox goes, so that the whole suite is searched.
+//! All output of the agent, searched for secrets: log, Events, metrics, readiness, status, the store,
+//! explanations, and the files that it leaves. Depends on `agent` and the stand-ins. Called when a sandbox
+//! goes, so that the whole suite is searched.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! The shop window: every kind of pod asks for credentials, through the real agent on the real kernel, beside what it should get.
+//! The shop window: every kind of pod asks for credentials, through the real agent on the real kernel, next to what it should get.
 //! Depends on `sandbox`. Called by the binary's `show`, which `cargo xtask sandbox` runs.
 
 mod table;
@@ -71,7 +71,7 @@ fn populate(sandbox: &mut Sandbox) -> Result<()> {
     for role in ["orders-role", "billing-role", "daemon-role", "locked-role"] {
         sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
     }
-    // A node role that trusts itself: were an agent to ask for it on a pod's behalf, STS would say yes.
+    // A node role that trusts itself: if an agent asked for it on a pod's behalf, STS would allow it.
     sandbox.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
     for (namespace, roles) in [
         ("shop", r#"["orders-role", "billing-role"]"#),
@@ -95,7 +95,8 @@ fn populate(sandbox: &mut Sandbox) -> Result<()> {
 
 fn packets_from_pods(sandbox: &Sandbox) -> usize {
     let node = sandbox.node();
-    // What comes from the node's own addresses is the agent's or the host's, or a hostNetwork pod's, whose answers tell.
+    // What comes from the node's own addresses is the agent's or the host's, or a hostNetwork pod's, whose
+    // answers show it.
     node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
 }
 
@@ -168,7 +169,7 @@ fn refusal(reply: Result<Reply>) -> Result<Answer> {
 
 const INSTANCE_ID: &str = crate::standin::Metadata::INSTANCE_ID;
 
-/// What an answer says, and how long it took.
+/// An answer, and how long it took.
 struct Answer {
     latency: Duration,
     status: u16,

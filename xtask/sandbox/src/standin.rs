@@ -1,6 +1,7 @@
-//! What a node talks to, as far as kube2ram can tell the difference: STS, the metadata server, the API server, an ancestor's agent and name servers, each a
-//! real server on its own thread, so that blocking and asynchronous tests can both use them. Depends on nothing else of this crate but
-//! the clock; called by `sandbox` and by tests.
+//! What a node talks to, as far as kube2ram can see a difference: STS, the metadata server, the API server,
+//! an ancestor's agent and name servers, each a real server on its own thread, so that blocking and
+//! asynchronous tests can both use them. Depends on nothing else of this crate but the clock; called by
+//! `sandbox` and by tests.
 
 mod account;
 mod ancestor;

@@ -9,7 +9,7 @@ use std::{
 use flate2::{Compression, GzBuilder};
 use tar::{EntryType, Header};
 
-/// What every file and directory says of its last change: then, layers do not change when their contents do not.
+/// The last change of every file and directory: then, layers do not change when their contents do not.
 const MTIME: u64 = 0;
 /// "Unknown" in a gzip header (RFC 1952, 2.3.1), which else names the system that wrote it.
 const NO_SYSTEM: u8 = 255;

@@ -16,7 +16,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// What an image tells about itself.
+/// An image's labels.
 pub(crate) struct Facts {
     pub(crate) version: &'static str,
     pub(crate) description: &'static str,

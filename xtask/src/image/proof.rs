@@ -108,7 +108,8 @@ fn build(sources: &Path, target: &Path, arches: &[Arch]) -> Result<PathBuf> {
     Ok(target.join(Profile::Dev.dist().file_name().context("it has a name")?))
 }
 
-/// LLVM numbers forward declarations in the order of its own addresses: with two of them, the same build is another one now and then.
+/// LLVM numbers forward declarations by its own addresses: with two of them, the same build is another one
+/// now and then.
 fn leave_nothing_to_chance(object: &Path) -> Result<()> {
     let types = finished(Command::new("bpftool").args(["btf", "dump", "file"]).arg(object))?;
     let types = String::from_utf8_lossy(&types.stdout).into_owned();
@@ -257,7 +258,7 @@ fn finished(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// A directory that is gone afterwards.
+/// A directory that is removed afterwards.
 struct Scratch(PathBuf);
 
 impl Scratch {

@@ -43,7 +43,7 @@ const FILES: [(&str, &str); 7] = [
     ("etc/systemd/system/kubelet.service", KUBELET),
 ];
 
-/// The kubelet's place is taken by a program that makes pods, and tells what they reach.
+/// Instead of the kubelet a program creates pods, and reports what they reach.
 const KUBELET: &str = "[Unit]
 Description=makes pods as a kubelet does, and tells what they reach
 

@@ -116,7 +116,7 @@ impl Plan {
             Rows::Essential => {}
         }
         // Last, because it uses net_cls below 5.15: unless 8520e224f547 is back-ported, sockets do not know their cgroup from then on.
-        // The essential rows leave out thousands of connects, for races that no kernel has of its own.
+        // The essential rows leave out thousands of connects, for races that do not depend on the kernel.
         runs.push(tests(
             "identity_attacks",
             if rows == Rows::All { "" } else { "--skip race:: --skip ports_that" },
@@ -154,7 +154,7 @@ impl Plan {
     }
 }
 
-/// One of the tests' executables, with arguments of its own.
+/// One of the tests' executables, with its own arguments.
 fn tests(name: &str, arguments: &str) -> Run {
     let command = format!("/tests/{name} {arguments} --ignored --nocapture --test-threads=1");
     Run { name: name.to_owned(), command }

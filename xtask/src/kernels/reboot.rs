@@ -16,7 +16,7 @@ use crate::{
     musl::{self, Arch},
 };
 
-/// The boots, each of which must say that all was as it should be.
+/// The boots, each of which must report that all was as expected.
 const RESULTS: [&str; 2] = ["k2r-result unguarded 0", "k2r-result guarded 0"];
 
 /// Runs the proof on one kernel, with the userland of a Debian release.

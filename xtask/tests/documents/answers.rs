@@ -32,7 +32,8 @@ fn answers() -> Vec<String> {
         let (_, rest) = source.split_once(function).unwrap_or_else(|| panic!("{path}: {function}"));
         let body = rest.split("\n    }\n").next().unwrap();
         for line in body.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            let text = line.split('"').nth(1).unwrap_or_default().replace("{key}", "…").replace("{header}", "…");
+            let text =
+                line.split('"').nth(1).unwrap_or_default().replace("{key}", "…").replace("{header}", "…");
             if !text.is_empty() {
                 answers.push(text);
             }

@@ -1,4 +1,4 @@
-//! The RAM policies to paste are valid, grant no more than they say, and are what the page shows.
+//! The RAM policies to paste are valid, grant no more than the page states, and equal the page's.
 
 use std::fs;
 

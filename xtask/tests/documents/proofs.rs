@@ -1,4 +1,5 @@
-//! Tests that a document names exist: in each table with a column "proved by", every row names at least one, or says `none` and why.
+//! Tests that a document names exist: in each table with a column "proved by", every row names at least one,
+//! or has `none` and the reason.
 
 use std::{collections::HashSet, fs};
 

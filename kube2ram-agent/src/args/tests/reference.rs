@@ -139,7 +139,7 @@ fn by_heading(command: &clap::Command) -> String {
     headings.into_iter().map(table).collect::<String>() + "\n"
 }
 
-/// What it does, and the flags of its own.
+/// What it does, and its own flags.
 fn subcommand(command: &clap::Command, parent: &str) -> String {
     let name = format!("{parent} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();

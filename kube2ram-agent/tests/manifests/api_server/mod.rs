@@ -1,5 +1,5 @@
-//! Against a real API server (`cargo xtask test --api-server`): what it says of every manifest, that the agent's rights are enough, and that each is
-//! needed, and what the admission policies deny.
+//! Against a real API server (`cargo xtask test --api-server`): its verdict on every manifest, that the
+//! agent's rights are enough, that each is needed, and what the admission policies deny.
 
 mod admission;
 mod cluster;

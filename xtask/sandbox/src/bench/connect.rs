@@ -56,7 +56,7 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
             redirected.push(workers.rewritten.dial(CONNECTS)?);
         }
         sandbox.agent()?.start()?;
-        // Every pod has a listener of its own a moment after it came up.
+        // Every pod has an in-pod listener a moment after it came up.
         super::listeners_in(sandbox, 1)?;
         took.with.push(workers.unrelated.dial(CONNECTS)?);
         took.datagram_with.push(workers.datagram.dial(UDP_CONNECTS)?);

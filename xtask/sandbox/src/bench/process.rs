@@ -1,5 +1,6 @@
-//! What the kernel counts for a process: memory and processor time. Processor time says what something costs on a machine that has other work, too,
-//! where requests per second say who was scheduled. Depends on procfs. Used by the other parts of `bench`.
+//! What the kernel counts for a process: memory and processor time. Processor time shows what something
+//! costs, also on a machine with other work, where requests per second only show what was scheduled. Depends
+//! on procfs. Used by the other parts of `bench`.
 
 use std::fs;
 

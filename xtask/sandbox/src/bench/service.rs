@@ -1,4 +1,4 @@
-//! The metadata service under load, beside a bare hyper server that returns the same bytes, and pass-through beside the metadata server itself.
+//! The metadata service under load, next to a bare hyper server that returns the same bytes, and pass-through next to the metadata server itself.
 //! Depends on `Sandbox`, `hello` and `wrk`. Called by `bench`.
 
 use std::{

@@ -24,7 +24,7 @@ end
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     pub(super) connections: u16,
-    /// Whether each request has a connection of its own.
+    /// Whether each request has its own connection.
     pub(super) close: bool,
     /// How long each client waits before each request. Without a wait, they are as many as the machine bears, and wait for each other.
     pub(super) pause_ms: u16,

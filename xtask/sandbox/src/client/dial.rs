@@ -1,4 +1,4 @@
-//! What one connect(2) costs: dials an address as often as it is told to, and tells the median. One process, so that rounds of several can be interleaved.
+//! What one connect(2) costs: dials an address as often as it is told to, and returns the median. One process, so that rounds of several can be interleaved.
 //! Depends on socket2. Called inside pods by the binary's `client dial`.
 
 use std::{

@@ -70,7 +70,7 @@ const REPLACED: usize = 10;
 const WRITE_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl Hold {
-    /// Opens all connections, says so, and keeps them busy until `until` ends.
+    /// Opens all connections, reports it, and keeps them busy until `until` ends.
     ///
     /// # Errors
     /// When nobody listens to the report.

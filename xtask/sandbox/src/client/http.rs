@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request over a socket of its own.
+//! One HTTP/1.1 request over its own socket.
 //! Depends on socket2. Called by everything in this crate that is a client.
 
 use std::{

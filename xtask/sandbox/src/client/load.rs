@@ -41,7 +41,7 @@ pub struct LoadReport {
     pub cut: usize,
     /// Requests on a kept connection that the server had closed meanwhile. They were sent again on a new one, as HTTP clients do (RFC 9112, 9.3.1).
     pub resent: usize,
-    /// Anything else: no answer in five seconds, say.
+    /// Anything else, such as no answer within five seconds.
     pub failed: usize,
     /// What the first ten of all these said.
     pub samples: Vec<String>,
@@ -56,7 +56,7 @@ const PAUSE: Duration = Duration::from_millis(11);
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
 impl Load {
-    /// Asks until `until` ends; then says how it went.
+    /// Asks until `until` ends; then reports the result.
     ///
     /// # Errors
     /// None so far.
@@ -190,7 +190,7 @@ fn is_cut(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
 }
 
-/// Sends a request and reads an answer that says how long it is.
+/// Sends a request and reads an answer with `Content-Length`.
 fn exchange(stream: &mut TcpStream, head: &str) -> std::io::Result<Vec<u8>> {
     stream.write_all(head.as_bytes())?;
     let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);

@@ -1,4 +1,4 @@
-//! What one call costs that is too short to be timed by itself: makes it as often as it is told to, and tells the mean. One process, so
+//! What one call costs that is too short to be timed by itself: makes it as often as it is told to, and returns the mean. One process, so
 //! that rounds of several can be interleaved. Depends on socket2. Called by the binary's `client repeat`.
 
 use std::{

@@ -108,7 +108,7 @@ impl Storm {
     }
 }
 
-/// A socket whose time is up says that nothing is there yet.
+/// A socket whose time is up reports that nothing has arrived yet.
 fn is_late(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -1,5 +1,5 @@
-//! Pod template → the runtime's configuration (OCI runtime specification 1.0), with what kubelet and containerd add of their own. Writes the files
-//! that the kubelet writes for a pod. Called by the parent.
+//! Pod template → the runtime's configuration (OCI runtime specification 1.0), with what kubelet and
+//! containerd add. Writes the files that the kubelet writes for a pod. Called by the parent.
 
 use std::{
     fs,
@@ -86,7 +86,7 @@ fn capabilities(security: &Value) -> Result<Vec<String>> {
     let list = |kind: &str| words(security["capabilities"][kind].as_array().map_or(&[], Vec::as_slice));
     ensure!(list("drop")? == ["ALL"], "the container keeps the runtime's capabilities");
     let held = held()?;
-    // A machine without CAP_SYS_RESOURCE of its own can run what needs it on older kernels alone.
+    // A machine without CAP_SYS_RESOURCE can run containers that need it only on older kernels.
     let can_be_given = |name: &&String| *name != "SYS_RESOURCE" || held >> SYS_RESOURCE & 1 == 1;
     Ok(list("add")?.iter().filter(can_be_given).map(|name| format!("CAP_{name}")).collect())
 }
@@ -190,7 +190,7 @@ fn bind(source: &Path, destination: &str, read_only: bool) -> Value {
     json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", access] })
 }
 
-/// Where a volume is on this machine, made as its type says.
+/// Where a volume is on this machine, created according to its type.
 fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf> {
     if let Some(path) = volume["hostPath"]["path"].as_str() {
         let kind = volume["hostPath"]["type"].as_str().unwrap_or_default();

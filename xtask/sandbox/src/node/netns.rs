@@ -1,4 +1,4 @@
-//! Network namespaces, made with iproute2: the node's, and each pod's on a veth of its own to the node's. Called by `node`.
+//! Network namespaces, made with iproute2: the node's, and each pod's on its own veth to the node's. Called by `node`.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Record;
 
-/// Runs a tool; what it says is in the error.
+/// Runs a tool; its output is in the error.
 pub(super) fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());

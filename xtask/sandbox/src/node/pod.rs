@@ -1,4 +1,4 @@
-//! A pod: cgroups, maybe a network namespace, a pause process, and the way in.
+//! A pod: cgroups, possibly a network namespace, a pause process, and the way in.
 //! Depends on util-linux's nsenter. Made by `node`, used by `sandbox`, `show` and tests.
 
 use std::{
@@ -20,11 +20,11 @@ use super::{PodRecord, Qos, netns};
 /// What network a pod has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodNetwork {
-    /// A namespace of its own with nothing but a loopback device.
+    /// Its own namespace with only a loopback device.
     Alone,
     /// The node's.
     Host,
-    /// A namespace of its own, on a veth to the node, with addresses of both families.
+    /// Its own namespace, on a veth to the node, with addresses of both families.
     #[default]
     Veth,
     /// The same without an IPv4 address, as in an IPv6-only cluster; its loopback device has both.

@@ -1,5 +1,6 @@
-//! What a node has made on this machine, on disk before it exists, and how it is undone: by the node itself, by a signal, or by another process's
-//! node when this process is gone. Depends on cgroup removal and iproute2. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
+//! What a node has made on this machine, on disk before it exists, and how it is undone: by the node itself,
+//! by a signal, or by another process's node when this process has ended. Depends on cgroup removal and
+//! iproute2. Called by `node`, the signal handler and `kube2ram-sandbox exec`.
 
 use std::{
     collections::BTreeMap,
@@ -86,7 +87,7 @@ impl Record {
         let Ok(entries) = fs::read_dir(Self::ROOT) else { return Ok(Vec::new()) };
         let entries = entries.filter_map(Result::ok);
         let files = entries.map(|entry| entry.path().join(FILE)).filter(|file| file.is_file());
-        // One that is gone by now was removed by its own process.
+        // One that no longer exists was removed by its own process.
         files.map(|file| Self::load(&file)).filter(|record| !record.as_ref().is_err_and(is_gone)).collect()
     }
 

@@ -21,7 +21,7 @@ use crate::locked;
 /// A packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Where it says it is from; port 0 when it has none.
+    /// Its source address; port 0 when it has none.
     pub source: SocketAddr,
     /// The destination port; 0 when it has none.
     pub port: u16,
@@ -60,7 +60,7 @@ impl Sniffer {
         seen.twins
     }
 
-    /// Those that say they are from this address.
+    /// Those with this source address.
     pub fn packets_from(&self, source: impl Into<IpAddr>) -> Vec<Packet> {
         let (source, mut packets) = (source.into(), self.packets());
         packets.retain(|packet| packet.source.ip() == source);

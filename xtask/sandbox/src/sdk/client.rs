@@ -20,7 +20,7 @@ use crate::client::Credentials;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Answer {
-    /// Who STS told it that it is.
+    /// Its identity, according to STS.
     pub(super) arn: Option<String>,
     #[serde(flatten)]
     pub(super) credentials: Credentials,

@@ -29,7 +29,8 @@ pub(super) fn seen(seen: &[Seen], role: &str) -> Vec<String> {
     requests.collect()
 }
 
-/// How often the agent's log tells of exactly the known requests; anything else is an error. It knows neither tokens nor a bare `?`.
+/// How often the agent's log has exactly the known requests; anything else is an error. It knows neither
+/// tokens nor a bare `?`.
 pub(super) fn rounds(log: &str, role: &str, known: &[String]) -> Result<usize> {
     let known = known.iter().map(|request| request.trim_end_matches(WITH_TOKEN).trim_end_matches('?'));
     let known = known.collect::<Vec<_>>();

@@ -82,7 +82,7 @@ impl ApiServer {
         format!("http://{}", self.server.addr)
     }
 
-    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and tells the watches.
+    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and notifies the watches.
     ///
     /// # Errors
     /// When the object's kind is none of these.
@@ -131,7 +131,7 @@ impl ApiServer {
         self.server.handler.store.hold(true);
     }
 
-    /// Tells the watches what was held back.
+    /// Sends the watches what was held back.
     pub fn release_watches(&self) {
         self.server.handler.store.hold(false);
     }

@@ -68,9 +68,9 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The instance that it says it is.
+    /// Its instance id.
     pub const INSTANCE_ID: &str = tree::INSTANCE_ID;
-    /// The region that it says it is in.
+    /// Its region.
     pub const REGION: &str = tree::REGION;
 
     /// Starts serving an instance whose role can assume the account's roles.

@@ -16,7 +16,7 @@ use anyhow::Result;
 
 use crate::locked;
 
-/// Which datagrams it does not hear.
+/// Which datagrams it drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// None.
@@ -35,7 +35,8 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Listens at port 53 of `addr`. A name that begins with `*.` answers for all below that have no record of their own.
+    /// Listens at port 53 of `addr`. A name that begins with `*.` answers for all names below that have no
+    /// record.
     ///
     /// # Errors
     /// When the port is taken.
@@ -87,7 +88,7 @@ impl Serving {
                 Loss::All => true,
             };
             if !is_lost {
-                // A client that is gone asks again, or does not care.
+                // A client that has ended needs no answer; another one asks again.
                 let _gone = socket.send_to(&question.answer(self.find(&question.name)), peer);
             }
         }

@@ -28,7 +28,7 @@ pub struct OidcProvider {
     public_key: Vec<u8>,
 }
 
-/// What a role's trust policy says of tokens: the provider, and `oidc:sub`.
+/// A role's trust policy for tokens: the provider, and `oidc:sub`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OidcTrust {
     /// The provider's ARN.
@@ -49,7 +49,7 @@ impl OidcIssuer {
     /// The audience of RRSA's tokens.
     pub const AUDIENCE: &str = "sts.aliyuncs.com";
 
-    /// Makes a cluster's issuer, with a key of its own.
+    /// Makes a cluster's issuer, with its own key.
     ///
     /// # Errors
     /// When no key can be made.
@@ -62,7 +62,7 @@ impl OidcIssuer {
         Ok(Self { keys, url: url.to_owned() })
     }
 
-    /// What an administrator tells RAM of it.
+    /// An administrator's settings of it in RAM.
     pub fn provider(&self) -> OidcProvider {
         OidcProvider {
             audience: Self::AUDIENCE.to_owned(),

@@ -171,7 +171,7 @@ async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>) {
                 connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
                 while connections.try_join_next().is_some() {}
             }
-            // Out of file descriptors, or a client that is gone already: neither may spin.
+            // Out of file descriptors, or a client that has ended already: neither may spin.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

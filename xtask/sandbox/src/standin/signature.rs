@@ -37,7 +37,7 @@ pub struct V3Request<'a> {
     pub query: &'a BTreeMap<String, String>,
     /// The signed headers: lower-case name, value; where a name comes twice, both are given.
     pub headers: &'a [(String, String)],
-    /// SHA-256 of the body, in hex: what `x-acs-content-sha256` says.
+    /// SHA-256 of the body, in hex: the value of `x-acs-content-sha256`.
     pub payload_hash: &'a str,
 }
 

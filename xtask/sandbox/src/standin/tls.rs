@@ -1,5 +1,5 @@
-//! HTTPS before a stand-in: certificates of an authority of its own, and a listener that takes TLS off. Depends on rustls and rcgen.
-//! Called by `container`, whose agent reaches everything as it would in a cluster.
+//! HTTPS before a stand-in: certificates of its own authority, and a listener that takes TLS off. Depends on
+//! rustls and rcgen. Called by `container`, whose agent reaches everything as it would in a cluster.
 
 use std::{
     io,
@@ -95,7 +95,7 @@ impl TlsFront {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         thread::Builder::new().name("tls".into()).spawn(move || {
-            // What it ends with has no one to hear it: clients see that nobody listens.
+            // Its error is not reported: clients see that the port is closed.
             drop(runtime.block_on(stopped.run_until_cancelled_owned(accept(listener, upstream, acceptor))));
         })?;
         Ok(Self { addr, stop })
@@ -118,7 +118,7 @@ async fn accept(listener: TcpListener, upstream: SocketAddr, acceptor: TlsAccept
                 connections.spawn(async move { pass(stream, upstream, &acceptor).await });
                 while connections.try_join_next().is_some() {}
             }
-            // Out of file descriptors, or a client that is gone already: neither may spin.
+            // Out of file descriptors, or a client that has ended already: neither may spin.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

@@ -121,7 +121,7 @@ struct Cluster {
 
 impl Default for Store {
     fn default() -> Self {
-        // A cluster is never at version 0, which has a meaning of its own.
+        // A cluster is never at version 0, which has its own meaning.
         let cluster = Cluster { version: 100, oldest: 100, ..Cluster::default() };
         let bookmark_interval = Mutex::new(BOOKMARK_INTERVAL);
         Self { bookmark_interval, cluster: Mutex::new(cluster), changed: watch::channel(()).0 }

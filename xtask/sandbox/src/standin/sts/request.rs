@@ -144,7 +144,7 @@ impl Signed {
         })
     }
 
-    /// When the client says that it signed; `None` unless it is exactly `YYYY-MM-DDThh:mm:ssZ`.
+    /// The client's time of signing; `None` unless it is exactly `YYYY-MM-DDThh:mm:ssZ`.
     pub(super) fn timestamp(&self) -> Option<Timestamp> {
         timestamp(&self.date)
     }

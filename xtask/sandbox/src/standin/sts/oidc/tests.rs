@@ -1,4 +1,4 @@
-//! Each refusal, beside the same call allowed.
+//! Each refusal, next to the same call allowed.
 
 use std::sync::Arc;
 
