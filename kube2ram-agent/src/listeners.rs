@@ -438,8 +438,9 @@ impl PodListeners {
         }
     }
 
-    /// Whether another pod has the same namespace. Then nobody can tell the two apart there, and neither has a listener: one process that was moved must not make
-    /// one pod the other. The next look at either finds out when that is over.
+    /// Whether another pod has the same namespace. Then the two cannot be distinguished there, and neither
+    /// has a listener: a process that was moved must not give one pod the other's role. The next look at
+    /// either pod finds out when this has ended.
     fn is_contested(&mut self, id: CgroupId, netns: NetnsId) -> bool {
         let claimed = self.pods.iter().filter(|(_, pod)| pod.netns == Some(netns)).map(|(id, _)| *id);
         let claimed: Vec<_> = claimed.collect();

@@ -43,7 +43,7 @@ pub struct Live;
 #[derive(Clone, Copy, Debug)]
 pub struct Ready;
 
-/// Why nobody can tell, or the agent is not ready.
+/// Why the state is unknown, or the agent is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The agent waits for something.

@@ -197,7 +197,7 @@ impl Reconciler {
             self.metrics.repairs.get_or_create(&[("kind", drift.label())]).inc();
             let kind = drift.label();
             let message = format!(
-                "somebody changed what kube2ram has in the kernel ({kind}), and it was repaired; find out who has the right to (bpf(2), {})",
+                "another process changed kube2ram's programs, maps or links in the kernel ({kind}), and the agent repaired them; find the process that has the right to do so (bpf(2), {})",
                 "the bpf file system, the pods' cgroup"
             );
             self.notices.warn(Notice { about: About::Node, reason: "DatapathRepaired", message });
@@ -209,7 +209,9 @@ impl Reconciler {
                 if pending.is_none() {
                     let failures = found.failed.len();
                     error!(error = chain(first), failures, "the eBPF programs are not in the expected state");
-                    let message = format!("what kube2ram has in the kernel cannot be repaired: {first}");
+                    let message = format!(
+                        "the agent cannot repair kube2ram's programs, maps or links in the kernel: {first}"
+                    );
                     self.notices.warn(Notice { about: About::Node, reason: "DatapathBroken", message });
                     self.pending = Some(self.readiness.wait_for(CONDITION));
                 }

@@ -162,12 +162,10 @@ impl OutsidePod {
         let gets = if self.host_network {
             "it reaches the node's role, because it uses the host's network"
         } else {
-            "it gets no role, and the netfilter rule keeps it from the node's"
+            "it gets no role, and the netfilter rules keep it from the node's role"
         };
         format!(
-            "the pod's processes are not below the pods' cgroup{cgroup}, so kube2ram does not see them: {gets}. Its runtime uses another cgroup driver \
-             than the kubelet, or it was started before the kubelet's was changed: set SystemdCgroup for its runtime handler to what the kubelet has, \
-             and delete the pod"
+            "the pod's processes are not below the pods' cgroup{cgroup}, so kube2ram does not see them: {gets}. Its runtime uses another cgroup driver than the kubelet, or the pod was started before the kubelet's driver was changed: set SystemdCgroup of its runtime handler to match the kubelet, and delete the pod"
         )
     }
 }

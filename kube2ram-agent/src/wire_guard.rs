@@ -360,7 +360,7 @@ impl Pod {
         Self { process, devices, peers, changes: None, ask_at: now }
     }
 
-    /// Whether its process is still there, and in that namespace; also if nobody can tell.
+    /// Whether its process is still there, and in that namespace; also if that is unknown.
     fn is_in(&self, id: NetnsId) -> bool {
         match namespaces::of_process(&self.process) {
             Ok(netns) => netns.id == id,

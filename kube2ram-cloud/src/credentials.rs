@@ -84,22 +84,21 @@ impl IssueErrorKind {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::BaseCredentials => {
-                "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or mend what its OIDC token takes"
+                "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
             }
             Self::Denied => {
-                "have the role's trust policy name the node's role (or what else the agent signs with), and allow that sts:AssumeRole on it; if the trust policy asks for an external id, \
-                 annotate the pod with it"
+                "let the role's trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
             }
-            Self::Invalid => "correct what the code names in the pod's annotations",
+            Self::Invalid => "correct the pod's annotation that the code names",
             Self::NoSuchRole => "create the role, or correct the pod's annotation",
             Self::Throttled => {
-                "the account calls STS too often, and the agent asks again by itself; find out who does (ActionTrail), or have the limit raised"
+                "the account calls STS too often; the agent tries again by itself. Find the caller (ActionTrail), or have the limit raised"
             }
             Self::Unavailable => {
-                "STS does not answer the node, and the agent asks again by itself; see that the node reaches its endpoint"
+                "STS does not answer the node; the agent tries again by itself. Check that the node reaches the STS endpoint"
             }
             Self::Unexpected => {
-                "the agent does not know this code of STS and asks again by itself; look the code up (api.aliyun.com/troubleshoot), it may be about the account"
+                "the agent does not know this code of STS; it tries again by itself. Look up the code (api.aliyun.com/troubleshoot): it may concern the account"
             }
         }
     }

@@ -85,7 +85,8 @@ fn judge6(context: &SockAddr, place: Place) -> i32 {
     judge(context, asked, AF_INET6, place)
 }
 
-/// The array's only element is always there; without it nothing is known, so nothing of a pod passes, and nobody can tell who is one.
+/// The verdict without configuration; the array's only element always exists. On the pods' cgroup every
+/// connection is denied. On the root cgroup it is allowed, because no task can be recognised as a pod's.
 #[inline(always)]
 fn unconfigured(place: Place) -> i32 {
     if place == Place::Root { ALLOW } else { DENY }

@@ -148,7 +148,7 @@ fn detach(pin: &Path) -> Result<(), DatapathError> {
 /// Returns the boot guard's state.
 ///
 /// # Errors
-/// [`DatapathError::Io`] or [`DatapathError::Map`] when nobody can tell.
+/// [`DatapathError::Io`] or [`DatapathError::Map`] when it cannot be determined.
 pub fn boot_guard(bpf_dir: &Path) -> Result<BootGuard, DatapathError> {
     let guard = Pins::of(bpf_dir);
     if !guard.links.exists() {

@@ -200,7 +200,7 @@ pub(super) fn remove(pin: &Path) -> Result<(), DatapathError> {
 /// Checks that the directory is, or would be, on a bpf file system.
 ///
 /// # Errors
-/// [`DatapathError::BpfFs`] when it is not, [`DatapathError::Io`] when nobody can tell.
+/// [`DatapathError::BpfFs`] when it is not, [`DatapathError::Io`] when it cannot be determined.
 pub fn check_bpffs(bpf_dir: &Path) -> Result<(), DatapathError> {
     for path in bpf_dir.ancestors() {
         match statfs(path) {

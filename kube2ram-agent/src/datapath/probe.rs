@@ -18,7 +18,7 @@ const PROBE: SocketAddrV4 = SocketAddrV4::new(PROBE_ADDR, 9);
 /// Returns whether a socket made by a task of the pods' is seen by the programs that redirect.
 ///
 /// # Errors
-/// [`DatapathError::Io`] when nobody can tell.
+/// [`DatapathError::Io`] when it cannot be determined.
 pub(super) fn sees_pods(settings: &Settings) -> Result<bool, DatapathError> {
     // The agent's own cgroup is as good as any pod's, if it lies there.
     if settings.own_cgroup.starts_with(&settings.pods_cgroup) {

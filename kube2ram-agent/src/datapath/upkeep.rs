@@ -27,7 +27,7 @@ impl Datapath {
     /// Does what is due from time to time, some 30 s. A few system calls, and two more for each handshake that was never completed.
     ///
     /// # Errors
-    /// When nobody can tell whether the programs see the sockets of pods, or they do not; to be tried again.
+    /// When the programs do not see the sockets of pods, or this cannot be determined; to be tried again.
     pub fn upkeep(&mut self) -> Result<(), DatapathError> {
         if let Err(error) = remove_the_old(&self.pins) {
             warn!(error = chain(&error), "cannot remove handshakes that were never completed");

@@ -43,7 +43,7 @@ use kube2ram_service::{places::Place, rate_limiter::RateLimiter};
 pub(super) struct Connection {
     server: Arc<Server>,
     peer: SocketAddr,
-    /// `None` when the kernel vouches for nobody.
+    /// `None` when the kernel has no record of the caller.
     origin: Option<Origin>,
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,

@@ -42,7 +42,7 @@ pub(crate) enum RequestError {
     },
     #[error("cannot look up the caller's pod")]
     Pod(#[source] PodError),
-    #[error("the pod has used its share of the metadata server")]
+    #[error("the pod has reached its limit of requests to the metadata server")]
     Quota(#[source] QuotaError),
     #[error("not served")]
     Refused(Refusal),
@@ -56,7 +56,7 @@ pub(crate) enum RequestError {
     Token(#[source] TokenError),
     #[error("the agent is not a tunnel")]
     Tunnel,
-    #[error("connection that no connect hook vouched for")]
+    #[error("no connect hook has recorded this connection")]
     Unvouched,
     #[error("cannot pass the request on")]
     Upstream(#[source] UpstreamError),
@@ -176,7 +176,7 @@ impl RequestError {
             Self::Identity(IdentityError::Open { .. }) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
-            Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is no pod of this node"),
+            Self::Identity(_) => (403, Kind::UnknownCaller, "the caller is not a pod of this node"),
             // As the real server: "400 - Missing or Invalid Parameters", "403 - Forbidden".
             Self::NoToken(IssueError::Proxied) => (403, Kind::Proxied, "tokens are not issued to proxies"),
             Self::NoToken(IssueError::Ttl(header)) => {
@@ -191,7 +191,7 @@ impl RequestError {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
             Self::Pod(PodError::Ambiguous(_) | PodError::Unknown(_)) => {
-                (403, Kind::UnknownCaller, "the caller is no pod of this node")
+                (403, Kind::UnknownCaller, "the caller is not a pod of this node")
             }
             Self::OverRate { .. } | Self::Quota(QuotaError::Rate { .. }) => {
                 (429, Kind::OverRate, "too many requests")
@@ -222,12 +222,12 @@ impl RequestError {
                 (status.as_u16(), Kind::TokenMissing, "a session token is required")
             }
             Self::Tunnel => (405, Kind::MethodNotAllowed, "method not allowed"),
-            Self::Unvouched => (403, Kind::Unvouched, "the kernel vouches for nobody"),
+            Self::Unvouched => (403, Kind::Unvouched, "the kernel has no record of the caller"),
             Self::Upstream(UpstreamError::Timeout) => {
                 (504, Kind::UpstreamTimeout, "the metadata server did not answer in time")
             }
             Self::Upstream(UpstreamError::Connect(_) | UpstreamError::Exchange(_)) => {
-                (502, Kind::UpstreamFailed, "the metadata server cannot be asked")
+                (502, Kind::UpstreamFailed, "the metadata server is not available")
             }
         };
         (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), kind, message.into())

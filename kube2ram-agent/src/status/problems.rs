@@ -33,14 +33,14 @@ fn datapath(status: &Status) -> Option<Problem> {
     problem(
         "datapath",
         format!("the eBPF programs are not in the expected state: {failure}"),
-        "see who changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
+        "find the process that changes it (bpftool cgroup tree, mount | grep bpf); the agent tries again every second",
     )
 }
 
 fn taken_port(status: &Status) -> Option<Problem> {
     let port = status.agent.taken_ports.first()?;
     let refused = match &*port.flag {
-        "--app-port" => "; hostNetwork pods, and pods without a listener of their own, are refused",
+        "--app-port" => "; hostNetwork pods, and pods without an in-pod listener, are refused",
         _ => "",
     };
     problem(
@@ -76,8 +76,10 @@ fn interception(status: &Status) -> Option<Problem> {
     };
     problem(
         "datapath",
-        format!("a connection to the metadata address does not arrive at the agent: {failure}; {last}"),
-        "see what stands between pods and the agent: other programs on the cgroup (bpftool cgroup tree), the host's firewall (nft list ruleset)",
+        format!(
+            "the self-test fails: a connection to the metadata address does not arrive at the agent: {failure}; {last}"
+        ),
+        "check for other programs on the cgroup (bpftool cgroup tree), and the rules of the host's firewall (nft list ruleset)",
     )
 }
 
@@ -103,7 +105,7 @@ fn wire_guard(status: &Status) -> Option<Problem> {
     problem(
         "wire_guard",
         format!("packet sockets of pods may reach the metadata server: {why}"),
-        "see what else is attached to the device (bpftool net show, tc filter show dev … egress); the agent tries again twice a second",
+        "check what else is attached to the device (bpftool net show, tc filter show dev … egress); the agent tries again twice a second",
     )
 }
 
@@ -113,10 +115,10 @@ fn api_server(status: &Status) -> Option<Problem> {
     let since = watch.failing_since.map(|since| ago(status.at, since)).unwrap_or_default();
     let remedy = match &*watch.resource {
         "namespaces" => {
-            "check the API server, the way to it, and whether the agent's service account may list and watch namespaces, which --namespace-restrictions needs"
+            "check the API server, the network path to it, and that the agent's service account may list and watch namespaces, which --namespace-restrictions requires"
         }
         _ => {
-            "check the API server, the way to it, and whether the agent's service account may list and watch pods"
+            "check the API server, the network path to it, and that the agent's service account may list and watch pods"
         }
     };
     problem(
@@ -140,13 +142,13 @@ fn metadata_server(status: &Status) -> Option<Problem> {
     problem(
         "metadata_server",
         format!(
-            "the metadata server {} does not answer (since {}): {}; what pods ask of it gets 502 or 504, credentials in the cache are served",
+            "the metadata server {} does not answer (since {}): {}; requests that are passed to it get 502 or 504, credentials in the cache are served",
             server.address,
             ago(status.at, since),
             server.failure.as_deref().unwrap_or("no reason"),
         ),
         &format!(
-            "ask it from the node (curl http://{}/latest/meta-data/instance-id): a machine that is no node of the cloud has none, else see the node's routes and firewall",
+            "query it from the node (curl http://{}/latest/meta-data/instance-id): a machine that is no node of the cloud has none; otherwise check the node's routes and firewall",
             server.address
         ),
     )
@@ -168,15 +170,15 @@ fn base_credentials(status: &Status) -> Option<Problem> {
     match (&base.failure, refused, expired) {
         (Some(failure), _, expired) => {
             let until = match (base.expires_at, expired) {
-                (Some(_), Some(end)) => format!("the former ones expired {}", ago(status.at, end)),
-                (Some(end), None) => format!("the former ones last {} more", text_until(status.at, end)),
+                (Some(_), Some(end)) => format!("the previous ones expired {}", ago(status.at, end)),
+                (Some(end), None) => format!("the previous ones last {} more", text_until(status.at, end)),
                 (None, _) => "there were none before".to_owned(),
             };
-            let what = format!("the agent's own credentials cannot be obtained: {failure}; {until}");
+            let what = format!("the agent cannot obtain its own credentials: {failure}; {until}");
             problem("base_credentials", what, remedy)
         }
         (None, Some(refused), _) => {
-            let what = format!("STS does not take the agent's own credentials: {}", refused.code);
+            let what = format!("STS rejects the agent's own credentials: {}", refused.code);
             problem("base_credentials", what, remedy)
         }
         // Renewed when they are needed next.
@@ -194,11 +196,11 @@ fn sts(status: &Status) -> Option<Problem> {
     let what = match &*failure.kind {
         "throttled" if status.sts.is_throttled => "STS throttles this account's calls".to_owned(),
         "unavailable" if is_recent && is_last_word(status.sts.succeeded_at, failure.at) => {
-            format!("STS cannot be asked: {}: {}", failure.code, failure.message)
+            format!("STS is not available: {}: {}", failure.code, failure.message)
         }
         "unexpected" if is_recent && is_last_word(status.sts.succeeded_at, failure.at) => {
             format!(
-                "STS refuses for a reason that the agent does not know: {}: {}",
+                "STS refuses with a code that the agent does not know: {}: {}",
                 failure.code, failure.message
             )
         }
@@ -221,7 +223,7 @@ fn pods_without_credentials(status: &Status) -> Option<Problem> {
     problem(
         "sts",
         format!("{}/{}{others}: {}", first.namespace, first.name, first.summary),
-        "kube2ram explain tells the same of each pod, and what to do; the agent tries again by itself",
+        "kube2ram explain shows the reason and the remedy for each pod; the agent tries again by itself",
     )
 }
 
@@ -232,7 +234,7 @@ fn boot_guard(status: &Status) -> Option<Problem> {
         format!(
             "the boot guard could not be installed: {failure}; from the next boot on, pods that start before the agent reach the node's role"
         ),
-        "correct that and restart the agent's pod, or leave the boot guard out and use the start-up taint",
+        "correct the cause and restart the agent's pod, or use the start-up taint instead of the boot guard",
     )
 }
 
@@ -244,7 +246,7 @@ fn pending(status: &Status) -> Option<Problem> {
     problem(
         "agent",
         format!("not ready; waiting for: {}", pending.join(", ")),
-        "the log says why (kubectl logs), from level warn on; what else is wrong is listed here",
+        "see the agent's log (kubectl logs), from level warn on, and the other problems in this list",
     )
 }
 

@@ -310,10 +310,10 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
     );
     let without = |status: &mut Status| {
         for pod in &mut status.pods {
-            (pod.verdict, pod.summary) = (Verdict::Unavailable, "STS gives no credentials".to_owned());
+            (pod.verdict, pod.summary) = (Verdict::Unavailable, "STS issues no credentials".to_owned());
         }
     };
-    one(&without, "sts", "(and 1 more): STS gives no credentials");
+    one(&without, "sts", "(and 1 more): STS issues no credentials");
     let recovered = |status: &mut Status| {
         status.sts.last_failure = Some(failure("unavailable"));
         status.sts.succeeded_at = Some(at(-1));

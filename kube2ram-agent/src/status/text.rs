@@ -106,7 +106,7 @@ fn head(page: &mut Page, status: &Status) {
 
 fn datapath(page: &mut Page, status: &Status) {
     let Status { datapath, at, .. } = status;
-    let state = if datapath.is_in_force { "in force" } else { "NOT what it should be" };
+    let state = if datapath.is_in_force { "in force" } else { "NOT in the expected state" };
     let checked = datapath.checked_at.map(|checked| format!("; checked {}", ago(*at, checked)));
     let mode = if datapath.mode == "root" {
         "redirects at the root cgroup"
@@ -131,10 +131,10 @@ fn datapath(page: &mut Page, status: &Status) {
     let probe = &datapath.interception;
     page.more(&match (&probe.failure, probe.arrived_at) {
         (None, Some(arrived)) => {
-            format!("the agent's own connection to the metadata address arrived {}", ago(*at, arrived))
+            format!("the self-test's connection to the metadata address arrived {}", ago(*at, arrived))
         }
-        (Some(failure), _) => format!("✗ the agent's own connection to the metadata address: {failure}"),
-        (None, None) => "the agent's own connection to the metadata address was not tried yet".to_owned(),
+        (Some(failure), _) => format!("✗ self-test: {failure}"),
+        (None, None) => "the self-test has not run yet".to_owned(),
     });
     let total: u64 = datapath.repairs.values().sum();
     let kinds = counts(&datapath.repairs);
@@ -145,7 +145,7 @@ fn datapath(page: &mut Page, status: &Status) {
             last.of,
             last.kind
         ),
-        None => "no drift since the agent began".to_owned(),
+        None => "no drift since the agent started".to_owned(),
     });
     page.more(&format!("kernel: {}", counts(&datapath.outcomes)));
 }
@@ -188,7 +188,7 @@ fn guards(page: &mut Page, status: &Status) {
             "absent" => "was not in force at this boot (kube2ram boot-guard install)",
             "in_force" => "still in force",
             "taken_over" => "was in force at this boot until an agent took over",
-            _ => "nobody can tell",
+            _ => "unknown",
         },
     );
 }
@@ -209,10 +209,7 @@ fn api_server(page: &mut Page, status: &Status) {
         page.more(&format!("{}: {heard}{failing}", watch.resource));
     }
     if status.api_server.restored_pods > 0 {
-        page.more(&format!(
-            "{} pods are known from before the restart only",
-            status.api_server.restored_pods
-        ));
+        page.more(&format!("{} pods are known from the snapshot only", status.api_server.restored_pods));
     }
 }
 

@@ -138,7 +138,7 @@ fn who_dials_the_agent_and_is_no_pod_gets_403_whatever_it_asks() {
         let curl = |args: &[&str]| {
             run(lab.node().host_command("curl").args(["--silent", "--write-out", "%{http_code}"]).args(args))
         };
-        let refused = (Some(0), "the kernel vouches for nobody\n403".into());
+        let refused = (Some(0), "the kernel has no record of the caller\n403".into());
         assert_eq!(curl(&[&direct]), refused, "host {target}");
         assert_eq!(
             curl(&["--proxy", &agent.to_string(), &url(target)]),
@@ -173,7 +173,7 @@ fn a_process_among_the_pods_that_belongs_to_none_of_them_is_refused() {
         for target in [LIST, &format!("{LIST}orders-role"), &format!("{LIST}{}", Accounts::NODE_ROLE)] {
             let args = ["--silent", "--max-time", "1", "--write-out", "%{http_code}", &url(target)];
             let answer = run(command_in(&cgroup, "curl").args(args));
-            let expected = (Some(0), "the caller is no pod of this node\n403".into());
+            let expected = (Some(0), "the caller is not a pod of this node\n403".into());
             assert_eq!(answer, expected, "{} {target}", cgroup.display());
         }
     }

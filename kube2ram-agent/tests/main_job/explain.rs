@@ -143,7 +143,7 @@ fn pods_that_are_not_here_or_about_to_go_have_a_clear_answer() {
     for (pod, words) in [
         ("absent", "there is no such pod in the cluster"),
         ("far", "the pod is on node other-node, not on this one (sandbox-node)"),
-        ("nowhere", "the pod is on no node yet"),
+        ("nowhere", "the pod is not scheduled to a node yet"),
         ("ended", "the pod has ended (Succeeded)"),
     ] {
         let (code, verdict, why) = explained(&mut lab, &format!("default/{pod}"));

@@ -242,7 +242,7 @@ fn an_api_server_that_is_away_is_told_with_its_lag() {
     assert_eq!((code, &why["verdict"]), (Some(66), &"unknown".into()), "{why:#}");
     assert_eq!(explain(&mut lab, "orders").0, Some(0));
     let seen = show(&mut lab, &["unheard"]);
-    assert_says(&seen, &["does not answer (pods, since", "the API server cannot be asked", "it gets 503"]);
+    assert_says(&seen, &["does not answer (pods, since", "the API server is not available", "it gets 503"]);
     // Whatever the part of it that failed, no cause is there twice.
     let failure = watch["failure"].as_str().unwrap();
     let mut causes: Vec<_> = failure.split(": ").collect();

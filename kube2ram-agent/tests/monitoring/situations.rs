@@ -228,9 +228,9 @@ fn drift_in_the_kernel_is_told_by_event_alert_and_panel() {
     let events = scene.events();
     let [[reason, kind, name, note]] = &events[..] else { panic!("{events:?}") };
     assert_eq!([reason, kind, name], ["DatapathRepaired", "Node", Sandbox::NODE]);
-    assert!(note.contains("(detached)") && note.contains("find out who"), "{note}");
+    assert!(note.contains("(detached)") && note.contains("find the process"), "{note}");
     assert!(scene.most("Drift repaired, by kind", ("kind", "detached")) > 0.0);
-    assert_eq!(scene.panel("Kernel half in force", None).0, 1.0);
+    assert_eq!(scene.panel("eBPF programs active", None).0, 1.0);
     scene.assert_panels();
 }
 

@@ -72,11 +72,11 @@ impl Operator {
         let this = &self.config.node;
         let (summary, remedy): (String, Cow<'static, str>) = match self.cluster.elsewhere(namespace, name).await {
             Elsewhere::Absent => ("there is no such pod in the cluster".into(), "check namespace and name: kubectl get pods -A".into()),
-            Elsewhere::Ended(phase) => (format!("the pod has ended ({phase}): it gets nothing any more"), "none is needed: its containers do not run".into()),
-            Elsewhere::Here => (format!("the API server says that the pod is on this node ({this}), and the agent has not heard of it yet"), "ask again in a moment; if it stays so, see what kube2ram status says of the API server".into()),
+            Elsewhere::Ended(phase) => (format!("the pod has ended ({phase}): it gets no credentials any longer"), "none is needed: its containers do not run".into()),
+            Elsewhere::Here => (format!("the API server has the pod on this node ({this}), but the agent has not received it yet"), "ask again in a moment; if the result stays the same, check the API server in kube2ram status".into()),
             Elsewhere::OnNode(node) => (format!("the pod is on node {node}, not on this one ({this})"), format!("ask the agent there: kubectl -n kube-system get pods -o wide --field-selector spec.nodeName={node}").into()),
-            Elsewhere::Unanswered(why) => (format!("the pod is not known on this node ({this}), and the API server cannot be asked: {why}; it gets 503 if it is here"), "see what kube2ram status says of the API server".into()),
-            Elsewhere::Unscheduled => ("the pod is on no node yet".into(), "kubectl describe pod tells what it waits for".into()),
+            Elsewhere::Unanswered(why) => (format!("the pod is not known on this node ({this}), and the API server is not available: {why}; if the pod is here, it gets 503"), "check the API server in kube2ram status".into()),
+            Elsewhere::Unscheduled => ("the pod is not scheduled to a node yet".into(), "kubectl describe pod shows what it waits for".into()),
         };
         let step = Step::new(Stage::Pod, Outcome::Failed, summary.clone(), &[("node", Some(this.clone()))]);
         Judged::stop(vec![step], Verdict::Unknown, summary, Some(remedy.into_owned()))
@@ -86,12 +86,14 @@ impl Operator {
 fn pod_step(seen: &Seen) -> Step {
     let Seen { pod, .. } = seen;
     let says = match seen.presence {
-        Presence::Departed => "is deleted from the API server, and keeps its role until its cgroup is gone",
+        Presence::Departed => {
+            "is deleted from the API server, and keeps its role until its cgroup is removed"
+        }
         Presence::Known => "is known from the API server",
         Presence::Restored => {
-            "is known from before the agent's restart; the API server has not been heard since"
+            "is known from the snapshot; the API server has not answered since the agent's restart"
         }
-        Presence::Terminating => "is about to end, and keeps its role until it has",
+        Presence::Terminating => "is terminating, and keeps its role until it has ended",
     };
     let network = if pod.host_network { ", in the host's network" } else { "" };
     Step::new(
@@ -111,17 +113,16 @@ fn identity_step(pod: &Pod, place: Option<Place>) -> Step {
     let cgroup = cgroup.display().to_string();
     let says = match (&listener, pod.host_network) {
         (Some(listener), _) => format!(
-            "is recognised by its own listener, {listener} in its network namespace, to which the connections of its cgroup are sent: {cgroup}, \
-             named after {after}"
+            "is recognised by its in-pod listener, {listener} in its network namespace, to which the connections of its cgroup are redirected: {cgroup}, named after {after}"
         ),
         (None, is_host_network) => {
             let why = if is_host_network {
                 "because it shares the node's network"
             } else {
-                "because it has none of its own (yet)"
+                "because its in-pod listener is not open (yet)"
             };
             format!(
-                "is recognised by the cgroup of the calling task, below {cgroup}, named after {after}; its connections go to the host's listener, {why}"
+                "is recognised by the cgroup of the calling task, below {cgroup}, named after {after}; its connections are redirected to the host listener, {why}"
             )
         }
     };
@@ -150,7 +151,7 @@ impl Judged {
         self.steps.push(Step::new(
             Stage::Answer,
             Outcome::Failed,
-            format!("the pod hears {status}: {message}"),
+            format!("the pod is answered {status}: {message}"),
             &[("status", Some(status.to_string())), ("message", Some(message.into_owned()))],
         ));
         self
@@ -161,10 +162,10 @@ impl Judge<'_> {
     /// What a known pod gets, and why.
     pub(super) fn judge(&self, pod: &Pod) -> Judged {
         let Some(entitlements) = self.entitlements else {
-            let says = "account and region are not known yet: the metadata server has not told";
+            let says = "account and region are not known yet: the metadata server has not answered";
             let step = Step::new(Stage::Role, Outcome::Waiting, says, &[]);
             let remedy =
-                "check the metadata server and the way to it; kube2ram status says what else is missing"
+                "check the metadata server and the network path to it; kube2ram status shows what else is missing"
                     .to_owned();
             return Judged::stop(vec![step], Verdict::Unavailable, says, Some(remedy))
                 .refused(&RequestError::Starting);
@@ -191,7 +192,7 @@ impl Judge<'_> {
         let summary = "it gets the node's own role, passed on from the real metadata server";
         let key = entitlements.roles.annotation_key();
         let remedy = format!(
-            "to give it a role of its own, annotate it with {key}; to take the node's role away, --host-network-pods=deny"
+            "to give the pod its own role, annotate it with {key}; to deny it the node's role, set --host-network-pods=deny"
         );
         Judged::stop(vec![step, answer], Verdict::NodeRole, summary, Some(remedy))
     }
@@ -287,7 +288,7 @@ impl Judge<'_> {
             Some(state) => issued_or_not(steps, &session, state),
             None => {
                 let says =
-                    "has not been asked: nothing is fetched for a pod without annotation before it asks";
+                    "not requested yet: for a pod without annotation, nothing is fetched before it asks";
                 let step = Step::new(
                     Stage::Sts,
                     Outcome::Waiting,
@@ -295,7 +296,7 @@ impl Judge<'_> {
                     &[("session", Some(session.session_name.to_string()))],
                 );
                 let steps = steps.into_iter().chain([step]).collect();
-                let summary = format!("it gets credentials of {} when it asks", session.role);
+                let summary = format!("it gets credentials of {} when it requests them", session.role);
                 Judged::stop(steps, Verdict::Pending, summary, None)
             }
         }
@@ -303,13 +304,13 @@ impl Judge<'_> {
 
     fn rule_step(&self, pod: &Pod, rule: &Rule) -> Step {
         let (says, name, pattern) = match rule {
-            Rule::DefaultRole => ("everybody may have the default role".to_owned(), "default_role", None),
+            Rule::DefaultRole => ("every pod may use the default role".to_owned(), "default_role", None),
             Rule::Pattern(pattern) => {
                 let key = &self.config.namespace_key;
                 (format!("namespace {} allows it: {pattern:?} in its annotation {key}", pod.namespace), "pattern", Some(pattern.clone()))
             }
             Rule::Unrestricted => {
-                ("namespaces are not restricted (no --namespace-restrictions): every pod may have every role that trusts the agent".to_owned(), "unrestricted", None)
+                ("namespaces are not restricted (no --namespace-restrictions): every pod may use every role that trusts the agent".to_owned(), "unrestricted", None)
             }
         };
         Step::new(
@@ -336,7 +337,7 @@ impl Judge<'_> {
             ),
             Denial::NamespaceUnknown => (
                 "namespace_unknown",
-                "see what kube2ram status says of the API server, and whether the log says that there is no room for this namespace's allow-list".to_owned(),
+                "check the API server in kube2ram status, and the log for the message that there is no room for this namespace's allow-list".to_owned(),
             ),
         };
         let says = denial.to_string();
@@ -364,9 +365,9 @@ fn no_role_remedy(pod: &Pod, key: &str, is_namespace_annotated: bool) -> String 
 fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionState) -> Judged {
     let SessionState { held, failure, is_fetching, next_in } = state;
     let again = match next_in {
-        Some(span) => format!("; asked again within {} s", span.as_secs() + 1),
-        None if is_fetching => "; being asked right now".to_owned(),
-        None => "; asked again when the pod does".to_owned(),
+        Some(span) => format!("; the agent asks again within {} s", span.as_secs() + 1),
+        None if is_fetching => "; the agent is asking now".to_owned(),
+        None => "; the agent asks again when the pod does".to_owned(),
     };
     let mut facts = vec![("session", Some(session.session_name.to_string()))];
     if let Some((issued, expires)) = held {
@@ -424,7 +425,7 @@ fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionStat
         (None, Some(failure)) => {
             let is_transient = failure.kind.is_transient();
             let verdict = if is_transient { Verdict::Unavailable } else { Verdict::Denied };
-            let summary = format!("STS gives no credentials of {role}: {}", failure.code);
+            let summary = format!("STS issues no credentials of {role}: {}", failure.code);
             Judged::stop(steps, verdict, summary, remedy)
                 .refused(&RequestError::Credentials(as_error(failure, next_in)))
         }

@@ -261,7 +261,7 @@ async fn a_broken_upstream_is_502_and_says_nothing_of_it() {
         let failed = harness.get("/latest/meta-data/instance-id").await;
 
         assert_eq!(failed.status(), StatusCode::BAD_GATEWAY);
-        assert_eq!(failed.body(), "the metadata server cannot be asked\n");
+        assert_eq!(failed.body(), "the metadata server is not available\n");
     }
 }
 
