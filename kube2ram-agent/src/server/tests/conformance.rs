@@ -99,7 +99,7 @@ async fn row_4_9_another_role() {
 /// The predecessors: 404, which SDKs read as "this node has no role".
 #[tokio::test]
 async fn row_4_11_unknown_caller() {
-    const UNKNOWN: &str = "the caller is no pod of this node\n";
+    const UNKNOWN: &str = "the caller is not a pod of this node\n";
     let harness = Harness::start().await;
     expect(&harness, "GET", LIST, (200, "my-role", &[])).await;
 
