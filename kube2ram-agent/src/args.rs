@@ -161,7 +161,7 @@ pub struct Config {
     pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
     pub pass_through_rate: u32,
-    /// How many requests a second each pod may make in all; zero is no limit.
+    /// How many requests per second each pod may send in all; zero means no limit.
     pub request_rate: u32,
     /// The directory that this agent's pod has to itself.
     pub pod_dir: PathBuf,

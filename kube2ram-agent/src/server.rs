@@ -1,6 +1,6 @@
 //! The metadata service that pods reach instead of the real one: each request goes `Origin → PodUid → Pod → RoleSession → Permit →
-//! Credentials → response`, or through to the real server. Depends on the seams of all earlier modules; called by `app`.
-//! The home of hyper, with `admin`.
+//! Credentials → response`, or is passed through to the real server. Depends on the interfaces of all earlier
+//! modules; called by `app`. Uses hyper, as `admin` does.
 
 use std::{
     net::SocketAddr,
@@ -58,14 +58,16 @@ use kube2ram_service::{
 
 /// How many connections are served at once, over all listeners.
 pub(crate) const CONNECTIONS: usize = 1024;
-/// How many of them one pod may have, however many cgroups it makes. Callers that are no pod share one such allowance.
+/// How many of them one pod may have, however many cgroups it creates. Callers that are not pods share one
+/// such limit.
 const CONNECTIONS_PER_POD: usize = 64;
-/// How long a connection must be quiet before another one may have its place: its next request may be on its way.
+/// How long a connection must be idle before it may be closed for another one: its next request may be on its
+/// way.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long a connection waits for a place: no request is answered later.
+/// How long a connection waits for a permit: no request is answered later.
 const PLACE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long pods may still go by what the real server told them before the first agent of a boot: an SDK lists roles, and asks for the credentials
-/// of the one that it read in the next moment.
+/// How long pods may still use answers that the real server gave before the first agent of a boot: an SDK
+/// lists roles, and requests the credentials of that role in the next moment.
 const FORMER_ANSWERS: Duration = Duration::from_mins(1);
 /// How many lines of the log one pod may cause: far more than any SDK does, which asks again after minutes. A pod in a tight loop would drown
 /// the others' lines and fill the disk. Callers that are no pod share one such limiter.
@@ -82,13 +84,13 @@ pub struct Config {
     pub metadata: MetadataAddr,
     /// Which items of the real server pods may read.
     pub metadata_policy: MetadataPolicy,
-    /// How many requests a second each pod may make of the real server; zero is no limit.
+    /// How many requests per second each pod may send to the real server; zero means no limit.
     pub pass_through_rate: u32,
-    /// How many requests a second each pod may make in all; zero is no limit.
+    /// How many requests per second each pod may send in all; zero means no limit.
     pub request_rate: u32,
     /// Whether requests without a session token are refused.
     pub require_token: bool,
-    /// What becomes of hostNetwork pods without a role of their own.
+    /// How hostNetwork pods without their own role are treated.
     pub host_network_pods: HostNetworkPods,
     /// How the cloud's metadata service speaks.
     pub dialect: &'static Dialect,
@@ -160,8 +162,8 @@ impl Server {
         })
     }
 
-    /// Tells that pods could ask the real server until now. For a moment they may go by what it said, which is no Event's matter: they are refused, and list
-    /// again. What goes on asking for another role is reported.
+    /// Notes that pods could reach the real server until now. For a moment they may use its answers: they are
+    /// refused without an Event, and list again. Clients that keep requesting another role are reported.
     pub fn expect_former_answers(&self) {
         self.former_answers_until.get_or_init(|| Instant::now() + FORMER_ANSWERS);
     }
@@ -170,14 +172,15 @@ impl Server {
         self.former_answers_until.get().is_some_and(|until| Instant::now() < *until)
     }
 
-    /// From now on connections that the agent itself makes as a pod would, to see whether they arrive, are told to `interception` and not served.
+    /// From now on connections of the agent's self-test are reported to `interception` and not served.
     pub fn await_own(&self, interception: Arc<Interception>) {
         // The first one stays: there is one for each agent.
         drop(self.interception.set(interception));
     }
 
-    /// Serves one of the listeners to which pods are redirected, until accepting ends or the listener does. The connections it accepted then drain by themselves:
-    /// within 6 s, or, while another agent accepts, within 16 s. `origins` tells who they come from.
+    /// Serves one of the listeners to which pods are redirected, until accepting ends or the listener does.
+    /// Its connections then drain by themselves: within 6 s, or, while another agent accepts, within 16 s.
+    /// `origins` identifies their clients.
     ///
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
@@ -192,7 +195,7 @@ impl Server {
         listener::accept(listener, &closing, begin).await;
     }
 
-    /// Starts serving an accepted connection, if there is a place for it.
+    /// Starts serving an accepted connection, if it gets a permit.
     async fn begin(
         self: &Arc<Self>,
         origins: &dyn Origins,
@@ -225,8 +228,8 @@ impl Server {
         }));
     }
 
-    /// The place of a connection. A pod that is being answered on all of its connections waits on its own listener, behind which nobody else does.
-    /// Elsewhere it would keep others waiting.
+    /// The permit of a connection. A pod with a request on each of its connections waits on its in-pod
+    /// listener, where it delays no other pod. On the host listener it would.
     async fn place_for(&self, connection: &Connection, closing: &Closing) -> Option<Place<Option<PodUid>>> {
         let pod = connection.pod_uid();
         let deadline = Instant::now() + PLACE_PATIENCE;
@@ -240,8 +243,8 @@ impl Server {
         }
     }
 
-    /// Serves one connection whose caller is known already, until it ends or is drained. `origin` is believed: it must be what an
-    /// [`Origins`] told of this very connection, or a test's own.
+    /// Serves one connection whose caller is already known, until it ends or is drained. `origin` is trusted:
+    /// it must be the result of an [`Origins`] for this connection, or a test's value.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
@@ -260,7 +263,8 @@ impl Server {
         listener::drive(stream, closing, &kept, answer).await;
     }
 
-    /// Reads the origin before the first byte of the connection is: nothing that the caller sends can bear on who it is.
+    /// Reads the origin before the first byte of the connection: nothing that the caller sends can influence
+    /// its identity.
     fn origin_of(&self, origins: &dyn Origins, stream: &TcpStream, peer: SocketAddr) -> Option<Origin> {
         match origins.origin_of(stream.as_fd()) {
             Ok(origin) => Some(origin),

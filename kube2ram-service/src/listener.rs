@@ -74,8 +74,9 @@ pub fn bound_buffers(socket: &impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_recv_buffer_size(socket, BUFFER_BYTES)?)
 }
 
-/// Hands each accepted connection to `on_accept`, one after the other, until accepting ends; then also those that wait in the backlog already. Ends as well when the listener is none any
-/// more: a process of its network namespace can destroy it (`ss --kill`).
+/// Passes each accepted connection to `on_accept`, one after the other, until accepting ends; then also those
+/// that are already in the backlog. Ends as well when the listener was destroyed: a process of its network
+/// namespace can do that (`ss --kill`).
 ///
 /// # Cancel safety
 /// Dropping the future closes this handle of the listener; connections that were handed over go on.
@@ -107,7 +108,7 @@ pub async fn accept<F: Future<Output = ()>>(
             }
         }
     }
-    // Whoever goes on connecting must not keep this from ending.
+    // A client that keeps connecting must not prevent the end.
     for _ in 0..MAX_BACKLOG {
         let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
         send_at_once(&stream);
@@ -116,7 +117,8 @@ pub async fn accept<F: Future<Output = ()>>(
     }
 }
 
-/// Of accept(2): not a listening socket, or none at all. All else passes: what a single connection met, or a lack of descriptors or memory.
+/// Errors of accept(2) that are permanent: not a listening socket, or no socket. All others are temporary:
+/// they concern a single connection, or a lack of descriptors or memory.
 fn has_ended(error: &io::Error) -> bool {
     [libc::EINVAL, libc::EBADF, libc::ENOTSOCK].iter().any(|errno| error.raw_os_error() == Some(*errno))
 }
@@ -141,7 +143,7 @@ where
     let (begun, last) = (AtomicUsize::new(0), AtomicBool::new(false));
     let service = service_fn(|request| {
         let is_last = begun.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REQUESTS;
-        // Where such a body ends is a matter of opinion when there are several codings: what follows it is not heard.
+        // With several codings the end of such a body is ambiguous: what follows it is not read.
         let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
         // In a box, because hyper would move the future, which is large, several times.
         let response = Box::pin(handle(request));

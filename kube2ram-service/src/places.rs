@@ -1,5 +1,6 @@
-//! The bound of a server's connections, in all and for each caller. When it is reached, an idle connection gives way to a new one, so that
-//! a caller who only holds connections keeps nobody out. Depends on nothing of ours; used by `server`, `admin` and `quota`.
+//! Limits a server's connections, in all and per caller. When a limit is reached, an idle connection is
+//! closed for a new one, so that a caller that only holds connections cannot lock others out. Depends on no
+//! other module; used by `server`, `admin` and `quota`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// All places of a server.
+/// The permits of a server's connections.
 #[derive(Debug)]
 pub struct Places<C: Eq + Hash> {
     total: usize,
@@ -48,7 +49,7 @@ pub struct Busy {
     begun: Instant,
 }
 
-/// The place of one connection; dropping it gives it back.
+/// The permit of one connection; dropping it gives it back.
 #[derive(Debug)]
 pub struct Place<C: Clone + Eq + Hash> {
     places: Arc<Places<C>>,
@@ -107,7 +108,7 @@ impl<C: Clone + Eq + Hash> Places<C> {
         micros_since(self.begun)
     }
 
-    /// Who has been quiet since then, or longer, is idle; `None` when nobody can be.
+    /// Connections that have been quiet since this time are idle; `None` when none can be.
     fn quiet_before(&self) -> Option<u64> {
         self.now().checked_sub(u64::try_from(self.grace.as_micros()).ok()?)
     }
@@ -122,7 +123,7 @@ impl<C: Clone + Eq + Hash> Taken<C> {
         self.by_caller.get(caller).map_or(0, BTreeMap::len)
     }
 
-    /// Of those who have equally many, the one whose oldest is oldest.
+    /// Among callers with equally many, the one with the oldest connection.
     fn who_has_most(&self) -> Option<C> {
         let rank = |held: &BTreeMap<u64, _>| {
             (held.len(), std::cmp::Reverse(held.first_key_value().map(|(number, _)| *number)))
@@ -187,7 +188,7 @@ impl<C: Clone + Eq + Hash> Drop for Place<C> {
 mod tests {
     use super::*;
 
-    /// Which of them have lost their place.
+    /// The indexes of connections that have lost their permits.
     fn lost(places: &[Place<u8>]) -> Vec<usize> {
         (0..places.len()).filter(|&index| places[index].lost().is_cancelled()).collect()
     }

@@ -75,7 +75,8 @@ impl CgroupPods for CgroupTree {
 
 /// The id of the cgroup whose directory is `path`: its inode number, as on every kernel from 5.5 (kernfs, 40430452fd5d).
 ///
-/// # Errors stat(2)'s.
+/// # Errors
+/// stat(2)'s.
 pub fn cgroup_id(path: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(std::fs::metadata(path)?.ino()))
 }

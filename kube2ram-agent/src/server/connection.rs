@@ -1,5 +1,5 @@
-//! One connection of a pod: who called is read once, what is asked is parsed for each request, and each step's result is the next
-//! step's input. Depends on every earlier module's seam; called by `server`.
+//! One connection of a pod: the caller is identified once, each request is parsed, and each step's result is
+//! the next step's input. Depends on the interfaces of every earlier module; called by `server`.
 
 use std::{
     borrow::Cow,
@@ -48,11 +48,11 @@ pub(super) struct Connection {
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
     allowances: OnceLock<Allowances>,
-    /// What the last request's pod is entitled to: a pod whose annotations change is another one.
+    /// The entitlements of the last request's pod; they are looked up again when its annotations change.
     session: Mutex<Option<(Arc<Pod>, Arc<RoleSession>)>>,
 }
 
-/// What the pod has on all of its connections together; looked up once for each of them.
+/// The pod's state that all of its connections share; looked up once per connection.
 struct Allowances {
     /// How often it may ask.
     rate: Arc<RateLimiter>,
@@ -93,7 +93,8 @@ impl Connection {
         matches!(self.origin, Some(Origin::Pod(_)))
     }
 
-    /// Answers one request. `place` is that of the connection, which is not idle until the answer has ended.
+    /// Answers one request. `place` is the connection's permit; the connection is not idle until the answer
+    /// has ended.
     pub(super) async fn answer(
         &self,
         request: Request<()>,

@@ -1,5 +1,6 @@
-//! Why a request is not answered with what it asked for, and the one mapping of that to HTTP: status, message, kind, retry.
-//! Depends on the errors of all earlier steps; called by `connection`. Messages name no other pod, role or path and quote nobody.
+//! Why a request is not answered as asked, and the only mapping of that to HTTP: status, message, kind,
+//! retry. Depends on the errors of all earlier steps; called by `connection`. Messages name no other pod,
+//! role or path, and quote no other party.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -97,7 +98,7 @@ pub(super) enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Those that are told as 401 or 403.
+    /// Kinds that are answered with 401 or 403.
     pub(super) const DENIALS: [Self; 14] = [
         Self::AssumeRoleDenied,
         Self::MalformedAllowList,
@@ -172,7 +173,7 @@ impl RequestError {
             }
             Self::Denied(denial) => (403, denial_kind(denial), denial.external_message()),
             Self::Document(_) => (500, Kind::Internal, "internal error"),
-            // Out of descriptors or memory, which says nothing of the caller.
+            // Out of descriptors or memory, which is unrelated to the caller.
             Self::Identity(IdentityError::Open { .. }) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
@@ -210,7 +211,8 @@ impl RequestError {
             }
             Self::Role(RoleError::NoRole) => (404, Kind::NoRole, "the pod has no role"),
             Self::Starting => (503, Kind::Starting, "the agent is starting"),
-            // What pods hear whose http_proxy is the agent, and whose no_proxy is too short.
+            // The answer for pods whose http_proxy is the agent and whose no_proxy does not exclude other
+            // hosts.
             Self::Target(TargetError::Authority) => {
                 (400, Kind::MalformedTarget, "only the metadata server is served")
             }
@@ -233,7 +235,7 @@ impl RequestError {
         (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), kind, message.into())
     }
 
-    /// Status and message, for those who explain.
+    /// Status and message, for `kube2ram explain`.
     pub(crate) fn told(&self) -> (u16, Cow<'static, str>) {
         let (status, _, message) = self.http();
         (status.as_u16(), message)
@@ -243,7 +245,8 @@ impl RequestError {
         self.http().1
     }
 
-    /// The response that tells the client. A caller without identity, one that asks too often, and one whose request is ambiguous are also disconnected.
+    /// The response to the client. A caller without identity, one that sends too many requests, and one whose
+    /// request is ambiguous are also disconnected.
     pub(super) fn response(&self) -> Response<Full<Bytes>> {
         let (status, _, message) = self.http();
         let mut response = reply::text(format!("{message}\n"));

@@ -1,5 +1,5 @@
-//! What is known of those who connect, counted once for each connection. Depends on the errors of `datapath` and `identity`; called by `server`
-//! and `connection`.
+//! The identities of clients, counted once per connection. Depends on the errors of `datapath` and
+//! `identity`; called by `server` and `connection`.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
@@ -13,15 +13,15 @@ use crate::{datapath::OriginError, identity::IdentityError};
 pub(super) enum Identified {
     /// Two sockets claim to be the caller's.
     Ambiguous,
-    /// Its cgroup is gone.
+    /// Its cgroup was removed.
     Gone,
     /// Its cgroup belongs to no pod.
     NoPod,
     /// A pod.
     Pod,
-    /// The kernel did not tell.
+    /// The kernel did not provide it.
     Unreadable,
-    /// The kernel vouches for nobody.
+    /// The kernel has no record of the caller.
     Unvouched,
 }
 

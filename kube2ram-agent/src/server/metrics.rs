@@ -29,7 +29,7 @@ pub(super) struct Metrics {
     pass_through: Family<PassThroughLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, DurationBuckets>,
-    /// By [`RouteLabel`], looked up once: a request costs microseconds.
+    /// By [`RouteLabel`], looked up once, because a request costs only microseconds.
     routes: [Route; RouteLabel::ALL.len()],
 }
 

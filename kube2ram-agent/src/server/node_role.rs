@@ -1,5 +1,6 @@
-//! The right to the node's own role, which an unannotated hostNetwork pod keeps: CNI, CSI and cloud controllers live on it.
-//! Pure; depends on `role`; made by `connection`, demanded by `route`. [`NodeRole::of`] is the one place that gives it.
+//! The right to the node's own role, which an unannotated hostNetwork pod keeps: CNI, CSI and cloud
+//! controllers need it. Pure; depends on `role`; created by `connection`, required by `route`. Only
+//! [`NodeRole::of`] creates it.
 
 use crate::{pod::Pod, role::Roles};
 

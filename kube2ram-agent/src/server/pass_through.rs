@@ -1,6 +1,6 @@
-//! Requests that the real metadata server answers: which headers go there and back, and a body that may not stall.
-//! Depends on `cloud::upstream` and `route`; called by `connection`. Adds no header of its own: the real server refuses to issue tokens
-//! to what looks like a proxy.
+//! Requests that the real metadata server answers: the headers that are passed in each direction, and a body
+//! that may not stall. Depends on `cloud::upstream` and `route`; called by `connection`. Adds no header: the
+//! real server refuses to issue tokens to clients that look like a proxy.
 
 use std::{
     pin::Pin,
@@ -25,11 +25,12 @@ const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole body may take: the items have some KiB, from one hop away.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Headers that speak of one connection only (RFC 9110 §7.6.1), besides those that `Connection` names.
+/// Hop-by-hop headers (RFC 9110 §7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: &[&str] = &["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Request headers that are passed on: what a client says of itself, and of the answer that it would like. Nothing else is, be it a name for a proxy, the
-/// pod's session token, which is the agent's affair, or a header by which some servers take another path or method than the request line's.
+/// Request headers that are passed on: those that describe the client, and the answer that it accepts.
+/// Nothing else is passed: no proxy's name, no session token of the pod, which only the agent checks, and no
+/// header that makes some servers use another path or method than the request line's.
 const PASSED: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_CHARSET,
@@ -46,8 +47,9 @@ const PASSED: [HeaderName; 13] = [
     header::USER_AGENT,
 ];
 
-/// Asks the real metadata server. A small answer is read as a whole, so that head and body leave in one write, and what goes wrong still has a status;
-/// of a larger one, or one of unknown length, the head is returned as it arrives. The `share` is given back when the body has ended.
+/// Sends the request to the real metadata server. A small answer is read as a whole, so that head and body
+/// are sent in one write, and an error can still set the status. For an answer that is larger, or of unknown
+/// length, the head is returned as it arrives. The `share` is given back when the body has ended.
 ///
 /// # Errors
 /// As [`Upstream::send`]; informational responses are errors too, for nothing here may switch protocols.

@@ -11,7 +11,7 @@ use kube2ram_service::{
     rate_limiter::{Rate, RateLimiters},
 };
 
-/// How many exchanges with the real server may be under way, and hence connections to it.
+/// How many exchanges with the real server, and so connections to it, may be in flight.
 pub(crate) const EXCHANGES: usize = 128;
 /// How many of them may be one pod's.
 const EXCHANGES_PER_POD: usize = 16;
@@ -28,7 +28,7 @@ pub(crate) enum QuotaError {
         /// When it may ask again.
         retry_after: Duration,
     },
-    /// Too many of its requests, or of all pods', are under way.
+    /// Too many of its requests, or of all pods' requests, are in flight.
     #[error("too many requests under way")]
     UnderWay,
 }
@@ -50,7 +50,7 @@ impl Quota {
     /// Takes a share for one exchange.
     ///
     /// # Errors
-    /// As [`QuotaError`] says.
+    /// [`QuotaError`].
     pub(super) fn take(&self, pod: &PodUid) -> Result<Share, QuotaError> {
         self.rates
             .of(Some(pod))

@@ -1,6 +1,6 @@
-//! Method + [`Target`] → [`Route`]: what is asked. Pure; depends on `path`, called by `connection`.
-//! Nothing that might mean the node's credentials becomes a [`Route::PassThrough`]: what is passed is rebuilt from the normal path,
-//! so the real server cannot read anything else than was routed here.
+//! Method + [`Target`] → [`Route`]: what the request is for. Pure; depends on `path`, called by `connection`.
+//! No target that might be the node's credentials becomes a [`Route::PassThrough`]: the passed target is
+//! rebuilt from the normalised path, so the real server cannot read it differently.
 
 use http::Method;
 
@@ -28,7 +28,7 @@ pub enum Route {
     NodeItem {
         /// What is asked for.
         target: NodeTarget,
-        /// What the others get.
+        /// The refusal for the others.
         refusal: Refusal,
     },
     /// Anything that the real metadata server may answer.
@@ -41,7 +41,7 @@ pub enum Route {
     Token,
 }
 
-/// Why a request is not served, whoever asks.
+/// Why a request is not served to any pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The method is not served here.
@@ -113,7 +113,8 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: 
     if contains(&bare, dialect.credentials) || contains(&bare, &[SECURITY_CREDENTIALS]) {
         return Route::Refuse(Refusal::NotFound);
     }
-    // Never the real server's: its tokens are the node's, and would serve a pod that finds another way there.
+    // Never passed to the real server: its tokens are the node's, and a pod that reaches the real server by
+    // another path could use them.
     if segments.len() == 1 + TOKEN.len() && starts_with(&segments[1..], TOKEN) {
         return match *method {
             Method::PUT => Route::Token,

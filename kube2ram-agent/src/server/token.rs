@@ -35,7 +35,7 @@ pub enum TokenError {
     /// It was this pod's, once.
     #[error("expired token")]
     Expired,
-    /// It is no token of ours, or another pod's.
+    /// It is not a token of this agent, or it belongs to another pod.
     #[error("token not issued to this pod")]
     Foreign,
     /// There is none. With the status by which the real server says so.
@@ -62,7 +62,7 @@ impl Tokens {
     /// A token for `pod`, as long as `headers` ask for.
     ///
     /// # Errors
-    /// As [`IssueError`] says; in this order, so that nobody learns anything through a proxy.
+    /// [`IssueError`], in this order, so that a client behind a proxy learns nothing.
     pub fn issue(&self, pod: &PodUid, headers: &HeaderMap, now: Timestamp) -> Result<String, IssueError> {
         if headers.contains_key("x-forwarded-for") || headers.contains_key(header::FORWARDED) {
             return Err(IssueError::Proxied);
@@ -76,7 +76,7 @@ impl Tokens {
     /// Whether the token in `headers` was issued to `pod`. The comparison takes the same time wherever the difference is.
     ///
     /// # Errors
-    /// As [`TokenError`] says.
+    /// [`TokenError`].
     pub fn check(&self, pod: &PodUid, headers: &HeaderMap, now: Timestamp) -> Result<(), TokenError> {
         let mut tokens = headers.get_all(&self.headers.token).iter();
         let token = tokens.next().ok_or(TokenError::Missing(self.headers.missing))?;

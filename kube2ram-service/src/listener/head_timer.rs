@@ -1,6 +1,7 @@
-//! hyper's timer for request heads, with one timer of tokio's for all heads of a connection. hyper makes a timer for each head; tokio's would each be put
-//! into the runtime's wheel and taken out again, under a lock that all connections share. To move one to a later time takes no lock. Depends on nothing of
-//! ours; used by the parent.
+//! hyper's timer for request heads, with one timer of tokio's for all heads of a connection. hyper creates a
+//! timer for each head. With tokio's timers, each would be added to the runtime's wheel and removed again,
+//! under a lock that all connections share. Moving one timer to a later time takes no lock. Depends on no
+//! other module; used by the parent.
 
 use std::{
     pin::Pin,

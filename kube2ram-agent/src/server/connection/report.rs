@@ -1,5 +1,5 @@
-//! What is told about an answered request: metrics, Events, and a line of the access log. Depends on `error`, `metrics`, `notices` and
-//! `access_log`; called by its parent.
+//! What is recorded about an answered request: metrics, Events, and a line of the access log. Depends on
+//! `error`, `metrics`, `notices` and `access_log`; called by its parent.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -27,11 +27,11 @@ use kube2ram_service::telemetry::chain;
 /// How much of a client's text the access log keeps.
 const LOGGED_BYTES: usize = 256;
 
-/// What the access log and the metrics tell about a request.
+/// The facts about a request for the access log and the metrics.
 pub(super) struct Record<'a> {
     pub(super) route: RouteLabel,
     pub(super) uri: &'a Uri,
-    /// `None` when it was not looked at.
+    /// `None` when it was not parsed.
     pub(super) target: Option<Result<Target, TargetError>>,
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) session: Option<Arc<RoleSession>>,
@@ -49,7 +49,7 @@ impl Record<'_> {
 }
 
 impl Connection {
-    /// Counts the request, tells the pod's owners what they should know and logs it unless the caller is too loud.
+    /// Counts the request, raises Events for the pod's owners, and logs it unless the caller sends too many.
     pub(super) fn report(
         &self,
         method: &Method,

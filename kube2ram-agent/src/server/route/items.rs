@@ -20,8 +20,9 @@ pub(super) enum Readers {
     All,
     /// Nobody.
     Nobody(Refusal),
-    /// Who may have the node's role; the others get the refusal. Node agents go by these items: the CSI plugin and the log agent of ACK by the
-    /// identity document (kubernetes-sigs/alibaba-cloud-csi-driver#1124, alibaba/loongcollector#710).
+    /// Pods that may have the node's role; the others get the refusal. Node agents need these items: the CSI
+    /// plugin and the log agent of ACK by the identity document
+    /// (kubernetes-sigs/alibaba-cloud-csi-driver#1124, alibaba/loongcollector#710).
     NodeRole(Refusal),
 }
 
@@ -52,7 +53,7 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
 /// Exactly as written, for the real server's reading of other spellings is not known.
 fn is_listed(segments: &[&str], items: &Items) -> bool {
     match segments {
-        // The lists of versions, of directories and of items say nothing but names.
+        // The lists of versions, of directories and of items contain only names.
         [] | [_] | [_, "meta-data"] => true,
         [_, "meta-data", item @ ..] => items.listed.contains(&item) || item.starts_with(items.interfaces),
         _ => false,

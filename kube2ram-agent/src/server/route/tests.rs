@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
 
-/// What becomes of a raw request, as far as it is decided without knowing the caller. `None` is 400.
+/// The route of a raw request, as far as it does not depend on the caller. `None` is 400.
 fn routed(method: Method, raw: &[u8]) -> Option<Route> {
     let target =
         Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()), &DIALECT).ok()?;
@@ -22,7 +22,7 @@ fn passes(target: &str) -> Option<Route> {
     Some(Route::PassThrough(UpstreamTarget(target.to_owned())))
 }
 
-/// Passes for who may have the node's role alone.
+/// Passes only for pods that may have the node's role.
 fn node_item(target: &str, refusal: Refusal) -> Option<Route> {
     Some(Route::NodeItem { target: NodeTarget(target.to_owned()), refusal })
 }
@@ -261,7 +261,8 @@ fn never_passes_a_confusing_spelling_of_a_credential_path() {
     assert_eq!(get("/latest/meta-data/rambling"), passes("/latest/meta-data/rambling"));
 }
 
-/// What the fuzzer's model found: spellings that are no credential path here, but might be one to a server with other habits.
+/// Found by the fuzzer's model: spellings that are no credential path here, but might be one for another
+/// server.
 #[test]
 fn passes_nothing_that_is_closed_but_for_a_suffix_a_parameter_or_a_query() {
     for (raw, expected) in [

@@ -45,7 +45,7 @@ pub(super) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// What the real metadata server answers everything with; the node's role is what must never leak.
 pub(super) const UPSTREAM_BODY: &str = "node-answer";
 
-/// What the fakes tell; tests change it before they connect.
+/// The answers of the fakes; tests change them before they connect.
 pub(super) struct World {
     pub(super) cgroup: Mutex<Option<CgroupId>>,
     pub(super) pod: Mutex<Result<Pod, fn() -> PodError>>,
@@ -178,10 +178,11 @@ impl Harness {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    /// Sends raw bytes on a connection of their own and returns all that comes until the server closes.
+    /// Sends raw bytes on a new connection and returns everything until the server closes it.
     pub(super) async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect().await;
-        // The server may close before it has read everything: then the write or the read fails, which says as much.
+        // The server may close before it has read everything: then the write or the read fails, which also
+        // means that it closed.
         if stream.write_all(bytes.as_ref()).await.is_err() {
             return String::new();
         }

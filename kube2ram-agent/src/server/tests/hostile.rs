@@ -90,7 +90,7 @@ async fn refuses_to_tunnel_and_ignores_upgrades() {
     assert!(harness.upstream_heads().is_empty());
 }
 
-/// As a client asks whose http_proxy is the agent.
+/// The request of a client whose http_proxy is the agent.
 #[tokio::test]
 async fn serves_as_a_proxy_for_the_metadata_server_and_no_other() {
     let harness = Harness::start().await;
@@ -299,7 +299,7 @@ async fn a_connection_carries_a_bounded_number_of_requests() {
     assert_eq!(read_to_end(&mut stream).await, "");
 }
 
-/// Not with a paused clock: how much the kernel takes is a matter of its own time.
+/// Not with a paused clock: the kernel's buffering does not follow it.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_disconnected_and_fills_no_memory() {
     let harness = Harness::start().await;

@@ -97,7 +97,8 @@ async fn a_head_request_is_passed_and_its_length_kept() {
     assert!(harness.upstream_heads()[0].starts_with("HEAD /latest/meta-data/instance-id HTTP/1.1\r\n"));
 }
 
-/// Status and headers that some client goes by: spot instances ask until it is no longer 404, terway waits at 429.
+/// Status and headers that some clients rely on: spot instances ask until the status is no longer 404, terway
+/// waits on 429.
 #[tokio::test]
 async fn passes_every_status_unchanged_and_adds_nothing_but_the_date() {
     let harness = Harness::start().await;
@@ -229,7 +230,7 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
             assert_eq!(pass.get(secret).await.status(), StatusCode::FORBIDDEN, "{policy:?} {secret}");
         }
 
-        // The others: with a role of their own, in their own network, where the flag denies, and who is not known.
+        // The other pods: with their own role, in their own network, with the flag deny, and unknown ones.
         for other in [host_network(&[(ROLE_KEY, "my-role")]), pod(&[]), pod(&[(ROLE_KEY, "my-role")])] {
             *pass.world.pod.lock().unwrap() = Ok(other);
             let refused = pass.get(document).await;
@@ -291,7 +292,7 @@ async fn a_large_body_that_stalls_is_cut_off() {
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
-/// While nothing of it has been passed on, a status can still tell.
+/// While nothing of the answer has been passed on, the status can still report the error.
 #[tokio::test(start_paused = true)]
 async fn a_small_body_that_stalls_or_breaks_off_is_an_error_and_no_half_answer() {
     use tokio::io::AsyncWriteExt as _;
@@ -327,7 +328,7 @@ async fn a_small_body_that_stalls_or_breaks_off_is_an_error_and_no_half_answer()
     assert!(matches!(broken, Err(UpstreamError::Exchange(_))));
 }
 
-/// A byte now and then is no stall, but no end either.
+/// An occasional byte is no stall, but the answer does not end either.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_end_is_cut_off() {
     let harness = Harness::start().await;

@@ -68,7 +68,7 @@ async fn obeys_the_namespaces_allow_list() {
     }
 }
 
-/// Row 4.14: the text of STS goes to the log and to an Event, not to the pod.
+/// Row 4.14: STS's text appears in the log and in an Event, but not in the answer to the pod.
 #[tokio::test]
 async fn tells_transient_from_final_failures_of_sts() {
     for (kind, status, reasons) in [

@@ -1,4 +1,4 @@
-//! Hardened mode: who gets a session token, and what it is good for.
+//! Hardened mode: which clients get a session token, and what it permits.
 
 use http::{Response, StatusCode};
 
