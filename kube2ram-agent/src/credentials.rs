@@ -20,9 +20,10 @@ pub use self::{
 use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
 pub use kube2ram_service::rate_limiter::Rate;
 
-/// Within this time an agent that has just started fetches what no pod has asked for. It is as long as credentials are used before they are refreshed, so
-/// that a roll-out to all nodes of an account takes hardly more of STS than any other hour does (`tests/fleet.rs`). A pod that asks first waits for STS once,
-/// some 50 ms.
+/// The time over which an agent that has just started spreads the fetches that no pod has asked for. It is as
+/// long as credentials are used before they are refreshed, so a roll-out to all nodes of an account makes
+/// hardly more calls to STS than any other hour (`tests/fleet.rs`). A pod that asks earlier waits for STS
+/// once, about 50 ms.
 pub const WARM_UP: Duration = Duration::from_mins(26);
 
 /// Why the cache has no credentials to give.
@@ -40,7 +41,7 @@ pub enum CredentialError {
         /// When it is worth asking again.
         retry_after: Duration,
     },
-    /// Issuing takes longer than a pod waits; it goes on.
+    /// Issuing takes longer than a pod waits; it continues.
     #[error("credentials are not ready yet")]
     NotReady {
         /// When it is worth asking again.

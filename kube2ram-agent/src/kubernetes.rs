@@ -1,5 +1,6 @@
-//! What the API server knows: the pods of this node and, where they count, the namespaces' allow-lists, kept by watches; and Events back to it.
-//! The only home of kube and k8s-openapi. Called by `server` (look-ups) and `app` (watches).
+//! The API server's data: the pods of this node and, where they are restricted, the namespaces' allow-lists,
+//! kept by watches; and Events to it. The only module that uses kube and k8s-openapi. Called by `server`
+//! (look-ups) and `app` (watches).
 
 mod cluster;
 mod events;
@@ -43,11 +44,11 @@ pub enum PodError {
     Unavailable {
         /// The pod.
         uid: PodUid,
-        /// What asking the API server said, when there was time for an answer.
+        /// The API server's error, if it answered in time.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The API server says that this node has no such pod.
+    /// According to the API server, this node has no such pod.
     #[error("no pod {0} on this node")]
     Unknown(PodUid),
 }
@@ -84,7 +85,7 @@ pub struct Notice {
     /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
     /// `MalformedAnnotation`, `MisplacedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
     pub reason: &'static str,
-    /// For people: what is the matter, and what to do about it. Names no secret and no other pod.
+    /// The text for people: the problem and the remedy. Names no secret and no other pod.
     pub message: String,
 }
 
@@ -99,7 +100,7 @@ pub enum About {
     Pod(Box<str>, Box<str>, PodUid),
 }
 
-/// Takes notices; never blocks, drops what does not fit its queue, says each one once per while.
+/// Accepts notices; never blocks, drops what does not fit its queue, and posts each one once per period.
 pub trait Notices: Send + Sync + 'static {
     /// Queues a warning Event.
     fn warn(&self, notice: Notice);

@@ -303,7 +303,7 @@ pub struct Sts {
     pub can_issue: bool,
     /// Whether STS throttled when it was last asked.
     pub is_throttled: bool,
-    /// Fetches that wait for their turn.
+    /// Fetches that wait in the STS scheduler.
     pub queued: usize,
     /// Role sessions in the cache.
     pub sessions: usize,

@@ -1,5 +1,5 @@
-//! What the cache tells people: how issuing went, and how each role session stands. No secrets, by type.
-//! Made by `cache` and `entry`; read by `app`.
+//! The cache's state for status and explain: the result of issuing, and the state of each role session. Its
+//! types cannot hold secrets. Created by `cache` and `entry`; read by `app`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kube2ram_cloud::{
 };
 use kube2ram_service::telemetry::chain;
 
-/// Why issuing failed, as it can be told.
+/// Why issuing failed, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// When.
@@ -35,7 +35,7 @@ pub struct Attempt<T> {
     pub outcome: T,
 }
 
-/// How issuing goes.
+/// The state of issuing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Issues {
     /// The last success, and when.
@@ -44,7 +44,7 @@ pub struct Issues {
     pub failed: Option<Attempt<Failure>>,
     /// Whether STS throttled at the last opportunity: what no pod waits for pauses.
     pub is_throttled: bool,
-    /// Fetches that wait for their turn.
+    /// Fetches that wait in the STS scheduler.
     pub queued: usize,
     /// Role sessions in the cache.
     pub sessions: usize,
@@ -57,7 +57,7 @@ pub struct SessionState {
     pub held: Option<(Timestamp, Timestamp)>,
     /// The last failure, unless a success came after it.
     pub failure: Option<Failure>,
-    /// Whether a fetch is under way, or has been ordered.
+    /// Whether a fetch is in flight or requested.
     pub is_fetching: bool,
     /// When the next fetch is due.
     pub next_in: Option<Duration>,

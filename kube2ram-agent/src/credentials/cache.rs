@@ -1,5 +1,5 @@
-//! The credential cache: entries by role session, and one keeper task for each.
-//! Depends on `clock`, `policy` (for the permit), `gate` and an `Issuer`; called by `server` and by `app`'s prefetch.
+//! The credential cache: entries by role session, and one refresh task for each. Depends on `clock`, `policy`
+//! (for the permit), `gate` and an `Issuer`; called by `server` and by `app`'s prefetch.
 
 use std::{
     collections::HashMap,
@@ -35,22 +35,24 @@ use kube2ram_service::{
 
 /// What bounds a [`Cache`].
 ///
-/// STS allows 100 requests a second to all nodes of an account together. One node in steady state asks for each of its sessions every
-/// 26 minutes, so the rates are for bad moments. Over minutes a node takes a tenth of the account's limit at the most. When many pods start
-/// at once and ask, it may take 50 at once and 50 a second, which is the whole limit in the first second and half of it after that, until it has taken
-/// 250: so many pods of different roles, as many as a large node runs, are served within five seconds. What nobody waits for has a fifth of that. A pod's rate is
-/// far above what one annotation needs, and keeps a pod that changes its own in a loop off the others.
+/// STS allows 100 requests per second to all nodes of an account together. In steady state a node requests
+/// each of its sessions every 26 minutes, so the rates matter only in bad moments. Over minutes a node uses
+/// at most a tenth of the account's limit. When many pods start at once, a node may use 50 calls at once and
+/// 50 per second, which is the whole limit in the first second and half of it afterwards, until it has used
+/// 250. So 250 pods of different roles, as many as a large node runs, are served within five seconds. Fetches
+/// that no pod waits for get a fifth of that. A pod's own rate is far above the needs of one annotation, and
+/// keeps a pod that changes its annotation in a loop from delaying the others.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// How many role sessions are kept.
     pub sessions: usize,
     /// How many of them are issued at once.
     pub concurrent_issues: usize,
-    /// How many calls may be under way when one is begun that nobody waits for.
+    /// How many calls may be in flight when a fetch that no pod waits for begins.
     pub concurrent_ahead: usize,
     /// How fast the node asks STS, over minutes.
     pub node: Rate,
-    /// How much of the burst is for sessions that somebody waits for.
+    /// How much of the burst is reserved for sessions that a pod waits for.
     pub reserve: u32,
     /// How fast the node asks STS, over seconds.
     pub pace: Rate,
@@ -108,22 +110,24 @@ struct Shared {
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
 }
 
-/// An entry and the ways to and from its keeper. It is in the map exactly as long as its keeper runs (but for a shutdown).
+/// An entry and the channels to and from its refresh task. It is in the map exactly as long as its refresh
+/// task runs (except at a shutdown).
 struct Slot {
     entry: Entry,
-    /// Wakes the keeper.
+    /// Wakes the refresh task.
     wake: Arc<Notify>,
-    /// Tells who waits that a fetch has ended.
+    /// Notifies the waiting requests that a fetch has ended.
     fetched: watch::Sender<()>,
-    /// For whom the fetches are made: the first who asked, or the first who has a claim.
+    /// The pod that fetches are counted against: the first that asked, or the first with a claim.
     pod: PodUid,
-    /// The keeper's place before the gate.
+    /// The refresh task's ticket at the STS scheduler.
     place: Option<TicketId>,
 }
 
 impl Cache {
-    /// Makes an empty cache, whose keepers run on `tasks`. After `shutdown` nothing is refreshed any more, but what is held is still
-    /// handed out and a fetch that is under way ends by itself within [`ISSUE_DEADLINE`].
+    /// Creates an empty cache, whose refresh tasks run on `tasks`. After `shutdown` nothing is refreshed any
+    /// longer. Held credentials are still served, and a fetch in flight ends by itself within
+    /// [`ISSUE_DEADLINE`].
     pub fn new(
         issuer: Arc<dyn Issuer>,
         clock: Arc<dyn Clock>,
@@ -159,10 +163,10 @@ impl Cache {
     /// Credentials for what was permitted: at once when they are held, else within [`Limits::answer`].
     ///
     /// # Errors
-    /// See [`CredentialError`]; each of them is a denial, for now or for good.
+    /// See [`CredentialError`]; each of them is a denial, temporary or permanent.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing: fetching is the keeper's.
+    /// Dropping the future loses nothing: the refresh task fetches.
     pub async fn get(&self, permit: Permit, pod: &PodUid) -> Result<Arc<Credentials>, CredentialError> {
         self.of_session(permit.into_session(), pod).await
     }
@@ -179,7 +183,7 @@ impl Cache {
         self.set_claimed(sessions, spread);
     }
 
-    /// How issuing goes, for people.
+    /// The state of issuing, for status.
     pub fn issues(&self) -> Issues {
         let (queued, is_throttled) = self.0.gate.state();
         let sessions = self.0.slots().len();
@@ -212,7 +216,7 @@ impl Cache {
                     let is_kept = slot.entry.unclaim(now, lingering < MAX_LINGERING);
                     if !lingered && slot.entry.lingers() {
                         lingering += 1;
-                        // Its keeper sleeps until the next refresh, which is too long.
+                        // Its refresh task sleeps until the next refresh, which is too long.
                         slot.wake.notify_one();
                     }
                     is_kept
@@ -226,7 +230,7 @@ impl Cache {
         let mut keepers = Vec::new();
         for (session, (pod, prefetch)) in sessions {
             if prefetch && slots.len() < self.0.max_sessions {
-                // The beginning belongs to those who ask.
+                // The first moments are reserved for pods that ask.
                 let entry = Entry::claimed(now.tick + spread.mul_f64(0.05 + 0.95 * (self.0.jitter)()));
                 keepers.push(self.0.insert(&mut slots, session, entry, pod).1);
                 self.0.metrics.prefetches.inc();
@@ -238,7 +242,7 @@ impl Cache {
         }
     }
 
-    /// What is held now. Looks at every entry, for as long as nobody else can.
+    /// The sessions that are held now. Reads every entry under the lock.
     pub fn survey(&self) -> Survey {
         let now = self.0.now();
         Survey::of(self.0.slots().values().map(|slot| &slot.entry), now)
@@ -260,12 +264,12 @@ impl Cache {
                 metrics.hit.inc();
                 Ok(credentials)
             }
-            // In a box, since most of those who ask do not wait, and move this future.
+            // Boxed, because most requests do not wait, and would move this future.
             (Answer::Wait(fallback), fetched) => Box::pin(self.wait(session, pod, fallback, fetched)).await,
         }
     }
 
-    /// Waits for a fetch, and for those that follow.
+    /// Waits for a fetch, and for following ones.
     async fn wait(
         &self,
         session: Arc<RoleSession>,
@@ -298,7 +302,8 @@ impl Cache {
 }
 
 impl Shared {
-    /// Asks the entry, which is made if there is none. The receiver, when there is something to wait for, tells of the next fetch's end.
+    /// Asks the entry, which is created if it does not exist. The receiver, if the request must wait, is
+    /// notified of the next fetch's end.
     fn ask(
         self: &Arc<Self>,
         session: &Arc<RoleSession>,
@@ -331,7 +336,7 @@ impl Shared {
             return (Answer::Failed(CredentialError::Full), None);
         }
         let (fetched, keeper) = self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
-        // A runtime that shuts down drops the keeper on the spot, and that takes the lock.
+        // A runtime that shuts down drops the refresh task at once, and the drop takes the lock.
         drop(slots);
         self.tasks.spawn(keeper);
         (Answer::Wait(None), Some(fetched))
@@ -363,7 +368,7 @@ impl Shared {
         true
     }
 
-    /// The keeper of a slot that is removed finds it gone, and ends.
+    /// The refresh task of a removed slot does not find it, and ends.
     fn let_go(&self, slot: &Slot) {
         slot.wake.notify_one();
         self.metrics.entries.dec();
@@ -440,7 +445,7 @@ impl Shared {
     }
 }
 
-/// A keeper's hold of its entry.
+/// The refresh task of an entry.
 struct Tenure {
     cache: Arc<Shared>,
     session: Arc<RoleSession>,
@@ -469,7 +474,8 @@ impl Tenure {
                     () = self.wake.notified() => {}
                 }
             }
-            // In a box, which lasts for a moment: a thousand keepers that rest would each hold as much for nothing.
+            // Boxed for the moment of the fetch: otherwise a thousand sleeping refresh tasks would each hold
+            // that memory.
             let Some(result) = Box::pin(self.fetch()).await else { return };
             let (limit, jitter) = (self.session.duration, self.cache.jitter);
             self.with_slot(|slot, now| {
@@ -487,13 +493,13 @@ impl Tenure {
         }
     }
 
-    /// `None` when the entry is gone, or at a shutdown.
+    /// `None` when the entry was removed, or at a shutdown.
     async fn fetch(&self) -> Option<Result<Credentials, IssueError>> {
         let _place = self.turn().await?;
         Some(self.cache.issue(&self.session).await)
     }
 
-    /// Waits for its turn at STS; `None` when the entry is gone, or at a shutdown.
+    /// Waits for its turn at STS; `None` when the entry was removed, or at a shutdown.
     async fn turn(&self) -> Option<Place> {
         let queued = Instant::now();
         let mut place = self.with_slot(|slot, _| {
@@ -516,7 +522,7 @@ impl Tenure {
         Some(place)
     }
 
-    /// What to do next; an entry to drop is gone when this returns, before anybody can ask it again.
+    /// What to do next; an entry to drop is removed when this returns, before a request can ask it again.
     fn next(&self) -> Next {
         let mut slots = self.cache.slots();
         let next = self.slot_of(&mut slots).map_or(Next::Drop, |slot| slot.entry.next(self.cache.now()));
@@ -527,7 +533,7 @@ impl Tenure {
         next
     }
 
-    /// `None` when the slot is gone.
+    /// `None` when the slot was removed.
     fn with_slot<T>(&self, change: impl FnOnce(&mut Slot, Now) -> T) -> Option<T> {
         let now = self.cache.now();
         self.slot_of(&mut self.cache.slots()).map(|slot| change(slot, now))
@@ -547,7 +553,7 @@ impl Tenure {
 }
 
 impl Drop for Tenure {
-    /// An entry whose keeper panicked would be waited for in vain for ever.
+    /// If the refresh task panicked, requests would wait for the entry for ever.
     fn drop(&mut self) {
         if !self.cache.shutdown.is_cancelled() {
             self.remove(&mut self.cache.slots());
@@ -557,7 +563,8 @@ impl Drop for Tenure {
 
 /// Bounds one issue.
 pub const ISSUE_DEADLINE: Duration = Duration::from_secs(10);
-/// How many role sessions may outlive their last pod: pods with session names of their own must not fill the memory.
+/// How many role sessions may outlive their last pod: pods with individual session names must not fill the
+/// memory.
 const MAX_LINGERING: usize = 128;
 /// When a pod that was not answered in time should ask again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! The life of one cache entry: what it answers, and what its keeper does next. Pure: time and jitter are passed in.
-//! Called by `cache` only, under its lock.
+//! The state machine of one cache entry: what it answers, and what its refresh task does next. Pure: time and
+//! jitter are passed in. Called by `cache` only, under its lock.
 
 use std::{mem::replace, sync::Arc, time::Duration};
 
@@ -9,19 +9,20 @@ use tokio::time::Instant;
 use super::{CredentialError, Failure, SessionState, survey::Standing, turns::Rank};
 use kube2ram_cloud::credentials::{Credentials, IssueError, IssueErrorKind};
 
-/// Both clocks: expiry is told by the wall, which may jump, so waiting and ageing go by the other one.
+/// Both clocks: expiry is given in wall-clock time, which may jump, so waiting and ageing use the monotonic
+/// clock.
 #[derive(Clone, Copy)]
 pub(super) struct Now {
     pub(super) wall: Timestamp,
     pub(super) tick: Instant,
 }
 
-/// One role session. A keeper task fetches for it and wakes it when it asked to be woken.
+/// One role session. A refresh task fetches for it, and runs when the entry asked to be woken.
 pub(super) struct Entry {
     phase: Phase,
     held: Option<Held>,
     failure: Option<Arc<IssueError>>,
-    /// The same for people, who may look when it is no longer believed.
+    /// The last failure for status, also when it no longer counts.
     told: Option<(Timestamp, Arc<IssueError>)>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
@@ -29,7 +30,7 @@ pub(super) struct Entry {
     is_doubted: bool,
     /// Until when STS asked not to be asked, when it failed last.
     barred_until: Option<Instant>,
-    /// Whether somebody has waited since the last fetch ended.
+    /// Whether a request has waited since the last fetch ended.
     wanted: bool,
     asked_at: Option<Instant>,
     /// Whether a pod that is alive has a claim to it.
@@ -38,7 +39,7 @@ pub(super) struct Entry {
     lingers_until: Option<Instant>,
 }
 
-/// What an entry says to who asks.
+/// An entry's answer to a request.
 pub(super) enum Answer {
     /// Nothing, not long ago and still.
     Failed(CredentialError),
@@ -48,7 +49,7 @@ pub(super) enum Answer {
     Wait(Option<Arc<Credentials>>),
 }
 
-/// What the keeper does next.
+/// What the refresh task does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Forget the entry.
@@ -63,9 +64,9 @@ pub(super) enum Next {
 
 #[derive(Clone, Copy)]
 enum Phase {
-    /// The keeper fetches, or has been told to.
+    /// The refresh task fetches, or was woken to do so.
     Fetching,
-    /// Denied, and the denial is no longer taken for granted: the next one who asks finds out.
+    /// Denied, and the denial has expired: the next request causes a fetch.
     Forgotten,
     /// Until the first fetch, the next refresh, or the end of a back-off.
     Resting { until: Instant },
@@ -80,7 +81,8 @@ struct Held {
 }
 
 impl Held {
-    /// What is left by either clock: the wall's may have jumped, and the other one stands still while the machine sleeps.
+    /// The shorter remaining time by either clock: the wall clock may have jumped, and the monotonic clock
+    /// stops while the machine sleeps.
     fn left(&self, now: Now) -> Duration {
         let by_wall = self.credentials.expires_at.duration_since(now.wall);
         let by_tick = self.ends_at.saturating_duration_since(now.tick);
@@ -89,12 +91,12 @@ impl Held {
 }
 
 impl Entry {
-    /// A new entry that somebody asks for; its keeper is about to fetch.
+    /// A new entry that a pod asks for; its refresh task is about to fetch.
     pub(super) fn asked(now: Now) -> Self {
         Self { wanted: true, asked_at: Some(now.tick), ..Self::planned(Phase::Fetching, false) }
     }
 
-    /// A new entry that a pod has a claim to; its keeper fetches at `at`, or when somebody asks.
+    /// A new entry that a pod has a claim to; its refresh task fetches at `at`, or when a pod asks.
     pub(super) fn claimed(at: Instant) -> Self {
         Self::planned(Phase::Resting { until: at }, true)
     }
@@ -115,7 +117,7 @@ impl Entry {
         }
     }
 
-    /// Answers; the flag says that the keeper must be woken.
+    /// Answers; the flag means that the refresh task must be woken.
     pub(super) fn ask(&mut self, now: Now) -> (Answer, bool) {
         self.asked_at = Some(now.tick);
         let held = self.held.as_ref().map(|held| (held, held.left(now)));
@@ -126,13 +128,14 @@ impl Entry {
             return (Answer::Hit(Arc::clone(credentials)), false);
         }
         self.wanted = true;
-        // Below the floor only while STS fails: then waiting for it would help nobody.
+        // Below the floor only while STS fails: then waiting would be useless.
         if let Some(credentials) = credentials.as_ref().filter(|_| self.failure.is_some()) {
             return (Answer::Hit(Arc::clone(credentials)), false);
         }
         if let (Phase::Resting { until }, Some(failure)) = (self.phase, &self.failure) {
             let rest = until.saturating_duration_since(now.tick);
-            // A longer rest was meant for what nobody asks for; what STS asked for, for all.
+            // A longer back-off applies to sessions that no pod asks for; a pause that STS requested applies
+            // to all.
             let barred = self.barred_until.map(|until| until.saturating_duration_since(now.tick));
             let retry_after =
                 if rest <= BACK_OFF_LIMIT { Some(rest) } else { barred.filter(|rest| !rest.is_zero()) };
@@ -175,7 +178,8 @@ impl Entry {
         self.phase = Phase::Resting { until: now.tick + wait };
     }
 
-    /// STS throttles no longer: a wait that throttling caused ends within [`RETURN_SPREAD`]. `false` when there is none.
+    /// STS no longer throttles: a wait that throttling caused ends within [`RETURN_SPREAD`]. `false` when
+    /// there is no such wait.
     pub(super) fn unthrottle(&mut self, now: Now, jitter: f64) -> bool {
         let is_throttled = self.failure.as_ref().is_some_and(|e| e.kind == IssueErrorKind::Throttled);
         let Phase::Resting { until } = self.phase else { return false };
@@ -188,12 +192,12 @@ impl Entry {
         true
     }
 
-    /// Why the fetch before the one that is under way failed, if asking again may help.
+    /// Why the fetch before the one in flight failed, if another attempt may succeed.
     pub(super) fn last_failure(&self) -> Option<Arc<IssueError>> {
         self.failure.clone().filter(|failure| failure.kind.is_transient())
     }
 
-    /// Tells the keeper what to do, after `finish` and whenever it wakes.
+    /// What the refresh task must do, after `finish` and whenever it wakes.
     pub(super) fn next(&mut self, now: Now) -> Next {
         match self.phase {
             Phase::Fetching => Next::Fetch,
@@ -206,7 +210,7 @@ impl Entry {
             Phase::Resting { until } if now.tick < until => {
                 Next::Sleep(self.lingers_until.map_or(until, |end| end.min(until)))
             }
-            // Of no use to any pod that is alive; but a back-off must not begin anew for one that keeps asking.
+            // No living pod needs it; but the back-off must not restart for a pod that keeps asking.
             Phase::Resting { .. } if !self.claimed && (!self.wanted || self.is_denied()) => Next::Drop,
             Phase::Resting { .. } if self.is_denied() => {
                 self.phase = Phase::Forgotten;
@@ -270,7 +274,7 @@ impl Entry {
         self.held.as_ref().is_some_and(|held| held.left(now) >= held.floor)
     }
 
-    /// Whether no pod has a claim to it, and nobody waits.
+    /// Whether no pod has a claim to it, and no request waits.
     pub(super) fn is_idle(&self) -> bool {
         !self.claimed && !matches!(self.phase, Phase::Fetching)
     }
@@ -330,7 +334,7 @@ impl Entry {
     fn back_off(&mut self, error: &IssueError, now: Now, jitter: f64) -> Duration {
         let failures = self.failures;
         self.failures = failures.saturating_add(1);
-        // Whoever is told the same number by STS must not come back at the same moment.
+        // Nodes that get the same number from STS must not return at the same moment.
         let asked = error.retry_after.map(|asked| asked.min(RETRY_AFTER_LIMIT).mul_f64(1.0 + 0.25 * jitter));
         self.barred_until = asked.map(|asked| now.tick + asked);
         let left = self.held.as_ref().map(|held| held.left(now)).filter(|left| *left > MIN_LEFT);
@@ -355,7 +359,7 @@ impl Entry {
     }
 }
 
-/// Credentials that are about to expire are not handed out: they would expire on the way.
+/// Credentials that are about to expire are not served: they would expire on the way.
 const MIN_LEFT: Duration = Duration::from_secs(5);
 /// What is left of credentials when they are handed out, unless STS fails: as long as the real metadata server's always are, and SDKs
 /// fetch again on each call with less (`ack-ram-tool`).
@@ -371,14 +375,14 @@ const CONFIRMATION: Duration = Duration::from_secs(60);
 const RETURN_SPREAD: Duration = Duration::from_secs(10);
 /// The first back-off after a transient failure; it doubles.
 const BACK_OFF: Duration = Duration::from_secs(1);
-/// The longest back-off while there is nothing to hand out to those who ask.
+/// The longest back-off while there are no credentials for pods that ask.
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
-/// The longest back-off while what is held is still valid, or nobody asks.
+/// The longest back-off while held credentials are valid, or no pod asks.
 const QUIET_BACK_OFF_LIMIT: Duration = Duration::from_secs(300);
 /// How much of a wait that STS asks for is granted.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(300);
 /// How long credentials outlive the last pod that had a claim to them, if they would not be refreshed before: jobs of one role, one after
 /// another, then cost one call and not one each.
 const LINGER: Duration = Duration::from_mins(30);
-/// How long an entry that was asked for may be without a claim: its pod's has not been looked at yet.
+/// How long a requested entry may be without a claim: its pod's claim may not be registered yet.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(10);

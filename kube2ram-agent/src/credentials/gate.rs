@@ -1,5 +1,5 @@
-//! The way to STS: who has a place in the queue waits for its turn. Depends on `turns`, tokio's clock and the metrics; called by `cache`.
-//! No task of its own: one of those who wait keeps the time for all.
+//! The STS scheduler: fetches queue, and wait for a permit. Depends on `turns`, tokio's clock and the
+//! metrics; called by `cache`. It has no task: one of the waiting fetches keeps the time for all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,14 +17,14 @@ use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
 
 pub(super) struct Gate {
     turns: Mutex<Turns>,
-    /// Held by whoever keeps the time.
+    /// Held by the fetch that keeps the time.
     timekeeper: tokio::sync::Mutex<()>,
     /// Notifies the timekeeper that what it waits for may have changed.
     changed: Notify,
     metrics: Arc<Metrics>,
 }
 
-/// A place in the queue, then a turn; either ends with its drop.
+/// A position in the queue, later the permit; both end with the drop.
 pub(super) struct Place {
     gate: Arc<Gate>,
     id: TicketId,
@@ -47,7 +47,7 @@ impl Gate {
         Place { gate: Arc::clone(self), id, granted }
     }
 
-    /// Somebody asks for what is queued.
+    /// A pod asks for a queued session.
     pub(super) fn promote(&self, id: TicketId, pod: &PodUid, rank: Rank) {
         self.turns().promote(id, pod.clone(), rank);
         self.advance();
@@ -110,10 +110,10 @@ impl Place {
         self.id
     }
 
-    /// Resolves when it is this one's turn, which then lasts until the drop.
+    /// Resolves when the permit is granted. It lasts until the drop.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing: the place is kept.
+    /// Dropping the future loses nothing: the position is kept.
     pub(super) async fn turn(&mut self) {
         let Self { gate, granted, .. } = self;
         tokio::select! {

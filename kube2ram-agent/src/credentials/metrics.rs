@@ -18,9 +18,9 @@ pub struct Metrics {
     issue_seconds: Histogram,
     turns: Family<TurnLabels, Counter>,
     turn_seconds: Histogram,
-    /// Fetches that wait for their turn.
+    /// Fetches that wait in the STS scheduler.
     pub(super) queued: Gauge,
-    /// How often throttling has held back what nobody waits for.
+    /// How often throttling has paused fetches that no pod waits for.
     pub(super) throttle_pauses: Counter,
     /// Role sessions that were planned to be fetched before a pod asks.
     pub(super) prefetches: Counter,
@@ -34,7 +34,7 @@ pub struct Metrics {
     pub(super) hit: Counter,
     /// Requests that waited for the first credentials.
     pub(super) miss: Counter,
-    /// Requests that waited for better credentials than those at hand.
+    /// Requests that waited although valid credentials were held.
     pub(super) refresh: Counter,
     /// Role sessions in the cache.
     pub(super) entries: Gauge,
@@ -101,7 +101,7 @@ impl Metrics {
         for rank in Rank::ALL.map(Rank::as_str) {
             drop(turns.get_or_create(&TurnLabels { rank }));
         }
-        // A hit must not pay for the family's look-up.
+        // A hit must not cost the look-up in the family.
         let counter = |cache| requests.get_or_create_owned(&RequestLabels { cache });
         Self {
             issues,

@@ -1,4 +1,4 @@
-//! What the cache holds, told all at once. Pure: time is passed in. Called by `cache`, for `app`'s metrics.
+//! A survey of the cache's entries. Pure: time is passed in. Called by `cache`, for `app`'s metrics.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ pub struct Survey {
 pub enum Standing {
     /// Its credentials are valid, but less is left of them than what pods are promised.
     BelowFloor,
-    /// STS says no.
+    /// STS refuses them.
     Denied,
-    /// There are no valid credentials, and STS does not give any.
+    /// There are no valid credentials, and STS issues none.
     Failing,
     /// Its credentials are as they should be.
     Fresh,

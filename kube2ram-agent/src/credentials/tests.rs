@@ -145,7 +145,8 @@ impl Bench {
         self.ask(session).await.unwrap_err()
     }
 
-    /// Asks every second until there is an answer no more, and tells how long there was one: at most two lifetimes.
+    /// Asks every second until there is no answer any longer, and returns how long there was one: at most two
+    /// lifetimes.
     async fn answered_for(&self, session: &RoleSession) -> Duration {
         let start = Instant::now();
         while start.elapsed() < LIFE * 2 && self.ask(session).await.is_ok() {
@@ -422,7 +423,7 @@ async fn a_request_overtakes_queued_prefetches_on_a_cold_start() {
     bench.claim_all((0..100).map(|n| (session(&format!("r{n}")), pod(n), true)), Duration::ZERO);
     sleep(Duration::from_millis(100)).await;
 
-    // One that is queued, and one that nobody has thought of. One a second takes longer than a pod waits.
+    // One queued session, and one that is new. At one per second they take longer than a pod waits.
     for (role, n) in [("r99", 99), ("new", 200)] {
         drop(bench.cache.of_session(session(role), &pod(n)).await);
     }
@@ -623,7 +624,8 @@ async fn a_denial_is_remembered_and_then_asked_about_again() {
     }
 }
 
-/// What a refresh that fails in each way does to credentials that are valid, and what a pod gets that never had any.
+/// The effect of each kind of failed refresh on valid credentials, and the answer for a pod that never had
+/// any.
 #[tokio::test(start_paused = true)]
 async fn only_a_confirmed_denial_of_the_role_takes_valid_credentials() {
     for kind in IssueErrorKind::ALL {

@@ -1,5 +1,5 @@
-//! The API server as the agent sees it: watches, direct lists for what they have not shown yet, and Events.
-//! Puts the other parts of `kubernetes` together; made and run by `app`, asked by `server`.
+//! The agent's view of the API server: watches, direct lists for pods that the watch has not shown yet, and
+//! Events. Combines the other parts of `kubernetes`; created and run by `app`, queried by `server`.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -66,12 +66,12 @@ pub struct AllowLists {
     pub annotation: Box<str>,
     /// The key of the annotation that gives a pod its role. On a namespace it has no effect, which its owner should read.
     pub role_annotation: Box<str>,
-    /// Tells what is wrong with an allow-list, for the people who wrote it. Grants nothing.
+    /// Returns what is wrong with an allow-list, for its authors. Grants nothing.
     #[expect(clippy::type_complexity, reason = "written out only here")]
     pub check: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
 }
 
-/// The pods and namespaces that the API server knows, and the way back to it for Events.
+/// The pods and namespaces that the API server knows, and the queue of Events for it.
 pub struct Cluster {
     client: Client,
     /// Of the API server.
@@ -83,7 +83,7 @@ pub struct Cluster {
     changed: watch::Sender<()>,
     list_wanted: Notify,
     events: Events,
-    /// What an agent before this one knew, to be used when the API server turns out to be away.
+    /// The checkpoint of an earlier agent, used if the API server is unavailable.
     offered: Mutex<Option<Saved>>,
     /// Whether it is used.
     restored: AtomicBool,
@@ -95,7 +95,7 @@ impl Cluster {
     /// Prepares everything; nothing is asked of the API server before [`Self::run`].
     ///
     /// # Errors
-    /// Whatever is wrong with `client`'s files and flags. An API server that is away is no error.
+    /// Problems of `client`'s files and flags. An unavailable API server is no error.
     pub async fn connect(
         client: ClientConfig,
         config: ClusterConfig,
@@ -171,19 +171,19 @@ impl Cluster {
         resources(&self.config)
     }
 
-    /// Whether what [`Self::pods`] tells can be taken for all pods there are.
+    /// Whether [`Self::pods`] returns all existing pods.
     pub fn is_known(&self) -> bool {
         self.is_synced() || self.restored.load(Ordering::Relaxed)
     }
 
-    /// Offers what an agent before this one knew. It is used when the API server fails to answer, or has not answered after five seconds,
-    /// and only until it does: an allow-list that was narrowed meanwhile counts as soon as the API server can be asked. To be called before
-    /// [`Self::run`].
+    /// Offers the checkpoint of an earlier agent. It is used when the API server fails to answer, or has not
+    /// answered after five seconds, and only until it does: an allow-list that was narrowed meanwhile counts
+    /// as soon as the API server answers. Call it before [`Self::run`].
     pub fn offer(&self, saved: Saved) {
         *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
     }
 
-    /// What the next agent should know; `None` before the API server has told everything.
+    /// The checkpoint for the next agent; `None` before the API server's lists are complete.
     pub fn saved(&self) -> Option<Saved> {
         self.is_synced().then(|| Saved::of(self.lookups().pods.all(), |name| self.allow_list(name)))
     }
@@ -207,7 +207,8 @@ impl Cluster {
         if self.config.allow_lists.is_some() && !store.is_listed() {
             for (name, allow_list) in namespaces {
                 let namespace = Namespace { allow_list: allow_list.map(Arc::from), has_role: false };
-                // A snapshot is larger only if an agent with another bound wrote it: those pods wait.
+                // A snapshot is larger only if an agent with another bound wrote it: the pods beyond the
+                // bound wait.
                 let _left_out = store.apply(name, namespace);
             }
         }
@@ -247,8 +248,8 @@ impl Cluster {
         }
     }
 
-    /// Whether the pod's namespace can be judged by, where it has to be. Without it every rule would deny, and a pod would take a 403 for
-    /// the last word.
+    /// Whether the pod's namespace is known, if it is needed. Without it every rule would deny, and SDKs
+    /// treat a 403 as final.
     fn knows_namespace_of(&self, pod: &Pod) -> bool {
         if self.config.allow_lists.is_none() {
             return true;
@@ -456,7 +457,8 @@ impl Cluster {
                 "no room for this namespace's allow-list, which is among the longest: its pods get no role that needs it"
             );
         }
-        // All agents of the cluster hear of it; the one that has pods there speaks. A pod that comes later makes its denial say it.
+        // All agents of the cluster see it; those with pods in the namespace raise the Event. For a later pod
+        // the denial raises it.
         if let Some(allow_list) = allow_list.filter(|_| is_new)
             && self.pods().iter().any(|pod| pod.namespace == name)
             && let Err(message) = (lists.check)(&allow_list)
@@ -465,7 +467,7 @@ impl Cluster {
         }
     }
 
-    /// Makes the direct lists: one at a time, for everybody who waits, and not too often.
+    /// Makes the direct lists: one at a time, for all waiting requests, and not too often.
     async fn list_wanted_pods(&self) {
         let api = self.pod_api();
         let of_this_node = ListParams::default().fields(&self.of_this_node());
@@ -550,7 +552,7 @@ fn resources(config: &ClusterConfig) -> &'static [Resource] {
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Bounds a question of people's.
 const ELSEWHERE_DEADLINE: Duration = Duration::from_secs(1);
-/// Between two looks whether the cgroups of deleted pods are gone.
+/// The time between two checks whether the cgroups of deleted pods were removed.
 const DEPARTED_INTERVAL: Duration = Duration::from_secs(5);
 
 #[async_trait]
@@ -563,7 +565,7 @@ impl Directory for Cluster {
     }
 
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError> {
-        // Before the first look, so that no change is lost between the two.
+        // Before the first check, so that no change is lost between the two.
         let changed = self.changed.subscribe();
         if let Some(pod) = self.known_pod(uid) {
             return Ok(pod);

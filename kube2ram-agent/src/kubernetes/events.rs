@@ -1,5 +1,5 @@
-//! Notices → Kubernetes Events: each said once, its repetitions counted, posted by one worker at a bounded rate.
-//! Depends on kube, the clock and `series`; called by `kubernetes::cluster`.
+//! Notices → Kubernetes Events: each is posted once, its repetitions are counted, by one worker at a bounded
+//! rate. Depends on kube, the clock and `series`; called by `kubernetes::cluster`.
 //!
 //! Not kube's `Recorder`: it merges notices that differ only in their text, knows no bounds, and fails without the right to patch Events.
 
@@ -48,7 +48,7 @@ enum Posted {
     Forbidden(kube::Error),
     /// It makes no sense to try again.
     Lost,
-    /// The API server may take it later.
+    /// The API server may accept it later.
     Later,
     Yes,
 }
@@ -140,9 +140,9 @@ impl Events {
             bucket.take();
             match self.update(client, &count).await {
                 Posted::Yes => self.metrics.event("counted"),
-                // Whether or not it arrived, the next count will tell.
+                // If it was lost, the next count includes it.
                 Posted::Later => self.metrics.event("failed"),
-                // Events live for an hour: what is said next is said anew.
+                // Events live for an hour: the next repetition is posted as a new Event.
                 Posted::Lost => self.table().forget(&count.said.notice),
                 Posted::Forbidden(error) => {
                     *may_count = false;
@@ -225,7 +225,7 @@ impl Posted {
     }
 }
 
-/// An Event's namespace must be its object's; that of what has none must be `default`.
+/// An Event's namespace must be its object's; for an object without a namespace it must be `default`.
 fn namespace_of(about: &About) -> &str {
     match about {
         About::Namespace(name) => name,
@@ -253,7 +253,7 @@ fn outcome(
     match status.code {
         // It arrived before an answer got lost.
         409 => Posted::Yes,
-        // Also said of a namespace that is about to go.
+        // Also the error for a namespace that is terminating.
         403 if !is_terminating(status) => Posted::Forbidden(error),
         429 | 500.. => Posted::Later,
         _ => {

@@ -1,6 +1,7 @@
-//! When the API server was last heard: each answer to a watch or list counts, and each piece of a watch's body, a bookmark included. kube keeps
-//! bookmarks to itself, by which alone a watch with nothing to tell differs from one that is dead.
-//! Depends on kube's client; made by `kubernetes::client`, read by `kubernetes::cluster`.
+//! When the API server last answered: each answer to a watch or list counts, and each piece of a watch's
+//! body, including bookmarks. Only bookmarks distinguish a watch without changes from a dead one, and kube
+//! does not pass them on. Depends on kube's client; made by `kubernetes::client`, read by
+//! `kubernetes::cluster`.
 
 use std::{
     error::Error,
@@ -35,13 +36,13 @@ pub enum Resource {
 /// How one watch stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contact {
-    /// How long ago the API server was heard; `None` before it ever was.
+    /// How long ago the API server last answered; `None` before the first answer.
     pub heard: Option<Duration>,
-    /// Since when, if the API server has not been heard since it last failed, and the last error.
+    /// Since when the API server has failed, if it has not answered since, and the last error.
     pub failing: Option<(Duration, Box<str>)>,
 }
 
-/// When each watch was heard and failed. Clones share it.
+/// When each watch last received something, and failed. Clones share it.
 #[derive(Clone)]
 pub(super) struct Contacts {
     /// `None` where it is not watched.
@@ -49,7 +50,7 @@ pub(super) struct Contacts {
     pods: Arc<Line>,
 }
 
-/// What is heard of one resource.
+/// The activity of one resource's watch.
 struct Line {
     times: Mutex<Times>,
     open_watches: Gauge,
@@ -123,7 +124,7 @@ impl Contacts {
         }
     }
 
-    /// Which resource a request asks for; Events and nodes are none.
+    /// The resource of a request; `None` for Events and nodes.
     fn of_path(&self, path: &str) -> Option<&Arc<Line>> {
         let asked = path.rsplit('/').next();
         let resource = Resource::ALL.iter().find(|resource| asked == Some(resource.as_str()))?;

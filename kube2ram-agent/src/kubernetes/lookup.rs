@@ -1,5 +1,5 @@
-//! Pods that connect before the watch has shown them: who waits for which pod, and what direct lists have answered.
-//! Pure but for the clock of tokio; called by `kubernetes::cluster`.
+//! Pods that connect before the watch has shown them: the waiting requests of each pod, and the answers of
+//! direct lists. Pure except for tokio's clock; called by `kubernetes::cluster`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,8 +18,9 @@ use crate::{identity::PodUid, pod::Pod};
 /// Between the starts of two direct lists: a node asks 4 times a second at most, whatever its pods do.
 pub(super) const LIST_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Bounds one direct list. It is longer than a pod is waited for: a slow list answers the next request of the pod, and ending it would
-/// only begin another one. kube waits within it as long as an answer's `Retry-After` says.
+/// The deadline of one direct list. It is longer than a request waits: a slow list answers the pod's next
+/// request, and ending it would only start another one. Within it kube waits as long as an answer's
+/// `Retry-After` requires.
 pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest pause after lists that failed; it doubles from [`LIST_INTERVAL`].
@@ -28,10 +29,10 @@ const LIST_PAUSE_LIMIT: Duration = Duration::from_secs(30);
 /// More pods than any node has; a list that is cut off there proves nothing absent.
 pub(super) const LIST_LIMIT: u32 = 5_000;
 
-/// How long the API server's word that a pod does not exist is taken.
+/// How long the API server's answer that a pod does not exist is used.
 const ABSENT_FOR: Duration = Duration::from_secs(1);
 
-/// Bounds the look-ups that are remembered; beyond it they end at their deadline.
+/// The largest number of remembered look-ups; others end at their deadline.
 const LOOKUPS_LIMIT: usize = 4_096;
 
 /// Why a direct list brought nothing.
@@ -50,7 +51,8 @@ pub(super) struct Lookups {
     pub(super) pods: Pods,
     /// For the next direct list.
     wanted: HashSet<PodUid>,
-    /// For the one under way. A pod's object is older than its cgroup, so a list answers everybody who waits for the same pod.
+    /// The list in flight. A pod's object is older than its cgroup, so a list answers all requests that wait
+    /// for the same pod.
     asked: HashSet<PodUid>,
     absent: HashMap<PodUid, Instant>,
     last_error: Option<Arc<ListError>>,
@@ -59,11 +61,11 @@ pub(super) struct Lookups {
 }
 
 pub(super) enum Look {
-    /// The API server has just said that it does not exist.
+    /// According to the API server's last answer it does not exist.
     Absent,
     Ambiguous,
     Found(Arc<Pod>),
-    /// Wanted from the direct list under way, or from the next one.
+    /// Needed from the direct list in flight, or from the next one.
     Wanted,
 }
 
@@ -105,11 +107,12 @@ impl Lookups {
         true
     }
 
-    /// Takes what the API server's cache has, which is enough for pods that are there. Whether it is for all: else what is committed
-    /// has to be listed, because the cache may be behind.
+    /// Applies a list from the API server's cache, which is enough for pods that are in it. Returns whether
+    /// it was enough for all waiting requests: otherwise the committed state must be listed, because the
+    /// cache may be behind.
     pub(super) fn finish_cached(&mut self, listed: Vec<Sighting>) -> bool {
         let asked = &self.asked;
-        // No others: the cache may still have a pod that the watch has seen go.
+        // No other pods: the cache may still have a pod whose deletion the watch has already shown.
         let is_asked = |sighting: &Sighting| match sighting {
             Sighting::Live(known) => {
                 asked.contains(&known.pod.uid)

@@ -1,4 +1,4 @@
-//! What the cluster's side counts. Called by the other parts of `kubernetes`.
+//! The metrics of `kubernetes`. Called by its other parts.
 
 use std::sync::atomic::AtomicU64;
 

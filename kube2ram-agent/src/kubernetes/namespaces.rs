@@ -1,4 +1,5 @@
-//! What the watch of namespaces has said: what counts of each one, within a bound. Pure; called by `kubernetes::cluster`.
+//! The namespaces from the watch: the used parts of each, within a bound. Pure; called by
+//! `kubernetes::cluster`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,8 +20,8 @@ pub(super) struct Namespace {
     pub(super) has_role: bool,
 }
 
-/// The namespaces of the cluster. Those whose lists are the longest have no room if there is none for all: they are not known, so that their pods
-/// wait and get nothing. So nobody's list keeps a shorter one out.
+/// The namespaces of the cluster. If there is no room for all, those with the longest lists are not kept:
+/// they are not known, so their pods wait and get nothing. So a list never displaces a shorter one.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     known: Kept,
@@ -40,9 +41,9 @@ struct Kept {
 
 /// 5,000 namespaces with lists of 700 bytes. A relist may take the same again while it lasts.
 pub(crate) const LIMIT_BYTES: usize = 4 * 1024 * 1024;
-/// How many of those without room are counted.
+/// How many namespaces without room are counted.
 const WITHOUT_ROOM_LIMIT: usize = 1024;
-/// What an entry takes beside its texts, so that the limit is one on the number as well.
+/// The size of an entry without its texts, so that the limit also bounds the number of entries.
 const ENTRY_BYTES: usize = 128;
 /// A longer list that cannot be read is not kept: it allows nothing anyway. A shorter one is, for what is wrong with it.
 const UNREADABLE_LIMIT_BYTES: usize = 4096;
@@ -80,8 +81,8 @@ impl Namespaces {
         &self.known.entries
     }
 
-    /// Takes the latest of one, and gives the names of those that have no room because of that, maybe its own. Nothing is known of them any more:
-    /// what it was before may allow too much.
+    /// Stores a namespace's latest state, and returns the names of the namespaces that have no room because
+    /// of it, possibly its own. They are forgotten: their earlier lists may allow too much.
     pub(super) fn apply(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
         self.without_room.remove(&name);
         let left_out = self.known.put(name, namespace);
@@ -98,7 +99,7 @@ impl Namespaces {
         self.without_room.clear();
     }
 
-    /// The same as [`Self::apply`] for one that a relist brings: look-ups do not see it before the list is complete.
+    /// As [`Self::apply`], for a namespace of a relist: look-ups do not see it before the list is complete.
     pub(super) fn list(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
         let left_out = self.incoming.put(name, namespace);
         self.note(left_out)
@@ -122,7 +123,8 @@ impl Namespaces {
 }
 
 impl Kept {
-    /// Puts one in the place of what it was. Gives the names of those that have gone for it; its own, if all that are longer would not do.
+    /// Replaces a namespace's entry. Returns the names of the namespaces that were removed for it; its own,
+    /// if removing all longer ones is not enough.
     fn put(&mut self, name: Box<str>, namespace: Namespace) -> Vec<Box<str>> {
         self.remove(&name);
         let needed = namespace.bytes(&name);
@@ -141,7 +143,8 @@ impl Kept {
         }
     }
 
-    /// The longest, as many as must go for so many bytes; `None` when those that are longer are not enough.
+    /// The longest entries that must be removed for this many bytes; `None` when removing all longer ones is
+    /// not enough.
     fn in_the_way_of(&self, needed: usize) -> Option<Vec<Box<str>>> {
         let mut excess = (self.bytes + needed).saturating_sub(LIMIT_BYTES);
         if excess == 0 {

@@ -11,7 +11,8 @@ use crate::{identity::PodUid, pod::Pod};
 /// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not built and dropped.
 pub(super) type ApiPod = Object<Lenient<PodSpec>, Lenient<PodStatus>>;
 
-/// A part of an object that may not be what it should be: one such object must not keep the others of its list from being read.
+/// A part of an object that may be malformed: one malformed object must not prevent the others of its list
+/// from being read.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Lenient<T> {
@@ -64,7 +65,7 @@ struct ContainerState {
     running: Option<IgnoredAny>,
 }
 
-/// What one pod object says.
+/// The content of one pod object.
 #[derive(Debug)]
 pub(super) enum Sighting {
     /// It will never run (again).
@@ -73,13 +74,13 @@ pub(super) enum Sighting {
     Live(Known),
 }
 
-/// A pod, the other name by which its cgroup may go, and what only people ask for.
+/// A pod, the other possible name of its cgroup, and fields for status.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) pod: Arc<Pod>,
     pub(super) config_hash: Option<PodUid>,
     pub(super) ip: Option<IpAddr>,
-    /// Whether somebody has deleted it; its processes may take their time.
+    /// Whether it was deleted; its processes may still run.
     pub(super) is_terminating: bool,
     /// Whether one of its containers runs.
     pub(super) is_running: bool,
@@ -104,7 +105,8 @@ pub(super) fn is_sound(pod: &ApiPod) -> bool {
     matches!((&pod.spec, &pod.status), (Lenient::Sound(_), None | Some(Lenient::Sound(_))))
 }
 
-/// Trims an object, keeping those of the annotations named in `keep`, so many bytes of each; `None` when it has no usable name or UID, or is not sound.
+/// Trims an object to the annotations named in `keep`, with this many bytes of each; `None` when it has no
+/// usable name or UID, or is malformed.
 pub(super) fn sighting(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<Sighting> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
@@ -115,8 +117,8 @@ pub(super) fn sighting(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<Sig
         return Some(Sighting::Ended(uid));
     }
     let mut annotations = object.metadata.annotations.unwrap_or_default();
-    // Of mirror pods alone. The kubelet deletes one that is not its own; but whoever may create pods can write both annotations, so that two claims
-    // are nobody's.
+    // For mirror pods only. The kubelet deletes a mirror pod that is not its own. But every user who may
+    // create pods can write both annotations, so two claims to one name are both refused.
     let [mirror, hash] = MIRROR_ANNOTATIONS;
     let mirror = annotations.contains_key(mirror);
     let config_hash = annotations
@@ -148,7 +150,8 @@ pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
     PodUid::parse(metadata.uid.as_deref()?)
 }
 
-/// What is cut here ends in a mark that no annotation of ours may have, so that `role` refuses it whatever the rest says.
+/// A truncated value ends in a mark that no valid annotation may have, so that `role` refuses it whatever the
+/// rest is.
 fn cut(value: String, limit_bytes: usize) -> Box<str> {
     if value.len() <= limit_bytes {
         return value.into();

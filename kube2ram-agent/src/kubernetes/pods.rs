@@ -13,17 +13,18 @@ use kube2ram_service::kubernetes::Store;
 #[derive(Debug)]
 pub(super) struct Pods {
     store: Store<PodUid, Known>,
-    /// Deleted from the API server, by force perhaps, while their processes may still run: they keep their role until their cgroups are gone.
+    /// Deleted from the API server, possibly by force, while their processes may still run: they keep their
+    /// role until their cgroups are removed.
     departed: HashMap<PodUid, Known>,
-    /// What the relist under way says has ended: they do not depart, they are gone.
+    /// Pods that have ended according to the relist in progress: they are removed at once, without departing.
     ended: HashSet<PodUid>,
     /// What the watch has seen end or go: a direct list may be older than that, one from a cache by any time.
     gone: Gone,
-    /// Whether a relist has come since the direct list under way was asked for.
+    /// Whether a relist has arrived since the direct list in flight was requested.
     relisted: bool,
 }
 
-/// The last UIDs that were told, so many that no direct list has one that was told before. UIDs are not used again.
+/// The last deleted UIDs, enough of them that no direct list has an earlier one. UIDs are not reused.
 #[derive(Debug, Default)]
 struct Gone {
     uids: HashSet<PodUid>,
@@ -81,14 +82,14 @@ impl Pods {
         self.departed.len()
     }
 
-    /// Forgets those that have departed and whose cgroups are gone too. Tells whether there were any.
+    /// Forgets departed pods whose cgroups were removed. Returns whether there were any.
     pub(super) fn forget_departed(&mut self, live: &HashSet<PodUid>) -> bool {
         let before = self.departed.len();
         self.departed.retain(|_, known| known.is_among(live));
         self.departed.len() < before
     }
 
-    /// Adds what was known before a restart, until a list says better.
+    /// Adds the pods of a checkpoint, until a list replaces them.
     pub(super) fn restore(&mut self, pods: Vec<Known>) {
         for known in pods {
             if !self.store.is_listed() && !self.store.known().contains_key(&known.pod.uid) {
@@ -105,10 +106,10 @@ impl Pods {
         if !uid.is_config_hash() {
             return Found::None;
         }
-        // Static pods are few and seldom ask, so an index of their own would cost more than it saves.
+        // Static pods are few and seldom ask, so a separate index would cost more than it saves.
         let of_hash = |known: &&Known| known.config_hash.as_ref() == Some(uid);
         match only(self.store.known().values().filter(of_hash)) {
-            // A mirror pod that was deleted is made anew, unless the static pod itself is to go.
+            // A deleted mirror pod is created again, unless the static pod itself is removed.
             Found::None => only(self.departed.values().filter(of_hash)),
             found => found,
         }
@@ -140,7 +141,7 @@ impl Pods {
     }
 
     fn depart(&mut self, known: Known) {
-        // A static pod's cgroup outlives its mirrors: one that is there already speaks for it.
+        // A static pod's cgroup outlives its mirrors: an existing mirror already stands for it.
         let is_replaced = known.config_hash.is_some()
             && self.store.known().values().any(|other| other.config_hash == known.config_hash);
         if !is_replaced && self.departed.len() < DEPARTED_LIMIT {
@@ -368,7 +369,7 @@ mod tests {
             }
 
             assert_eq!((pods.departed(), of_hash(&pods).as_deref()), (0, Some("anew")));
-            // What is saved now is no claim of two.
+            // The checkpoint does not contain two claims to one name.
             let saved = pods.all().cloned().collect();
             let mut restarted = Pods::new();
             restarted.restore(saved);

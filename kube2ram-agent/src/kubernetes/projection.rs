@@ -1,6 +1,6 @@
-//! Lists as they come over the wire, cut down to what is used before anybody collects them: whoever may create pods decides how large they are, and kube holds a
-//! list twice as a whole. The home of json-event-parser.
-//! Depends on kube's client; called by `kubernetes::client`.
+//! Reduces lists, as they arrive, to the fields that are used, before kube collects them: users who may
+//! create pods decide how large the lists are, and kube holds each list twice as a whole. The only module
+//! that uses json-event-parser. Depends on kube's client; called by `kubernetes::client`.
 
 use std::{
     borrow::Cow,
@@ -49,7 +49,7 @@ impl<S> Layer<S> for Projection {
     }
 }
 
-/// A client whose lists are cut down.
+/// A client whose lists are reduced.
 #[derive(Clone)]
 pub(super) struct Projecting<S> {
     inner: S,
@@ -109,8 +109,8 @@ struct Text {
     parser: LowLevelJsonParser,
     /// What was not complete yet.
     rest: Vec<u8>,
-    /// How long it must be to be looked at again: the parser begins anew at the start of a text that was not complete, so that a long one which comes in
-    /// small pieces would be read over and over.
+    /// How much data must arrive before it is parsed again: the parser restarts at the beginning of an
+    /// incomplete string, so a long string in small pieces would be parsed again and again.
     wanted: usize,
     sieve: Sieve,
 }
@@ -173,7 +173,8 @@ struct Sieve {
 enum Kept {
     No,
     AsItIs,
-    /// As a text. The API has no other there; whatever else it is becomes this one, which cannot be taken for a value.
+    /// A string. The API has nothing else there; any other value becomes this string, which is no valid
+    /// value.
     Text(JsonEvent<'static>),
 }
 
@@ -330,7 +331,7 @@ mod tests {
         }
     }
 
-    /// What is no text where the API has one must not keep the others from being read.
+    /// A value that should be a string and is none must not prevent the others from being read.
     #[test]
     fn what_should_be_a_text_and_is_none_is_replaced() {
         let item = |name: Value, role: Value| json!({"items": [{"metadata": {"name": name, "annotations": {"role": role}}}, {"metadata": {"name": "next"}}]});

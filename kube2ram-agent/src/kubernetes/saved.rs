@@ -25,8 +25,8 @@ struct SavedPod {
 }
 
 impl Saved {
-    /// Takes pods up to the bounds, and their namespaces. Pods whose annotations are longer than any legal ones are left out: they have no
-    /// role anyway, and must not take the others' room.
+    /// Stores pods up to the bounds, and their namespaces. Pods whose annotations are longer than any valid
+    /// ones are left out: they have no role anyway, and must not use the room of others.
     pub(super) fn of<'p>(
         pods: impl Iterator<Item = &'p Known>,
         allow_list: impl Fn(&str) -> Option<Option<Arc<str>>>,

@@ -1,4 +1,5 @@
-//! Pods as people ask for them: with where they stand, or where else they are. Pure; made by `kubernetes::cluster`, read by `app`.
+//! Views of pods for status: their state, or where else they are. Pure; created by `kubernetes::cluster`,
+//! read by `app`.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -16,18 +17,18 @@ pub struct Seen {
     pub ip: Option<IpAddr>,
     /// How it is known.
     pub presence: Presence,
-    /// Whether one of its containers runs, by the API server's last word.
+    /// Whether one of its containers runs, according to the API server.
     pub is_running: bool,
 }
 
 /// How a pod is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Deleted from the API server; its cgroup was still there when that was last looked at.
+    /// Deleted from the API server; its cgroup existed at the last check.
     Departed,
     /// From the API server.
     Known,
-    /// From before the agent's restart: the API server has not been heard since.
+    /// From the snapshot: the API server has not answered since the agent's restart.
     Restored,
     /// From the API server, and about to end: it keeps its role until then.
     Terminating,
@@ -36,15 +37,15 @@ pub enum Presence {
 /// Where a pod is that is not known to be on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Elsewhere {
-    /// Nowhere: there is no such pod.
+    /// The pod does not exist.
     Absent,
     /// It has ended, in this phase.
     Ended(Box<str>),
-    /// It is on this node, and the agent is about to hear of it.
+    /// It is on this node, and the watch is about to show it.
     Here,
     /// On another node.
     OnNode(Box<str>),
-    /// The API server did not say.
+    /// The API server did not answer.
     Unanswered(Box<str>),
     /// On no node yet.
     Unscheduled,

@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use kube2ram_service::{clock::jitter, telemetry::chain};
 
-/// Which taints of the node are the start-up taint: those of the key, and of the value and effect where they are given.
+/// Which taints of the node are the start-up taint: those with the key, and with the value and effect if they
+/// are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartupTaint {
     key: Box<str>,
@@ -94,17 +95,18 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// How often the node is looked at.
+/// How often the node is checked.
 ///
-/// Node-pool managers put the taint on after the agent's first look, and autoscalers put it back while they register the node
-/// (kubernetes-sigs/karpenter#1772): that is over some minutes after the node has come. A look is one GET from the API server's cache. The kubelet
-/// makes the same one every 10 s (`tryUpdateNodeStatus`), so a watch, with rights of its own, would save nothing that counts.
+/// Node-pool managers may set the taint after the agent's first check, and autoscalers set it again while
+/// they register the node (kubernetes-sigs/karpenter#1772). Both end some minutes after the node was created.
+/// A check is one GET from the API server's cache. The kubelet makes the same request every 10 s
+/// (`tryUpdateNodeStatus`), so a watch, which requires further rights, would save nothing relevant.
 pub(super) struct Pace {
-    /// Between two looks at first.
+    /// Between two checks at first.
     early: Duration,
     /// How long that is, from the agent's start.
     early_for: Duration,
-    /// Between two looks from then on.
+    /// Between two later checks.
     late: Duration,
 }
 
@@ -150,7 +152,8 @@ pub(super) async fn keep_off<F: Future<Output = ()>>(
                 (has_looked, pause) = (true, FIRST_PAUSE);
                 sleep(pace.pause(start.elapsed(), jitter())).await;
             }
-            // Somebody else changed the node in between, or the cache was behind: the next look is at what is committed.
+            // Another client changed the node meanwhile, or the cache was behind: the next check reads the
+            // committed state.
             Err(RemoveError::Request(kube::Error::Api(status))) if status.code == 409 => {
                 from = GetParams::default();
                 sleep(FIRST_PAUSE).await;

@@ -1,4 +1,4 @@
-//! The cluster against an API server that speaks list, watch and create over real connections.
+//! The cluster against an API server with list, watch and create over real connections.
 
 mod api_server;
 
@@ -69,7 +69,7 @@ impl Running {
         Self { cluster, registry, api, shutdown, task }
     }
 
-    /// The same, with both watches under way.
+    /// The same, with both watches open.
     async fn synced(api: ApiServer) -> Self {
         let running = Self::start(api).await;
         within(running.cluster.synced()).await;
@@ -499,7 +499,7 @@ async fn without_restrictions_no_namespace_is_asked_for_and_nothing_waits_for_on
     assert_eq!(running.api.namespace_pages(), 0);
     assert_eq!(running.cluster.allow_list("team-a"), None);
     assert_eq!(running.cluster.resources(), [Resource::Pods]);
-    // Else an alert would tell of a watch that is closed.
+    // Otherwise an alert would report a watch that is closed on purpose.
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &running.registry).unwrap();
     let namespaces = text.lines().filter(|line| line.contains(r#"resource="namespaces""#));

@@ -19,18 +19,18 @@ pub enum ClientConfig {
     InCluster,
     /// By the current context of a kubeconfig file.
     Kubeconfig(PathBuf),
-    /// By an address. `http://` is for test stands: it goes with neither a token nor `insecure`.
+    /// By an address. `http://` is for test stands: it is refused together with a token or `insecure`.
     Server {
         /// `https://host[:port]`.
         url: String,
         /// A bearer token.
         token: Option<SecretString>,
-        /// Whether any certificate will do. Whoever sits in between can then give any pod any role.
+        /// Whether any certificate is accepted. An attacker on the path can then give any pod any role.
         insecure: bool,
     },
 }
 
-/// Why there is no client for the API server.
+/// Why the client for the API server cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The client could not be made, for example because of a broken certificate.
@@ -65,8 +65,9 @@ pub enum ClientError {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A watch whose peer is gone without a reset is silent. One that lives brings a bookmark each minute (`bookmarkFrequency` of the API
-/// server's cache, a second or two late), so it ends only dead connections.
+/// A watch whose peer has vanished without a reset is silent. A working watch delivers a bookmark each minute
+/// (`bookmarkFrequency` of the API server's cache, a second or two late), so this timeout ends only dead
+/// connections.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// What a client is made of, all of whose waits are bounded. Nothing is asked of the API server, which may be away.
@@ -104,7 +105,8 @@ fn names_proxy(file: &Kubeconfig) -> bool {
     cluster.and_then(|named| named.cluster.as_ref()).is_some_and(|cluster| cluster.proxy_url.is_some())
 }
 
-/// kube takes the variable HTTPS_PROXY for the file's word, and then refuses it. What the file says stays refused.
+/// kube treats the variable HTTPS_PROXY like the file's setting, and then refuses it. A proxy in the file
+/// stays refused.
 fn with_proxy_of_file(mut config: Config, names_proxy: bool) -> Config {
     config.proxy_url = config.proxy_url.filter(|_| names_proxy);
     config
@@ -127,7 +129,7 @@ fn at_server(url: String, token: Option<SecretString>, insecure: bool) -> Result
     config.auth_info.token = token;
     config.accept_invalid_certs = insecure;
     if plaintext || insecure {
-        // No certificate is checked, so the machine need not have a trust store (a scratch image has none).
+        // No certificate is checked, so the machine needs no trust store (a scratch image has none).
         config.root_cert = Some(Vec::new());
     }
     Ok(config)

@@ -17,7 +17,7 @@ use crate::telemetry::chain;
 /// Bounds one page of a list. A watch itself is bounded by kube's idle timeout.
 const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Feeds `take` for ever. `failed` hears of each error, and nothing else comes of one: what was said before stays valid.
+/// Feeds `take` for ever. Each error is only passed to `failed`: earlier data stays valid.
 ///
 /// Only the first list may come from a cache (`config`). Later ones are of what is committed: another API server's cache may be behind, and
 /// a list from it would bring back what the watch has already shown to be changed or gone.
@@ -42,7 +42,7 @@ pub async fn follow<K>(
                 Ok(events.next().await)
             };
             let (restart, error) = match next {
-                // The stream says so before it asks.
+                // The stream reports this before it sends the request.
                 Ok(Some(Ok(Event::Init)))
                     if is_listed && config.list_semantic != ListSemantic::MostRecent =>
                 {
@@ -76,8 +76,8 @@ pub async fn follow<K>(
     }
 }
 
-/// Whether a watch was refused because it starts too far back. kube lists again when the watch's stream says so, but not when the
-/// response's own status does, which would leave it asking for ever.
+/// Whether a watch was refused because it starts too far back. kube lists again when an event of the stream
+/// reports this, but not when the response's status does; then it would repeat the request for ever.
 fn is_expired(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

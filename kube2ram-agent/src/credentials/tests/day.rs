@@ -19,7 +19,7 @@ enum Mood {
     Well,
 }
 
-/// Knows the true time, whatever the node's clock says.
+/// Knows the true time, whatever the node's clock shows.
 struct Sts {
     clock: Arc<ManualClock>,
     mood: Mutex<Mood>,
@@ -84,7 +84,8 @@ struct Day {
 }
 
 impl Day {
-    /// Lives a day in which `events` happen. Each pod asks every twenty minutes, from a moment of its own in the first five on.
+    /// Simulates a day in which `events` happen. Each pod asks every twenty minutes, from its own moment in
+    /// the first five minutes on.
     #[expect(clippy::type_complexity, reason = "written out only here")]
     async fn live(jitter: fn() -> f64, events: &[(Duration, &dyn Fn(&Sts))]) -> Self {
         let clock = Arc::new(ManualClock { start: Instant::now(), jump_seconds: AtomicI64::new(0) });

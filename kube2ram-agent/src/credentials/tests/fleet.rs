@@ -102,7 +102,7 @@ async fn roll_out(within: Duration, warm_up: Duration, asked: usize) -> RollOut 
                     sleep(Duration::from_secs(10)).await;
                 }
             }
-            // Longer than anything that is looked at.
+            // Longer than any period that is checked.
             sleep((start + Duration::from_hours(1)).saturating_duration_since(Instant::now())).await;
         });
     }

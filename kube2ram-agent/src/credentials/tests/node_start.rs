@@ -7,7 +7,7 @@ const PODS: u32 = 250;
 const LIMIT: usize = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Refuses a call that is one more than the limit within any second, whoever makes it.
+/// Refuses a call beyond the limit within any second, whichever node makes it.
 struct Account {
     clock: ManualClock,
     calls: Mutex<VecDeque<Instant>>,
@@ -63,7 +63,8 @@ impl Issuer for Account {
     }
 }
 
-/// Starts the pods on each of some nodes, and tells when each pod had its credentials, in order. A pod asks again a second after it was refused.
+/// Starts the pods on each of some nodes, and returns when each pod had its credentials, in order. A pod asks
+/// again a second after it was refused.
 async fn start_pods(nodes: usize, account: &Arc<Account>) -> Vec<Duration> {
     let start = Instant::now();
     let mut pods = JoinSet::new();

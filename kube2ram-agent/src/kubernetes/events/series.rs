@@ -1,5 +1,5 @@
-//! What has been said about which object, how often it was repeated since, and what is to be posted next. Bounded, and pure: time is
-//! passed in. Called by `events`, under its lock.
+//! The posted Events of each object, how often each was repeated since, and what is to be posted next.
+//! Bounded, and pure: time is passed in. Called by `events`, under its lock.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +17,7 @@ pub(super) struct SeriesTable {
     series: HashMap<Notice, Series>,
     /// What is to be posted; each has a series.
     queue: VecDeque<Notice>,
-    /// Whether counts cannot be told.
+    /// Whether counts cannot be patched.
     counts_nothing: bool,
     /// Nothing is taken until then.
     refuses_until: Option<Instant>,
@@ -32,11 +32,11 @@ struct Series {
     last: Timestamp,
     heard_at: Instant,
     queued_at: Instant,
-    /// When the API server was told last, and of how many; `None` while queued.
+    /// When the API server last received the count, and the count; `None` while queued.
     told: Option<(Instant, i32)>,
 }
 
-/// What became of a notice.
+/// The result for a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Counted,
@@ -51,7 +51,7 @@ pub(super) struct Said {
     pub(super) name: Box<str>,
 }
 
-/// How often something was said.
+/// How often a notice was raised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) said: Said,
@@ -62,12 +62,12 @@ pub(super) struct Count {
 const QUEUE_LIMIT: usize = 64;
 const SERIES_LIMIT: usize = 1_024;
 
-/// Texts may contain what a pod asked for, so one pod must not use up everybody's share.
+/// Texts may contain what a pod asked for, so one pod must not use up all entries.
 const PER_OBJECT_LIMIT: usize = 8;
 
 /// A series ends when it was not repeated for so long. What waited longer for the API server is not posted any more.
 const SAID_FOR: Duration = Duration::from_mins(10);
-/// A count that goes on growing is told this often.
+/// A growing count is patched this often.
 const COUNT_EVERY: Duration = Duration::from_mins(5);
 
 impl SeriesTable {
@@ -112,25 +112,25 @@ impl SeriesTable {
     /// It has been posted.
     pub(super) fn posted(&mut self, notice: &Notice, now: Instant) {
         if let Some(series) = self.series.get_mut(notice) {
-            // What was repeated while it waited is told by the first count.
+            // Repetitions while it waited are part of the first count.
             series.told = Some((now, 1));
         }
     }
 
-    /// It is to be posted later, after the others: it may be its namespace alone that takes none.
+    /// It is posted later, after the others: possibly only its namespace accepts none.
     pub(super) fn put_back(&mut self, notice: Notice) {
         self.queue.push_back(notice);
     }
 
-    /// It counts as never said.
+    /// It counts as never raised.
     pub(super) fn forget(&mut self, notice: &Notice) {
         self.series.remove(notice);
     }
 
-    /// A count that is to be told; it counts as told.
+    /// A count that is to be patched; it counts as patched.
     pub(super) fn due(&mut self, now: Instant) -> Option<Count> {
         let due = |(at, count): (Instant, i32), times| {
-            // That it goes on is said at once, how often it did later.
+            // A repetition is posted at once, its count later.
             times > count && (count == 1 || now.saturating_duration_since(at) >= COUNT_EVERY)
         };
         let (notice, series) = self
@@ -142,7 +142,8 @@ impl SeriesTable {
         Some(Count { said, times: series.times, last: series.last })
     }
 
-    /// Counts cannot be told: what goes on is said anew whenever a series would have ended without it.
+    /// Counts cannot be patched: a continuing problem is posted again whenever its series would otherwise
+    /// have ended.
     pub(super) fn stop_counting(&mut self) {
         self.counts_nothing = true;
     }
@@ -217,7 +218,7 @@ mod tests {
 
         assert_eq!(lab.hear(1, "a"), Heard::Counted);
         assert_eq!([lab.count(), lab.count()], [Some(2), None]);
-        // A crash loop: many times, and not a word before the time.
+        // A crash loop: many repetitions, and no patch before the time.
         for _ in 0..1_000 {
             lab.hear(1, "a");
         }

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use super::*;
 
 const NODE: &str = "node-1";
-/// With a field that nobody here knows.
+/// With an unknown field.
 const OTHER: &str = r#"{"key":"other","effect":"NoExecute","timeAdded":"2026-11-22T00:00:00Z","new":1}"#;
 
 fn taint(text: &str) -> StartupTaint {
@@ -169,7 +169,7 @@ async fn is_left_while_the_agent_is_not_ready() {
     eventually("its removal", || taints(&api) == json!([])).await;
 
     is_ready.send_replace(false);
-    // One look may be under way.
+    // One check may be in flight.
     let mut before = looks(&api);
     loop {
         sleep(Duration::from_millis(200)).await;

@@ -53,7 +53,7 @@ struct State {
     cached_lists: usize,
     /// What lists from the cache bring, if that is not what there is.
     cache: Option<BTreeMap<(&'static str, String), Value>>,
-    /// How long everybody is told to wait, if at all.
+    /// The `Retry-After` of all answers, if any.
     overloaded: Option<u64>,
     namespace_pages: usize,
     selectors: BTreeMap<&'static str, String>,
@@ -206,7 +206,7 @@ impl ApiServer {
         self.state().posted.clone()
     }
 
-    /// The patches of Events: their paths, and what they say.
+    /// The patches of Events: paths and bodies.
     pub(super) fn patched(&self) -> Vec<(String, Value)> {
         self.state().patched.clone()
     }
@@ -236,7 +236,7 @@ impl State {
         let line = Bytes::from(json!({"type": event, "object": object}).to_string() + "\n");
         self.log.push((self.version, kind, line.clone()));
         for (_, watch) in self.watches.iter().filter(|(watched, _)| *watched == kind) {
-            // A receiver that has gone is a watch that was dropped.
+            // A dropped receiver is a dropped watch.
             drop(watch.unbounded_send(line.clone()));
         }
     }
