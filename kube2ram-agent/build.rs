@@ -1,4 +1,5 @@
-//! Embeds the kernel half if somebody built it; never builds it, so that a host build needs no BPF toolchain.
+//! Embeds the eBPF programs if they were built; never builds them, so that a host build needs no BPF
+//! toolchain.
 #![expect(
     clippy::expect_used,
     reason = "cargo sets these variables, and a build script has nobody to return an error to"
@@ -22,7 +23,7 @@ fn main() {
                     from.display()
                 );
             }
-            Vec::new() // such an agent refuses to start, and says why
+            Vec::new() // such an agent refuses to start, and logs the reason
         });
         fs::write(to, object).expect("OUT_DIR is writable");
     }

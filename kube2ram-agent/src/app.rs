@@ -1,4 +1,4 @@
-//! The composition root: makes every part of what it needs, spawns the long-running ones, and stops when one of them does.
+//! The composition root: creates all parts, spawns the long-running ones, and stops when one of them ends.
 //! Depends on all other modules; called by `main`.
 
 #[cfg(test)]
@@ -48,11 +48,13 @@ use kube2ram_service::{
     telemetry::{Log, chain},
 };
 
-/// How long listeners in pods may take to open before the former agent is told to end. It waits a little longer than that.
+/// How long in-pod listeners may take to open before the outgoing agent is told to stop. The outgoing agent
+/// waits a little longer.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// Runs the agent until `shutdown`: stands by while another one serves this node, serves, and hands over to one that stands by, if any; then
-/// drains. `environment` looks a variable up; `log` is where lines go.
+/// Runs the agent until `shutdown`: stands by while another agent serves this node, serves, hands over to a
+/// standby agent, if there is one, and drains. `environment` looks up a variable; `log` receives the log
+/// lines.
 ///
 /// The API server, the metadata server and STS may all be away: what they are needed for is then answered with 503.
 ///
@@ -60,7 +62,7 @@ const OPENING: Duration = Duration::from_secs(5);
 /// [`AppError`]: something without which no pod could be served.
 ///
 /// # Cancel safety
-/// Dropping the future stops serving at once. The kernel half stays in force either way.
+/// Dropping the future stops serving at once. The eBPF programs stay attached either way.
 pub async fn run(
     config: Config,
     environment: impl Fn(&str) -> Option<String>,
@@ -70,7 +72,7 @@ pub async fn run(
     for notice in &config.notices {
         warn!("{notice}");
     }
-    // An error means that somebody did it before us, in a test.
+    // An error means that a test has installed it already.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     // What is wrong with it, no attempt mends.
     let sts = sts_access(environment, &config);
@@ -85,7 +87,8 @@ pub async fn run(
     let starting = readiness.wait_for("the start");
     parts.spawn("the probes", probe.run(readiness.clone()));
 
-    // Behind an agent that does not speak with us there is nothing to prepare: all that is missing is its end, for which Kubernetes may wait for us.
+    // If the running agent does not hand over, there is nothing to prepare: this agent only waits for its
+    // end. Kubernetes may end it only when this agent is ready.
     let mut starting = Some(starting);
     let claim = handover::claim(&config.bpf_dir, &state, &node.hello, || {
         match &sts {
@@ -142,7 +145,7 @@ pub async fn run(
             let answer = move |request| Arc::clone(&operator).answer(request);
             parts.spawn("the control socket", control.run(answer));
         }
-        // Pods are served all the same.
+        // Pods are served without it.
         Err(error) => {
             error!(%error, "cannot create the control socket: kube2ram status and kube2ram explain get no answer")
         }
@@ -151,7 +154,7 @@ pub async fn run(
     let heirs = post.heirs();
     parts.spawn("the post of agents that stand by", post.run());
     if let Some(predecessor) = predecessor {
-        // Whoever is redirected to the former agent's listeners is served by it until it is told.
+        // The outgoing agent serves its own in-pod listeners until it is told to stop.
         if timeout(OPENING, are_open).await.is_err() {
             warn!(
                 "not all in-pod listeners are open yet; the host listener serves the other pods until they are"
@@ -182,7 +185,7 @@ enum Standing {
     Serves(Box<Front>),
 }
 
-/// Waits for the other agent's end, in either way: it hands over, or is gone.
+/// Waits until the running agent hands over, or ends without a handover.
 async fn succeed(
     mut predecessor: Predecessor,
     node: &Node,
@@ -211,7 +214,7 @@ async fn succeed(
             }
             Err(error) => warn!(error = chain(&error), "the outgoing agent did not hand over"),
         }
-        // It may hold what the other agent sent of its estate, the lock among it.
+        // It may hold descriptors that the other agent has already sent, the lock among them.
         drop(predecessor);
         let seat = handover::claim(&node.settings.bpf_dir, state, &node.hello, || {});
         match seat.await.map_err(AppError::Handover)? {
@@ -228,8 +231,8 @@ fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> 
     Ok(StsAccess { client, signer })
 }
 
-/// Each connection takes a descriptor, and some runtimes give 1,024 to whoever does not ask for more: the server's own bound is to be
-/// reached first, because without descriptors nothing else works either.
+/// Each connection takes a descriptor, and some runtimes set a soft limit of 1,024: the server's own limit
+/// must be reached first, because without descriptors nothing else works.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

@@ -44,33 +44,33 @@ pub enum Command {
     Agent(Box<Config>),
     /// To change what guards the node before an agent does, and end.
     BootGuard(BootGuardCommand),
-    /// To tell why a pod gets what it gets, and end.
+    /// Show why a pod gets what it gets, and exit.
     Explain {
         /// The pod's namespace.
         namespace: String,
         /// The pod's name.
         name: String,
-        /// How it is told.
+        /// The output format.
         output: Output,
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
-    /// To tell whether this container's agent answers, and end.
+    /// Check whether this container's agent answers, and exit.
     Live(SocketPaths),
-    /// To tell or change what the running agent logs, and end.
+    /// Show or change the running agent's log level, and exit.
     LogLevel {
         /// How it is to change.
         change: Option<ChangeLogLevel>,
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
-    /// To tell whether an agent could run here, and end.
+    /// Check whether an agent could run here, and exit.
     Preflight(NodePaths),
-    /// To tell whether this container's agent is ready, and end.
+    /// Check whether this container's agent is ready, and exit.
     Ready(SocketPaths),
-    /// To tell how the running agent is, and end.
+    /// Show the state of the running agent, and exit.
     Status {
-        /// How it is told.
+        /// The output format.
         output: Output,
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
@@ -80,7 +80,7 @@ pub enum Command {
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
-    /// To take everything out of force, and end.
+    /// Remove all programs, maps and rules, and exit.
     Uninstall {
         /// The bpffs directory of the pins.
         bpf_dir: PathBuf,
@@ -92,16 +92,16 @@ pub enum Command {
 /// How a document is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For programs: one object, whose fields stay what they are while its `schema` is the same.
+    /// For programs: one object, whose fields keep their meaning while its `schema` is the same.
     Json,
     /// For people.
     Text,
 }
 
-/// What becomes of the boot guard.
+/// The command for the boot guard.
 #[derive(Debug)]
 pub enum BootGuardCommand {
-    /// It comes into force.
+    /// Activate it.
     Apply(Guard),
     /// It is put on the host.
     Install(Installation),
@@ -112,7 +112,7 @@ pub enum BootGuardCommand {
     },
 }
 
-/// What the agent was told.
+/// The agent's configuration.
 #[derive(Debug)]
 pub struct Config {
     /// How the cloud's metadata service speaks.
@@ -129,15 +129,15 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// Whether the kernel half logs each verdict.
+    /// Whether the eBPF programs log each verdict.
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
     pub default_role: Source<String>,
-    /// Whether the netfilter rule against forwarding to the metadata server is kept in force.
+    /// Whether the netfilter rules against forwarding to the metadata server are kept active.
     pub forward_guard: ForwardGuardMode,
     /// The node's address, to which connections are redirected.
     pub host_ip: Option<IpAddr>,
-    /// What becomes of unannotated hostNetwork pods.
+    /// How unannotated hostNetwork pods are treated.
     pub host_network_pods: HostNetworkPods,
     /// How logs are written.
     pub log_format: LogFormat,
@@ -157,7 +157,7 @@ pub struct Config {
     pub node: String,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
-    /// What becomes of connections to the metadata server that pods opened before the programs were in force.
+    /// How connections to the metadata server are treated that pods opened before the programs were attached.
     pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
     pub pass_through_rate: u32,
@@ -188,7 +188,7 @@ pub enum ApiServer {
     InCluster,
     /// By the current context of a kubeconfig file.
     Kubeconfig(PathBuf),
-    /// By its address; plain HTTP goes with neither a token nor `insecure`.
+    /// By its address; plain HTTP is refused together with a token or `insecure`.
     Url {
         /// `https://` or `http://`.
         url: Url,
@@ -224,7 +224,7 @@ pub enum WireGuardMode {
 pub enum OpenConnections {
     /// Nothing more of them arrives anywhere.
     Cut,
-    /// They go on, to whomever they lead.
+    /// They stay open, to the agent or server that they lead to.
     Keep,
 }
 
@@ -235,7 +235,7 @@ pub enum Source<T> {
     Discover,
     /// A flag.
     Given(T),
-    /// Nowhere: there is none.
+    /// There is none.
     Unset,
 }
 
@@ -244,7 +244,7 @@ pub enum Source<T> {
 pub enum StsEndpoint {
     /// `sts.aliyuncs.com`.
     Global,
-    /// Here and nowhere else.
+    /// Only this value.
     Only(Endpoint),
     /// The endpoints of the node's region.
     Regional,
@@ -260,7 +260,7 @@ impl StsEndpoint {
     }
 }
 
-/// Why there is no [`Command`]. `Display` is all there is to say.
+/// Why there is no [`Command`]. `Display` is the whole message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// `--help` or `--version` was asked for: clap's text, for standard output.
@@ -301,8 +301,8 @@ impl From<clap::Error> for ArgsError {
 }
 
 impl Command {
-    /// Parses the command line (`args` begins with the program's name) and the environment (`env` looks up a variable). Flags on
-    /// the command line win.
+    /// Parses the command line (`args` begins with the program's name) and the environment (`env` looks up a
+    /// variable). Flags on the command line take precedence.
     ///
     /// # Errors
     /// [`ArgsError::Usage`] about the first thing that is wrong; [`ArgsError::Help`] when that was asked for.
@@ -373,7 +373,8 @@ impl Command {
     }
 }
 
-/// Refuses `KUBE2RAM_…` variables that stand for no flag. For the agent only: those that look after it inherit its environment.
+/// Refuses `KUBE2RAM_…` variables that stand for no flag. For the agent only: subcommands in its container
+/// inherit its environment.
 ///
 /// # Errors
 /// [`ArgsError::Usage`], which names the first one.
@@ -392,7 +393,7 @@ fn metadata(v4: &SocketAddrV4, v6: value::Address6) -> MetadataAddr {
 }
 
 impl Config {
-    /// What preflight looks at.
+    /// The settings that preflight checks.
     pub fn node_paths(&self) -> NodePaths {
         NodePaths {
             bpf_dir: self.bpf_dir.clone(),

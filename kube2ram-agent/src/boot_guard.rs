@@ -32,7 +32,7 @@ const REQUIRED_BY: &str = "etc/systemd/system/kubelet.service.requires";
 /// The file in which an installation leaves its failure to the agent; empty when there was none.
 const REPORT: &str = "boot-guard";
 const MAX_REPORT_BYTES: u64 = 4096;
-/// Any of them tells that the host has systemd, also when it does not run (an image that is being made).
+/// Each of them shows that the host has systemd, also if it does not run (in an image that is being built).
 const SYSTEMD: [&str; 2] = ["usr/lib/systemd", "lib/systemd"];
 
 /// What the guard does at boot; also the flags with which the unit calls [`apply`].
@@ -63,13 +63,13 @@ pub struct Installation {
     pub required_by_kubelet: bool,
 }
 
-/// Why the boot guard is not installed, removed or in force.
+/// Why the boot guard is not installed, removed or active.
 #[derive(Debug, thiserror::Error)]
 pub enum BootGuardError {
     /// The cgroups are not where they should be.
     #[error("cannot find the cgroups")]
     Cgroups(#[source] MountError),
-    /// The programs are not in force.
+    /// The programs are not attached.
     #[error("cannot activate the boot guard's programs")]
     Datapath(#[source] DatapathError),
     /// The network devices are not known.
@@ -80,13 +80,13 @@ pub enum BootGuardError {
         "this binary is not static and would not run on the host: use the one of the image, or build it with `cargo xtask build --release`"
     )]
     Dynamic,
-    /// The programs are in force, but the netfilter rule is not.
+    /// The programs are attached, but the netfilter rules are not active.
     #[error("cannot activate the netfilter rules; --forward-guard=off runs without them")]
     ForwardGuard(#[source] GuardError),
     /// A file of the host could not be read or written.
     #[error("cannot change the host's files")]
     HostRoot(#[source] HostRootError),
-    /// There is no systemd on the host.
+    /// The host has no systemd.
     #[error("{} has no systemd, the only init system that install supports: let the node's init run `kube2ram boot-guard apply` before the kubelet", .0.display())]
     NoSystemd(PathBuf),
     /// The running binary could not be read.
@@ -119,8 +119,8 @@ pub struct Applied(BootOutcome);
 /// Puts this very binary and the unit on the host, for the next boot. What is there as it should be is not written again.
 ///
 /// # Errors
-/// [`BootGuardError`], unless the installation names a directory for the report; each file is whole or not there,
-/// and another run goes on.
+/// [`BootGuardError`], unless the installation names a directory for the report. Each file is complete or
+/// missing, and another run continues.
 pub fn install(installation: &Installation) -> Result<Installed, BootGuardError> {
     let binary = fs::read("/proc/self/exe").map_err(BootGuardError::OwnBinary);
     let installed = binary.and_then(|binary| install_binary(&binary, installation));
@@ -134,7 +134,7 @@ pub fn install(installation: &Installation) -> Result<Installed, BootGuardError>
 fn report(installed: Result<Installed, BootGuardError>, directory: &Path) -> Installed {
     let failure = installed.as_ref().err().map(|error| chain(error));
     if let Err(error) = fs::write(directory.join(REPORT), failure.as_deref().unwrap_or_default()) {
-        // There is no log yet, and the pod's status shows the last words.
+        // There is no log yet, and the pod's status shows the last line.
         return Installed::Failed(match failure {
             Some(failure) => {
                 format!("{failure}; cannot report it to the agent in {}: {error}", directory.display())
@@ -179,10 +179,11 @@ fn install_binary(binary: &[u8], installation: &Installation) -> Result<Installe
     installed.ok_or_else(|| BootGuardError::NoSystemd(host_root.clone()))
 }
 
-/// Removes from the host what [`install`] put there. What is in force stays so, until an agent takes over, or `kube2ram uninstall`.
+/// Removes what [`install`] put on the host. Attached programs stay attached until an agent takes over, or
+/// until `kube2ram uninstall`.
 ///
 /// # Errors
-/// [`BootGuardError::HostRoot`]; another run goes on.
+/// [`BootGuardError::HostRoot`]; another run continues.
 pub fn remove(host_root: &Path) -> Result<Removed, BootGuardError> {
     let root = HostRoot::open(host_root).map_err(BootGuardError::HostRoot)?;
     let remove = || {
@@ -199,12 +200,12 @@ pub fn remove(host_root: &Path) -> Result<Removed, BootGuardError> {
     remove().map_err(BootGuardError::HostRoot)
 }
 
-/// Whether the unit is on this machine. In a container that tells nothing of the host.
+/// Whether the unit is on this machine. In a container this is unrelated to the host.
 pub fn is_installed() -> bool {
     Path::new("/").join(UNIT.0).join(UNIT.1).exists()
 }
 
-/// Puts the guard in force now, unless an agent is in force already.
+/// Activates the guard now, unless an agent's programs are attached already.
 ///
 /// # Errors
 /// [`BootGuardError`]. After [`BootGuardError::ForwardGuard`] all but packets that the node would forward are denied.

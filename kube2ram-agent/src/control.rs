@@ -1,8 +1,8 @@
 //! The agent's control socket: `kube2ram status`, `explain`, `store` and `log-level` ask it. Root's alone, in the state directory, of the agent that serves.
 //! Depends on `state_dir`; served by `app` ([`Control`]), asked by `main` ([`ask`]).
 //!
-//! One request a connection, a line of JSON; one answer, a line of JSON, and the end. The name leads to one agent at any moment: who takes a node over
-//! puts its own socket there in one step.
+//! One request a connection, a line of JSON; one answer, a line of JSON, and the end. The name leads to one
+//! agent at any moment: the incoming agent replaces the socket in one step.
 
 mod client;
 mod serving;
@@ -39,7 +39,7 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeLogLevel {
-    /// Back to what the flags say.
+    /// Back to the level of the flags.
     Reset,
     /// This level, for a while.
     To {
@@ -57,7 +57,7 @@ pub struct LogLevel {
     pub schema: u32,
     /// The level.
     pub level: String,
-    /// When it falls back to what the flags say.
+    /// When it is reset to the level of the flags.
     pub until: Option<jiff::Timestamp>,
 }
 
@@ -76,13 +76,13 @@ impl std::fmt::Display for LogLevel {
 enum Reply {
     /// The document.
     Document(serde_json::Value),
-    /// Why there is none.
+    /// Why there is no answer.
     Refused(String),
 }
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "control";
-/// Its name until it takes another one's place. Only the agent that has the lock of the pins makes it.
+/// Its name until it replaces another socket. Only the agent that has the lock of the pins creates it.
 pub const DRAFT: &str = "control-draft";
 /// The longest that a request lasts, from connecting to the end of the answer, on either side.
 const PATIENCE: Duration = Duration::from_secs(5);

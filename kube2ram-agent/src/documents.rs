@@ -6,7 +6,7 @@ use std::{env, fs, path::Path};
 /// Under it, [`keep_current`] writes.
 const UPDATE: &str = "UPDATE_DOCS";
 
-/// Panics unless `text` is what stands in the part `name` of a document, whose path is relative to the repository.
+/// Panics unless `text` equals the part `name` of a document, whose path is relative to the repository.
 pub(crate) fn keep_current(document: &str, name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
     let whole = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
@@ -22,7 +22,7 @@ pub(crate) fn keep_current(document: &str, name: &str, text: &str) {
         .unwrap_or_else(|error| panic!("{document}: {error}"));
 }
 
-/// Panics unless `text` is all of a file, whose path is relative to the repository.
+/// Panics unless `text` equals a file, whose path is relative to the repository.
 pub(crate) fn keep_file_current(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
     if fs::read_to_string(&path).ok().as_deref() == Some(text) {

@@ -1,8 +1,10 @@
-//! Hands a node from one agent to the next without a moment in which nobody serves: the lock and the listeners of the host go through a Unix socket in the state
-//! directory. In pods the next agent opens listeners of its own, beside those of the former. Depends on `datapath` and `state_dir`; called by `app`.
+//! Hands a node from the outgoing agent to the incoming one without a gap: the lock and the host's listeners
+//! are passed through a Unix socket in the state directory. In pods the incoming agent opens its own
+//! listeners, next to those of the outgoing agent. Depends on `datapath` and `state_dir`; called by `app`.
 //!
-//! An agent that finds another one prepares itself and stands by. The running one passes everything on when it is told to end, and goes on serving
-//! until the other one says that it does. So an agent that cannot serve never ends one that can, and whoever is told to end is the one that ends.
+//! An agent that finds another one prepares itself and stands by. When the running agent is told to stop, it
+//! passes everything on, and serves until the standby agent reports that it serves. So an agent that cannot
+//! serve never ends one that can, and the agent that is told to stop always stops.
 
 mod channel;
 mod heirs;
@@ -19,7 +21,8 @@ pub use self::{
 };
 use crate::datapath::DatapathError;
 
-/// What this file's messages look like and mean. Agents of different versions do not hand over: the later one starts when the other has ended.
+/// The version of the messages. Agents of different versions do not hand over: the later one starts when the
+/// other has ended.
 const PROTOCOL: u32 = 2;
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "handover";
@@ -46,35 +49,35 @@ impl Hello {
     }
 }
 
-/// Everything that a node's agent has which the next one cannot make itself without a gap.
+/// The descriptors of the running agent that the next agent cannot create itself without a gap.
 #[derive(Debug)]
 pub struct Estate {
     /// The lock of the pins.
     pub lock: OwnedFd,
-    /// The listener for pods without one of their own.
+    /// The host listener, for pods without an in-pod listener.
     pub app: OwnedFd,
     /// The operator's listener.
     pub admin: OwnedFd,
 }
 
-/// Why agents do not understand each other. Pods are served by the running one as long as it runs.
+/// Why a handover is not possible. The running agent serves pods as long as it runs.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// The running agent is another version's, or its addresses are others.
+    /// The running agent has another version or other addresses.
     #[error(
         "the running agent has another version or other addresses, or one of the two agents does not run in a pod"
     )]
     Different,
-    /// The other agent ended, or hung up.
+    /// The other agent ended, or closed the connection.
     #[error("the other agent closed the connection")]
     HungUp,
-    /// A message is none, or comes at the wrong time.
+    /// A message is malformed, or arrives at the wrong time.
     #[error("unexpected handover message")]
     Malformed,
-    /// The lock of the pins could not be tried.
+    /// The attempt to lock the pins failed.
     #[error("cannot try to lock the pin directory")]
     Lock(#[source] DatapathError),
-    /// The socket could not be made.
+    /// The socket could not be created.
     #[error("cannot create the socket {}", path.display())]
     Listen {
         /// Where.
@@ -86,7 +89,7 @@ pub enum HandoverError {
     /// The socket does not work.
     #[error("cannot communicate with the other agent")]
     Speak(#[source] io::Error),
-    /// The other agent is not this user's.
+    /// The other agent runs as another user.
     #[error("the other agent runs as another user")]
     Stranger,
     /// No answer in time.

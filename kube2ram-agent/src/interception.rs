@@ -1,8 +1,10 @@
-//! Whether connections to the metadata address arrive: the agent dials it as a pod does, without its pass, and must meet itself. That the programs are
-//! attached is not enough: another program, the host's firewall or a listener that hangs stand between. Depends on `datapath` and `admin`; run by `app`,
-//! told by `server` of what arrives.
+//! The self-test of the interception: the agent connects to the metadata address as a pod does, without its
+//! pass, and the connection must arrive at the agent. Attached programs alone are no proof: another program,
+//! the host's firewall or a hanging listener may prevent it. Depends on `datapath` and `admin`; run by `app`;
+//! `server` reports the arrivals.
 //!
-//! Nobody can stand in for it: what arrives must come from the very cgroup, by the kernel's word, and from the very port.
+//! No other process can pass the test for the agent: the connection must come from the expected cgroup, by
+//! the kernel's record, and from the expected port.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -35,15 +37,16 @@ use kube2ram_service::{
     telemetry::chain,
 };
 
-/// Between two connections that arrive.
+/// The time between two connections that arrive.
 const EVERY: Duration = Duration::from_secs(10);
-/// Between two of which the first did not.
+/// The time after a connection that did not arrive.
 const AGAIN: Duration = Duration::from_millis(250);
 /// How long one may take. It takes some 100 µs.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many in a row must be lost until the agent is not ready: one may meet a node that is busy.
+/// How many in a row must be lost until the agent is not ready: a single one may be lost on a busy node.
 const LOST: u32 = 3;
-/// How long an agent that took over waits before its first: its predecessor still accepts for a moment what waits in the backlog they share.
+/// How long an agent that took over waits before its first connection: the outgoing agent still accepts for a
+/// moment from the backlog that both share.
 const SHARED: Duration = Duration::from_secs(1);
 /// The condition of readiness.
 pub const CONDITION: &str = "an intercepted connection of the agent itself";
@@ -54,9 +57,9 @@ pub struct Interception {
     settings: Settings,
     /// The agent's cgroup, if it is below the pods'. Elsewhere a child dials, in a cgroup that is made for it.
     own: Option<CgroupId>,
-    /// Whose connection is awaited; 0 is nobody's.
+    /// The cgroup whose connection is awaited; 0 means none.
     awaited_cgroup: AtomicU64,
-    /// From which port; [`ANY_PORT`] where that is not known.
+    /// The port of the awaited connection; [`ANY_PORT`] if it is not known.
     awaited_port: AtomicU32,
     arrived: Notify,
     metrics: Family<[(&'static str, &'static str); 1], Counter>,
@@ -66,7 +69,7 @@ pub struct Interception {
 /// No port's number.
 const ANY_PORT: u32 = u32::MAX;
 
-/// How it went last.
+/// The last result.
 #[derive(Clone, Debug, Default)]
 pub struct Last {
     /// When one arrived.
@@ -78,16 +81,16 @@ pub struct Last {
 /// Why a connection did not arrive.
 #[derive(Debug, thiserror::Error)]
 enum InterceptionError {
-    /// There is no way to that address.
+    /// The address cannot be reached.
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
     /// The child did not connect.
     #[error("cannot connect from a child process")]
     Child(#[source] crate::datapath::DatapathError),
-    /// Somebody else answers there, or the kernel's word got lost.
+    /// Another process answers there, or the kernel's record was lost.
     #[error("connected, but not to the agent, or without a record of the connect hook")]
     Elsewhere,
-    /// There is no socket.
+    /// The socket cannot be created.
     #[error("cannot create a socket")]
     Socket(#[source] std::io::Error),
     /// The child's thread.
@@ -122,7 +125,8 @@ impl Interception {
         })
     }
 
-    /// Whether an accepted connection is the agent's own: then it is nobody else's business. Two loads for all others.
+    /// Whether an accepted connection is the self-test's: then it is not served. Costs two loads for all
+    /// other connections.
     pub fn takes(&self, peer: SocketAddr, origin: &Origin) -> bool {
         let Origin::Task(cgroup) = origin else { return false };
         if self.awaited_cgroup.load(Ordering::Acquire) != cgroup.0 {
@@ -136,7 +140,7 @@ impl Interception {
         is_own
     }
 
-    /// How it went last.
+    /// The last result.
     pub fn last(&self) -> Last {
         self.last_mut().clone()
     }
@@ -190,7 +194,8 @@ impl Interception {
 
     async fn dial(&self, own: CgroupId) -> Result<(), InterceptionError> {
         let socket = TcpSocket::new_v4().map_err(InterceptionError::Socket)?;
-        // So that the port is known before the other side can see it, and leaves no trace after.
+        // Bound first, so that the port is known before the connection arrives. Zero linger leaves no
+        // TIME_WAIT socket.
         socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(InterceptionError::Socket)?;
         let port = socket.local_addr().map_err(InterceptionError::Socket)?.port();
         socket.set_zero_linger().map_err(InterceptionError::Socket)?;
@@ -201,7 +206,7 @@ impl Interception {
         self.arrival().await
     }
 
-    /// Where the agent's own sockets are none of a pod's.
+    /// Used where the agent's own cgroup is not below the pods' cgroup.
     async fn dial_by_child(self: Arc<Self>) -> Result<(), InterceptionError> {
         let this = Arc::clone(&self);
         let dialled = spawn_blocking(move || {

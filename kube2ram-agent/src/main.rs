@@ -121,7 +121,7 @@ impl Drop for Flushed {
     }
 }
 
-/// There is no log yet. Whoever reads may have gone (`kube2ram --help | head -1`), which is no reason to panic.
+/// There is no log yet. The reader may have ended (`kube2ram --help | head -1`), which is no reason to panic.
 fn tell(error: &ArgsError) -> ExitCode {
     drop(match error {
         ArgsError::Help(text) => io::stdout().write_all(text.as_bytes()),
@@ -138,7 +138,8 @@ fn preflight(paths: &NodePaths) -> anyhow::Result<Preflight> {
     Ok(preflight)
 }
 
-/// Asks the agent that runs, and shows its document: as JSON as it is, or as text with the exit code that goes with it.
+/// Queries the running agent, and shows its document: as unchanged JSON, or as text with the corresponding
+/// exit code.
 fn tell_of<T: serde::de::DeserializeOwned>(
     state_dir: &Path,
     request: &Request,
@@ -160,7 +161,7 @@ fn paint() -> Paint {
     Paint::of(io::stdout().is_terminal(), variable("NO_COLOR").as_deref(), variable("TERM").as_deref())
 }
 
-/// How a subcommand ends: with what it has to say.
+/// How a subcommand ends: its output and exit code.
 fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     match outcome {
         Ok(report) => {

@@ -62,7 +62,7 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// What the client may read: one line that names no role and no other pod.
+    /// The text for the client: one line that names no role and no other pod.
     pub fn external_message(&self) -> &'static str {
         match self {
             Self::MalformedAllowList { .. } | Self::NamespaceForbids { .. } => {
@@ -77,7 +77,7 @@ impl Denial {
 /// Which rule lets a pod have its role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Everybody may have the default role.
+    /// Every pod may use the default role.
     DefaultRole,
     /// A pattern of the namespace's allow-list.
     Pattern(String),
@@ -109,10 +109,11 @@ impl Policy {
     /// Permits `session` unless the client asked for another role (`requested`, the decoded role in the credential route's path)
     /// or the namespace does not allow the role.
     ///
-    /// `allow_list` is what [`Directory::allow_list`](crate::kubernetes::Directory::allow_list) tells: `None` when the namespace
-    /// is not known, `Some(None)` when it has no annotation; both deny where restrictions are on. The default role is exempt from
-    /// restrictions, also when a pod is annotated with it, as in the predecessors: every pod could have it
-    /// without an annotation. Rows 3.2 and 3.41 of docs/predecessors.md.
+    /// `allow_list` is the result of [`Directory::allow_list`](crate::kubernetes::Directory::allow_list):
+    /// `None` when the namespace is not known, `Some(None)` when it has no annotation; both deny where
+    /// restrictions are on. The default role is exempt from restrictions, also when a pod is annotated with
+    /// it, as in the predecessors: every pod could get it without an annotation. Rows 3.2 and 3.41 of
+    /// docs/predecessors.md.
     ///
     /// # Errors
     /// The reason of the denial.
@@ -152,9 +153,9 @@ impl Policy {
         pattern.map(Rule::Pattern).ok_or_else(|| Denial::NamespaceForbids { role: role.clone() })
     }
 
-    /// Whether a client that says `requested` means `role`: by its ARN, by all after `role/` or by the name below the base. In any
-    /// case, as RAM compares. Only an equal name counts: the Go kube2ram accepts any end of the ARN of the
-    /// node's role (row 4.16 of docs/predecessors.md).
+    /// Whether `requested` in a client's path means `role`: its ARN, everything after `role/`, or the name
+    /// below the base. Upper and lower case are equal, as in RAM. Only an equal name counts: the Go kube2ram
+    /// accepts any end of the ARN of the node's role (row 4.16 of docs/predecessors.md).
     fn is_name_of(&self, requested: &str, role: &RoleArn) -> bool {
         let requested = requested.strip_suffix('/').unwrap_or(requested);
         let is = |name: &str| name.eq_ignore_ascii_case(requested);

@@ -1,5 +1,6 @@
-//! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same checks at its start and refuses.
-//! Depends on `datapath`, `boot_guard`, `ancestor` and `identity`, and on procfs; called by `main` and `app`.
+//! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same
+//! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `ancestor` and
+//! `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
     fmt, fs,
@@ -43,7 +44,7 @@ pub struct Check {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// An agent can run, and something else is amiss.
+    /// An agent can run, but something else is wrong.
     Amiss(String),
     Met(String),
     Unmet(String),
@@ -167,7 +168,7 @@ mod capability {
     pub(super) const BPF: u8 = 39;
 }
 
-/// The `CapEff` line of proc_pid_status(5); none when there is no such line.
+/// The `CapEff` line of proc_pid_status(5); 0 when the line is missing.
 fn effective_capabilities(status: &str) -> u64 {
     let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
@@ -203,7 +204,8 @@ fn check_memlock(version: Version, held: u64) -> Result<String, String> {
 }
 
 /// Below 5.15, a process that writes to net_cls or net_prio moves all new sockets to the root cgroup, past programs on others
-/// (kernel commit 8520e224f547). The agent asks the kernel again and again whether that is so, and follows them there; so this is no failure.
+/// (kernel commit 8520e224f547). The agent tests for this periodically, and follows the sockets there, so
+/// this is no failure.
 fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
     let is_used = |line: &&str| {
         let fields: Vec<_> = line.split(' ').collect();
@@ -259,7 +261,8 @@ fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
     }
 }
 
-/// Two sets of programs on the pods' cgroup would send pods, and each other's agents, to listeners of either.
+/// Two sets of programs on the pods' cgroup would redirect pods, and each other's agents, to listeners of
+/// either.
 fn check_installations(bpf_dir: &Path, pods: &Path) -> Result<String, String> {
     match other_installation(bpf_dir, pods) {
         Ok(None) => Ok("no other one on this node".to_owned()),
@@ -268,9 +271,9 @@ fn check_installations(bpf_dir: &Path, pods: &Path) -> Result<String, String> {
     }
 }
 
-/// Cilium whose socket load balancer is off detaches all programs of the cgroup root when it starts. Versions without
-/// the fix of cilium/cilium#43877 give up at the first that is a link: the kernel answers `ENOENT`. Which version it
-/// is cannot be seen from here.
+/// Cilium whose socket load balancer is off detaches all programs of the cgroup root when it starts. Versions
+/// without the fix of cilium/cilium#43877 give up at the first link: the kernel answers `ENOENT`. The version
+/// is not visible to preflight.
 fn tell_cilium(bpf_dir: &Path, root: &Path) -> Option<Outcome> {
     let pins = bpf_dir.parent()?.join("cilium");
     if !pins.is_dir() {
@@ -291,7 +294,8 @@ fn tell_cilium(bpf_dir: &Path, root: &Path) -> Option<Outcome> {
     )))
 }
 
-/// The deepest level of the pods' cgroup at which the programs, which look at ten levels, still find a pod two levels below.
+/// The deepest level of the pods' cgroup at which the programs, which check ten levels, still find a pod two
+/// levels below.
 const MAX_PODS_LEVEL: u8 = 8;
 const _: () = assert!(MAX_PODS_LEVEL as i32 + 2 == MAX_CGROUP_LEVEL);
 
@@ -313,8 +317,8 @@ fn check_pods(root: &Path, pods: &Path, empty: fn(String) -> Outcome) -> Result<
     )))
 }
 
-/// A program that was attached as exclusive, or to be overridden, tolerates no other: ours is refused below the former and replaces the
-/// latter for its cgroup.
+/// A program that was attached exclusively or with `BPF_F_ALLOW_OVERRIDE` does not coexist with others: below
+/// an exclusive one the kernel refuses kube2ram's program; one with the flag is replaced for its cgroup.
 fn check_attachments(root: &Path, pods: &Path) -> Result<String, String> {
     let own = own_cgroup(root).map_err(|error| chain(&error))?;
     let mut cgroups: Vec<_> =

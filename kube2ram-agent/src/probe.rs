@@ -1,5 +1,6 @@
-//! `kube2ram ready` and `live`: how the agent of this very container is. Two agents of a node share its ports, so that no probe over HTTP could tell
-//! them apart, and others on the node could keep the kubelet from those ports. Depends on `admin`; called by `app` and `main`.
+//! `kube2ram ready` and `live`: the state of the agent of this container. Two agents of a node share its
+//! ports, so a probe over HTTP could not distinguish them, and other processes of the node could block those
+//! ports for the kubelet. Depends on `admin`; called by `app` and `main`.
 //!
 //! The agent answers on a socket in the pod's own directory, an `emptyDir`. A manifest from before that directory has none: the socket is then in the state
 //! directory, which all agents of the node share, and is named after the mount namespace, which the kubelet's exec shares with the agent.
@@ -49,10 +50,10 @@ pub enum ProbeError {
     /// The agent waits for something.
     #[error("pending: {0}")]
     Pending(String),
-    /// There is no agent in this container, or it does not answer.
+    /// No agent runs in this container, or it does not answer.
     #[error("the agent of this container does not answer")]
     Silent(#[source] io::Error),
-    /// The socket could not be made.
+    /// The socket could not be created.
     #[error("cannot create the socket {}", path.display())]
     Listen {
         /// Where.
@@ -63,7 +64,8 @@ pub enum ProbeError {
     },
 }
 
-/// Where the socket of this container's agent may be: in the pod's own directory or, where there is none, in the shared one.
+/// The possible paths of this container's socket: in the pod's own directory or, if that is missing, in the
+/// shared one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPaths([SocketPath; 2]);
 
@@ -79,7 +81,8 @@ const NAME: &str = "probe";
 pub const SHARED_PREFIX: &str = "ready-";
 /// How long an answer may take, on either side. The manifest's probe allows 3 s.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long an answer may take where silence ends the agent: a node that is short of processors is no reason. The manifest's probe allows 10 s.
+/// How long an answer may take for the liveness probe, whose failure restarts the agent: a busy node is no
+/// reason. The manifest's probe allows 10 s.
 const PATIENCE_FOR_LIFE: Duration = Duration::from_secs(5);
 const MAX_ANSWER_BYTES: usize = 1024;
 /// How long to wait when accept(2) fails.
@@ -88,7 +91,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 impl SocketPaths {
     /// In `pod_dir`, else in `state_dir`.
     pub fn new(pod_dir: &Path, state_dir: &Path) -> Self {
-        // An error gives 0: the agent of this container, and no other process, makes the same of it.
+        // An error gives 0: the agent of this container then gets the same value.
         let namespace = fs::metadata("/proc/self/ns/mnt").map_or(0, |metadata| metadata.ino());
         let shared = format!("{SHARED_PREFIX}{namespace}");
         Self([
@@ -122,7 +125,7 @@ impl SocketPath {
 }
 
 impl Probe {
-    /// Listens for questions about this agent, in place of a former one of this container.
+    /// Listens for probes of this agent, and replaces the socket of an earlier agent of this container.
     ///
     /// # Errors
     /// [`ProbeError::Listen`].
@@ -162,7 +165,7 @@ impl Probe {
 /// Asks the agent of this container whether it is ready.
 ///
 /// # Errors
-/// [`ProbeError`], within a second: it is not ready, as far as anybody can tell.
+/// [`ProbeError`], within a second: it is not ready, or its state is unknown.
 pub fn ready(paths: &SocketPaths) -> Result<Ready, ProbeError> {
     match ask(paths, PATIENCE)? {
         pending if pending.is_empty() => Ok(Ready),
@@ -173,7 +176,7 @@ pub fn ready(paths: &SocketPaths) -> Result<Ready, ProbeError> {
 /// Asks the agent of this container for any answer.
 ///
 /// # Errors
-/// [`ProbeError`], but for [`Pending`](ProbeError::Pending), within five seconds: there is none.
+/// [`ProbeError`] except [`Pending`](ProbeError::Pending), within five seconds: it does not answer.
 pub fn live(paths: &SocketPaths) -> Result<Live, ProbeError> {
     ask(paths, PATIENCE_FOR_LIFE).map(|_pending| Live)
 }
@@ -208,7 +211,7 @@ fn hear(mut stream: StdUnixStream, patience: Duration) -> io::Result<String> {
     Err(io::Error::other("the answer is too long"))
 }
 
-/// Never waits: an agent that hangs would let whoever dials it hang too, once the queue of its socket is full.
+/// Never blocks: if an agent hangs and the backlog of its socket is full, a blocking connect would hang, too.
 fn dial(path: &Path) -> io::Result<StdUnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

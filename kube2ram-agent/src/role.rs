@@ -45,7 +45,7 @@ impl AnnotationKeys {
 /// Why a pod has no role session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
-    /// An annotation (or `--default-role`) says something that cannot be used. Never ignored: the pod is denied.
+    /// An annotation (or `--default-role`) has an unusable value. It is never ignored: the pod is denied.
     #[error("the value of {key} {reason}")]
     Malformed {
         /// The annotation's key, or the flag.
@@ -59,7 +59,7 @@ pub enum RoleError {
         /// The annotation's key, or the flag.
         key: Box<str>,
     },
-    /// There is no annotation and no default role.
+    /// There is neither an annotation nor a default role.
     #[error("the pod is annotated with no role, and there is no default role")]
     NoRole,
 }
@@ -150,7 +150,7 @@ impl Roles {
     }
 }
 
-/// An ARN is taken as it is, anything else is a name below the base.
+/// An ARN is used as it is; any other value is a name below the base.
 fn resolve(key: &str, text: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
     let arn = match base {
         Some(base) => base.arn_for(text),

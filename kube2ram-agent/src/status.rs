@@ -1,5 +1,6 @@
-//! What `kube2ram status` and `kube2ram explain` say: the documents, which are the JSON, and their text. Pure: no I/O, no clock, no logs.
-//! Made by `app`, shown by `main`. Nothing here can hold a secret: a `SecretString` is no part of any document, and cannot be made one.
+//! The output of `kube2ram status` and `kube2ram explain`: the documents, which are the JSON, and their text.
+//! Pure: no I/O, no clock, no logs. Created by `app`, shown by `main`. No document can hold a secret: a
+//! `SecretString` cannot be serialised.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub use self::{
     problems::problems_of,
 };
 
-/// What the documents look like and mean. It changes when a field goes or changes its meaning, not when one is added.
+/// The version of the documents. It changes when a field is removed or changes its meaning, not when one is
+/// added.
 pub const SCHEMA: u32 = 1;
 
 /// All that the agent knows of itself. Times are UTC.
@@ -25,20 +27,20 @@ pub const SCHEMA: u32 = 1;
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// When this was said.
+    /// When the document was created.
     pub at: Timestamp,
     /// The process.
     pub agent: Agent,
     /// What is wrong, the worst first; none when all is well.
     pub problems: Vec<Problem>,
-    /// The kernel half.
+    /// The eBPF programs.
     pub datapath: Datapath,
     /// The netfilter rules.
     pub forward_guard: ForwardGuard,
     /// The programs on network devices.
     #[serde(default)]
     pub wire_guard: WireGuard,
-    /// What was in force at boot.
+    /// The state of the boot guard.
     pub boot_guard: BootGuard,
     /// The watches.
     pub api_server: ApiServer,
@@ -64,18 +66,19 @@ pub struct Agent {
     pub pid: u32,
     /// When it began.
     pub started_at: Timestamp,
-    /// Whether it drains: it was told to end, and nobody has its place yet, or another agent has.
+    /// Whether it drains: it was told to stop, with or without another agent that has taken over.
     pub is_draining: bool,
     /// What readiness waits for; empty when it is ready.
     pub pending: Vec<String>,
     /// What is logged.
     pub log_level: String,
-    /// When that falls back to what the flags say.
+    /// When it is reset to the level of the flags.
     pub log_level_until: Option<Timestamp>,
     /// Ports of the agent's that another process has.
     #[serde(default)]
     pub taken_ports: Vec<TakenPort>,
-    /// What the flags leave open, as after a migration that was not completed. Not problems: somebody may want it so.
+    /// Settings that leave something open, as after an incomplete migration. They are not problems: they may
+    /// be intended.
     #[serde(default)]
     pub hints: Vec<String>,
 }
@@ -102,22 +105,22 @@ pub struct Problem {
     pub remedy: String,
 }
 
-/// The kernel half.
+/// The eBPF programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapath {
-    /// Whether all of it is what it should be.
+    /// Whether all of it is in the expected state.
     pub is_in_force: bool,
     /// `pods`, or `root` where sockets of pods fall to the root cgroup.
     pub mode: String,
     /// The cgroup of all pods.
     pub pods_cgroup: String,
-    /// When it was compared with what it should be.
+    /// When it was last checked.
     pub checked_at: Option<Timestamp>,
-    /// What could not be made good.
+    /// Differences that could not be repaired.
     pub failures: Vec<String>,
-    /// The programs in force.
+    /// The attached programs.
     pub programs: Vec<Program>,
-    /// Drift that was made good since the agent began, by kind.
+    /// Repairs since the agent started, by kind.
     pub repairs: BTreeMap<String, u64>,
     /// The last of it.
     pub last_repair: Option<Repair>,
@@ -130,7 +133,7 @@ pub struct Datapath {
     pub interception: Interception,
 }
 
-/// A program, held in force by a pinned link.
+/// A program that is attached by a pinned link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Its name, as in bpftool.
@@ -170,7 +173,7 @@ impl OutsidePod {
     }
 }
 
-/// Drift that was made good.
+/// A repair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repair {
     /// When.
@@ -195,14 +198,14 @@ pub struct Interception {
 pub struct ForwardGuard {
     /// Whether there should be any.
     pub is_wanted: bool,
-    /// Whether they are in force, for each of the metadata server's addresses.
+    /// Whether they are active for each of the metadata server's addresses.
     pub is_in_force: bool,
     /// Whether rules for its IPv6 address are among them.
     #[serde(default)]
     pub has_ipv6: bool,
     /// Whether rules against IPVS are among them.
     pub has_ipvs: bool,
-    /// How often they were made anew since the agent began.
+    /// How often they were restored since the agent started.
     pub repairs: u64,
     /// Why they, or some of them, are not active.
     pub failure: Option<String>,
@@ -225,7 +228,7 @@ pub struct WireGuard {
     pub failure: Option<String>,
 }
 
-/// What was in force at boot.
+/// The state of the boot guard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootGuard {
     /// `absent`, `in_force`, `taken_over`, or `unknown`.
@@ -254,17 +257,18 @@ pub struct ApiServer {
 pub struct Watch {
     /// `pods` or `namespaces`.
     pub resource: String,
-    /// When the API server was heard.
+    /// When the API server last answered.
     pub heard_at: Option<Timestamp>,
     /// Since when it fails.
     pub failing_since: Option<Timestamp>,
-    /// How long ago what is known of it was the API server's last word, while it fails; else 0.
+    /// The age of the known state while the API server does not answer; otherwise 0.
     pub lag_seconds: u64,
     /// The last failure.
     pub failure: Option<String>,
 }
 
-/// The real metadata server: what is passed through goes there, and the agent asks it for account, region and the node's role.
+/// The real metadata server: it answers passed-through requests, and provides account, region and the node's
+/// role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataServer {
     /// Address and port; with `--metadata-addr6` also those.
@@ -345,11 +349,11 @@ pub struct Pod {
     pub presence: String,
     /// Whether it uses the host's network.
     pub host_network: bool,
-    /// Its cgroup below the pods' one; absent while it has none.
+    /// Its cgroup below the pods' cgroup; absent while it has none.
     pub cgroup: Option<String>,
     /// After what its cgroup is named: `uid`, or `config_hash` for a static pod.
     pub identified_by: Option<String>,
-    /// The address of its own listener; absent where the host's serves it.
+    /// The address of its in-pod listener; absent if the host listener serves it.
     pub listener: Option<String>,
     /// The role's ARN.
     pub role: Option<String>,

@@ -1,5 +1,5 @@
-//! `kube2ram uninstall`: takes everything out of force on this node. Depends on `datapath`, `guard` and what agents leave in the state directory;
-//! called by `main`.
+//! `kube2ram uninstall`: removes all programs, maps and rules from this node. Depends on `datapath`, `guard`
+//! and the files that agents leave in the state directory; called by `main`.
 
 use std::{
     fmt, fs, io,
@@ -26,13 +26,13 @@ pub struct Report {
     boot_guard_installed: bool,
 }
 
-/// Why something may be left. Running it again goes on where it stopped.
+/// Why something may be left. Another run continues where this one stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// An agent runs, maybe one that stands by and would make everything anew.
+    /// An agent runs, possibly a standby agent, which would attach everything again.
     #[error("an agent runs on this node (it uses {}): delete the DaemonSet first", .0.display())]
     AgentRuns(PathBuf),
-    /// The kernel half.
+    /// The eBPF programs.
     #[error("cannot remove the eBPF programs")]
     Datapath(#[source] DatapathError),
     /// The netfilter rule.
@@ -97,8 +97,8 @@ fn empty(state: &StateDir) -> io::Result<()> {
     }
 }
 
-/// Whether the empty directory may stay: it is a volume's mount point (on a read-only root file system, if that comes first), or
-/// something else is in it.
+/// Whether the error means that the directory may stay: it is a volume's mount point (or on a read-only root
+/// file system, whichever the kernel reports first), or not empty.
 fn may_stay(error: &io::Error) -> bool {
     use io::ErrorKind::{DirectoryNotEmpty, ReadOnlyFilesystem, ResourceBusy};
     matches!(error.kind(), DirectoryNotEmpty | ReadOnlyFilesystem | ResourceBusy)

@@ -1,5 +1,6 @@
-//! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but whoever reaches the node's address can ask.
-//! Depends on `server::listener` and `server::places` for bounded connections; called by `app`.
+//! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but every
+//! client that reaches the node's address can connect. Depends on `server::listener` and `server::places` for
+//! bounded connections; called by `app`.
 
 use std::{future::ready, sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ const CONNECTIONS_PER_ADDRESS: usize = 8;
 
 /// What the admin listener shows.
 pub struct Admin {
-    /// What `/readyz` tells.
+    /// The answer of `/readyz`.
     pub readiness: Readiness,
     /// What `/metrics` encodes.
     pub registry: Registry,
@@ -40,7 +41,7 @@ impl Admin {
     pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
         let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, Duration::ZERO);
         listener::accept(listener, &closing, |stream, peer| {
-            // All connections are idle here: there is always one that gives way.
+            // All connections are idle here: there is always one that can be closed.
             if let Some(place) = places.take(peer.ip()) {
                 let (admin, closing) = (Arc::clone(&self), closing.clone());
                 tasks.spawn(async move {
@@ -63,8 +64,9 @@ impl Admin {
             return refused;
         }
         match path {
-            // For the ancestors' manifests; ours ask `kube2ram live`. That this answers is all that it means: a check that asks the cloud restarts agents for
-            // the cloud's faults.
+            // For manifests of kube2iam and the Go kube2ram; kube2ram's own use `kube2ram live`. The answer
+            // means only that the agent answers: a check of the cloud would restart agents for the cloud's
+            // failures.
             "/healthz" => reply(StatusCode::OK, TEXT, "ok\n".into()),
             "/readyz" => match self.readiness.pending().as_slice() {
                 [] => reply(StatusCode::OK, TEXT, "ready\n".into()),

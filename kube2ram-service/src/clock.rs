@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Tells the time. Waiting is tokio's business, so that tests can pause it.
+/// Returns the time. Waiting is done by tokio, so that tests can pause it.
 pub trait Clock: Send + Sync + 'static {
     /// The current wall-clock time.
     fn now(&self) -> Timestamp;

@@ -1,5 +1,5 @@
-//! How listeners and what they accepted are told to end: at once, or when another agent has taken the listeners over.
-//! Depends on nothing of ours; made by `app` and `listeners`, obeyed by `server` and `admin`.
+//! The signals that end listeners and their connections: at once, or after another agent has taken over the
+//! listeners. Depends on no other module; created by `app` and `listeners`, followed by `server` and `admin`.
 
 use tokio_util::sync::CancellationToken;
 
@@ -23,12 +23,13 @@ impl Closing {
         Self { accepting: self.accepting.child_token(), draining: self.draining.child_token() }
     }
 
-    /// Somebody else accepts from now on. Connections stay until their client is done: their next response says that it is the last one.
+    /// Another agent accepts from now on. Connections stay until their client ends them; their next response
+    /// has `Connection: close`.
     pub fn hand_over(&self) {
         self.accepting.cancel();
     }
 
-    /// Nobody accepts any more, and connections are to end.
+    /// Accepting ends, and connections must end.
     pub fn close(&self) {
         self.accepting.cancel();
         self.draining.cancel();

@@ -9,7 +9,7 @@ pub fn matches(pattern: &str, subject: &str) -> bool {
     let inner = subject.strip_prefix(head).and_then(|subject| subject.strip_suffix(tail));
 
     inner.is_some_and(|inner| {
-        // Without the filter nothing else would match, but a row of stars would cost a search each.
+        // Without the filter the result would be the same, but each star of a row would cost a search.
         let mut pieces = middle.split('*').filter(|piece| !piece.is_empty());
         pieces.try_fold(inner, |left, piece| left.split_once(piece).map(|(_, after)| after)).is_some()
     })
@@ -81,7 +81,7 @@ mod tests {
         assert!(!matches(&format!("{stars}x"), "role"));
     }
 
-    /// The definition, word by word: exponential, but plainly right.
+    /// The literal definition: exponential, but obviously correct.
     fn by_definition(pattern: &[char], subject: &[char]) -> bool {
         match pattern {
             [] => subject.is_empty(),

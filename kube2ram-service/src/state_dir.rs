@@ -25,7 +25,7 @@ pub type Secret = SecretBox<[u8; SECRET_BYTES]>;
 const SECRET_BYTES: usize = 32;
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`, include/uapi/linux/magic.h.
 const VOLATILE_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
-/// What others must not be able to do to the directory, and to a secret in it.
+/// The mode bits that the directory, and a secret in it, must not have.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const OPEN_TO_OTHERS: u32 = 0o077;
 
@@ -46,7 +46,7 @@ pub enum StateDirError {
         #[source]
         source: io::Error,
     },
-    /// Somebody else could have written there.
+    /// Another user could have written there.
     #[error("{} is not a directory that only root can write: remove it, or set --state-dir", .0.display())]
     NotOurs(PathBuf),
 }
@@ -74,8 +74,8 @@ impl StateDir {
     /// Opens the directory, and makes it, for this user alone, when it is missing.
     ///
     /// # Errors
-    /// [`StateDirError::NotOurs`] when it is a symlink or no directory, another user's, or writable by others; then nothing in it can be
-    /// believed. [`StateDirError::Io`] otherwise.
+    /// [`StateDirError::NotOurs`] when it is a symlink or no directory, another user's, or writable by
+    /// others; then its content cannot be trusted. [`StateDirError::Io`] otherwise.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |what| move |source| StateDirError::Io { what, path: path.to_owned(), source };
         match fs::DirBuilder::new().mode(0o700).create(path) {
@@ -143,8 +143,9 @@ impl StateDir {
         self.is_volatile
     }
 
-    /// The secret of this name: that of the node's former agent, or a new one. Where the directory is not [volatile](Self::is_volatile)
-    /// it is always a new one and never written down. To change it, remove its file and restart the agent.
+    /// The secret of this name: the one of the node's previous agent, or a new one. If the directory is not
+    /// [volatile](Self::is_volatile), it is always a new one and never stored. To change it, remove its file
+    /// and restart the agent.
     ///
     /// # Errors
     /// [`StateDirError::Io`].
@@ -158,11 +159,11 @@ impl StateDir {
             return Ok(kept);
         }
         self.write(name, &fresh).map_err(failed("write"))?;
-        // Two agents may start at once: whoever wrote first has made it.
+        // Two agents may start at once: the first writer's secret counts.
         Ok(self.read(name).map_err(failed("read"))?.unwrap_or(fresh))
     }
 
-    /// `None` when there is none that can be believed; such a file is removed.
+    /// `None` when there is no trustworthy one; an untrustworthy file is removed.
     fn read(&self, name: &str) -> io::Result<Option<Secret>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut file = match openat(&self.directory, name, flags, Mode::empty()).map_err(io::Error::from) {

@@ -1,5 +1,6 @@
-//! Logs to standard error, as text or JSON, and the one way in which errors are written there. The only home of tracing-subscriber.
-//! Called by `main` ([`Log::start`]), by `app` (what is logged from now on), and by whoever logs an error.
+//! Logs to standard error, as text or JSON, and the formatter for errors. The only module that uses
+//! tracing-subscriber. Called by `main` ([`Log::start`]), by `app` (changes of the level), and by all modules
+//! that log an error.
 
 pub mod lossy;
 
@@ -41,8 +42,8 @@ pub enum LogFormat {
     Text,
 }
 
-/// What is logged. Clones share it, and it can change at any time: each place in the code that logs is told then, so that a line which is not logged costs
-/// as little as if it never could be.
+/// The log level. Clones share it, and it can change at any time: tracing's call-site caches are then
+/// rebuilt, so that a disabled line costs as little as a statically disabled one.
 #[derive(Clone, Debug)]
 pub struct Verbosity(Arc<Levels>);
 
@@ -131,7 +132,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Sets it up: lines go to standard error from a thread of their own, and are dropped and counted while nobody reads. So do panics.
+    /// Sets up logging: a thread writes lines to standard error, and drops and counts them while standard
+    /// error is not read. Panics are logged the same way.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -177,7 +179,8 @@ fn report_lost(lines: u64) {
     warn!(lines, "log lines were lost: standard error was not read fast enough");
 }
 
-/// The default hook writes to standard error itself, and so waits for its reader, with a lock that others wait for.
+/// The default hook writes to standard error itself, and so waits for its reader while it holds a lock that
+/// other threads need.
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace =
@@ -191,7 +194,7 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// How long the end of the process waits for whoever reads the log.
+/// How long the process waits for the log's reader before it exits.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Writes an error with its causes on one line. A cause that the text before it already ends with, as kube's and hyper's errors do, is not
@@ -231,7 +234,7 @@ mod tests {
         let writer =
             LossyWriter::start(output, Room { lines_bytes: 1024, errors_bytes: 64 * 1024 }, |_| {}).unwrap();
         let subscriber = fmt().with_ansi(false).with_writer(writer.clone()).finish();
-        // Nobody reads: the pipe is full, and so is the room of other lines.
+        // The pipe is not read: it is full, and so is the room of other lines.
         let mut filled = 0;
         while writer.flush(Duration::from_millis(100)) {
             filled += 1;

@@ -19,20 +19,20 @@ const MIB: usize = 1024 * KIB;
 
 /// A socket, its file and its inode.
 const SOCKET: usize = 4 * KIB;
-/// The kernel counts twice as much as is asked for, each way, whatever the bytes are.
+/// The kernel counts twice the requested size in each direction, whatever the buffers hold.
 const BUFFERS: usize = 2 * 2 * BUFFER_BYTES;
 /// hyper's two buffers, a head that was read, and the connection's own state.
 const HTTP: usize = 3 * HEAD_LIMIT_BYTES + 8 * KIB;
 /// `/metrics` of 1,000 pods, as a body; and what the kernel takes of it at once, which it does while less than the bound is waiting.
 const METRICS: usize = 2 * 64 * KIB;
-/// What `status -o json` says of 1,000 pods.
+/// The size of `status -o json` with 1,000 pods.
 const DOCUMENT: usize = 640 * KIB;
 /// An entry of a hash with values of 64 bytes, in the kernel's size classes, and its bucket.
 const RECORD: usize = 192 + 16;
 /// The same with values of 8 or 16 bytes.
 const SMALL: usize = 96 + 16;
 
-/// What it is for, and how many bytes. The first and the last are no bounds, but what was measured, with room.
+/// Purpose and number of bytes. The first and the last are not limits, but measured values with a margin.
 const PARTS: [(&str, usize); 9] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
     ("namespaces' allow-lists, while they are listed again", 2 * kubernetes::ALLOW_LISTS_BYTES),

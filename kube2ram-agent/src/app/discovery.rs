@@ -51,12 +51,12 @@ enum DiscoveryError {
     /// The default role.
     #[error("cannot use the default role")]
     DefaultRole(#[source] RoleError),
-    /// The agent before had other flags, and did not ask for it.
+    /// The previous agent had other flags, and did not discover it.
     #[error("the snapshot does not hold the {0}")]
     Undiscovered(&'static str),
 }
 
-/// What discovery works with; most of it goes into the entitlements.
+/// The input of discovery; most of it becomes part of the entitlements.
 pub(super) struct Discovery {
     pub(super) metadata: Metadata,
     pub(super) clock: Arc<dyn Clock>,
@@ -66,9 +66,9 @@ pub(super) struct Discovery {
     pub(super) shutdown: CancellationToken,
     pub(super) cache_metrics: credentials::Metrics,
     pub(super) pending: Pending,
-    /// What an agent before this one was told.
+    /// The facts that a previous agent discovered.
     pub(super) known_before: Option<Discovered>,
-    /// What this one is told, for the next.
+    /// The facts that this agent discovered, for the next one.
     pub(super) discovered: Arc<SetOnce<Discovered>>,
 }
 
@@ -110,7 +110,8 @@ impl Discovery {
         let mut found = Discovered::default();
         let wants_node_role = matches!(config.default_role, Source::Discover);
         if wants_node_role || matches!(config.base_arn, Source::Discover) {
-            // The cluster's, in which its OIDC provider and the agent's own role are. The node's role is a matter of the metadata server anyway.
+            // The cluster's account, which has its OIDC provider and the agent's own role. The node's role
+            // comes from the metadata server in any case.
             let arn = match self.base.account().filter(|_| !wants_node_role) {
                 Some(account) => format!("acs:ram::{account}:role/"),
                 None => self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?,

@@ -12,7 +12,7 @@ use kube2ram_service::{kubernetes::ClientError, state_dir::StateDirError};
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// What the environment says of the agent's own credentials is incomplete or malformed.
+    /// The variables for the agent's own credentials are incomplete or malformed.
     #[error("cannot use the agent's own credentials in the environment")]
     BaseCredentials(#[source] BaseError),
     /// A listener could not be bound.
@@ -32,13 +32,13 @@ pub enum AppError {
     /// The cgroups are not where they should be.
     #[error("cannot find the pods' cgroups")]
     Cgroups(#[source] MountError),
-    /// The kernel half is not in force.
+    /// The eBPF programs are not attached.
     #[error("cannot activate the eBPF programs")]
     Datapath(#[source] DatapathError),
-    /// Descriptors that one agent hands to another could not be copied, or are not what they should be.
+    /// Descriptors that one agent hands to another could not be copied, or are of the wrong kind.
     #[error("cannot hand the node over")]
     HandOver(#[source] io::Error),
-    /// What the agents of this node say to each other.
+    /// The handover between agents of this node failed.
     #[error("the handover with another agent of this node failed")]
     Handover(#[source] HandoverError),
     /// The API server's address or credentials are unusable.
@@ -53,13 +53,13 @@ pub enum AppError {
     /// The node lacks something; each condition with its remedy.
     #[error("this node is not ready for the agent: {0}")]
     Preflight(String),
-    /// Nobody could ask whether the agent is ready.
+    /// The probes could not reach the agent.
     #[error("cannot open the socket of the probes")]
     Probe(#[source] ProbeError),
-    /// A part did not let go of what is to be handed over.
+    /// A part did not release what is to be handed over.
     #[error("the in-pod listeners were not released in time")]
     Release,
-    /// Everything was removed and made anew while this agent stood by.
+    /// The programs and maps were removed and created again while this agent stood by.
     #[error(
         "the eBPF programs were replaced after this agent had prepared: the agent stops, and prepares again at its next start"
     )]
@@ -76,7 +76,7 @@ pub enum AppError {
     /// A part panicked.
     #[error("a background task of the agent panicked")]
     Panicked(#[source] tokio::task::JoinError),
-    /// Another process has a port, so that there is no listener to hand over.
+    /// Another process has a port, so there is no listener to hand over.
     #[error("another process has the port of {0}")]
     PortTaken(&'static str),
 }

@@ -1,4 +1,5 @@
-//! What faces the pods: the kernel half and the listeners that it sends them to, made anew or taken over. Called by `app`.
+//! The frontend: the eBPF programs and the listeners of the host, created or taken over from the outgoing
+//! agent. Called by `app`.
 
 use std::{
     net::TcpListener as StdTcpListener,
@@ -24,7 +25,7 @@ use crate::{
 };
 use kube2ram_service::listener::bound_buffers;
 
-/// The kernel half in force, and who listens.
+/// The attached programs, and the listeners.
 pub(super) struct Front {
     pub(super) datapath: Datapath,
     pub(super) listeners: Listeners,
@@ -34,16 +35,16 @@ pub(super) struct Front {
 pub(super) struct Listeners {
     pub(super) app: Arc<HostPort>,
     pub(super) admin: Arc<HostPort>,
-    /// Where pods were sent while another process had the port of `app`. Held for good: nobody may ever listen
-    /// there.
+    /// The address to which pods were redirected while another process had the port of `app`. It is never
+    /// closed, so that no process can listen there.
     pub(super) _refusing: Option<TcpSocket>,
-    /// Last, and so dropped last: whoever gets it listens there.
+    /// The last field, and so dropped last: the agent that gets the lock binds these addresses.
     pub(super) lock: Lock,
 }
 
 impl Front {
-    /// Makes everything anew, where no agent runs. Listening comes before attaching: a pod is never sent to a port
-    /// on which nobody listens, nor to one on which another process does.
+    /// Creates everything, if no agent runs. Listening comes before attaching: a pod is never redirected to a
+    /// port without a listener, nor to another process's.
     pub(super) fn open(node: &Node, lock: Lock) -> Result<Self, AppError> {
         let app = HostPort::app(node.app)?;
         let admin = HostPort::admin(node.admin)?;
@@ -58,7 +59,7 @@ impl Front {
         Ok(Self { datapath, listeners })
     }
 
-    /// Takes over what another agent has and goes on serving with meanwhile.
+    /// Takes over the descriptors of another agent, which continues to serve meanwhile.
     pub(super) fn inherit(node: &Node, estate: Estate) -> Result<Self, AppError> {
         let Estate { lock, app, admin } = estate;
         let app = HostPort::inherited(node.app, "--app-port", listening(app)?);
@@ -71,7 +72,7 @@ impl Front {
     }
 }
 
-/// Has pods that the host's listener would serve refused.
+/// Redirects pods that the host listener would serve to an address at which connections are refused.
 fn send_nowhere(settings: &mut Settings, node: &Node) -> Result<TcpSocket, AppError> {
     let ip = *node.agent.0.ip();
     let bind_error = |source| AppError::Bind { address: (ip, 0).into(), flag: "--host-ip", source };
@@ -81,10 +82,10 @@ fn send_nowhere(settings: &mut Settings, node: &Node) -> Result<TcpSocket, AppEr
 }
 
 impl Listeners {
-    /// Everything that the next agent needs, once `pods` changes nothing more in pods.
+    /// The descriptors for the next agent, once `pods` has stopped changing in-pod listeners.
     pub(super) async fn estate(&self, pods: &mpsc::Sender<Release>) -> Result<Estate, AppError> {
         let (release, released) = oneshot::channel();
-        // Its other end is a part, which may not end.
+        // Its other end is a background task, which may not end.
         let gone = AppError::Ended("listeners in pods");
         let is_released = pods.send(release).await.is_ok() && released.await.is_ok();
         if !is_released {
@@ -102,13 +103,13 @@ fn copy(descriptor: &impl AsFd) -> Result<OwnedFd, AppError> {
     descriptor.as_fd().try_clone_to_owned().map_err(AppError::HandOver)
 }
 
-/// A listener that was passed on.
+/// A listener that another agent passed on.
 fn listening(socket: OwnedFd) -> Result<TcpListener, AppError> {
     let checked = || {
         if !socket_acceptconn(&socket)? {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
-        // An agent of an older version may not have done it.
+        // An agent of an older version may not have set the buffers.
         bound_buffers(&socket)?;
         let listener = StdTcpListener::from(socket);
         listener.set_nonblocking(true)?;

@@ -42,7 +42,7 @@ pub(super) struct HostPort {
 
 /// How often a port that is taken is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// How often the process that has the port is looked for, which reads the descriptors of all processes, and
+/// How often the process that has the port is searched for, which reads the descriptors of all processes, and
 /// logged.
 const REPORT_EVERY: Duration = Duration::from_mins(1);
 
@@ -96,13 +96,14 @@ impl HostPort {
         self.listener.wait().await;
     }
 
-    /// The process that has the port, if the agent has not. `pod_name` looks up the namespace and name of a pod.
+    /// The process that has the port instead of the agent. `pod_name` looks up the namespace and name of a
+    /// pod.
     pub(super) fn taken(&self, pod_name: impl Fn(&PodUid) -> Option<String>) -> Option<TakenPort> {
         let holder = self.holder().as_ref()?.describe(pod_name);
         Some(TakenPort { flag: self.flag.to_owned(), address: self.address.to_string(), holder })
     }
 
-    /// Listens, as soon as no other process does; until then the agent is not ready.
+    /// Binds the port as soon as no other process has it; until then the agent is not ready.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the agent unready.
@@ -129,7 +130,7 @@ impl HostPort {
         };
         info!(address = %self.address, flag = self.flag, "the port is free again, and the agent listens on it");
         *self.holder() = None;
-        // Nobody else sets it.
+        // Only this task sets it.
         drop(self.listener.set(Arc::new(listener)));
         pending.ready();
         self.listener.wait().await

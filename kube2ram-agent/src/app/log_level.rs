@@ -1,4 +1,4 @@
-//! What is logged, changed at run time and back by itself. Called by `app`.
+//! The log level, changed at run time and reset by itself. Called by `app`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tracing::{info, level_filters::LevelFilter};
 
 use kube2ram_service::telemetry::Verbosity;
 
-/// The longest for which it may differ from what the flags say.
+/// The longest time for which it may differ from the flags.
 const LONGEST: Duration = Duration::from_hours(24);
 
 pub(super) struct LogLevel {
@@ -24,7 +24,7 @@ impl LogLevel {
         Self { verbosity, until: watch::Sender::new(None) }
     }
 
-    /// What is logged, and until when if that is not for good.
+    /// The log level, and until when, if it is temporary.
     pub(super) fn read(&self) -> (LevelFilter, Option<Timestamp>) {
         (self.verbosity.level(), self.until.borrow().map(|(_, until)| until))
     }

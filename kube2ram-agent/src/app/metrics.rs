@@ -1,5 +1,5 @@
-//! The metrics that are not counted but looked at, when they are asked for: the build, the role sessions that are held, the agent's own credentials.
-//! Depends on `credentials` and `cloud`; called by `app`.
+//! The metrics that are read at each scrape instead of counted: the build, the held role sessions, the
+//! agent's own credentials. Depends on `credentials` and `cloud`; called by `app`.
 
 use std::{fmt, sync::Arc};
 
@@ -28,7 +28,7 @@ use crate::{
 use kube2ram_cloud::alibaba::base::{Base, BaseSource};
 use kube2ram_service::clock::Clock;
 
-/// Where the source was, as who built it says.
+/// The source revision, as given at the build.
 const REVISION: &str = match option_env!("KUBE2RAM_REVISION") {
     Some(revision) => revision,
     None => "unknown",
@@ -52,7 +52,7 @@ pub(super) fn of_boot_guard(registry: &mut Registry, failure: Option<&str>) {
     registry.register("boot_guard_installation_failed", help, gauge);
 }
 
-/// Tells of credentials: those for pods, and those the agent signs with.
+/// Collects the credentials for pods, and those that the agent signs with.
 pub(super) fn of_credentials(
     registry: &mut Registry,
     entitlements: &Arc<SetOnce<Entitlements>>,
@@ -121,7 +121,7 @@ impl Collector for OwnCredentials {
     }
 }
 
-/// `left` is unknown of static keys, which do not tell when they end.
+/// `left` is unknown for static keys, which have no known expiry.
 fn encode_own(
     source: BaseSource,
     fetches: [(&'static str, u64); 2],

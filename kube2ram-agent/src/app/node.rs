@@ -23,14 +23,15 @@ use crate::{
 
 /// What does not change as long as the agent runs.
 pub(super) struct Node {
-    /// Where pods are sent that have no listener of their own. The node's address may change later.
+    /// The address to which pods without an in-pod listener are redirected. The node's address may change
+    /// later.
     pub(super) agent: AgentAddr,
     /// Where the host listener listens: at all IPv4 addresses, so that it need not be opened again when the node's address changes.
     pub(super) app: SocketAddr,
     /// Where the admin listener listens: at all addresses of both families.
     pub(super) admin: SocketAddr,
     pub(super) cgroups: Arc<CgroupTree>,
-    /// What this agent says to another one.
+    /// The handover greeting of this agent.
     pub(super) hello: Hello,
     pub(super) own_cgroup: CgroupId,
     pub(super) settings: Settings,

@@ -28,11 +28,11 @@ use crate::{
     status::OutsidePod,
 };
 
-/// Between two looks.
+/// The time between two checks.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// How long a pod may be outside. The API server is told of containers that have ended a little later than they do.
+/// How long a pod may be outside. The API server learns of ended containers a little later than they end.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How many cgroups are searched for those that are outside.
+/// How many cgroups are searched for pods outside of the pods' cgroup.
 const MAX_CGROUPS: usize = 100_000;
 /// How many pods the status names.
 const MAX_REPORTED: usize = 32;
@@ -109,11 +109,11 @@ impl Outside {
         let (root, pods) = (self.root.clone(), self.pods.clone());
         let inside = match spawn_blocking(move || populated(&root, &pods)).await {
             Ok(Ok(inside)) => inside,
-            // Which the look at the programs reports.
+            // The check of the programs reports this.
             Ok(Err(error)) => return debug!(%error, "cannot read the pods' cgroups"),
             Err(error) => return debug!(%error, "the check of the pods' cgroups panicked"),
         };
-        // After that: whoever is new is inside by now, or not known yet.
+        // After that: a new pod is inside by now, or not known yet.
         let mut outside = self.cluster.seen();
         outside
             .retain(|seen| seen.presence == Presence::Known && seen.is_running && !is_among(seen, &inside));
@@ -123,7 +123,7 @@ impl Outside {
         self.report(&outside);
     }
 
-    /// Searches for those that are new.
+    /// Searches for the cgroups of new ones.
     async fn locate(&mut self, outside: &[Seen]) {
         let new = |seen: &&Seen| self.known.get(&seen.pod.uid).is_some_and(|found| !found.is_reported);
         let wanted: HashSet<_> = outside.iter().filter(new).flat_map(names).collect();
@@ -177,7 +177,7 @@ impl Found {
     }
 }
 
-/// Remembers since when each is outside, and forgets those that are not any more.
+/// Records since when each pod is outside, and forgets those that are no longer outside.
 fn note(known: &mut HashMap<PodUid, Found>, outside: &[Seen], now: Instant) {
     let uids: HashSet<_> = outside.iter().map(|seen| &seen.pod.uid).collect();
     known.retain(|uid, _| uids.contains(uid));
@@ -202,7 +202,7 @@ fn populated(root: &Path, pods: &[PathBuf]) -> io::Result<HashSet<PodUid>> {
     Ok(cgroups.filter(|(_, cgroup)| is_populated(cgroup)).map(|(uid, _)| uid).collect())
 }
 
-/// Cgroups elsewhere whose names contain one of these, as far as they are found.
+/// Cgroups elsewhere whose names contain one of these, as far as the search finds them.
 fn search(root: &Path, pods: &[PathBuf], wanted: &HashSet<PodUid>) -> HashMap<PodUid, PathBuf> {
     let mut found = HashMap::new();
     let mut left = vec![root.to_owned()];

@@ -1,4 +1,4 @@
-//! The long-running parts of the agent, none of which may end before the shutdown. Called by `app`.
+//! The background tasks of the agent, none of which may end before the shutdown. Called by `app`.
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -8,11 +8,11 @@ use super::AppError;
 /// All of them; dropping it ends them.
 #[derive(Default)]
 pub(super) struct Parts {
-    /// Those that write to what agents share, and end in their own time.
+    /// Tasks that write to what agents share, and end by themselves after `stop`.
     blocking_writers: JoinSet<&'static str>,
     /// Tells them to.
     stop: CancellationToken,
-    /// Others that write to what agents share.
+    /// Tasks that write to what agents share, and can be aborted.
     writers: JoinSet<&'static str>,
     others: JoinSet<&'static str>,
 }
@@ -22,7 +22,7 @@ impl Parts {
         spawn(&mut self.others, name, part);
     }
 
-    /// One that writes to what the agents of a node share: the kernel half, or netfilter.
+    /// A task that writes to what the agents of a node share: the eBPF programs, or netfilter.
     pub(super) fn spawn_writer(
         &mut self,
         name: &'static str,
@@ -31,8 +31,8 @@ impl Parts {
         spawn(&mut self.writers, name, part);
     }
 
-    /// One that writes there from threads that may block, and that could not be ended in the middle: it must return
-    /// soon after the token is cancelled.
+    /// A task that writes there from threads that may block, and that cannot be aborted: it must return soon
+    /// after the token is cancelled.
     pub(super) fn spawn_blocking_writer<P: Future<Output = ()> + Send + 'static>(
         &mut self,
         name: &'static str,
@@ -41,7 +41,7 @@ impl Parts {
         spawn(&mut self.blocking_writers, name, part(self.stop.clone()));
     }
 
-    /// Ends those that write, and waits until they have.
+    /// Ends the tasks that write, and waits until they have ended.
     pub(super) async fn stop_writing(&mut self) {
         self.stop.cancel();
         while self.blocking_writers.join_next().await.is_some() {}

@@ -1,5 +1,6 @@
-//! Tells the credential cache what the pods of the node may have, so that it is there before they ask and goes when they go.
-//! Depends on `kubernetes`, `role`, `policy` and `credentials`; spawned by `app`.
+//! Passes the role sessions of the node's pods to the credential cache, so that credentials are fetched
+//! before pods ask, and dropped with them. Depends on `kubernetes`, `role`, `policy` and `credentials`;
+//! spawned by `app`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +19,9 @@ use crate::{
     server::Entitlements,
 };
 
-/// Between two looks at the pods: a cluster with many namespaces changes all the time.
+/// The time between two passes over the pods: a cluster with many namespaces changes all the time.
 const PAUSE: Duration = Duration::from_millis(250);
-/// After this time they are looked at even if nothing changed.
+/// After this time there is a pass even if nothing changed.
 const RECHECK: Duration = Duration::from_secs(30);
 
 /// What prefetching works with.
@@ -42,7 +43,8 @@ impl Prefetch {
         let mut spread = WARM_UP;
         loop {
             changes.mark_unchanged();
-            // Before that the pods are not gone, but not known yet. No pause then: a pod that comes once they are known is a new one.
+            // Before that the pods are not known yet. There is no pause then: a pod that arrives once they
+            // are known is a new one.
             if self.cluster.is_known() {
                 let mut pods = self.cluster.pods();
                 // Policy remembers a few allow-lists only: each is read once.
@@ -52,7 +54,7 @@ impl Prefetch {
                 spread = Duration::ZERO;
                 sleep(PAUSE).await;
             }
-            // The cluster outlives this, so there is no end of changes; a time-out is a recheck.
+            // The cluster outlives this task, so the changes do not end; a time-out is a recheck.
             let _recheck = timeout(RECHECK, changes.changed()).await;
         }
     }

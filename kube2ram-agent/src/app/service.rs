@@ -1,5 +1,5 @@
-//! What serves pods, but for what faces them: prepared first, opened when it is this agent's turn, ended in the way that costs pods nothing.
-//! Called by `app`.
+//! The service behind the frontend: prepared first, opened when this agent takes over, and ended without
+//! failed requests. Called by `app`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -61,11 +61,14 @@ use kube2ram_service::{
 
 /// Connections in progress get this long to end before the process does.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
-/// How long a part may take to let go of what is to be handed over: a look at the pods takes milliseconds, one in a namespace that does not answer 20 ms more.
+/// How long in-pod listeners may take to release what is to be handed over: a pass over the pods takes
+/// milliseconds, and 20 ms more for a namespace that does not answer.
 const RELEASE: Duration = Duration::from_secs(5);
-/// From the connect hook to the SYN there are a few microseconds of one processor, which it may spend on others.
+/// From the connect hook to the SYN there are a few microseconds of one processor, which may run other tasks
+/// in between.
 const ON_THEIR_WAY: Duration = Duration::from_millis(500);
-/// Where another agent serves already, clients may first be done with their connections themselves: longer than an idle one lives (15 s).
+/// If another agent serves already, clients may end their connections themselves first: longer than an idle
+/// connection lives (15 s).
 const FAREWELL: Duration = Duration::from_secs(16);
 
 /// What the names of our own metrics begin with.
@@ -87,7 +90,7 @@ pub(super) struct Service {
     registry: Registry,
     closing: Closing,
     connections: TaskTracker,
-    /// What else is waited for at the end.
+    /// Other tasks that the drain waits for.
     tasks: TaskTracker,
 }
 
@@ -237,10 +240,10 @@ impl Service {
         });
     }
 
-    /// Serves behind a front. `is_first`: no other agent serves meanwhile.
+    /// Serves behind a frontend. `is_first`: no other agent serves meanwhile.
     ///
     /// # Errors
-    /// When the kernel half's maps cannot be opened.
+    /// When the maps of the eBPF programs cannot be opened.
     pub(super) async fn open(
         &mut self,
         front: Front,
@@ -314,7 +317,8 @@ impl Service {
         let state = reconciler.state();
         parts.spawn_blocking_writer("the kernel half", |stop| reconciler.run(stop));
         let guard = self.guard(registry, parts).await;
-        // Another agent that serves already has shown that it works; this one is ready by then, and need not be unready for a moment.
+        // The outgoing agent has shown that connections arrive; this agent is ready by then, and must not
+        // become unready for a moment.
         let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
         let probing = {
             let (app, interception) = (Arc::clone(&listeners.app), Arc::clone(&interception));
@@ -324,7 +328,7 @@ impl Service {
                 interception.run(readiness, pending).await;
             }
         };
-        // Before a hand-over this ends as well: the other agent would meet what this one awaits.
+        // Before a handover the self-test ends as well: its connections would arrive at the other agent.
         parts.spawn_writer("interception", probing);
         if let Some(snapshot) = self.snapshot.take() {
             let shutdown = self.closing.draining().clone();
@@ -373,7 +377,7 @@ impl Service {
         Ok(Opened { holdings: Holdings { listeners, pods }, operator, are_open, targets })
     }
 
-    /// A port's listener, once no other process has it; `None` at the end.
+    /// A port's listener, once no other process has the port; `None` at the shutdown.
     fn claim(
         &self,
         port: &Arc<HostPort>,
@@ -444,7 +448,8 @@ impl Service {
         Ok(Some(state))
     }
 
-    /// Removes the start-up taint whenever the agent is ready. An agent that stands by need not: the one that serves does.
+    /// Removes the start-up taint whenever the agent is ready. A standby agent need not: the serving agent
+    /// does.
     fn keep_taint_off(&self, readiness: &Readiness, parts: &mut Parts) {
         let Some(taint) = self.config.startup_taint.clone() else { return };
         let (cluster, readiness) = (Arc::clone(&self.cluster), readiness.clone());
@@ -456,7 +461,7 @@ impl Service {
         });
     }
 
-    /// Hands over to an agent that stands by, if there is one, and lets connections end.
+    /// Hands over to a standby agent, if there is one, and drains connections.
     pub(super) async fn end(self, heirs: Heirs, holdings: Holdings, parts: &mut Parts) {
         let release = async || {
             let released = async {
@@ -477,11 +482,11 @@ impl Service {
             sleep(ON_THEIR_WAY).await;
             self.closing.hand_over();
         }
-        // Whoever cannot be served must be refused, not kept waiting. With the lock, if it was handed over: should the other one end as well, the next
-        // start must not wait for this one.
+        // Clients that cannot be served must be refused and not kept waiting. The lock is dropped as well, if
+        // it was handed over: if the other agent ends, too, the next start must not wait for this one.
         drop(holdings);
         if is_handed_over {
-            // Whoever is not done is drained below.
+            // Connections that have not ended are drained below.
             let _is_done = timeout(FAREWELL, self.connections.wait()).await.is_ok();
         } else {
             info!("draining: new connections are refused until the next start");

@@ -23,9 +23,9 @@ use crate::{
 };
 use kube2ram_service::{clock::since_boot, state_dir::StateDir, telemetry::chain};
 
-/// Between two writes: a node whose pods all start at once is written once or twice.
+/// The time between two writes: for a node whose pods all start at once there are one or two writes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often it is written although nothing has changed, which tells its age.
+/// How often it is written although nothing has changed, to renew its age.
 const HEARTBEAT: Duration = Duration::from_mins(5);
 
 /// One label whose values are literals below.
@@ -35,7 +35,7 @@ pub(super) type Writes = Family<[(&'static str, &'static str); 1], Counter>;
 pub(super) struct Keeper {
     file: Option<(SnapshotFile, Place)>,
     writes: Writes,
-    /// What the metadata server told.
+    /// The facts from the metadata server.
     pub(super) discovered: Arc<SetOnce<Discovered>>,
 }
 

@@ -57,7 +57,7 @@ fn store<'n>(
     })
 }
 
-/// What cannot be read allows nothing, and so has none.
+/// A malformed list allows nothing, and so has no patterns.
 fn patterns(list: &str) -> Vec<String> {
     serde_json::from_str::<Option<Vec<String>>>(list).ok().flatten().unwrap_or_default()
 }

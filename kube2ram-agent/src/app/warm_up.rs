@@ -1,5 +1,6 @@
-//! Fetches what the node's pods may have while another agent still serves them, so that the change of agents is no moment at which they all wait for STS.
-//! Depends on `kubernetes`, `role`, `policy` and `credentials`; called by `app` of an agent that stands by.
+//! Fetches the credentials of the node's pods while another agent still serves them, so that not all pods
+//! wait for STS after the handover. Depends on `kubernetes`, `role`, `policy` and `credentials`; called by
+//! `app` of a standby agent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,14 +20,15 @@ use crate::{
 };
 use kube2ram_service::admin::Pending;
 
-/// How long an agent that stands by is kept from taking over by credentials that cannot be had: the other one may still hold them. After that it is as
-/// good as it gets, and whoever updates the agents, maybe because of just this, goes on.
+/// How long missing credentials delay the takeover: the running agent may still hold them. Afterwards the
+/// standby agent reports ready anyway, so that a roll-out, possibly the one that fixes the cause, is not
+/// blocked.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// How many wait at once. How many are fetched at once is the cache's business.
+/// How many sessions are requested at once. The cache limits how many are fetched at once.
 const AT_ONCE: usize = 64;
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// Returns when every pod's credentials are held, or are refused for good.
+/// Returns when every pod's credentials are held, or are finally refused.
 pub(super) async fn warm_up(
     cluster: Arc<Cluster>,
     entitlements: Arc<SetOnce<Entitlements>>,
@@ -53,7 +55,7 @@ pub(super) async fn warm_up(
     pending.ready();
 }
 
-/// `None` for a pod that gets none, for whatever reason: it is not this module's to say.
+/// `None` for a pod that gets no credentials; other modules report the reason.
 fn permit(cluster: &Cluster, entitlements: &Entitlements, pod: &Pod) -> Option<Permit> {
     // Most pods without annotation never ask for the default role.
     if !entitlements.roles.is_asked_for_by(pod) {

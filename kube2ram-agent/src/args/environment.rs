@@ -7,7 +7,7 @@ use clap::Command;
 
 const PREFIX: &str = "KUBE2RAM_";
 
-/// Variables that the ancestors' manifests set from the downward API.
+/// Variables that the manifests of kube2iam and the Go kube2ram set from the downward API.
 const OTHER_NAMES: [(&str, &str); 2] = [("host-ip", "HOST_IP"), ("node", "NODE_NAME")];
 
 /// The arguments that the environment stands for. Empty variables count as unset.
@@ -23,8 +23,8 @@ pub(super) fn args(command: &Command, env: &dyn Fn(&str) -> Option<OsString>) ->
     command.get_arguments().filter_map(|arg| arg_of(arg.get_long()?)).collect()
 }
 
-/// The first variable that looks like a flag's and is none, in the order of the environment: a misspelt one would be a default that
-/// nobody meant. `variables` may hold any others.
+/// The first variable that looks like a flag's but is none, in the order of the environment: with a misspelt
+/// variable the flag would silently keep its default. `variables` may hold any others.
 pub(super) fn unknown(
     command: &Command,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -39,7 +39,8 @@ pub(super) fn unknown(
     variables.into_iter().find_map(is_misspelt)
 }
 
-/// One line about the variables that name a proxy for other programs, if any does. Who sets them may count on it.
+/// One line about the variables that name a proxy for other programs, if one is set: its author may rely on
+/// it.
 pub(super) fn proxy_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<String> {
     const PROXIES: [&str; 6] =
         ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
@@ -54,7 +55,7 @@ pub(super) fn proxy_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<Str
     })
 }
 
-/// The known variable that is spelt most like this one, if any is.
+/// The known variable with the most similar name, if one is similar.
 pub(super) fn similar(command: &Command, name: &str) -> Option<String> {
     let known = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of);
     known
@@ -100,8 +101,8 @@ fn is_of_service(rest: &str) -> bool {
         || after("PORT_").is_some_and(|(is_word, part)| is_word && is_part(part))
 }
 
-/// The kubelet tells each container of the Services in its namespace. One that is called `kube2ram-metrics` becomes
-/// `KUBE2RAM_METRICS_PORT=tcp://…`, which nobody meant for us.
+/// The kubelet sets variables for the Services of a container's namespace. A Service `kube2ram-metrics`
+/// becomes `KUBE2RAM_METRICS_PORT=tcp://…`, which is not meant for the agent.
 fn is_service_link(value: &OsStr) -> bool {
     let starts_with = |scheme: &str| value.as_encoded_bytes().starts_with(scheme.as_bytes());
     ["tcp://", "udp://", "sctp://"].into_iter().any(starts_with)

@@ -1,5 +1,5 @@
-//! The flags, with the ancestors' names and defaults. Doc comments are the help text: unit, default, effect on security.
-//! Depends on clap; read by the parent only.
+//! The flags, with the names and defaults of kube2iam and the Go kube2ram. Doc comments are the help text:
+//! unit, default, effect on security. Depends on clap; read by the parent only.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
@@ -328,7 +328,7 @@ pub(super) struct Flags {
     pub(super) verbose: bool,
 }
 
-/// What else it can do than be the agent.
+/// The subcommands.
 #[derive(clap::Subcommand)]
 pub(super) enum Subcommand {
     /// Denies containers access to the metadata server from boot on, before the kubelet starts, until an
@@ -428,7 +428,7 @@ pub(super) struct HostRoot {
     pub(super) host_root: PathBuf,
 }
 
-/// The flags that together tell the base ARN and the default role.
+/// The flags that together determine the base ARN and the default role.
 #[derive(Args)]
 #[command(next_help_heading = "Roles")]
 pub(super) struct Base {

@@ -120,7 +120,7 @@ fn the_boot_guard_is_installed_and_removed_on_a_host() {
 #[test]
 fn probes_ask_the_agent_of_the_pods_directory_or_the_state_directorys() {
     for probe in ["live", "ready"] {
-        // The flags of former manifests' probes still parse.
+        // The flags of earlier manifests' probes still parse.
         let line = format!("{probe} --pod-dir=/p --state-dir=/s --cgroup-root=/c");
         let told = match command(&line, &|_| None).unwrap() {
             Command::Live(paths) | Command::Ready(paths) => paths,
@@ -230,7 +230,8 @@ fn takes_the_published_manifests_of_both_ancestors() {
     let kube2ram = "--app-port=8181 --iptables=true --host-ip=10.0.0.42 --host-interface=cni0 --verbose --auto-discover-default-role";
     // kube2iam: kustomize/base/daemonset.yaml at 2e3cbd5.
     let kube2iam = "--host-ip=10.0.0.42 --iptables=true --node=cn-hangzhou.10.0.0.42";
-    // kube2iam: charts/kube2iam/templates/daemonset.yaml at 39fc48d, with extraArgs for Alibaba Cloud and a metrics port of its own.
+    // kube2iam: charts/kube2iam/templates/daemonset.yaml at 39fc48d, with extraArgs for Alibaba Cloud and
+    // another metrics port.
     let chart = "--host-interface=cali+ --node=cn-hangzhou.10.0.0.42 --host-ip=10.0.0.42 --iptables=true \
                  --base-role-arn=acs:ram::123456789012:role/ --iam-role-key=iam.amazonaws.com/role \
                  --iam-external-id=iam.amazonaws.com/external-id --iam-role-session-ttl=15m --iam-role-error-ttl=1m \

@@ -1,5 +1,6 @@
-//! Values of flags: text → type, as the ancestors' flag library took them where that matters.
-//! Depends on clap and url; used by the siblings. Errors continue clap's `invalid value '…' for '…': `.
+//! Values of flags: text → type, accepted as by the flag library of kube2iam and the Go kube2ram where that
+//! matters. Depends on clap and url; used by the siblings. Errors continue clap's `invalid value '…' for '…':
+//! `.
 
 use std::{
     convert::Infallible,
@@ -87,13 +88,13 @@ pub(super) fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
         "debug" => Ok(LevelFilter::DEBUG),
         "info" => Ok(LevelFilter::INFO),
         "warn" | "warning" => Ok(LevelFilter::WARN),
-        // The ancestors had levels above error; nothing is logged there.
+        // kube2iam and the Go kube2ram have levels above error, at which nothing is logged.
         "error" | "fatal" | "panic" => Ok(LevelFilter::ERROR),
         _ => Err("give trace, debug, info, warn or error"),
     }
 }
 
-/// What becomes of the log level.
+/// The change of the log level.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LevelChange {
     Reset,
@@ -176,7 +177,7 @@ pub(super) struct Address6(pub(super) Option<Ipv6Addr>);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Address(pub(super) Option<IpAddr>);
 
-/// An address; empty is none, as a template leaves it that knows no address.
+/// An address; an empty value means none, as from a template without an address.
 pub(super) fn host_ip(text: &str) -> Result<Address, &'static str> {
     if text.is_empty() {
         return Ok(Address(None));
@@ -186,13 +187,14 @@ pub(super) fn host_ip(text: &str) -> Result<Address, &'static str> {
         .map_err(|_no_address| "give an address of this node, such as 192.0.2.10")
 }
 
-/// An IPv6 address that a server can have; empty is none.
+/// An IPv6 address that a server can have; an empty value means none.
 pub(super) fn metadata_addr6(text: &str) -> Result<Address6, &'static str> {
     if text.is_empty() {
         return Ok(Address6(None));
     }
     match text.parse::<Ipv6Addr>() {
-        // `::1`, IPv4-mapped addresses and the like are this machine's or IPv4's, a multicast address is nobody's.
+        // `::1`, IPv4-mapped addresses and the like belong to this machine or to IPv4; a multicast address
+        // belongs to no server.
         Ok(address) if address.segments()[..2] != [0, 0] && !address.is_multicast() => {
             Ok(Address6(Some(address)))
         }

@@ -1,7 +1,7 @@
 //! Whether an executable needs a dynamic linker. Pure; called by `boot_guard`.
 
-/// Tells whether the bytes are a 64-bit little-endian ELF executable without an interpreter (elf(5)); anything else is taken for one that needs
-/// libraries.
+/// Returns whether the bytes are a 64-bit little-endian ELF executable without an interpreter (elf(5));
+/// everything else is treated as one that needs libraries.
 pub(super) fn is_static(elf: &[u8]) -> bool {
     const MAGIC: &[u8] = b"\x7fELF\x02\x01";
     const PT_INTERP: u32 = 3;

@@ -41,7 +41,8 @@ impl HostRoot {
         self.resolve(directory).is_ok()
     }
 
-    /// Writes a file whole: whoever looks, and whatever fails, sees the former one or this. Tells whether it was another before.
+    /// Writes a file atomically: readers see the previous file or the new one, whatever fails. Returns
+    /// whether it was changed.
     pub(super) fn write(&self, place: Place<'_>, content: &[u8], mode: u32) -> Result<bool, HostRootError> {
         let directory = self.make(place.0)?;
         let mode = Mode::from_raw_mode(mode);
@@ -58,7 +59,7 @@ impl HostRoot {
         Ok(true)
     }
 
-    /// Makes a symbolic link, in place of whatever has its name. Tells whether it was another before.
+    /// Creates a symbolic link, and replaces any file with its name. Returns whether it was changed.
     pub(super) fn link(&self, place: Place<'_>, target: &str) -> Result<bool, HostRootError> {
         let directory = self.make(place.0)?;
         if fs::readlinkat(&directory, place.1, Vec::new())

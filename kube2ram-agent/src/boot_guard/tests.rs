@@ -22,7 +22,7 @@ fn installation(host_root: &Path) -> Installation {
     Installation { guard, host_root: host_root.to_owned(), report_to: None, required_by_kubelet: false }
 }
 
-/// A host with systemd, whose /lib is a link as it is on most.
+/// A host with systemd, whose /lib is a link, as on most hosts.
 fn host() -> tempfile::TempDir {
     let host = tempfile::tempdir().unwrap();
     create_dir_all(host.path().join("usr/lib/systemd/system")).unwrap();

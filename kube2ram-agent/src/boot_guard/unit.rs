@@ -10,7 +10,7 @@ const BEFORE: &str = "kubelet.service containerd.service docker.service crio.ser
                       rke2-agent.service k0scontroller.service k0sworker.service snap.microk8s.daemon-kubelite.service \
                       snap.microk8s.daemon-containerd.service";
 
-/// Writes the unit. It says everything that it does not leave to the binary's defaults, so that another version's defaults change nothing.
+/// Writes the unit. It passes every flag explicitly, so that another version's defaults change nothing.
 pub(super) fn text(guard: &Guard, required_by_kubelet: bool) -> String {
     let Guard { bpf_dir, cgroup_root, forward_guard, host_cgroups, metadata } = guard;
     let path = |path: &Path| path.display().to_string();

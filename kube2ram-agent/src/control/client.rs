@@ -21,15 +21,15 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Its text cannot be understood.
+    /// Its text cannot be parsed.
     #[error("cannot parse the agent's answer")]
     Answer(#[source] serde_json::Error),
-    /// It is of another schema than this binary shows; the JSON is there all the same.
+    /// It has another schema than this binary shows; the JSON is available.
     #[error(
         "the agent answers in schema {0}, and this kube2ram reads schema {SCHEMA}: run the kube2ram of the agent's container, or print the raw answer with -o json"
     )]
     Foreign(u64),
-    /// Nobody listens.
+    /// No agent listens.
     #[error("no agent runs on this node, or not with --state-dir={}", .0.display())]
     NoAgent(PathBuf),
     /// This process is not root's.
@@ -83,7 +83,8 @@ pub(super) fn ask_any(state_dir: &Path, request: &Request) -> Result<serde_json:
     let (socket, end) = (state.socket(SOCKET), Instant::now() + PATIENCE);
     let reply = loop {
         match ask_once(&socket, request, end) {
-            // An agent that ends hangs up, also on who has dialled it a moment before: the name leads to the next one by then.
+            // An agent that ends closes its connections, also those that were opened a moment before: the
+            // name then leads to the next agent.
             Err(error) if is_hang_up(&error) && Instant::now() + PAUSE < end => thread::sleep(PAUSE),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
@@ -121,17 +122,17 @@ fn read<T: DeserializeOwned>(document: serde_json::Value) -> Result<T, ControlEr
 pub struct Shown {
     /// For standard output.
     pub text: String,
-    /// Why the document is not understood; for standard error.
+    /// Why the document cannot be parsed; for standard error.
     pub error: Option<ControlError>,
     /// The exit status.
     pub code: u8,
 }
 
-/// Shows a document: as text, or, with `is_json`, as it is. Whoever asks for JSON may understand what this binary does not, and gets it;
-/// but the exit status never says that all is well with what could not be read.
+/// Shows a document: as text, or, with `is_json`, unchanged. JSON is printed even if this binary cannot parse
+/// it, because the reader may be able to. The exit status never means success then.
 ///
 /// # Errors
-/// [`ControlError::Foreign`] and [`ControlError::Answer`], where there is no JSON to print.
+/// [`ControlError::Foreign`] and [`ControlError::Answer`], if there is no JSON to print.
 pub fn show<T: DeserializeOwned>(
     document: serde_json::Value,
     is_json: bool,
@@ -151,7 +152,7 @@ pub fn show<T: DeserializeOwned>(
 /// One question, and all of its answer.
 fn ask_once(socket: &Path, request: &Request, end: Instant) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
-    // Whoever can write to the directory could have put a socket of its own there.
+    // A process that can write to the directory could have put its own socket there.
     let peer = socket_peercred(&stream)?.uid;
     if peer != geteuid() && !peer.is_root() {
         return Err(io::Error::other("another user's process listens there"));

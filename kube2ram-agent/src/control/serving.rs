@@ -26,12 +26,14 @@ pub struct Control(UnixListener);
 const ACCEPT_BACKOFF: std::time::Duration = std::time::Duration::from_millis(50);
 
 impl Control {
-    /// Listens, in place of a former agent: from here on the name leads here. Whoever calls it serves the node.
+    /// Listens, and replaces an earlier agent's socket: from here on the name leads to this agent. The caller
+    /// serves the node.
     ///
     /// # Errors
     /// When the socket cannot be made.
     pub fn open(state: &StateDir) -> io::Result<Self> {
-        // Under a name of its own until nobody but root can dial it, and so that there is no moment without a socket.
+        // Created under another name until only root can dial it, and so that there is no moment without a
+        // socket.
         let draft = state.socket(DRAFT);
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -43,7 +45,7 @@ impl Control {
         Ok(Self(listener))
     }
 
-    /// Answers, for ever: `answer` makes a document, or says why it does not.
+    /// Answers, for ever: `answer` returns a document, or why there is none.
     ///
     /// # Cancel safety
     /// Whoever asks then is hung up on.
@@ -82,7 +84,7 @@ async fn exchange<F>(mut stream: UnixStream, answer: &impl Fn(Request) -> F) -> 
 where
     F: Future<Output = Result<serde_json::Value, String>>,
 {
-    // The socket's mode keeps others away already; this is for one that was opened to them by mistake.
+    // The socket's mode already excludes other users; this check is for a mode that was changed by mistake.
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != geteuid().as_raw() {
         warn!(uid = peer, "connection to the control socket refused: the client is not root");

@@ -17,7 +17,7 @@ fn state(directory: &tempfile::TempDir) -> StateDir {
     StateDir::open(&directory.path().join("state")).unwrap()
 }
 
-/// Answers with the name of whoever answers, and what it was asked.
+/// Answers with the name of the answering agent, and the request.
 fn serve(state: &StateDir, name: &'static str) {
     let control = Control::open(state).unwrap();
     drop(tokio::spawn(control.run(move |request| async move {
@@ -115,7 +115,7 @@ async fn those_who_say_nothing_or_too_much_keep_nobody_else_waiting() {
     assert_eq!(ask_in(&directory, Request::Status).await.unwrap()["name"], "one");
     assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
 
-    // All places are taken now: whoever asks waits until the silent ones are hung up on.
+    // All permits are taken now: a client waits until the silent connections are closed.
     let _another = dial();
     let waits = ask_in(&directory, Request::Status).await;
     assert!(matches!(waits, Ok(_) | Err(ControlError::Silent(_))), "{waits:?}");

@@ -499,7 +499,7 @@ impl Tenure {
         Some(self.cache.issue(&self.session).await)
     }
 
-    /// Waits for its turn at STS; `None` when the entry was removed, or at a shutdown.
+    /// Waits for a permit of the STS scheduler; `None` when the entry was removed, or at a shutdown.
     async fn turn(&self) -> Option<Place> {
         let queued = Instant::now();
         let mut place = self.with_slot(|slot, _| {

@@ -21,7 +21,7 @@ use tokio::{io::Interest, net::UnixStream, time::timeout};
 
 use super::{HandoverError, Hello};
 
-/// What is said; in this order, but for [`Self::Prepared`], which may be missing.
+/// The messages, in this order; [`Self::Prepared`] may be missing.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
     /// Either side, first of all.
@@ -43,7 +43,7 @@ pub(super) struct Channel {
     descriptors: VecDeque<OwnedFd>,
 }
 
-/// How long the other agent may take to answer, or to read, when it has nothing else to do.
+/// How long the other agent may take to answer, or to read, when it is idle.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Descriptors with one message.
 const DESCRIPTORS: usize = 3;
@@ -59,7 +59,8 @@ impl Channel {
         Self::new(dialled.map_err(|_elapsed| HandoverError::Timeout)?.map_err(HandoverError::Speak)?)
     }
 
-    /// The directory keeps others away already; this is for one that was opened to them by mistake.
+    /// The directory already excludes other users; this check is for a directory whose mode was changed by
+    /// mistake.
     pub(super) fn new(stream: UnixStream) -> Result<Self, HandoverError> {
         let peer = stream.peer_cred().map_err(HandoverError::Speak)?;
         if peer.uid() != geteuid().as_raw() {
@@ -68,7 +69,7 @@ impl Channel {
         Ok(Self { stream, bytes: Vec::new(), descriptors: VecDeque::new() })
     }
 
-    /// Says a message within [`PATIENCE`].
+    /// Sends a message within [`PATIENCE`].
     pub(super) async fn send(
         &mut self,
         message: &Message,

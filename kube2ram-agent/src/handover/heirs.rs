@@ -1,4 +1,5 @@
-//! The side that runs: knows who stands by, and hands over when it is told to end. Called by `app`.
+//! The running agent's side: knows the standby agents, and hands over when it is told to stop. Called by
+//! `app`.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +22,7 @@ use super::{
 };
 use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
-/// Where agents that stand by report.
+/// The listener at which standby agents report.
 #[derive(Debug)]
 pub struct Post {
     listener: UnixListener,
@@ -29,21 +30,23 @@ pub struct Post {
     heirs: Heirs,
 }
 
-/// The agents that stand by, the latest last.
+/// The standby agents, the latest last.
 #[derive(Clone, Debug, Default)]
 pub struct Heirs(Arc<Mutex<VecDeque<Channel>>>);
 
 /// A rolling update has one.
 const MAX_HEIRS: usize = 4;
-/// How long an agent that was told to end waits for the other one to be prepared. Pods are served meanwhile.
+/// How long the outgoing agent waits until the standby agent is prepared. Pods are served meanwhile.
 const PREPARATION: Duration = Duration::from_secs(10);
-/// How long the other one may take to load its programs (0.1 s), to open its listeners in pods (about 1 ms each) and to serve. Pods are served meanwhile.
+/// How long the incoming agent may take to load its programs (0.1 s), to open its in-pod listeners (about 1
+/// ms each) and to serve. Pods are served meanwhile.
 const TAKE_OVER: Duration = Duration::from_secs(10);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 impl Post {
-    /// Listens in the state directory, in place of a former agent. Whoever calls it has the lock of the pins.
+    /// Listens in the state directory, and replaces an earlier agent's socket. The caller has the lock of the
+    /// pins.
     ///
     /// # Errors
     /// [`HandoverError::Listen`].
@@ -63,15 +66,15 @@ impl Post {
         Ok(Self { listener, hello, heirs: Heirs::default() })
     }
 
-    /// Those who report.
+    /// The agents that report.
     pub fn heirs(&self) -> Heirs {
         self.heirs.clone()
     }
 
-    /// Lets agents report, for ever.
+    /// Accepts reports of agents, for ever.
     ///
     /// # Cancel safety
-    /// Whoever is reporting is hung up on, and reports to the next agent.
+    /// The connection of an agent that is reporting is closed; it reports to the next agent.
     pub async fn run(self) {
         loop {
             match self.listener.accept().await {
@@ -115,8 +118,9 @@ impl Heirs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_back()
     }
 
-    /// Hands everything over to an agent that stands by: waits a while until it is prepared, lets go of what is to be handed over by `release`, and waits until
-    /// the other one serves. Whether one does; if not, there is none, and what was let go of is nobody's.
+    /// Hands everything over to a standby agent: waits until it is prepared, for a limited time, gets the
+    /// descriptors from `release`, and waits until the other agent serves. Returns whether it serves. If not,
+    /// no agent does, and the released descriptors are closed.
     ///
     /// # Errors
     /// Those of `release`: nothing was handed over then either.
@@ -143,7 +147,7 @@ impl Heirs {
             loop {
                 match heir.receive_within(TAKE_OVER).await? {
                     Message::Serving => return Ok::<_, HandoverError>(()),
-                    Message::Prepared => {} // said before it heard that it was its turn
+                    Message::Prepared => {} // sent before it received the handover
                     _ => return Err(HandoverError::Malformed),
                 }
             }

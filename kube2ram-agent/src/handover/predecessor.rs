@@ -1,4 +1,5 @@
-//! The side that stands by: finds out whether an agent runs, and takes over what it hands over. Called by `app`.
+//! The standby agent's side: finds out whether an agent runs, and takes over its descriptors. Called by
+//! `app`.
 
 use std::{
     path::Path,
@@ -15,7 +16,7 @@ use super::{
 use crate::datapath::{DatapathError, Lock};
 use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
-/// What a starting agent finds.
+/// The state that a starting agent finds.
 #[derive(Debug)]
 pub enum Seat {
     /// No agent runs: the lock is ours.
@@ -28,15 +29,16 @@ pub enum Seat {
 #[derive(Debug)]
 pub struct Predecessor(Channel);
 
-/// How often the lock is tried while the running agent does not speak with us.
+/// How often the lock is tried while the running agent does not answer.
 const LOCK_POLL: Duration = Duration::from_millis(50);
-/// An agent that has just begun has the lock a little earlier than it answers. Each attempt may take [`PATIENCE`] more.
+/// An agent that has just started has the lock a little earlier than it answers. Each attempt may take
+/// [`PATIENCE`] more.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How often an agent that did not answer is asked again: it may have been stopped for a while.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Takes the lock, or finds the agent that has it. While that one cannot be spoken with, waits until it ends; `on_wait` is called once then: nothing
-/// keeps this agent from serving but that one.
+/// Takes the lock, or finds the agent that has it. If that agent does not hand over, waits until it ends.
+/// `on_wait` is called once then: only the running agent keeps this one from serving.
 ///
 /// # Errors
 /// When the lock cannot be tried.
@@ -90,18 +92,19 @@ impl Predecessor {
         Ok(Self(channel))
     }
 
-    /// Tells that this agent could serve.
+    /// Reports that this agent could serve.
     ///
     /// # Errors
-    /// When the other one does not listen.
+    /// When the other agent does not receive it.
     pub async fn prepared(&mut self) -> Result<(), HandoverError> {
         self.0.send(&Message::Prepared, &[]).await
     }
 
-    /// Waits, however long it takes, until the other agent hands over, and takes what it has. It goes on serving until [`Self::serving`].
+    /// Waits, without a limit, until the other agent hands over, and takes its descriptors. The other agent
+    /// serves until [`Self::serving`].
     ///
     /// # Errors
-    /// [`HandoverError::HungUp`] when it ended without; others when it does not keep to the rules.
+    /// [`HandoverError::HungUp`] when it ended without a handover; others when it breaks the protocol.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -115,10 +118,10 @@ impl Predecessor {
         }
     }
 
-    /// Tells that this agent serves. From here on the other one accepts nothing more.
+    /// Reports that this agent serves. From here on the other agent accepts no connections.
     ///
     /// # Errors
-    /// When the other one has ended meanwhile, which is as good.
+    /// When the other agent has ended meanwhile, which has the same effect.
     pub async fn serving(mut self) -> Result<(), HandoverError> {
         self.0.send(&Message::Serving, &[]).await
     }

@@ -17,7 +17,7 @@ fn state() -> (TempDir, StateDir) {
     (directory, state)
 }
 
-/// A running agent, and one that stands by.
+/// A running agent, and a standby agent.
 async fn agents() -> (TempDir, Heirs, Predecessor) {
     let (directory, state) = state();
     let post = Post::open(&state, hello(APP)).unwrap();
@@ -82,7 +82,7 @@ async fn an_agent_that_hangs_is_not_waited_for_for_ever() {
     tokio::time::pause();
     let began = tokio::time::Instant::now();
 
-    // It never says that it is prepared, nor that it serves.
+    // It reports neither that it is prepared nor that it serves.
     let handed_over = heirs.hand_over(async || Ok::<_, ()>(estate())).await;
 
     assert_eq!(handed_over, Ok(false));

@@ -7,13 +7,14 @@ use regex_syntax::ParserBuilder;
 use kube2ram_cloud::role::is_arn;
 use kube2ram_service::glob;
 
-/// Annotations of one object have 256 KiB together; nobody reads a list near this one.
+/// All annotations of one object may have 256 KiB; no real list is near this limit.
 pub(super) const MAX_TEXT_BYTES: usize = 64 * 1024;
 const MAX_PATTERNS: usize = 1024;
-/// What the regular expressions of a list may compile to, each for ARNs and for names: enough for 75 names of ten characters. With the
-/// engine's other tables, the [`MAX_TEXTS`](super::memo::MAX_TEXTS) lists that are remembered were measured at 14 MiB at worst.
+/// The largest size of a list's compiled regular expressions, each for ARNs and for names: enough for 75
+/// names of ten characters. With the engine's other tables, the [`MAX_TEXTS`](super::memo::MAX_TEXTS)
+/// remembered lists were measured at 14 MiB at most.
 const MAX_LIST_PROGRAM_BYTES: usize = 96 * 1024;
-/// What matching may take beside that for each thread; with less the engine falls back to a slower way.
+/// The additional memory of matching for each thread; with less the engine falls back to a slower algorithm.
 const MAX_LIST_CACHE_BYTES: usize = 64 * 1024;
 
 /// How the patterns of an allow-list are read.
@@ -25,8 +26,8 @@ pub enum PatternFormat {
     Regexp,
 }
 
-/// Tells what the owner of a namespace should mend in its allow-list. A list that is absent or empty on purpose (`""`, `null`,
-/// `[]`) is not malformed: it allows nothing.
+/// Returns what the owner of a namespace should correct in its allow-list. A list that is absent or empty on
+/// purpose (`""`, `null`, `[]`) is not malformed: it allows nothing.
 ///
 /// # Errors
 /// What is wrong, as the rest of a sentence that names the annotation.
@@ -39,7 +40,8 @@ pub fn check_allow_list(text: &str, format: PatternFormat) -> Result<(), String>
 pub(super) struct AllowList {
     /// Patterns that are ARNs, for whole ARNs.
     arns: Patterns,
-    /// The other patterns, for what follows the base ARN. That they never see the base is why none can escape from it.
+    /// The other patterns, for the part behind the base ARN. They never see the base, so none can match
+    /// outside of it.
     names: Patterns,
     fault: Option<String>,
 }
@@ -77,8 +79,8 @@ impl AllowList {
         self.arns.first_match(role).or_else(|| self.names.first_match(name?))
     }
 
-    /// Whether a pattern matches `role` as a whole. Patterns that are no ARN lie below `base`; when none is known, they allow
-    /// nothing.
+    /// Whether a pattern matches the whole `role`. Patterns that are no ARN are relative to `base`; without a
+    /// known base they allow nothing.
     pub(super) fn allows(&self, role: &str, base: Option<&str>) -> bool {
         let name = base.and_then(|base| role.strip_prefix(base));
         self.arns.match_any(role) || name.is_some_and(|name| self.names.match_any(name))

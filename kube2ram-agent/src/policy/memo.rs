@@ -25,7 +25,7 @@ impl<T> Default for Memo<T> {
 impl<T> Memo<T> {
     /// What was made of `text` before, or what `make` makes of it now. `make` runs outside of the lock.
     pub(super) fn of(&self, text: &str, make: impl FnOnce() -> T) -> Arc<T> {
-        // A poisoned map is a whole one: nothing panics half-way through a change of it.
+        // A poisoned map is consistent: no code panics in the middle of a change.
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(text).cloned();
         known.unwrap_or_else(|| {
             let made = Arc::new(make());

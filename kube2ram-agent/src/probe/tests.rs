@@ -4,7 +4,7 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 
-/// Of whoever is to be disappointed.
+/// The timeout of probes that get no answer.
 const LITTLE: Duration = Duration::from_millis(50);
 
 fn paths(directory: &tempfile::TempDir) -> SocketPaths {
@@ -58,7 +58,7 @@ async fn under_a_manifest_without_a_directory_of_the_pod_it_goes_by_the_mount_na
     assert_eq!(spawn_blocking(move || ask(&paths, PATIENCE)).await.unwrap().unwrap(), "");
 }
 
-/// What is heard of an agent that says this and hangs up.
+/// The probe's result for an agent that sends this and closes.
 fn hear_of_one_that_says(said: &'static [u8]) -> Result<String, ProbeError> {
     let directory = tempfile::tempdir().unwrap();
     let paths = paths(&directory);
@@ -91,7 +91,7 @@ fn an_agent_that_hangs_is_waited_for_no_longer_than_that() {
     let paths = paths(&directory);
     let listener = StdUnixListener::bind(directory.path().join(NAME)).unwrap();
 
-    // In the queue of its socket, which nobody looks at; and accepted, and then forgotten.
+    // One waits in the backlog without being accepted; one was accepted, and is never answered.
     let hanging = ask(&paths, LITTLE);
     let agent = thread::spawn(move || [listener.accept().unwrap(), listener.accept().unwrap()]);
     let forgotten = ask(&paths, LITTLE);

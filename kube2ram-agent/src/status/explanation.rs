@@ -12,7 +12,7 @@ use super::{Paint, text};
 pub struct Explanation {
     /// [`SCHEMA`](super::SCHEMA).
     pub schema: u32,
-    /// When this was said.
+    /// When the document was created.
     pub at: Timestamp,
     /// The pod's namespace.
     pub namespace: String,
@@ -55,7 +55,8 @@ pub enum Stage {
     Role,
     /// What permits or denies the role. Facts: `rule`, `pattern`.
     Rule,
-    /// What STS said. Facts: `code`, `message`, `failed_at`, `request_id`, `issued_at`, `expires_at`, `session`.
+    /// The answer of STS. Facts: `code`, `message`, `failed_at`, `request_id`, `issued_at`, `expires_at`,
+    /// `session`.
     Sts,
 }
 
@@ -81,7 +82,7 @@ pub enum Verdict {
     Granted,
     /// 404: it has no role.
     NoRole,
-    /// The node's own, by way of the real metadata server: an unannotated hostNetwork pod.
+    /// The node's own role, through the real metadata server: an unannotated hostNetwork pod.
     NodeRole,
     /// Nothing is fetched yet, nor has anything failed: credentials come when it asks, or before.
     Pending,
@@ -121,7 +122,8 @@ impl Stage {
 }
 
 impl Explanation {
-    /// What the process exits with: 0 when the pod gets credentials, 66 (`EX_NOINPUT`) when there is no such pod on this node, else 1.
+    /// The process's exit status: 0 when the pod gets credentials, 66 (`EX_NOINPUT`) when there is no such
+    /// pod on this node, else 1.
     pub fn exit_code(&self) -> u8 {
         match self.verdict {
             Verdict::Granted | Verdict::NodeRole | Verdict::Pending => 0,
@@ -137,7 +139,7 @@ impl Explanation {
 }
 
 impl Step {
-    /// One that says so; facts without a value are left out.
+    /// A step with these facts; facts without a value are left out.
     pub fn new(
         stage: Stage,
         outcome: Outcome,

@@ -1,10 +1,10 @@
-//! What of a status is wrong, and what to do about it. Pure; used by `app`, and tested through the parent.
+//! The problems of a status, and their remedies. Pure; used by `app`, and tested through the parent.
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Problem, Status, Verdict, text::ago};
 
-/// What is wrong, the worst first. A pod that is denied is no fault of the agent's and not among it.
+/// The problems, the worst first. A denied pod is no fault of the agent, and not among them.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
     let parts = [
         datapath,
@@ -209,7 +209,7 @@ fn sts(status: &Status) -> Option<Problem> {
     problem("sts", format!("{what} (last {})", ago(status.at, failure.at)), &failure.remedy)
 }
 
-/// Of one role, while STS answers for others: else that is the problem.
+/// Problems of one role, while STS answers for others: otherwise STS is the problem.
 fn pods_without_credentials(status: &Status) -> Option<Problem> {
     if [api_server, base_credentials, sts].iter().any(|look| look(status).is_some()) {
         return None;
@@ -254,5 +254,5 @@ fn is_last_word(succeeded_at: Option<Timestamp>, failed_at: Timestamp) -> bool {
     succeeded_at.is_none_or(|succeeded_at| succeeded_at < failed_at)
 }
 
-/// A failure of a role that nobody asks for any more, or of a server that nobody asks, says nothing about today.
+/// An older failure, of a role or a server that is no longer used, does not count.
 const RECENT: SignedDuration = SignedDuration::from_mins(10);

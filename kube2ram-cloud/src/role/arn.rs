@@ -1,5 +1,5 @@
 //! Roles' ARNs: parsing, and completing a bare name with the base ARN.
-//! Depends on nothing but the parent's error; used through the parent.
+//! Depends only on the parent's error; used through the parent.
 
 use std::fmt;
 
@@ -79,7 +79,8 @@ impl BaseArn {
         Ok(Self(if text.ends_with('/') { text.into() } else { format!("{text}/").into() }))
     }
 
-    /// The ARN of `role`: itself when it is one (`acs:` in any case), else the name below this base, the base's path included.
+    /// The ARN of `role`: itself if it is one (`acs:` in upper or lower case), otherwise the name below this
+    /// base, including the base's path.
     ///
     /// # Errors
     /// As [`RoleArn::parse`].

@@ -1,5 +1,5 @@
 //! The other parameters of AssumeRole, with the alphabets and lengths of its reference (STS API 2015-04-01).
-//! Depends on nothing but the parent's error; used through the parent.
+//! Depends only on the parent's error; used through the parent.
 
 use std::{fmt, time::Duration};
 

@@ -1,5 +1,5 @@
-//! The registry in the format that who asks can read: OpenMetrics for Prometheus, its older text format for people and tools such as
-//! `promtool check metrics`. Pure; called by `admin`.
+//! The registry in the format that the client accepts: OpenMetrics for Prometheus, its older text format for
+//! people and tools such as `promtool check metrics`. Pure; called by `admin`.
 
 use std::fmt;
 

@@ -44,7 +44,7 @@ impl Readiness {
     /// Dropping the future loses nothing.
     pub async fn ready(&self) {
         loop {
-            // Listening from here on, so that nothing is missed between the look and the wait.
+            // Subscribed before the check, so that no change is missed between the check and the wait.
             let met = self.0.met.notified();
             let mut met = std::pin::pin!(met);
             met.as_mut().enable();

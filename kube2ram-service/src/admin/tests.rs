@@ -57,7 +57,7 @@ async fn an_address_that_holds_all_of_its_connections_is_answered_and_loses_the_
         held.push(dial(addr, "127.0.0.1").await);
     }
 
-    // From the same address: what holds them and whoever asks may be one node's.
+    // From the same address: the client that holds them and the one that asks may be on one node.
     assert_whoever_comes_is_answered_for_the_oldest(addr, held).await;
 }
 

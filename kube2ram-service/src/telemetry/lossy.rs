@@ -1,4 +1,5 @@
-//! Log lines on their way to standard error: a bounded buffer, and a thread that writes it. Whoever logs never waits for the reader.
+//! Log lines on their way to standard error: a bounded buffer, and a thread that writes it. A thread that
+//! logs never waits for the reader.
 //!
 //! containerd's shim reads standard error through a pipe of 64 KiB. When it stops reading (containerd is stopped, the disk is slow),
 //! a write blocks; in a runtime thread, that would be a request which is not answered. Depends on nothing; called by `telemetry`.
@@ -15,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Takes log lines, and drops those for which there is no room. Clones share the buffer.
+/// Accepts log lines, and drops those for which there is no room. Clones share the buffer.
 #[derive(Clone, Debug)]
 pub struct LossyWriter(Arc<Shared>);
 
@@ -47,7 +48,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: Vec<u8>,
-    /// Whether the thread writes what it has taken out.
+    /// Whether the thread is writing lines that it has removed from the buffer.
     is_writing: bool,
     /// Since the thread last reported it.
     lost: u64,
@@ -121,7 +122,7 @@ impl Shared {
             return;
         }
         queue.bytes.extend_from_slice(line);
-        // A thread that writes looks again before it waits.
+        // A writing thread checks again before it waits.
         if !queue.is_writing {
             self.filled.notify_one();
         }
@@ -142,7 +143,7 @@ impl Shared {
             drop(queue);
             let lost = match output.write_all(&batch) {
                 Ok(()) => take(&mut self.queue().lost),
-                // The reader has gone. There is nowhere to report that but in the metric.
+                // The reader has ended. Only the metric can report that.
                 Err(_) => {
                     self.lost.inc_by(batch.iter().filter(|byte| **byte == b'\n').count() as u64);
                     0

@@ -26,8 +26,8 @@ struct Process {
 const LISTEN: &str = "0A";
 
 impl Holder {
-    /// Looks for a socket that keeps others from listening on `address` in this thread's network namespace, and
-    /// for the oldest process that holds it.
+    /// Finds the socket that prevents a bind of `address` in this thread's network namespace, and the oldest
+    /// process that holds it.
     pub(super) fn find(address: SocketAddr) -> Self {
         let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
         let inodes: Vec<_> = tables

@@ -27,7 +27,7 @@ struct ThisProcess {
     started_at: Timestamp,
 }
 
-/// What `/proc/self/status` says.
+/// The fields of `/proc/self/status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Usage {
     resident_bytes: u64,

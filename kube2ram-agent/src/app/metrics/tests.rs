@@ -1,4 +1,4 @@
-//! The table of all metrics is what the registry says.
+//! The table of all metrics equals the registry.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -122,7 +122,7 @@ fn families(text: &str) -> BTreeMap<String, Family> {
 fn labels(family: &Family) -> String {
     let own = family.labels.iter().filter(|(name, _)| *name != "le");
     let described = own.map(|(name, values)| {
-        // What the help tells need not be told twice.
+        // Values that the help lists are not repeated.
         let is_told = values.iter().any(|value| family.help.contains(value.as_str()));
         if is_told || OPEN_LABELS.contains(&name.as_str()) {
             return format!("`{name}`");

@@ -1,5 +1,6 @@
-//! The node's IPv4 address, to which pods without a listener of their own are sent: how it is found, and how a change is followed. Does no I/O but asking the
-//! kernel for addresses and routes. Called by `node` and `service`.
+//! The node's IPv4 address, to which pods without an in-pod listener are redirected: finding it, and
+//! following changes. Does no I/O except queries of the kernel's addresses and routes. Called by `node` and
+//! `service`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
@@ -14,10 +15,10 @@ use tracing::{debug, warn};
 
 use crate::{args::Config, datapath::AgentAddr, netlink::Route};
 
-/// How often the agent looks whether the address is still the node's.
+/// How often the agent checks that the address is still the node's.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What the operator says of the node's address.
+/// The operator's setting of the node's address.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::app) struct HostAddress {
     configured: Option<IpAddr>,
@@ -29,8 +30,9 @@ impl HostAddress {
         Self { configured: config.host_ip, metadata: *config.metadata.v4.ip() }
     }
 
-    /// The configured address, if it is one of this node's; else the one from which this node would send to the outside; else the loopback device's, where the
-    /// node has no IPv4 address that pods could reach. Pods with a network of their own are served by their own listeners there.
+    /// The configured address, if it is one of this node's; otherwise the one from which this node sends to
+    /// the outside; otherwise the loopback device's, if the node has no IPv4 address that pods can reach.
+    /// In-pod listeners serve pods with their own network there.
     pub(super) fn find(self) -> Ipv4Addr {
         let why = match self.configured {
             Some(IpAddr::V4(address)) if is_of_this_node(address) => return address,
@@ -69,8 +71,9 @@ impl HostAddress {
         }
     }
 
-    /// The address to use instead of one that is no longer the node's, or was only the loopback device's. `None` when there is nothing to change: an address
-    /// that the node still has stays, whatever others it got.
+    /// The address to use instead of one that is no longer the node's, or was only the loopback device's.
+    /// `None` when nothing changes: an address that the node still has is kept, whatever other addresses it
+    /// got.
     fn successor_of(self, former: Ipv4Addr) -> Option<Ipv4Addr> {
         let is_fallback = former.is_loopback() && self.configured != Some(former.into());
         if is_of_this_node(former) && !is_fallback {

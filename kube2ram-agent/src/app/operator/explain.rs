@@ -1,4 +1,5 @@
-//! `kube2ram explain`: the steps of a pod's request, taken one by one by the very parts that take them when it asks. Called by the parent.
+//! `kube2ram explain`: the steps of a pod's request, made by the same code that makes them for a request.
+//! Called by the parent.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -29,7 +30,7 @@ pub(super) struct Judge<'a> {
     pub(super) entitlements: Option<&'a Entitlements>,
 }
 
-/// What they come to.
+/// The result of the steps.
 pub(super) struct Judged {
     pub(super) steps: Vec<Step>,
     pub(super) verdict: Verdict,
@@ -43,7 +44,7 @@ pub(super) struct Judged {
 impl Operator {
     pub(super) async fn explain(&self, namespace: &str, name: &str) -> Explanation {
         let seen = self.cluster.seen();
-        // A pod that was deleted may have been made anew under its name.
+        // A deleted pod may have been created again under the same name.
         let same_name =
             seen.iter().filter(|seen| *seen.pod.namespace == *namespace && *seen.pod.name == *name);
         let found = same_name.min_by_key(|seen| seen.presence == Presence::Departed);
@@ -145,7 +146,7 @@ impl Judged {
         Self { steps, verdict, summary: summary.into(), remedy, role: None, held: None }
     }
 
-    /// Ends with what the pod hears.
+    /// Ends with the answer to the pod.
     fn refused(mut self, error: &RequestError) -> Self {
         let (status, message) = error.told();
         self.steps.push(Step::new(
@@ -347,7 +348,8 @@ impl Judge<'_> {
     }
 }
 
-/// The agent may read no service accounts and no Deployments (ARCHITECTURE.md, "What it may do"), so it names all places that have no effect.
+/// The agent may read no service accounts and no Deployments (ARCHITECTURE.md, "What it may do"), so the text
+/// names all objects on which the annotation has no effect.
 fn no_role_remedy(pod: &Pod, key: &str, is_namespace_annotated: bool) -> String {
     let Pod { namespace, service_account, .. } = pod;
     let found = if is_namespace_annotated {

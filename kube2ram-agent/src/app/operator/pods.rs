@@ -76,7 +76,7 @@ impl Operator {
         }
     }
 
-    /// Empty when they cannot be read, which the kernel half's own look tells of.
+    /// Empty when they cannot be read, which the check of the programs reports.
     pub(super) async fn pod_cgroups(&self) -> HashMap<PodUid, PathBuf> {
         let (root, pods) = (self.settings.cgroup_root.clone(), self.settings.pods_cgroups());
         let walked = spawn_blocking(move || pod_cgroups(&root, &pods)).await;

@@ -64,7 +64,8 @@ fn the_documents_name_no_flag_that_does_not_exist() {
     let known = known_flags(&command());
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
-        // A code span that begins with a flag is about one of ours; others' stand behind their command (`kubelet --…`).
+        // A code span that begins with a flag is one of kube2ram's; other programs' flags follow their
+        // command (`kubelet --…`).
         for span in text.split('`').skip(1).step_by(2).filter(|span| span.starts_with("--")) {
             let name = span[2..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().unwrap();
             assert!(
