@@ -1,4 +1,4 @@
-//! A scripted HTTP server on a port of its own, for the tests of `cloud`.
+//! A scripted HTTP server on its own port, for the tests of `cloud`.
 
 use std::{
     convert::Infallible,
@@ -76,7 +76,7 @@ pub(crate) fn answer(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes
     Response::builder().status(status).body(Full::new(body.into())).unwrap()
 }
 
-/// Counts the sockets it was asked to pass, and refuses them when told so.
+/// Counts the sockets that it was asked to pass, and refuses them if configured so.
 #[derive(Default)]
 pub(crate) struct CountingPass {
     pub(crate) granted: AtomicUsize,

@@ -73,7 +73,7 @@ where
     }
 }
 
-/// The real metadata server, at its fixed addresses whatever a request says.
+/// The real metadata server, always at its fixed addresses.
 pub struct MetadataServer {
     connector: Connector,
     pool: Arc<Pool>,
@@ -137,7 +137,7 @@ impl Upstream for MetadataServer {
     }
 }
 
-/// Dials the metadata server, and nothing else, over sockets that carry the pass.
+/// Dials only the metadata server, over sockets with the pass.
 struct Connector {
     metadata: MetadataAddr,
     pass: Arc<dyn PassGrant>,
@@ -149,9 +149,10 @@ impl Connector {
         Connection::over(stream).await
     }
 
-    /// Over IPv4. Over IPv6 only while the node has no route to the IPv4 address, which the kernel says at once: who answers at the IPv6 address is for the node's
-    /// routes to say, while the IPv4 address is the platform's own. So a moment without an answer there must not lead to another server, nor may a moment
-    /// without a route, for longer than that.
+    /// Connects over IPv4. IPv6 is used only while the node has no route to the IPv4 address, which the
+    /// kernel reports at once. The node's routes decide which server answers at the IPv6 address, while the
+    /// IPv4 address belongs to the platform. So a moment without an answer over IPv4 must not lead to another
+    /// server, and a moment without a route only for that moment.
     async fn connect(&self) -> io::Result<TcpStream> {
         match (self.connect_to(self.metadata.v4.into()).await, self.metadata.socket_v6()) {
             (Err(error), Some(v6)) if error.kind() == io::ErrorKind::NetworkUnreachable => {

@@ -1,6 +1,6 @@
-//! A pod's annotations, which whoever may create pods writes: each value is taken whole or denies the pod, and none leads out of the base.
-//! The fields are separated by line feeds: role, external id, policy, duration, session name, namespace, service account, and what a
-//! client asks for.
+//! A pod's annotations, written by users who may create pods: each value is used as a whole or denies the
+//! pod, and none leads out of the base. The fields are separated by line feeds: role, external id, policy,
+//! duration, session name, namespace, service account, and what a client asks for.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -59,7 +59,7 @@ pub fn check(data: &[u8]) {
     assert!(annotation("session-name").is_none_or(|annotated| annotated == name));
     assert!((900..=43_200).contains(&session.duration.as_secs()));
 
-    // What the list says may be asked for, and nothing else but the role's other names.
+    // Only the listed name and the role's other names may be requested.
     let (arn, wire_name) = (session.role.clone(), roles.wire_name(&session.role).to_owned());
     let permitted = |requested: &str| {
         let session = roles.session_for(&pod).expect("it has one");

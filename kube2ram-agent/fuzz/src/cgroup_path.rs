@@ -38,7 +38,7 @@ fn check_below(path: &[u8], root: &str) {
         "..",
     ] {
         let deeper = pod_of_path(&path.join(nested), root);
-        // The kernel gives no path with dots; one that has them is nobody's, or still the same pod's.
+        // The kernel returns no path with dots; such a path belongs to no pod, or to the same pod.
         assert!(
             deeper == pod || deeper.is_none(),
             "{} is {deeper:?} and not {pod:?}",

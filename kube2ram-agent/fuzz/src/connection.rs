@@ -1,5 +1,5 @@
 //! A stream of bytes as one connection of a pod, against the whole metadata service with a real server that records what reaches it.
-//! The first byte says who calls and how the rest is cut.
+//! The first byte selects the caller and the splits of the rest.
 
 mod framing;
 mod responses;
@@ -25,7 +25,7 @@ use self::{
 };
 use super::model;
 
-/// Set in the first byte: no hook vouched for the connection.
+/// Set in the first byte: no hook has recorded the connection.
 const UNVOUCHED: u8 = 1;
 /// The operator has opened what is sensitive.
 const OPEN: u8 = 2;

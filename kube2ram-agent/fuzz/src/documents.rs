@@ -1,4 +1,5 @@
-//! What STS and the metadata server answer: a value that may stand in headers and in pods' documents, or an error.
+//! Answers of STS and the metadata server: a value that is valid in headers and in pods' documents, or an
+//! error.
 
 use kube2ram_cloud::alibaba::wire::{Issued, parse_assume_role, parse_error, parse_node_credentials};
 

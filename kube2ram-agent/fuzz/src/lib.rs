@@ -1,5 +1,6 @@
-//! What must hold of foreign input, whatever it is. `fuzz_targets` lets libFuzzer look for input of which it does not; a test of the
-//! agent replays `corpus` without it. Each module is one target: its `check` panics when something does not hold.
+//! Properties that must hold for every input. `fuzz_targets` lets libFuzzer search for counterexamples; a
+//! test of the agent replays `corpus` without libFuzzer. Each module is one target: its `check` panics when a
+//! property does not hold.
 
 pub mod allow_list;
 pub mod annotations;

@@ -5,21 +5,22 @@ mod fold;
 
 use std::collections::HashSet;
 
-/// Where a metadata server keeps credentials, whatever the policy: paths of which two neighbours, or one segment, tell.
+/// The paths at which a metadata server keeps credentials, with every policy: recognised by two neighbouring
+/// segments, or by one segment.
 pub const CREDENTIALS: &[&[&str]] =
     &[&["meta-data", "ram"], &["meta-data", "all"], &["security-credentials"]];
 
 /// What is closed to pods by default besides.
 pub const SENSITIVE: &[&[&str]] = &[&["user-data"], &["vendor-data"], &["dynamic", "instance-identity"]];
 
-/// What of that is closed to who may have the node's role, too.
+/// Those of them that are also closed to pods that may have the node's role.
 pub const SECRETS: &[&[&str]] = &[&["user-data"], &["vendor-data"]];
 
 /// Whether some server could take `target`, path and query, for an item at or below one of `items`.
 pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
     views(target).iter().any(|view| {
         let text = fold::text(view);
-        // A query may be none, or a path of its own, and a fragment too.
+        // A server may ignore a query or a fragment, or treat it as a path.
         ["/", "/?", "/?#"].iter().any(|separators| {
             let segments: Vec<&str> = text.split(|c| separators.contains(c)).collect();
             [resolved(&segments), kept(&segments)]
@@ -86,7 +87,7 @@ fn is(segment: &str, name: &str) -> bool {
     let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let end = segment.find(|c| !is_name_char(c)).unwrap_or(segment.len());
     let (bare, rest) = segment.split_at(end);
-    // What an escape stands for ends the name or goes on with it: the view that has decoded it tells.
+    // A decoded escape ends the name or continues it: the decoded view shows which.
     let bare = if fold::starts_with_escape(rest) { segment } else { bare };
     let short = segment.split_once('~').is_some_and(|(start, number)| {
         start.len() >= 2 && name.starts_with(start) && number.starts_with(|c: char| c.is_ascii_digit())
@@ -94,7 +95,7 @@ fn is(segment: &str, name: &str) -> bool {
     bare == name || short
 }
 
-/// More than honest input has; keeps a hostile one from taking long.
+/// More than legitimate input has; bounds the time for hostile input.
 const MAX_VIEWS: usize = 64;
 
 #[cfg(test)]

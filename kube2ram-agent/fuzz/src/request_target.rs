@@ -53,7 +53,8 @@ fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
                 "reads anew"
             );
         }
-        // For who may have the node's role: the identity document, and what `strict` does not list. Never the node's secrets.
+        // For pods that may have the node's role: the identity document, and items that `strict` does not
+        // list. Never the node's secrets.
         Route::NodeItem { target, .. } => {
             let upstream = target.as_str();
             for target in [raw, upstream.as_bytes()] {

@@ -22,7 +22,7 @@ pub enum EndpointError {
     /// The region id is malformed.
     #[error("malformed region id")]
     Region,
-    /// The endpoint is no URL.
+    /// The endpoint is not a URL.
     #[error("cannot parse endpoint {endpoint:?}")]
     Url {
         /// What was given.
@@ -44,8 +44,8 @@ impl Region {
         if fits { Ok(Self(text.into())) } else { Err(EndpointError::Region) }
     }
 
-    /// The STS endpoints to try, in order: inside the VPC first, as a node without NAT reaches no other, then in public, and the one of no
-    /// region last. What any of them issues is valid everywhere.
+    /// The STS endpoints to try, in order: inside the VPC first, because a node without NAT reaches no other;
+    /// then the public one, and the global one last. Credentials of all of them are valid everywhere.
     ///
     /// # Errors
     /// [`EndpointError::Url`], when the region makes no host name after all (bad punycode).
@@ -99,7 +99,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether the endpoint speaks HTTPS.
+    /// Whether the endpoint uses HTTPS.
     pub fn is_https(&self) -> bool {
         self.0.scheme() == "https"
     }
@@ -109,7 +109,7 @@ impl Endpoint {
         &self.0
     }
 
-    /// What stands in the `Host` header: the port only when it is not the scheme's own.
+    /// The value of the `Host` header: the port only if it is not the scheme's default.
     pub fn host(&self) -> &str {
         self.0.authority()
     }

@@ -17,16 +17,16 @@ use super::{
 };
 use crate::upstream::{Upstream as _, UpstreamError, read_bounded};
 
-/// Why the metadata server did not tell.
+/// Why the metadata server's answer is missing or unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// The credentials document was not understood.
+    /// The credentials document could not be parsed.
     #[error("cannot read the node role's credentials")]
     Credentials(#[source] WireError),
     /// A value is not of its documented form.
     #[error("malformed {0} from the metadata server")]
     Malformed(&'static str),
-    /// The region id was not understood.
+    /// The region id could not be parsed.
     #[error("cannot use the region id of the metadata server")]
     Region(#[source] EndpointError),
     /// Another status than 200.

@@ -9,8 +9,9 @@ use std::{
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::task::spawn_blocking;
 
-/// Resolves a name as it stands. The search list of `resolv.conf` is never tried: in a cluster it goes first (`ndots:5`), costs four
-/// look-ups, and a wildcard record in one of its domains would answer for STS.
+/// Resolves a name as absolute. The search list of `resolv.conf` is never used: in a cluster it is tried
+/// first (`ndots:5`), costs four look-ups, and a wildcard record in one of its domains would answer instead
+/// of STS.
 #[derive(Debug)]
 pub(super) struct Absolute;
 
@@ -23,7 +24,7 @@ impl Resolve for Absolute {
     }
 }
 
-/// How often and how long it asks is for `resolv.conf` to say: the manifests have `dnsConfig` for that.
+/// `resolv.conf` sets the number and timeout of attempts: the manifests have `dnsConfig` for that.
 fn look_up(name: &str) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
     let is_local = name.ends_with('.') || hosts().is_ok_and(|hosts| is_listed(&hosts, name));
     let absolute = if is_local { name.to_owned() } else { format!("{name}.") };

@@ -11,7 +11,7 @@ use super::base::BaseCredentials;
 
 /// An RPC-style call: POST to `/` with everything in the query and an empty body.
 pub(super) struct RpcCall<'a> {
-    /// What stands in the `Host` header.
+    /// The value of the `Host` header.
     pub(super) host: &'a str,
     pub(super) action: &'static str,
     pub(super) version: &'static str,
@@ -27,7 +27,7 @@ impl RpcCall<'_> {
     /// All headers of the signed call.
     ///
     /// # Errors
-    /// When a credential cannot stand in a header.
+    /// When a credential contains characters that a header may not have.
     pub(super) fn headers(&self, credentials: &BaseCredentials) -> Result<HeaderMap, InvalidHeaderValue> {
         let date = self.date.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut signed = vec![

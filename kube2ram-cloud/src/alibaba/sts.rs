@@ -115,8 +115,8 @@ impl StsIssuer {
         })
     }
 
-    /// When STS says that it answered, so that a clock of ours that is wrong neither lengthens nor shortens what it issued; our own time when
-    /// it does not say so, or what it says cannot be.
+    /// When STS answered, by its own `Date`, so that a wrong local clock neither lengthens nor shortens the
+    /// lifetime of credentials; the local time if `Date` is missing or impossible.
     fn issued_at(
         &self,
         expires_at: Timestamp,
@@ -226,7 +226,7 @@ const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, SHORTEST_SECONDS];
 /// What every role allows: the smallest `MaxSessionDuration`.
 const SHORTEST_SECONDS: u64 = 3600;
-/// After that a role is asked for as long a session as is wanted again: somebody may have raised its limit.
+/// After that time the full session duration is requested for a role again: its limit may have been raised.
 const SHORTER_MEMORY: Duration = Duration::from_hours(24);
 const MAX_SHORTER: usize = 1024;
 

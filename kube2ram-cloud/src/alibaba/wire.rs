@@ -5,10 +5,10 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-/// Why a body was not understood. Says nothing of the body itself, which may hold secrets.
+/// Why a body could not be parsed. Contains nothing of the body, which may hold secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// A credential is empty, or holds what cannot stand in an HTTP header.
+    /// A credential is empty, or contains characters that an HTTP header may not have.
     #[error("malformed credential in {0}")]
     Credential(&'static str),
     /// The document is not JSON, or a required key is missing or not a string.
@@ -83,7 +83,7 @@ pub fn parse_node_credentials(body: &[u8]) -> Result<Issued, WireError> {
     document.credential.issued()
 }
 
-/// Parses an error of STS; `None` when there is no usable `Code`: then it was not STS that answered.
+/// Parses an error of STS; `None` without a usable `Code`: then the answer is not from STS.
 pub fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -122,7 +122,7 @@ struct Credential {
 
 impl Credential {
     fn issued(self) -> Result<Issued, WireError> {
-        // All of them stand in headers, ours or those of pods' SDKs.
+        // All of them become header values, of the agent or of pods' SDKs.
         let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
         let check = |text: &str, key| if word(text) { Ok(()) } else { Err(WireError::Credential(key)) };
         check(&self.access_key_id, "AccessKeyId")?;
@@ -145,7 +145,8 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, WireError> {
     serde_json::from_slice(body).or(Err(WireError::Json))
 }
 
-/// Exactly `YYYY-MM-DDThh:mm:ssZ`: what both servers are documented to send, and all that strict SDKs accept from us in turn.
+/// Exactly `YYYY-MM-DDThh:mm:ssZ`: the format that both servers are documented to send, and the only one that
+/// strict SDKs accept from the agent.
 fn parse_time(text: &str) -> Result<Timestamp, WireError> {
     let shape = "dddd-dd-ddTdd:dd:ddZ";
     let fits = text.len() == shape.len()

@@ -48,7 +48,7 @@ pub struct FailingReading {
     pub error: Box<str>,
 }
 
-/// A request whose end is not known yet.
+/// A request in flight.
 pub(super) struct Attempt {
     contact: UpstreamContact,
     begun: Instant,

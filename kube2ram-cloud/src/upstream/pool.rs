@@ -1,5 +1,6 @@
-//! Connections to the real metadata server, kept for the next request. Each is driven by the task whose request it carries, so that none
-//! has to wake another one for a request, its response and its body. Depends on hyper; called by the parent.
+//! Connections to the real metadata server, kept for the next request. Each is driven by the task whose
+//! request it carries, so no other task has to be woken for a request, its response and its body. Depends on
+//! hyper; called by the parent.
 
 use std::{
     future::poll_fn,
@@ -28,7 +29,8 @@ const MAX_IDLE: usize = 16;
 /// How much of a response is read ahead, its head included.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// The idle connections, the latest last. Nobody watches them: what the server closes, and what is too old, goes when the pool is next used.
+/// The idle connections, the latest last. No task watches them: connections that the server has closed, or
+/// that are too old, are dropped when the pool is next used.
 #[derive(Debug, Default)]
 pub(super) struct Pool(Mutex<Vec<Idle>>);
 
@@ -86,7 +88,8 @@ impl Connection {
     /// Sends a request and returns the response as its head arrives.
     ///
     /// # Cancel safety
-    /// Dropping the future abandons the request; the connection must not be used any more, and nobody can: it is dropped with it.
+    /// Dropping the future abandons the request; the connection cannot be used any longer, and is dropped
+    /// with it.
     pub(super) async fn exchange(
         mut self,
         request: Request<Full<Bytes>>,
@@ -99,7 +102,7 @@ impl Connection {
                 Poll::Ready(answer) => {
                     Poll::Ready(answer.map_err(|error| UpstreamError::Exchange(error.into())))
                 }
-                // hyper tells why, as long as the connection has not ended.
+                // hyper reports the reason, as long as the connection has not ended.
                 Poll::Pending if self.has_ended => {
                     Poll::Ready(Err(UpstreamError::Exchange("the connection has ended".into())))
                 }
@@ -112,7 +115,7 @@ impl Connection {
 
     /// Reads and writes what can be read and written now.
     fn drive(&mut self, cx: &mut Context<'_>) {
-        // Why it ended is told where the response or the body is waited for.
+        // The code that waits for the response or the body reports why it ended.
         self.has_ended = self.has_ended || self.driver.as_mut().poll(cx).is_ready();
     }
 
@@ -122,12 +125,13 @@ impl Connection {
     }
 }
 
-/// The body of a response. While it is read, it drives the connection that it comes by, which goes back to the pool at the body's end.
+/// The body of a response. While it is read, it drives its connection, which returns to the pool at the
+/// body's end.
 #[derive(Debug)]
 pub struct ResponseBody {
     body: Incoming,
     has_ended: bool,
-    /// `None` when somebody else drives it.
+    /// `None` when another task drives it.
     carrier: Option<(Connection, Arc<Pool>)>,
 }
 

@@ -115,7 +115,8 @@ async fn gives_up_on_a_server_that_is_silent() {
     assert!(matches!(error, UpstreamError::Timeout), "{error:?}");
 }
 
-/// Answers as many requests of each connection as told, and hangs up on the next one without a word.
+/// Answers the configured number of requests of each connection, and closes the connection at the next one
+/// without an answer.
 async fn start_hanging_up(answers: usize) -> (MetadataServer, Arc<AtomicUsize>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -217,7 +218,8 @@ async fn the_ipv6_address_is_asked_only_while_there_is_no_route_to_the_ipv4_addr
     assert_eq!(pass.granted.load(Ordering::SeqCst), 4);
     let none = MetadataServer::new(MetadataAddr::v4_only(v4), Arc::clone(&pass) as Arc<dyn PassGrant>);
     assert!(matches!(none.send(get("/")).await, Err(UpstreamError::Connect(_))));
-    // Where there is a way, whoever answers over IPv6 is not asked: the IPv4 address is the platform's own.
+    // With a route to the IPv4 address, the server at the IPv6 address is not used: the IPv4 address belongs
+    // to the platform.
     let refused =
         MetadataAddr { v4: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), v6: Some(Ipv6Addr::LOCALHOST) };
     let refused = MetadataServer::new(refused, pass);

@@ -1,4 +1,5 @@
-//! An independent and strict reader of HTTP/1 requests (RFC 9112): where each begins and ends, as far as nobody can disagree.
+//! An independent and strict reader of HTTP/1 requests (RFC 9112): where each begins and ends, as far as that
+//! is unambiguous.
 
 /// One request.
 pub(super) struct Request<'s> {
@@ -16,7 +17,7 @@ pub(super) struct Framing<'s> {
     pub(super) ends_in_doubt: bool,
 }
 
-/// What a body looks like.
+/// The kind of a body.
 enum Length {
     Chunked,
     Doubtful,
@@ -51,7 +52,8 @@ impl<'s> Framing<'s> {
                 }
             };
             framing.requests.push(Request { method, target, body: body.unwrap_or(after.len()) });
-            // A tunnel is no request any more, and what is behind a body that is cut off or malformed may be refused, but is no request.
+            // Data in a tunnel is not a request, and data behind a truncated or malformed body may be
+            // refused, but is not a request.
             let Some(body) = body.filter(|_| method != "CONNECT") else {
                 framing.ends_in_doubt = true;
                 return framing;

@@ -1,4 +1,4 @@
-//! The agent's answers, one after the other. Strict: what is no response, or is cut off, is a failure.
+//! The agent's answers, one after the other. Strict: data that is not a complete response is a failure.
 
 use super::framing::Framing;
 
@@ -16,7 +16,8 @@ pub(super) fn statuses(mut answer: &[u8], framing: &Framing<'_>) -> Vec<u16> {
             .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
             .map_or(0, |(_, value)| value.parse().expect("a length"));
         let body = &answer[end + 4..];
-        // The method of a request in doubt is not known; it is the last one, so that it tells by what is there.
+        // The method of an ambiguous request is not known. It is the last one, so its answer ends with the
+        // data.
         let is_head = match framing.requests.get(statuses.len()) {
             Some(request) => request.method == "HEAD",
             None => body.is_empty(),

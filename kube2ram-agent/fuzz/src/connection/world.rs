@@ -1,4 +1,4 @@
-//! The service under test: the real pipeline over fakes, on a runtime whose time only passes when nothing else happens.
+//! The service under test: the real pipeline over fakes, on a runtime with paused time.
 
 use std::{
     cell::OnceCell,

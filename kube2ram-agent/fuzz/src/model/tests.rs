@@ -64,7 +64,7 @@ fn sees_through_every_known_spelling() {
     }
 }
 
-/// Or it could not tell anything.
+/// The model itself must recognise these.
 #[test]
 fn calls_ordinary_items_harmless() {
     for target in [

@@ -1,5 +1,5 @@
-//! What the environment says of the agent's own credentials. Pure: variables come through a function.
-//! Called by `app`, through the parent.
+//! The agent's own credentials in the environment. Pure: a function looks up variables. Called by `app`,
+//! through the parent.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::role::{RoleArn, SessionName};
 /// What the agent is to sign with.
 #[derive(Debug)]
 pub enum Configured {
-    /// The role attached to the node: nothing else is said.
+    /// The role attached to the node: nothing else is configured.
     NodeRole,
     /// A role of the agent's own, by a token.
     Oidc(OidcSettings),
@@ -20,10 +20,11 @@ pub enum Configured {
 }
 
 impl Configured {
-    /// Static keys first: `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`, else the ancestors' `ACCESS_KEY_ID` and
-    /// `ACCESS_KEY_SECRET`. Then OIDC: `ALIBABA_CLOUD_ROLE_ARN`, `ALIBABA_CLOUD_OIDC_PROVIDER_ARN` and `ALIBABA_CLOUD_OIDC_TOKEN_FILE`, with
-    /// `ALIBABA_CLOUD_ROLE_SESSION_NAME`. Else the node's role. An empty variable counts as unset. `node` becomes part of the session's name
-    /// unless one is given.
+    /// Static keys first: `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`, else
+    /// the predecessors' `ACCESS_KEY_ID` and `ACCESS_KEY_SECRET`. Then OIDC: `ALIBABA_CLOUD_ROLE_ARN`,
+    /// `ALIBABA_CLOUD_OIDC_PROVIDER_ARN` and `ALIBABA_CLOUD_OIDC_TOKEN_FILE`, with
+    /// `ALIBABA_CLOUD_ROLE_SESSION_NAME`. Else the node's role. An empty variable counts as unset. `node`
+    /// becomes part of the session's name unless one is given.
     ///
     /// Source of the names: ACK, "Use RRSA to authorize pods", and the SDKs' default credential chains.
     ///

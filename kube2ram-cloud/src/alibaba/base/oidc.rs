@@ -24,7 +24,7 @@ use crate::{
     role::{RoleArn, SessionName},
 };
 
-/// Which role, whose token.
+/// The role, its provider and the token's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OidcSettings {
     /// The agent's own role.
@@ -97,7 +97,7 @@ impl Oidc {
         };
         let outcome = if is_worth_another { call(&form, sts).await } else { Err(refusal) };
         outcome.map_err(|Refusal { mut error, .. }| {
-            // Nobody knows what a message repeats.
+            // STS's message is not used: it may repeat parts of the token.
             let beginning: String = token.expose_secret().chars().take(BEGINNING).collect();
             if error.message.contains(&beginning) {
                 error.message = "withheld, because it repeats the token".into();
@@ -153,7 +153,7 @@ async fn call(form: &Bytes, sts: &Transport) -> Result<Issued, Refusal> {
     Ok(issued)
 }
 
-/// The public parameters. The call is not signed: the token is what proves who asks.
+/// The public parameters. The call is not signed: the token authenticates the caller.
 fn query(now: jiff::Timestamp, nonce: &str) -> String {
     let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     canonical_query(&[
@@ -210,7 +210,7 @@ const MIN_TOKEN_LENGTH: usize = 4;
 const MAX_TOKEN_LENGTH: usize = 20_000;
 /// With a few line ends.
 const FILE_LIMIT_BYTES: usize = MAX_TOKEN_LENGTH + 16;
-/// A token's first characters, which no other text has.
+/// The first characters of a token; no other text begins with them.
 const BEGINNING: usize = 16;
 
 #[cfg(test)]

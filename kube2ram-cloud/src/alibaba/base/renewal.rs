@@ -56,7 +56,7 @@ pub(super) struct Renewal {
     failure: Mutex<Option<(jiff::Timestamp, Box<str>)>>,
     fetched: AtomicU64,
     not_fetched: AtomicU64,
-    /// Whoever holds the permit is the one that fetches.
+    /// The task with the permit fetches.
     fetching: Semaphore,
 }
 

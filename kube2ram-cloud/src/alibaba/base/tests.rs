@@ -37,7 +37,7 @@ fn from_env(variables: &[(&str, &str)]) -> Result<Option<BaseCredentials>, BaseE
     })
 }
 
-/// No way to STS: who does not need it does not ask.
+/// STS is not reachable: sources that do not need it must not call it.
 fn nowhere() -> &'static Transport {
     static NOWHERE: LazyLock<Transport> = LazyLock::new(|| {
         // Another test may have installed it.

@@ -22,7 +22,7 @@ pub struct HardenedMode {
     session: Mutex<Option<Session>>,
 }
 
-/// What the server said about tokens, until it should be asked again.
+/// Whether the server issues tokens, and when to ask again.
 #[derive(Clone)]
 struct Session {
     /// `None` when the server issues none (it refuses, or is too old).
@@ -79,7 +79,7 @@ impl HardenedMode {
                 Some(token)
             }
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => None,
-            // A passing fault: this request goes without, the next one asks again.
+            // A temporary failure: this request is sent without a token, the next one asks again.
             _ => return Ok(None),
         };
         *self.session() = Some(Session { token: token.clone(), until: Instant::now() + TTL * 4 / 5 });

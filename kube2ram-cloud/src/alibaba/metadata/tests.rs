@@ -33,7 +33,7 @@ fn item(asked: &Asked) -> Response<Full<Bytes>> {
     }
 }
 
-/// A server that answers items as told, and PUTs for tokens with `status`.
+/// A server that answers items as configured, and PUTs for tokens with `status`.
 async fn serve(
     status: u16,
     item: impl Fn(&Asked) -> Response<Full<Bytes>> + Send + Sync + 'static,

@@ -320,7 +320,7 @@ async fn nonsense_is_an_outage_and_never_a_denial() {
     }
 }
 
-/// An endpoint nobody listens at.
+/// An endpoint without a listener.
 fn closed() -> Endpoint {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     Endpoint::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap()

@@ -155,7 +155,7 @@ async fn the_token_is_read_anew_each_time() {
     bench.id().await.unwrap();
     *bench.clock.0.lock().unwrap() += 2.hours();
 
-    // As the kubelet rotates it; gone in between.
+    // As the kubelet rotates it, with a moment without the file.
     fs::remove_file(bench.token_file()).unwrap();
     let gone = bench.failure().await;
     fs::write(bench.token_file(), format!("{TOKEN}\n")).unwrap();
@@ -236,7 +236,7 @@ async fn an_outage_of_sts_is_told_as_one_and_a_refusal_as_the_agents_own() {
 #[tokio::test]
 async fn goes_by_the_time_that_sts_tells_and_makes_another_nonce() {
     let bench = bench(&[(400, "InvalidTimeStamp.Expired")]).await;
-    // What STS issues must not look expired by its own time.
+    // Credentials from STS must not be expired by STS's own time.
     *bench.clock.0.lock().unwrap() += 2.hours().minutes(30);
 
     assert_eq!(&*bench.id().await.unwrap(), "STS.1");

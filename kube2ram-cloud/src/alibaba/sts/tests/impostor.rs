@@ -1,4 +1,4 @@
-//! Whoever poses as STS, without a certificate that the system vouches for.
+//! An impostor of STS, without a certificate that the system trusts.
 
 use std::{
     io::{self, Read as _, Write as _},
