@@ -62,7 +62,7 @@ pub type Release = oneshot::Sender<()>;
 
 /// What opening a listener in a pod takes.
 pub struct Kernel {
-    /// Returns which namespace it is.
+    /// Identifies network namespaces.
     pub cookies: NetnsCookies,
     /// For trying what was opened.
     pub pass: Arc<dyn PassGrant>,

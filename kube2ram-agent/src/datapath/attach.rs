@@ -228,7 +228,7 @@ impl Datapath {
         AcceptedOrigins::open(&self.pins)
     }
 
-    /// Returns the cookies of network namespaces.
+    /// The cookies of network namespaces.
     ///
     /// # Errors
     /// When the pinned map cannot be opened.

@@ -326,7 +326,7 @@ impl Origins for AcceptedOrigins {
     }
 }
 
-/// Returns the cookies of network namespaces.
+/// The cookies of network namespaces.
 #[derive(Debug)]
 pub struct NetnsCookies(Mutex<SkStorage<MapData, u64>>);
 

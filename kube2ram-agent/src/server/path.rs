@@ -102,8 +102,8 @@ impl Target {
 
 const QUERY_SEPARATORS: [char; 7] = ['/', '\\', '?', '&', '=', '#', ';'];
 
-/// The bytes of a query, unescaped once. `None` if the result contains an escape again, or a short name of
-/// Windows.
+/// The bytes of a query, unescaped once. An error where the result would contain an escape again, or a short
+/// name of Windows.
 fn unescaped(query: &str) -> impl Iterator<Item = Result<u8, TargetError>> {
     let mut bytes = query.bytes();
     std::iter::from_fn(move || {

@@ -58,7 +58,7 @@ impl DeviceChanges {
     }
 }
 
-/// Which of these namespaces may have notifications, in their order: one system call for all. `None` when the
+/// Which of these namespaces may have notifications, in their order: one system call for all. Empty when the
 /// kernel does not report it; then each must be queried.
 pub(super) fn may_have_happened<'a>(changes: impl Iterator<Item = &'a DeviceChanges>) -> Vec<bool> {
     let mut sockets: Vec<_> = changes.map(|changes| PollFd::new(&changes.0, PollFlags::IN)).collect();

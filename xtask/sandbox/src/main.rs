@@ -141,7 +141,7 @@ enum Client {
         #[arg(long)]
         then: String,
     },
-    /// Asks for a role's name and credentials until standard input ends, and returns what was not answered.
+    /// Asks for a role's name and credentials until standard input ends, and prints what was not answered.
     Load {
         #[arg(long)]
         connect: SocketAddr,
