@@ -6,14 +6,14 @@ mod budget;
 mod cluster;
 mod discovery;
 mod error;
-mod front;
+mod frontend;
 mod host_port;
 mod log_level;
 mod metrics;
 mod node;
 mod operator;
 mod outside;
-mod parts;
+mod background_tasks;
 mod prefetch;
 mod service;
 mod snapshot;
@@ -29,16 +29,16 @@ use tracing::{debug, error, info, warn};
 
 pub use self::error::AppError;
 use self::{
-    front::Front,
+    background_tasks::BackgroundTasks,
+    frontend::Frontend,
     node::Node,
-    parts::Parts,
     service::{Opened, Service, StsAccess},
 };
 use crate::{
     args::Config,
     control::Control,
     datapath::Datapath,
-    handover::{self, Post, Predecessor, Seat},
+    handover::{self, LockOutcome, OutgoingAgent, StandbyListener},
     probe::{Probe, SocketPaths},
 };
 use kube2ram_cloud::alibaba::{base::Configured, sts::StsClient};
@@ -79,13 +79,13 @@ pub async fn run(
     raise_descriptor_limit();
     let node = Node::examine(&config)?;
     let state = StateDir::open(&config.state_dir).map_err(AppError::StateDir)?;
-    let mut parts = Parts::default();
+    let mut background = BackgroundTasks::default();
     let readiness = Readiness::default();
     state.hold().map_err(AppError::StateDir)?;
     let paths = SocketPaths::new(&config.pod_dir, &config.state_dir);
     let probe = Probe::open(&paths).map_err(AppError::Probe)?;
     let starting = readiness.wait_for("the start");
-    parts.spawn("the probes", probe.run(readiness.clone()));
+    background.spawn("the probes", probe.run(readiness.clone()));
 
     // If the running agent does not hand over, there is nothing to prepare: this agent only waits for its
     // end. Kubernetes may end it only when this agent is ready.
@@ -100,17 +100,17 @@ pub async fn run(
             ),
         }
     });
-    let Some(seat) = shutdown.run_until_cancelled(claim).await else { return Ok(()) };
-    let (standing, pass) = match seat.map_err(AppError::Handover)? {
-        Seat::Free(lock) => {
-            let front = Front::open(&node, lock)?;
-            let pass = front.datapath.pass().map_err(AppError::Datapath)?;
-            (Standing::Serves(Box::new(front)), pass)
+    let Some(lock_outcome) = shutdown.run_until_cancelled(claim).await else { return Ok(()) };
+    let (standing, pass) = match lock_outcome.map_err(AppError::Handover)? {
+        LockOutcome::Free(lock) => {
+            let frontend = Frontend::open(&node, lock)?;
+            let pass = frontend.datapath.pass().map_err(AppError::Datapath)?;
+            (Standing::Serves(Box::new(frontend)), pass)
         }
-        Seat::Taken(_) if sts.is_err() => return sts.map(drop),
-        Seat::Taken(predecessor) => {
+        LockOutcome::Taken(_) if sts.is_err() => return sts.map(drop),
+        LockOutcome::Taken(outgoing) => {
             let pass = Datapath::rehearse(&node.settings).map_err(AppError::Datapath)?;
-            (Standing::By(predecessor), pass)
+            (Standing::By(outgoing), pass)
         }
     };
     let pass = Arc::new(pass);
@@ -118,42 +118,42 @@ pub async fn run(
     // Not sooner: the programs deny already, and an agent that ends before leaves a new node's pods the node's role.
     let sts = sts?;
     let mut service =
-        Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut parts).await?;
+        Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut background).await?;
     if matches!(standing, Standing::By(_)) {
-        service.warm_up(&readiness, &mut parts);
+        service.warm_up(&readiness, &mut background);
     }
     starting.into_iter().for_each(Pending::ready);
-    let (front, predecessor) = match standing {
-        Standing::Serves(front) => (*front, None),
-        Standing::By(predecessor) => {
-            let succession = tokio::select! {
-                ended = parts.until(&shutdown) => return ended,
-                succession = succeed(predecessor, &node, &state, &readiness) => succession?,
+    let (frontend, outgoing) = match standing {
+        Standing::Serves(frontend) => (*frontend, None),
+        Standing::By(outgoing) => {
+            let taken_over = tokio::select! {
+                ended = background.until(&shutdown) => return ended,
+                taken_over = take_over(outgoing, &node, &state, &readiness) => taken_over?,
             };
-            if !succession.0.datapath.honours(&pass).map_err(AppError::Datapath)? {
+            if !taken_over.0.datapath.honours(&pass).map_err(AppError::Datapath)? {
                 return Err(AppError::Replaced);
             }
-            succession
+            taken_over
         }
     };
-    let is_first = predecessor.is_none();
+    let is_first = outgoing.is_none();
     let Opened { holdings, operator, are_open, targets } =
-        service.open(front, &node, readiness, is_first, &log, &mut parts).await?;
-    parts.spawn("the log level", Arc::clone(&operator).keep_log_level());
+        service.open(frontend, &node, readiness, is_first, &log, &mut background).await?;
+    background.spawn("the log level", Arc::clone(&operator).keep_log_level());
     match Control::open(&state) {
         Ok(control) => {
             let answer = move |request| Arc::clone(&operator).answer(request);
-            parts.spawn("the control socket", control.run(answer));
+            background.spawn("the control socket", control.run(answer));
         }
         // Pods are served without it.
         Err(error) => {
             error!(%error, "cannot create the control socket: kube2ram status and kube2ram explain get no answer")
         }
     }
-    let post = Post::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
-    let heirs = post.heirs();
-    parts.spawn("the post of agents that stand by", post.run());
-    if let Some(predecessor) = predecessor {
+    let standby_listener = StandbyListener::open(&state, node.hello.clone()).map_err(AppError::Handover)?;
+    let standbys = standby_listener.standbys();
+    background.spawn("the standby listener", standby_listener.run());
+    if let Some(outgoing) = outgoing {
         // The outgoing agent serves its own in-pod listeners until it is told to stop.
         if timeout(OPENING, are_open).await.is_err() {
             warn!(
@@ -166,60 +166,60 @@ pub async fn run(
                 "cannot remove the outgoing agent's in-pod listeners from the target map"
             );
         }
-        if let Err(error) = predecessor.serving().await {
+        if let Err(error) = outgoing.serving().await {
             debug!(error = chain(&error), "the outgoing agent has already ended");
         }
     }
     info!(agent = %node.agent.0, metadata = %node.settings.metadata, "serving");
 
-    parts.until(&shutdown).await?;
-    service.end(heirs, holdings, &mut parts).await;
+    background.until(&shutdown).await?;
+    service.end(standbys, holdings, &mut background).await;
     Ok(())
 }
 
 /// Which agent serves the node now.
 enum Standing {
     /// Another one, which will hand over.
-    By(Predecessor),
+    By(OutgoingAgent),
     /// This one.
-    Serves(Box<Front>),
+    Serves(Box<Frontend>),
 }
 
 /// Waits until the running agent hands over, or ends without a handover.
-async fn succeed(
-    mut predecessor: Predecessor,
+async fn take_over(
+    mut outgoing: OutgoingAgent,
     node: &Node,
     state: &StateDir,
     readiness: &Readiness,
-) -> Result<(Front, Option<Predecessor>), AppError> {
+) -> Result<(Frontend, Option<OutgoingAgent>), AppError> {
     loop {
         let mut is_prepared = false;
         let offered = loop {
             tokio::select! {
                 biased;
-                offered = predecessor.estate() => break offered,
+                offered = outgoing.handover_state() => break offered,
                 () = readiness.ready(), if !is_prepared => {
                     is_prepared = true;
                     info!("prepared to serve");
-                    if let Err(error) = predecessor.prepared().await {
+                    if let Err(error) = outgoing.prepared().await {
                         debug!(error = chain(&error), "cannot report to the running agent that this one is prepared");
                     }
                 }
             }
         };
         match offered {
-            Ok(estate) => {
-                let front = Front::inherit(node, estate)?;
-                return Ok((front, Some(predecessor)));
+            Ok(handover_state) => {
+                let frontend = Frontend::take_over(node, handover_state)?;
+                return Ok((frontend, Some(outgoing)));
             }
             Err(error) => warn!(error = chain(&error), "the outgoing agent did not hand over"),
         }
         // It may hold descriptors that the other agent has already sent, the lock among them.
-        drop(predecessor);
-        let seat = handover::claim(&node.settings.bpf_dir, state, &node.hello, || {});
-        match seat.await.map_err(AppError::Handover)? {
-            Seat::Free(lock) => return Ok((Front::open(node, lock)?, None)),
-            Seat::Taken(another) => predecessor = another,
+        drop(outgoing);
+        let lock_outcome = handover::claim(&node.settings.bpf_dir, state, &node.hello, || {});
+        match lock_outcome.await.map_err(AppError::Handover)? {
+            LockOutcome::Free(lock) => return Ok((Frontend::open(node, lock)?, None)),
+            LockOutcome::Taken(another) => outgoing = another,
         }
     }
 }

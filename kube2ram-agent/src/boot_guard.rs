@@ -42,7 +42,7 @@ pub struct Guard {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
-    /// Whether the netfilter rule comes into force as well.
+    /// Whether the netfilter rule becomes active as well.
     pub forward_guard: bool,
     /// The host's own cgroups, relative to the root.
     pub host_cgroups: Vec<PathBuf>,
@@ -219,7 +219,7 @@ pub fn apply(guard: &Guard) -> Result<Applied, BootGuardError> {
         wire: wire_guard::devices_of_node(guard.metadata).map_err(BootGuardError::WireGuard)?,
     };
     let outcome = apply_boot_guard(&settings).map_err(BootGuardError::Datapath)?;
-    if guard.forward_guard && matches!(outcome, BootOutcome::InForce { .. }) {
+    if guard.forward_guard && matches!(outcome, BootOutcome::Active { .. }) {
         guard::install(guard.metadata).map_err(BootGuardError::ForwardGuard)?;
     }
     Ok(Applied(outcome))
@@ -244,7 +244,7 @@ impl fmt::Display for Installed {
         };
         write!(
             f,
-            "boot guard {done}: /{}/{}, /{}/{}, enabled; in force from the next boot on (systemctl daemon-reload makes it known to this one)",
+            "boot guard {done}: /{}/{}, /{}/{}, enabled; active from the next boot on (systemctl daemon-reload makes it known to this one)",
             BINARY.0, BINARY.1, UNIT.0, UNIT.1
         )
     }
@@ -264,9 +264,9 @@ impl fmt::Display for Removed {
 impl fmt::Display for Applied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            BootOutcome::AgentInForce => f.write_str("an agent's programs are in force; nothing to guard"),
-            BootOutcome::InForce { missing } if missing.is_empty() => f.write_str("boot guard in force"),
-            BootOutcome::InForce { missing } => {
+            BootOutcome::AgentActive => f.write_str("an agent's programs are active; nothing to guard"),
+            BootOutcome::Active { missing } if missing.is_empty() => f.write_str("boot guard active"),
+            BootOutcome::Active { missing } => {
                 write!(
                     f,
                     "boot guard active; these cgroups do not exist yet, so their tasks are denied as well: {missing:?}"

@@ -4,10 +4,10 @@
 mod account;
 mod cache;
 mod entry;
-mod gate;
+mod sts_scheduler;
 mod metrics;
 mod survey;
-mod turns;
+mod sts_queue;
 
 use std::{sync::Arc, time::Duration};
 

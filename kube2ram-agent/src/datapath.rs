@@ -12,7 +12,7 @@ mod log;
 mod maps;
 mod other_installation;
 mod pins;
-mod place;
+mod attachment_points;
 mod probe;
 mod remove;
 mod repair;
@@ -33,14 +33,14 @@ use std::{
 pub(crate) use self::maps::NoOutcomes;
 pub(crate) use self::tcx::has_ingress_programs;
 pub use self::{
-    attach::{Datapath, Former, Settings},
+    attach::{Datapath, Outgoing, Settings},
     attachment::{Attachment, attachments, connect_programs},
+    attachment_points::Mode,
     boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, NetnsCookies, PassMark, PodTarget, Targets},
     other_installation::{OtherInstallation, other_installation},
     pins::{Lock, check_bpffs},
-    place::Mode,
     probe::dial_as_pod,
     remove::{Removed, remove},
     repair::{Drift, Found},

@@ -56,7 +56,7 @@ pub struct ForwardGuard {
     metrics: Metrics,
     tables: Option<Tables>,
     /// Whether the last check found or wrote `target`; `None` before the first.
-    in_force: Option<bool>,
+    active: Option<bool>,
     /// There where the namespace has IPVS.
     ipvs: &'static Path,
     /// There where the kernel has IPv6.
@@ -83,7 +83,7 @@ struct Reduced {
 
 #[derive(Debug, Default)]
 struct Metrics {
-    in_force: Gauge,
+    active: Gauge,
     repairs: Counter,
 }
 
@@ -104,7 +104,7 @@ impl ForwardGuard {
     pub fn new(metadata: MetadataAddr, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
         let help = "Whether the netfilter rules against forwarding to the metadata server are active for each of its addresses";
-        registry.register("forward_guard_in_force", help, metrics.in_force.clone());
+        registry.register("forward_guard_in_force", help, metrics.active.clone());
         let help = "How often the netfilter rules were found missing or changed, and were restored";
         registry.register("forward_guard_repairs", help, metrics.repairs.clone());
         Self::with(metadata, metrics)
@@ -115,7 +115,7 @@ impl ForwardGuard {
             metadata,
             metrics,
             tables: None,
-            in_force: None,
+            active: None,
             ipvs: Path::new(IPVS),
             ipv6: Path::new(IPV6),
             target: None,
@@ -136,15 +136,15 @@ impl ForwardGuard {
     ///
     /// Waits for other writers of nf_tables; usually there are none.
     pub fn check(&mut self) -> bool {
-        let before = self.in_force;
+        let before = self.active;
         let outcome = self.ensure();
-        self.in_force = Some(outcome.is_ok());
+        self.active = Some(outcome.is_ok());
         let failure = outcome.as_ref().err().map(|error| chain(error)).or_else(|| self.lacks_ipv6());
-        let (is_in_force, target) = (failure.is_none(), self.target);
+        let (is_active, target) = (failure.is_none(), self.target);
         let is_repair = before == Some(true) && matches!(outcome, Ok(Found::MissingOrChanged));
-        self.metrics.in_force.set(is_in_force.into());
+        self.metrics.active.set(is_active.into());
         self.state.update(|standing| {
-            standing.is_in_force = Some(is_in_force);
+            standing.is_active = Some(is_active);
             standing.has_ipv6 = target.is_some_and(|target| target.v6.is_some());
             standing.has_ipvs = target.is_some_and(|target| target.has_ipvs);
             standing.failure = failure;
@@ -171,14 +171,14 @@ impl ForwardGuard {
                 }
             }
         }
-        is_in_force
+        is_active
     }
 
     /// Why there are no rules for the IPv6 address, where packets may be forwarded to one.
     fn lacks_ipv6(&self) -> Option<String> {
         let reduced = self.reduced.as_ref()?;
         let is_lacking = reduced.wanted.v6.is_some() && reduced.target.v6.is_none() && self.ipv6.exists();
-        is_lacking.then(|| format!("no rules for IPv6 (those for IPv4 are in force): {}", reduced.error))
+        is_lacking.then(|| format!("no rules for IPv6 (those for IPv4 are active): {}", reduced.error))
     }
 
     /// Checks after each change of the tables, and periodically, until `stop`. Checks run on threads that may
@@ -195,14 +195,14 @@ impl ForwardGuard {
 
     async fn run_with(mut self, mut changes: Option<Changes>, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            let (in_force, state) = (self.metrics.in_force.clone(), self.state.clone());
+            let (active, state) = (self.metrics.active.clone(), self.state.clone());
             // Also after the first start of listening: earlier changes are not notified.
             let checking = spawn_blocking(move || {
                 self.check();
                 self
             });
             // It panicked, which ends this part, or the runtime ends.
-            let Some(checked) = in_time(checking, &in_force, &state).await else { return };
+            let Some(checked) = in_time(checking, &active, &state).await else { return };
             self = checked;
             sleep(PAUSE).await;
             let now = Instant::now();
@@ -322,7 +322,7 @@ pub fn install(metadata: MetadataAddr) -> Result<(), GuardError> {
 }
 
 /// Waits for a check, and reports one that takes too long; `None` when it panicked.
-async fn in_time<T>(mut checking: JoinHandle<T>, in_force: &Gauge, state: &State) -> Option<T> {
+async fn in_time<T>(mut checking: JoinHandle<T>, active: &Gauge, state: &State) -> Option<T> {
     if let Ok(checked) = timeout(LATE, &mut checking).await {
         return checked.ok();
     }
@@ -330,9 +330,9 @@ async fn in_time<T>(mut checking: JoinHandle<T>, in_force: &Gauge, state: &State
     error!(
         "{late}: find the process that keeps writing nf_tables; the agent waits, and repairs no rule until then"
     );
-    in_force.set(0);
+    active.set(0);
     state.update(|standing| {
-        standing.is_in_force = Some(false);
+        standing.is_active = Some(false);
         standing.failure = Some(late);
     });
     checking.await.ok()

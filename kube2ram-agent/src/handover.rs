@@ -7,8 +7,8 @@
 //! serve never ends one that can, and the agent that is told to stop always stops.
 
 mod channel;
-mod heirs;
-mod predecessor;
+mod standby;
+mod outgoing;
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, path::PathBuf};
 
@@ -16,8 +16,8 @@ use kube2ram_common::abi::ABI_VERSION;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    heirs::{Heirs, Post},
-    predecessor::{Predecessor, Seat, claim},
+    outgoing::{LockOutcome, OutgoingAgent, claim},
+    standby::{StandbyListener, Standbys},
 };
 use crate::datapath::DatapathError;
 
@@ -51,7 +51,7 @@ impl Hello {
 
 /// The descriptors of the running agent that the next agent cannot create itself without a gap.
 #[derive(Debug)]
-pub struct Estate {
+pub struct HandoverState {
     /// The lock of the pins.
     pub lock: OwnedFd,
     /// The host listener, for pods without an in-pod listener.

@@ -4,15 +4,15 @@
 
 mod cluster;
 mod events;
-mod hearing;
+mod api_activity;
 mod lookup;
 mod metrics;
 mod namespaces;
 mod object;
 mod pods;
 mod projection;
-mod saved;
-mod seen;
+mod checkpoint;
+mod pod_view;
 mod taint;
 
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use self::{
+    api_activity::{Resource, WatchState},
+    checkpoint::Checkpoint,
     cluster::{AllowLists, Cluster, ClusterConfig},
-    hearing::{Contact, Resource},
     metrics::Metrics,
-    saved::Saved,
-    seen::{Elsewhere, Presence, Seen},
+    pod_view::{Elsewhere, PodView, Presence},
     taint::{StartupTaint, TaintError},
 };
 use crate::{identity::PodUid, pod::Pod};

@@ -51,11 +51,11 @@ use crate::{
     identity::{self, CgroupId, Watch, WatchId},
 };
 use kube2ram_cloud::upstream::PassGrant;
-use kube2ram_service::{closing::Closing, telemetry::chain};
+use kube2ram_service::{drain::Drain, telemetry::chain};
 
 /// Starts to serve one listener and returns at once. Serving ends with the drain or on an error; the last
 /// argument must be dropped then. Called within the runtime.
-pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Closing, Ending) + Send>;
+pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Drain, Ending) + Send>;
 
 /// Asks for an end of all changes. From the answer on none is opened or closed any more, and nothing is written: another agent does. Those that are open go on.
 pub type Release = oneshot::Sender<()>;
@@ -107,7 +107,7 @@ struct Pod {
 struct Open {
     port: u16,
     netns: NetnsId,
-    closing: Closing,
+    drain: Drain,
     has_ended: Arc<AtomicBool>,
 }
 
@@ -173,11 +173,11 @@ impl PodListeners {
     /// Dropping the future leaves open listeners to the tasks that serve them.
     pub async fn run(
         mut self,
-        closing: Closing,
+        drain: Drain,
         mut releases: mpsc::Receiver<Release>,
         opened: oneshot::Sender<()>,
     ) {
-        let shutdown = closing.draining().clone();
+        let shutdown = drain.draining().clone();
         let mut opened = Some(opened);
         let tell = |asked: oneshot::Sender<()>| {
             let _has_given_up = asked.send(());
@@ -198,13 +198,13 @@ impl PodListeners {
         while !shutdown.is_cancelled() {
             let fired: HashSet<_> = events.drain(..).collect();
             let watching = watch.as_ref().map(Watch::handle);
-            let closing = closing.clone();
+            let drain = drain.clone();
             let is_full = full_at <= Instant::now() || fired.contains(&WatchId::OVERFLOW);
             if is_full && watch.is_none() {
                 watch = self.start_watch();
             }
             let pass = spawn_blocking(move || {
-                if let Err(error) = self.pass(host, watching.as_ref(), &fired, is_full, &closing) {
+                if let Err(error) = self.pass(host, watching.as_ref(), &fired, is_full, &drain) {
                     self.metrics.failed("survey");
                     self.warn_once("cannot list pods' cgroups", Some(&error));
                 }
@@ -262,7 +262,7 @@ impl PodListeners {
         watch: Option<&identity::Handle>,
         fired: &HashSet<WatchId>,
         is_full: bool,
-        closing: &Closing,
+        drain: &Drain,
     ) -> io::Result<()> {
         let unwatched = Cell::new(None);
         let listed = self.cgroups.list(|directory| {
@@ -330,7 +330,7 @@ impl PodListeners {
             }
         }
         for id in due {
-            self.examine(id, host, closing);
+            self.examine(id, host, drain);
         }
         if is_full {
             self.look_for_devices(host);
@@ -384,13 +384,13 @@ impl PodListeners {
             warn!(cgroup.id = %id, error = chain(&error), "cannot remove an in-pod listener from the target map");
             return false;
         }
-        open.closing.close();
+        open.drain.close();
         debug!(cgroup.id = %id, port = open.port, "in-pod listener closed");
         true
     }
 
-    /// Opens or closes the pod's listener as its namespace requires, and schedules the next examination.
-    fn examine(&mut self, id: CgroupId, host: NetnsId, closing: &Closing) {
+    /// Opens or closes the in-pod listener as its namespace requires, and schedules the next examination.
+    fn examine(&mut self, id: CgroupId, host: NetnsId, drain: &Drain) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.again_at = None;
         let found = match processes::of_pod(&pod.cgroup.path, host) {
@@ -403,14 +403,13 @@ impl PodListeners {
         match found {
             Found::Denied => {
                 self.metrics.failed("find");
-                let what = "pods' processes may not be looked at: add SYS_PTRACE to the container's securityContext.capabilities; the host's \
+                let what = "pods' processes may not be looked at: add SYS_PTRACE to the container's securityContext.capabilities; the host \
                             listener serves all pods";
                 return self.warn_once(what, None);
             }
             Found::Hidden => {
                 self.metrics.failed("find");
-                let what =
-                    "pods' processes are hidden: set hostPID: true; the host's listener serves all pods";
+                let what = "pods' processes are hidden: set hostPID: true; the host listener serves all pods";
                 return self.warn_once(what, None);
             }
             // The listener would keep the namespace alive, and the network plugin may wait for the
@@ -424,7 +423,7 @@ impl PodListeners {
                 pod.netns = Some(netns.id);
                 let is_open_there = pod.open.as_ref().is_some_and(|open| open.netns == netns.id);
                 if !self.is_contested(id, netns.id) && !is_open_there {
-                    self.open_or_close(id, &netns, closing);
+                    self.open_or_close(id, &netns, drain);
                 }
             }
             Found::Hosts => self.leave_to_host(id),
@@ -472,14 +471,14 @@ impl PodListeners {
     }
 
     /// If it cannot be opened, the in-pod listener of the pod's earlier namespace is useless, too.
-    fn open_or_close(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) {
-        let outcome = self.open(id, netns, closing);
+    fn open_or_close(&mut self, id: CgroupId, netns: &Netns, drain: &Drain) {
+        let outcome = self.open(id, netns, drain);
         if let Err(error) = &outcome {
             self.close(id);
             self.metrics.failed(error.step());
             if matches!(error, ListenError::Listen(error) if error.kind() == io::ErrorKind::PermissionDenied)
             {
-                let what = "listeners in pods are not permitted: add NET_BIND_SERVICE to the container's securityContext.capabilities; the host's \
+                let what = "listeners in pods are not permitted: add NET_BIND_SERVICE to the container's securityContext.capabilities; the host \
                             listener serves all pods";
                 self.warn_once(what, None);
             }
@@ -494,7 +493,7 @@ impl PodListeners {
     }
 
     /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in an earlier namespace.
-    fn open(&mut self, id: CgroupId, netns: &Netns, closing: &Closing) -> Result<(), ListenError> {
+    fn open(&mut self, id: CgroupId, netns: &Netns, drain: &Drain) -> Result<(), ListenError> {
         let Some(pod) = self.pods.get_mut(&id) else { return Ok(()) };
         let Opened { port, v4, v6, inside } =
             netns::listen_in(netns, &*self.kernel.pass).map_err(ListenError::Listen)?;
@@ -504,20 +503,16 @@ impl PodListeners {
         let target = PodTarget { netns: cookie, port, has_ipv6: listeners.len() == 2 };
         self.kernel.targets.insert(id, target).map_err(ListenError::Redirect)?;
 
-        let open = Open {
-            port,
-            netns: netns.id,
-            closing: closing.child(),
-            has_ended: Arc::new(AtomicBool::new(false)),
-        };
+        let open =
+            Open { port, netns: netns.id, drain: drain.child(), has_ended: Arc::new(AtomicBool::new(false)) };
         for listener in listeners {
             let ending = Ending { has_ended: Arc::clone(&open.has_ended), notify: Arc::clone(&self.ended) };
             let origin = Arc::new(PodOrigin(pod.cgroup.uid.clone()));
-            (self.serve)(Arc::new(listener), origin, open.closing.clone(), ending);
+            (self.serve)(Arc::new(listener), origin, open.drain.clone(), ending);
         }
         debug!(cgroup.id = %id, port, "in-pod listener open");
         if let Some(former) = pod.open.replace(open) {
-            former.closing.close();
+            former.drain.close();
         }
         Ok(())
     }

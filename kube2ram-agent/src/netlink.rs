@@ -1,6 +1,6 @@
 //! Netlink (netlink(7), include/uapi/linux/netlink.h): messages and their attributes as bytes, and sockets
 //! that send the kernel one request at a time. Of all families' messages only the route query is known;
-//! everything but the socket is pure. Depends on no other module; called by `guard`, `listeners`, `ancestor`,
+//! everything but the socket is pure. Depends on no other module; called by `guard`, `listeners`, `predecessors`,
 //! `wire_guard` and `app`.
 
 mod route;

@@ -1,5 +1,5 @@
 //! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same
-//! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `ancestor` and
+//! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `predecessors` and
 //! `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
@@ -12,12 +12,13 @@ use kube2ram_common::abi::MAX_CGROUP_LEVEL;
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    ancestor, boot_guard,
+    boot_guard,
     datapath::{
         self, Attachment, BootGuard, WireHook, attachments, check_bpffs, connect_programs, kernel_version,
         other_installation,
     },
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
+    predecessors,
 };
 use kube2ram_cloud::MetadataAddr;
 use kube2ram_service::telemetry::chain;
@@ -107,8 +108,8 @@ impl Preflight {
         checks.push(check("installations", installations));
         checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
         checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
-        let ancestors = tell_ancestors(*paths.metadata.v4.ip()).into_iter();
-        checks.extend(ancestors.map(|outcome| Check { condition: "ancestors", outcome }));
+        let predecessors = check_predecessors(*paths.metadata.v4.ip()).into_iter();
+        checks.extend(predecessors.map(|outcome| Check { condition: "predecessors", outcome }));
         Self(checks)
     }
 
@@ -235,15 +236,15 @@ fn tell_wire_guard() -> &'static str {
 /// No condition: an agent runs without it.
 fn tell_boot_guard(bpf_dir: &Path) -> String {
     match datapath::boot_guard(bpf_dir) {
-        Ok(BootGuard::InForce { denied }) => {
-            format!("in force until an agent takes over; denied {denied} attempts")
+        Ok(BootGuard::Active { denied }) => {
+            format!("active until an agent takes over; denied {denied} attempts")
         }
-        Ok(BootGuard::TakenOver) => "was in force until an agent took over".to_owned(),
+        Ok(BootGuard::TakenOver) => "was active until an agent took over".to_owned(),
         Ok(BootGuard::Absent) if boot_guard::is_installed() => {
-            "installed; in force from the next boot on".to_owned()
+            "installed; active from the next boot on".to_owned()
         }
         Ok(BootGuard::Absent) => {
-            "was not in force at this boot: pods that start before the agent of a boot reach the node's role \
+            "was not active at this boot: pods that start before the agent of a boot reach the node's role \
                                   (kube2ram boot-guard install)"
                 .to_owned()
         }
@@ -251,10 +252,10 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
     }
 }
 
-/// What an ancestor left is no failure: an agent that refused to run next to it could not take its place without an outage, and what is redirected by
+/// What a predecessor left is no failure: an agent that refused to run next to it could not take its place without an outage, and what is redirected by
 /// programs does not meet its rules.
-fn tell_ancestors(metadata: Ipv4Addr) -> Vec<Outcome> {
-    match ancestor::leftovers(metadata) {
+fn check_predecessors(metadata: Ipv4Addr) -> Vec<Outcome> {
+    match predecessors::leftovers(metadata) {
         Ok(leftovers) if leftovers.is_empty() => vec![Outcome::Met("left nothing".to_owned())],
         Ok(leftovers) => leftovers.into_iter().map(Outcome::Amiss).collect(),
         Err(error) => vec![Outcome::Amiss(chain(&error))],
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn old_kernels_are_refused_and_what_takes_sockets_away_is_told() {
+    fn old_kernels_are_refused_and_what_takes_sockets_away_is_reported() {
         let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/net_cls,net_prio cgroup rw,net_cls,net_prio 0 0";
 
         assert!(check_kernel((5, 9)).is_err() && check_kernel((4, 19)).is_err());

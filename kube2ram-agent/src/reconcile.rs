@@ -51,7 +51,7 @@ const LATE_CONDITION: &str = "the kernel's answer on the programs";
 /// What the reconciler counts.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    in_force: Gauge,
+    active: Gauge,
     repairs: Family<[(&'static str, &'static str); 1], Counter>,
     failures: Counter,
 }
@@ -61,7 +61,7 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let help = "Whether all eBPF programs and maps are in the expected state";
-        registry.register("datapath_in_force", help, metrics.in_force.clone());
+        registry.register("datapath_in_force", help, metrics.active.clone());
         registry.register(
             "datapath_repairs",
             "Repaired differences from the expected state, by kind (cgroup, config, detached, link_pin, map_pin, program, targets)",
@@ -80,7 +80,7 @@ impl Metrics {
 /// changes nothing.
 pub struct Reconciler {
     datapath: Datapath,
-    /// Where the host's listener is.
+    /// Where the host listener is.
     agent: watch::Receiver<AgentAddr>,
     metrics: Metrics,
     notices: Arc<dyn Notices>,
@@ -99,7 +99,7 @@ impl Reconciler {
         notices: Arc<dyn Notices>,
         readiness: Readiness,
     ) -> Self {
-        metrics.in_force.set(1);
+        metrics.active.set(1);
         let state = State::default();
         state.write(&datapath, &Found::default());
         Self { datapath, agent, metrics, notices, readiness, state, pending: None }
@@ -202,7 +202,7 @@ impl Reconciler {
             );
             self.notices.warn(Notice { about: About::Node, reason: "DatapathRepaired", message });
         }
-        self.metrics.in_force.set(found.failed.is_empty().into());
+        self.metrics.active.set(found.failed.is_empty().into());
         match (found.failed.first(), &self.pending) {
             (Some(first), pending) => {
                 self.metrics.failures.inc();

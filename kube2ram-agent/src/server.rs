@@ -29,29 +29,31 @@ mod node_role;
 mod notices;
 mod pass_through;
 pub mod path;
-pub(crate) mod quota;
+pub(crate) mod pass_through_limiter;
 mod reply;
 pub mod route;
 pub mod token;
 
-use self::{connection::Connection, metrics::Metrics, quota::Quota, token::Tokens};
+use self::{
+    connection::Connection, metrics::Metrics, pass_through_limiter::PassThroughLimiter, token::Tokens,
+};
 pub(crate) use self::{error::RequestError, node_role::NodeRole};
 pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
 use crate::{
     credentials::Cache,
     datapath::{Origin, Origins},
     identity::{CgroupPods, PodUid},
-    interception::Interception,
     kubernetes::{Directory, Notices},
     policy::Policy,
     role::Roles,
+    self_test::SelfTest,
 };
 use kube2ram_cloud::{MetadataAddr, dialect::Dialect, upstream::Upstream};
 use kube2ram_service::{
     clock::Clock,
-    closing::Closing,
+    connection_limiter::{ConnectionLimiter, ConnectionPermit},
+    drain::Drain,
     listener,
-    places::{Place, Places},
     rate_limiter::{Rate, RateLimiters},
     telemetry::chain,
 };
@@ -65,7 +67,7 @@ const CONNECTIONS_PER_POD: usize = 64;
 /// way.
 const QUIET: Duration = Duration::from_secs(1);
 /// How long a connection waits for a permit: no request is answered later.
-const PLACE_PATIENCE: Duration = Duration::from_secs(1);
+const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long pods may still use answers that the real server gave before the first agent of a boot: an SDK
 /// lists roles, and requests the credentials of that role in the next moment.
 const FORMER_ANSWERS: Duration = Duration::from_mins(1);
@@ -73,7 +75,7 @@ const FORMER_ANSWERS: Duration = Duration::from_mins(1);
 /// the others' lines and fill the disk. Callers that are no pod share one such limiter.
 const LOG_LINES: Rate = Rate { burst: 200, interval: Duration::from_millis(50) };
 /// How often it asks for one meanwhile.
-const PLACE_RETRY: Duration = Duration::from_millis(2);
+const PERMIT_RETRY: Duration = Duration::from_millis(2);
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -131,21 +133,21 @@ pub struct Server {
     pipeline: Pipeline,
     metrics: Metrics,
     log: RateLimiters<PodUid>,
-    quota: Quota,
+    pass_through_limiter: PassThroughLimiter,
     rates: RateLimiters<PodUid>,
-    places: Arc<Places<Option<PodUid>>>,
+    limiter: Arc<ConnectionLimiter<Option<PodUid>>>,
     /// Until when a pod may ask for another role because of that.
     former_answers_until: OnceLock<Instant>,
     /// Awaits connections of the agent itself.
-    interception: OnceLock<Arc<Interception>>,
+    self_test: OnceLock<Arc<SelfTest>>,
     tasks: TaskTracker,
 }
 
 impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
-        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
-        let quota = Quota::new(config.pass_through_rate);
+        let limiter = ConnectionLimiter::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
+        let pass_through_limiter = PassThroughLimiter::new(config.pass_through_rate);
         let rates = RateLimiters::new(Rate::per_second(config.request_rate));
         let (metrics, log) = (Metrics::new(registry), RateLimiters::new(Some(LOG_LINES)));
         Arc::new(Self {
@@ -153,11 +155,11 @@ impl Server {
             pipeline,
             metrics,
             log,
-            quota,
+            pass_through_limiter,
             rates,
-            places,
+            limiter,
             former_answers_until: OnceLock::new(),
-            interception: OnceLock::new(),
+            self_test: OnceLock::new(),
             tasks,
         })
     }
@@ -172,10 +174,10 @@ impl Server {
         self.former_answers_until.get().is_some_and(|until| Instant::now() < *until)
     }
 
-    /// From now on connections of the agent's self-test are reported to `interception` and not served.
-    pub fn await_own(&self, interception: Arc<Interception>) {
+    /// From now on connections of the agent's self-test are reported to `self_test` and not served.
+    pub fn await_own(&self, self_test: Arc<SelfTest>) {
         // The first one stays: there is one for each agent.
-        drop(self.interception.set(interception));
+        drop(self.self_test.set(self_test));
     }
 
     /// Serves one of the listeners to which pods are redirected, until accepting ends or the listener does.
@@ -184,15 +186,10 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
-    pub async fn serve(
-        self: Arc<Self>,
-        listener: Arc<TcpListener>,
-        origins: Arc<dyn Origins>,
-        closing: Closing,
-    ) {
+    pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, origins: Arc<dyn Origins>, drain: Drain) {
         // In a box, which lasts for a moment: there are two thousand such listeners, which would each hold as much for nothing.
-        let begin = |stream, peer| Box::pin(self.begin(&*origins, stream, peer, &closing));
-        listener::accept(listener, &closing, begin).await;
+        let begin = |stream, peer| Box::pin(self.begin(&*origins, stream, peer, &drain));
+        listener::accept(listener, &drain, begin).await;
     }
 
     /// Starts serving an accepted connection, if it gets a permit.
@@ -201,45 +198,49 @@ impl Server {
         origins: &dyn Origins,
         stream: TcpStream,
         peer: SocketAddr,
-        closing: &Closing,
+        drain: &Drain,
     ) {
         let origin = self.origin_of(origins, &stream, peer);
-        if let (Some(interception), Some(origin)) = (self.interception.get(), &origin)
-            && interception.takes(peer, origin)
+        if let (Some(self_test), Some(origin)) = (self.self_test.get(), &origin)
+            && self_test.takes(peer, origin)
         {
             return;
         }
         let connection = Connection::new(Arc::clone(self), peer, origin);
-        let Some(place) = self.place_for(&connection, closing).await else {
+        let Some(permit) = self.permit_for(&connection, drain).await else {
             self.metrics.connections_refused.inc();
             debug!(%peer, "too many connections");
             return;
         };
-        if place.displaced {
+        if permit.displaced {
             self.metrics.connections_displaced.inc();
         }
-        let (gauge, closing) = (self.metrics.connections.clone(), closing.clone());
+        let (gauge, drain) = (self.metrics.connections.clone(), drain.clone());
         // In a box, because the runtime would move the future, which is large, several times.
         self.tasks.spawn(Box::pin(async move {
             gauge.inc();
-            let answer = |request: Request<Incoming>| connection.answer(request.map(drop), Some(&place));
-            listener::drive(stream, &closing, place.lost(), answer).await;
+            let answer = |request: Request<Incoming>| connection.answer(request.map(drop), Some(&permit));
+            listener::drive(stream, &drain, permit.lost(), answer).await;
             gauge.dec();
         }));
     }
 
     /// The permit of a connection. A pod with a request on each of its connections waits on its in-pod
     /// listener, where it delays no other pod. On the host listener it would.
-    async fn place_for(&self, connection: &Connection, closing: &Closing) -> Option<Place<Option<PodUid>>> {
+    async fn permit_for(
+        &self,
+        connection: &Connection,
+        drain: &Drain,
+    ) -> Option<ConnectionPermit<Option<PodUid>>> {
         let pod = connection.pod_uid();
-        let deadline = Instant::now() + PLACE_PATIENCE;
+        let deadline = Instant::now() + PERMIT_PATIENCE;
         loop {
-            let place = self.places.take(pod.clone());
-            let may_wait = connection.has_own_listener() && !closing.accepting().is_cancelled();
-            if place.is_some() || !may_wait || Instant::now() > deadline {
-                return place;
+            let permit = self.limiter.take(pod.clone());
+            let may_wait = connection.has_own_listener() && !drain.accepting().is_cancelled();
+            if permit.is_some() || !may_wait || Instant::now() > deadline {
+                return permit;
             }
-            sleep(PLACE_RETRY).await;
+            sleep(PERMIT_RETRY).await;
         }
     }
 
@@ -253,14 +254,14 @@ impl Server {
         stream: S,
         peer: SocketAddr,
         origin: Option<Origin>,
-        closing: &Closing,
+        drain: &Drain,
     ) where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let connection = Connection::new(self, peer, origin);
         let kept = CancellationToken::new();
         let answer = |request: Request<Incoming>| connection.answer(request.map(drop), None);
-        listener::drive(stream, closing, &kept, answer).await;
+        listener::drive(stream, drain, &kept, answer).await;
     }
 
     /// Reads the origin before the first byte of the connection: nothing that the caller sends can influence

@@ -12,14 +12,14 @@ use std::{
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::kubernetes::Saved;
+use crate::kubernetes::Checkpoint;
 use kube2ram_service::state_dir::StateDir;
 
 /// What an agent knew.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Of the API server.
-    pub cluster: Saved,
+    pub cluster: Checkpoint,
     /// Of the metadata server.
     pub discovered: Option<Discovered>,
 }
@@ -37,7 +37,7 @@ pub struct Discovered {
 
 /// The node and the boot in which a snapshot is made: it is valid nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct SnapshotScope {
     /// The kernel's random id of this boot.
     pub boot_id: Box<str>,
     /// The node's name.
@@ -85,9 +85,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`SnapshotError::TooLong`].
-    pub fn encode(&self, place: &Place, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
+    pub fn encode(&self, scope: &SnapshotScope, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
         let written_at_secs = written_at.as_secs();
-        let document = Document { version: VERSION, place, written_at_secs, snapshot: self };
+        let document = Document { version: VERSION, scope, written_at_secs, snapshot: self };
         let mut text = Bounded(Vec::new());
         serde_json::to_writer(&mut text, &document).map_err(|error| match error.is_io() {
             true => SnapshotError::TooLong,
@@ -100,12 +100,13 @@ impl Snapshot {
     ///
     /// # Errors
     /// See [`SnapshotError`]: a snapshot is used as a whole or not at all.
-    pub fn decode(text: &[u8], place: &Place, now: Duration) -> Result<Self, SnapshotError> {
-        let found: Document<Place, Self> = serde_json::from_slice(text).map_err(SnapshotError::Content)?;
+    pub fn decode(text: &[u8], scope: &SnapshotScope, now: Duration) -> Result<Self, SnapshotError> {
+        let found: Document<SnapshotScope, Self> =
+            serde_json::from_slice(text).map_err(SnapshotError::Content)?;
         if found.version != VERSION {
             return Err(SnapshotError::Version);
         }
-        if found.place != *place {
+        if found.scope != *scope {
             return Err(SnapshotError::Foreign);
         }
         if now.saturating_sub(Duration::from_secs(found.written_at_secs)) > MAX_AGE {
@@ -115,7 +116,7 @@ impl Snapshot {
     }
 }
 
-impl Place {
+impl SnapshotScope {
     /// Of a node in this boot.
     ///
     /// # Errors
@@ -197,7 +198,7 @@ impl io::Write for Bounded {
 #[derive(Serialize, Deserialize)]
 struct Document<P, S> {
     version: u32,
-    place: P,
+    scope: P,
     written_at_secs: u64,
     snapshot: S,
 }
@@ -223,34 +224,37 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1_000_000);
 
-    fn place() -> Place {
-        Place { boot_id: "0b8c2a5e".into(), node: "node-1".into() }
+    fn scope() -> SnapshotScope {
+        SnapshotScope { boot_id: "0b8c2a5e".into(), node: "node-1".into() }
     }
 
     fn snapshot() -> Snapshot {
         let region = Some("cn-hangzhou".into());
         Snapshot {
-            cluster: Saved::default(),
+            cluster: Checkpoint::default(),
             discovered: Some(Discovered { region, ..Discovered::default() }),
         }
     }
 
     fn text() -> Vec<u8> {
-        snapshot().encode(&place(), NOW).unwrap()
+        snapshot().encode(&scope(), NOW).unwrap()
     }
 
     #[test]
-    fn comes_back_at_the_same_place_within_its_time() {
-        assert_eq!(Snapshot::decode(&text(), &place(), NOW + MAX_AGE).unwrap(), snapshot());
+    fn is_restored_in_the_same_scope_within_its_time() {
+        assert_eq!(Snapshot::decode(&text(), &scope(), NOW + MAX_AGE).unwrap(), snapshot());
         assert!(matches!(
-            Snapshot::decode(&text(), &place(), NOW + MAX_AGE + Duration::from_secs(1)),
+            Snapshot::decode(&text(), &scope(), NOW + MAX_AGE + Duration::from_secs(1)),
             Err(SnapshotError::TooOld)
         ));
     }
 
     #[test]
     fn counts_on_no_other_node_and_in_no_other_boot() {
-        for other in [Place { boot_id: "1".into(), ..place() }, Place { node: "node-2".into(), ..place() }] {
+        for other in [
+            SnapshotScope { boot_id: "1".into(), ..scope() },
+            SnapshotScope { node: "node-2".into(), ..scope() },
+        ] {
             assert!(matches!(Snapshot::decode(&text(), &other, NOW), Err(SnapshotError::Foreign)));
         }
     }
@@ -259,11 +263,11 @@ mod tests {
     fn a_document_that_is_cut_or_no_document_is_refused() {
         let text = text();
         for n in 0..text.len() {
-            let decoded = Snapshot::decode(&text[..n], &place(), NOW);
+            let decoded = Snapshot::decode(&text[..n], &scope(), NOW);
             assert!(matches!(decoded, Err(SnapshotError::Content(_))), "cut at {n}");
         }
         for text in ["kube2ram-snapshot 1 00\n0b8c2a5e 1000000 node-1\n{}", "null", "[]", "\0"] {
-            let decoded = Snapshot::decode(text.as_bytes(), &place(), NOW);
+            let decoded = Snapshot::decode(text.as_bytes(), &scope(), NOW);
             assert!(matches!(decoded, Err(SnapshotError::Content(_))), "{text}");
         }
     }
@@ -273,7 +277,7 @@ mod tests {
         for other in ["1", "3"] {
             let version = format!(r#"{{"version":{other},"#);
             let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":2,"#, &version, 1);
-            let decoded = Snapshot::decode(text.as_bytes(), &place(), NOW);
+            let decoded = Snapshot::decode(text.as_bytes(), &scope(), NOW);
             assert!(matches!(decoded, Err(SnapshotError::Version)), "{text}");
         }
     }
@@ -291,7 +295,7 @@ mod tests {
             Snapshot { discovered: Some(Discovered { region, ..Discovered::default() }), ..snapshot() };
 
         assert!(matches!(file.read(), Err(SnapshotError::TooLong)));
-        assert!(matches!(long.encode(&place(), NOW), Err(SnapshotError::TooLong)));
+        assert!(matches!(long.encode(&scope(), NOW), Err(SnapshotError::TooLong)));
     }
 
     #[test]

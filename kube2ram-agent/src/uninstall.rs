@@ -20,7 +20,7 @@ use kube2ram_service::state_dir::{StateDir, StateDirError};
 /// What was removed.
 #[derive(Debug)]
 pub struct Report {
-    kernel_half: Removed,
+    ebpf_programs: Removed,
     forward_guard: bool,
     /// Which is a file of the host, to be removed by itself.
     boot_guard_installed: bool,
@@ -69,13 +69,13 @@ pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallEr
         StateDirError::InUse(path) => UninstallError::AgentRuns(path),
         error => UninstallError::StateDir(error),
     })?;
-    let mut kernel_half = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
-    kernel_half.links += wire_guard::remove_filters().map_err(UninstallError::WireGuard)?;
+    let mut ebpf_programs = datapath::remove(bpf_dir).map_err(UninstallError::Datapath)?;
+    ebpf_programs.links += wire_guard::remove_filters().map_err(UninstallError::WireGuard)?;
     let forward_guard = guard::remove().map_err(UninstallError::Guard)?;
     if let Some(state) = &state {
         empty(state).map_err(state_error)?;
     }
-    Ok(Report { kernel_half, forward_guard, boot_guard_installed: boot_guard::is_installed() })
+    Ok(Report { ebpf_programs, forward_guard, boot_guard_installed: boot_guard::is_installed() })
 }
 
 /// Removes what is known to be an agent's, and the directory unless there is more in it, or something is mounted there.
@@ -106,9 +106,9 @@ fn may_stay(error: &io::Error) -> bool {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel_half: Removed { links, maps }, forward_guard, boot_guard_installed } = *self;
+        let Self { ebpf_programs: Removed { links, maps }, forward_guard, boot_guard_installed } = *self;
         if (links, maps, forward_guard) == (0, 0, false) {
-            f.write_str("nothing of kube2ram was in force on this node")?;
+            f.write_str("nothing of kube2ram was active on this node")?;
         } else {
             let guard = if forward_guard { "removed" } else { "not there" };
             write!(

@@ -45,19 +45,19 @@ use kube2ram_service::{
 #[derive(Debug, thiserror::Error)]
 pub enum WireGuardError {
     /// The program could not be attached, or removed.
-    #[error("cannot attach the wire guard to the network devices of {place}")]
+    #[error("cannot attach the wire guard to the network devices of {owner}")]
     Cover {
         /// Whose.
-        place: &'static str,
+        owner: &'static str,
         /// The datapath's.
         #[source]
         source: Box<DatapathError>,
     },
     /// The kernel did not list the devices.
-    #[error("cannot list the network devices of {place}")]
+    #[error("cannot list the network devices of {owner}")]
     List {
         /// Whose.
-        place: &'static str,
+        owner: &'static str,
         /// Netlink's.
         #[source]
         source: io::Error,
@@ -130,7 +130,7 @@ struct Pod {
 /// The wire guard's metrics.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    in_force: Gauge,
+    active: Gauge,
     devices: Family<[(&'static str, &'static str); 1], Gauge>,
     repairs: Counter,
 }
@@ -143,7 +143,7 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let help = "Whether the wire guard's program is the first one on each network device that leads out of the node";
-        registry.register("wire_guard_in_force", help, metrics.in_force.clone());
+        registry.register("wire_guard_in_force", help, metrics.active.clone());
         let help = "Network devices with the wire guard's program, by owner (node, pods)";
         registry.register("wire_guard_devices", help, metrics.devices.clone());
         let help = "How often the wire guard's program was missing from a device, or behind another one, and was attached again";
@@ -212,7 +212,7 @@ impl WireGuard {
         match self.wire.repair_links() {
             Ok(repaired) => look.repairs += repaired,
             Err(error) => {
-                look.failures.push(WireGuardError::Cover { place: "the node", source: error.into() })
+                look.failures.push(WireGuardError::Cover { owner: "the node", source: error.into() })
             }
         }
         self.look_at_node(&mut look);
@@ -221,11 +221,11 @@ impl WireGuard {
     }
 
     fn look_at_node(&mut self, look: &mut Look) {
-        const PLACE: &str = "the node";
+        const OWNER: &str = "the node";
         match list_node(self.metadata) {
             Ok((links, way)) => {
                 let known = std::mem::take(&mut self.node_devices);
-                self.node_devices = look.cover(&mut self.wire, &way, &known, PLACE);
+                self.node_devices = look.cover(&mut self.wire, &way, &known, OWNER);
                 if known != self.node_devices || links != self.node_links {
                     let now = Instant::now();
                     self.search_until = now + SEARCH_AFTER_CHANGE;
@@ -238,7 +238,7 @@ impl WireGuard {
             }
             // The devices change at this moment: the next check follows soon.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
+            Err(source) => look.failures.push(WireGuardError::List { owner: OWNER, source }),
         }
     }
 
@@ -288,9 +288,9 @@ impl WireGuard {
     }
 
     fn tell(&mut self, look: &Look) -> bool {
-        let is_in_force = look.failures.is_empty();
+        let is_active = look.failures.is_empty();
         let (node, pods) = (self.node_devices.len(), self.pods.values().map(|pod| pod.devices.len()).sum());
-        self.metrics.in_force.set(is_in_force.into());
+        self.metrics.active.set(is_active.into());
         self.metrics.devices.get_or_create(&NODE).set(node as i64);
         self.metrics.devices.get_or_create(&PODS).set(pods as i64);
         self.metrics.repairs.inc_by(look.repairs as u64);
@@ -302,14 +302,14 @@ impl WireGuard {
         }
         let failure = look.failures.first().map(|error| chain(error));
         self.state.update(|standing| {
-            standing.is_in_force = Some(is_in_force);
+            standing.is_active = Some(is_active);
             standing.node_devices = node;
             standing.pod_devices = pods;
             standing.repairs += look.repairs as u64;
             standing.failure.clone_from(&failure);
         });
         if let Some((readiness, pending)) = &mut self.readiness {
-            match (is_in_force, pending.take()) {
+            match (is_active, pending.take()) {
                 (true, Some(waiting)) => waiting.ready(),
                 (true, None) => {}
                 (false, waiting) => *pending = waiting.or_else(|| Some(readiness.wait_for(CONDITION))),
@@ -326,7 +326,7 @@ impl WireGuard {
             }
             self.said = failure;
         }
-        is_in_force
+        is_active
     }
 }
 
@@ -347,7 +347,7 @@ fn list_node(metadata: MetadataAddr) -> io::Result<(Vec<u32>, WayOut)> {
 /// [`WireGuardError::List`].
 pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGuardError> {
     let listed = uninterrupted(|| list_node(metadata));
-    let (_, way) = listed.map_err(|source| WireGuardError::List { place: "the node", source })?;
+    let (_, way) = listed.map_err(|source| WireGuardError::List { owner: "the node", source })?;
     Ok(way.devices)
 }
 
@@ -370,7 +370,7 @@ impl Pod {
 
     /// Whether it was checked: its process may have ended, or entered another namespace.
     fn look(&mut self, id: NetnsId, wire: &mut Wire, host: &Netns, look: &mut Look) -> bool {
-        const PLACE: &str = "a pod";
+        const OWNER: &str = "a pod";
         let Self { process, devices, peers, changes, .. } = self;
         let looked = namespaces::of_process(process).and_then(|netns| {
             if netns.id != id {
@@ -383,7 +383,7 @@ impl Pod {
                 let links = Links::of_this_thread()?;
                 *peers = links.peers().take(MAX_PEERS).collect();
                 let way = links.way_out_of_pod(numbers::number_of(host.as_fd())?);
-                Ok(look.cover(wire, &way, devices, PLACE))
+                Ok(look.cover(wire, &way, devices, OWNER))
             })
         });
         match looked {
@@ -393,7 +393,7 @@ impl Pod {
             }
             // The devices change at this moment, or the process has ended: the next check follows soon.
             Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
-            Err(source) => look.failures.push(WireGuardError::List { place: PLACE, source }),
+            Err(source) => look.failures.push(WireGuardError::List { owner: OWNER, source }),
         }
         false
     }
@@ -414,7 +414,7 @@ impl Look {
         wire: &mut Wire,
         way: &WayOut,
         known: &BTreeSet<WireDevice>,
-        place: &'static str,
+        owner: &'static str,
     ) -> BTreeSet<WireDevice> {
         self.failures.extend(way.unknown.iter().map(|index| WireGuardError::UnknownHeader(*index)));
         let mut covered = BTreeSet::new();
@@ -427,7 +427,7 @@ impl Look {
                     self.repairs += usize::from(known.contains(device));
                     info!(
                         device = device.index,
-                        of = place,
+                        of = owner,
                         ?covering,
                         "the wire guard is active on a device"
                     );
@@ -438,7 +438,7 @@ impl Look {
                         error = chain(&error),
                         "cannot attach the wire guard to a device"
                     );
-                    self.failures.push(WireGuardError::Cover { place, source: error.into() });
+                    self.failures.push(WireGuardError::Cover { owner, source: error.into() });
                     continue;
                 }
             }
@@ -471,9 +471,9 @@ pub fn remove_filters() -> Result<usize, WireGuardError> {
     Ok(removed)
 }
 
-fn remove_filters_here(place: &'static str) -> Result<usize, WireGuardError> {
+fn remove_filters_here(owner: &'static str) -> Result<usize, WireGuardError> {
     let links = uninterrupted(Links::of_this_thread);
-    let links = links.map_err(|source| WireGuardError::List { place, source })?;
+    let links = links.map_err(|source| WireGuardError::List { owner, source })?;
     let mut removed = 0;
     for index in links.indices() {
         removed += usize::from(uncover(index).map_err(|source| WireGuardError::Uncover(index, source))?);

@@ -86,8 +86,8 @@ fn apply(lab: &Lab) -> BootOutcome {
     apply_boot_guard(&settings(lab)).unwrap()
 }
 
-fn in_force() -> BootOutcome {
-    BootOutcome::InForce { missing: vec!["missing.slice".into()] }
+fn active() -> BootOutcome {
+    BootOutcome::Active { missing: vec!["missing.slice".into()] }
 }
 
 fn script(way: &str) -> String {
@@ -112,7 +112,7 @@ fn denies_all_but_the_hosts_own() {
         assert!(!is_refused(&lab, "pods/a", way), "{name} without a guard");
     }
 
-    assert_eq!(apply(&lab), in_force());
+    assert_eq!(apply(&lab), active());
 
     for (name, way) in WAYS {
         for cgroup in ["pods/a", "pods/a/nested", "pods/b"] {
@@ -128,7 +128,7 @@ fn denies_all_but_the_hosts_own() {
     ] {
         assert!(!is_refused(&lab, "pods/a", elsewhere), "{elsewhere}");
     }
-    let BootGuard::InForce { denied } = boot_guard(&lab.bpf_dir).unwrap() else { panic!("not in force") };
+    let BootGuard::Active { denied } = boot_guard(&lab.bpf_dir).unwrap() else { panic!("not active") };
     assert_eq!(denied, 3 * WAYS.len() as u64);
 }
 
@@ -183,7 +183,7 @@ fn an_agent_takes_over_and_is_not_guarded_again() {
     let lab = Lab::new();
     assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::Absent);
     apply(&lab);
-    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::InForce { denied: 0 });
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::Active { denied: 0 });
 
     let datapath = lab.attach();
 
@@ -192,9 +192,9 @@ fn an_agent_takes_over_and_is_not_guarded_again() {
     let origin = datapath.origins().unwrap().origin_of(lab.accept().as_fd()).unwrap();
     assert_eq!(origin, lab.task("pods/a"));
     assert!(client.wait_with_output().unwrap().stdout.is_empty());
-    assert_eq!(apply(&lab), BootOutcome::AgentInForce, "while it runs");
+    assert_eq!(apply(&lab), BootOutcome::AgentActive, "while it runs");
     drop(datapath);
-    assert_eq!(apply(&lab), BootOutcome::AgentInForce, "its programs stay");
+    assert_eq!(apply(&lab), BootOutcome::AgentActive, "its programs stay");
     let (_, datagram) = WAYS[2];
     assert!(is_refused(&lab, "pods/a", datagram));
 
@@ -210,7 +210,7 @@ fn a_second_time_swaps_and_an_uninstall_removes() {
     let (_, datagram) = WAYS[2];
     apply(&lab);
 
-    assert_eq!(apply(&lab), in_force());
+    assert_eq!(apply(&lab), active());
 
     let pinned = |kind: &str| fs::read_dir(lab.bpf_dir.join("boot").join(kind)).unwrap().count();
     // Without the one for socket options below Linux 6.1.
@@ -277,7 +277,7 @@ fn packet_sockets_are_denied_on_the_nodes_devices_but_for_the_hosts_own() {
 
     // The second time in place of the first.
     for _ in 0..2 {
-        assert_eq!(apply(), in_force());
+        assert_eq!(apply(), active());
 
         let closed = if WireHook::of_kernel() == WireHook::Tcx { "001" } else { "111" };
         assert_eq!(arrivals("pods/a"), closed);

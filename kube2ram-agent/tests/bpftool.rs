@@ -119,7 +119,7 @@ fn the_page_names_what_the_code_names() {
 }
 
 #[test]
-fn the_page_numbers_the_counters_as_the_kernel_half_does() {
+fn the_page_numbers_the_counters_as_the_ebpf_programs_do() {
     let row = |line: &str| -> Option<(usize, String)> {
         let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
         Some((cells.next()?.parse().ok()?, cells.next()?.trim_matches('`').to_owned()))

@@ -57,7 +57,7 @@ fn the_allocator_takes_its_options() {
 }
 
 #[test]
-fn a_bad_flag_ends_in_64_and_one_line_that_says_what_to_do() {
+fn a_bad_flag_ends_in_64_and_one_line_with_the_remedy() {
     let cases: [(&[&str], &str); 26] = [
         (&[], "set --node"),
         (&["--node=n", "--nonsense"], "unexpected argument '--nonsense'"),
@@ -126,7 +126,7 @@ fn help_and_version_go_to_standard_output() {
 
 /// `kube2ram --help | head -1`, and a supervisor that reads nothing.
 #[test]
-fn a_reader_that_has_gone_is_no_crash() {
+fn a_reader_that_has_ended_is_no_crash() {
     for (args, code) in [(["--help"], 0), (["--nonsense"], USAGE)] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
@@ -195,7 +195,7 @@ impl Drop for Cgroup {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_pin_directory_on_no_bpffs_ends_in_1_and_says_how_to_mount_one() {
+fn a_pin_directory_on_no_bpffs_ends_in_1_and_names_the_mount_command() {
     let (directory, pods) = (tempfile::tempdir().unwrap(), Cgroup::make());
     let pins = directory.path().join("pins");
     let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());

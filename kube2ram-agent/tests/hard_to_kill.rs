@@ -192,7 +192,7 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
         ("unread answers of eight pods", all(), METADATA, 64, &unread, inside, own),
         ("half-sent heads of eight pods", all(), METADATA, 64, &half, inside, own),
         (
-            "unread answers at the host's listener",
+            "unread answers at the host listener",
             vec![client("daemon")],
             METADATA,
             ONE_PODS_CONNECTIONS,

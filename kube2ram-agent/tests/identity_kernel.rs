@@ -96,7 +96,7 @@ fn a_cgroup_outside_of_every_pod_is_none() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_removed_cgroup_is_gone_and_its_id_does_not_come_back() {
+fn a_removed_cgroup_is_not_found_and_its_id_does_not_come_back() {
     let scratch = Scratch::new("gone");
     let tree = scratch.tree();
     let pod = scratch.make(&format!("kubepods/pod{UID}"));

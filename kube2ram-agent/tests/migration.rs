@@ -1,5 +1,5 @@
-//! Rung 2: from an iptables ancestor to kube2ram and back, under load, by the commands of docs/migration.md: the page is read, and a command that
-//! nobody here knows fails the test. Needs root, iptables, and `kube2ram-sandbox` with its stand-in for the ancestor.
+//! Rung 2: from an iptables predecessor to kube2ram and back, under load, by the commands of docs/migration.md: the page is read, and a command that
+//! nobody here knows fails the test. Needs root, iptables, and `kube2ram-sandbox` with its stand-in for the predecessor.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -15,16 +15,16 @@ use kube2ram_sandbox::{
     Sandbox,
     client::LoadReport,
     node::PodSpec,
-    standin::{Accounts, Ancestor, Role},
+    standin::{Accounts, Predecessor, Role},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 const PAGE: &str = include_str!("../../docs/migration.md");
 const OVERLAY: &str = include_str!("../../deploy/kustomize/components/migration/kustomization.yaml");
 const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
-/// No hostNetwork pods: the ancestors never redirected those.
+/// No hostNetwork pods: the predecessors never redirected those.
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
-/// The sandbox's devices to pods, as the ancestors' `--host-interface=cali+` names those of a network plugin.
+/// The sandbox's devices to pods, as the predecessors' `--host-interface=cali+` names those of a network plugin.
 const DEVICES: &str = "k2r+";
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -74,7 +74,7 @@ fn args() -> Vec<&'static str> {
 /// The node, between two agents.
 struct Rehearsal {
     sandbox: Sandbox,
-    ancestor: Ancestor,
+    predecessor: Predecessor,
     load: Vec<Child>,
 }
 
@@ -89,23 +89,23 @@ fn role(pod: &str) -> String {
 }
 
 impl Rehearsal {
-    /// Pods that the ancestor serves, and clients that ask it without an end.
+    /// Pods that the predecessor serves, and clients that ask it without an end.
     fn begin(name: &str) -> Self {
         let mut sandbox = Sandbox::create(name).unwrap();
         for pod in PODS {
             sandbox.accounts().add_role(Accounts::role_arn(&role(pod)), Role::default());
             sandbox.add_pod(&PodSpec::new(pod).role(&role(pod))).unwrap();
         }
-        let ancestor = sandbox.ancestor().unwrap();
-        let mut rehearsal = Self { sandbox, ancestor, load: Vec::new() };
+        let predecessor = sandbox.predecessor().unwrap();
+        let mut rehearsal = Self { sandbox, predecessor, load: Vec::new() };
         rehearsal.sandbox.add_agent(AGENT.as_ref(), &args()).unwrap();
         iptables(&format!("-t nat -A {}", rehearsal.rule()));
         rehearsal.load = PODS.map(|pod| rehearsal.client(pod)).into();
-        eventually("the ancestor serves", || rehearsal.ancestor.served() > 100);
+        eventually("the predecessor serves", || rehearsal.predecessor.served() > 100);
         rehearsal
     }
 
-    /// What both ancestors add (iptables.go).
+    /// What both predecessors add (iptables.go).
     fn rule(&self) -> String {
         format!(
             "PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination {} -i {DEVICES}",
@@ -114,7 +114,7 @@ impl Rehearsal {
     }
 
     fn led_to(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.sandbox.node().ip(), self.ancestor.addr().port())
+        SocketAddrV4::new(self.sandbox.node().ip(), self.predecessor.addr().port())
     }
 
     fn client(&self, pod: &str) -> Child {
@@ -132,7 +132,7 @@ impl Rehearsal {
                 shell(&command.replace("localhost:9181", &admin))
             }
             (true, command) if command.starts_with("ss ") => {
-                shell(&command.replace("8181", &self.ancestor.addr().port().to_string()))
+                shell(&command.replace("8181", &self.predecessor.addr().port().to_string()))
             }
             (true, command) if command.starts_with("iptables-nft-save ") => {
                 assert_eq!(self.removal().unwrap(), command, "the page's example is preflight's output");
@@ -158,11 +158,11 @@ impl Rehearsal {
                 String::new()
             }
             (false, "kubectl -n kube-system delete daemonset kube2iam") => {
-                self.ancestor.stop();
+                self.predecessor.stop();
                 String::new()
             }
-            (false, "kubectl apply -f ancestor.yaml") => {
-                self.ancestor.restart().unwrap();
+            (false, "kubectl apply -f predecessor.yaml") => {
+                self.predecessor.restart().unwrap();
                 // It adds its rule unless it is there.
                 let rule = self.rule();
                 shell(&format!("iptables-nft -t nat -C {rule} 2> /dev/null || iptables-nft -t nat -A {rule}"))
@@ -206,11 +206,11 @@ impl Rehearsal {
         )
     }
 
-    /// The command that preflight says of this node's ancestor, if there is one. (The machine may have one of its own.)
+    /// The command that preflight says of this node's predecessor, if there is one. (The machine may have one of its own.)
     fn removal(&self) -> Option<String> {
         let led_to = format!("leads to {}.", self.led_to());
         let said = self.preflight();
-        let line = said.lines().find(|line| line.starts_with("! ancestors") && line.contains(&led_to))?;
+        let line = said.lines().find(|line| line.starts_with("! predecessors") && line.contains(&led_to))?;
         Some(line.rsplit_once("is gone: ").unwrap().1.to_owned())
     }
 
@@ -295,7 +295,7 @@ fn the_overlay_has_the_flags_of_the_page() {
     for flag in of_the_migration {
         assert!(page.contains(&flag) && overlay.contains(&flag), "{flag}: {page:?}, {overlay:?}");
     }
-    // The rest of either is an ancestor's.
+    // The rest of either is a predecessor's.
     assert_eq!(page, [&["--auto-discover-base-arn"], &of_the_migration[..]].concat());
     let (_, close_up) = PAGE.split_once("\n## 5. ").unwrap();
     assert!(close_up.contains("Remove `--open-connections=keep` from"), "{close_up}");
@@ -303,7 +303,7 @@ fn the_overlay_has_the_flags_of_the_page() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_page_leads_from_an_ancestor_to_kube2ram_without_a_failed_request() {
+fn the_page_leads_from_a_predecessor_to_kube2ram_without_a_failed_request() {
     let mut rehearsal = Rehearsal::begin("migration");
     let mut told = String::new();
 
@@ -312,14 +312,14 @@ fn the_page_leads_from_an_ancestor_to_kube2ram_without_a_failed_request() {
         match (step.section, step.command) {
             ("1", _) => {
                 assert!(rehearsal.removal().is_some(), "{said}");
-                assert!(said.contains("! ancestors        an ancestor's agent listens on port"), "{said}");
+                assert!(said.contains("! predecessors     a predecessor's agent listens on port"), "{said}");
             }
             ("2", command) if command.starts_with("kubectl") => {
-                // Whoever connects is the agent's, who has been connected is still the ancestor's.
-                let before = rehearsal.ancestor.served();
+                // Whoever connects is the agent's, who has been connected is still the predecessor's.
+                let before = rehearsal.predecessor.served();
                 serve_some(&mut rehearsal);
-                eventually("the ancestor serves those who stayed", || {
-                    rehearsal.ancestor.served() > before + 50
+                eventually("the predecessor serves those who stayed", || {
+                    rehearsal.predecessor.served() > before + 50
                 });
                 rehearsal.assert_nothing_new_gets_out();
             }
@@ -365,7 +365,7 @@ fn the_page_leads_from_an_ancestor_to_kube2ram_without_a_failed_request() {
     );
     let bad = (report.wrong, report.refused, report.cut, report.failed);
     assert_eq!((bad, &report.refusals), ((0, 0, 0, 0), &Vec::new()), "{:?}", report.samples);
-    // One client a pod keeps its connection, and had it closed once by the ancestor's end.
+    // One client a pod keeps its connection, and had it closed once by the predecessor's end.
     assert!(report.resent <= PODS.len() && report.ok > 1000, "{report:?}");
     assert_eq!(rehearsal.leaks(), 0);
 }
@@ -383,14 +383,14 @@ fn the_page_leads_back_with_refusals_alone() {
         }
         serve_some(&mut rehearsal);
         let began = Instant::now();
-        let before = rehearsal.ancestor.served();
+        let before = rehearsal.predecessor.served();
 
         for step in &back {
             rehearsal.perform(step);
         }
         let took = began.elapsed();
         // Half of the clients connect for every request, so that these are new connections too.
-        eventually("the ancestor serves all", || rehearsal.ancestor.served() > before + 500);
+        eventually("the predecessor serves all", || rehearsal.predecessor.served() > before + 500);
         let report = rehearsal.end();
 
         println!(

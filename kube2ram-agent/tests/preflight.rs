@@ -134,7 +134,7 @@ fn another_installation_is_named_with_its_directory_and_the_remedy() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_cilium_without_socket_load_balancer_is_told_of_the_links() {
+fn a_cilium_without_socket_load_balancer_is_warned_of_the_links() {
     let mut sandbox = Sandbox::create("preflight-cilium").unwrap();
     sandbox.add_pod(&PodSpec::new("pod")).unwrap();
     let says = |sandbox: &Sandbox| {
@@ -170,14 +170,14 @@ impl Alone {
         output
     }
 
-    /// Preflight's lines about ancestors, whatever else it finds.
-    fn ancestors(&self) -> Vec<String> {
+    /// Preflight's lines about predecessors, whatever else it finds.
+    fn predecessors(&self) -> Vec<String> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0, AGENT, "preflight", "--metadata-addr=100.100.100.201"]);
         let Output { stdout, stderr, .. } = command.output().unwrap();
         let lines = String::from_utf8([stdout, stderr].concat()).unwrap();
         let lines: Vec<_> =
-            lines.lines().filter(|line| line.contains(" ancestors  ")).map(str::to_owned).collect();
+            lines.lines().filter(|line| line.contains(" predecessors  ")).map(str::to_owned).collect();
         assert!(!lines.is_empty());
         lines
     }
@@ -195,13 +195,13 @@ fn run(command: &mut Command) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_command_that_it_says_removes_a_rule_of_an_ancestor() {
+fn the_command_that_it_prints_removes_a_rule_of_a_predecessor() {
     let alone = Alone::new("leftovers");
-    let nothing = ["✓ ancestors        left nothing"];
+    let nothing = ["✓ predecessors     left nothing"];
     let rule =
         "PREROUTING -p tcp -d 100.100.100.201 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 -i cali+";
     alone.shell(&format!("iptables-nft -t nat -A {}", rule.replace("201", "200")));
-    assert_eq!(alone.ancestors(), nothing, "of another address than --metadata-addr");
+    assert_eq!(alone.predecessors(), nothing, "of another address than --metadata-addr");
 
     for add in [
         format!("iptables-nft -t nat -A {rule}"),
@@ -211,12 +211,12 @@ fn the_command_that_it_says_removes_a_rule_of_an_ancestor() {
     ] {
         alone.shell(&add);
 
-        let lines = alone.ancestors();
+        let lines = alone.predecessors();
 
         assert_eq!(lines.len(), 1, "{add}: {lines:?}");
-        assert!(lines[0].starts_with("! ancestors"), "{lines:?}");
+        assert!(lines[0].starts_with("! predecessors"), "{lines:?}");
         alone.shell(lines[0].rsplit_once("is gone: ").unwrap().1);
-        assert_eq!(alone.ancestors(), nothing, "{add}: {lines:?}");
+        assert_eq!(alone.predecessors(), nothing, "{add}: {lines:?}");
     }
     // The other one's is as it was.
     let left = alone.shell("iptables-nft -t nat -S PREROUTING");
@@ -225,7 +225,7 @@ fn the_command_that_it_says_removes_a_rule_of_an_ancestor() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn programs_that_do_not_share_their_place_are_refused() {
+fn exclusive_programs_are_refused() {
     let mut sandbox = Sandbox::create("preflight-legacy").unwrap();
     sandbox.add_pod(&PodSpec::new("pod")).unwrap();
     let pods = sandbox.node().pods_cgroup();

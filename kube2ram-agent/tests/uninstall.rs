@@ -69,7 +69,7 @@ fn ids(kind: &str) -> BTreeSet<u64> {
     bpftool(&[kind, "show"]).as_array().unwrap().iter().filter_map(|one| one["id"].as_u64()).collect()
 }
 
-/// Whether all of the forward guard is there; one table without the other fails.
+/// Whether all of the netfilter rules is there; one table without the other fails.
 fn guard_is_there() -> bool {
     let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
     let tables = String::from_utf8(tables.stdout).unwrap();
@@ -123,7 +123,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
         assert!(Instant::now() < deadline, "programs are left");
         thread::sleep(Duration::from_millis(10)); // the kernel frees them when it likes
     }
-    assert!(said(&uninstall(&sandbox)).starts_with("nothing of kube2ram was in force"));
+    assert!(said(&uninstall(&sandbox)).starts_with("nothing of kube2ram was active"));
 
     // And back.
     sandbox.agent().unwrap().start().unwrap();
@@ -132,7 +132,7 @@ fn leaves_no_trace_when_asked_and_nothing_open_before() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_made_good() {
+fn a_crash_between_any_two_steps_leaves_nothing_open_and_is_repaired() {
     let mut sandbox = sandbox("uninstall-half");
     let agent = sandbox.agent().unwrap();
     // So that what denies is what is left of the programs.

@@ -148,7 +148,7 @@ fn what_somebody_detaches_is_back_and_counted() {
     }
     let status = sandbox.agent().unwrap().exec(&["status"]).unwrap();
     let status = String::from_utf8(status.stdout).unwrap();
-    assert!(status.contains("in force on 1 devices of the node and 0 of pods"), "{status}");
+    assert!(status.contains("active on 1 devices of the node and 0 of pods"), "{status}");
 }
 
 #[test]

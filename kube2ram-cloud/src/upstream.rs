@@ -18,11 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-mod contact;
+mod activity;
 mod pool;
 
 use self::pool::{Connection, Pool};
-pub use self::{contact::UpstreamContact, pool::ResponseBody};
+pub use self::{activity::UpstreamActivity, pool::ResponseBody};
 use crate::MetadataAddr;
 
 /// Why the real metadata server did not answer.
@@ -78,7 +78,7 @@ pub struct MetadataServer {
     connector: Connector,
     pool: Arc<Pool>,
     host: String,
-    contact: UpstreamContact,
+    activity: UpstreamActivity,
 }
 
 impl MetadataServer {
@@ -90,12 +90,12 @@ impl MetadataServer {
             _ => address.to_string(),
         };
         let connector = Connector { metadata, pass };
-        Self { connector, pool: Arc::default(), host, contact: UpstreamContact::default() }
+        Self { connector, pool: Arc::default(), host, activity: UpstreamActivity::default() }
     }
 
     /// When it last answered.
-    pub fn contact(&self) -> UpstreamContact {
-        self.contact.clone()
+    pub fn activity(&self) -> UpstreamActivity {
+        self.activity.clone()
     }
 
     /// Tries once more what is safe to repeat: the server may close a kept connection at the moment it is used.
@@ -129,7 +129,7 @@ impl Upstream for MetadataServer {
         let host = HeaderValue::try_from(&self.host).map_err(|error| bad(error.into()))?;
         request.headers_mut().insert(HOST, host);
 
-        let attempt = self.contact.attempt();
+        let attempt = self.activity.attempt();
         let outcome =
             timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout));
         attempt.ended(&outcome);

@@ -102,10 +102,10 @@ abi!(
         cookie: u64,
         /// When connect(2) was called, CLOCK_MONOTONIC nanoseconds.
         connected_at_ns: u64,
-        /// The key of this connection's lease of its pod's share: [`place_in`].
-        place: u64,
+        /// The key of this connection's lease of its pod's share: [`lease_in`].
+        lease: u64,
         /// When the lease ends, CLOCK_MONOTONIC nanoseconds; identifies the connection that holds it.
-        place_until_ns: u64,
+        lease_until_ns: u64,
         /// 1 when two client sockets claimed one 4-tuple at the same time (with a forged address, or on the
         /// loopback devices of two namespaces): both are refused.
         ambiguous: u64,
@@ -172,7 +172,7 @@ pub const MAX_HANDSHAKES: usize = MAX_PODS * MAX_HANDSHAKES_OF_POD;
 
 /// The largest number of leases of all shares: more than [`MAX_HANDSHAKES`], so that a pod's own share is
 /// used up first.
-pub const MAX_PLACES: usize = 2 * MAX_HANDSHAKES;
+pub const MAX_LEASES: usize = 2 * MAX_HANDSHAKES;
 
 /// Number of connections to the host listener that one pod may have in flight. A normal one ends within the
 /// connect(2), or as soon as the agent accepts. A pod that leaves handshakes open for the two minutes that
@@ -194,9 +194,9 @@ pub const fn share_of(cgroup: u64) -> u64 {
 /// The key of a lease in the share that any of its keys names; numbers wrap round.
 #[inline(always)]
 #[must_use]
-pub const fn place_in(share: u64, place: u64) -> u64 {
-    const PLACES: u64 = MAX_HANDSHAKES_OF_POD as u64 - 1;
-    share & !PLACES | place & PLACES
+pub const fn lease_in(share: u64, lease: u64) -> u64 {
+    const LEASES: u64 = MAX_HANDSHAKES_OF_POD as u64 - 1;
+    share & !LEASES | lease & LEASES
 }
 
 /// Declares the counters once: enum, count and names.
@@ -268,17 +268,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_of_different_shares_differ() {
-        let places = MAX_HANDSHAKES_OF_POD as u64;
-        let last = places - 1;
+    fn leases_of_different_shares_differ() {
+        let leases = MAX_HANDSHAKES_OF_POD as u64;
+        let last = leases - 1;
         let keys =
-            [(1, 0), (1, last), (2, 0), (2, 1)].map(|(cgroup, place)| place_in(share_of(cgroup), place));
+            [(1, 0), (1, last), (2, 0), (2, 1)].map(|(cgroup, lease)| lease_in(share_of(cgroup), lease));
 
         for (position, key) in keys.iter().enumerate() {
             assert!(!keys[..position].contains(key), "{key}");
         }
-        assert_eq!(place_in(keys[1], 0), keys[0], "any key of a share names it");
-        assert_eq!(place_in(keys[0], places), keys[0], "counted round");
+        assert_eq!(lease_in(keys[1], 0), keys[0], "any key of a share names it");
+        assert_eq!(lease_in(keys[0], leases), keys[0], "counted round");
         assert!(MAX_HANDSHAKES_OF_POD.is_power_of_two());
     }
 

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_tells_the_clients_port() {
+    fn a_handshake_holds_the_clients_port() {
         assert_eq!(Handshake::new((1, port_be(40_001)), (2, port_be(80))).client_port(), 40_001);
     }
 

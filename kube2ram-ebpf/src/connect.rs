@@ -31,7 +31,7 @@ const DENY: i32 = 0;
 
 /// Where a program is attached, and so which sockets it sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum AttachmentPoint {
     /// Only pods' sockets.
     Pods,
     /// All sockets of the node.
@@ -41,23 +41,23 @@ enum Place {
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_connect4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, Place::Pods)
+    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, AttachmentPoint::Pods)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_connect6(context: SockAddrContext) -> i32 {
-    judge6(&SockAddr::new(context), Place::Pods)
+    judge6(&SockAddr::new(context), AttachmentPoint::Pods)
 }
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn k2r_root_conn4(context: SockAddrContext) -> i32 {
     let context = SockAddr::new(context);
-    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, Place::Root)
+    judge(&context, Asked { addr_be: context.addr_be(), is_native6: false }, AF_INET, AttachmentPoint::Root)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn k2r_root_conn6(context: SockAddrContext) -> i32 {
-    judge6(&SockAddr::new(context), Place::Root)
+    judge6(&SockAddr::new(context), AttachmentPoint::Root)
 }
 
 /// Where a connect(2) wants to go.
@@ -70,37 +70,37 @@ struct Asked {
 }
 
 #[inline(always)]
-fn judge6(context: &SockAddr, place: Place) -> i32 {
+fn judge6(context: &SockAddr, attachment_point: AttachmentPoint) -> i32 {
     let words = context.addr6_be();
     let asked = match v4_mapped(words) {
         Some(addr_be) => Asked { addr_be, is_native6: false },
         None => {
-            let Some(config) = CONFIG.get(0) else { return unconfigured(place) };
+            let Some(config) = CONFIG.get(0) else { return unconfigured(attachment_point) };
             if !is_metadata6(&config.metadata_addr6_be, words) {
                 return if is_loopback6(words) && is_denied_dial(context) { DENY } else { ALLOW };
             }
             Asked { addr_be: config.metadata_addr_be, is_native6: true }
         }
     };
-    judge(context, asked, AF_INET6, place)
+    judge(context, asked, AF_INET6, attachment_point)
 }
 
 /// The verdict without configuration; the array's only element always exists. On the pods' cgroup every
 /// connection is denied. On the root cgroup it is allowed, because no task can be recognised as a pod's.
 #[inline(always)]
-fn unconfigured(place: Place) -> i32 {
-    if place == Place::Root { ALLOW } else { DENY }
+fn unconfigured(attachment_point: AttachmentPoint) -> i32 {
+    if attachment_point == AttachmentPoint::Root { ALLOW } else { DENY }
 }
 
 /// The verdict, carried out and counted.
 #[inline(always)]
-fn judge(context: &SockAddr, asked: Asked, family: u16, place: Place) -> i32 {
+fn judge(context: &SockAddr, asked: Asked, family: u16, attachment_point: AttachmentPoint) -> i32 {
     let addr_be = asked.addr_be;
-    let Some(config) = CONFIG.get(0) else { return unconfigured(place) };
+    let Some(config) = CONFIG.get(0) else { return unconfigured(attachment_point) };
     if addr_be != config.metadata_addr_be {
-        return elsewhere(context, config, addr_be, place); // nearly every connect: before any map is searched
+        return elsewhere(context, config, addr_be, attachment_point); // nearly every connect: before any map is searched
     }
-    if place == Place::Root && !is_pods_task(config) {
+    if attachment_point == AttachmentPoint::Root && !is_pods_task(config) {
         return ALLOW;
     }
     let attempt = Attempt {
@@ -157,12 +157,12 @@ fn redirect(context: &SockAddr, config: &Config, asked: Asked, family: u16) -> (
 
 /// A connect(2) to any other address.
 #[inline(always)]
-fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, place: Place) -> i32 {
+fn elsewhere(context: &SockAddr, config: &Config, addr_be: u32, attachment_point: AttachmentPoint) -> i32 {
     if is_loopback(addr_be) && is_denied_dial(context) {
         return DENY;
     }
     if (addr_be != PROBE_BE && addr_be != config.agent_addr_be)
-        || (place == Place::Root && !is_pods_task(config))
+        || (attachment_point == AttachmentPoint::Root && !is_pods_task(config))
     {
         return ALLOW;
     }

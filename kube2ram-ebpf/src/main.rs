@@ -45,7 +45,7 @@ mod wire;
 #[cfg(not(target_arch = "bpf"))]
 #[expect(clippy::print_stderr, reason = "a hint for whoever runs the host build")]
 fn main() {
-    eprintln!("this is the kernel half of kube2ram; build it with `cargo xtask build-ebpf`");
+    eprintln!("this is the eBPF programs of kube2ram; build it with `cargo xtask build-ebpf`");
 }
 
 /// Never reached: the verifier refuses a program that could loop here.

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use kube2ram_common::abi::{
-    Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS, Target,
+    Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_LEASES, MAX_TARGETS, Target,
 };
 
 #[btf_map(name = "k2r_config")]
@@ -39,7 +39,7 @@ pub(crate) static HANDSHAKES: HashMap<
 
 /// Each connection with a record has an entry here.
 #[btf_map(name = "k2r_shares")]
-pub(crate) static SHARES: HashMap<u64, u64, MAX_PLACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub(crate) static SHARES: HashMap<u64, u64, MAX_LEASES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map(name = "k2r_accepted")]
 pub(crate) static ACCEPTED: SkStorage<ConnectRecord> = SkStorage::new();

@@ -21,8 +21,8 @@ pub(crate) fn record(config: &Config, context: &SockAddr) {
     let (cookie, now) = (context.socket_cookie(), now_ns());
     forget(cookie);
     let until = now + ANNOUNCE_WITHIN_NS;
-    let place = match share::take(share_of(accountable_cgroup(config)), cookie, until) {
-        Ok(place) => place,
+    let lease = match share::take(share_of(accountable_cgroup(config)), cookie, until) {
+        Ok(lease) => lease,
         Err(reason) => {
             count(reason);
             return;
@@ -33,8 +33,8 @@ pub(crate) fn record(config: &Config, context: &SockAddr) {
         cgroup: current_cgroup(),
         cookie,
         connected_at_ns: now,
-        place,
-        place_until_ns: until,
+        lease,
+        lease_until_ns: until,
         // The field stands between two zeros: for adjacent zeros LLVM writes a byte loop, which Linux 5.10
         // refuses without CAP_PERFMON.
         ambiguous: 0,
@@ -42,7 +42,7 @@ pub(crate) fn record(config: &Config, context: &SockAddr) {
         established: 0,
     };
     if CLIENTS.insert(cookie, record, 0).is_err() {
-        share::give_back(place, until);
+        share::give_back(lease, until);
         count(Counter::HandshakesFull);
     }
 }
@@ -54,14 +54,14 @@ pub(crate) fn announced(cookie: u64) -> Option<&'static ConnectRecord> {
     let record = CLIENTS.get_ptr_mut(cookie)?;
     // SAFETY: the element stays readable and writable while the program runs (RCU).
     let record = unsafe { &mut *record };
-    let (former, until) = (record.place_until_ns, record.connected_at_ns + HANDSHAKE_MAX_AGE_NS);
+    let (former, until) = (record.lease_until_ns, record.connected_at_ns + HANDSHAKE_MAX_AGE_NS);
     // The program may be attached at two levels of the cgroup tree: then the first run has already announced
     // it.
     if former != until {
-        if is_over(now_ns(), former) || !share::keep(record.place, former, until) {
+        if is_over(now_ns(), former) || !share::keep(record.lease, former, until) {
             return None;
         }
-        record.place_until_ns = until;
+        record.lease_until_ns = until;
     }
     Some(record)
 }
@@ -71,8 +71,8 @@ pub(crate) fn announced(cookie: u64) -> Option<&'static ConnectRecord> {
 pub(crate) fn forget(cookie: u64) {
     // SAFETY: the element stays readable while the program runs (RCU).
     let Some(record) = (unsafe { CLIENTS.get(cookie) }) else { return };
-    let (place, until) = (record.place, record.place_until_ns);
+    let (lease, until) = (record.lease, record.lease_until_ns);
     if CLIENTS.remove(cookie).is_ok() {
-        share::give_back(place, until);
+        share::give_back(lease, until);
     }
 }

@@ -5,7 +5,7 @@
 //! and refuse the pod for ever. A lease that was not given back expires when no handshake can be that old.
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
-use kube2ram_common::abi::{Counter, SHARE_PROBES, is_over, place_in};
+use kube2ram_common::abi::{Counter, SHARE_PROBES, is_over, lease_in};
 
 use crate::{context::now_ns, maps::SHARES};
 
@@ -17,8 +17,8 @@ pub(crate) fn take(share: u64, first: u64, until_ns: u64) -> Result<u64, Counter
         ($($offset:literal)+) => {
             const _: () = assert!(SHARE_PROBES == [$($offset),+].len() as u64);
             $(
-                let key = place_in(share, first + $offset);
-                match take_place(key, until_ns) {
+                let key = lease_in(share, first + $offset);
+                match take_lease(key, until_ns) {
                     Taken::ByUs => return Ok(key),
                     Taken::ByOthers => {}
                     Taken::NoRoom => return Err(Counter::SharesFull),
@@ -39,7 +39,7 @@ enum Taken {
 }
 
 #[inline(always)]
-fn take_place(key: u64, until_ns: u64) -> Taken {
+fn take_lease(key: u64, until_ns: u64) -> Taken {
     if SHARES.insert(key, until_ns, u64::from(BPF_NOEXIST)).is_ok() {
         return Taken::ByUs;
     }

@@ -1,5 +1,5 @@
 //! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but every
-//! client that reaches the node's address can connect. Depends on `server::listener` and `server::places` for
+//! client that reaches the node's address can connect. Depends on `server::listener` and `server::connection_limiter` for
 //! bounded connections; called by `app`.
 
 use std::{future::ready, sync::Arc, time::Duration};
@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use crate::{closing::Closing, listener, places::Places};
+use crate::{connection_limiter::ConnectionLimiter, drain::Drain, listener};
 
 mod exposition;
 mod readiness;
@@ -22,7 +22,7 @@ pub use self::readiness::{Pending, Readiness};
 /// How many connections are served at once.
 pub const CONNECTIONS: usize = 64;
 /// How many of them one address may have. Pods reach this listener, too, and everything on the node's network has one address, the kubelet's: that they keep nobody
-/// out is for [`Places`], and that they cannot have the agent ended for `probe`.
+/// out is for [`ConnectionLimiter`], and that they cannot have the agent ended for `probe`.
 const CONNECTIONS_PER_ADDRESS: usize = 8;
 
 /// What the admin listener shows.
@@ -38,14 +38,14 @@ impl Admin {
     ///
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
-    pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, closing: Closing) {
-        let places = Places::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, Duration::ZERO);
-        listener::accept(listener, &closing, |stream, peer| {
+    pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, tasks: TaskTracker, drain: Drain) {
+        let limiter = ConnectionLimiter::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, Duration::ZERO);
+        listener::accept(listener, &drain, |stream, peer| {
             // All connections are idle here: there is always one that can be closed.
-            if let Some(place) = places.take(peer.ip()) {
-                let (admin, closing) = (Arc::clone(&self), closing.clone());
+            if let Some(permit) = limiter.take(peer.ip()) {
+                let (admin, drain) = (Arc::clone(&self), drain.clone());
                 tasks.spawn(async move {
-                    listener::drive(stream, &closing, place.lost(), |request| {
+                    listener::drive(stream, &drain, permit.lost(), |request| {
                         ready(admin.answer(request.method(), request.uri().path(), request.headers()))
                     })
                     .await;

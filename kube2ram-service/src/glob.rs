@@ -22,7 +22,7 @@ mod tests {
     use super::matches;
 
     #[test]
-    fn matches_as_the_ancestors_engine_does() {
+    fn matches_as_the_predecessors_engine_does() {
         let subject = "this is a ϗѾ test";
         let patterns = [
             "*test",
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_as_the_ancestors_engine_does() {
+    fn refuses_as_the_predecessors_engine_does() {
         let patterns = ["test*", "*is", "*no*", " ", "* ", " *", "*ʤ*", "this*this is a test"];
 
         for pattern in patterns {

@@ -4,13 +4,13 @@
 #![deny(unsafe_code)]
 
 pub mod clock;
-pub mod closing;
+pub mod drain;
 pub mod dump;
 pub mod glob;
 pub mod rate_limiter;
 pub mod telemetry;
 pub mod state_dir;
-pub mod places;
+pub mod connection_limiter;
 pub mod listener;
 pub mod admin;
 pub mod kubernetes;

@@ -36,7 +36,7 @@ use tracing::{debug, warn};
 mod head_timer;
 
 use self::head_timer::HeadTimer;
-use crate::{closing::Closing, telemetry::chain};
+use crate::{drain::Drain, telemetry::chain};
 
 /// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -82,11 +82,11 @@ pub fn bound_buffers(socket: &impl AsFd) -> io::Result<()> {
 /// Dropping the future closes this handle of the listener; connections that were handed over go on.
 pub async fn accept<F: Future<Output = ()>>(
     listener: Arc<TcpListener>,
-    closing: &Closing,
+    drain: &Drain,
     on_accept: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let mut said_at: Option<Instant> = None;
-    while let Some(accepted) = closing.accepting().run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = drain.accepting().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 send_at_once(&stream);
@@ -132,7 +132,7 @@ fn send_at_once(stream: &TcpStream) {
 /// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost` its place or was drained. Once nothing
 /// more is accepted, the next response is its last one: a client that keeps its connections alive is told so, and loses no request on a connection that is
 /// closed under it. Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
-pub async fn drive<S, H, F, B>(stream: S, closing: &Closing, lost: &CancellationToken, handle: H)
+pub async fn drive<S, H, F, B>(stream: S, drain: &Drain, lost: &CancellationToken, handle: H)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>) -> F,
@@ -171,18 +171,18 @@ where
         let mut too_old = pin!(sleep(CONNECTION_MAX_AGE));
         tokio::select! {
             () = lost.cancelled() => return Outside::Lost,
-            () = closing.accepting().cancelled() => {}
+            () = drain.accepting().cancelled() => {}
             () = too_old.as_mut() => {}
         }
         last.store(true, Ordering::Relaxed);
         if !too_old.is_elapsed() {
             tokio::select! {
                 () = lost.cancelled() => return Outside::Lost,
-                () = closing.draining().cancelled() => {}
+                () = drain.draining().cancelled() => {}
                 () = too_old => {}
             }
         }
-        Outside::Closing
+        Outside::Drain
     };
     // A set of one, which is polled when it was woken itself, and not with each read of the connection: what it waits for is behind locks that all
     // connections share.
@@ -194,7 +194,7 @@ where
                 debug!("idle connection closed to make room for another one");
                 return;
             }
-            Some(Outside::Closing) | None => None,
+            Some(Outside::Drain) | None => None,
         },
         ended = connection.as_mut() => Some(ended),
     };
@@ -220,6 +220,6 @@ where
 
 /// Why a connection is to end that has not ended by itself.
 enum Outside {
-    Closing,
+    Drain,
     Lost,
 }

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_heard_from_warn_on_and_verdicts_where_they_are_wanted() {
+    fn libraries_are_logged_from_warn_on_and_verdicts_where_they_are_wanted() {
         let plain = Verbosity::new(LevelFilter::INFO, None);
         let verdicts = Verbosity::new(LevelFilter::INFO, Some(VERDICTS));
         let levels = |verbosity: &Verbosity| {

@@ -1,4 +1,4 @@
-//! The build of the agent around the kernel half. Depends on `ebpf`, `musl` and `checkout`; called by `main`, `steps`, `sdks` and `image`.
+//! The build of the agent around the eBPF programs. Depends on `ebpf`, `musl` and `checkout`; called by `main`, `steps`, `sdks` and `image`.
 
 use std::{
     fs,
@@ -71,7 +71,7 @@ pub(crate) struct Program {
     pub(crate) debug: PathBuf,
 }
 
-/// Builds the agent around the kernel half's objects; the revision is the source that it reports
+/// Builds the agent around the eBPF programs' objects; the revision is the source that it reports
 /// (`kube2ram_build_info`).
 pub(crate) fn program(
     objects: &Path,

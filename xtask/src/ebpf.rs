@@ -1,4 +1,4 @@
-//! The build of the kernel half: the pinned stable compiler with its core sources, and bpf-linker.
+//! The build of the eBPF programs: the pinned stable compiler with its core sources, and bpf-linker.
 //!
 //! Not `aya-build`: it wants a nightly compiler, builds once more for every profile and lint, and leaves the machine's paths in the object.
 
@@ -33,7 +33,7 @@ pub(crate) const LINKER_VERSION: &str = "0.13.0";
 pub(crate) fn build() -> Result<PathBuf> {
     let (compiler, linker) = (Compiler::find()?, setup::bpf_linker()?);
     say(format!(
-        "building the kernel half (rustc {}, LLVM {}, bpf-linker {LINKER_VERSION})",
+        "building the eBPF programs (rustc {}, LLVM {}, bpf-linker {LINKER_VERSION})",
         compiler.release, compiler.llvm
     ));
     let directory = target_dir().join("ebpf");

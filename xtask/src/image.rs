@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use self::proof::{Places, prove};
+pub(crate) use self::proof::{Directories, prove};
 use self::{
     layer::File,
     layout::{Facts, Layer, Layout},

@@ -1,4 +1,4 @@
-//! Rung 3, `cargo xtask test --kernels`: the tests of the kernel half in virtual machines with the kernels that we promise to run on.
+//! Rung 3, `cargo xtask test --kernels`: the tests of the eBPF programs in virtual machines with the kernels that we promise to run on.
 //!
 //! A machine is QEMU without hardware help, a kernel of Debian's, and an initial RAM file system made of this machine's own programs. Called by `steps`.
 

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
-use self::{image::Places, kernels::Rows};
+use self::{image::Directories, kernels::Rows};
 
 /// Builds, tests and shows kube2ram.
 #[derive(Parser)]
@@ -42,13 +42,13 @@ enum Task {
         /// connect, kernel, scale, service or wire; all of them when none is named
         subjects: Vec<String>,
     },
-    /// Builds the kernel half and the agent: target/debug/kube2ram
+    /// Builds the eBPF programs and the agent: target/debug/kube2ram
     Build {
         /// Optimised, and one static file: target/dist/{amd64,arm64}/kube2ram
         #[arg(long)]
         release: bool,
     },
-    /// Builds the kernel half alone, reproducibly: target/ebpf/*.o
+    /// Builds the eBPF programs alone, reproducibly: target/ebpf/*.o
     BuildEbpf,
     /// Runs what CI runs, and prints a table of what each step took
     Ci {
@@ -133,7 +133,9 @@ fn perform(task: Task) -> Result<()> {
             let rows = if thorough { Rows::All } else { Rows::Essential };
             let counts = match kernels {
                 Some(series) => kernels::test(rows, &series, no_skip),
-                None if image => image::prove(if thorough { Places::Two } else { Places::One }, no_skip),
+                None if image => {
+                    image::prove(if thorough { Directories::Two } else { Directories::One }, no_skip)
+                }
                 None if reboot => kernels::reboot(),
                 None if api_server => rungs::test_on_api_server(),
                 None if sdks => sdks::test(no_skip),

@@ -25,8 +25,8 @@ pub(crate) fn lint() -> Result<()> {
     say("lints");
     run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     for feature in ["debug-log", "boot-guard"] {
-        let kernel_half = ["clippy", "--locked", "--package", "kube2ram-ebpf", "--features", feature];
-        run(cargo().args(kernel_half).args(["--", "-D", "warnings"]))?;
+        let ebpf_programs = ["clippy", "--locked", "--package", "kube2ram-ebpf", "--features", feature];
+        run(cargo().args(ebpf_programs).args(["--", "-D", "warnings"]))?;
     }
     say("documentation");
     run(cargo()

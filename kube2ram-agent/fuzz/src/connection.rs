@@ -13,7 +13,7 @@ use kube2ram_agent::{
     server::{MetadataPolicy, path::Target},
 };
 use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
-use kube2ram_service::closing::Closing;
+use kube2ram_service::drain::Drain;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
     task::yield_now,
@@ -78,9 +78,8 @@ async fn converse(
 ) -> (Vec<u8>, Vec<Vec<u8>>) {
     let (client, far) = duplex(16 * 1024);
     let (mut receiver, mut sender) = split(client);
-    let closing = Closing::new();
-    let serving =
-        Arc::clone(&service.server).serve_stream(far, ([10, 0, 0, 1], 4711).into(), origin, &closing);
+    let drain = Drain::new();
+    let serving = Arc::clone(&service.server).serve_stream(far, ([10, 0, 0, 1], 4711).into(), origin, &drain);
     let sending = async {
         let (first, second) = stream.split_at(cut);
         // The agent may have closed.

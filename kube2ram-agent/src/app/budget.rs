@@ -1,11 +1,11 @@
 //! The most memory that the agent can take, as the kernel counts it for the container's limit: the sum of all bounds. Depends on the modules whose bounds they
 //! are. Only a test calls it: the manifests' limit must be larger, and docs/costs.md must say the same.
 
-use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS};
+use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_LEASES, MAX_TARGETS};
 
 use crate::{
     control, kubernetes,
-    server::{self, quota::EXCHANGES},
+    server::{self, pass_through_limiter::EXCHANGES},
     snapshot,
 };
 use kube2ram_cloud::upstream;
@@ -44,7 +44,7 @@ const PARTS: [(&str, usize); 9] = [
     ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
     ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),
     ("connections of the control socket", control::MAX_CONNECTIONS * (SOCKET + BUFFERS + DOCUMENT)),
-    ("eBPF maps", 2 * MAX_HANDSHAKES * RECORD + (MAX_PLACES + 2 * MAX_TARGETS) * SMALL),
+    ("eBPF maps", 2 * MAX_HANDSHAKES * RECORD + (MAX_LEASES + 2 * MAX_TARGETS) * SMALL),
     ("the API server's answers", 8 * MIB),
 ];
 
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_says_the_same() {
+    fn the_document_has_the_same() {
         let rows = PARTS.iter().map(|(what, bytes)| format!("| {what} | {} MiB |", bytes.div_ceil(MIB)));
         let sum: usize = PARTS.iter().map(|(_, bytes)| bytes.div_ceil(MIB)).sum();
         let total = format!("| **all of that at once** | **{sum} MiB** |");

@@ -37,7 +37,7 @@ pub enum AppError {
     Datapath(#[source] DatapathError),
     /// Descriptors that one agent hands to another could not be copied, or are of the wrong kind.
     #[error("cannot hand the node over")]
-    HandOver(#[source] io::Error),
+    PassListener(#[source] io::Error),
     /// The handover between agents of this node failed.
     #[error("the handover with another agent of this node failed")]
     Handover(#[source] HandoverError),

@@ -75,7 +75,7 @@ impl HostPort {
     }
 
     /// A listener that another agent handed over.
-    pub(super) fn inherited(address: SocketAddr, flag: &'static str, listener: TcpListener) -> Arc<Self> {
+    pub(super) fn taken_over(address: SocketAddr, flag: &'static str, listener: TcpListener) -> Arc<Self> {
         let listener = SetOnce::new_with(Some(Arc::new(listener)));
         Arc::new(Self { address, flag, condition: flag, listener, holder: Mutex::default() })
     }

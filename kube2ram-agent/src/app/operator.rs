@@ -22,15 +22,15 @@ use crate::{
     datapath::{Counters, Settings, Targets},
     guard,
     identity::PodUid,
-    interception::Interception,
-    kubernetes::{Cluster, Seen},
+    kubernetes::{Cluster, PodView},
     reconcile,
+    self_test::SelfTest,
     server::Entitlements,
     status::SCHEMA,
     wire_guard,
 };
-use kube2ram_cloud::{alibaba::base::Base, upstream::UpstreamContact};
-use kube2ram_service::{admin::Readiness, clock::Clock, closing::Closing};
+use kube2ram_cloud::{alibaba::base::Base, upstream::UpstreamActivity};
+use kube2ram_service::{admin::Readiness, clock::Clock, drain::Drain};
 
 /// All that can be asked.
 pub(super) struct Operator {
@@ -44,11 +44,11 @@ pub(super) struct Operator {
     pub(super) entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) base: Base,
     /// With the metadata server.
-    pub(super) contact: UpstreamContact,
+    pub(super) activity: UpstreamActivity,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) readiness: Readiness,
     pub(super) log_level: LogLevel,
-    pub(super) closing: Closing,
+    pub(super) drain: Drain,
     pub(super) started: Instant,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Kernel {
     /// As above.
     pub(super) wire_guard: Option<wire_guard::State>,
     pub(super) targets: Targets,
-    pub(super) interception: Arc<Interception>,
+    pub(super) self_test: Arc<SelfTest>,
 }
 
 impl Operator {
@@ -114,9 +114,9 @@ impl Operator {
 
 /// The namespace and name of a pod that is known, by what its cgroup is named after.
 pub(super) fn pod_name(cluster: &Cluster, uid: &PodUid) -> Option<String> {
-    let seen = cluster.seen();
-    let is_it = |seen: &&Seen| seen.pod.uid == *uid || seen.config_hash.as_ref() == Some(uid);
-    seen.iter().find(is_it).map(|seen| format!("{}/{}", seen.pod.namespace, seen.pod.name))
+    let view = cluster.pod_views();
+    let is_it = |view: &&PodView| view.pod.uid == *uid || view.config_hash.as_ref() == Some(uid);
+    view.iter().find(is_it).map(|view| format!("{}/{}", view.pod.namespace, view.pod.name))
 }
 
 /// To milliseconds: what is finer is noise.

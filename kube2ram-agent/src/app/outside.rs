@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 use crate::{
     datapath::Settings,
     identity::{PodUid, is_populated, pod_cgroups},
-    kubernetes::{About, Cluster, Notice, Notices as _, Presence, Seen},
+    kubernetes::{About, Cluster, Notice, Notices as _, PodView, Presence},
     status::OutsidePod,
 };
 
@@ -114,41 +114,41 @@ impl Outside {
             Err(error) => return debug!(%error, "the check of the pods' cgroups panicked"),
         };
         // After that: a new pod is inside by now, or not known yet.
-        let mut outside = self.cluster.seen();
+        let mut outside = self.cluster.pod_views();
         outside
-            .retain(|seen| seen.presence == Presence::Known && seen.is_running && !is_among(seen, &inside));
+            .retain(|view| view.presence == Presence::Known && view.is_running && !is_among(view, &inside));
         note(&mut self.known, &outside, Instant::now());
-        outside.retain(|seen| self.known.get(&seen.pod.uid).is_some_and(Found::is_due));
+        outside.retain(|view| self.known.get(&view.pod.uid).is_some_and(Found::is_due));
         self.locate(&outside).await;
         self.report(&outside);
     }
 
     /// Searches for the cgroups of new ones.
-    async fn locate(&mut self, outside: &[Seen]) {
-        let new = |seen: &&Seen| self.known.get(&seen.pod.uid).is_some_and(|found| !found.is_reported);
+    async fn locate(&mut self, outside: &[PodView]) {
+        let new = |view: &&PodView| self.known.get(&view.pod.uid).is_some_and(|found| !found.is_reported);
         let wanted: HashSet<_> = outside.iter().filter(new).flat_map(names).collect();
         if wanted.is_empty() {
             return;
         }
         let (root, pods) = (self.root.clone(), self.pods.clone());
         let cgroups = spawn_blocking(move || search(&root, &pods, &wanted)).await.unwrap_or_default();
-        for seen in outside {
-            if let Some(found) = self.known.get_mut(&seen.pod.uid) {
-                let cgroup = names(seen).find_map(|name| cgroups.get(&name).cloned());
+        for view in outside {
+            if let Some(found) = self.known.get_mut(&view.pod.uid) {
+                let cgroup = names(view).find_map(|name| cgroups.get(&name).cloned());
                 found.cgroup = cgroup.or_else(|| found.cgroup.take());
             }
         }
     }
 
-    fn report(&mut self, outside: &[Seen]) {
+    fn report(&mut self, outside: &[PodView]) {
         for (network, is_host) in [("host", true), ("own", false)] {
-            let count = outside.iter().filter(|seen| seen.pod.host_network == is_host).count();
+            let count = outside.iter().filter(|view| view.pod.host_network == is_host).count();
             self.gauge.get_or_create(&[("network", network)]).set(count as i64);
         }
         let mut reported = Vec::new();
-        for seen in outside {
-            let Some(found) = self.known.get_mut(&seen.pod.uid) else { continue };
-            let pod = &seen.pod;
+        for view in outside {
+            let Some(found) = self.known.get_mut(&view.pod.uid) else { continue };
+            let pod = &view.pod;
             let entry = OutsidePod {
                 namespace: pod.namespace.to_string(),
                 name: pod.name.to_string(),
@@ -178,8 +178,8 @@ impl Found {
 }
 
 /// Records since when each pod is outside, and forgets those that are no longer outside.
-fn note(known: &mut HashMap<PodUid, Found>, outside: &[Seen], now: Instant) {
-    let uids: HashSet<_> = outside.iter().map(|seen| &seen.pod.uid).collect();
+fn note(known: &mut HashMap<PodUid, Found>, outside: &[PodView], now: Instant) {
+    let uids: HashSet<_> = outside.iter().map(|view| &view.pod.uid).collect();
     known.retain(|uid, _| uids.contains(uid));
     for uid in uids {
         known.entry(uid.clone()).or_insert(Found { since: now, is_reported: false, cgroup: None });
@@ -187,12 +187,12 @@ fn note(known: &mut HashMap<PodUid, Found>, outside: &[Seen], now: Instant) {
 }
 
 /// After what its cgroup may be named.
-fn names(seen: &Seen) -> impl Iterator<Item = PodUid> {
-    [Some(seen.pod.uid.clone()), seen.config_hash.clone()].into_iter().flatten()
+fn names(view: &PodView) -> impl Iterator<Item = PodUid> {
+    [Some(view.pod.uid.clone()), view.config_hash.clone()].into_iter().flatten()
 }
 
-fn is_among(seen: &Seen, inside: &HashSet<PodUid>) -> bool {
-    names(seen).any(|name| inside.contains(&name))
+fn is_among(view: &PodView, inside: &HashSet<PodUid>) -> bool {
+    names(view).any(|name| inside.contains(&name))
 }
 
 /// The pods that have a process below the pods' cgroup. A cgroup alone proves nothing: the kubelet makes one for each
@@ -237,7 +237,7 @@ mod tests {
         PodUid::parse(UID).unwrap()
     }
 
-    fn seen() -> Seen {
+    fn view() -> PodView {
         let pod = Pod {
             uid: uid(),
             namespace: "shop".into(),
@@ -247,24 +247,24 @@ mod tests {
             annotations: [].into(),
         };
         let presence = Presence::Known;
-        Seen { pod: Arc::new(pod), config_hash: None, ip: None, presence, is_running: true }
+        PodView { pod: Arc::new(pod), config_hash: None, ip: None, presence, is_running: true }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_is_outside_after_a_minute_and_anew_after_it_was_inside() {
+    async fn a_pod_is_outside_after_a_minute_and_again_after_it_was_inside() {
         let mut known = HashMap::new();
-        let mut is_due = |outside: &[Seen]| {
+        let mut is_due = |outside: &[PodView]| {
             note(&mut known, outside, Instant::now());
             known.get(&uid()).is_some_and(Found::is_due)
         };
 
-        assert!(!is_due(&[seen()]));
+        assert!(!is_due(&[view()]));
         advance(PATIENCE - Duration::from_secs(1)).await;
-        assert!(!is_due(&[seen()]));
+        assert!(!is_due(&[view()]));
         advance(Duration::from_secs(1)).await;
-        assert!(is_due(&[seen()]));
+        assert!(is_due(&[view()]));
         assert!(!is_due(&[]));
-        assert!(!is_due(&[seen()]));
+        assert!(!is_due(&[view()]));
     }
 
     #[test]
@@ -280,8 +280,8 @@ mod tests {
 
         let inside = populated(root.path(), &[pods]).unwrap();
 
-        assert!(!is_among(&seen(), &inside));
-        let mut mirror = seen();
+        assert!(!is_among(&view(), &inside));
+        let mut mirror = view();
         mirror.config_hash = PodUid::parse(hash);
         assert!(is_among(&mirror, &inside));
     }

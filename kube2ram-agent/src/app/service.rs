@@ -15,16 +15,16 @@ use tracing::{error, info, warn};
 
 use super::{
     AppError,
+    background_tasks::BackgroundTasks,
     cluster::{client_config, cluster_config},
     discovery::Discovery,
-    front::{Front, Listeners},
+    frontend::{Frontend, ListenerSet},
     host_port::HostPort,
     log_level::LogLevel,
     metrics,
     node::{HostAddress, Node},
     operator::{Kernel, Operator, pod_name},
     outside::Outside,
-    parts::Parts,
     prefetch::Prefetch,
     snapshot,
     warm_up::warm_up,
@@ -34,11 +34,11 @@ use crate::{
     boot_guard, credentials,
     datapath::{Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
-    handover::Heirs,
-    interception::{self, Interception},
+    handover::Standbys,
     kubernetes::Cluster,
     listeners::{self, Ended, PodListeners, Release},
     reconcile::{self, Reconciler},
+    self_test::{self, SelfTest},
     server::{self, Entitlements, Pipeline, Server, token::Tokens},
     wire_guard::{self, WireGuard},
 };
@@ -49,12 +49,12 @@ use kube2ram_cloud::{
         sts::StsClient,
     },
     dialect::Dialect,
-    upstream::{MetadataServer, UpstreamContact},
+    upstream::{MetadataServer, UpstreamActivity},
 };
 use kube2ram_service::{
     admin::{Admin, Readiness},
     clock::{Clock, SystemClock},
-    closing::Closing,
+    drain::Drain,
     state_dir::StateDir,
     telemetry::{Log, chain},
 };
@@ -69,7 +69,7 @@ const RELEASE: Duration = Duration::from_secs(5);
 const ON_THEIR_WAY: Duration = Duration::from_millis(500);
 /// If another agent serves already, clients may end their connections themselves first: longer than an idle
 /// connection lives (15 s).
-const FAREWELL: Duration = Duration::from_secs(16);
+const DRAIN_AFTER_HANDOVER: Duration = Duration::from_secs(16);
 
 /// What the names of our own metrics begin with.
 const PREFIX: &str = "kube2ram";
@@ -82,13 +82,13 @@ pub(super) struct Service {
     entitlements: Arc<SetOnce<Entitlements>>,
     base: Base,
     /// With the metadata server.
-    contact: UpstreamContact,
+    activity: UpstreamActivity,
     clock: Arc<dyn Clock>,
     /// Written only while this agent serves.
-    snapshot: Option<snapshot::Keeper>,
+    snapshot: Option<snapshot::SnapshotWriter>,
     /// Of all metrics. Taken by the admin service.
     registry: Registry,
-    closing: Closing,
+    drain: Drain,
     connections: TaskTracker,
     /// Other tasks that the drain waits for.
     tasks: TaskTracker,
@@ -103,7 +103,7 @@ pub(super) struct StsAccess {
 
 /// What may be handed over.
 pub(super) struct Holdings {
-    listeners: Listeners,
+    listeners: ListenerSet,
     pods: mpsc::Sender<Release>,
 }
 
@@ -128,13 +128,13 @@ impl Service {
         state: &StateDir,
         pass: Arc<PassMark>,
         readiness: &Readiness,
-        parts: &mut Parts,
+        background: &mut BackgroundTasks,
     ) -> Result<Self, AppError> {
         let config = Arc::new(config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
-        let closing = Closing::new();
-        let shutdown = closing.draining();
+        let drain = Drain::new();
+        let shutdown = drain.draining();
         let mut root = Registry::default();
         metrics::of_process(&mut root, &clock);
         let registry = root.sub_registry_with_prefix(PREFIX);
@@ -149,7 +149,7 @@ impl Service {
         metrics::of_boot_guard(registry, failure.as_deref());
 
         let metadata = MetadataServer::new(config.metadata, pass);
-        let contact = metadata.contact();
+        let activity = metadata.activity();
         let upstream = Arc::new(HardenedMode::new(metadata));
         let base = Base::new(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
@@ -160,14 +160,14 @@ impl Service {
         )
         .await
         .map_err(AppError::Kubernetes)?;
-        let snapshot = snapshot::Keeper::new(state, &config.node, registry);
+        let snapshot = snapshot::SnapshotWriter::new(state, &config.node, registry);
         let known_before = snapshot::offer(snapshot.left(), &cluster);
         let discovered = Arc::clone(&snapshot.discovered);
-        parts.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
+        background.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
         for resource in cluster.resources() {
             let (cluster, pending) = (Arc::clone(&cluster), readiness.wait_for(resource.as_str()));
             let shutdown = shutdown.clone();
-            parts.spawn("readiness", async move {
+            background.spawn("readiness", async move {
                 if shutdown.run_until_cancelled(cluster.listed(*resource)).await.is_some() {
                     pending.ready();
                 }
@@ -210,8 +210,8 @@ impl Service {
             pending: readiness.wait_for("account and region"),
         };
         let prefetch = Prefetch { cluster: Arc::clone(&cluster), entitlements: Arc::clone(&entitlements) };
-        parts.spawn("prefetch", prefetch.run(shutdown.clone()));
-        parts.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
+        background.spawn("prefetch", prefetch.run(shutdown.clone()));
+        background.spawn("discovery", discovery.run(Arc::clone(&config), Arc::clone(&entitlements)));
         let snapshot = Some(snapshot);
         Ok(Self {
             config,
@@ -219,22 +219,22 @@ impl Service {
             cluster,
             entitlements,
             base,
-            contact,
+            activity,
             clock,
             snapshot,
             registry: root,
-            closing,
+            drain,
             connections,
             tasks,
         })
     }
 
     /// Gets pods' credentials before they ask, as an agent can that need not serve yet.
-    pub(super) fn warm_up(&self, readiness: &Readiness, parts: &mut Parts) {
+    pub(super) fn warm_up(&self, readiness: &Readiness, background: &mut BackgroundTasks) {
         let pending = readiness.wait_for("credentials of this node's pods");
         let fetching = warm_up(Arc::clone(&self.cluster), Arc::clone(&self.entitlements), pending);
-        let shutdown = self.closing.draining().clone();
-        parts.spawn("fetching credentials ahead", async move {
+        let shutdown = self.drain.draining().clone();
+        background.spawn("fetching credentials ahead", async move {
             shutdown.run_until_cancelled(Box::pin(fetching)).await;
             shutdown.cancelled().await;
         });
@@ -246,14 +246,14 @@ impl Service {
     /// When the maps of the eBPF programs cannot be opened.
     pub(super) async fn open(
         &mut self,
-        front: Front,
+        frontend: Frontend,
         node: &Node,
         readiness: Readiness,
         is_first: bool,
         log: &Log,
-        parts: &mut Parts,
+        background: &mut BackgroundTasks,
     ) -> Result<Opened, AppError> {
-        let Front { mut datapath, listeners } = front;
+        let Frontend { mut datapath, listeners } = frontend;
         let mut root = std::mem::take(&mut self.registry);
         let registry = root.sub_registry_with_prefix(PREFIX);
         log.register(registry);
@@ -273,14 +273,14 @@ impl Service {
             listeners::Metrics::new(registry),
             Box::new({
                 let (server, connections) = (Arc::clone(&self.server), self.connections.clone());
-                move |listener, origins, closing, ending| {
-                    let serving = Arc::clone(&server).serve(listener, origins, closing);
+                move |listener, origins, drain, ending| {
+                    let serving = Arc::clone(&server).serve(listener, origins, drain);
                     // An async block would hold the future twice, before it is awaited and while.
                     connections.spawn(serving.map(|()| drop(ending)));
                 }
             }),
         );
-        let interception = self.interception(node, registry);
+        let self_test = self.self_test(node, registry);
         if datapath.is_first() {
             self.server.expect_former_answers();
         }
@@ -290,7 +290,7 @@ impl Service {
         }
         let (moved, agent) = watch::channel(datapath.agent());
         let app = {
-            let (server, closing) = (Arc::clone(&self.server), self.closing.clone());
+            let (server, drain) = (Arc::clone(&self.server), self.drain.clone());
             let (listener, here) = (self.claim(&listeners.app, &readiness), node.agent);
             let address = HostAddress::new(&self.config);
             async move {
@@ -298,50 +298,50 @@ impl Service {
                 // Pods are sent here from now on, if they were not before.
                 moved.send_replace(here);
                 tokio::select! {
-                    () = server.serve(listener, Arc::new(origins), closing) => {}
+                    () = server.serve(listener, Arc::new(origins), drain) => {}
                     () = address.follow(moved) => {}
                 }
             }
         };
         // Tracked as well: what it has accepted it has handed on before it ends.
-        parts.spawn("the metadata service", self.connections.track_future(app));
+        background.spawn("the metadata service", self.connections.track_future(app));
         let ((pods, releases), (opened, are_open)) = (mpsc::channel(1), oneshot::channel());
-        parts.spawn("listeners in pods", pod_listeners.run(self.closing.clone(), releases, opened));
+        background.spawn("listeners in pods", pod_listeners.run(self.drain.clone(), releases, opened));
         if let Some(log) = datapath.log() {
-            parts.spawn("the kernel half's log", log);
+            background.spawn("the eBPF programs' log", log);
         }
-        let wire_guard = self.wire_guard(&datapath, node, &readiness, registry, parts)?;
+        let wire_guard = self.wire_guard(&datapath, node, &readiness, registry, background)?;
         let metrics = reconcile::Metrics::new(registry);
         let notices = Arc::clone(&self.cluster) as _;
         let reconciler = Reconciler::new(datapath, agent, metrics, notices, readiness.clone());
         let state = reconciler.state();
-        parts.spawn_blocking_writer("the kernel half", |stop| reconciler.run(stop));
-        let guard = self.guard(registry, parts).await;
+        background.spawn_blocking_writer("the eBPF programs", |stop| reconciler.run(stop));
+        let guard = self.guard(registry, background).await;
         // The outgoing agent has shown that connections arrive; this agent is ready by then, and must not
         // become unready for a moment.
-        let pending = is_first.then(|| readiness.wait_for(interception::CONDITION));
+        let pending = is_first.then(|| readiness.wait_for(self_test::CONDITION));
         let probing = {
-            let (app, interception) = (Arc::clone(&listeners.app), Arc::clone(&interception));
+            let (app, self_test) = (Arc::clone(&listeners.app), Arc::clone(&self_test));
             let readiness = readiness.clone();
             async move {
                 app.is_open().await;
-                interception.run(readiness, pending).await;
+                self_test.run(readiness, pending).await;
             }
         };
         // Before a handover the self-test ends as well: its connections would arrive at the other agent.
-        parts.spawn_writer("interception", probing);
+        background.spawn_writer("the self-test", probing);
         if let Some(snapshot) = self.snapshot.take() {
-            let shutdown = self.closing.draining().clone();
+            let shutdown = self.drain.draining().clone();
             let snapshot = snapshot.run(Arc::clone(&self.cluster), shutdown);
             // Tracked as well: the drain waits for its last write.
-            parts.spawn_writer("the snapshot", self.tasks.track_future(snapshot));
+            background.spawn_writer("the snapshot", self.tasks.track_future(snapshot));
         }
 
-        self.keep_taint_off(&readiness, parts);
+        self.keep_taint_off(&readiness, background);
         let outside = Outside::new(Arc::clone(&self.cluster), &node.settings, registry);
         let outside_state = outside.state();
-        parts.spawn("pods outside of the pods' cgroup", {
-            let shutdown = self.closing.draining().clone();
+        background.spawn("pods outside of the pods' cgroup", {
+            let shutdown = self.drain.draining().clone();
             async move {
                 outside.run(shutdown.clone()).await;
                 shutdown.cancelled().await;
@@ -351,29 +351,29 @@ impl Service {
         let operator = Arc::new(Operator {
             config: Arc::clone(&self.config),
             settings: node.settings.clone(),
-            kernel: Kernel { state, counters, guard, wire_guard, targets: targets.clone(), interception },
+            kernel: Kernel { state, counters, guard, wire_guard, targets: targets.clone(), self_test },
             outside: outside_state,
             ports: [Arc::clone(&listeners.app), Arc::clone(&listeners.admin)],
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
             base: self.base.clone(),
-            contact: self.contact.clone(),
+            activity: self.activity.clone(),
             clock: Arc::clone(&self.clock),
             readiness: readiness.clone(),
             log_level: LogLevel::new(log.verbosity().clone()),
-            closing: self.closing.clone(),
+            drain: self.drain.clone(),
             started: Instant::now(),
         });
         let shown = Arc::new(Admin { readiness, registry: root });
         let admin = {
             let listener = self.claim(&listeners.admin, &shown.readiness);
-            let (connections, closing) = (self.connections.clone(), self.closing.clone());
+            let (connections, drain) = (self.connections.clone(), self.drain.clone());
             async move {
                 let Some(listener) = listener.await else { return };
-                shown.serve(listener, connections, closing).await;
+                shown.serve(listener, connections, drain).await;
             }
         };
-        parts.spawn("the admin service", self.connections.track_future(admin));
+        background.spawn("the admin service", self.connections.track_future(admin));
         Ok(Opened { holdings: Holdings { listeners, pods }, operator, are_open, targets })
     }
 
@@ -383,28 +383,28 @@ impl Service {
         port: &Arc<HostPort>,
         readiness: &Readiness,
     ) -> impl Future<Output = Option<Arc<TcpListener>>> + use<> {
-        let (port, readiness, closing) = (Arc::clone(port), readiness.clone(), self.closing.clone());
+        let (port, readiness, drain) = (Arc::clone(port), readiness.clone(), self.drain.clone());
         let cluster = Arc::clone(&self.cluster);
         async move {
             let claimed = port.claim(&readiness, |uid| pod_name(&cluster, uid));
-            closing.accepting().run_until_cancelled(claimed).await.cloned()
+            drain.accepting().run_until_cancelled(claimed).await.cloned()
         }
     }
 
-    fn interception(&self, node: &Node, registry: &mut Registry) -> Arc<Interception> {
+    fn self_test(&self, node: &Node, registry: &mut Registry) -> Arc<SelfTest> {
         let own = node.settings.own_cgroup.starts_with(&node.settings.pods_cgroup).then_some(node.own_cgroup);
-        let interception = Interception::new(node.settings.clone(), own, registry);
-        self.server.await_own(Arc::clone(&interception));
-        interception
+        let self_test = SelfTest::new(node.settings.clone(), own, registry);
+        self.server.await_own(Arc::clone(&self_test));
+        self_test
     }
 
     /// `None` where there is to be none.
-    async fn guard(&self, registry: &mut Registry, parts: &mut Parts) -> Option<guard::State> {
+    async fn guard(&self, registry: &mut Registry, background: &mut BackgroundTasks) -> Option<guard::State> {
         match self.config.forward_guard {
             ForwardGuardMode::Auto => {
                 let guard = ForwardGuard::new(self.config.metadata, registry);
                 let state = guard.state();
-                parts.spawn_blocking_writer("the forward guard", |stop| guard.run(stop));
+                background.spawn_blocking_writer("the netfilter rules", |stop| guard.run(stop));
                 state.checked().await;
                 Some(state)
             }
@@ -424,7 +424,7 @@ impl Service {
         node: &Node,
         readiness: &Readiness,
         registry: &mut Registry,
-        parts: &mut Parts,
+        background: &mut BackgroundTasks,
     ) -> Result<Option<wire_guard::State>, AppError> {
         let mut wire = datapath.wire(WireHook::of_kernel()).map_err(AppError::Datapath)?;
         let readiness = match self.config.wire_guard {
@@ -444,17 +444,17 @@ impl Service {
             .map_err(AppError::Namespace)?;
         guard.look();
         let state = guard.state();
-        parts.spawn_writer("the wire guard", guard.run());
+        background.spawn_writer("the wire guard", guard.run());
         Ok(Some(state))
     }
 
     /// Removes the start-up taint whenever the agent is ready. A standby agent need not: the serving agent
     /// does.
-    fn keep_taint_off(&self, readiness: &Readiness, parts: &mut Parts) {
+    fn keep_taint_off(&self, readiness: &Readiness, background: &mut BackgroundTasks) {
         let Some(taint) = self.config.startup_taint.clone() else { return };
         let (cluster, readiness) = (Arc::clone(&self.cluster), readiness.clone());
-        let shutdown = self.closing.draining().clone();
-        parts.spawn("the start-up taint", async move {
+        let shutdown = self.drain.draining().clone();
+        background.spawn("the start-up taint", async move {
             let keep_off = cluster.keep_taint_off(&taint, || readiness.ready());
             shutdown.run_until_cancelled(Box::pin(keep_off)).await;
             shutdown.cancelled().await;
@@ -462,15 +462,15 @@ impl Service {
     }
 
     /// Hands over to a standby agent, if there is one, and drains connections.
-    pub(super) async fn end(self, heirs: Heirs, holdings: Holdings, parts: &mut Parts) {
+    pub(super) async fn end(self, standbys: Standbys, holdings: Holdings, background: &mut BackgroundTasks) {
         let release = async || {
             let released = async {
-                parts.stop_writing().await;
-                holdings.listeners.estate(&holdings.pods).await
+                background.stop_writing().await;
+                holdings.listeners.handover_state(&holdings.pods).await
             };
             timeout(RELEASE, released).await.unwrap_or(Err(AppError::Release))
         };
-        let is_handed_over = heirs.hand_over(release).await.unwrap_or_else(|error| {
+        let is_handed_over = standbys.hand_over(release).await.unwrap_or_else(|error| {
             error!(error = chain(&error), "cannot hand over");
             false
         });
@@ -480,18 +480,18 @@ impl Service {
             info!("another agent serves; waiting for connections to end");
             // Who was redirected to a listener of ours a moment ago has yet to arrive there.
             sleep(ON_THEIR_WAY).await;
-            self.closing.hand_over();
+            self.drain.hand_over();
         }
         // Clients that cannot be served must be refused and not kept waiting. The lock is dropped as well, if
         // it was handed over: if the other agent ends, too, the next start must not wait for this one.
         drop(holdings);
         if is_handed_over {
             // Connections that have not ended are drained below.
-            let _is_done = timeout(FAREWELL, self.connections.wait()).await.is_ok();
+            let _is_done = timeout(DRAIN_AFTER_HANDOVER, self.connections.wait()).await.is_ok();
         } else {
             info!("draining: new connections are refused until the next start");
         }
-        self.closing.close();
+        self.drain.close();
         let drained = timeout(DRAIN_DEADLINE, async {
             self.connections.wait().await;
             self.tasks.wait().await;

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::{
     kubernetes::Cluster,
-    snapshot::{Discovered, Place, Snapshot, SnapshotError, SnapshotFile},
+    snapshot::{Discovered, Snapshot, SnapshotError, SnapshotFile, SnapshotScope},
 };
 use kube2ram_service::{clock::since_boot, state_dir::StateDir, telemetry::chain};
 
@@ -32,18 +32,18 @@ const HEARTBEAT: Duration = Duration::from_mins(5);
 pub(super) type Writes = Family<[(&'static str, &'static str); 1], Counter>;
 
 /// The snapshot of this node; without a file when there can be none.
-pub(super) struct Keeper {
-    file: Option<(SnapshotFile, Place)>,
+pub(super) struct SnapshotWriter {
+    file: Option<(SnapshotFile, SnapshotScope)>,
     writes: Writes,
     /// The facts from the metadata server.
     pub(super) discovered: Arc<SetOnce<Discovered>>,
 }
 
-impl Keeper {
+impl SnapshotWriter {
     /// With a state directory on a disk, the agent does what it can without a snapshot.
     pub(super) fn new(dir: &StateDir, node: &str, registry: &mut Registry) -> Self {
         let file = SnapshotFile::in_dir(dir)
-            .and_then(|file| Ok((file, Place::of_node(node)?)))
+            .and_then(|file| Ok((file, SnapshotScope::of_node(node)?)))
             .inspect_err(|error| {
                 warn!(
                     error = chain(error),
@@ -56,9 +56,9 @@ impl Keeper {
 
     /// What the agent before left, if it can be used.
     pub(super) fn left(&self) -> Option<Snapshot> {
-        let (file, place) = self.file.as_ref()?;
+        let (file, scope) = self.file.as_ref()?;
         let read = || match file.read()? {
-            Some(text) => Snapshot::decode(&text, place, since_boot()).map(Some),
+            Some(text) => Snapshot::decode(&text, scope, since_boot()).map(Some),
             None => Ok::<_, SnapshotError>(None),
         };
         read().inspect_err(|error| warn!(error = chain(error), "snapshot ignored")).ok().flatten()
@@ -83,7 +83,7 @@ impl Keeper {
     /// Writes, unless `written` says that the same was written not long ago: its hash, and when.
     fn write(&self, cluster: &Cluster, written: &mut Option<(u64, Instant)>) {
         // Nothing that the API server has not told this very agent: an old snapshot must not be made young.
-        let (Some((file, place)), Some(cluster)) = (&self.file, cluster.saved()) else { return };
+        let (Some((file, scope)), Some(cluster)) = (&self.file, cluster.checkpoint()) else { return };
         let snapshot = Snapshot { cluster, discovered: self.discovered.get().cloned() };
         let mut hasher = DefaultHasher::new();
         snapshot.hash(&mut hasher);
@@ -91,7 +91,7 @@ impl Keeper {
         if written.is_some_and(|(last, at)| last == hash && at.elapsed() < HEARTBEAT) {
             return;
         }
-        let result = snapshot.encode(place, since_boot()).and_then(|text| file.write(&text));
+        let result = snapshot.encode(scope, since_boot()).and_then(|text| file.write(&text));
         *written = Some((hash, Instant::now()));
         self.writes.get_or_create(&[("result", if result.is_ok() { "ok" } else { "error" })]).inc();
         if let Err(error) = result {
@@ -112,8 +112,8 @@ pub(super) fn metrics(registry: &mut Registry) -> Writes {
 
 /// Tells what is known before anybody was asked.
 pub(super) fn offer(left: Option<Snapshot>, cluster: &Cluster) -> Option<Discovered> {
-    let Snapshot { cluster: saved, discovered } = left?;
+    let Snapshot { cluster: checkpoint, discovered } = left?;
     info!("snapshot of the previous agent loaded");
-    cluster.offer(saved);
+    cluster.offer(checkpoint);
     discovered
 }

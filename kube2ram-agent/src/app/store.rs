@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 
 use crate::{
     args::Config,
-    kubernetes::{Cluster, Seen},
+    kubernetes::{Cluster, PodView},
     status::SCHEMA,
 };
 
 /// What is known now.
 pub(super) fn store_of(config: &Config, cluster: &Cluster) -> Value {
-    let mut pods = cluster.seen();
+    let mut pods = cluster.pod_views();
     pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
     let namespaces = cluster.allow_lists();
     let namespaces = namespaces.iter().map(|(name, list)| (&**name, list.as_deref()));
@@ -23,27 +23,27 @@ pub(super) fn store_of(config: &Config, cluster: &Cluster) -> Value {
 /// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the predecessors'. An address that several pods have, such as the node's, is left out there, as it was
 /// by them; here no pod is known by its address.
 fn store<'n>(
-    pods: &[Seen],
+    pods: &[PodView],
     namespaces: impl Iterator<Item = (&'n str, Option<&'n str>)>,
     key: &str,
     is_synced: bool,
 ) -> Value {
-    let role = |seen: &Seen| seen.pod.annotations.get(key).map_or_else(String::new, ToString::to_string);
-    let mut by_ip: BTreeMap<IpAddr, Vec<&Seen>> = BTreeMap::new();
-    for seen in pods {
-        if let Some(ip) = seen.ip {
-            by_ip.entry(ip).or_default().push(seen);
+    let role = |view: &PodView| view.pod.annotations.get(key).map_or_else(String::new, ToString::to_string);
+    let mut by_ip: BTreeMap<IpAddr, Vec<&PodView>> = BTreeMap::new();
+    for view in pods {
+        if let Some(ip) = view.ip {
+            by_ip.entry(ip).or_default().push(view);
         }
     }
-    let alone: BTreeMap<String, &Seen> = by_ip
+    let alone: BTreeMap<String, &PodView> = by_ip
         .into_iter()
         .filter_map(|(ip, pods)| match pods[..] {
             [pod] => Some((ip.to_string(), pod)),
             _ => None,
         })
         .collect();
-    let roles_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, seen)| (ip, role(seen))).collect();
-    let namespace_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, seen)| (ip, &seen.pod.namespace)).collect();
+    let roles_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, view)| (ip, role(view))).collect();
+    let namespace_by_ip: BTreeMap<_, _> = alone.iter().map(|(ip, view)| (ip, &view.pod.namespace)).collect();
     let roles_by_namespace: BTreeMap<_, _> =
         namespaces.map(|(name, list)| (name, list.map(patterns))).collect();
     let all: Vec<_> = pods.iter().map(shown).collect();
@@ -62,11 +62,11 @@ fn patterns(list: &str) -> Vec<String> {
     serde_json::from_str::<Option<Vec<String>>>(list).ok().flatten().unwrap_or_default()
 }
 
-fn shown(seen: &Seen) -> Value {
-    let pod = &seen.pod;
+fn shown(view: &PodView) -> Value {
+    let pod = &view.pod;
     json!({
         "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
-        "hostNetwork": pod.host_network, "ip": seen.ip, "annotations": pod.annotations,
+        "hostNetwork": pod.host_network, "ip": view.ip, "annotations": pod.annotations,
     })
 }
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::{identity::PodUid, kubernetes::Presence, pod::Pod};
 
-    fn seen(name: &str, ip: Option<[u8; 4]>, role: Option<&str>) -> Seen {
+    fn view(name: &str, ip: Option<[u8; 4]>, role: Option<&str>) -> PodView {
         let pod = Pod {
             uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
             namespace: "shop".into(),
@@ -86,7 +86,7 @@ mod tests {
             host_network: false,
             annotations: role.map(|role| ("role".into(), role.into())).into_iter().collect(),
         };
-        Seen {
+        PodView {
             pod: Arc::new(pod),
             config_hash: None,
             ip: ip.map(IpAddr::from),
@@ -99,11 +99,11 @@ mod tests {
     fn has_the_predecessors_shape_and_leaves_out_addresses_of_several_pods() {
         let node = Some([10, 0, 0, 1]);
         let pods = [
-            seen("a", Some([10, 1, 0, 1]), Some("reader")),
-            seen("b", Some([10, 1, 0, 2]), None),
-            seen("c", node, Some("x")),
-            seen("d", node, Some("y")),
-            seen("e", None, Some("z")),
+            view("a", Some([10, 1, 0, 1]), Some("reader")),
+            view("b", Some([10, 1, 0, 2]), None),
+            view("c", node, Some("x")),
+            view("d", node, Some("y")),
+            view("e", None, Some("z")),
         ];
         let namespaces =
             [("shop", Some(r#"["a*", "b"]"#)), ("none", None), ("null", Some("null")), ("broken", Some("["))];

@@ -186,7 +186,7 @@ fn base(text: &str) -> Source<BaseArn> {
 }
 
 #[test]
-fn takes_the_ancestors_manifest_as_it_stands() {
+fn takes_the_predecessors_manifest_as_it_stands() {
     let flags = "--app-port=8181 --iptables=true --host-ip=10.0.0.42 --host-interface=cni0 --verbose \
                  --auto-discover-default-role";
 
@@ -208,7 +208,7 @@ fn takes_the_ancestors_manifest_as_it_stands() {
 }
 
 #[test]
-fn a_proxy_that_others_would_use_is_said_to_be_ignored() {
+fn a_proxy_that_others_would_use_is_reported_as_ignored() {
     let with = |variables: &[(&str, &str)]| {
         let variables: Vec<_> = [("NODE_NAME", "n")].into_iter().chain(variables.iter().copied()).collect();
         parse("", &variables).unwrap().notices
@@ -222,9 +222,9 @@ fn a_proxy_that_others_would_use_is_said_to_be_ignored() {
     assert!(with(&[("NO_PROXY", "10.0.0.0/8"), ("HTTPS_PROXY", "")]).is_empty());
 }
 
-/// The arguments of the DaemonSets that the ancestors publish, and what a cluster's administrator would have put into them.
+/// The arguments of the DaemonSets that the predecessors publish, and what a cluster's administrator would have put into them.
 #[test]
-fn takes_the_published_manifests_of_both_ancestors() {
+fn takes_the_published_manifests_of_both_predecessors() {
     let variables = [("HOST_IP", "10.0.0.42"), ("NODE_NAME", "cn-hangzhou.10.0.0.42")];
     // Go kube2ram: kustomize/daemonset.yaml and examples/ack-example.yml at 5ac394c.
     let kube2ram = "--app-port=8181 --iptables=true --host-ip=10.0.0.42 --host-interface=cni0 --verbose --auto-discover-default-role";
@@ -280,7 +280,7 @@ fn open_connections_are_cut_unless_they_are_to_be_kept() {
 }
 
 #[test]
-fn defaults_are_the_ancestors() {
+fn defaults_are_the_predecessors() {
     let config = config("").unwrap();
 
     assert!(matches!(config.api_server, ApiServer::InCluster));

@@ -23,7 +23,7 @@ pub struct HostRootError {
 }
 
 /// A directory and a name in it, relative to the root.
-type Place<'a> = (&'a str, &'a str);
+type HostFile<'a> = (&'a str, &'a str);
 
 /// The root directory of the host.
 #[derive(Debug)]
@@ -43,13 +43,18 @@ impl HostRoot {
 
     /// Writes a file atomically: readers see the previous file or the new one, whatever fails. Returns
     /// whether it was changed.
-    pub(super) fn write(&self, place: Place<'_>, content: &[u8], mode: u32) -> Result<bool, HostRootError> {
-        let directory = self.make(place.0)?;
+    pub(super) fn write(
+        &self,
+        host_file: HostFile<'_>,
+        content: &[u8],
+        mode: u32,
+    ) -> Result<bool, HostRootError> {
+        let directory = self.make(host_file.0)?;
         let mode = Mode::from_raw_mode(mode);
-        if holds(&directory, place.1, content, mode) {
+        if holds(&directory, host_file.1, content, mode) {
             return Ok(false);
         }
-        self.replace(place, &directory, |aside| {
+        self.replace(host_file, &directory, |aside| {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut file = File::from(fs::openat(&directory, aside, flags, mode)?);
             file.write_all(content)?;
@@ -60,27 +65,27 @@ impl HostRoot {
     }
 
     /// Creates a symbolic link, and replaces any file with its name. Returns whether it was changed.
-    pub(super) fn link(&self, place: Place<'_>, target: &str) -> Result<bool, HostRootError> {
-        let directory = self.make(place.0)?;
-        if fs::readlinkat(&directory, place.1, Vec::new())
+    pub(super) fn link(&self, host_file: HostFile<'_>, target: &str) -> Result<bool, HostRootError> {
+        let directory = self.make(host_file.0)?;
+        if fs::readlinkat(&directory, host_file.1, Vec::new())
             .is_ok_and(|found| found.as_bytes() == target.as_bytes())
         {
             return Ok(false);
         }
-        self.replace(place, &directory, |aside| Ok(fs::symlinkat(target, &directory, aside)?))?;
+        self.replace(host_file, &directory, |aside| Ok(fs::symlinkat(target, &directory, aside)?))?;
         Ok(true)
     }
 
     /// Removes a file or a link. Returns whether it was there.
-    pub(super) fn remove(&self, place: Place<'_>) -> Result<bool, HostRootError> {
-        let directory = match self.resolve(place.0) {
+    pub(super) fn remove(&self, host_file: HostFile<'_>) -> Result<bool, HostRootError> {
+        let directory = match self.resolve(host_file.0) {
             Err(Errno::NOENT) => return Ok(false),
-            directory => directory.map_err(failed("open", place.0))?,
+            directory => directory.map_err(failed("open", host_file.0))?,
         };
-        match fs::unlinkat(&directory, place.1, AtFlags::empty()) {
+        match fs::unlinkat(&directory, host_file.1, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
             removed => {
-                removed.and_then(|()| fs::fsync(&directory)).map_err(failed("remove", path(place)))?;
+                removed.and_then(|()| fs::fsync(&directory)).map_err(failed("remove", path(host_file)))?;
                 Ok(true)
             }
         }
@@ -124,23 +129,23 @@ impl HostRoot {
     /// Makes something under another name, and renames it.
     fn replace(
         &self,
-        place: Place<'_>,
+        host_file: HostFile<'_>,
         directory: &OwnedFd,
         make: impl FnOnce(&str) -> io::Result<()>,
     ) -> Result<(), HostRootError> {
-        let aside = format!(".{}.new", place.1);
+        let aside = format!(".{}.new", host_file.1);
         let remove_aside = || match fs::unlinkat(directory, &aside, AtFlags::empty()) {
             Err(error) if error != Errno::NOENT => Err(error),
             _ => Ok(()),
         };
         // Of a run that was killed.
-        remove_aside().map_err(failed("remove", Path::new(place.0).join(&aside)))?;
+        remove_aside().map_err(failed("remove", Path::new(host_file.0).join(&aside)))?;
         let rename =
-            || fs::renameat(directory, &aside, directory, place.1).and_then(|()| fs::fsync(directory));
+            || fs::renameat(directory, &aside, directory, host_file.1).and_then(|()| fs::fsync(directory));
         make(&aside).and_then(|()| Ok(rename()?)).map_err(|source| {
             // What failed is worth more telling than what is left.
             let _left = remove_aside();
-            HostRootError { what: "write", path: path(place), source }
+            HostRootError { what: "write", path: path(host_file), source }
         })
     }
 }
@@ -157,7 +162,7 @@ fn holds(directory: &OwnedFd, name: &str, content: &[u8], mode: Mode) -> bool {
     same_size && same_mode && file.read_to_end(&mut found).is_ok() && found == content
 }
 
-fn path((directory, name): Place<'_>) -> PathBuf {
+fn path((directory, name): HostFile<'_>) -> PathBuf {
     Path::new(directory).join(name)
 }
 
@@ -178,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    const FILE: Place<'_> = ("etc/deep/er", "file");
+    const FILE: HostFile<'_> = ("etc/deep/er", "file");
 
     fn root() -> (tempfile::TempDir, HostRoot) {
         let directory = tempfile::tempdir().unwrap();
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_the_file_is_replaced_not_followed() {
+    fn a_link_instead_of_the_file_is_replaced_not_followed() {
         let (directory, root) = root();
         let precious = directory.path().join("precious");
         std::fs::write(&precious, "x").unwrap();

@@ -32,7 +32,7 @@ pub(super) fn text(guard: &Guard, required_by_kubelet: bool) -> String {
     format!(
         "# Written by `kube2ram boot-guard install`; `kube2ram boot-guard remove` removes it.\n\
          [Unit]\n\
-         Description=kube2ram boot guard: no metadata server for containers until the agent is in force\n\
+         Description=kube2ram boot guard: no metadata server for containers until the agent is active\n\
          Before={BEFORE}\n\
          {slices}\
          \n\

@@ -84,7 +84,7 @@ async fn who_is_hung_up_on_by_an_agent_that_ends_asks_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_agent_that_is_said_and_nothing_is_made() {
+async fn without_an_agent_that_is_reported_and_nothing_is_made() {
     let directory = tempfile::tempdir().unwrap();
 
     let error = ask_in(&directory, Request::Status).await.unwrap_err();
@@ -97,7 +97,7 @@ async fn without_an_agent_that_is_said_and_nothing_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_say_nothing_or_too_much_keep_nobody_else_waiting() {
+async fn clients_that_send_nothing_or_too_much_keep_nobody_else_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let state = state(&directory);
     serve(&state, "one");
@@ -135,7 +135,7 @@ fn a_document_of_another_schema_is_not_misread() {
 }
 
 #[test]
-fn json_that_is_not_understood_is_printed_and_the_exit_status_does_not_say_that_all_is_well() {
+fn json_that_is_not_understood_is_printed_and_the_exit_status_is_not_success() {
     let json = |document: &serde_json::Value| {
         show(document.clone(), true, |level: &LogLevel| (level.to_string(), 0)).unwrap()
     };

@@ -1,5 +1,5 @@
 //! The credential cache: entries by role session, and one refresh task for each. Depends on `clock`, `policy`
-//! (for the permit), `gate` and an `Issuer`; called by `server` and by `app`'s prefetch.
+//! (for the permit), `sts_scheduler` and an `Issuer`; called by `server` and by `app`'s prefetch.
 
 use std::{
     collections::HashMap,
@@ -18,9 +18,9 @@ use tracing::{info, warn};
 use super::{
     Attempt, CredentialError, Failure, Issues, Metrics, SessionState,
     entry::{Answer, Entry, Next, Now},
-    gate::{Gate, Place},
+    sts_queue::{Rank, Rates, TicketId},
+    sts_scheduler::{StsPermit, StsScheduler},
     survey::Survey,
-    turns::{Rank, Rates, TicketId},
 };
 use crate::{identity::PodUid, policy::Permit};
 use kube2ram_cloud::{
@@ -104,7 +104,7 @@ struct Shared {
     max_sessions: usize,
     answer: Duration,
     jitter: fn() -> f64,
-    gate: Arc<Gate>,
+    scheduler: Arc<StsScheduler>,
     /// How the last calls ended.
     issues: Mutex<Issues>,
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
@@ -121,7 +121,7 @@ struct Slot {
     /// The pod that fetches are counted against: the first that asked, or the first with a claim.
     pod: PodUid,
     /// The refresh task's ticket at the STS scheduler.
-    place: Option<TicketId>,
+    ticket: Option<TicketId>,
 }
 
 impl Cache {
@@ -150,7 +150,7 @@ impl Cache {
             clock,
             tasks,
             shutdown,
-            gate: Gate::new(rates, Arc::clone(&metrics)),
+            scheduler: StsScheduler::new(rates, Arc::clone(&metrics)),
             metrics,
             max_sessions: limits.sessions,
             answer: limits.answer,
@@ -185,7 +185,7 @@ impl Cache {
 
     /// The state of issuing, for status.
     pub fn issues(&self) -> Issues {
-        let (queued, is_throttled) = self.0.gate.state();
+        let (queued, is_throttled) = self.0.scheduler.state();
         let sessions = self.0.slots().len();
         Issues { is_throttled, queued, sessions, ..self.0.ended().clone() }
     }
@@ -227,18 +227,18 @@ impl Cache {
             }
             is_kept
         });
-        let mut keepers = Vec::new();
+        let mut refresh_tasks = Vec::new();
         for (session, (pod, prefetch)) in sessions {
             if prefetch && slots.len() < self.0.max_sessions {
                 // The first moments are reserved for pods that ask.
                 let entry = Entry::claimed(now.tick + spread.mul_f64(0.05 + 0.95 * (self.0.jitter)()));
-                keepers.push(self.0.insert(&mut slots, session, entry, pod).1);
+                refresh_tasks.push(self.0.insert(&mut slots, session, entry, pod).1);
                 self.0.metrics.prefetches.inc();
             }
         }
         drop(slots);
-        for keeper in keepers {
-            self.0.tasks.spawn(keeper);
+        for refresh_task in refresh_tasks {
+            self.0.tasks.spawn(refresh_task);
         }
     }
 
@@ -318,8 +318,8 @@ impl Shared {
             }
             let fetched = match &answer {
                 Answer::Wait(_) => {
-                    if let Some(place) = slot.place {
-                        self.gate.promote(place, pod, slot.entry.rank());
+                    if let Some(ticket) = slot.ticket {
+                        self.scheduler.promote(ticket, pod, slot.entry.rank());
                     }
                     Some(slot.fetched.subscribe())
                 }
@@ -335,10 +335,11 @@ impl Shared {
         if slots.len() >= self.max_sessions && !self.evict(&mut slots) {
             return (Answer::Failed(CredentialError::Full), None);
         }
-        let (fetched, keeper) = self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
+        let (fetched, refresh_task) =
+            self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
         // A runtime that shuts down drops the refresh task at once, and the drop takes the lock.
         drop(slots);
-        self.tasks.spawn(keeper);
+        self.tasks.spawn(refresh_task);
         (Answer::Wait(None), Some(fetched))
     }
 
@@ -350,13 +351,13 @@ impl Shared {
         pod: PodUid,
     ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
         let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
-        let tenure =
-            Tenure { cache: Arc::clone(self), session: Arc::clone(&session), wake: Arc::clone(&wake) };
-        let keeper = tenure.keep();
+        let task =
+            RefreshTask { cache: Arc::clone(self), session: Arc::clone(&session), wake: Arc::clone(&wake) };
+        let refresh_task = task.run();
         let receiver = fetched.subscribe();
-        slots.insert(session, Slot { entry, wake, fetched, pod, place: None });
+        slots.insert(session, Slot { entry, wake, fetched, pod, ticket: None });
         self.metrics.entries.inc();
-        (receiver, keeper)
+        (receiver, refresh_task)
     }
 
     /// Makes room, at the cost of an entry that no pod has a claim to.
@@ -402,7 +403,7 @@ impl Shared {
                 "credentials not issued"
             ),
         }
-        if self.gate.heed(result.as_ref().map(drop), started, (self.jitter)()) {
+        if self.scheduler.heed(result.as_ref().map(drop), started, (self.jitter)()) {
             self.unthrottle();
         }
         self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
@@ -446,15 +447,15 @@ impl Shared {
 }
 
 /// The refresh task of an entry.
-struct Tenure {
+struct RefreshTask {
     cache: Arc<Shared>,
     session: Arc<RoleSession>,
     /// Of its own slot.
     wake: Arc<Notify>,
 }
 
-impl Tenure {
-    async fn keep(self) {
+impl RefreshTask {
+    async fn run(self) {
         loop {
             while let Some(until) = match self.next() {
                 Next::Drop => return,
@@ -479,7 +480,7 @@ impl Tenure {
             let Some(result) = Box::pin(self.fetch()).await else { return };
             let (limit, jitter) = (self.session.duration, self.cache.jitter);
             self.with_slot(|slot, now| {
-                slot.place = None;
+                slot.ticket = None;
                 slot.entry.finish(result, limit, now, jitter());
                 slot.fetched.send_replace(());
                 if slot.entry.awaits_confirmation() {
@@ -495,17 +496,17 @@ impl Tenure {
 
     /// `None` when the entry was removed, or at a shutdown.
     async fn fetch(&self) -> Option<Result<Credentials, IssueError>> {
-        let _place = self.turn().await?;
+        let _permit = self.sts_permit().await?;
         Some(self.cache.issue(&self.session).await)
     }
 
     /// Waits for a permit of the STS scheduler; `None` when the entry was removed, or at a shutdown.
-    async fn turn(&self) -> Option<Place> {
+    async fn sts_permit(&self) -> Option<StsPermit> {
         let queued = Instant::now();
-        let mut place = self.with_slot(|slot, _| {
-            let place = self.cache.gate.join(slot.pod.clone(), slot.entry.rank());
-            slot.place = Some(place.id());
-            place
+        let mut permit = self.with_slot(|slot, _| {
+            let permit = self.cache.scheduler.join(slot.pod.clone(), slot.entry.rank());
+            slot.ticket = Some(permit.id());
+            permit
         })?;
         loop {
             // Who waits during a drain is still served.
@@ -513,13 +514,13 @@ impl Tenure {
             tokio::select! {
                 biased;
                 () = self.cache.shutdown.cancelled(), if is_ahead => return None,
-                () = place.turn() => break,
+                () = permit.granted() => break,
                 () = self.wake.notified() => {}
             }
         }
         let rank = self.with_slot(|slot, _| slot.entry.rank())?;
         self.cache.metrics.turn(rank, queued.elapsed());
-        Some(place)
+        Some(permit)
     }
 
     /// What to do next; an entry to drop is removed when this returns, before a request can ask it again.
@@ -552,7 +553,7 @@ impl Tenure {
     }
 }
 
-impl Drop for Tenure {
+impl Drop for RefreshTask {
     /// If the refresh task panicked, requests would wait for the entry for ever.
     fn drop(&mut self) {
         if !self.cache.shutdown.is_cancelled() {

@@ -6,7 +6,7 @@ use std::{mem::replace, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{CredentialError, Failure, SessionState, survey::Standing, turns::Rank};
+use super::{CredentialError, Failure, SessionState, sts_queue::Rank, survey::Standing};
 use kube2ram_cloud::credentials::{Credentials, IssueError, IssueErrorKind};
 
 /// Both clocks: expiry is given in wall-clock time, which may jump, so waiting and ageing use the monotonic

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::turns::Rank;
+use super::sts_queue::Rank;
 use kube2ram_cloud::credentials::IssueErrorKind;
 
 /// The credential cache's metrics.

@@ -829,7 +829,7 @@ async fn after_a_shutdown_what_is_held_is_handed_out_and_nothing_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_keeper_that_panics_leaves_no_entry_behind() {
+async fn a_refresh_task_that_panics_leaves_no_entry_behind() {
     struct Panics(AtomicUsize);
     #[async_trait]
     impl Issuer for Panics {
@@ -887,7 +887,7 @@ async fn debug_output_holds_no_secret() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_survey_tells_how_sessions_stand_and_when_the_first_ends() {
+async fn a_survey_counts_sessions_by_state_and_finds_the_first_end() {
     let bench = bench();
     let [kept, denied, failing] = ["kept", "denied", "failing"].map(session);
     assert_eq!(bench.cache.survey(), Survey::default());

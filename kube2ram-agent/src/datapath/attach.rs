@@ -75,9 +75,9 @@ pub struct Datapath {
 
 /// The state of the agent that wrote to the pins before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Former {
+pub enum Outgoing {
     /// It has ended, and its listeners are closed: pods must not be redirected to them.
-    Gone,
+    Ended,
     /// It serves until this agent does: pods are redirected to its listeners as before.
     HandsOver,
 }
@@ -89,15 +89,15 @@ impl Datapath {
     /// As named; programs that were attached before stay attached. [`DatapathError::Locked`] when an agent
     /// runs.
     pub fn attach(settings: &Settings) -> Result<Self, DatapathError> {
-        Self::succeed(settings, Lock::take(&settings.bpf_dir)?, Former::Gone)
+        Self::take_over(settings, Lock::take(&settings.bpf_dir)?, Outgoing::Ended)
     }
 
     /// The same with a lock that is held already.
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub fn succeed(settings: &Settings, lock: Lock, former: Former) -> Result<Self, DatapathError> {
-        Self::put_in_force(settings, lock, former, Layout::OURS)
+    pub fn take_over(settings: &Settings, lock: Lock, outgoing: Outgoing) -> Result<Self, DatapathError> {
+        Self::activate(settings, lock, outgoing, Layout::OURS)
     }
 
     /// Attaches the programs with the maps and pins of one layout. Programs of other layouts are removed
@@ -106,13 +106,13 @@ impl Datapath {
     /// # Errors
     /// As [`Self::attach`].
     pub fn attach_layout(settings: &Settings, layout: Layout) -> Result<Self, DatapathError> {
-        Self::put_in_force(settings, Lock::take(&settings.bpf_dir)?, Former::Gone, layout)
+        Self::activate(settings, Lock::take(&settings.bpf_dir)?, Outgoing::Ended, layout)
     }
 
-    fn put_in_force(
+    fn activate(
         settings: &Settings,
         lock: Lock,
-        former: Former,
+        outgoing: Outgoing,
         layout: Layout,
     ) -> Result<Self, DatapathError> {
         check_kernel()?;
@@ -123,7 +123,7 @@ impl Datapath {
         // Before it is written: an update must not forget it for a moment.
         configuration.learn_agent_netns(&pins);
         configuration.ensure(settings)?;
-        let targets = Targets::open(&pins, former)?;
+        let targets = Targets::open(&pins, outgoing)?;
         let mode = Mode::known(&pins);
         // This comes first: if the kubelet uses another cgroup tree than at the last start, the previous tree
         // must keep its programs.
@@ -134,7 +134,7 @@ impl Datapath {
                 "cannot attach the programs to another tree of pods' cgroups; the agent tries again"
             );
         }
-        let links = mode.put_in_force(&mut ebpf, &pins, settings)?;
+        let links = mode.activate(&mut ebpf, &pins, settings)?;
         others.remove_stale(&pins)?;
         let wire_programs = WirePrograms::of(&ebpf, &pins)?;
         // The links hold the programs.
@@ -191,7 +191,7 @@ impl Datapath {
         );
         // The pinned maps are the same, so the records and targets stay valid.
         let mut ebpf = load::load(&self.pins, self.settings.debug)?;
-        self.links = Mode::Root.put_in_force(&mut ebpf, &self.pins, &self.settings)?;
+        self.links = Mode::Root.activate(&mut ebpf, &self.pins, &self.settings)?;
         self.mode = Mode::Root;
         self.others = OtherTrees::default();
         self.others.cover(&mut ebpf, self.mode, &self.pins, &self.settings)?;
@@ -220,7 +220,7 @@ impl Datapath {
         pass.is_of(&self.pins)
     }
 
-    /// Reads origins of connections that the host's listener accepted.
+    /// Reads origins of connections that the host listener accepted.
     ///
     /// # Errors
     /// When the pinned map cannot be opened.

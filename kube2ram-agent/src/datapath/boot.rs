@@ -54,9 +54,9 @@ pub struct BootSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootOutcome {
     /// An agent's programs are attached, or about to be: the guard would only block them.
-    AgentInForce,
+    AgentActive,
     /// The guard is active.
-    InForce {
+    Active {
         /// Cgroups of the host that do not exist yet: tasks in them are denied.
         missing: Vec<PathBuf>,
     },
@@ -68,7 +68,7 @@ pub enum BootGuard {
     /// It was never active at this boot.
     Absent,
     /// It is active.
-    InForce {
+    Active {
         /// What it denied: connects, datagrams, packets.
         denied: u64,
     },
@@ -83,11 +83,11 @@ pub enum BootGuard {
 pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, DatapathError> {
     let _lock = match Lock::take(&settings.bpf_dir) {
         Ok(lock) => lock,
-        Err(DatapathError::Locked(_)) => return Ok(BootOutcome::AgentInForce),
+        Err(DatapathError::Locked(_)) => return Ok(BootOutcome::AgentActive),
         Err(error) => return Err(error),
     };
-    if is_agent_in_force(&settings.bpf_dir)? {
-        return Ok(BootOutcome::AgentInForce);
+    if is_agent_active(&settings.bpf_dir)? {
+        return Ok(BootOutcome::AgentActive);
     }
     let guard = Pins::of(&settings.bpf_dir);
     for directory in [&guard.links, &guard.maps] {
@@ -107,7 +107,7 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
         Link::ensure(&mut ebpf, program, &settings.cgroup_root, guard.links.join(program))?;
     }
     cover(&ebpf, &guard, &settings.wire)?;
-    Ok(BootOutcome::InForce { missing })
+    Ok(BootOutcome::Active { missing })
 }
 
 /// Attaches the program to devices, then removes what an earlier run has attached.
@@ -160,7 +160,7 @@ pub fn boot_guard(bpf_dir: &Path) -> Result<BootGuard, DatapathError> {
     let failed = |source| DatapathError::Map { what: "read", name: boot::DENIED, source };
     let denied: PerCpuArray<_, u64> = guard.open(boot::DENIED)?;
     let denied = denied.get(&0, 0).map_err(failed)?.iter().sum();
-    Ok(BootGuard::InForce { denied })
+    Ok(BootGuard::Active { denied })
 }
 
 /// Detaches the guard, and returns the number of its programs. The caller holds the lock.
@@ -228,7 +228,7 @@ fn configure(guard: &Pins, settings: &BootSettings) -> Result<Vec<PathBuf>, Data
 }
 
 /// Whether the pods' cgroup has an agent's programs. A pinned link to a removed cgroup does not count.
-fn is_agent_in_force(bpf_dir: &Path) -> Result<bool, DatapathError> {
+fn is_agent_active(bpf_dir: &Path) -> Result<bool, DatapathError> {
     for layout in layouts(bpf_dir)? {
         for pin in children(&layout.join("links/pods"))? {
             let link = open_pinned(&pin).map_err(io_error("open", &pin))?;

@@ -8,7 +8,7 @@ use aya::{
     programs::{Program, ProgramFd},
 };
 use kube2ram_common::{
-    abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_PLACES, MAX_TARGETS, Target},
+    abi::{Config, ConnectRecord, Counter, Handshake, MAX_HANDSHAKES, MAX_LEASES, MAX_TARGETS, Target},
     names::{boot, map, program},
 };
 
@@ -28,7 +28,7 @@ const LAYOUTS: [(&str, Layout); 10] = [
     (map::TARGETS, (MapType::Hash, 8, size_of::<Target>(), MAX_TARGETS)),
     (map::NAMESPACES, (MapType::Hash, 8, 8, MAX_TARGETS)),
     (map::HANDSHAKES, (MapType::Hash, size_of::<Handshake>(), size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
-    (map::SHARES, (MapType::Hash, 8, 8, MAX_PLACES)),
+    (map::SHARES, (MapType::Hash, 8, 8, MAX_LEASES)),
     (map::CLIENTS, (MapType::Hash, 8, size_of::<ConnectRecord>(), MAX_HANDSHAKES)),
     (map::ACCEPTED, (MapType::SkStorage, 4, size_of::<ConnectRecord>(), 0)),
     (map::NETNS, (MapType::SkStorage, 4, 8, 0)),

@@ -19,7 +19,7 @@ use kube2ram_common::{
 };
 
 use super::{
-    AgentAddr, DatapathError, Former, Origin, OriginError, Origins, Settings, io_error,
+    AgentAddr, DatapathError, Origin, OriginError, Origins, Outgoing, Settings, io_error,
     pins::{Pins, ensure_pinned},
     sys::{object_id, open_pinned},
 };
@@ -161,10 +161,10 @@ struct Written {
 impl Targets {
     /// Opens the map. If the previous agent has ended, its listeners are closed, and all pods are redirected
     /// to the host listener.
-    pub(super) fn open(pins: &Pins, former: Former) -> Result<Self, DatapathError> {
+    pub(super) fn open(pins: &Pins, outgoing: Outgoing) -> Result<Self, DatapathError> {
         let (map, namespaces) = (open(pins, map::TARGETS)?, open(pins, map::NAMESPACES)?);
         let mut written = Written { map, namespaces, wanted: BTreeMap::new(), adopted: BTreeSet::new() };
-        if former == Former::HandsOver {
+        if outgoing == Outgoing::HandsOver {
             written.adopt()?;
         }
         written.repair()?;

@@ -77,8 +77,8 @@ fn named_programs(cgroup: &Path) -> Result<BTreeSet<u32>, DatapathError> {
 fn pinned_programs(bpf_dir: &Path) -> Result<BTreeSet<u32>, DatapathError> {
     let mut found = BTreeSet::new();
     for layout in layouts(bpf_dir)? {
-        for place in children(&layout.join("links"))? {
-            for pin in children(&place)? {
+        for attachment_point in children(&layout.join("links"))? {
+            for pin in children(&attachment_point)? {
                 match open_pinned(&pin).and_then(link_info) {
                     Ok(info) => drop(found.insert(info.program_id)),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}

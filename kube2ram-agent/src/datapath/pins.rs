@@ -144,23 +144,23 @@ impl Pins {
     /// The directories that hold them.
     pub(super) fn directories(&self) -> impl Iterator<Item = PathBuf> {
         let directory = self.directory();
-        let wires = program::WIRES.map(|name| self.place(name));
+        let wires = program::WIRES.map(|name| self.attachment_point(name));
         let others = ["maps", "links/agent", "links/pods", "links/root"];
         others.into_iter().map(move |kind| directory.join(kind)).chain(wires)
     }
 
     /// The directory of one attachment point's links: a cgroup, or the devices that have a program.
-    pub(super) fn place(&self, place: &str) -> PathBuf {
-        self.directory().join("links").join(place)
+    pub(super) fn attachment_point(&self, attachment_point: &str) -> PathBuf {
+        self.directory().join("links").join(attachment_point)
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.directory().join("maps").join(name)
     }
 
-    /// `place` distinguishes the links of one program: `pods`, `agent` or `root`.
-    pub(super) fn link(&self, place: &str, program: &str) -> PathBuf {
-        self.place(place).join(program)
+    /// `attachment_point` distinguishes the links of one program: `pods`, `agent` or `root`.
+    pub(super) fn link(&self, attachment_point: &str, program: &str) -> PathBuf {
+        self.attachment_point(attachment_point).join(program)
     }
 }
 

@@ -62,14 +62,14 @@ pub(super) fn remove_others(pins: &Pins) -> Result<Removed, DatapathError> {
 fn take_out(layouts: &[PathBuf], grace: Duration, removed: &mut Removed) -> Result<(), DatapathError> {
     let mut links = Vec::new();
     for layout in layouts {
-        for place in children(&layout.join("links"))? {
-            links.extend(children(&place)?);
+        for attachment_point in children(&layout.join("links"))? {
+            links.extend(children(&attachment_point)?);
         }
     }
     links.sort_by_key(|link| stage(link));
     let mut reached = Stage::PeerName;
     for link in links {
-        if reached < Stage::HandOver && stage(&link) >= Stage::HandOver {
+        if reached < Stage::Handover && stage(&link) >= Stage::Handover {
             thread::sleep(grace);
         }
         reached = stage(&link);
@@ -92,7 +92,7 @@ fn take_out(layouts: &[PathBuf], grace: Duration, removed: &mut Removed) -> Resu
 enum Stage {
     PeerName,
     Verdict,
-    HandOver,
+    Handover,
     Egress,
 }
 
@@ -100,7 +100,7 @@ fn stage(link: &Path) -> Stage {
     let is = |names: &[&str]| names.iter().any(|name| link.file_name() == Some(name.as_ref()));
     match () {
         () if is(&[program::PEER_NAME4, program::PEER_NAME6]) => Stage::PeerName,
-        () if is(&[program::SOCK_OPS]) => Stage::HandOver,
+        () if is(&[program::SOCK_OPS]) => Stage::Handover,
         () if is(&[program::EGRESS]) || is_wire(link) => Stage::Egress,
         () => Stage::Verdict,
     }
@@ -108,8 +108,8 @@ fn stage(link: &Path) -> Stage {
 
 /// Links to devices are pinned under their number, in a directory that is named after their program.
 fn is_wire(link: &Path) -> bool {
-    let place = link.parent().and_then(Path::file_name);
-    program::WIRES.iter().any(|name| place == Some(name.as_ref()))
+    let attachment_point = link.parent().and_then(Path::file_name);
+    program::WIRES.iter().any(|name| attachment_point == Some(name.as_ref()))
 }
 
 #[cfg(test)]

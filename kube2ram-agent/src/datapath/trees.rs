@@ -28,7 +28,7 @@ struct Tree {
 }
 
 /// Attachment points that belong to no other tree.
-const PLACES: [&str; 5] = ["agent", "pods", "root", program::WIRE, program::WIRE_IP];
+const ATTACHMENT_POINTS: [&str; 5] = ["agent", "pods", "root", program::WIRE, program::WIRE_IP];
 
 impl OtherTrees {
     /// Its programs.
@@ -79,13 +79,13 @@ impl OtherTrees {
             if !cgroup.is_dir() || self.0.iter().any(|tree| tree.cgroup == *cgroup) {
                 continue;
             }
-            let place = place_of(cgroup, settings);
-            let directory = pins.place(&place);
+            let attachment_point = attachment_point_of(cgroup, settings);
+            let directory = pins.attachment_point(&attachment_point);
             fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
             let wanted = mode.wanted_on_pods(settings);
             let mut links = Vec::new();
             for name in &wanted {
-                links.push(Link::ensure(ebpf, name, cgroup, pins.link(&place, name))?.0);
+                links.push(Link::ensure(ebpf, name, cgroup, pins.link(&attachment_point, name))?.0);
             }
             for pin in children(&directory)? {
                 if !wanted.iter().any(|name| pin.ends_with(name)) {
@@ -104,18 +104,20 @@ impl OtherTrees {
     /// # Errors
     /// When a pin cannot be removed.
     pub(super) fn remove_stale(&self, pins: &Pins) -> Result<(), DatapathError> {
-        let places = pins.directory().join("links");
+        let attachment_points = pins.directory().join("links");
         let known: Vec<_> = self.0.iter().filter_map(|tree| tree.links.first()?.pin().parent()).collect();
-        for place in children(&places)? {
-            if PLACES.iter().any(|name| place.ends_with(name)) || known.contains(&&*place) {
+        for attachment_point in children(&attachment_points)? {
+            if ATTACHMENT_POINTS.iter().any(|name| attachment_point.ends_with(name))
+                || known.contains(&&*attachment_point)
+            {
                 continue;
             }
-            for pin in children(&place)? {
+            for pin in children(&attachment_point)? {
                 pins::remove(&pin)?;
             }
-            match fs::remove_dir(&place) {
+            match fs::remove_dir(&attachment_point) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("remove", &place)(error));
+                    return Err(io_error("remove", &attachment_point)(error));
                 }
                 _ => {}
             }
@@ -125,7 +127,7 @@ impl OtherTrees {
 }
 
 /// A directory's name for the links of a tree: its path, without the dots that a bpf file system takes for its own.
-fn place_of(cgroup: &Path, settings: &Settings) -> String {
+fn attachment_point_of(cgroup: &Path, settings: &Settings) -> String {
     let below = cgroup.strip_prefix(&settings.cgroup_root).unwrap_or(cgroup);
     below.display().to_string().replace('/', "-").replace('.', "_")
 }

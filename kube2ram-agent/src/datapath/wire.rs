@@ -89,7 +89,7 @@ pub(super) struct WirePrograms([Program; 2]);
 impl WirePrograms {
     pub(super) fn of(ebpf: &Ebpf, pins: &Pins) -> Result<Self, DatapathError> {
         let of = |name| {
-            let directory = pins.place(name);
+            let directory = pins.attachment_point(name);
             let fd = program_fd(ebpf, name)?.as_fd().try_clone_to_owned();
             let fd = fd.map_err(io_error("keep the program of", &directory))?;
             let id = object_id(&fd).map_err(io_error("examine the program of", &directory))?;
@@ -192,12 +192,12 @@ impl Wire {
             Err(error) if is_gone(&error) => return Ok(Covering::Gone),
             attached => attached.map_err(failed)?,
         };
-        let place = attached.iter().position(|(program_id, _)| *program_id == program.id);
-        if place == Some(0) {
+        let position = attached.iter().position(|(program_id, _)| *program_id == program.id);
+        if position == Some(0) {
             return Ok(Covering::Unchanged);
         }
         // A program is attached to a device only once, and a link does not change its position.
-        if let Some((_, link)) = place.and_then(|at| attached.get(at)) {
+        if let Some((_, link)) = position.and_then(|at| attached.get(at)) {
             self.forget(*link)?;
         }
         let program = &self.programs.0[device.header as usize];
@@ -210,7 +210,7 @@ impl Wire {
         let is_other = |_: &OwnedFd| Ok(false);
         ensure_pinned(&link, &path, is_other)?;
         self.links.insert(id, Link { link, pin: path, header: device.header });
-        Ok(if place.is_some() { Covering::Moved } else { Covering::Attached })
+        Ok(if position.is_some() { Covering::Moved } else { Covering::Attached })
     }
 
     /// Detaches all programs that were attached by links, and returns their number.

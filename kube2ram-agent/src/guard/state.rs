@@ -13,7 +13,7 @@ pub struct State(Arc<watch::Sender<Standing>>);
 pub struct Standing {
     /// Whether the rules for each of the metadata server's addresses are active; `None` before the first
     /// check.
-    pub is_in_force: Option<bool>,
+    pub is_active: Option<bool>,
     /// Whether rules for its IPv6 address are among them.
     pub has_ipv6: bool,
     /// Whether rules against IPVS are among them.
@@ -36,7 +36,7 @@ impl State {
     /// Dropping the future loses nothing.
     pub async fn checked(&self) {
         // Never an error: the sender is `self`'s.
-        drop(self.0.subscribe().wait_for(|standing| standing.is_in_force.is_some()).await);
+        drop(self.0.subscribe().wait_for(|standing| standing.is_active.is_some()).await);
     }
 
     /// Each check is a change.

@@ -147,7 +147,7 @@ fn rules_against_ipvs_come_as_soon_as_the_kernel_can_make_them() {
 
             for _ in 0..2 {
                 assert_eq!(next_check().await, without, "asked for in vain");
-                assert!(!state.read().has_ipvs && state.read().is_in_force == Some(true));
+                assert!(!state.read().has_ipvs && state.read().is_active == Some(true));
                 assert!(state.read().has_ipv6, "it needs no connection tracking");
             }
             HAS_TRACKING.store(true, Ordering::Relaxed);
@@ -162,7 +162,7 @@ fn rules_against_ipvs_come_as_soon_as_the_kernel_can_make_them() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn makes_anew_what_was_removed_or_changed() {
+fn restores_what_was_removed_or_changed() {
     isolated(|| {
         let mut guard = guard();
         assert!(guard.check());
@@ -280,9 +280,9 @@ fn the_ipv4_rules_stay_where_the_kernel_cannot_make_ipv6s() {
 
             assert_eq!(nft("list ruleset"), IPV4);
             let (metrics, state) =
-                ((guard.metrics.in_force.clone(), guard.metrics.repairs.clone()), guard.state());
+                ((guard.metrics.active.clone(), guard.metrics.repairs.clone()), guard.state());
             let failure = state.read().failure.unwrap();
-            assert!(failure.starts_with("no rules for IPv6 (those for IPv4 are in force): "), "{failure}");
+            assert!(failure.starts_with("no rules for IPv6 (those for IPv4 are active): "), "{failure}");
             assert!(!state.read().has_ipv6 && metrics.0.get() == 0);
             nft("flush ruleset");
             assert!(!guard.check());
@@ -328,7 +328,7 @@ fn a_refusal_does_not_remove_the_ipv6_table_that_is_there() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn repairs_in_time_what_it_did_not_hear_of() {
+fn repairs_in_time_what_it_was_not_notified_of() {
     isolated(|| {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -351,16 +351,16 @@ fn repairs_in_time_what_it_did_not_hear_of() {
 
 #[tokio::test(start_paused = true)]
 async fn a_check_that_does_not_end_is_reported_and_waited_for() {
-    let (in_force, state) = (Gauge::<i64>::default(), State::default());
-    in_force.set(1);
-    state.update(|standing| standing.is_in_force = Some(true));
+    let (active, state) = (Gauge::<i64>::default(), State::default());
+    active.set(1);
+    state.update(|standing| standing.is_active = Some(true));
     let (end, ended) = tokio::sync::oneshot::channel();
     let checking = tokio::spawn(async { ended.await.unwrap() });
-    let mut waiting = std::pin::pin!(in_time(checking, &in_force, &state));
+    let mut waiting = std::pin::pin!(in_time(checking, &active, &state));
 
     assert!(timeout(LATE * 2, &mut waiting).await.is_err());
     let standing = state.read();
-    assert_eq!((in_force.get(), standing.is_in_force), (0, Some(false)));
+    assert_eq!((active.get(), standing.is_active), (0, Some(false)));
     assert_eq!(standing.failure.unwrap(), "netfilter has not answered for 5 s");
 
     end.send(7).unwrap();
@@ -376,12 +376,12 @@ async fn nothing_is_written_after_a_stop() {
 
     guard.run_with(None, stop).await;
 
-    assert_eq!(state.read().is_in_force, None);
+    assert_eq!(state.read().is_active, None);
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn hears_of_a_change_and_repairs_it_long_before_it_looks() {
+fn is_notified_of_a_change_and_repairs_it_long_before_it_looks() {
     isolated(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {

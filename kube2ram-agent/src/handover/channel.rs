@@ -29,7 +29,8 @@ pub(super) enum Message {
     /// Standing by: could serve at once.
     Prepared,
     /// Running: lock, app and admin listener are attached.
-    Estate,
+    #[serde(rename = "Estate")] // between agents of different versions
+    HandoverState,
     /// Formerly standing by: serves.
     Serving,
 }

@@ -18,84 +18,86 @@ fn state() -> (TempDir, StateDir) {
 }
 
 /// A running agent, and a standby agent.
-async fn agents() -> (TempDir, Heirs, Predecessor) {
+async fn agents() -> (TempDir, Standbys, OutgoingAgent) {
     let (directory, state) = state();
-    let post = Post::open(&state, hello(APP)).unwrap();
-    let heirs = post.heirs();
-    drop(tokio::spawn(post.run()));
-    let predecessor = Predecessor::find(&state, &hello(APP)).await.unwrap();
-    (directory, heirs, predecessor)
+    let standby_listener = StandbyListener::open(&state, hello(APP)).unwrap();
+    let standbys = standby_listener.standbys();
+    drop(tokio::spawn(standby_listener.run()));
+    let outgoing = OutgoingAgent::find(&state, &hello(APP)).await.unwrap();
+    (directory, standbys, outgoing)
 }
 
 /// Stand-ins.
-fn estate() -> Estate {
+fn handover_state() -> HandoverState {
     let any = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
-    Estate { lock: any(), app: any(), admin: any() }
+    HandoverState { lock: any(), app: any(), admin: any() }
 }
 
-fn addrs(estate: &Estate) -> [SocketAddr; 3] {
-    let Estate { lock, app, admin } = estate;
+fn addrs(handover_state: &HandoverState) -> [SocketAddr; 3] {
+    let HandoverState { lock, app, admin } = handover_state;
     [lock, app, admin].map(|one| rustix::net::getsockname(one.as_fd()).unwrap().try_into().unwrap())
 }
 
 #[tokio::test]
 async fn every_listener_arrives_as_what_it_is_and_the_former_agent_waits_until_it_is_served() {
-    let (_directory, heirs, mut predecessor) = agents().await;
-    let estate = estate();
-    let expected = addrs(&estate);
-    predecessor.prepared().await.unwrap();
+    let (_directory, standbys, mut outgoing) = agents().await;
+    let handover_state = handover_state();
+    let expected = addrs(&handover_state);
+    outgoing.prepared().await.unwrap();
 
-    let handing = tokio::spawn(async move { heirs.hand_over(async || Ok::<_, ()>(estate)).await });
-    let taken = predecessor.estate().await.unwrap();
+    let handing = tokio::spawn(async move { standbys.hand_over(async || Ok::<_, ()>(handover_state)).await });
+    let taken = outgoing.handover_state().await.unwrap();
 
     assert_eq!(addrs(&taken), expected);
     assert!(!handing.is_finished());
-    predecessor.serving().await.unwrap();
+    outgoing.serving().await.unwrap();
     assert_eq!(handing.await.unwrap(), Ok(true));
 }
 
 #[tokio::test]
 async fn without_an_agent_that_stands_by_nothing_is_let_go_of() {
-    let (_directory, heirs, predecessor) = agents().await;
+    let (_directory, standbys, outgoing) = agents().await;
 
-    drop(predecessor);
+    drop(outgoing);
 
-    let released = heirs.hand_over(async || -> Result<Estate, ()> { panic!("released to nobody") }).await;
+    let released =
+        standbys.hand_over(async || -> Result<HandoverState, ()> { panic!("released to nobody") }).await;
     assert_eq!(released, Ok(false));
 }
 
 #[tokio::test]
 async fn an_agent_that_ends_while_it_takes_over_is_no_successor() {
-    let (_directory, heirs, mut predecessor) = agents().await;
-    predecessor.prepared().await.unwrap();
+    let (_directory, standbys, mut outgoing) = agents().await;
+    outgoing.prepared().await.unwrap();
 
-    let handing = tokio::spawn(async move { heirs.hand_over(async || Ok::<_, ()>(estate())).await });
-    drop(predecessor.estate().await.unwrap());
-    drop(predecessor);
+    let handing =
+        tokio::spawn(async move { standbys.hand_over(async || Ok::<_, ()>(handover_state())).await });
+    drop(outgoing.handover_state().await.unwrap());
+    drop(outgoing);
 
     assert_eq!(handing.await.unwrap(), Ok(false));
 }
 
 #[tokio::test]
 async fn an_agent_that_hangs_is_not_waited_for_for_ever() {
-    let (_directory, heirs, mut predecessor) = agents().await;
+    let (_directory, standbys, mut outgoing) = agents().await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
 
     // It reports neither that it is prepared nor that it serves.
-    let handed_over = heirs.hand_over(async || Ok::<_, ()>(estate())).await;
+    let handed_over = standbys.hand_over(async || Ok::<_, ()>(handover_state())).await;
 
     assert_eq!(handed_over, Ok(false));
     assert!(began.elapsed() <= Duration::from_secs(21), "{:?}", began.elapsed());
-    assert!(predecessor.estate().await.is_ok(), "were it only slow, it would have everything");
+    assert!(outgoing.handover_state().await.is_ok(), "were it only slow, it would have everything");
 }
 
 #[tokio::test]
 async fn agents_that_differ_do_not_hand_over() {
     let (_directory, state) = state();
-    let post = Post::open(&state, hello(APP)).unwrap();
-    let heirs = post.heirs();
-    drop(tokio::spawn(post.run()));
+    let standby_listener = StandbyListener::open(&state, hello(APP)).unwrap();
+    let standbys = standby_listener.standbys();
+    drop(tokio::spawn(standby_listener.run()));
     let no_pod = Hello { is_pod: false, ..hello(APP) };
     let others = [
         hello("10.0.0.1:8182"),
@@ -105,21 +107,24 @@ async fn agents_that_differ_do_not_hand_over() {
     ];
 
     for other in others {
-        let found = Predecessor::find(&state, &other).await;
+        let found = OutgoingAgent::find(&state, &other).await;
 
         assert!(matches!(found, Err(HandoverError::Different)), "{other:?}: {found:?}");
     }
-    assert_eq!(heirs.hand_over(async || -> Result<Estate, ()> { panic!("released") }).await, Ok(false));
+    assert_eq!(
+        standbys.hand_over(async || -> Result<HandoverState, ()> { panic!("released") }).await,
+        Ok(false)
+    );
     assert!(!no_pod.fits(&no_pod), "its listeners are of no use to another agent");
-    assert!(Predecessor::find(&state, &hello(APP)).await.is_ok(), "the allowed twin");
+    assert!(OutgoingAgent::find(&state, &hello(APP)).await.is_ok(), "the allowed twin");
 }
 
 #[tokio::test]
-async fn whoever_says_what_he_must_not_gets_nothing() {
+async fn a_client_with_an_unexpected_message_gets_nothing() {
     let (_directory, state) = state();
-    let post = Post::open(&state, hello(APP)).unwrap();
-    let heirs = post.heirs();
-    drop(tokio::spawn(post.run()));
+    let standby_listener = StandbyListener::open(&state, hello(APP)).unwrap();
+    let standbys = standby_listener.standbys();
+    drop(tokio::spawn(standby_listener.run()));
 
     for said in [&[0xff; 64][..], b"\x02\0\0\0{}", b"\x0a\0\0\0\"Prepared\"", b"\x01"] {
         let mut stream = tokio::net::UnixStream::connect(state.socket(SOCKET)).await.unwrap();
@@ -130,18 +135,21 @@ async fn whoever_says_what_he_must_not_gets_nothing() {
         drop(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await);
     }
 
-    assert_eq!(heirs.hand_over(async || -> Result<Estate, ()> { panic!("released") }).await, Ok(false));
+    assert_eq!(
+        standbys.hand_over(async || -> Result<HandoverState, ()> { panic!("released") }).await,
+        Ok(false)
+    );
 }
 
 #[tokio::test]
 async fn the_next_agent_listens_where_a_dead_one_did() {
     let (_directory, state) = state();
-    drop(Post::open(&state, hello(APP)).unwrap());
+    drop(StandbyListener::open(&state, hello(APP)).unwrap());
 
-    let dead = Predecessor::find(&state, &hello(APP)).await;
+    let dead = OutgoingAgent::find(&state, &hello(APP)).await;
     assert!(matches!(dead, Err(HandoverError::Speak(_))), "{dead:?}");
-    let post = Post::open(&state, hello(APP)).unwrap();
-    drop(tokio::spawn(post.run()));
+    let standby_listener = StandbyListener::open(&state, hello(APP)).unwrap();
+    drop(tokio::spawn(standby_listener.run()));
 
-    assert!(Predecessor::find(&state, &hello(APP)).await.is_ok());
+    assert!(OutgoingAgent::find(&state, &hello(APP)).await.is_ok());
 }

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn tells_of_children_and_ends_its_thread() {
+    async fn reports_children_and_ends_its_thread() {
         let directory = tempfile::tempdir().unwrap();
         let mut watch = Watch::start().unwrap();
         let inotify = Arc::downgrade(&watch.handle.0);

@@ -29,14 +29,14 @@ use tracing::warn;
 
 use super::{
     About, Directory, Metrics, Notice, Notices, PodError,
+    api_activity::{ApiActivity, Resource, WatchState},
+    checkpoint::Checkpoint,
     events::Events,
-    hearing::{Contact, Contacts, Resource},
     lookup::{LIST_DEADLINE, LIST_LIMIT, ListError, Look, Lookups},
     namespaces::{LIMIT_BYTES, Namespace, Namespaces},
-    object::{ApiPod, MIRROR_ANNOTATIONS, Sighting, is_sound, pod_resource, sighting, uid_of},
+    object::{ApiPod, MIRROR_ANNOTATIONS, PodUpdate, is_sound, pod_resource, pod_update, uid_of},
+    pod_view::{Elsewhere, PodView, Presence},
     projection::Projection,
-    saved::Saved,
-    seen::{Elsewhere, Presence, Seen},
     taint::{self, StartupTaint},
 };
 use crate::{identity::PodUid, pod::Pod};
@@ -84,10 +84,10 @@ pub struct Cluster {
     list_wanted: Notify,
     events: Events,
     /// The checkpoint of an earlier agent, used if the API server is unavailable.
-    offered: Mutex<Option<Saved>>,
+    offered: Mutex<Option<Checkpoint>>,
     /// Whether it is used.
     restored: AtomicBool,
-    contacts: Contacts,
+    activity: ApiActivity,
     pub(super) metrics: Metrics,
 }
 
@@ -104,7 +104,7 @@ impl Cluster {
     ) -> Result<Arc<Self>, ClientError> {
         let resources = resources(&config);
         let metrics = Metrics::new(registry, resources);
-        let contacts = Contacts::new(&metrics, resources, &clock);
+        let activity = ApiActivity::new(&metrics, resources, &clock);
         let annotations = config.pod_annotations.iter().map(|(key, _)| key.clone());
         let annotations = annotations.chain(MIRROR_ANNOTATIONS.map(Box::from));
         let of_namespaces = config.allow_lists.iter();
@@ -114,7 +114,7 @@ impl Cluster {
         let client = client_config(client).await?;
         let address = client.cluster_url.to_string().trim_end_matches('/').into();
         let client = ClientBuilder::try_from(client).map_err(ClientError::Client)?;
-        let client = client.with_layer(&contacts).with_layer(&projection).build();
+        let client = client.with_layer(&activity).with_layer(&projection).build();
         Ok(Arc::new(Self {
             client,
             address,
@@ -126,7 +126,7 @@ impl Cluster {
             list_wanted: Notify::new(),
             offered: Mutex::default(),
             restored: AtomicBool::new(false),
-            contacts,
+            activity,
             metrics,
         }))
     }
@@ -179,27 +179,27 @@ impl Cluster {
     /// Offers the checkpoint of an earlier agent. It is used when the API server fails to answer, or has not
     /// answered after five seconds, and only until it does: an allow-list that was narrowed meanwhile counts
     /// as soon as the API server answers. Call it before [`Self::run`].
-    pub fn offer(&self, saved: Saved) {
-        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+    pub fn offer(&self, checkpoint: Checkpoint) {
+        *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
     }
 
     /// The checkpoint for the next agent; `None` before the API server's lists are complete.
-    pub fn saved(&self) -> Option<Saved> {
-        self.is_synced().then(|| Saved::of(self.lookups().pods.all(), |name| self.allow_list(name)))
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        self.is_synced().then(|| Checkpoint::of(self.lookups().pods.all(), |name| self.allow_list(name)))
     }
 
     fn restore(&self) {
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(saved) = offered.filter(|_| !self.is_synced()) else { return };
+        let Some(checkpoint) = offered.filter(|_| !self.is_synced()) else { return };
         let live = match (self.config.live_pods)() {
             Ok(live) => live,
             Err(error) => {
                 warn!(%error, "cannot read the pods' cgroups: nothing is restored");
-                *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+                *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
                 return;
             }
         };
-        let (pods, namespaces) = saved.restore(&live);
+        let (pods, namespaces) = checkpoint.restore(&live);
         self.metrics.restored_pods.set(i64::try_from(pods.len()).unwrap_or(i64::MAX));
         warn!(pods = pods.len(), "API server unavailable: only the pods of the snapshot are known");
         self.lookups().pods.restore(pods);
@@ -283,10 +283,10 @@ impl Cluster {
     }
 
     /// The same pods with what only people ask for, in no order.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn pod_views(&self) -> Vec<PodView> {
         let lookups = self.lookups();
         let is_listed = lookups.pods.is_listed();
-        let seen = lookups.pods.seen().map(|(known, has_departed)| Seen {
+        let view = lookups.pods.pod_views().map(|(known, has_departed)| PodView {
             pod: Arc::clone(&known.pod),
             config_hash: known.config_hash.clone(),
             ip: known.ip,
@@ -298,7 +298,7 @@ impl Cluster {
                 () => Presence::Restored,
             },
         });
-        seen.collect()
+        view.collect()
     }
 
     /// The namespaces that are known, with their allow-list annotations.
@@ -314,8 +314,8 @@ impl Cluster {
     }
 
     /// How a watch stands.
-    pub fn contact(&self, resource: Resource) -> Contact {
-        self.contacts.read(resource)
+    pub fn watch_state(&self, resource: Resource) -> WatchState {
+        self.activity.read(resource)
     }
 
     /// Asks the API server about a pod that is not known here, for people. Within a second.
@@ -355,14 +355,14 @@ impl Cluster {
     }
 
     /// An object that cannot be read is counted, and named without anything of its contents.
-    fn sighting(&self, object: ApiPod) -> Option<Sighting> {
+    fn pod_update(&self, object: ApiPod) -> Option<PodUpdate> {
         if !is_sound(&object) {
             self.metrics.unreadable_pods.inc();
             let (namespace, name) = (&object.metadata.namespace, &object.metadata.name);
             warn!(?namespace, ?name, "the API server sent a pod that cannot be read; it gets no role");
-            return uid_of(&object.metadata).map(Sighting::Ended);
+            return uid_of(&object.metadata).map(PodUpdate::Ended);
         }
-        sighting(object, &self.config.pod_annotations)
+        pod_update(object, &self.config.pod_annotations)
     }
 
     async fn watch_pods(&self) {
@@ -377,13 +377,13 @@ impl Cluster {
             match event {
                 Event::Init => pods.start_relist(),
                 Event::InitApply(object) => {
-                    self.sighting(object).into_iter().for_each(|pod| pods.relist(pod))
+                    self.pod_update(object).into_iter().for_each(|pod| pods.relist(pod))
                 }
                 Event::InitDone => {
                     pods.finish_relist();
                     self.metrics.synced(Resource::Pods);
                 }
-                Event::Apply(object) => self.sighting(object).into_iter().for_each(|pod| pods.apply(pod)),
+                Event::Apply(object) => self.pod_update(object).into_iter().for_each(|pod| pods.apply(pod)),
                 Event::Delete(object) => {
                     uid_of(&object.metadata).into_iter().for_each(|uid| pods.remove(uid))
                 }
@@ -393,7 +393,7 @@ impl Cluster {
             self.changed.send_replace(());
         };
         let failed = |error: &str| {
-            self.contacts.failed(Resource::Pods, error);
+            self.activity.failed(Resource::Pods, error);
             self.metrics.watch_error(Resource::Pods);
             self.restore();
         };
@@ -429,7 +429,7 @@ impl Cluster {
         };
         // Not from a cache: an allow-list that was narrowed must not widen again because the agent restarts.
         let failed = |error: &str| {
-            self.contacts.failed(Resource::Namespaces, error);
+            self.activity.failed(Resource::Namespaces, error);
             self.metrics.watch_error(Resource::Namespaces);
             self.restore();
         };
@@ -501,13 +501,13 @@ impl Cluster {
         }
     }
 
-    async fn list_pods(&self, api: &Api<ApiPod>, params: &ListParams) -> Result<Vec<Sighting>, ListError> {
+    async fn list_pods(&self, api: &Api<ApiPod>, params: &ListParams) -> Result<Vec<PodUpdate>, ListError> {
         let list = timeout(LIST_DEADLINE, api.list(params)).await.map_err(ListError::Timeout)?;
         let list = list.map_err(ListError::Request)?;
         if list.metadata.continue_.as_deref().is_some_and(|token| !token.is_empty()) {
             return Err(ListError::Truncated);
         }
-        Ok(list.items.into_iter().filter_map(|object| self.sighting(object)).collect())
+        Ok(list.items.into_iter().filter_map(|object| self.pod_update(object)).collect())
     }
 
     /// Looks once, and wants the pod from a direct list if it is not there.

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    object::Sighting,
+    object::PodUpdate,
     pods::{Found, Pods},
 };
 use crate::{identity::PodUid, pod::Pod};
@@ -110,15 +110,15 @@ impl Lookups {
     /// Applies a list from the API server's cache, which is enough for pods that are in it. Returns whether
     /// it was enough for all waiting requests: otherwise the committed state must be listed, because the
     /// cache may be behind.
-    pub(super) fn finish_cached(&mut self, listed: Vec<Sighting>) -> bool {
+    pub(super) fn finish_cached(&mut self, listed: Vec<PodUpdate>) -> bool {
         let asked = &self.asked;
         // No other pods: the cache may still have a pod whose deletion the watch has already shown.
-        let is_asked = |sighting: &Sighting| match sighting {
-            Sighting::Live(known) => {
+        let is_asked = |pod_update: &PodUpdate| match pod_update {
+            PodUpdate::Live(known) => {
                 asked.contains(&known.pod.uid)
                     || known.config_hash.as_ref().is_some_and(|it| asked.contains(it))
             }
-            Sighting::Ended(_) => false,
+            PodUpdate::Ended(_) => false,
         };
         self.pods.finish_direct(listed.into_iter().filter(is_asked));
         let pods = &self.pods;
@@ -137,7 +137,7 @@ impl Lookups {
         if self.failures == 0 { LIST_INTERVAL } else { doubled.mul_f64(0.5 + 0.5 * jitter) }
     }
 
-    pub(super) fn finish_list(&mut self, listed: Result<Vec<Sighting>, ListError>) {
+    pub(super) fn finish_list(&mut self, listed: Result<Vec<PodUpdate>, ListError>) {
         let asked = std::mem::take(&mut self.asked);
         let listed = match listed {
             Ok(listed) => listed,
@@ -171,8 +171,8 @@ mod tests {
         *,
     };
 
-    fn sighting(n: u8) -> Sighting {
-        testing::sighting(n, "p")
+    fn pod_update(n: u8) -> PodUpdate {
+        testing::pod_update(n, "p")
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         assert!(matches!(lookups.look(&uid(1)), Look::Absent));
         assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
         assert!(lookups.start_list());
-        lookups.finish_list(Ok(vec![sighting(2)]));
+        lookups.finish_list(Ok(vec![pod_update(2)]));
         assert!(matches!(lookups.look(&uid(2)), Look::Found(_)));
         assert!(!lookups.start_list());
     }
@@ -198,7 +198,7 @@ mod tests {
         let mut lookups = Lookups::new();
         assert!(matches!(lookups.look(&uid(1)), Look::Wanted));
 
-        lookups.pods.apply(sighting(1));
+        lookups.pods.apply(pod_update(1));
 
         assert!(!lookups.start_list());
     }
@@ -224,15 +224,15 @@ mod tests {
         }
         assert!(lookups.start_list());
 
-        assert!(!lookups.finish_cached(vec![sighting(1), sighting(3)]), "pod 2 may be too new for it");
+        assert!(!lookups.finish_cached(vec![pod_update(1), pod_update(3)]), "pod 2 may be too new for it");
         assert!(matches!(lookups.look(&uid(1)), Look::Found(_)));
         assert!(matches!(lookups.look(&uid(2)), Look::Wanted));
         assert!(matches!(lookups.look(&uid(3)), Look::Wanted), "nobody asked for it, and it may be gone");
-        lookups.finish_list(Ok(vec![sighting(1)]));
+        lookups.finish_list(Ok(vec![pod_update(1)]));
 
         assert!(matches!(lookups.look(&uid(2)), Look::Absent));
         assert!(lookups.start_list(), "pod 3");
-        assert!(lookups.finish_cached(vec![sighting(3)]));
+        assert!(lookups.finish_cached(vec![pod_update(3)]));
         assert!(matches!(lookups.look(&uid(3)), Look::Found(_)));
     }
 

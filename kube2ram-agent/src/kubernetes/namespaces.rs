@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_bounded_by_itself_whatever_its_order_and_counted_anew() {
+    fn a_list_is_bounded_by_itself_whatever_its_order_and_counted_again() {
         let mut namespaces = Namespaces::new();
         let (long, longer) = (LIMIT_BYTES / 4, LIMIT_BYTES / 4 + 1);
         for (round, order) in

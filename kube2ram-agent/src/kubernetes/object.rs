@@ -67,7 +67,7 @@ struct ContainerState {
 
 /// The content of one pod object.
 #[derive(Debug)]
-pub(super) enum Sighting {
+pub(super) enum PodUpdate {
     /// It will never run (again).
     Ended(PodUid),
     /// It may run, or runs, or is about to end.
@@ -107,14 +107,14 @@ pub(super) fn is_sound(pod: &ApiPod) -> bool {
 
 /// Trims an object to the annotations named in `keep`, with this many bytes of each; `None` when it has no
 /// usable name or UID, or is malformed.
-pub(super) fn sighting(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<Sighting> {
+pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<PodUpdate> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
     let spec = object.spec.sound()?;
     let PodStatus { phase, pod_ip, container_statuses } = object.status.unwrap_or_default().sound()?;
     // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
     if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
-        return Some(Sighting::Ended(uid));
+        return Some(PodUpdate::Ended(uid));
     }
     let mut annotations = object.metadata.annotations.unwrap_or_default();
     // For mirror pods only. The kubelet deletes a mirror pod that is not its own. But every user who may
@@ -143,7 +143,7 @@ pub(super) fn sighting(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<Sig
     };
     let ip = pod_ip.and_then(|ip| ip.parse().ok());
     let is_running = container_statuses.iter().any(|status| status.state.running.is_some());
-    Some(Sighting::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating, is_running }))
+    Some(PodUpdate::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating, is_running }))
 }
 
 pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
@@ -179,7 +179,7 @@ pub(super) mod testing {
         PodUid::parse(&format!("00000000-0000-4000-8000-0000000000{n:02x}")).unwrap()
     }
 
-    pub(in crate::kubernetes) fn sighting(n: u8, name: &str) -> Sighting {
+    pub(in crate::kubernetes) fn pod_update(n: u8, name: &str) -> PodUpdate {
         let pod = Pod {
             uid: uid(n),
             namespace: "n".into(),
@@ -188,7 +188,7 @@ pub(super) mod testing {
             host_network: false,
             annotations: [].into(),
         };
-        Sighting::Live(Known {
+        PodUpdate::Live(Known {
             pod: Arc::new(pod),
             config_hash: None,
             ip: None,
@@ -209,9 +209,9 @@ mod tests {
 
     fn live(object: serde_json::Value, keep: &[&str]) -> Option<Known> {
         let keep: Vec<_> = keep.iter().map(|key| ((*key).into(), LIMIT)).collect();
-        match sighting(serde_json::from_value(object).unwrap(), &keep)? {
-            Sighting::Live(known) => Some(known),
-            Sighting::Ended(_) => None,
+        match pod_update(serde_json::from_value(object).unwrap(), &keep)? {
+            PodUpdate::Live(known) => Some(known),
+            PodUpdate::Ended(_) => None,
         }
     }
 
@@ -285,7 +285,7 @@ mod tests {
             let [odd, sound] = list.items.try_into().unwrap();
 
             assert_eq!((is_sound(&odd), is_sound(&sound)), (false, true));
-            assert!(sighting(odd, &[]).is_none() && sighting(sound, &[]).is_some());
+            assert!(pod_update(odd, &[]).is_none() && pod_update(sound, &[]).is_some());
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::object::{Known, Sighting};
+use super::object::{Known, PodUpdate};
 use crate::{identity::PodUid, pod::Pod};
 use kube2ram_service::kubernetes::Store;
 
@@ -73,7 +73,7 @@ impl Pods {
     }
 
     /// The same, each with whether it has departed.
-    pub(super) fn seen(&self) -> impl Iterator<Item = (&Known, bool)> {
+    pub(super) fn pod_views(&self) -> impl Iterator<Item = (&Known, bool)> {
         let (known, departed) = (self.store.known().values(), self.departed.values());
         known.map(|known| (known, false)).chain(departed.map(|known| (known, true)))
     }
@@ -115,13 +115,13 @@ impl Pods {
         }
     }
 
-    pub(super) fn apply(&mut self, sighting: Sighting) {
-        match sighting {
-            Sighting::Ended(uid) => {
+    pub(super) fn apply(&mut self, pod_update: PodUpdate) {
+        match pod_update {
+            PodUpdate::Ended(uid) => {
                 self.remove(uid.clone());
                 self.departed.remove(&uid);
             }
-            Sighting::Live(known) => self.insert(known),
+            PodUpdate::Live(known) => self.insert(known),
         }
     }
 
@@ -154,10 +154,10 @@ impl Pods {
         self.store.start_list();
     }
 
-    pub(super) fn relist(&mut self, sighting: Sighting) {
-        match sighting {
-            Sighting::Ended(uid) => drop(self.ended.insert(uid)),
-            Sighting::Live(known) => self.store.list(known.pod.uid.clone(), known),
+    pub(super) fn relist(&mut self, pod_update: PodUpdate) {
+        match pod_update {
+            PodUpdate::Ended(uid) => drop(self.ended.insert(uid)),
+            PodUpdate::Live(known) => self.store.list(known.pod.uid.clone(), known),
         }
     }
 
@@ -188,12 +188,12 @@ impl Pods {
 
     /// Adds what a direct list brought and the watch has neither shown nor seen go. `false` when the list is of no use, because a
     /// relist may have dropped pods that this list still has.
-    pub(super) fn finish_direct(&mut self, listed: impl IntoIterator<Item = Sighting>) -> bool {
+    pub(super) fn finish_direct(&mut self, listed: impl IntoIterator<Item = PodUpdate>) -> bool {
         if self.relisted {
             return false;
         }
-        for sighting in listed {
-            let Sighting::Live(known) = sighting else { continue };
+        for pod_update in listed {
+            let PodUpdate::Live(known) = pod_update else { continue };
             let uid = &known.pod.uid;
             if !self.gone.uids.contains(uid) && !self.store.known().contains_key(uid) {
                 self.insert(known);
@@ -219,7 +219,7 @@ const GONE_LIMIT: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::{
-        super::object::testing::{sighting, uid},
+        super::object::testing::{pod_update, uid},
         *,
     };
 
@@ -233,24 +233,24 @@ mod tests {
     #[test]
     fn a_direct_list_adds_what_the_watch_has_not_shown_and_overwrites_nothing() {
         let mut pods = Pods::new();
-        pods.apply(sighting(1, "from watch"));
+        pods.apply(pod_update(1, "from watch"));
         pods.start_direct();
 
-        assert!(pods.finish_direct([sighting(1, "from list"), sighting(2, "from list")]));
+        assert!(pods.finish_direct([pod_update(1, "from list"), pod_update(2, "from list")]));
 
         assert_eq!(name(&pods, 1).as_deref(), Some("from watch"));
         assert_eq!(name(&pods, 2).as_deref(), Some("from list"));
     }
 
     #[test]
-    fn a_direct_list_does_not_bring_back_what_has_gone_meanwhile() {
+    fn a_direct_list_does_not_bring_back_what_was_deleted_meanwhile() {
         let mut pods = Pods::new();
-        pods.apply(sighting(1, "a"));
+        pods.apply(pod_update(1, "a"));
         pods.start_direct();
         pods.remove(uid(1));
-        pods.apply(Sighting::Ended(uid(2)));
+        pods.apply(PodUpdate::Ended(uid(2)));
 
-        pods.finish_direct([sighting(1, "a"), sighting(2, "b"), sighting(3, "c")]);
+        pods.finish_direct([pod_update(1, "a"), pod_update(2, "b"), pod_update(3, "c")]);
         pods.forget_departed(&HashSet::new());
 
         assert_eq!((name(&pods, 1), name(&pods, 2)), (None, None));
@@ -258,28 +258,28 @@ mod tests {
     }
 
     #[test]
-    fn a_list_from_a_cache_that_is_behind_brings_back_nothing_that_had_gone_before() {
+    fn a_list_from_a_cache_that_is_behind_brings_back_nothing_that_was_deleted_before() {
         let mut pods = Pods::new();
         for n in 1..=4 {
-            pods.apply(sighting(n, "p"));
+            pods.apply(pod_update(n, "p"));
         }
-        pods.apply(Sighting::Ended(uid(1)));
+        pods.apply(PodUpdate::Ended(uid(1)));
         pods.remove(uid(2));
         pods.start_relist();
-        pods.relist(Sighting::Ended(uid(3)));
+        pods.relist(PodUpdate::Ended(uid(3)));
         pods.finish_relist();
         pods.forget_departed(&HashSet::new());
 
         pods.start_direct();
-        assert!(pods.finish_direct((1..=5).map(|n| sighting(n, "cached"))));
+        assert!(pods.finish_direct((1..=5).map(|n| pod_update(n, "cached"))));
 
         assert_eq!([1, 2, 3, 4, 5].map(|n| name(&pods, n).is_some()), [false, false, false, false, true]);
-        pods.apply(sighting(4, "again"));
+        pods.apply(pod_update(4, "again"));
         assert_eq!(name(&pods, 4).as_deref(), Some("again"), "the watch is believed");
     }
 
     #[test]
-    fn what_has_gone_is_remembered_within_bounds() {
+    fn what_was_deleted_is_remembered_within_bounds() {
         let mut gone = Gone::default();
         let uid = |n: usize| PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap();
 
@@ -297,17 +297,17 @@ mod tests {
         pods.start_relist();
         pods.finish_relist();
 
-        assert!(!pods.finish_direct([sighting(1, "a")]));
+        assert!(!pods.finish_direct([pod_update(1, "a")]));
         assert_eq!(name(&pods, 1), None);
     }
 
     #[test]
     fn a_relist_shows_only_when_it_is_complete() {
         let mut pods = Pods::new();
-        pods.apply(sighting(1, "old"));
+        pods.apply(pod_update(1, "old"));
 
         pods.start_relist();
-        pods.relist(sighting(2, "new"));
+        pods.relist(pod_update(2, "new"));
         assert_eq!((name(&pods, 1).as_deref(), name(&pods, 2)), (Some("old"), None));
 
         pods.finish_relist();
@@ -316,29 +316,29 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_pod_is_known_until_its_cgroup_is_gone_and_one_that_has_ended_is_not() {
+    fn a_deleted_pod_is_known_until_its_cgroup_is_removed_and_one_that_has_ended_is_not() {
         let mut pods = Pods::new();
         for n in 1..=4 {
-            pods.apply(sighting(n, "p"));
+            pods.apply(pod_update(n, "p"));
         }
 
         pods.remove(uid(1));
-        pods.apply(Sighting::Ended(uid(2)));
+        pods.apply(PodUpdate::Ended(uid(2)));
         pods.start_relist();
-        pods.relist(Sighting::Ended(uid(3)));
+        pods.relist(PodUpdate::Ended(uid(3)));
         pods.finish_relist();
 
         assert_eq!([1, 2, 3, 4].map(|n| name(&pods, n).is_some()), [true, false, false, true]);
         assert!(!pods.forget_departed(&[uid(1), uid(4)].into()));
         assert!(pods.forget_departed(&[uid(4)].into()));
         assert_eq!([1, 4].map(|n| name(&pods, n).is_some()), [false, true]);
-        pods.apply(sighting(4, "again"));
+        pods.apply(pod_update(4, "again"));
         assert_eq!((pods.departed(), name(&pods, 4).as_deref()), (0, Some("again")));
     }
 
-    fn mirror(n: u8, name: &str) -> Sighting {
-        let Sighting::Live(known) = sighting(n, name) else { unreachable!() };
-        Sighting::Live(Known { config_hash: Some(hash()), ..known })
+    fn mirror(n: u8, name: &str) -> PodUpdate {
+        let PodUpdate::Live(known) = pod_update(n, name) else { unreachable!() };
+        PodUpdate::Live(Known { config_hash: Some(hash()), ..known })
     }
 
     fn hash() -> PodUid {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_is_made_anew_leaves_nothing_of_the_former_one() {
+    fn a_mirror_that_is_made_again_leaves_nothing_of_the_former_one() {
         for relists in [false, true] {
             let mut pods = Pods::new();
             pods.apply(mirror(1, "former"));
@@ -370,15 +370,15 @@ mod tests {
 
             assert_eq!((pods.departed(), of_hash(&pods).as_deref()), (0, Some("anew")));
             // The checkpoint does not contain two claims to one name.
-            let saved = pods.all().cloned().collect();
+            let checkpoint = pods.all().cloned().collect();
             let mut restarted = Pods::new();
-            restarted.restore(saved);
+            restarted.restore(checkpoint);
             assert_eq!(of_hash(&restarted).as_deref(), Some("anew"));
         }
     }
 
     #[test]
-    fn a_second_mirror_of_a_static_pod_makes_it_nobodys_until_it_is_gone() {
+    fn a_second_mirror_of_a_static_pod_makes_it_nobodys_until_it_is_deleted() {
         let mut pods = Pods::new();
         pods.apply(mirror(1, "own"));
 
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_mirrors_that_have_both_departed_none_speaks() {
+    fn of_two_mirrors_that_have_both_departed_none_counts() {
         let mut pods = Pods::new();
         pods.apply(mirror(1, "a"));
         pods.apply(mirror(2, "b"));
@@ -404,16 +404,16 @@ mod tests {
 
     #[test]
     fn what_was_known_before_a_restart_gives_way_to_a_list() {
-        let known = |n| match sighting(n, "saved") {
-            Sighting::Live(known) => known,
-            Sighting::Ended(_) => unreachable!(),
+        let known = |n| match pod_update(n, "saved") {
+            PodUpdate::Live(known) => known,
+            PodUpdate::Ended(_) => unreachable!(),
         };
         let mut pods = Pods::new();
         pods.restore(vec![known(1), known(2)]);
         assert_eq!((name(&pods, 1).as_deref(), pods.is_listed()), (Some("saved"), false));
 
         pods.start_relist();
-        pods.relist(sighting(1, "listed"));
+        pods.relist(pod_update(1, "listed"));
         pods.finish_relist();
         pods.forget_departed(&HashSet::new());
         pods.restore(vec![known(3)]);

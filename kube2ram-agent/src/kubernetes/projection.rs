@@ -20,7 +20,7 @@ use kube::client::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::hearing::is_watch;
+use super::api_activity::is_watch;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Projected = UnsyncBoxBody<Bytes, BoxError>;

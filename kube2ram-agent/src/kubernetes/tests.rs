@@ -35,7 +35,7 @@ impl Running {
     }
 
     /// The same, with what an agent before knew.
-    async fn start_with(api: ApiServer, saved: Option<Saved>) -> Self {
+    async fn start_with(api: ApiServer, checkpoint: Option<Checkpoint>) -> Self {
         let lists = AllowLists {
             annotation: ALLOWED.into(),
             role_annotation: ROLE.into(),
@@ -44,15 +44,19 @@ impl Running {
                 false => Err(format!("not a list: {text}")),
             }),
         };
-        Self::start_as(api, saved, Some(lists)).await
+        Self::start_as(api, checkpoint, Some(lists)).await
     }
 
     /// The same, where namespaces are not restricted.
-    async fn unrestricted(api: ApiServer, saved: Option<Saved>) -> Self {
-        Self::start_as(api, saved, None).await
+    async fn unrestricted(api: ApiServer, checkpoint: Option<Checkpoint>) -> Self {
+        Self::start_as(api, checkpoint, None).await
     }
 
-    async fn start_as(api: ApiServer, saved: Option<Saved>, allow_lists: Option<AllowLists>) -> Self {
+    async fn start_as(
+        api: ApiServer,
+        checkpoint: Option<Checkpoint>,
+        allow_lists: Option<AllowLists>,
+    ) -> Self {
         let config = ClusterConfig {
             node: "node-1".into(),
             pod_annotations: vec![(ROLE.into(), 512)],
@@ -63,7 +67,7 @@ impl Running {
         let client = ClientConfig::Server { url: api.url(), token: None, insecure: false };
         let mut registry = Registry::default();
         let cluster = Cluster::connect(client, config, Arc::new(SystemClock), &mut registry).await.unwrap();
-        saved.into_iter().for_each(|saved| cluster.offer(saved));
+        checkpoint.into_iter().for_each(|checkpoint| cluster.offer(checkpoint));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(Arc::clone(&cluster).run(shutdown.clone()));
         Self { cluster, registry, api, shutdown, task }
@@ -201,7 +205,7 @@ async fn a_pod_that_the_api_servers_cache_has_costs_no_quorum_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overloaded_api_server_is_asked_no_sooner_than_it_says() {
+async fn an_overloaded_api_server_is_asked_no_sooner_than_its_retry_after() {
     let running = Running::synced(ApiServer::start().await).await;
     let before = running.api.cached_lists();
     running.api.overload(5);
@@ -217,7 +221,7 @@ async fn an_overloaded_api_server_is_asked_no_sooner_than_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_has_gone_silent_is_given_up_after_75_seconds() {
+async fn a_silent_watch_is_given_up_after_75_seconds() {
     let api = ApiServer::start().await;
     api.put("pods", pod(1, "one"));
     let running = Running::synced(api).await;
@@ -234,7 +238,7 @@ async fn a_watch_that_has_gone_silent_is_given_up_after_75_seconds() {
 }
 
 #[tokio::test]
-async fn a_relist_does_not_bring_back_what_the_watch_has_shown_to_be_changed_or_gone() {
+async fn a_relist_does_not_bring_back_what_the_watch_has_shown_to_be_changed_or_deleted() {
     for as_status in [false, true] {
         let api = ApiServer::start().await;
         for n in [1, 2] {
@@ -514,14 +518,14 @@ async fn a_snapshot_without_allow_lists_opens_nothing_once_namespaces_are_restri
     api.put("pods", pod(LIVE, "one"));
     let running = Running::unrestricted(api, None).await;
     within(running.cluster.synced()).await;
-    let saved = running.cluster.saved().expect("it needs no namespaces");
+    let checkpoint = running.cluster.checkpoint().expect("it needs no namespaces");
     running.stop().await;
     let api = ApiServer::start().await;
     api.put("namespaces", namespace("team-a", None));
     api.put("pods", pod(LIVE, "one"));
     api.set_mode(Mode::Down);
 
-    let running = Running::start_with(api, Some(saved)).await;
+    let running = Running::start_with(api, Some(checkpoint)).await;
     eventually("the restored pod", || running.knows(LIVE)).await;
 
     assert!(matches!(running.pod(LIVE).await, Err(PodError::Unavailable { .. })), "not the last word");
@@ -533,11 +537,11 @@ async fn a_snapshot_without_allow_lists_opens_nothing_once_namespaces_are_restri
 
 #[tokio::test]
 async fn a_snapshot_with_allow_lists_is_used_where_namespaces_are_no_longer_restricted() {
-    let saved = saved().await;
+    let checkpoint = checkpoint().await;
     let api = ApiServer::start().await;
     api.set_mode(Mode::Down);
 
-    let running = Running::unrestricted(api, Some(saved)).await;
+    let running = Running::unrestricted(api, Some(checkpoint)).await;
     eventually("the restored pod", || running.knows(LIVE)).await;
 
     assert_eq!(role(&running.pod(LIVE).await.unwrap()), "saved");
@@ -546,7 +550,7 @@ async fn a_snapshot_with_allow_lists_is_used_where_namespaces_are_no_longer_rest
 }
 
 #[tokio::test]
-async fn tells_whether_a_namespace_has_the_annotation_that_counts_on_pods_only() {
+async fn finds_whether_a_namespace_has_the_annotation_that_counts_on_pods_only() {
     let api = ApiServer::start().await;
     for (name, annotations) in
         [("team-a", json!({ ROLE: "r" })), ("team-b", json!({ ALLOWED: "[]" })), ("team-c", json!(null))]
@@ -760,7 +764,7 @@ async fn the_nodes_own_events_are_where_kubectl_looks_for_them() {
 }
 
 #[tokio::test]
-async fn tells_whether_watches_are_open_and_when_they_were_heard() {
+async fn reports_whether_watches_are_open_and_when_they_last_answered() {
     let running = Running::synced(ApiServer::start().await).await;
     let metrics = &running.cluster.metrics;
     let open = || [Resource::Pods, Resource::Namespaces].map(|resource| metrics.watches(resource).get());
@@ -797,32 +801,32 @@ async fn a_pod_deleted_by_force_keeps_its_role_while_it_has_a_cgroup() {
 }
 
 /// What an agent saw of pods `LIVE` and 1, and of an allow-list.
-async fn saved() -> Saved {
+async fn checkpoint() -> Checkpoint {
     let api = ApiServer::start().await;
     api.put("namespaces", namespace("team-a", Some(r#"["saved"]"#)));
     api.put("pods", pod(LIVE, "saved"));
     api.put("pods", pod(1, "saved"));
     let running = Running::synced(api).await;
-    let saved = running.cluster.saved().unwrap();
+    let checkpoint = running.cluster.checkpoint().unwrap();
     running.stop().await;
-    saved
+    checkpoint
 }
 
 #[tokio::test]
 async fn pods_from_before_a_restart_are_served_while_the_api_server_is_away() {
-    let saved = saved().await;
+    let checkpoint = checkpoint().await;
     let api = ApiServer::start().await;
     api.put("namespaces", namespace("team-a", Some(r#"["new"]"#)));
     api.put("pods", pod(LIVE, "new"));
     api.set_mode(Mode::Down);
-    let running = Running::start_with(api, Some(saved)).await;
+    let running = Running::start_with(api, Some(checkpoint)).await;
 
     eventually("the restored pod", || running.knows(LIVE)).await;
     assert_eq!(role(&running.pod(LIVE).await.unwrap()), "saved");
     assert_eq!(running.cluster.allow_list("team-a"), Some(Some(r#"["saved"]"#.into())));
     assert!(matches!(running.pod(1).await, Err(PodError::Unavailable { .. })), "its cgroup is gone");
     assert!(running.cluster.is_known() && !running.cluster.is_synced());
-    assert_eq!(running.cluster.saved(), None, "nobody vouches for it any longer");
+    assert_eq!(running.cluster.checkpoint(), None, "nobody vouches for it any longer");
 
     running.api.set_mode(Mode::Up);
     within(running.cluster.synced()).await;
@@ -833,11 +837,11 @@ async fn pods_from_before_a_restart_are_served_while_the_api_server_is_away() {
 
 #[tokio::test]
 async fn what_was_known_before_a_restart_is_not_used_while_the_api_server_answers() {
-    let saved = saved().await;
+    let checkpoint = checkpoint().await;
     let api = ApiServer::start().await;
     api.put("namespaces", namespace("team-a", Some(r#"["new"]"#)));
 
-    let running = Running::start_with(api, Some(saved)).await;
+    let running = Running::start_with(api, Some(checkpoint)).await;
     within(running.cluster.synced()).await;
 
     assert!(!running.knows(LIVE));

@@ -132,7 +132,7 @@ fn a_refusal_is_its_errno() {
 }
 
 #[test]
-fn an_interrupted_dump_is_told_whatever_carries_the_flag() {
+fn an_interrupted_dump_is_reported_whatever_carries_the_flag() {
     for kind in [KIND, NLMSG_DONE] {
         let interrupted = told(kind, NLM_F_DUMP_INTR, 7, &[0; 4]);
 
@@ -144,7 +144,7 @@ fn an_interrupted_dump_is_told_whatever_carries_the_flag() {
 }
 
 #[test]
-fn an_interrupted_dump_is_heard_to_its_end_before_the_next_may_begin() {
+fn an_interrupted_dump_is_read_to_its_end_before_the_next_may_begin() {
     let interrupted = told(KIND, NLM_F_DUMP_INTR, 7, b"a");
 
     assert!(read(&[interrupted.clone(), told(KIND, 2, 7, b"b")]).1.is_none(), "the kernel has more to tell");
@@ -176,7 +176,7 @@ fn a_message_that_is_not_whole_is_no_success() {
 }
 
 #[test]
-fn control_messages_say_nothing() {
+fn control_messages_carry_no_news() {
     let (payloads, outcome) = read(&[told(1, 0, 7, b"noop"), done(NLMSG_DONE, 0)]);
 
     assert!(payloads.is_empty() && outcome.unwrap().is_ok());

@@ -36,7 +36,7 @@ fn allows(format: PatternFormat, list: &str, role: &str) -> bool {
 }
 
 #[test]
-fn restrictions_follow_the_ancestors_tests_rows_3_1_to_3_25() {
+fn restrictions_follow_the_predecessors_tests_rows_3_1_to_3_25() {
     use PatternFormat::{Glob, Regexp};
     let full_default = Some("acs:ram::123456789012:role/default-role");
     let full = r#"["acs:ram::123456789012:role/explicit-role"]"#;
@@ -189,7 +189,7 @@ fn reads_lists_as_json_arrays_of_strings_only() {
 }
 
 #[test]
-fn tells_which_pattern_is_wrong() {
+fn reports_which_pattern_is_wrong() {
     let cases = [
         (PatternFormat::Glob, r#"["a", ""]"#, "has a pattern (number 2) that is empty"),
         (PatternFormat::Regexp, r#"["a", "["]"#, "has a pattern (number 2) that is not a regular expression"),
@@ -238,7 +238,7 @@ fn names_below_no_base_are_not_allowed() {
 }
 
 #[test]
-fn denials_tell_why_to_logs_and_little_to_clients() {
+fn denials_give_the_reason_to_logs_and_little_to_clients() {
     let policy = policy(Some(PatternFormat::Glob), Some(BASE), None);
     let forbids = "the pod's namespace does not allow the pod's role";
     let cases = [
@@ -357,7 +357,7 @@ proptest! {
     }
 
     #[test]
-    fn what_the_list_route_says_may_be_asked_for(
+    fn what_the_list_route_returns_may_be_asked_for(
         role in "(acs:ram::(123456789012|9):role/)?(team/)?[a-z]{1,6}",
         base in prop::option::of("acs:ram::123456789012:role(/team)?"),
     ) {

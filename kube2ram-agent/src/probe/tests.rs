@@ -12,7 +12,7 @@ fn paths(directory: &tempfile::TempDir) -> SocketPaths {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_pod_hears_of_its_own_agent() {
+async fn each_pod_reaches_its_own_agent() {
     let (one, other, neither) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (readiness, unready) = (Readiness::default(), Readiness::default());
@@ -33,7 +33,7 @@ async fn each_pod_hears_of_its_own_agent() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_started_again_takes_its_sockets_place() {
+async fn a_container_that_is_started_again_replaces_its_socket() {
     let directory = tempfile::tempdir().unwrap();
     let paths = paths(&directory);
     drop(Probe::open(&paths).unwrap());

@@ -51,7 +51,7 @@ fn an_empty_annotation_is_malformed_and_not_the_default_role_row_1_7() {
 }
 
 #[test]
-fn tells_the_pods_role_rows_2_1_to_2_7() {
+fn returns_the_pods_role_rows_2_1_to_2_7() {
     let foreign = "acs:ram::999999999999:role/explicit-arn";
     let default = Some("explicit-default-role");
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>, Option<&'a str>);

@@ -37,7 +37,7 @@ use crate::{
     role::{RoleError, Roles},
 };
 use kube2ram_cloud::{dialect::SECURITY_CREDENTIALS, role::RoleSession, upstream::UpstreamError};
-use kube2ram_service::{places::Place, rate_limiter::RateLimiter};
+use kube2ram_service::{connection_limiter::ConnectionPermit, rate_limiter::RateLimiter};
 
 /// One accepted connection.
 pub(super) struct Connection {
@@ -93,15 +93,15 @@ impl Connection {
         matches!(self.origin, Some(Origin::Pod(_)))
     }
 
-    /// Answers one request. `place` is the connection's permit; the connection is not idle until the answer
+    /// Answers one request. `permit` is the connection's permit; the connection is not idle until the answer
     /// has ended.
     pub(super) async fn answer(
         &self,
         request: Request<()>,
-        place: Option<&Place<Option<PodUid>>>,
+        permit: Option<&ConnectionPermit<Option<PodUid>>>,
     ) -> Response<Either<Full<Bytes>, Relayed>> {
         let started = Instant::now();
-        let busy = place.map(Place::busy);
+        let busy = permit.map(ConnectionPermit::busy);
         let mut record =
             Record { route: RouteLabel::Refused, target: None, pod: None, session: None, uri: request.uri() };
         let answered = match self.pay(started) {
@@ -369,7 +369,7 @@ impl Connection {
         target: &UpstreamTarget,
         uid: &PodUid,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
-        let share = self.server.quota.take(uid).map_err(RequestError::Quota)?;
+        let share = self.server.pass_through_limiter.take(uid).map_err(RequestError::PassThroughLimit)?;
         let relayed = relay(&*self.server.pipeline.upstream, request, target, share).await;
         relayed.map_err(RequestError::Upstream)
     }

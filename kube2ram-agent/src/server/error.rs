@@ -9,8 +9,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
 use super::{
+    pass_through_limiter::PassThroughLimitError,
     path::TargetError,
-    quota::QuotaError,
     reply,
     route::{READ, Refusal},
     token::{IssueError, TokenError},
@@ -44,7 +44,7 @@ pub(crate) enum RequestError {
     #[error("cannot look up the caller's pod")]
     Pod(#[source] PodError),
     #[error("the pod has reached its limit of requests to the metadata server")]
-    Quota(#[source] QuotaError),
+    PassThroughLimit(#[source] PassThroughLimitError),
     #[error("not served")]
     Refused(Refusal),
     #[error("the agent does not know its account and region yet")]
@@ -194,10 +194,12 @@ impl RequestError {
             Self::Pod(PodError::Ambiguous(_) | PodError::Unknown(_)) => {
                 (403, Kind::UnknownCaller, "the caller is not a pod of this node")
             }
-            Self::OverRate { .. } | Self::Quota(QuotaError::Rate { .. }) => {
+            Self::OverRate { .. } | Self::PassThroughLimit(PassThroughLimitError::Rate { .. }) => {
                 (429, Kind::OverRate, "too many requests")
             }
-            Self::Quota(QuotaError::UnderWay) => (503, Kind::TooManyUnderWay, "too many requests under way"),
+            Self::PassThroughLimit(PassThroughLimitError::InFlight) => {
+                (503, Kind::TooManyUnderWay, "too many requests under way")
+            }
             Self::Refused(Refusal::Method { .. }) => (405, Kind::MethodNotAllowed, "method not allowed"),
             Self::Refused(Refusal::NotFound) => (404, Kind::NotFound, "not found"),
             Self::Refused(Refusal::NotListed) => (403, Kind::NotListed, "this item is closed to pods"),
@@ -275,7 +277,8 @@ impl RequestError {
     fn retry_after_seconds(&self) -> u64 {
         let asked = match self {
             Self::Credentials(error) => error.retry_after().unwrap_or(RETRY_AFTER),
-            Self::OverRate { retry_after } | Self::Quota(QuotaError::Rate { retry_after }) => *retry_after,
+            Self::OverRate { retry_after }
+            | Self::PassThroughLimit(PassThroughLimitError::Rate { retry_after }) => *retry_after,
             _ => RETRY_AFTER,
         };
         asked.clamp(RETRY_AFTER, RETRY_AFTER_MAX).as_millis().div_ceil(1000).try_into().unwrap_or(1)

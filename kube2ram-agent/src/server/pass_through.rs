@@ -14,9 +14,9 @@ use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{quota::Share, route::UpstreamTarget};
+use super::{pass_through_limiter::Share, route::UpstreamTarget};
 use kube2ram_cloud::upstream::{ResponseBody, Upstream, UpstreamError};
-use kube2ram_service::places::Busy;
+use kube2ram_service::connection_limiter::Busy;
 
 /// What is read as a whole: nearly every item has less than 1 KiB.
 const SMALL_BYTES: u64 = 4096;

@@ -151,7 +151,7 @@ fn the_json_is_what_it_was() {
 }
 
 #[test]
-fn the_text_is_aligned_and_says_the_verdict_first() {
+fn the_text_is_aligned_and_begins_with_the_verdict() {
     insta::assert_snapshot!("status_text", healthy().to_text(Paint::Plain));
     insta::assert_snapshot!("explanation_text", explanation().to_text(Paint::Plain));
 }
@@ -340,7 +340,7 @@ fn what_fails_is_named_with_its_address_once_and_since_when() {
 }
 
 #[test]
-fn exit_codes_are_what_the_help_says() {
+fn exit_codes_are_those_of_the_help() {
     let mut status = healthy();
     assert_eq!(status.exit_code(), 0);
     status.problems.push(Problem { part: "sts".into(), what: "it".into(), remedy: "wait".into() });

@@ -106,7 +106,7 @@ fn head(page: &mut Page, status: &Status) {
 
 fn datapath(page: &mut Page, status: &Status) {
     let Status { datapath, at, .. } = status;
-    let state = if datapath.is_in_force { "in force" } else { "NOT in the expected state" };
+    let state = if datapath.is_in_force { "active" } else { "NOT in the expected state" };
     let checked = datapath.checked_at.map(|checked| format!("; checked {}", ago(*at, checked)));
     let mode = if datapath.mode == "root" {
         "redirects at the root cgroup"
@@ -164,8 +164,8 @@ fn guards(page: &mut Page, status: &Status) {
         "forward guard",
         &match (guard.is_wanted, guard.is_in_force, &guard.failure) {
             (false, ..) => "off (--forward-guard=off)".to_owned(),
-            (true, true, _) => format!("in force, {families}{ipvs}; repaired {} times", guard.repairs),
-            (true, false, Some(failure)) => format!("✗ not in force: {failure}"),
+            (true, true, _) => format!("active, {families}{ipvs}; repaired {} times", guard.repairs),
+            (true, false, Some(failure)) => format!("✗ not active: {failure}"),
             (true, false, None) => "not checked yet".to_owned(),
         },
     );
@@ -175,19 +175,19 @@ fn guards(page: &mut Page, status: &Status) {
         &match (wire.is_wanted, wire.is_in_force, &wire.failure) {
             (false, ..) => "off (--wire-guard=off)".to_owned(),
             (true, true, _) => format!(
-                "in force on {} devices of the node and {} of pods; repaired {} times",
+                "active on {} devices of the node and {} of pods; repaired {} times",
                 wire.node_devices, wire.pod_devices, wire.repairs
             ),
-            (true, false, Some(failure)) => format!("✗ not in force everywhere: {failure}"),
+            (true, false, Some(failure)) => format!("✗ not active everywhere: {failure}"),
             (true, false, None) => "not checked yet".to_owned(),
         },
     );
     page.row(
         "boot guard",
         match &*status.boot_guard.state {
-            "absent" => "was not in force at this boot (kube2ram boot-guard install)",
-            "in_force" => "still in force",
-            "taken_over" => "was in force at this boot until an agent took over",
+            "absent" => "was not active at this boot (kube2ram boot-guard install)",
+            "in_force" => "still active",
+            "taken_over" => "was active at this boot until an agent took over",
             _ => "unknown",
         },
     );

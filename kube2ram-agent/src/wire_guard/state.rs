@@ -11,7 +11,7 @@ pub struct State(Arc<Mutex<Standing>>);
 pub struct Standing {
     /// Whether each device that is known to lead out has the program, before all others; `None` before the
     /// first check.
-    pub is_in_force: Option<bool>,
+    pub is_active: Option<bool>,
     /// The node's devices that have it.
     pub node_devices: usize,
     /// Devices in pods' network namespaces that have it.

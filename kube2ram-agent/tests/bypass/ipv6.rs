@@ -12,7 +12,7 @@ const FROM_POD: [Row; 35] = [
     ("v6_tcp_443", false, "EPERM"),
     ("v6_nonblocking", false, REDIRECTED),
     ("v6_bind_any", false, REDIRECTED),
-    // The pod's own listener is at ::1 as well.
+    // The in-pod listener is at ::1 as well.
     ("v6_only", false, REDIRECTED),
     ("v6_bind_first", true, REDIRECTED),
     ("v6_bind_to_device", false, "timeout"),

@@ -289,7 +289,7 @@ fn host_network_pods_are_pods() {
     }
 }
 
-/// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the forward guard.
+/// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the netfilter rules.
 const FORWARDED: [Row; 8] = [
     ("packet_socket", true, "sent"),
     ("packet_socket_bypass", true, "sent"),
@@ -304,7 +304,7 @@ const FORWARDED: [Row; 8] = [
 const GUARD: &str = "KUBE2RAM_FORWARD_GUARD";
 const WIRE_GUARD: &str = "KUBE2RAM_WIRE_GUARD";
 
-/// Starts the agent without the forward guard; and without the wire guard, which also drops what is forwarded.
+/// Starts the agent without the netfilter rules; and without the wire guard, which also drops what is forwarded.
 fn start_unguarded(sandbox: &mut Sandbox) {
     let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
     agent.set_env(GUARD, "off");

@@ -115,7 +115,7 @@ fn nothing_leaves(
         present.push((shape, order));
     }
     drop(sender);
-    // The forward guard sees nothing of these.
+    // The netfilter rules see nothing of these.
     start_agent(&mut sandbox);
     let mut sender = Sender::start(command(&sandbox));
     let mut wrong = Vec::new();

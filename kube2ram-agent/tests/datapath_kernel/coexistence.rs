@@ -45,7 +45,7 @@ impl Drop for Rival {
     }
 }
 
-/// The kernel half with the lab's cgroup as the root of all, so that a rival can be there.
+/// The eBPF programs with the lab's cgroup as the root of all, so that a rival can be there.
 fn attach(lab: &Lab) -> Datapath {
     let mut settings = lab.settings();
     settings.cgroup_root.clone_from(&lab.cgroup);
@@ -107,7 +107,7 @@ fn a_rival_that_sends_the_redirected_elsewhere_gains_no_identity() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_program_that_does_not_share_its_place_is_seen_wherever_it_is() {
+fn an_exclusive_program_is_found_on_every_cgroup_above() {
     for (how, shared) in [("exclusive", false), ("override", false), ("multi", true), ("link", true)] {
         for place in ["", "pods"] {
             let lab = Lab::new();

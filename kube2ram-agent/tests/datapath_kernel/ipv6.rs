@@ -47,7 +47,7 @@ fn error_of(lab: &Lab, cgroup: &str, kind: &str, attempt: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn assert_tells_who_connected(lab: &Lab, datapath: &Datapath) {
+fn assert_vouches_for_the_caller(lab: &Lab, datapath: &Datapath) {
     let origins = datapath.origins().unwrap();
     for cgroup in ["pods/a", "pods/b", "pods/a/nested"] {
         let client = lab.python(cgroup, &dial6());
@@ -61,17 +61,17 @@ fn assert_tells_who_connected(lab: &Lab, datapath: &Datapath) {
         assert_eq!(origin, lab.task(cgroup));
         let (peer, agent) = (String::from_utf8(output.stdout).unwrap(), lab.agent());
         let mapped = format!("('::ffff:{}', {})", agent.ip(), agent.port());
-        assert_eq!(peer.trim(), mapped, "of the host's listener nothing is kept");
+        assert_eq!(peer.trim(), mapped, "of the host listener nothing is kept");
     }
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn tells_the_cgroup_that_connected_to_the_ipv6_address() {
+fn returns_the_cgroup_that_connected_to_the_ipv6_address() {
     let lab = Lab::new();
     let datapath = lab.attach();
 
-    assert_tells_who_connected(&lab, &datapath);
+    assert_vouches_for_the_caller(&lab, &datapath);
 
     assert_eq!(counter(&datapath, "redirected"), 3);
 }
@@ -85,12 +85,12 @@ fn redirects_where_the_network_has_no_ipv6_at_all() {
     let datapath = lab.attach();
     assert_eq!(error_of(&lab, "host", "STREAM", "s.connect(('::1', 9))"), "EADDRNOTAVAIL", "no IPv6 here");
 
-    assert_tells_who_connected(&lab, &datapath);
+    assert_vouches_for_the_caller(&lab, &datapath);
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn tells_the_cgroup_however_it_connects() {
+fn returns_the_cgroup_however_it_connects() {
     let lab = Lab::new();
     let origins = lab.attach().origins().unwrap();
     for attempt in [

@@ -1,4 +1,4 @@
-//! Rung 2: the kernel half in the running kernel, below the rest of the agent. Each "pod" is a cgroup of the test's own in the host's network namespace.
+//! Rung 2: the eBPF programs in the running kernel, below the rest of the agent. Each "pod" is a cgroup of the test's own in the host's network namespace.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -85,7 +85,7 @@ fn a_child_of_the_agent_dials_as_a_pod_does_and_is_refused_where_nobody_listens(
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn tells_the_cgroup_that_connected() {
+fn returns_the_cgroup_that_connected() {
     let lab = Lab::new();
     let origins = lab.attach().origins().unwrap();
 

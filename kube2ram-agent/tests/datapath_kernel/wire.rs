@@ -197,7 +197,7 @@ fn take_off(namespace: &Namespace, wire: &mut Wire, hook: WireHook) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_next_agent_swaps_the_programs_and_none_is_left_when_the_device_is_gone() {
+fn the_next_agent_swaps_the_programs_and_none_is_left_when_the_device_is_removed() {
     let lab = Lab::new();
     let namespace = Namespace::new(&lab);
     for hook in hooks(&namespace) {

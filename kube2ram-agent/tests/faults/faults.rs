@@ -65,7 +65,7 @@ fn a_first_start_denies_from_its_first_program_on_and_the_next_one_completes_it(
     for (step, fault) in &plan {
         let why = format!("{fault:?} at {step:?}");
         node.uninstall_plainly(&why);
-        assert_eq!(node.role(), Accounts::NODE_ROLE, "{why}: nothing is in force");
+        assert_eq!(node.role(), Accounts::NODE_ROLE, "{why}: nothing is active");
 
         // A kill may come when it is ready already, from a thread that serves.
         if node.start(&step.inject(*fault)) == Start::Ready && *fault != Fault::Kill {

@@ -37,7 +37,7 @@ fn nft(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether all of the forward guard is there; one table without the other fails.
+/// Whether all of the netfilter rules is there; one table without the other fails.
 fn guard_is_there() -> bool {
     let tables = nft("list tables");
     let [ip, ip6] = ["table ip kube2ram\n", "table ip6 kube2ram\n"].map(|table| tables.contains(table));
@@ -82,7 +82,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_pods_cgroup_made_anew_is_protected_and_served_at_once() {
+fn a_pods_cgroup_made_again_is_protected_and_served_at_once() {
     let mut node = Node::new("live-anew", "off");
     // A cgroup with an agent in it cannot be deleted.
     node.move_agent_out();
@@ -149,7 +149,7 @@ fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_ba
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_start_that_an_uninstall_takes_the_directory_from_makes_it_anew() {
+fn a_start_that_an_uninstall_takes_the_directory_from_makes_it_again() {
     let mut node = Node::new("live-race", "off");
     node.start_plainly("at first");
     node.kill();

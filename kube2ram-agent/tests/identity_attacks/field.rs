@@ -153,7 +153,7 @@ impl Field {
     }
 }
 
-/// As the kernel half reads the clock.
+/// As the eBPF programs read the clock.
 pub(crate) fn uptime_ns() -> u64 {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let (seconds, _) = uptime.split_once('.').unwrap();

@@ -1,4 +1,4 @@
-//! Rung 2: attacks on the hand-over of an identity, against the kernel half in the running kernel. A way to another's identity fails a test here, and so
+//! Rung 2: attacks on the handover of an identity, against the eBPF programs in the running kernel. A way to another's identity fails a test here, and so
 //! does an attack after which honest pods get none. All in a network namespace of the test's own.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]

@@ -1,4 +1,4 @@
-//! An element of the handshake map that is freed is another's at once on Linux 6.1 and later. A hand-over that reads it meanwhile must not believe it.
+//! An element of the handshake map that is freed is another's at once on Linux 6.1 and later. A handover that reads it meanwhile must not believe it.
 
 use std::{
     net::SocketAddr,
@@ -20,7 +20,7 @@ const DURATION: Duration = Duration::from_secs(8);
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn clients_that_close_during_the_hand_over_never_lend_their_identity() {
+fn clients_that_close_during_the_handover_never_lend_their_identity() {
     let field = Field::new("race");
     // Packets cross to another processor, so that a client can close while its handshake is completed.
     let steer = "for queue in /sys/class/net/lo/queues/rx-*; do echo ff > $queue/rps_cpus || echo 3 > $queue/rps_cpus; done";

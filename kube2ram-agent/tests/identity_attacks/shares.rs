@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube2ram_agent::datapath::OriginError;
 use kube2ram_common::abi::{
-    ANNOUNCE_WITHIN_NS, ConnectRecord, HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, MAX_PLACES, place_in,
+    ANNOUNCE_WITHIN_NS, ConnectRecord, HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, MAX_LEASES, lease_in,
     share_of,
 };
 
@@ -50,8 +50,8 @@ fn a_share_is_full_only_as_long_as_a_handshake_can_last() {
     let mut shares = field.shares();
     let pod = field.lab.id("pods/a").0;
     let mut take_all = |until_ns: u64| {
-        for place in 0..MAX_HANDSHAKES_OF_POD {
-            shares.insert(place_in(share_of(pod), place as u64), until_ns, 0).unwrap();
+        for lease in 0..MAX_HANDSHAKES_OF_POD {
+            shares.insert(lease_in(share_of(pod), lease as u64), until_ns, 0).unwrap();
         }
     };
 
@@ -77,11 +77,11 @@ fn the_agent_removes_what_no_handshake_can_still_need() {
     let old = young.wrapping_sub(HANDSHAKE_MAX_AGE_NS + 2_000_000_000);
     // As if the notice of the close had been lost, twice.
     for (number, port, connected_at_ns) in [(0, 41_000, old), (1, 41_001, young)] {
-        let place = place_in(share_of(pod), number);
-        let record = ConnectRecord { cgroup: pod, connected_at_ns, place, ..ConnectRecord::default() };
+        let lease = lease_in(share_of(pod), number);
+        let record = ConnectRecord { cgroup: pod, connected_at_ns, lease, ..ConnectRecord::default() };
         clients.insert(number, record, 0).unwrap();
         handshakes.insert(field.handshake(port), record, 0).unwrap();
-        shares.insert(place, connected_at_ns + HANDSHAKE_MAX_AGE_NS, 0).unwrap();
+        shares.insert(lease, connected_at_ns + HANDSHAKE_MAX_AGE_NS, 0).unwrap();
     }
 
     field.datapath.upkeep().unwrap();
@@ -91,7 +91,7 @@ fn the_agent_removes_what_no_handshake_can_still_need() {
     let left: Vec<_> = field.handshakes().keys().map(Result::unwrap).collect();
     assert_eq!(left, [field.handshake(41_001)], "the old one is removed, the young one stays");
     let left: Vec<_> = field.shares().keys().map(Result::unwrap).collect();
-    assert_eq!(left, [place_in(share_of(pod), 1)]);
+    assert_eq!(left, [lease_in(share_of(pod), 1)]);
 }
 
 /// Recorded, dissolved and kept; then recorded in a cgroup of the pod's own making, again and again.
@@ -100,7 +100,7 @@ const HOARD: &str = "kept = []\nfor number in range(900):\n  s = socket(AF_INET,
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn sockets_that_a_pod_keeps_leave_nothing_in_the_kernel_half() {
+fn sockets_that_a_pod_keeps_leave_nothing_in_the_ebpf_programs() {
     let field = Field::new("hoard");
     let mut hoarder = field.client("pods/a", HOARD);
     assert_eq!(hoarder.line(), "hoarded");
@@ -135,17 +135,17 @@ fn connects_that_come_to_nothing_take_no_more_than_the_pods_share() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn where_the_shares_of_all_pods_are_taken_nobody_is_vouched_for_and_that_is_told() {
+fn where_the_shares_of_all_pods_are_taken_nobody_is_vouched_for_and_that_is_reported() {
     let field = Field::new("shares-full");
     let (mut shares, until) = (field.shares(), uptime_ns() + HANDSHAKE_MAX_AGE_NS);
     let other = |number: usize| u64::MAX - number as u64;
-    (0..MAX_PLACES).for_each(|number| shares.insert(other(number), until, 0).unwrap());
+    (0..MAX_LEASES).for_each(|number| shares.insert(other(number), until, 0).unwrap());
 
     let refused = field.dial("pods/a", 0);
 
     assert!(matches!(refused, Err(OriginError::Unvouched)), "{refused:?}");
     assert_ne!(field.counter("shares_full"), 0);
     assert_eq!(field.counter("share_full"), 0, "the pod is not to blame");
-    (0..MAX_PLACES).for_each(|number| shares.remove(&other(number)).unwrap());
+    (0..MAX_LEASES).for_each(|number| shares.remove(&other(number)).unwrap());
     assert_eq!(field.dial("pods/a", 0).unwrap(), field.lab.id("pods/a"), "recovers");
 }

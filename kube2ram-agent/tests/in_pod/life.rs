@@ -104,7 +104,7 @@ fn where_no_listener_can_be_opened_the_hosts_serves() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn pods_beside_the_nodes_network_are_counted_and_said_once() {
+fn pods_with_devices_past_the_nodes_network_are_counted_and_logged_once() {
     let mut lab = Lab::without_agent("in-pod-beside", &pods());
     let orders = lab.pod("orders").unwrap().pod().netns().unwrap();
     let orders = orders.file_name().unwrap().to_str().unwrap();
@@ -197,7 +197,7 @@ fn an_agent_that_is_back_opens_them_again_and_forgets_the_former_ones() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_sandbox_made_anew_gets_a_listener_in_its_new_namespace() {
+fn a_sandbox_made_again_gets_a_listener_in_its_new_namespace() {
     let mut lab = Lab::with_agent("in-pod-anew", &pods());
     let before = lab.own_target("billing");
     let pod = lab.pod("billing").unwrap().pod();
@@ -216,7 +216,7 @@ fn a_sandbox_made_anew_gets_a_listener_in_its_new_namespace() {
     };
 
     assert_ne!(after.netns, before.netns);
-    // It has no way to the host, so this is the pod's own listener.
+    // It has no way to the host, so this is the in-pod listener.
     eventually(|| (role() == "billing-role").then_some(()));
     eventually(|| (listening(&mut lab) == 6).then_some(()));
     sandbox.kill().unwrap();
@@ -225,7 +225,7 @@ fn a_sandbox_made_anew_gets_a_listener_in_its_new_namespace() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_agent_without_the_hosts_pid_namespace_says_so_once_and_serves_on_the_host() {
+fn an_agent_without_the_hosts_pid_namespace_logs_it_once_and_serves_on_the_host() {
     let mut lab = Lab::without_agent("in-pod-hidden", &pods());
     let wrapper = lab.node().directory().join("agent.sh");
     let agent = env!("CARGO_BIN_EXE_kube2ram");

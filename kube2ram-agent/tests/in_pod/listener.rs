@@ -82,7 +82,7 @@ fn an_application_has_every_port_but_the_one_that_nobody_wants() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_application_that_comes_second_has_every_place_but_the_listeners_own() {
+fn an_application_that_comes_second_has_every_port_but_the_listeners() {
     let lab = Lab::with_agent("in-pod-second", &pods());
     let target = lab.own_target("orders");
     let own = lab.pod("orders").unwrap().pod().ip();
@@ -116,7 +116,7 @@ fn an_application_that_comes_second_has_every_place_but_the_listeners_own() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_listener_that_a_pod_destroys_is_back_within_a_second_and_said_once() {
+fn a_listener_that_a_pod_destroys_is_back_within_a_second_and_logged_once() {
     let mut lab = Lab::with_agent("in-pod-destroyed", &pods());
     let target = lab.own_target("orders");
     let ended = r#"kube2ram_pod_listener_failures_total{step="ended"}"#;
@@ -158,7 +158,7 @@ fn a_namespace_of_two_pods_has_no_listener_until_it_is_ones_again() {
     eventually(|| (lab.metric(contested) >= 1.0).then_some(()));
 
     assert_eq!((lab.target("orders"), lab.target("billing")), (None, None));
-    assert_eq!(lab.role("orders"), "orders-role", "by the host's listener");
+    assert_eq!(lab.role("orders"), "orders-role", "by the host listener");
     assert_eq!(lab.metric("kube2ram_pod_listeners"), 0.0);
     assert_eq!(lab.agent().unwrap().log().matches("another pod's process is in this pod's").count(), 2);
     end(intruder);
@@ -190,7 +190,7 @@ fn a_socket_that_a_pod_is_given_serves_nobody_but_the_pod_that_connects_it() {
         path.display()
     );
 
-    assert_eq!(python(&lab, "billing", &take), "billing-role\n1\n", "by the host's listener; not permitted");
+    assert_eq!(python(&lab, "billing", &take), "billing-role\n1\n", "by the host listener; not permitted");
     end(giver);
     assert_eq!(lab.role("orders"), "orders-role");
 }
@@ -222,7 +222,7 @@ fn rules_in_one_pod_that_swallow_the_trial_take_nothing_from_the_others() {
         assert_eq!(lab.role("orders"), "orders-role", "{rule}");
         lab.add(&kube2ram_sandbox::node::PodSpec::new("late").role("late-role"));
         lab.own_target("late");
-        // And at the hand-over.
+        // And at the handover.
         let next = lab.surge().unwrap();
         let mut next = next;
         next.start_beside().unwrap();

@@ -32,7 +32,7 @@ fn a_pod_that_cannot_reach_the_host_gets_its_role_from_its_own_listener() {
         assert_eq!(lab.role("orders"), "orders-role", "{cut:?}");
     }
     lab.remove_target("orders");
-    assert_ne!(lab.role("orders"), "orders-role", "the control: the host's listener is out of reach");
+    assert_ne!(lab.role("orders"), "orders-role", "the control: the host listener is out of reach");
     assert_eq!(lab.metric("kube2ram_pod_listeners"), 2.0, "none for the hostNetwork pod");
     assert_eq!(lab.role("daemon"), "daemon-role");
     assert_eq!(lab.target("daemon"), None);
@@ -40,7 +40,7 @@ fn a_pod_that_cannot_reach_the_host_gets_its_role_from_its_own_listener() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn ten_thousand_connects_of_two_pods_are_told_apart() {
+fn ten_thousand_connects_of_two_pods_are_distinguished() {
     const EACH: usize = 5000;
     let mut lab = Lab::without_agent("in-pod-storm", &pods());
     lab.start_without_rates();
@@ -118,7 +118,7 @@ fn no_pod_can_use_anothers_listener() {
     assert_eq!(
         in_orders("billing", &metadata),
         "billing-role 200",
-        "by the host's listener, who calls is who is answered"
+        "by the host listener, who calls is who is answered"
     );
 
     assert_eq!(lab.role("orders"), "orders-role");

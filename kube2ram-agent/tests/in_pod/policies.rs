@@ -43,7 +43,7 @@ fn rules_between_pod_and_host_do_not_come_between_a_pod_and_its_role() {
         (None, format!("type filter hook input priority -200; ip saddr {pod} drop")),
         (None, format!("type filter hook prerouting priority -200; ip saddr {pod} ip daddr {node} reject")),
         (Some(&netns), "type filter hook output priority 0; oifname \"eth0\" drop".to_owned()),
-        // Translation of the source on either side: the host's listener would see another connection than the one that was recorded.
+        // Translation of the source on either side: the host listener would see another connection than the one that was recorded.
         (Some(&netns), "type nat hook postrouting priority 100; oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999".into()),
         (None, format!("type nat hook input priority 100; ip saddr {pod} meta l4proto tcp snat to 10.99.0.9:20000-29999")),
         // A mesh that sends everything to a proxy, which is not there, but what goes to 127.0.0.1 (as Istio's and Consul's rules do).
@@ -58,7 +58,7 @@ fn rules_between_pod_and_host_do_not_come_between_a_pod_and_its_role() {
 
         assert_eq!(lab.role("orders"), "orders-role", "{chain}");
         lab.remove_target("orders");
-        assert_ne!(lab.role("orders"), "orders-role", "the control, through the host's listener: {chain}");
+        assert_ne!(lab.role("orders"), "orders-role", "the control, through the host listener: {chain}");
 
         lab.set_target("orders", &target);
         drop(rules);
@@ -66,5 +66,5 @@ fn rules_between_pod_and_host_do_not_come_between_a_pod_and_its_role() {
     // And both twins without any rules.
     assert_eq!(lab.role("orders"), "orders-role");
     lab.remove_target("orders");
-    assert_eq!(lab.role("orders"), "orders-role", "the host's listener serves where nothing is in the way");
+    assert_eq!(lab.role("orders"), "orders-role", "the host listener serves where nothing is in the way");
 }

@@ -1,4 +1,4 @@
-//! A sandbox with the agent, and a look at where the kernel half sends its pods. Used by all tests here.
+//! A sandbox with the agent, and a look at where the eBPF programs send its pods. Used by all tests here.
 
 use std::{
     ops::{Deref, DerefMut},

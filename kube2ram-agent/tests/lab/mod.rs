@@ -1,4 +1,4 @@
-//! The least that the kernel half needs: cgroups for pods, a pin directory, and the agent's listener. Used by the tests of rung 2.
+//! The least that the eBPF programs need: cgroups for pods, a pin directory, and the agent's listener. Used by the tests of rung 2.
 
 use std::{
     fs,
@@ -68,7 +68,7 @@ impl Lab {
     }
 
     pub(crate) fn attach(&self) -> Datapath {
-        Datapath::attach(&self.settings()).expect("the kernel half attaches")
+        Datapath::attach(&self.settings()).expect("the eBPF programs attach")
     }
 
     pub(crate) fn id(&self, cgroup: &str) -> CgroupId {

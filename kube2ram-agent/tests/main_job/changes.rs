@@ -92,7 +92,7 @@ fn the_other_annotations_reach_sts() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_pod_deleted_by_force_keeps_its_role_until_its_cgroup_is_gone() {
+fn a_pod_deleted_by_force_keeps_its_role_until_its_cgroup_is_removed() {
     let pods = [PodSpec::new("orders").role("orders-role"), PodSpec::new("billing").role("billing-role")];
     let mut lab = Lab::with_agent("deleted", &pods, &[]);
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
@@ -117,7 +117,7 @@ fn a_pod_deleted_by_force_keeps_its_role_until_its_cgroup_is_gone() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_terminating_pod_keeps_its_role_until_it_is_gone() {
+fn a_terminating_pod_keeps_its_role_until_its_end() {
     let lab = Lab::with_agent("terminating", &[PodSpec::new("orders").role("orders-role")], &[]);
     let url = lab.api().url() + "/api/v1/namespaces/default/pods/orders";
     let mut object: Value = serde_json::from_str(&Request::get(url).send().unwrap().body).unwrap();
@@ -154,7 +154,7 @@ fn what_happened_while_the_api_server_was_away_is_learnt_when_it_is_back() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_pod_that_is_made_again_under_its_name_gets_what_the_new_one_says() {
+fn a_pod_that_is_made_again_under_its_name_gets_the_role_of_the_new_one() {
     let mut lab = Lab::with_agent("again", &[PodSpec::new("orders").role("orders-role")], &[]);
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
     lab.remove_pod("orders").unwrap();

@@ -50,7 +50,7 @@ fn ipv4_mapped_sockets_are_redirected() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn getpeername_tells_the_address_that_the_program_connected_to() {
+fn getpeername_returns_the_address_that_the_program_connected_to() {
     let lab = lab();
     let script = "import socket\nfor family, host in ((socket.AF_INET, '100.100.100.200'), (socket.AF_INET6, '::ffff:100.100.100.200')):\n    \
                   s = socket.socket(family); s.connect((host, 80)); print(s.getpeername()[:2])";

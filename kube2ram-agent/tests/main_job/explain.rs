@@ -21,7 +21,7 @@ fn answer(why: &Value) -> String {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn what_is_explained_is_what_the_pod_hears() {
+fn what_is_explained_is_what_the_pod_gets() {
     let pods = [
         PodSpec::new("orders").role("orders-role"),
         PodSpec::new("arn").role(&Accounts::role_arn("arn-role")),
@@ -107,7 +107,7 @@ fn an_annotation_where_it_has_no_effect_is_named_and_on_a_namespace_by_an_event_
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_default_role_is_told_with_its_flag_and_is_not_fetched_before_it_is_asked_for() {
+fn the_default_role_is_shown_with_its_flag_and_is_not_fetched_before_it_is_asked_for() {
     let flags = ["--default-role=default-role", "--namespace-restrictions"];
     let mut lab = Lab::with_agent("explain-default", &[PodSpec::new("plain")], &flags);
     lab.accounts().add_role(Accounts::role_arn("default-role"), Role::default());

@@ -98,7 +98,7 @@ fn tokens_are_not_for_proxies_and_last_one_second_to_six_hours() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_strict_policy_tells_a_pod_where_it_runs_and_no_more() {
+fn the_strict_policy_shows_a_pod_where_it_runs_and_no_more() {
     let mut lab = Lab::with_agent("strict", &pods(), &["--metadata-policy=strict"]);
 
     for (target, status) in [

@@ -1,4 +1,4 @@
-//! The ancestors' way on clusters whose pods are not redirected: `http_proxy` names the agent's address on the node.
+//! The predecessors' way on clusters whose pods are not redirected: `http_proxy` names the agent's address on the node.
 
 use kube2ram_sandbox::{
     client::Family,
@@ -54,10 +54,10 @@ fn a_pod_that_uses_the_agent_as_its_proxy_gets_its_own_role() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_environment_of_the_ancestors_pods_works() {
+fn the_environment_of_the_predecessors_pods_works() {
     let mut lab = Lab::with_agent("proxy-env", &pods(), &[]);
     let agent = lab.agent().unwrap().app_addr();
-    // As OpenShift's documentation of the ancestors has it; a JVM's socket is IPv4-mapped.
+    // As OpenShift's documentation of the predecessors has it; a JVM's socket is IPv4-mapped.
     let script = format!(
         "from urllib.request import urlopen; print(urlopen('{}', timeout=1).read().decode())",
         url(LIST)

@@ -69,7 +69,7 @@ fn unmodified_clients_are_redirected_and_see_the_ipv6_address_as_their_peer() {
         let role = format!("{pod}-role");
         let format = " %{http_code} %{remote_ip} %{remote_port}";
         let curl = lab.curl(pod, &["--silent", "--globoff", "--write-out", format, &url6(LIST)]);
-        // At the host's listener it is that one's.
+        // At the host listener it is that one's.
         let (peer, port) =
             if pod == "daemon" { (host.as_str(), agent.port()) } else { ("fd00:100::100:200", 80) };
         assert_eq!(curl, (Some(0), format!("{role} 200 {peer} 80")), "{pod}");

@@ -33,7 +33,7 @@ fn report(storm: Child) -> StormReport {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn ten_thousand_connections_of_pods_at_once_are_all_told_apart() {
+fn ten_thousand_connections_of_pods_at_once_are_all_distinguished() {
     const EACH: usize = 2_500;
     let pods = [
         PodSpec::new("orders").role("orders-role").containers(&["app", "sidecar"]),

@@ -14,7 +14,7 @@ mod first_attach;
 mod hardened;
 mod http_proxy;
 mod identity;
-mod interception;
+mod self_test;
 mod ipv6;
 mod lifecycle;
 mod load;

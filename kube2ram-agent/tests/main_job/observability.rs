@@ -167,7 +167,7 @@ fn the_store_is_shown_to_root_by_the_control_socket_and_at_no_port() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn debug_logs_the_verdicts_of_the_kernel_half() {
+fn debug_logs_the_verdicts_of_the_ebpf_programs() {
     let mut lab = Lab::with_agent("verdicts", &[orders()], &["--debug"]);
     assert_eq!(lab.ask("orders", LIST).body, "orders-role");
     let port = lab.curl("orders", &["--silent", "http://100.100.100.200:443/"]);
@@ -213,7 +213,7 @@ fn each_request_is_one_line_of_the_log() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_the_right_to_events_the_log_says_so_once() {
+fn without_the_right_to_events_the_log_has_it_once() {
     let mut lab = Lab::new("no-events", &[]);
     Situation::set_the_stage(&mut lab).unwrap();
     lab.api().forbid_events(true);

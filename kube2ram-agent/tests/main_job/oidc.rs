@@ -117,7 +117,7 @@ fn without_it_a_node_whose_role_may_assume_nothing_serves_nobody() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_token_that_has_expired_is_told_and_its_successor_taken() {
+fn a_token_that_has_expired_is_reported_and_the_next_one_used() {
     let mut lab = Lab::new("oidc-expired", &[orders()]);
     let cluster = Cluster::of(&lab);
     cluster.mount(SignedDuration::from_secs(-1));

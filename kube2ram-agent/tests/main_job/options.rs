@@ -1,4 +1,4 @@
-//! The ways in which operators run it: other base credentials, hardened mode, and the ancestors' manifests as they stand.
+//! The ways in which operators run it: other base credentials, hardened mode, and the predecessors' manifests as they stand.
 
 use std::fs;
 
@@ -118,8 +118,8 @@ fn hardened_mode_changes_nothing_for_pods() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_ancestors_manifest_starts_it_as_it_stands() {
-    let mut lab = Lab::new("ancestor", &[orders(), PodSpec::new("plain")]);
+fn the_predecessors_manifest_starts_it_as_it_stands() {
+    let mut lab = Lab::new("predecessor", &[orders(), PodSpec::new("plain")]);
     lab.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
     // Its ports and addresses come from the sandbox: `--app-port=<port>`, `--host-ip=<address>`, `--node=<name>`.
     lab.start(&["--iptables=true", "--host-interface=cni0", "--verbose", "--auto-discover-default-role"]);
@@ -138,7 +138,7 @@ fn the_ancestors_manifest_starts_it_as_it_stands() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_environment_of_the_ancestors_manifest_stands_for_flags() {
+fn the_environment_of_the_predecessors_manifest_stands_for_flags() {
     let mut lab = Lab::new("environment", &[orders()]);
     lab.prepare(&[]);
     let agent = lab.agent().unwrap();

@@ -149,7 +149,7 @@ fn an_sts_that_cannot_answer_now_is_a_503_and_spoils_nothing_that_is_cached() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_sts_that_says_no_is_a_403_that_is_remembered_and_told() {
+fn a_refusal_by_sts_is_a_403_that_is_remembered_and_reported() {
     let pods = ["stranger", "missing", "orders"].map(|name| PodSpec::new(name).role(&format!("{name}-role")));
     let lab = Lab::with_agent("sts-denies", &pods, &[]);
     let [stranger, missing] = ["stranger-role", "missing-role"].map(Accounts::role_arn);
@@ -207,7 +207,7 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_the_pods_that_were
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_snapshot_that_is_damaged_is_ignored_and_said_so() {
+fn a_snapshot_that_is_damaged_is_ignored_and_reported() {
     let state = state_dir();
     let flag = format!("--state-dir={}", state.path().display());
     let mut lab = Lab::with_agent("api-damaged", &[orders()], &[&flag]);

@@ -59,7 +59,7 @@ fn a_taken_app_port_is_reported_and_pods_are_refused_until_it_is_free() {
     let (code, text) = lab.kube2ram(&["status"]);
     let told = format!("cannot listen on 0.0.0.0:{} (--app-port): {holder} has the port", address.port());
     assert!(code == Some(1) && text.contains(&told), "{text}");
-    // A pod that the host's listener would serve is refused, and not sent to the process that listens instead.
+    // A pod that the host listener would serve is refused, and not sent to the process that listens instead.
     lab.assert_refused("daemon");
     // One with its own listener is served.
     assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");

@@ -55,7 +55,7 @@ fn assert_says(text: &str, words: &[&str]) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn all_is_well_and_each_step_of_a_pod_is_told() {
+fn all_is_well_and_each_step_of_a_pod_is_explained() {
     let mut lab = lab(Situation::AllWell);
 
     let (code, status) = lab.document(&["status"]);
@@ -95,7 +95,7 @@ fn all_is_well_and_each_step_of_a_pod_is_told() {
     let seen = show(&mut lab, &["orders"]);
     assert_says(
         &seen,
-        &["all is well", "in force", "shop/orders", "GRANTED: it gets credentials of acs:ram::"],
+        &["all is well", "active", "shop/orders", "GRANTED: it gets credentials of acs:ram::"],
     );
 }
 
@@ -191,7 +191,7 @@ fn a_role_that_is_denied_is_the_pods_problem_and_not_the_agents() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_sts_that_throttles_is_told_with_its_code() {
+fn an_sts_that_throttles_is_reported_with_its_code() {
     let mut lab = lab(Situation::StsThrottling);
 
     let (code, status) = lab.document(&["status"]);
@@ -222,7 +222,7 @@ fn an_sts_that_throttles_is_told_with_its_code() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_api_server_that_is_away_is_told_with_its_lag() {
+fn an_api_server_that_is_away_is_reported_with_its_lag() {
     let mut lab = lab(Situation::ApiServerAway);
     eventually(vec!["api_server".to_owned()], || {
         parts(&lab.document(&["status"]).1).into_iter().map(ToOwned::to_owned).collect::<Vec<_>>()
@@ -258,7 +258,7 @@ fn an_api_server_that_is_away_is_told_with_its_lag() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn drift_in_the_kernel_is_repaired_and_told() {
+fn drift_in_the_kernel_is_repaired_and_reported() {
     let mut lab = lab(Situation::Drift);
     eventually(true, || lab.document(&["status"]).1["datapath"]["repairs"]["detached"].as_u64() >= Some(1));
 
@@ -273,7 +273,7 @@ fn drift_in_the_kernel_is_repaired_and_told() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn base_credentials_that_have_expired_are_told_as_the_cause() {
+fn base_credentials_that_have_expired_are_reported_as_the_cause() {
     let mut lab = lab(Situation::BaseCredentialsExpired);
 
     let (code, status) = lab.document(&["status"]);
@@ -323,7 +323,7 @@ fn whoever_serves_answers_through_an_upgrade() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_an_agent_and_for_others_than_root_the_exit_code_says_so() {
+fn without_an_agent_and_for_others_than_root_the_exit_code_differs() {
     let mut lab = Lab::with_agent("s-codes", &[PodSpec::new("orders").role("orders-role")], &[]);
     assert_eq!(lab.kube2ram(&["status"]).0, Some(0), "the twin");
 
@@ -352,7 +352,7 @@ fn without_an_agent_and_for_others_than_root_the_exit_code_says_so() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_log_says_more_for_a_while_and_then_by_itself_what_it_did() {
+fn the_log_has_more_for_a_while_and_then_by_itself_what_it_had() {
     let mut lab = Lab::with_agent("s-log", &[PodSpec::new("orders").role("orders-role")], &[]);
     let has_debug = |lab: &mut Lab| lab.agent().unwrap().log().contains("DEBUG");
     assert_eq!(lab.kube2ram(&["log-level"]), (Some(0), "info, as set by the flags\n".to_owned()));

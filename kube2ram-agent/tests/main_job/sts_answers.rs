@@ -193,7 +193,7 @@ fn assert_table(name: &str, rows: &mut [Row]) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn each_answer_of_sts_gives_a_pod_what_the_document_says() {
+fn each_answer_of_sts_gives_a_pod_the_documented_answer() {
     let mut rows = rows();
     rows.retain(|row| !row.is_throttling());
     assert!(rows.len() > 25, "{}", rows.len());
@@ -203,7 +203,7 @@ fn each_answer_of_sts_gives_a_pod_what_the_document_says() {
 /// In its own sandbox: what throttles one role makes all others wait.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn each_way_of_throttling_gives_a_pod_what_the_document_says() {
+fn each_way_of_throttling_gives_a_pod_the_documented_answer() {
     let mut rows = rows();
     rows.retain(Row::is_throttling);
     assert!(rows.len() > 3, "{}", rows.len());
@@ -211,7 +211,7 @@ fn each_way_of_throttling_gives_a_pod_what_the_document_says() {
 }
 
 #[test]
-fn each_kind_of_answer_has_an_alert_that_hears_it() {
+fn each_kind_of_answer_has_an_alert_that_fires() {
     let rules = document("deploy/monitoring/rules.yaml");
     for kind in kinds().values() {
         let after = rules.split(&format!("alert: {}\n", kind.alert)).nth(1).unwrap();

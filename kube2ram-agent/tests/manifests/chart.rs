@@ -305,7 +305,7 @@ fn before_kubernetes_1_30_apparmor_is_an_annotation() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn the_notes_tell_the_next_command() {
+fn the_notes_have_the_next_command() {
     let first = notes(&[]);
     let own =
         notes(&["--set=image.repository=registry.example.com/kube2ram,flags.namespace-restrictions=false"]);
@@ -330,7 +330,7 @@ fn example(document: &str, after: &str) -> tempfile::NamedTempFile {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn values_in_the_documents_are_taken_and_do_what_they_say() {
+fn values_in_the_documents_are_accepted_and_have_their_effect() {
     let with = |values: &tempfile::NamedTempFile| {
         objects(&helm(&["--values", values.path().to_str().unwrap()]).unwrap())
     };

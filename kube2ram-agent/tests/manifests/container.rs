@@ -159,7 +159,7 @@ fn without_volume(name: &str) -> Value {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_a_capability_it_says_which_one_to_add() {
+fn without_a_capability_it_names_the_one_to_add() {
     let mut node = Node::new("manifest-capability");
     // SYS_RESOURCE is for kernels below 5.11.
     for (capability, named) in [
@@ -177,7 +177,7 @@ fn without_a_capability_it_says_which_one_to_add() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_ptrace_pods_share_the_hosts_listener_and_it_says_why() {
+fn without_ptrace_pods_share_the_host_listener_and_it_reports_why() {
     let mut node = Node::new("manifest-ptrace");
 
     let agent = node.start(&without_capability("SYS_PTRACE")).unwrap();
@@ -189,7 +189,7 @@ fn without_ptrace_pods_share_the_hosts_listener_and_it_says_why() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_a_mount_it_says_which_one_to_make() {
+fn without_a_mount_it_names_the_one_to_make() {
     let mut node = Node::new("manifest-mount");
     for (volume, named) in [
         ("bpf", "mount -t bpf bpf /sys/fs/bpf"),
@@ -210,7 +210,7 @@ fn without_a_mount_it_says_which_one_to_make() {
 /// The manifest of a version before the pod's own directory, with a later image.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn without_a_directory_of_the_pod_probes_still_hear_of_their_own_agent() {
+fn without_a_directory_of_the_pod_probes_still_reach_their_own_agent() {
     let mut node = Node::new("manifest-pod-dir");
     let mut former = node.start(&without_volume("pod")).unwrap();
     let another = node.start(&without_volume("pod")).unwrap();
@@ -259,14 +259,14 @@ fn as_documented_for_removal(template: &Value) -> Value {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn removal_as_documented_ends_well_and_says_what_it_has_removed() {
+fn removal_as_documented_ends_well_and_reports_what_it_has_removed() {
     let mut node = Node::new("manifest-removal");
     let mut agent = node.start(&manifest()).unwrap();
     node.assert_served();
     assert!(agent.container.terminate().unwrap().success());
     let removal = as_documented_for_removal(&manifest());
     // The kubelet starts it again and again.
-    for expected in ["pods of this node now reach the node's role", "nothing of kube2ram was in force"] {
+    for expected in ["pods of this node now reach the node's role", "nothing of kube2ram was active"] {
         let mut container = node.container(&removal, "kube2ram").unwrap();
         container.start().unwrap();
         let ended = container.wait().unwrap();

@@ -32,7 +32,7 @@ fn each_overlays_container_does_the_main_job() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn migrations_container_serves_the_roles_that_the_ancestors_would() {
+fn migrations_container_serves_the_roles_that_the_predecessors_would() {
     let mut node = Node::new("overlay-migration");
 
     let agent = node.start(&overlay("migration")).unwrap();

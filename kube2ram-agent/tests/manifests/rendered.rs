@@ -150,7 +150,7 @@ fn the_right_to_read_namespaces_comes_with_the_restrictions_that_need_it() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn the_probes_ask_as_the_agent_was_told() {
+fn the_probes_ask_as_the_agent_is_configured() {
     let objects = objects(&helm(&["--set=flags.state-dir=/run/k2r,flags.pod-dir=/run/pod"]).unwrap());
     let container = &template(&objects)["containers"][0];
     let of = |probe: &str| {

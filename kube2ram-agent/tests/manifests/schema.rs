@@ -131,7 +131,7 @@ fn so_is_every_example() {
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn what_it_does_not_know_is_told() {
+fn what_it_does_not_know_is_reported() {
     let schemas = Schemas::load();
     let wrong = |pointer: &str, field: &str, value: Value| {
         let mut object =

@@ -168,7 +168,7 @@ fn assert_is_documented(metrics: &str) {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_denied_role_is_told_by_event_alert_and_panel() {
+fn a_denied_role_is_reported_by_event_alert_and_panel() {
     let Some(mut scene) = Scene::begin(Situation::RoleDenied) else { return };
 
     scene.assert_alerts(&["Kube2ramDenialsSurge"], &[]);
@@ -182,7 +182,7 @@ fn a_denied_role_is_told_by_event_alert_and_panel() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn throttling_by_sts_is_told_by_event_alert_and_panel() {
+fn throttling_by_sts_is_reported_by_event_alert_and_panel() {
     let Some(mut scene) = Scene::begin(Situation::StsThrottling) else { return };
 
     scene.assert_alerts(
@@ -198,7 +198,7 @@ fn throttling_by_sts_is_told_by_event_alert_and_panel() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_api_server_that_is_away_is_told_by_alert_and_panel_and_pods_by_503() {
+fn an_api_server_that_is_away_is_reported_by_alert_and_panel_and_to_pods_by_503() {
     let Some(mut scene) = Scene::begin(Situation::ApiServerAway) else { return };
 
     scene.assert_alerts(
@@ -220,7 +220,7 @@ fn an_api_server_that_is_away_is_told_by_alert_and_panel_and_pods_by_503() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn drift_in_the_kernel_is_told_by_event_alert_and_panel() {
+fn drift_in_the_kernel_is_reported_by_event_alert_and_panel() {
     let Some(mut scene) = Scene::begin(Situation::Drift) else { return };
 
     scene.assert_alerts(&["Kube2ramDatapathDrift"], &[]);
@@ -236,7 +236,7 @@ fn drift_in_the_kernel_is_told_by_event_alert_and_panel() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn expired_base_credentials_are_told_by_event_alert_and_panel() {
+fn expired_base_credentials_are_reported_by_event_alert_and_panel() {
     let Some(mut scene) = Scene::begin(Situation::BaseCredentialsExpired) else { return };
 
     scene.assert_alerts(

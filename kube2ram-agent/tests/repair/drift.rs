@@ -82,7 +82,7 @@ fn a_program_swapped_by_another_is_swapped_back() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_pin_that_is_gone_takes_nothing_out_of_force_and_comes_back() {
+fn a_removed_pin_detaches_nothing_and_is_restored() {
     let lab = Lab::new();
     let mut datapath = lab.attach();
     let origins = datapath.origins().unwrap();
@@ -212,7 +212,7 @@ fn targets_are_those_that_were_written_and_no_others() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_cgroup_made_anew_gets_its_programs_and_one_that_is_gone_is_told() {
+fn a_cgroup_made_again_gets_its_programs_and_a_missing_one_is_reported() {
     let lab = Lab::new();
     let mut datapath = lab.attach();
     for cgroup in ["pods/a/nested", "pods/a", "pods/b", "pods"] {

@@ -1,4 +1,4 @@
-//! Agents that hang or die before, during and after a hand-over: pods are refused at worst, and the next start repairs it.
+//! Agents that hang or die before, during and after a handover: pods are refused at worst, and the next start repairs it.
 
 use std::{thread, time::Duration};
 
@@ -6,7 +6,7 @@ use kube2ram_sandbox::agent::Signal;
 
 use crate::support::{Lab, eventually};
 
-/// From the signal that starts a hand-over: before it, in its midst, after it. It takes some 100 ms.
+/// From the signal that starts a handover: before it, in its midst, after it. It takes some 100 ms.
 const MOMENTS: [u64; 5] = [0, 10, 30, 60, 120];
 
 #[test]

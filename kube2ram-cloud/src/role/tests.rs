@@ -30,7 +30,7 @@ fn completes_names_and_takes_arns_as_they_are_rows_1_1_to_1_8() {
 }
 
 #[test]
-fn accepts_the_base_arns_that_the_ancestor_accepts() {
+fn accepts_the_base_arns_that_the_predecessor_accepts() {
     let accepted = [
         "acs:ram::123456789012:role/path",
         "acs:ram::123456789012:role/path/",
@@ -53,7 +53,7 @@ fn accepts_the_base_arns_that_the_ancestor_accepts() {
 }
 
 #[test]
-fn refuses_the_base_arns_that_the_ancestors_refuse() {
+fn refuses_the_base_arns_that_the_predecessors_refuse() {
     let refused = [
         "acs:ram::123456789012::role/path",
         "acs:ram:us-east-1:123456789012:role/path",
@@ -74,7 +74,7 @@ fn refuses_the_base_arns_that_the_ancestors_refuse() {
 }
 
 #[test]
-fn tells_account_and_name_of_an_arn() {
+fn returns_account_and_name_of_an_arn() {
     let role = arn("ACS:ram::999999999999:role/team/foo");
 
     assert_eq!(role.account(), "999999999999");
@@ -83,7 +83,7 @@ fn tells_account_and_name_of_an_arn() {
 }
 
 #[test]
-fn refuses_what_is_no_role_arn_and_says_why() {
+fn refuses_what_is_no_role_arn_and_reports_why() {
     let legal = "letters, digits, '.', '_', '-' and '/'";
     let cases = [
         ("", ValueError::Empty),

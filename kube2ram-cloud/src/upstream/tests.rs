@@ -46,7 +46,7 @@ async fn passes_a_request_on_as_it_is_but_for_its_host() {
 }
 
 #[tokio::test]
-async fn dials_its_own_address_whatever_the_target_says() {
+async fn dials_its_own_address_whatever_the_target() {
     let server = Server::start(|_| answer(200, "ours")).await;
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_hears_of_the_last_one() {
+    async fn a_waiter_is_woken_by_the_last_one() {
         let readiness = Readiness::default();
         let (pods, links) = (readiness.wait_for("pods"), readiness.wait_for("links"));
         let waiting = tokio::spawn({

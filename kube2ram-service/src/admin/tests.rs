@@ -15,7 +15,7 @@ async fn start() -> (SocketAddr, Readiness) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    tasks.spawn(Arc::new(admin).serve(Arc::new(listener), tasks.clone(), Closing::new()));
+    tasks.spawn(Arc::new(admin).serve(Arc::new(listener), tasks.clone(), Drain::new()));
     (addr, readiness)
 }
 

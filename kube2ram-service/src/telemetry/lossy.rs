@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_as_lost_when_the_reader_has_gone() {
+    fn lines_are_counted_as_lost_when_the_reader_has_ended() {
         let (reader, output) = pipe().unwrap();
         drop(reader);
         let writer = LossyWriter::start(output, ROOM, |_| {}).unwrap();

@@ -97,7 +97,7 @@ fn guarded() -> Result<()> {
     }
     host_daemon_reaches()?;
     let before = preflight(&sandbox)?;
-    ensure!(before.contains("in force until an agent takes over"), "{before}");
+    ensure!(before.contains("active until an agent takes over"), "{before}");
 
     let bpf_dir = "--bpf-dir=/sys/fs/bpf/kube2ram";
     let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn", bpf_dir])?;
@@ -122,7 +122,7 @@ fn guarded() -> Result<()> {
     let after = preflight(&sandbox)?;
     ensure!(after.contains("an agent took over"), "{after}");
     ensure!(
-        run(Command::new(AGENT).args(["boot-guard", "apply"]))?.contains("an agent's programs are in force")
+        run(Command::new(AGENT).args(["boot-guard", "apply"]))?.contains("an agent's programs are active")
     );
     say("guarded: the agent took over")?;
 

@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     secrets,
-    standin::{Accounts, Ancestor, ApiServer, Bind, Metadata, PodManifest, Sts},
+    standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Predecessor, Sts},
 };
 
 /// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling thread is inside the node's network
@@ -214,16 +214,16 @@ impl Sandbox {
         &self.accounts
     }
 
-    /// An ancestor's agent on the node, on a port of all its addresses, which knows the pods that exist by now and their annotations.
+    /// A predecessor's agent on the node, on a port of all its addresses, which knows the pods that exist by now and their annotations.
     ///
     /// # Errors
     /// When no port is free.
-    pub fn ancestor(&self) -> Result<Ancestor> {
+    pub fn predecessor(&self) -> Result<Predecessor> {
         let role =
             |pod: &Pod| Some((pod.ip().into(), pod.spec().annotations.get("ram.aliyuncs.com/role")?.clone()));
         let roles = self.pods.values().filter_map(role).collect();
         let bind = Bind::new((Ipv4Addr::UNSPECIFIED, 0).into(), TcpListener::bind);
-        Ancestor::start(bind, Arc::clone(&self.accounts), roles)
+        Predecessor::start(bind, Arc::clone(&self.accounts), roles)
     }
 
     /// The API server.

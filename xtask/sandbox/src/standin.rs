@@ -1,10 +1,10 @@
 //! What a node talks to, as far as kube2ram can see a difference: STS, the metadata server, the API server,
-//! an ancestor's agent and name servers, each a real server on its own thread, so that blocking and
+//! a predecessor's agent and name servers, each a real server on its own thread, so that blocking and
 //! asynchronous tests can both use them. Depends on nothing else of this crate but the clock; called by
 //! `sandbox` and by tests.
 
 mod account;
-mod ancestor;
+mod predecessor;
 mod api_server;
 
 mod metadata;
@@ -18,11 +18,11 @@ mod tls;
 pub(crate) use self::signature::hex_sha256;
 pub use self::{
     account::{AccessKey, Accounts, Principal, Role},
-    ancestor::Ancestor,
     api_server::{ApiServer, PodManifest},
     metadata::{Metadata, MetadataMode, Seen, Tokens},
     names::{Loss, NameServer},
     oidc::{OidcIssuer, OidcProvider, OidcTrust},
+    predecessor::Predecessor,
     server::Bind,
     signature::{V3Request, pe, v1_signature, v3_signature},
     sts::{Call, Sts, StsMode},

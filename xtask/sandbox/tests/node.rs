@@ -80,7 +80,7 @@ fn commands_run_in_the_cgroup_and_namespace_of_their_container() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn storm_tells_right_answers_from_wrong_ones() {
+fn storm_distinguishes_right_answers_from_wrong_ones() {
     let mut node = Node::create("storm", CgroupDriver::Cgroupfs).unwrap();
     let _server = metadata(&node);
     let pod = node.add_pod(&PodSpec::new("orders")).unwrap();

@@ -72,7 +72,7 @@ fn pods_exist_on_the_node_and_in_the_api_until_they_are_removed() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn shop_window_says_so_when_pods_are_not_protected() {
+fn shop_window_shows_when_pods_are_not_protected() {
     let output = Command::new(BINARY).arg("show").arg("--agent").arg(idle_agent()).output().unwrap();
 
     let text = String::from_utf8(output.stdout).unwrap();

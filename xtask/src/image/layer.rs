@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_roots_and_tell_neither_a_time_nor_a_name() {
+    fn entries_are_roots_and_hold_neither_a_time_nor_a_name() {
         let archive = tar(&two_files()).unwrap();
 
         for entry in tar::Archive::new(&*archive).entries().unwrap() {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_tells_neither_time_nor_system_and_comes_back() {
+    fn what_is_compressed_holds_neither_time_nor_system_and_comes_back() {
         let bytes = b"the same over and over ".repeat(100);
 
         let compressed = gzip(&bytes).unwrap();

@@ -31,7 +31,7 @@ const REVISION: &str = "the-revision-that-the-proof-gives";
 
 /// Where the image is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Places {
+pub(crate) enum Directories {
     /// Here, for this machine's architecture.
     One,
     /// Here and in another directory, for all architectures; the two are compared.
@@ -39,8 +39,8 @@ pub(crate) enum Places {
 }
 
 /// Fails at the first thing that is not so; tells how many were. What cannot run here is said, and is an error with `no_skip`.
-pub(crate) fn prove(places: Places, no_skip: bool) -> Result<Counts> {
-    let arches: &[Arch] = if places == Places::Two { &Arch::ALL } else { &[Arch::HERE] };
+pub(crate) fn prove(directories: Directories, no_skip: bool) -> Result<Counts> {
+    let arches: &[Arch] = if directories == Directories::Two { &Arch::ALL } else { &[Arch::HERE] };
     setup::static_building(arches)?;
     setup::programs()?;
     setup::image(arches)?;
@@ -50,7 +50,7 @@ pub(crate) fn prove(places: Places, no_skip: bool) -> Result<Counts> {
         leave_nothing_to_chance(&here.join("ebpf").join(object))?;
     }
     let mut passed = ebpf::objects().count();
-    if places == Places::Two {
+    if directories == Directories::Two {
         compare_with_elsewhere(&image, arches)?;
         passed += 1;
     }

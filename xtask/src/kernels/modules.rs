@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_says_what_it_needs() {
+    fn a_module_names_its_dependencies() {
         assert_eq!(depends(b"ELF\0license=GPL\0depends=ip_vs,x-y\0"), Some("ip_vs,x-y".into()));
         assert_eq!(depends(b"ELF\0license=GPL\0depends=\0name=veth\0"), Some(String::new()));
         assert_eq!(depends(b"ELF\0license=GPL\0softdepends=pre: x\0"), None);

@@ -91,7 +91,7 @@ impl Plan {
     pub(super) fn new(series: &str, rows: Rows, objects: &Path) -> Result<Self> {
         let has_modules = rows == Rows::All || series == MODULES_ON;
         let mut runs = vec![
-            unprivileged("datapath_kernel", "tells_the_cgroup_that_connected"),
+            unprivileged("datapath_kernel", "returns_the_cgroup_that_connected"),
             unprivileged("boot_guard_kernel", "denies_all_but_the_hosts_own"),
             tests("boot_guard_kernel", ""),
             // What makes network devices needs modules.

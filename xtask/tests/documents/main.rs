@@ -4,7 +4,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod answers;
-mod kernel_half;
+mod ebpf_programs;
 mod links;
 mod policies;
 mod predecessors;

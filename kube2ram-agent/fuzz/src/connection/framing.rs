@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_where_requests_begin() {
+    fn finds_where_requests_begin() {
         let second = "GET /b HTTP/1.0\r\n\r\n";
         for (first, expected, doubt) in [
             ("GET /a HTTP/1.1\r\nHost: x\r\n\r\n", &["GET /a", "GET /b"][..], false),

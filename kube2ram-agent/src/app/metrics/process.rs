@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_of_this_very_process() {
+    fn reads_this_process() {
         let mut registry = Registry::default();
         register(&mut registry, &(Arc::new(SystemClock) as Arc<dyn Clock>));
         let read = || {

@@ -14,7 +14,7 @@ use crate::{
     datapath::{self},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
-    interception, kubernetes, listeners, reconcile, server, wire_guard,
+    kubernetes, listeners, reconcile, self_test, server, wire_guard,
 };
 use kube2ram_cloud::MetadataAddr;
 use kube2ram_service::{
@@ -77,7 +77,7 @@ fn registry() -> Registry {
     drop(credentials::Metrics::new(registry));
     registry.register_collector(Box::new(datapath::NoOutcomes));
     drop(listeners::Metrics::new(registry));
-    drop(interception::metrics(registry));
+    drop(self_test::metrics(registry));
     drop(reconcile::Metrics::new(registry));
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80));
     drop(ForwardGuard::new(metadata, registry));
@@ -232,7 +232,7 @@ fn every_metric_is_named_and_described_as_prometheus_asks() {
 }
 
 #[test]
-fn tells_how_role_sessions_stand() {
+fn counts_role_sessions_by_state() {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Held));
     let mut encoded = String::new();

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_address_that_is_gone_or_was_a_fallback_has_a_successor() {
+    fn only_an_address_that_was_removed_or_was_a_fallback_is_replaced() {
         let found = host_address(None).leading_outside();
         let loopback = Some(Ipv4Addr::LOCALHOST.into());
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_is_gone_is_followed_and_the_port_stays() {
+    async fn an_address_that_moves_is_followed_and_the_port_stays() {
         let (agent, mut moved) = watch::channel(AgentAddr(SocketAddrV4::new(NOBODYS, 8181)));
         let follow = host_address(Some(Ipv4Addr::LOCALHOST.into())).follow(agent);
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_stays_is_told_once() {
+    async fn an_address_that_stays_is_reported_once() {
         let (agent, mut moved) = watch::channel(AgentAddr(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8181)));
         moved.mark_unchanged();
 

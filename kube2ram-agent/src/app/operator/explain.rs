@@ -5,11 +5,11 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Operator, pods::Place, pods::presence_of, rounded};
+use super::{Operator, pods::Identification, pods::presence_of, rounded};
 use crate::{
     args::{Config, Source},
     credentials::{CredentialError, Failure, SessionState},
-    kubernetes::{Cluster, Directory as _, Elsewhere, Presence, Seen},
+    kubernetes::{Cluster, Directory as _, Elsewhere, PodView, Presence},
     pod::Pod,
     policy::{Denial, Rule},
     role::RoleError,
@@ -43,16 +43,19 @@ pub(super) struct Judged {
 
 impl Operator {
     pub(super) async fn explain(&self, namespace: &str, name: &str) -> Explanation {
-        let seen = self.cluster.seen();
+        let view = self.cluster.pod_views();
         // A deleted pod may have been created again under the same name.
         let same_name =
-            seen.iter().filter(|seen| *seen.pod.namespace == *namespace && *seen.pod.name == *name);
-        let found = same_name.min_by_key(|seen| seen.presence == Presence::Departed);
+            view.iter().filter(|view| *view.pod.namespace == *namespace && *view.pod.name == *name);
+        let found = same_name.min_by_key(|view| view.presence == Presence::Departed);
         let (steps, judged) = match found {
-            Some(seen) => {
+            Some(view) => {
                 let cgroups = self.pod_cgroups().await;
-                let place = self.place_of(seen, &cgroups);
-                (vec![pod_step(seen), identity_step(&seen.pod, place)], self.judge().judge(&seen.pod))
+                let identification = self.identification_of(view, &cgroups);
+                (
+                    vec![pod_step(view), identity_step(&view.pod, identification)],
+                    self.judge().judge(&view.pod),
+                )
             }
             None => (Vec::new(), self.not_here(namespace, name).await),
         };
@@ -84,9 +87,9 @@ impl Operator {
     }
 }
 
-fn pod_step(seen: &Seen) -> Step {
-    let Seen { pod, .. } = seen;
-    let says = match seen.presence {
+fn pod_step(view: &PodView) -> Step {
+    let PodView { pod, .. } = view;
+    let says = match view.presence {
         Presence::Departed => {
             "is deleted from the API server, and keeps its role until its cgroup is removed"
         }
@@ -101,12 +104,12 @@ fn pod_step(seen: &Seen) -> Step {
         Stage::Pod,
         Outcome::Passed,
         format!("{says}; UID {}, service account {}{network}", pod.uid, pod.service_account),
-        &[("uid", Some(pod.uid.to_string())), ("presence", Some(presence_of(seen).to_owned()))],
+        &[("uid", Some(pod.uid.to_string())), ("presence", Some(presence_of(view).to_owned()))],
     )
 }
 
-fn identity_step(pod: &Pod, place: Option<Place>) -> Step {
-    let Some(Place { cgroup, named_after, listener }) = place else {
+fn identity_step(pod: &Pod, identification: Option<Identification>) -> Step {
+    let Some(Identification { cgroup, named_after, listener }) = identification else {
         let says = "has no cgroup on this node: its containers do not run (yet, or any more)";
         return Step::new(Stage::Identity, Outcome::Waiting, says, &[]);
     };

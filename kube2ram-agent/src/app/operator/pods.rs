@@ -10,13 +10,13 @@ use tokio::task::spawn_blocking;
 use super::{Operator, explain::Judged};
 use crate::{
     identity::{PodUid, cgroup_id, pod_cgroups},
-    kubernetes::{Presence, Seen},
+    kubernetes::{PodView, Presence},
     status::Pod,
 };
 
 /// Where a pod's processes are.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Identification {
     /// Its cgroup, as an absolute path.
     pub(super) cgroup: PathBuf,
     /// After what that is named.
@@ -36,26 +36,26 @@ impl Presence {
     }
 }
 
-pub(super) fn presence_of(seen: &Seen) -> &'static str {
-    seen.presence.as_str()
+pub(super) fn presence_of(view: &PodView) -> &'static str {
+    view.presence.as_str()
 }
 
 impl Operator {
     /// All of them, by namespace and name.
     pub(super) async fn pods(&self) -> Vec<Pod> {
         let cgroups = self.pod_cgroups().await;
-        let mut seen = self.cluster.seen();
-        seen.sort_by(|a, b| {
+        let mut view = self.cluster.pod_views();
+        view.sort_by(|a, b| {
             (&a.pod.namespace, &a.pod.name, &a.pod.uid).cmp(&(&b.pod.namespace, &b.pod.name, &b.pod.uid))
         });
         let judge = self.judge();
-        seen.iter()
-            .map(|seen| self.pod(seen, judge.judge(&seen.pod), self.place_of(seen, &cgroups)))
+        view.iter()
+            .map(|view| self.pod(view, judge.judge(&view.pod), self.identification_of(view, &cgroups)))
             .collect()
     }
 
-    fn pod(&self, seen: &Seen, judged: Judged, place: Option<Place>) -> Pod {
-        let Seen { pod, .. } = seen;
+    fn pod(&self, view: &PodView, judged: Judged, identification: Option<Identification>) -> Pod {
+        let PodView { pod, .. } = view;
         let below = |cgroup: &Path| {
             cgroup.strip_prefix(&self.settings.pods_cgroup).unwrap_or(cgroup).display().to_string()
         };
@@ -63,11 +63,13 @@ impl Operator {
             namespace: pod.namespace.to_string(),
             name: pod.name.to_string(),
             uid: pod.uid.to_string(),
-            presence: presence_of(seen).to_owned(),
+            presence: presence_of(view).to_owned(),
             host_network: pod.host_network,
-            cgroup: place.as_ref().map(|place| below(&place.cgroup)),
-            identified_by: place.as_ref().map(|place| place.named_after.to_owned()),
-            listener: place.and_then(|place| place.listener),
+            cgroup: identification.as_ref().map(|identification| below(&identification.cgroup)),
+            identified_by: identification
+                .as_ref()
+                .map(|identification| identification.named_after.to_owned()),
+            listener: identification.and_then(|identification| identification.listener),
             role: judged.role.map(|role| role.to_string()),
             verdict: judged.verdict,
             summary: judged.summary,
@@ -83,12 +85,16 @@ impl Operator {
         walked.ok().and_then(Result::ok).unwrap_or_default()
     }
 
-    pub(super) fn place_of(&self, seen: &Seen, cgroups: &HashMap<PodUid, PathBuf>) -> Option<Place> {
-        let by_uid = cgroups.get(&seen.pod.uid).map(|cgroup| (cgroup, "uid"));
-        let by_hash = || Some((cgroups.get(seen.config_hash.as_ref()?)?, "config_hash"));
+    pub(super) fn identification_of(
+        &self,
+        view: &PodView,
+        cgroups: &HashMap<PodUid, PathBuf>,
+    ) -> Option<Identification> {
+        let by_uid = cgroups.get(&view.pod.uid).map(|cgroup| (cgroup, "uid"));
+        let by_hash = || Some((cgroups.get(view.config_hash.as_ref()?)?, "config_hash"));
         let (cgroup, named_after) = by_uid.or_else(by_hash)?;
         let id = cgroup_id(cgroup).ok()?;
         let listener = self.kernel.targets.of_pod(id).map(|target| format!("127.0.0.1:{}", target.port));
-        Some(Place { cgroup: cgroup.clone(), named_after, listener })
+        Some(Identification { cgroup: cgroup.clone(), named_after, listener })
     }
 }

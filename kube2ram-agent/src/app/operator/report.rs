@@ -45,7 +45,7 @@ impl Operator {
             node: self.config.node.clone(),
             pid: process::id(),
             started_at: self.ago(self.started.elapsed()),
-            is_draining: self.closing.accepting().is_cancelled(),
+            is_draining: self.drain.accepting().is_cancelled(),
             pending: self.readiness.pending().into_iter().map(Into::into).collect(),
             log_level: level.to_string(),
             log_level_until: until.map(rounded),
@@ -60,7 +60,7 @@ impl Operator {
 
     fn datapath(&self) -> Datapath {
         let look = self.kernel.state.read();
-        let last = self.kernel.interception.last();
+        let last = self.kernel.self_test.last();
         let program = |(name, cgroup): (&'static str, std::path::PathBuf)| Program {
             name: name.to_owned(),
             cgroup: cgroup.display().to_string(),
@@ -93,7 +93,7 @@ impl Operator {
         let standing = standing.unwrap_or_default();
         ForwardGuard {
             is_wanted,
-            is_in_force: standing.is_in_force == Some(true),
+            is_in_force: standing.is_active == Some(true),
             has_ipv6: standing.has_ipv6,
             has_ipvs: standing.has_ipvs,
             repairs: standing.repairs,
@@ -107,7 +107,7 @@ impl Operator {
         };
         WireGuard {
             is_wanted: true,
-            is_in_force: standing.is_in_force == Some(true),
+            is_in_force: standing.is_active == Some(true),
             node_devices: standing.node_devices,
             pod_devices: standing.pod_devices,
             repairs: standing.repairs,
@@ -118,7 +118,7 @@ impl Operator {
     fn boot_guard(&self) -> BootGuard {
         let state = match datapath::boot_guard(&self.settings.bpf_dir) {
             Ok(datapath::BootGuard::Absent) => "absent",
-            Ok(datapath::BootGuard::InForce { .. }) => "in_force",
+            Ok(datapath::BootGuard::Active { .. }) => "in_force",
             Ok(datapath::BootGuard::TakenOver) => "taken_over",
             Err(_) => "unknown",
         };
@@ -130,12 +130,12 @@ impl Operator {
 
     fn api_server(&self) -> ApiServer {
         let watch = |resource: Resource| {
-            let contact = self.cluster.contact(resource);
-            let lag = contact.failing.as_ref().and(contact.heard).unwrap_or_default();
-            let (since, failure) = contact.failing.unzip();
+            let state = self.cluster.watch_state(resource);
+            let lag = state.failing.as_ref().and(state.answered).unwrap_or_default();
+            let (since, failure) = state.failing.unzip();
             Watch {
                 resource: resource.as_str().to_owned(),
-                heard_at: contact.heard.map(|heard| self.ago(heard)),
+                heard_at: state.answered.map(|at| self.ago(at)),
                 failing_since: since.map(|since| self.ago(since)),
                 lag_seconds: lag.as_secs(),
                 failure: failure.map(Into::into),
@@ -145,13 +145,13 @@ impl Operator {
         ApiServer {
             address: self.cluster.address().to_owned(),
             is_synced: self.cluster.is_synced(),
-            restored_pods: self.cluster.seen().iter().filter(|seen| restored(seen.presence)).count(),
+            restored_pods: self.cluster.pod_views().iter().filter(|view| restored(view.presence)).count(),
             watches: self.cluster.resources().iter().copied().map(watch).collect(),
         }
     }
 
     fn metadata_server(&self) -> MetadataServer {
-        let reading = self.contact.read();
+        let reading = self.activity.read();
         let failing = reading.failing.as_ref();
         MetadataServer {
             address: self.config.metadata.to_string(),

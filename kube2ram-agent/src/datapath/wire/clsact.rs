@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_our_filter_from_others() {
+    fn distinguishes_our_filter_from_others() {
         let read = |payload: &[u8]| filter(RTM_NEWTFILTER, payload);
         let ours = listed(HANDLES[1], PRIORITY, bpf(program::WIRE));
         let expected = Filter { priority: 1, handle: HANDLES[1], program_id: Some(42), is_ours: true };

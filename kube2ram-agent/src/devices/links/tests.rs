@@ -44,7 +44,7 @@ fn read(messages: &[Vec<u8>]) -> Links {
 }
 
 #[test]
-fn tells_where_packets_go() {
+fn finds_where_packets_go() {
     use Device::{Ebpf, Ipvlan, Macvlan, Nic};
     let lo = told(1, LO, 772, &[]);
     let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
@@ -84,7 +84,7 @@ fn tells_where_packets_go() {
 }
 
 #[test]
-fn tells_the_other_ends_of_pairs() {
+fn finds_the_other_ends_of_pairs() {
     let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
     let netkit = told(4, IFF_UP, ARPHRD_ETHER, &[kind("netkit"), lower(8), elsewhere()]);
     let inner = told(5, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(6)]);
@@ -157,7 +157,7 @@ fn ip(arguments: &str) -> Result<(), String> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_kernel_tells_shared_devices_from_the_hosts() {
+fn the_kernel_distinguishes_shared_devices_from_the_hosts() {
     let (host, pod) = (Named::new("links-host"), Named::new("links-pod"));
     assert!(!pod.links().are_set_up(), "nothing but the loopback device");
     ip(&format!("-n {} link add up0 type veth peer eth0 netns {}", host.0, pod.0)).unwrap();
@@ -183,7 +183,7 @@ fn the_kernel_tells_shared_devices_from_the_hosts() {
 }
 
 #[test]
-fn the_kernel_tells_cards() {
+fn the_kernel_identifies_cards() {
     let is_card = |path: &Path| {
         let hardware = fs::read_to_string(path.join("type")).unwrap_or_default();
         path.join("device").exists() && hardware.trim() == "1"

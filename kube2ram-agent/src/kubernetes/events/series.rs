@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn says_the_same_once_and_counts_it() {
+    fn posts_the_same_once_and_counts_it() {
         let mut lab = Lab::new();
         assert_eq!([lab.hear(1, "a"), lab.hear(1, "b")], [Heard::Queued; 2]);
         assert_eq!([lab.post(), lab.post(), lab.post()], [Some(notice(1, "a")), Some(notice(1, "b")), None]);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn without_counts_what_goes_on_is_said_anew() {
+    fn without_counts_what_goes_on_is_posted_again() {
         let mut lab = Lab::new();
         lab.table.stop_counting();
         lab.hear(1, "a");

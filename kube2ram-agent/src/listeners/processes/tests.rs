@@ -119,7 +119,7 @@ fn monitors_of_the_runtime_do_not_count() {
 }
 
 #[test]
-fn who_is_gone_or_not_to_be_seen_does_not_decide() {
+fn a_process_that_has_ended_or_is_hidden_does_not_decide() {
     assert_eq!(Node::new().tells(), "nobody");
     let gone = Node::new().listed("pause", 10);
     assert_eq!(gone.tells(), "nobody");
@@ -130,7 +130,7 @@ fn who_is_gone_or_not_to_be_seen_does_not_decide() {
 }
 
 #[test]
-fn nothing_is_told_when_a_process_cannot_be_read() {
+fn nothing_is_reported_when_a_process_cannot_be_read() {
     let node = Node::new().with("app", 11, 200, "nested").with("pause", 10, 100, "host");
     assert_eq!(node.tells(), "host");
     let netns = node.0.path().join("proc/10/ns/net");

@@ -64,7 +64,7 @@ impl Connection {
         if record.route == RouteLabel::PassThrough {
             let result = match error {
                 None => PassThroughResult::Relayed,
-                Some(RequestError::Quota(_)) => PassThroughResult::Throttled,
+                Some(RequestError::PassThroughLimit(_)) => PassThroughResult::Throttled,
                 Some(RequestError::Upstream(UpstreamError::Timeout)) => PassThroughResult::TimedOut,
                 Some(_) => PassThroughResult::Failed,
             };

@@ -33,7 +33,7 @@ fn refuses(refusal: Refusal) -> Option<Route> {
 
 /// The rows of docs/predecessors.md that the route decides.
 #[test]
-fn routes_as_the_ancestors_did_or_better() {
+fn routes_as_the_predecessors_did_or_better() {
     const LIST: &str = "/latest/meta-data/ram/security-credentials";
     for (row, raw, expected) in [
         ("4.1", LIST.to_owned(), Some(Route::RoleList)),

@@ -68,7 +68,7 @@ pub(super) struct Harness {
     pub(super) server: Arc<Server>,
     entitlements: Arc<SetOnce<Entitlements>>,
     pub(super) tasks: TaskTracker,
-    pub(super) closing: Closing,
+    pub(super) drain: Drain,
     pub(super) registry: Registry,
 }
 
@@ -113,7 +113,7 @@ impl Harness {
             upstream_response: Mutex::new(None),
         });
         let mut registry = Registry::default();
-        let (tasks, closing) = (TaskTracker::new(), Closing::new());
+        let (tasks, drain) = (TaskTracker::new(), Drain::new());
         let keys = AnnotationKeys {
             role: ROLE_KEY.into(),
             external_id: "external-id".into(),
@@ -130,7 +130,7 @@ impl Harness {
                 Arc::clone(&world) as _,
                 Arc::new(SystemClock),
                 TaskTracker::new(),
-                closing.draining().clone(),
+                drain.draining().clone(),
                 credentials::Limits::default(),
                 credentials::Metrics::new(&mut registry),
             ),
@@ -161,8 +161,8 @@ impl Harness {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener::bound_buffers(&listener).unwrap();
         let addr = listener.local_addr().unwrap();
-        tasks.spawn(Arc::clone(&server).serve(Arc::new(listener), Arc::clone(&world) as _, closing.clone()));
-        Self { world, addr, server, entitlements, tasks, closing, registry }
+        tasks.spawn(Arc::clone(&server).serve(Arc::new(listener), Arc::clone(&world) as _, drain.clone()));
+        Self { world, addr, server, entitlements, tasks, drain, registry }
     }
 
     /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from now on.

@@ -266,7 +266,7 @@ async fn a_connection_that_is_sent_a_slow_body_is_not_idle() {
 }
 
 #[tokio::test]
-async fn a_pod_that_asks_too_often_is_told_when_to_ask_again_and_disconnected() {
+async fn a_pod_that_asks_too_often_gets_a_time_to_ask_again_and_is_disconnected() {
     let harness = Harness::start_with(None, |config| config.request_rate = 1).await;
     let mut stream = harness.connect().await;
     for _ in 0..2 {
@@ -328,7 +328,7 @@ async fn shutdown_answers_what_is_under_way_and_then_ends() {
     kept.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(read_response(&mut kept).await.body(), "my-role");
 
-    harness.closing.close();
+    harness.drain.close();
     fresh.write_all(request.as_bytes()).await.unwrap();
 
     let answer = response(&read_to_end(&mut fresh).await);
@@ -341,7 +341,7 @@ async fn shutdown_answers_what_is_under_way_and_then_ends() {
 }
 
 #[tokio::test]
-async fn a_hand_over_closes_no_idle_connection_but_tells_each_that_its_next_answer_is_the_last() {
+async fn a_handover_closes_no_idle_connection_but_marks_each_next_answer_as_the_last() {
     let harness = Harness::start().await;
     let mut kept = harness.connect().await;
     let request = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -349,7 +349,7 @@ async fn a_hand_over_closes_no_idle_connection_but_tells_each_that_its_next_answ
     let before = read_response(&mut kept).await;
     assert_eq!((before.body().as_str(), before.headers().get("connection")), ("my-role", None));
 
-    harness.closing.hand_over();
+    harness.drain.hand_over();
     eventually(async || TcpStream::connect(harness.addr).await.is_err()).await;
     kept.write_all(request.as_bytes()).await.unwrap();
 
@@ -373,7 +373,7 @@ async fn shutdown_lets_an_answer_go_on_until_the_deadline_and_then_cuts_it_off()
     assert_eq!(&first[..12], b"HTTP/1.1 200");
 
     let started = Instant::now();
-    harness.closing.close();
+    harness.drain.close();
     let rest = read_to_end(&mut endless).await;
 
     assert!(rest.len() > 4, "it went on: {rest:?}");
@@ -391,7 +391,7 @@ async fn shutdown_does_not_wait_for_a_client_that_stalls() {
     assert_eq!(read_response(&mut stalled).await.body(), "my-role");
 
     let started = Instant::now();
-    harness.closing.close();
+    harness.drain.close();
     read_to_end(&mut stalled).await;
 
     assert!(started.elapsed() <= DRAIN_DEADLINE + Duration::from_secs(1), "{:?}", started.elapsed());

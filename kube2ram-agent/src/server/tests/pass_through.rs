@@ -52,7 +52,7 @@ async fn passes_ordinary_items_with_their_headers() {
 
 /// Row 4.20.
 #[tokio::test]
-async fn passes_no_header_but_what_a_client_says_of_itself_and_of_the_answer() {
+async fn passes_no_header_but_those_about_the_client_and_the_answer() {
     let harness = Harness::start().await;
     let headers = "X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\nForwarded: for=1.2.3.4\r\nVia: 1.1 x\r\nX-Real-IP: 1.2.3.4\r\n\
         Proxy-Authorization: x\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\nConnection: x-hop\r\nX-Hop: 1\r\nUpgrade: h2c\r\n\
@@ -251,7 +251,7 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
 }
 
 #[tokio::test]
-async fn a_broken_upstream_is_502_and_says_nothing_of_it() {
+async fn a_broken_upstream_is_502_without_details() {
     let harness = Harness::start().await;
     for broken in [
         &b"garbage\r\n\r\n"[..],
@@ -321,7 +321,7 @@ async fn a_small_body_that_stalls_or_breaks_off_is_an_error_and_no_half_answer()
         &DIALECT,
     );
     let Route::PassThrough(target) = target else { panic!("{target:?}") };
-    let share = Quota::new(0).take(&PodUid::parse(UID).unwrap()).unwrap();
+    let share = PassThroughLimiter::new(0).take(&PodUid::parse(UID).unwrap()).unwrap();
 
     let broken = relay(&breaking_off, &Request::new(()), &target, share).await;
 

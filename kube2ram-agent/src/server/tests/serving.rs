@@ -70,7 +70,7 @@ async fn obeys_the_namespaces_allow_list() {
 
 /// Row 4.14: STS's text appears in the log and in an Event, but not in the answer to the pod.
 #[tokio::test]
-async fn tells_transient_from_final_failures_of_sts() {
+async fn distinguishes_transient_from_final_failures_of_sts() {
     for (kind, status, reasons) in [
         (IssueErrorKind::Denied, StatusCode::FORBIDDEN, &["AssumeRoleDenied"][..]),
         (IssueErrorKind::NoSuchRole, StatusCode::FORBIDDEN, &["AssumeRoleDenied"]),
@@ -147,7 +147,7 @@ async fn an_annotation_on_the_namespace_instead_of_the_pod_is_named_by_an_event(
 }
 
 #[tokio::test]
-async fn a_malformed_annotation_denies_and_says_so() {
+async fn a_malformed_annotation_denies_and_is_reported() {
     let harness = Harness::start().await;
     *harness.world.pod.lock().unwrap() = Ok(pod(&[(ROLE_KEY, "")]));
 
@@ -243,7 +243,7 @@ async fn a_log_that_nobody_reads_stops_no_request() {
 
 /// One line per request, and never a secret.
 #[tokio::test]
-async fn the_access_log_tells_who_asked_for_what() {
+async fn the_access_log_shows_who_asked_for_what() {
     let log = Log::default();
     let _guard = log.capture();
     let harness = Harness::start().await;

@@ -25,7 +25,7 @@ fn the_agents_token_changes_nothing_of_nodes_but_its_own_taint() {
         assert!(answer.status == 403 || answer.status == 422, "{path} {change}: {answer:?}");
         answer.body["message"].as_str().unwrap().to_owned()
     };
-    // A policy is in force a little after it was applied.
+    // A policy is active a little after it was applied.
     eventually("the policy", || {
         plane.patch(&token, &own, &json!({ "metadata": { "labels": { "probe": "1" } } })).status != 200
     });
@@ -88,7 +88,7 @@ fn allow_lists_are_changed_by_those_who_may() {
         plane.request(TENANT, "PUT", "/api/v1/namespaces/default/finalize", "application/json", &whole)
     };
 
-    // Both the role and the policy are in force a little after they were applied; until then the annotation may get written, and what it is already
+    // Both the role and the policy are active a little after they were applied; until then the annotation may get written, and what it is already
     // is no change.
     let mut attempt = 0;
     eventually("the policy", || {

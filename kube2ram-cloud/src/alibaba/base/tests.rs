@@ -62,7 +62,7 @@ fn reads_both_pairs_of_variables() {
     ])
     .unwrap()
     .unwrap();
-    let ancestors = from_env(&[
+    let predecessors = from_env(&[
         ("ALIBABA_CLOUD_ACCESS_KEY_ID", ""),
         ("ACCESS_KEY_ID", "older"),
         ("ACCESS_KEY_SECRET", "s"),
@@ -73,8 +73,8 @@ fn reads_both_pairs_of_variables() {
     assert_eq!((&*ours.access_key_id, ours.access_key_secret.expose_secret()), ("id", "hush"));
     assert_eq!(ours.security_token.as_ref().unwrap().expose_secret(), "tok");
     assert!(!format!("{ours:?}").contains("hush") && !format!("{ours:?}").contains("tok\""));
-    assert_eq!(&*ancestors.access_key_id, "older");
-    assert!(ancestors.security_token.is_none());
+    assert_eq!(&*predecessors.access_key_id, "older");
+    assert!(predecessors.security_token.is_none());
     assert!(from_env(&[]).unwrap().is_none());
 }
 
@@ -229,7 +229,7 @@ async fn a_node_without_role_is_named_as_such() {
 }
 
 #[tokio::test]
-async fn tells_when_they_end_and_how_often_they_were_fetched() {
+async fn returns_when_they_end_and_how_often_they_were_fetched() {
     let bench = bench().await;
     let base = &bench.base;
     assert_eq!((base.state().expires_at, base.fetches()), (None, [("error", 0), ("ok", 0)]));

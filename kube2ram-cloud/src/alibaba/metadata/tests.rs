@@ -52,7 +52,7 @@ async fn serve(
 }
 
 #[tokio::test]
-async fn tells_what_the_node_is() {
+async fn returns_what_the_node_is() {
     let server = serve(200, item).await;
     let metadata = metadata(&server);
 

@@ -164,7 +164,7 @@ async fn reports_what_sts_refuses_and_asks_once_only() {
 }
 
 #[tokio::test]
-async fn throttling_says_how_long_to_wait() {
+async fn throttling_carries_how_long_to_wait() {
     let mut throttled = refused(400, "Throttling.User");
     let left = http::HeaderValue::from_static("Limit:100,Remain:0,TimeLeft:1500,Reset:2000");
     throttled.headers_mut().insert("x-ratelimit-user", left);
@@ -361,7 +361,7 @@ async fn goes_round_a_silent_endpoint_and_comes_back_to_it_later() {
 }
 
 #[tokio::test]
-async fn the_answers_date_tells_when_they_were_issued_unless_it_cannot_be() {
+async fn the_answers_date_is_when_they_were_issued_unless_it_cannot_be() {
     for (date, issued_at) in [
         ("Sat, 21 Nov 2026 21:30:00 GMT", "2026-11-21T21:30:00Z"),
         // Our clock is ten minutes ahead, or behind.

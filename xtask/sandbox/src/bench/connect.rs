@@ -1,4 +1,4 @@
-//! What a connect(2) costs: with our programs, without, and where iptables rewrites packets as the ancestors have it do.
+//! What a connect(2) costs: with our programs, without, and where iptables rewrites packets as the predecessors have it do.
 //! Depends on `Sandbox` and `client dial`. Called by `bench`.
 
 use std::{
@@ -172,7 +172,7 @@ pub(super) fn sink(listener: TcpListener) -> Result<SocketAddrV4> {
     Ok(addr)
 }
 
-/// Takes the agent's programs out of force.
+/// Deactivates the agent's programs.
 pub(super) fn uninstall(sandbox: &Sandbox, agent: &Path) -> Result<()> {
     let bpf_dir = format!("--bpf-dir={}", sandbox.node().bpffs().join("kube2ram").display());
     let state_dir = format!("--state-dir={}", sandbox.node().directory().join("agent").display());

@@ -1,4 +1,4 @@
-//! The ancestors' way, to be measured against: a client whose packets pass another network namespace, which rewrites them with iptables.
+//! The predecessors' way, to be measured against: a client whose packets pass another network namespace, which rewrites them with iptables.
 //! Depends on iptables. Made by `Node::add_router`, used by `bench`; the machine's own rules stay as they are.
 
 use std::{

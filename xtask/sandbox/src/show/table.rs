@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_an_answer_should_have_been() {
+    fn shows_what_an_answer_should_have_been() {
         let row = |got: &str| Row {
             who: "orders".into(),
             asked: "which role?".into(),

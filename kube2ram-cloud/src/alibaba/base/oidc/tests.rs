@@ -150,7 +150,7 @@ async fn concurrent_callers_cost_one_exchange_until_half_of_it_is_over() {
 }
 
 #[tokio::test]
-async fn the_token_is_read_anew_each_time() {
+async fn the_token_is_read_again_each_time() {
     let bench = bench(&[]).await;
     bench.id().await.unwrap();
     *bench.clock.0.lock().unwrap() += 2.hours();
@@ -195,7 +195,7 @@ async fn what_is_no_token_is_not_sent() {
 }
 
 #[tokio::test]
-async fn each_refusal_says_what_to_mend_and_repeats_nothing_of_the_token() {
+async fn each_refusal_names_the_remedy_and_repeats_nothing_of_the_token() {
     for (status, code, said) in [
         (400, "AuthenticationFail.OIDCToken.Expired", "the kubelet renews it"),
         (400, "AuthenticationFail.OIDCToken.AudienceNotMatch", "sts.aliyuncs.com"),
@@ -216,7 +216,7 @@ async fn each_refusal_says_what_to_mend_and_repeats_nothing_of_the_token() {
 }
 
 #[tokio::test]
-async fn an_outage_of_sts_is_told_as_one_and_a_refusal_as_the_agents_own() {
+async fn an_outage_of_sts_is_reported_as_one_and_a_refusal_as_the_agents() {
     for (status, code, kind) in [
         (400, "Throttling.User", IssueErrorKind::Throttled),
         (503, "ServiceUnavailable", IssueErrorKind::Unavailable),
@@ -234,7 +234,7 @@ async fn an_outage_of_sts_is_told_as_one_and_a_refusal_as_the_agents_own() {
 }
 
 #[tokio::test]
-async fn goes_by_the_time_that_sts_tells_and_makes_another_nonce() {
+async fn uses_the_time_of_sts_and_makes_another_nonce() {
     let bench = bench(&[(400, "InvalidTimeStamp.Expired")]).await;
     // Credentials from STS must not be expired by STS's own time.
     *bench.clock.0.lock().unwrap() += 2.hours().minutes(30);

@@ -66,7 +66,7 @@ fn lists_the_pods_of_one_node() {
 }
 
 #[test]
-fn watch_tells_additions_changes_and_deletions_in_order() {
+fn watch_reports_additions_changes_and_deletions_in_order() {
     let server = server();
     let mut next =
         watch(&server, "/api/v1/pods?watch=true&resourceVersion=100&fieldSelector=spec.nodeName%3Dnode-1");
@@ -81,7 +81,7 @@ fn watch_tells_additions_changes_and_deletions_in_order() {
 }
 
 #[test]
-fn held_watch_hears_nothing_until_released_while_a_list_shows_it() {
+fn held_watch_gets_nothing_until_released_while_a_list_shows_it() {
     let server = server();
     let mut next = watch(&server, "/api/v1/pods?watch=true&resourceVersion=100");
 

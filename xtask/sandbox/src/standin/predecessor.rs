@@ -1,4 +1,4 @@
-//! An iptables ancestor (kube2iam, the Go kube2ram): recognises a pod by its address, and gives credentials to whoever reaches its port. It keeps
+//! An iptables predecessor (kube2iam, the Go kube2ram): recognises a pod by its address, and gives credentials to whoever reaches its port. It keeps
 //! connections as long as the client does, as Go's server. Depends on the account. Called over HTTP by pods, and by tests that replace it.
 
 use std::{
@@ -22,13 +22,13 @@ use super::{
 };
 use crate::clock::iso8601;
 
-/// The ancestor's agent.
+/// The predecessor's agent.
 #[derive(Debug)]
-pub struct Ancestor {
+pub struct Predecessor {
     server: Server<State>,
 }
 
-impl Ancestor {
+impl Predecessor {
     /// Starts serving pods by their addresses.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Ancestor {
     }
 }
 
-/// What the ancestors ask STS for by default.
+/// What the predecessors ask STS for by default.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
@@ -101,7 +101,7 @@ impl Handler for State {
 
 impl State {
     fn credentials(&self, role: &str) -> String {
-        let principal = Principal::AssumedRole { role: role.to_owned(), session: "ancestor".to_owned() };
+        let principal = Principal::AssumedRole { role: role.to_owned(), session: "predecessor".to_owned() };
         let key = self.accounts.issue(principal, Some(LIFETIME));
         let document = json!({
             "Code": "Success",

@@ -13,7 +13,7 @@ use kube2ram_service::telemetry::chain;
 
 /// How the metadata server answers. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct UpstreamContact(Arc<Mutex<Times>>);
+pub struct UpstreamActivity(Arc<Mutex<Times>>);
 
 #[derive(Debug, Default)]
 struct Times {
@@ -50,12 +50,12 @@ pub struct FailingReading {
 
 /// A request in flight.
 pub(super) struct Attempt {
-    contact: UpstreamContact,
+    activity: UpstreamActivity,
     begun: Instant,
     is_over: bool,
 }
 
-impl UpstreamContact {
+impl UpstreamActivity {
     /// How it stands.
     pub fn read(&self) -> Reading {
         let times = self.times();
@@ -68,7 +68,7 @@ impl UpstreamContact {
     }
 
     pub(super) fn attempt(&self) -> Attempt {
-        Attempt { contact: self.clone(), begun: Instant::now(), is_over: false }
+        Attempt { activity: self.clone(), begun: Instant::now(), is_over: false }
     }
 
     fn failed(&self, error: &UpstreamError) {
@@ -88,9 +88,9 @@ impl Attempt {
         self.is_over = true;
         match outcome {
             Ok(_) => {
-                *self.contact.times() = Times { answered_at: Some(Instant::now()), failing: None };
+                *self.activity.times() = Times { answered_at: Some(Instant::now()), failing: None };
             }
-            Err(error) => self.contact.failed(error),
+            Err(error) => self.activity.failed(error),
         }
     }
 }
@@ -99,7 +99,7 @@ impl Drop for Attempt {
     /// The caller has not waited for the end: a pod that hangs up at once proves nothing, one that was kept waiting does.
     fn drop(&mut self) {
         if !self.is_over && self.begun.elapsed() >= CONNECT_TIMEOUT {
-            self.contact.failed(&UpstreamError::Timeout);
+            self.activity.failed(&UpstreamError::Timeout);
         }
     }
 }
@@ -113,36 +113,36 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn tells_since_when_there_is_no_answer_until_there_is_one() {
-        let contact = UpstreamContact::default();
+    async fn returns_since_when_there_is_no_answer_until_there_is_one() {
+        let activity = UpstreamActivity::default();
         let refused = || Err::<(), _>(UpstreamError::Connect("refused".into()));
-        assert_eq!(contact.read(), Reading::default());
-        contact.attempt().ended(&Ok(()));
+        assert_eq!(activity.read(), Reading::default());
+        activity.attempt().ended(&Ok(()));
         advance(SECOND).await;
-        contact.attempt().ended(&refused());
+        activity.attempt().ended(&refused());
         advance(SECOND).await;
-        contact.attempt().ended(&refused());
+        activity.attempt().ended(&refused());
         advance(SECOND).await;
 
         let error = "cannot connect to the metadata server: refused".into();
         let failing = FailingReading { since: 2 * SECOND, last: SECOND, error };
-        assert_eq!(contact.read(), Reading { answered: Some(3 * SECOND), failing: Some(failing) });
+        assert_eq!(activity.read(), Reading { answered: Some(3 * SECOND), failing: Some(failing) });
 
-        contact.attempt().ended(&Ok(()));
+        activity.attempt().ended(&Ok(()));
 
-        assert_eq!(contact.read(), Reading { answered: Some(Duration::ZERO), failing: None });
+        assert_eq!(activity.read(), Reading { answered: Some(Duration::ZERO), failing: None });
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_caller_that_was_kept_waiting_counts_and_one_that_hangs_up_at_once_does_not() {
-        let contact = UpstreamContact::default();
-        drop(contact.attempt());
-        assert_eq!(contact.read().failing, None);
-        let attempt = contact.attempt();
+        let activity = UpstreamActivity::default();
+        drop(activity.attempt());
+        assert_eq!(activity.read().failing, None);
+        let attempt = activity.attempt();
         advance(CONNECT_TIMEOUT).await;
 
         drop(attempt);
 
-        assert_eq!(&*contact.read().failing.unwrap().error, "the metadata server did not answer in time");
+        assert_eq!(&*activity.read().failing.unwrap().error, "the metadata server did not answer in time");
     }
 }

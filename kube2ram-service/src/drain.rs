@@ -5,12 +5,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Two steps, the first of which may also be skipped. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Closing {
+pub struct Drain {
     accepting: CancellationToken,
     draining: CancellationToken,
 }
 
-impl Closing {
+impl Drain {
     /// Nothing is to end yet.
     pub fn new() -> Self {
         let draining = CancellationToken::new();
@@ -46,7 +46,7 @@ impl Closing {
     }
 }
 
-impl Default for Closing {
+impl Default for Drain {
     fn default() -> Self {
         Self::new()
     }
@@ -58,10 +58,9 @@ mod tests {
 
     #[test]
     fn a_part_ends_alone_or_with_the_whole() {
-        let whole = Closing::new();
+        let whole = Drain::new();
         let (part, other) = (whole.child(), whole.child());
-        let state =
-            |closing: &Closing| (closing.accepting().is_cancelled(), closing.draining().is_cancelled());
+        let state = |drain: &Drain| (drain.accepting().is_cancelled(), drain.draining().is_cancelled());
 
         part.close();
         assert_eq!([&whole, &other, &part].map(state), [(false, false), (false, false), (true, true)]);

@@ -1,5 +1,5 @@
 //! Whose turn at STS is next: two token buckets for the node, one for each pod, and turns by pod. Pure: time is passed in.
-//! Called by `gate` only, under its lock.
+//! Called by `sts_scheduler` only, under its lock.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -59,7 +59,7 @@ pub(super) struct Rates {
 pub(super) struct TicketId(u64);
 
 /// Everybody who waits, and everything that is counted against them.
-pub(super) struct Turns {
+pub(super) struct StsQueue {
     rates: Rates,
     node: TokenBucket,
     pace: TokenBucket,
@@ -88,7 +88,7 @@ struct Lane {
     waiting: HashMap<PodUid, VecDeque<TicketId>>,
 }
 
-impl Turns {
+impl StsQueue {
     pub(super) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             rates,
@@ -296,12 +296,12 @@ mod tests {
         PodUid::parse(&format!("00000000-0000-4000-8000-{n:012x}")).unwrap()
     }
 
-    fn turns(concurrent: usize, node: u32, pod: u32) -> (Turns, Instant) {
+    fn queue(concurrent: usize, node: u32, pod: u32) -> (StsQueue, Instant) {
         let now = Instant::now();
         let rate = |burst| Rate { burst, interval: SECOND };
         let (node, pod) = (rate(node), rate(pod));
         let rates = Rates { concurrent, concurrent_ahead: concurrent, node, reserve: 0, pace: node, pod };
-        (Turns::new(rates, now), now)
+        (StsQueue::new(rates, now), now)
     }
 
     /// Which of these have been granted, by index.
@@ -311,17 +311,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_goes_at_once_and_the_rest_at_the_nodes_rate() {
-        let (mut turns, now) = turns(100, 3, 100);
-        let mut places: Vec<_> = (0..5).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
+        let (mut queue, now) = queue(100, 3, 100);
+        let mut receivers: Vec<_> = (0..5).map(|n| queue.join(pod(n), Rank::Demand).1).collect();
 
-        assert_eq!(turns.grant(now), Some(now + SECOND));
-        assert_eq!(granted(&mut places), [0, 1, 2]);
-        assert_eq!(turns.grant(now + SECOND / 2), Some(now + SECOND));
-        assert_eq!(granted(&mut places), [0; 0]);
-        assert_eq!(turns.grant(now + SECOND), Some(now + 2 * SECOND));
-        assert_eq!(granted(&mut places), [3]);
-        assert_eq!(turns.grant(now + 2 * SECOND), None);
-        assert_eq!(granted(&mut places), [4]);
+        assert_eq!(queue.grant(now), Some(now + SECOND));
+        assert_eq!(granted(&mut receivers), [0, 1, 2]);
+        assert_eq!(queue.grant(now + SECOND / 2), Some(now + SECOND));
+        assert_eq!(granted(&mut receivers), [0; 0]);
+        assert_eq!(queue.grant(now + SECOND), Some(now + 2 * SECOND));
+        assert_eq!(granted(&mut receivers), [3]);
+        assert_eq!(queue.grant(now + 2 * SECOND), None);
+        assert_eq!(granted(&mut receivers), [4]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -332,77 +332,77 @@ mod tests {
             node: rate(6, 10 * SECOND),
             pace: rate(2, SECOND),
             pod: rate(100, SECOND),
-            ..turns(100, 1, 1).0.rates
+            ..queue(100, 1, 1).0.rates
         };
-        let mut turns = Turns::new(rates, now);
-        let mut places: Vec<_> = (0..8).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
+        let mut queue = StsQueue::new(rates, now);
+        let mut receivers: Vec<_> = (0..8).map(|n| queue.join(pod(n), Rank::Demand).1).collect();
 
         let mut seen = Vec::new();
         let mut at = now;
-        while let Some(due) = turns.grant(at) {
-            seen.push(((at - now).as_secs(), granted(&mut places).len()));
+        while let Some(due) = queue.grant(at) {
+            seen.push(((at - now).as_secs(), granted(&mut receivers).len()));
             at = due;
         }
-        seen.push(((at - now).as_secs(), granted(&mut places).len()));
+        seen.push(((at - now).as_secs(), granted(&mut receivers).len()));
 
         assert_eq!(seen, [(0, 2), (1, 1), (2, 1), (3, 1), (4, 1), (10, 1), (20, 1)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_waits_for_leaves_burst_and_places_to_those_who_wait() {
+    async fn what_nobody_waits_for_leaves_burst_and_concurrency_to_those_who_wait() {
         let (node, now) = (Rate { burst: 6, interval: SECOND }, Instant::now());
-        let rates = Rates { node, pace: node, reserve: 4, concurrent_ahead: 1, ..turns(100, 1, 100).0.rates };
-        let mut turns = Turns::new(rates, now);
-        let mut ahead: Vec<_> = (0..4).map(|n| turns.join(pod(n), Rank::Ahead).1).collect();
+        let rates = Rates { node, pace: node, reserve: 4, concurrent_ahead: 1, ..queue(100, 1, 100).0.rates };
+        let mut queue = StsQueue::new(rates, now);
+        let mut ahead: Vec<_> = (0..4).map(|n| queue.join(pod(n), Rank::Ahead).1).collect();
 
-        assert_eq!((turns.grant(now), granted(&mut ahead)), (None, vec![0]), "one at once");
-        turns.finish();
-        assert_eq!((turns.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![1]));
-        turns.finish();
+        assert_eq!((queue.grant(now), granted(&mut ahead)), (None, vec![0]), "one at once");
+        queue.finish();
+        assert_eq!((queue.grant(now), granted(&mut ahead)), (Some(now + SECOND), vec![1]));
+        queue.finish();
         assert_eq!(
-            (turns.grant(now), granted(&mut ahead)),
+            (queue.grant(now), granted(&mut ahead)),
             (Some(now + SECOND), vec![]),
             "above the reserve"
         );
 
-        let mut waiting: Vec<_> = (0..5).map(|n| turns.join(pod(n), Rank::Demand).1).collect();
-        turns.grant(now);
+        let mut waiting: Vec<_> = (0..5).map(|n| queue.join(pod(n), Rank::Demand).1).collect();
+        queue.grant(now);
         assert_eq!(granted(&mut waiting), [0, 1, 2, 3]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_with_many_requests_takes_turns_with_one_that_has_one() {
-        let (mut turns, now) = turns(2, 100, 100);
-        let mut places: Vec<_> = (0..10).map(|_| turns.join(pod(1), Rank::Demand).1).collect();
-        places.push(turns.join(pod(2), Rank::Demand).1);
+    async fn a_pod_with_many_requests_alternates_with_one_that_has_one() {
+        let (mut queue, now) = queue(2, 100, 100);
+        let mut receivers: Vec<_> = (0..10).map(|_| queue.join(pod(1), Rank::Demand).1).collect();
+        receivers.push(queue.join(pod(2), Rank::Demand).1);
 
-        turns.grant(now);
+        queue.grant(now);
 
-        assert_eq!(granted(&mut places), [0, 10]);
+        assert_eq!(granted(&mut receivers), [0, 10]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_has_used_its_own_rate_leaves_the_nodes_to_others() {
-        let (mut turns, now) = turns(100, 100, 2);
-        let mut places: Vec<_> = (0..10).map(|_| turns.join(pod(1), Rank::Demand).1).collect();
-        places.push(turns.join(pod(2), Rank::Ahead).1);
+        let (mut queue, now) = queue(100, 100, 2);
+        let mut receivers: Vec<_> = (0..10).map(|_| queue.join(pod(1), Rank::Demand).1).collect();
+        receivers.push(queue.join(pod(2), Rank::Ahead).1);
 
-        let due = turns.grant(now);
+        let due = queue.grant(now);
 
-        assert_eq!((granted(&mut places), due), (vec![0, 1, 10], Some(now + SECOND)));
+        assert_eq!((granted(&mut receivers), due), (vec![0, 1, 10], Some(now + SECOND)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_goes_before_what_has_failed_and_that_before_what_nobody_waits_for() {
-        let (mut turns, now) = turns(1, 100, 100);
-        let mut places =
-            [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| turns.join(pod(rank as u32), rank).1);
+        let (mut queue, now) = queue(1, 100, 100);
+        let mut receivers =
+            [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| queue.join(pod(rank as u32), rank).1);
         let mut order = Vec::new();
 
         for _ in 0..3 {
-            turns.grant(now);
-            order.extend(granted(&mut places));
-            turns.finish();
+            queue.grant(now);
+            order.extend(granted(&mut receivers));
+            queue.finish();
         }
 
         assert_eq!(order, [2, 1, 0]);
@@ -410,97 +410,97 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queued_prefetch_that_is_asked_for_overtakes_the_others() {
-        let (mut turns, now) = turns(1, 100, 100);
+        let (mut queue, now) = queue(1, 100, 100);
         let mut ids = Vec::new();
-        let mut places = Vec::new();
+        let mut receivers = Vec::new();
         for n in 0..5 {
-            let (id, place) = turns.join(pod(n), Rank::Ahead);
+            let (id, permit) = queue.join(pod(n), Rank::Ahead);
             ids.push(id);
-            places.push(place);
+            receivers.push(permit);
         }
 
-        turns.promote(ids[3], pod(9), Rank::Demand);
-        turns.grant(now);
+        queue.promote(ids[3], pod(9), Rank::Demand);
+        queue.grant(now);
 
-        assert_eq!(granted(&mut places), [3]);
-        turns.finish();
-        turns.grant(now);
-        assert_eq!(granted(&mut places), [0], "and is not granted twice");
+        assert_eq!(granted(&mut receivers), [3]);
+        queue.finish();
+        queue.grant(now);
+        assert_eq!(granted(&mut receivers), [0], "and is not granted twice");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_two_pods_ask_for_comes_at_the_rate_of_the_one_that_may() {
-        let (mut turns, now) = turns(100, 100, 1);
-        let (_, spent) = turns.join(pod(1), Rank::Demand);
-        turns.grant(now);
-        let (id, shared) = turns.join(pod(1), Rank::Demand);
-        let mut places = [spent, shared];
-        turns.grant(now);
-        assert_eq!(granted(&mut places), [0]);
+        let (mut queue, now) = queue(100, 100, 1);
+        let (_, spent) = queue.join(pod(1), Rank::Demand);
+        queue.grant(now);
+        let (id, shared) = queue.join(pod(1), Rank::Demand);
+        let mut receivers = [spent, shared];
+        queue.grant(now);
+        assert_eq!(granted(&mut receivers), [0]);
 
-        turns.promote(id, pod(2), Rank::Demand);
+        queue.promote(id, pod(2), Rank::Demand);
         // The pod that is out of turns asks again: it must not take the other's place away.
-        turns.promote(id, pod(1), Rank::Demand);
-        turns.grant(now);
+        queue.promote(id, pod(1), Rank::Demand);
+        queue.grant(now);
 
-        assert_eq!(granted(&mut places), [1]);
+        assert_eq!(granted(&mut receivers), [1]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn throttling_holds_back_what_nobody_waits_for_longer_each_time() {
-        let (mut turns, now) = turns(100, 100, 100);
-        turns.throttle(Some(5 * SECOND), now, 0.0);
-        let mut places = [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| turns.join(pod(1), rank).1);
+        let (mut queue, now) = queue(100, 100, 100);
+        queue.throttle(Some(5 * SECOND), now, 0.0);
+        let mut receivers = [Rank::Ahead, Rank::Retry, Rank::Demand].map(|rank| queue.join(pod(1), rank).1);
 
-        assert_eq!(turns.grant(now), Some(now + SECOND), "one more that somebody waits for could go then");
-        assert_eq!(granted(&mut places), [2]);
-        assert_eq!(turns.grant(now + 2 * SECOND), Some(now + 5 * SECOND));
-        assert_eq!(granted(&mut places), [0; 0]);
+        assert_eq!(queue.grant(now), Some(now + SECOND), "one more that somebody waits for could go then");
+        assert_eq!(granted(&mut receivers), [2]);
+        assert_eq!(queue.grant(now + 2 * SECOND), Some(now + 5 * SECOND));
+        assert_eq!(granted(&mut receivers), [0; 0]);
         for expected in [1, 0] {
-            turns.finish();
-            assert_eq!((turns.grant(now + 5 * SECOND), granted(&mut places)), (None, vec![expected]));
+            queue.finish();
+            assert_eq!((queue.grant(now + 5 * SECOND), granted(&mut receivers)), (None, vec![expected]));
         }
 
         let later = now + 10 * SECOND;
-        turns.join(pod(1), Rank::Ahead);
-        turns.throttle(None, later, 0.0);
-        assert_eq!(turns.grant(later), Some(later + 2 * SECOND));
-        turns.throttle(None, later, 1.0);
-        assert_eq!(turns.grant(later), Some(later + 4 * SECOND), "one that was under way with it");
+        queue.join(pod(1), Rank::Ahead);
+        queue.throttle(None, later, 0.0);
+        assert_eq!(queue.grant(later), Some(later + 2 * SECOND));
+        queue.throttle(None, later, 1.0);
+        assert_eq!(queue.grant(later), Some(later + 4 * SECOND), "one that was under way with it");
         let answered = later + SECOND;
-        assert!(turns.unthrottle(answered));
-        turns.throttle(None, answered, 0.0);
-        assert_eq!(turns.grant(answered), Some(answered + SECOND), "as after the first time");
+        assert!(queue.unthrottle(answered));
+        queue.throttle(None, answered, 0.0);
+        assert_eq!(queue.grant(answered), Some(answered + SECOND), "as after the first time");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_of_sts_ends_the_pause() {
-        let (mut turns, now) = turns(100, 100, 100);
-        turns.throttle(Some(60 * SECOND), now, 1.0);
-        let mut places = [Rank::Ahead, Rank::Retry].map(|rank| turns.join(pod(1), rank).1);
-        turns.grant(now);
-        assert_eq!(granted(&mut places), [0; 0]);
+        let (mut queue, now) = queue(100, 100, 100);
+        queue.throttle(Some(60 * SECOND), now, 1.0);
+        let mut receivers = [Rank::Ahead, Rank::Retry].map(|rank| queue.join(pod(1), rank).1);
+        queue.grant(now);
+        assert_eq!(granted(&mut receivers), [0; 0]);
 
-        assert!(!turns.unthrottle(now - SECOND), "that call was under way when STS throttled");
-        turns.grant(now);
-        assert_eq!(granted(&mut places), [0; 0]);
-        assert!(turns.unthrottle(now + SECOND));
-        turns.grant(now);
-        assert_eq!(granted(&mut places), [1], "not all at once");
-        turns.grant(now + SECOND);
+        assert!(!queue.unthrottle(now - SECOND), "that call was under way when STS throttled");
+        queue.grant(now);
+        assert_eq!(granted(&mut receivers), [0; 0]);
+        assert!(queue.unthrottle(now + SECOND));
+        queue.grant(now);
+        assert_eq!(granted(&mut receivers), [1], "not all at once");
+        queue.grant(now + SECOND);
 
-        assert_eq!(granted(&mut places), [0]);
-        assert!(!turns.unthrottle(now + SECOND), "it was over before");
+        assert_eq!(granted(&mut receivers), [0]);
+        assert!(!queue.unthrottle(now + SECOND), "it was over before");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_buckets_that_are_kept_are_bounded() {
-        let (mut turns, now) = turns(100_000, 100_000, 4);
+        let (mut queue, now) = queue(100_000, 100_000, 4);
         for n in 0..20_000 {
-            turns.join(pod(n), Rank::Demand);
-            turns.grant(now + n * SECOND);
+            queue.join(pod(n), Rank::Demand);
+            queue.grant(now + n * SECOND);
         }
 
-        assert!(turns.pods.len() <= PODS_LIMIT, "{}", turns.pods.len());
+        assert!(queue.pods.len() <= PODS_LIMIT, "{}", queue.pods.len());
     }
 }

@@ -1,6 +1,6 @@
 //! Limits a server's connections, in all and per caller. When a limit is reached, an idle connection is
 //! closed for a new one, so that a caller that only holds connections cannot lock others out. Depends on no
-//! other module; used by `server`, `admin` and `quota`.
+//! other module; used by `server`, `admin` and `pass_through_limiter`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The permits of a server's connections.
 #[derive(Debug)]
-pub struct Places<C: Eq + Hash> {
+pub struct ConnectionLimiter<C: Eq + Hash> {
     total: usize,
     per_caller: usize,
     grace: Duration,
@@ -51,8 +51,8 @@ pub struct Busy {
 
 /// The permit of one connection; dropping it gives it back.
 #[derive(Debug)]
-pub struct Place<C: Clone + Eq + Hash> {
-    places: Arc<Places<C>>,
+pub struct ConnectionPermit<C: Clone + Eq + Hash> {
+    limiter: Arc<ConnectionLimiter<C>>,
     caller: C,
     number: u64,
     holder: Arc<Holder>,
@@ -60,7 +60,7 @@ pub struct Place<C: Clone + Eq + Hash> {
     pub displaced: bool,
 }
 
-impl<C: Clone + Eq + Hash> Places<C> {
+impl<C: Clone + Eq + Hash> ConnectionLimiter<C> {
     /// Both bounds are at least 1. A connection is idle on which nothing was asked or answered for as long as `grace`: before that, its next request may be
     /// on its way.
     pub fn new(total: usize, per_caller: usize, grace: Duration) -> Arc<Self> {
@@ -71,7 +71,7 @@ impl<C: Clone + Eq + Hash> Places<C> {
     /// A place for a connection of `caller`. When the caller has all that one may have, its oldest idle connection gives way, and without an idle
     /// one there is no place. When all places are taken, the oldest idle connection of the caller who has most gives way, or, without an idle one, its
     /// oldest.
-    pub fn take(self: &Arc<Self>, caller: C) -> Option<Place<C>> {
+    pub fn take(self: &Arc<Self>, caller: C) -> Option<ConnectionPermit<C>> {
         let mut taken = self.taken();
         let mut displaced = None;
         if taken.of(&caller) >= self.per_caller {
@@ -89,19 +89,24 @@ impl<C: Clone + Eq + Hash> Places<C> {
     }
 
     /// As [`Self::take`], but nobody gives way.
-    pub fn take_free(self: &Arc<Self>, caller: C) -> Option<Place<C>> {
+    pub fn take_free(self: &Arc<Self>, caller: C) -> Option<ConnectionPermit<C>> {
         let taken = self.taken();
         let is_free = taken.total < self.total && taken.of(&caller) < self.per_caller;
         is_free.then(|| self.give(taken, caller, false))
     }
 
-    fn give(self: &Arc<Self>, mut taken: MutexGuard<'_, Taken<C>>, caller: C, displaced: bool) -> Place<C> {
+    fn give(
+        self: &Arc<Self>,
+        mut taken: MutexGuard<'_, Taken<C>>,
+        caller: C,
+        displaced: bool,
+    ) -> ConnectionPermit<C> {
         let holder = Holder { lost: CancellationToken::new(), quiet_since: self.now().into() };
         let (number, holder) = (taken.next, Arc::new(holder));
         taken.next += 1;
         taken.total += 1;
         taken.by_caller.entry(caller.clone()).or_default().insert(number, Arc::clone(&holder));
-        Place { places: Arc::clone(self), caller, number, holder, displaced }
+        ConnectionPermit { limiter: Arc::clone(self), caller, number, holder, displaced }
     }
 
     fn now(&self) -> u64 {
@@ -154,7 +159,7 @@ impl<C: Clone + Eq + Hash> Taken<C> {
     }
 }
 
-impl<C: Clone + Eq + Hash> Place<C> {
+impl<C: Clone + Eq + Hash> ConnectionPermit<C> {
     /// Cancelled when another connection has got the place.
     pub fn lost(&self) -> &CancellationToken {
         &self.holder.lost
@@ -163,7 +168,7 @@ impl<C: Clone + Eq + Hash> Place<C> {
     /// The connection is not idle from now on, until what is returned is dropped: when the answer has ended.
     pub fn busy(&self) -> Busy {
         self.holder.quiet_since.store(BUSY, Ordering::Relaxed);
-        Busy { holder: Arc::clone(&self.holder), begun: self.places.begun }
+        Busy { holder: Arc::clone(&self.holder), begun: self.limiter.begun }
     }
 }
 
@@ -177,10 +182,10 @@ fn micros_since(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_micros()).unwrap_or(BUSY - 1)
 }
 
-impl<C: Clone + Eq + Hash> Drop for Place<C> {
+impl<C: Clone + Eq + Hash> Drop for ConnectionPermit<C> {
     fn drop(&mut self) {
         // Nothing is left to remove if it was lost.
-        drop(self.places.taken().remove(&self.caller, self.number));
+        drop(self.limiter.taken().remove(&self.caller, self.number));
     }
 }
 
@@ -189,114 +194,114 @@ mod tests {
     use super::*;
 
     /// The indexes of connections that have lost their permits.
-    fn lost(places: &[Place<u8>]) -> Vec<usize> {
-        (0..places.len()).filter(|&index| places[index].lost().is_cancelled()).collect()
+    fn lost(permits: &[ConnectionPermit<u8>]) -> Vec<usize> {
+        (0..permits.len()).filter(|&index| permits[index].lost().is_cancelled()).collect()
     }
 
-    fn held(places: &Arc<Places<u8>>, callers: &[u8]) -> Vec<Place<u8>> {
-        callers.iter().map(|&caller| places.take(caller).unwrap()).collect()
+    fn held(limiter: &Arc<ConnectionLimiter<u8>>, callers: &[u8]) -> Vec<ConnectionPermit<u8>> {
+        callers.iter().map(|&caller| limiter.take(caller).unwrap()).collect()
     }
 
     #[test]
     fn a_caller_at_its_bound_loses_its_oldest_and_others_nothing() {
-        let places = Places::new(10, 2, Duration::ZERO);
-        let mut held = held(&places, &[1, 2, 2]);
-        assert!(lost(&held).is_empty() && held.iter().all(|place| !place.displaced));
+        let limiter = ConnectionLimiter::new(10, 2, Duration::ZERO);
+        let mut held = held(&limiter, &[1, 2, 2]);
+        assert!(lost(&held).is_empty() && held.iter().all(|permit| !permit.displaced));
 
-        held.push(places.take(2).unwrap());
+        held.push(limiter.take(2).unwrap());
         assert_eq!((lost(&held), held[3].displaced), (vec![1], true));
-        held.push(places.take(2).unwrap());
+        held.push(limiter.take(2).unwrap());
 
         assert_eq!(lost(&held), [1, 2]);
     }
 
     #[test]
     fn a_caller_that_is_being_answered_on_all_of_its_connections_gets_no_other_one() {
-        let places = Places::new(10, 2, Duration::ZERO);
-        let held = held(&places, &[1, 1, 2]);
-        let answers: Vec<_> = held[..2].iter().map(Place::busy).collect();
+        let limiter = ConnectionLimiter::new(10, 2, Duration::ZERO);
+        let held = held(&limiter, &[1, 1, 2]);
+        let answers: Vec<_> = held[..2].iter().map(ConnectionPermit::busy).collect();
 
-        assert!(places.take(1).is_none());
+        assert!(limiter.take(1).is_none());
 
         assert!(lost(&held).is_empty());
-        assert!(places.take(2).is_some(), "the twin");
+        assert!(limiter.take(2).is_some(), "the twin");
         drop(answers);
-        assert!(places.take(1).is_some(), "the answers have ended");
+        assert!(limiter.take(1).is_some(), "the answers have ended");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_whose_next_request_may_be_on_its_way_does_not_give_way() {
         const GRACE: Duration = Duration::from_secs(1);
-        let places = Places::new(10, 2, GRACE);
-        let held = held(&places, &[1, 1]);
-        assert!(places.take(1).is_none(), "they have just come");
+        let limiter = ConnectionLimiter::new(10, 2, GRACE);
+        let held = held(&limiter, &[1, 1]);
+        assert!(limiter.take(1).is_none(), "they have just come");
         tokio::time::advance(GRACE).await;
         drop(held[0].busy());
 
-        let third = places.take(1).unwrap();
+        let third = limiter.take(1).unwrap();
         assert!(third.displaced);
         assert_eq!(lost(&held), [1], "not the one that was just answered, although it is older");
-        assert!(places.take(1).is_none());
+        assert!(limiter.take(1).is_none());
         tokio::time::advance(GRACE).await;
-        drop(places.take(1).unwrap());
+        drop(limiter.take(1).unwrap());
 
         assert_eq!((lost(&held), third.lost().is_cancelled()), (vec![0, 1], false));
     }
 
     #[test]
     fn when_all_are_taken_those_who_have_most_lose_their_oldest() {
-        let places = Places::new(5, 3, Duration::ZERO);
-        let mut held = held(&places, &[1, 2, 3, 2, 3]);
+        let limiter = ConnectionLimiter::new(5, 3, Duration::ZERO);
+        let mut held = held(&limiter, &[1, 2, 3, 2, 3]);
 
-        held.push(places.take(4).unwrap());
+        held.push(limiter.take(4).unwrap());
         assert_eq!(lost(&held), [1], "the older of 2, which has as many as 3");
-        held.push(places.take(5).unwrap());
+        held.push(limiter.take(5).unwrap());
 
         assert_eq!(lost(&held), [1, 2], "3 has most now");
     }
 
     #[test]
     fn an_idle_connection_gives_way_before_one_that_is_being_answered() {
-        let places = Places::new(3, 3, Duration::ZERO);
-        let mut held = held(&places, &[1, 1, 1]);
+        let limiter = ConnectionLimiter::new(3, 3, Duration::ZERO);
+        let mut held = held(&limiter, &[1, 1, 1]);
         let _first = held[0].busy();
 
-        held.push(places.take(2).unwrap());
+        held.push(limiter.take(2).unwrap());
         assert_eq!(lost(&held), [1]);
         let _third = held[2].busy();
-        held.push(places.take(3).unwrap());
+        held.push(limiter.take(3).unwrap());
 
         assert_eq!(lost(&held), [0, 1], "without an idle one, the oldest");
     }
 
     #[test]
-    fn where_nobody_gives_way_there_is_a_place_or_none() {
-        let places = Places::new(3, 2, Duration::ZERO);
-        let held: Vec<_> = [1, 1].map(|caller| places.take_free(caller).unwrap()).into();
+    fn where_nobody_gives_way_there_is_a_permit_or_none() {
+        let limiter = ConnectionLimiter::new(3, 2, Duration::ZERO);
+        let held: Vec<_> = [1, 1].map(|caller| limiter.take_free(caller).unwrap()).into();
 
-        assert!(places.take_free(1).is_none(), "its own bound");
-        let third = places.take_free(2).unwrap();
-        assert!(places.take_free(3).is_none(), "the bound of all");
+        assert!(limiter.take_free(1).is_none(), "its own bound");
+        let third = limiter.take_free(2).unwrap();
+        assert!(limiter.take_free(3).is_none(), "the bound of all");
         drop(third);
 
-        assert!(places.take_free(3).is_some());
+        assert!(limiter.take_free(3).is_some());
         assert!(lost(&held).is_empty());
     }
 
     #[test]
-    fn a_place_that_was_given_back_costs_nobody_his_own() {
-        let places = Places::new(2, 1, Duration::ZERO);
-        let held = [places.take(1).unwrap()];
-        drop(places.take(2));
+    fn a_permit_that_was_given_back_costs_nobody_another() {
+        let limiter = ConnectionLimiter::new(2, 1, Duration::ZERO);
+        let held = [limiter.take(1).unwrap()];
+        drop(limiter.take(2));
 
-        let more = [places.take(2).unwrap(), places.take(3).unwrap()];
+        let more = [limiter.take(2).unwrap(), limiter.take(3).unwrap()];
 
         assert_eq!(lost(&held), [0], "the oldest where all have as many");
         assert!(lost(&more).is_empty());
         drop(held);
-        assert_eq!(places.taken().total, 2, "a lost place is not given back twice");
+        assert_eq!(limiter.taken().total, 2, "a lost place is not given back twice");
         drop(more);
-        let taken = places.taken();
+        let taken = limiter.taken();
         assert!(taken.total == 0 && taken.by_caller.is_empty(), "nothing stays of who is gone");
     }
 }

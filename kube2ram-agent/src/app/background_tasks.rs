@@ -7,7 +7,7 @@ use super::AppError;
 
 /// All of them; dropping it ends them.
 #[derive(Default)]
-pub(super) struct Parts {
+pub(super) struct BackgroundTasks {
     /// Tasks that write to what agents share, and end by themselves after `stop`.
     blocking_writers: JoinSet<&'static str>,
     /// Tells them to.
@@ -17,18 +17,18 @@ pub(super) struct Parts {
     others: JoinSet<&'static str>,
 }
 
-impl Parts {
-    pub(super) fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
-        spawn(&mut self.others, name, part);
+impl BackgroundTasks {
+    pub(super) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        spawn(&mut self.others, name, task);
     }
 
     /// A task that writes to what the agents of a node share: the eBPF programs, or netfilter.
     pub(super) fn spawn_writer(
         &mut self,
         name: &'static str,
-        part: impl Future<Output = ()> + Send + 'static,
+        task: impl Future<Output = ()> + Send + 'static,
     ) {
-        spawn(&mut self.writers, name, part);
+        spawn(&mut self.writers, name, task);
     }
 
     /// A task that writes there from threads that may block, and that cannot be aborted: it must return soon
@@ -36,9 +36,9 @@ impl Parts {
     pub(super) fn spawn_blocking_writer<P: Future<Output = ()> + Send + 'static>(
         &mut self,
         name: &'static str,
-        part: impl FnOnce(CancellationToken) -> P,
+        task: impl FnOnce(CancellationToken) -> P,
     ) {
-        spawn(&mut self.blocking_writers, name, part(self.stop.clone()));
+        spawn(&mut self.blocking_writers, name, task(self.stop.clone()));
     }
 
     /// Ends the tasks that write, and waits until they have ended.
@@ -61,12 +61,12 @@ impl Parts {
 }
 
 fn spawn(
-    parts: &mut JoinSet<&'static str>,
+    background: &mut JoinSet<&'static str>,
     name: &'static str,
-    part: impl Future<Output = ()> + Send + 'static,
+    task: impl Future<Output = ()> + Send + 'static,
 ) {
-    parts.spawn(async move {
-        part.await;
+    background.spawn(async move {
+        task.await;
         name
     });
 }

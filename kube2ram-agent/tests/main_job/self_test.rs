@@ -53,7 +53,7 @@ fn an_agent_that_meets_itself_is_ready_and_counts_as_no_pod() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_agent_whom_a_firewall_keeps_from_itself_is_not_ready_and_says_why() {
+fn an_agent_that_a_firewall_separates_from_itself_is_not_ready_and_reports_why() {
     let mut lab = Lab::with_agent("firewall", &[PodSpec::new("orders").role("orders-role")], &[]);
     let ready = |lab: &mut Lab| lab.agent().unwrap().ready().map_err(|error| error.to_string());
     assert_eq!(ready(&mut lab), Ok("ready".to_owned()));

@@ -35,23 +35,23 @@ pub enum Resource {
 
 /// How one watch stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Contact {
+pub struct WatchState {
     /// How long ago the API server last answered; `None` before the first answer.
-    pub heard: Option<Duration>,
+    pub answered: Option<Duration>,
     /// Since when the API server has failed, if it has not answered since, and the last error.
     pub failing: Option<(Duration, Box<str>)>,
 }
 
 /// When each watch last received something, and failed. Clones share it.
 #[derive(Clone)]
-pub(super) struct Contacts {
+pub(super) struct ApiActivity {
     /// `None` where it is not watched.
-    namespaces: Option<Arc<Line>>,
-    pods: Arc<Line>,
+    namespaces: Option<Arc<WatchActivity>>,
+    pods: Arc<WatchActivity>,
 }
 
 /// The activity of one resource's watch.
-struct Line {
+struct WatchActivity {
     times: Mutex<Times>,
     open_watches: Gauge,
     /// When something last came on a watch, in Unix seconds.
@@ -61,14 +61,14 @@ struct Line {
 
 #[derive(Debug, Default)]
 struct Times {
-    heard_at: Option<Instant>,
+    answered_at: Option<Instant>,
     /// The first failure since then, and the last one's text.
     failing: Option<(Instant, Box<str>)>,
 }
 
 /// A list, or a watch for as long as its response lasts.
 struct Answer {
-    line: Arc<Line>,
+    watch: Arc<WatchActivity>,
     is_watch: bool,
 }
 
@@ -87,37 +87,37 @@ impl Resource {
     }
 }
 
-impl Contacts {
+impl ApiActivity {
     pub(super) fn new(metrics: &Metrics, resources: &[Resource], clock: &Arc<dyn Clock>) -> Self {
-        let line = |resource| {
-            Arc::new(Line {
+        let watch = |resource| {
+            Arc::new(WatchActivity {
                 times: Mutex::default(),
                 open_watches: metrics.watches(resource),
                 watch_message: metrics.watch_message(resource),
                 clock: Arc::clone(clock),
             })
         };
-        let namespaces = resources.contains(&Resource::Namespaces).then(|| line(Resource::Namespaces));
-        Self { namespaces, pods: line(Resource::Pods) }
+        let namespaces = resources.contains(&Resource::Namespaces).then(|| watch(Resource::Namespaces));
+        Self { namespaces, pods: watch(Resource::Pods) }
     }
 
     pub(super) fn failed(&self, resource: Resource, error: &str) {
-        let Some(line) = self.of(resource) else { return };
-        let mut times = line.times();
+        let Some(watch) = self.of(resource) else { return };
+        let mut times = watch.times();
         let since = times.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         times.failing = Some((since, error.into()));
     }
 
-    pub(super) fn read(&self, resource: Resource) -> Contact {
-        let Some(line) = self.of(resource) else { return Contact::default() };
-        let times = line.times();
-        Contact {
-            heard: times.heard_at.map(|at| at.elapsed()),
+    pub(super) fn read(&self, resource: Resource) -> WatchState {
+        let Some(watch) = self.of(resource) else { return WatchState::default() };
+        let times = watch.times();
+        WatchState {
+            answered: times.answered_at.map(|at| at.elapsed()),
             failing: times.failing.as_ref().map(|(since, error)| (since.elapsed(), error.clone())),
         }
     }
 
-    fn of(&self, resource: Resource) -> Option<&Arc<Line>> {
+    fn of(&self, resource: Resource) -> Option<&Arc<WatchActivity>> {
         match resource {
             Resource::Namespaces => self.namespaces.as_ref(),
             Resource::Pods => Some(&self.pods),
@@ -125,34 +125,34 @@ impl Contacts {
     }
 
     /// The resource of a request; `None` for Events and nodes.
-    fn of_path(&self, path: &str) -> Option<&Arc<Line>> {
+    fn of_path(&self, path: &str) -> Option<&Arc<WatchActivity>> {
         let asked = path.rsplit('/').next();
         let resource = Resource::ALL.iter().find(|resource| asked == Some(resource.as_str()))?;
         self.of(*resource)
     }
 }
 
-impl Line {
+impl WatchActivity {
     fn times(&self) -> MutexGuard<'_, Times> {
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Answer {
-    fn begin(line: Arc<Line>, is_watch: bool) -> Self {
+    fn begin(watch: Arc<WatchActivity>, is_watch: bool) -> Self {
         if is_watch {
-            line.open_watches.inc();
+            watch.open_watches.inc();
         }
-        let answer = Self { line, is_watch };
-        answer.heard();
+        let answer = Self { watch, is_watch };
+        answer.note_message();
         answer
     }
 
-    fn heard(&self) {
-        *self.line.times() = Times { heard_at: Some(Instant::now()), failing: None };
+    fn note_message(&self) {
+        *self.watch.times() = Times { answered_at: Some(Instant::now()), failing: None };
         // Of watches alone: lists are answered although the watch is dead.
         if self.is_watch {
-            self.line.watch_message.set(self.line.clock.now().as_duration().as_secs_f64());
+            self.watch.watch_message.set(self.watch.clock.now().as_duration().as_secs_f64());
         }
     }
 }
@@ -160,7 +160,7 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if self.is_watch {
-            self.line.open_watches.dec();
+            self.watch.open_watches.dec();
         }
     }
 }
@@ -170,22 +170,22 @@ pub(super) fn is_watch(uri: &Uri) -> bool {
     uri.query().is_some_and(|query| query.split('&').any(|term| term == "watch=true"))
 }
 
-impl<S> Layer<S> for Contacts {
-    type Service = Listening<S>;
+impl<S> Layer<S> for ApiActivity {
+    type Service = ActivityClient<S>;
 
-    fn layer(&self, inner: S) -> Listening<S> {
-        Listening { inner, contacts: self.clone() }
+    fn layer(&self, inner: S) -> ActivityClient<S> {
+        ActivityClient { inner, activity: self.clone() }
     }
 }
 
 /// A client that notes when it is answered.
 #[derive(Clone)]
-pub(super) struct Listening<S> {
+pub(super) struct ActivityClient<S> {
     inner: S,
-    contacts: Contacts,
+    activity: ApiActivity,
 }
 
-impl<S> Service<Request<Body>> for Listening<S>
+impl<S> Service<Request<Body>> for ActivityClient<S>
 where
     S: Service<Request<Body>, Response = Response<Box<DynBody>>>,
     S::Future: Send + 'static,
@@ -199,23 +199,23 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let line = self.contacts.of_path(request.uri().path()).cloned();
+        let watch = self.activity.of_path(request.uri().path()).cloned();
         let is_watch = is_watch(request.uri());
         let answer = self.inner.call(request);
-        let listen = move |answer: Response<Box<DynBody>>| match line.filter(|_| answer.status().is_success())
-        {
-            Some(line) => {
-                let heard = Answer::begin(line, is_watch);
-                answer.map(|body| {
-                    let note = move |frame| {
-                        heard.heard();
-                        frame
-                    };
-                    body.map_frame(note).boxed_unsync()
-                })
-            }
-            None => answer.map(BodyExt::boxed_unsync),
-        };
+        let listen =
+            move |answer: Response<Box<DynBody>>| match watch.filter(|_| answer.status().is_success()) {
+                Some(watch) => {
+                    let answered = Answer::begin(watch, is_watch);
+                    answer.map(|body| {
+                        let note = move |frame| {
+                            answered.note_message();
+                            frame
+                        };
+                        body.map_frame(note).boxed_unsync()
+                    })
+                }
+                None => answer.map(BodyExt::boxed_unsync),
+            };
         answer.map(|answer| answer.map(listen)).boxed()
     }
 }
@@ -225,53 +225,53 @@ mod tests {
     use super::*;
     use kube2ram_service::clock::SystemClock;
 
-    fn contacts() -> Contacts {
+    fn activity() -> ApiActivity {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        Contacts::new(&Metrics::default(), Resource::ALL, &clock)
+        ApiActivity::new(&Metrics::default(), Resource::ALL, &clock)
     }
 
-    fn hear(contacts: &Contacts, uri: &'static str) -> Answer {
+    fn begin(activity: &ApiActivity, uri: &'static str) -> Answer {
         let uri = Uri::from_static(uri);
-        Answer::begin(Arc::clone(contacts.of_path(uri.path()).unwrap()), is_watch(&uri))
+        Answer::begin(Arc::clone(activity.of_path(uri.path()).unwrap()), is_watch(&uri))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_lasts_until_the_api_server_is_heard_again() {
-        let contacts = contacts();
+    async fn a_failure_lasts_until_the_api_server_answers_again() {
+        let activity = activity();
         let second = Duration::from_secs(1);
-        assert_eq!(contacts.read(Resource::Pods), Contact::default());
+        assert_eq!(activity.read(Resource::Pods), WatchState::default());
 
-        drop(hear(&contacts, "/api/v1/pods"));
+        drop(begin(&activity, "/api/v1/pods"));
         tokio::time::advance(second).await;
-        contacts.failed(Resource::Pods, "first");
+        activity.failed(Resource::Pods, "first");
         tokio::time::advance(second).await;
-        contacts.failed(Resource::Pods, "second");
+        activity.failed(Resource::Pods, "second");
 
         let failing = Some((second, "second".into()));
-        assert_eq!(contacts.read(Resource::Pods), Contact { heard: Some(2 * second), failing });
-        assert_eq!(contacts.read(Resource::Namespaces), Contact::default());
-        drop(hear(&contacts, "/api/v1/pods"));
-        let contact = Contact { heard: Some(Duration::ZERO), failing: None };
-        assert_eq!(contacts.read(Resource::Pods), contact);
+        assert_eq!(activity.read(Resource::Pods), WatchState { answered: Some(2 * second), failing });
+        assert_eq!(activity.read(Resource::Namespaces), WatchState::default());
+        drop(begin(&activity, "/api/v1/pods"));
+        let state = WatchState { answered: Some(Duration::ZERO), failing: None };
+        assert_eq!(activity.read(Resource::Pods), state);
     }
 
     #[test]
     fn knows_watches_by_their_paths() {
-        let contacts = contacts();
+        let activity = activity();
         let is = |path, resource: Resource| {
-            let lines = contacts.of_path(path).zip(contacts.of(resource));
-            lines.is_some_and(|(found, expected)| Arc::ptr_eq(found, expected))
+            let watches = activity.of_path(path).zip(activity.of(resource));
+            watches.is_some_and(|(found, expected)| Arc::ptr_eq(found, expected))
         };
 
         assert!(is("/api/v1/pods", Resource::Pods) && is("/api/v1/namespaces", Resource::Namespaces));
         assert!(is("/api/v1/namespaces/shop/pods", Resource::Pods));
         for other in ["/apis/events.k8s.io/v1/namespaces/shop/events", "/api/v1/nodes/pods-1", "/version"] {
-            assert!(contacts.of_path(other).is_none(), "{other}");
+            assert!(activity.of_path(other).is_none(), "{other}");
         }
     }
 
     #[test]
-    fn tells_watches_from_lists() {
+    fn distinguishes_watches_from_lists() {
         for (uri, expected) in [
             ("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dn", true),
             ("/api/v1/namespaces?&watch=true&resourceVersion=1", true),
@@ -285,16 +285,16 @@ mod tests {
 
     #[test]
     fn only_watches_set_the_gauges() {
-        let contacts = contacts();
-        let gauges = || (contacts.pods.open_watches.get(), contacts.pods.watch_message.get() > 0.0);
+        let activity = activity();
+        let gauges = || (activity.pods.open_watches.get(), activity.pods.watch_message.get() > 0.0);
 
-        let list = hear(&contacts, "/api/v1/pods");
+        let list = begin(&activity, "/api/v1/pods");
         assert_eq!(gauges(), (0, false));
-        let watches = ["/api/v1/pods?watch=true"; 2].map(|uri| hear(&contacts, uri));
+        let watches = ["/api/v1/pods?watch=true"; 2].map(|uri| begin(&activity, uri));
         assert_eq!(gauges(), (2, true));
 
         drop((list, watches));
         assert_eq!(gauges(), (0, true));
-        assert_eq!(contacts.namespaces.unwrap().open_watches.get(), 0);
+        assert_eq!(activity.namespaces.unwrap().open_watches.get(), 0);
     }
 }

@@ -53,7 +53,7 @@ pub const CONDITION: &str = "an intercepted connection of the agent itself";
 
 /// The agent's own connections to the metadata address.
 #[derive(Debug)]
-pub struct Interception {
+pub struct SelfTest {
     settings: Settings,
     /// The agent's cgroup, if it is below the pods'. Elsewhere a child dials, in a cgroup that is made for it.
     own: Option<CgroupId>,
@@ -80,7 +80,7 @@ pub struct Last {
 
 /// Why a connection did not arrive.
 #[derive(Debug, thiserror::Error)]
-enum InterceptionError {
+enum SelfTestError {
     /// The address cannot be reached.
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
@@ -111,7 +111,7 @@ pub(crate) fn metrics(registry: &mut Registry) -> Family<[(&'static str, &'stati
     metrics
 }
 
-impl Interception {
+impl SelfTest {
     /// Prepares. `own` is the agent's cgroup, if that lies below the pods'.
     pub fn new(settings: Settings, own: Option<CgroupId>, registry: &mut Registry) -> Arc<Self> {
         Arc::new(Self {
@@ -183,7 +183,7 @@ impl Interception {
         }
     }
 
-    async fn attempt(self: Arc<Self>) -> Result<(), InterceptionError> {
+    async fn attempt(self: Arc<Self>) -> Result<(), SelfTestError> {
         let outcome = match self.own {
             Some(own) => self.dial(own).await,
             None => Arc::clone(&self).dial_by_child().await,
@@ -192,27 +192,27 @@ impl Interception {
         outcome
     }
 
-    async fn dial(&self, own: CgroupId) -> Result<(), InterceptionError> {
-        let socket = TcpSocket::new_v4().map_err(InterceptionError::Socket)?;
+    async fn dial(&self, own: CgroupId) -> Result<(), SelfTestError> {
+        let socket = TcpSocket::new_v4().map_err(SelfTestError::Socket)?;
         // Bound first, so that the port is known before the connection arrives. Zero linger leaves no
         // TIME_WAIT socket.
-        socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(InterceptionError::Socket)?;
-        let port = socket.local_addr().map_err(InterceptionError::Socket)?.port();
-        socket.set_zero_linger().map_err(InterceptionError::Socket)?;
+        socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(SelfTestError::Socket)?;
+        let port = socket.local_addr().map_err(SelfTestError::Socket)?.port();
+        socket.set_zero_linger().map_err(SelfTestError::Socket)?;
         self.expect(own, u32::from(port));
         let connected = timeout(PATIENCE, socket.connect(self.metadata().into())).await;
         let _stream =
-            connected.map_err(|_elapsed| InterceptionError::Silence)?.map_err(InterceptionError::Connect)?;
+            connected.map_err(|_elapsed| SelfTestError::Silence)?.map_err(SelfTestError::Connect)?;
         self.arrival().await
     }
 
     /// Used where the agent's own cgroup is not below the pods' cgroup.
-    async fn dial_by_child(self: Arc<Self>) -> Result<(), InterceptionError> {
+    async fn dial_by_child(self: Arc<Self>) -> Result<(), SelfTestError> {
         let this = Arc::clone(&self);
         let dialled = spawn_blocking(move || {
             dial_as_pod(&this.settings, this.metadata(), PATIENCE, |cgroup| this.expect(cgroup, ANY_PORT))
         });
-        dialled.await.map_err(InterceptionError::Panicked)?.map_err(InterceptionError::Child)?;
+        dialled.await.map_err(SelfTestError::Panicked)?.map_err(SelfTestError::Child)?;
         self.arrival().await
     }
 
@@ -223,8 +223,8 @@ impl Interception {
         self.awaited_cgroup.store(cgroup.0, Ordering::Release);
     }
 
-    async fn arrival(&self) -> Result<(), InterceptionError> {
-        timeout(PATIENCE, self.arrived.notified()).await.map_err(|_elapsed| InterceptionError::Elsewhere)
+    async fn arrival(&self) -> Result<(), SelfTestError> {
+        timeout(PATIENCE, self.arrived.notified()).await.map_err(|_elapsed| SelfTestError::Elsewhere)
     }
 
     fn metadata(&self) -> SocketAddrV4 {
@@ -246,7 +246,7 @@ mod tests {
     use crate::datapath::AgentAddr;
     use kube2ram_cloud::MetadataAddr;
 
-    fn interception() -> Arc<Interception> {
+    fn self_test() -> Arc<SelfTest> {
         let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
         let settings = Settings {
             bpf_dir: "/".into(),
@@ -260,7 +260,7 @@ mod tests {
             guards_wire: true,
             debug: false,
         };
-        Interception::new(settings, Some(CgroupId(7)), &mut Registry::default())
+        SelfTest::new(settings, Some(CgroupId(7)), &mut Registry::default())
     }
 
     fn origin(cgroup: u64) -> Origin {
@@ -269,34 +269,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn takes_only_what_comes_from_its_cgroup_and_its_port_while_it_waits() {
-        let interception = interception();
+        let self_test = self_test();
         let peer = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
-        assert!(!interception.takes(peer(1000), &origin(7)), "nobody is awaited");
+        assert!(!self_test.takes(peer(1000), &origin(7)), "nobody is awaited");
 
-        interception.expect(CgroupId(7), 1000);
+        self_test.expect(CgroupId(7), 1000);
 
-        assert!(!interception.takes(peer(1000), &origin(8)), "another cgroup");
-        assert!(!interception.takes(peer(1001), &origin(7)), "another port: a process beside the agent");
-        assert!(interception.arrival().await.is_err());
-        assert!(interception.takes(peer(1000), &origin(7)));
-        assert!(interception.arrival().await.is_ok());
+        assert!(!self_test.takes(peer(1000), &origin(8)), "another cgroup");
+        assert!(!self_test.takes(peer(1001), &origin(7)), "another port: a process beside the agent");
+        assert!(self_test.arrival().await.is_err());
+        assert!(self_test.takes(peer(1000), &origin(7)));
+        assert!(self_test.arrival().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_comes_too_late_does_not_count_for_the_next() {
-        let interception = interception();
-        interception.expect(CgroupId(7), ANY_PORT);
-        assert!(interception.takes(SocketAddr::from(([10, 0, 0, 1], 1)), &origin(7)));
+        let self_test = self_test();
+        self_test.expect(CgroupId(7), ANY_PORT);
+        assert!(self_test.takes(SocketAddr::from(([10, 0, 0, 1], 1)), &origin(7)));
 
-        interception.expect(CgroupId(7), ANY_PORT);
+        self_test.expect(CgroupId(7), ANY_PORT);
 
-        assert!(interception.arrival().await.is_err());
+        assert!(self_test.arrival().await.is_err());
     }
 
     #[tokio::test]
-    async fn an_agent_that_nobody_answers_is_not_ready_after_three_attempts_and_says_why() {
-        let (interception, readiness) = (interception(), Readiness::default());
-        drop(tokio::spawn(Arc::clone(&interception).run(readiness.clone(), None)));
+    async fn an_agent_that_nobody_answers_is_not_ready_after_three_attempts_and_reports_why() {
+        let (self_test, readiness) = (self_test(), Readiness::default());
+        drop(tokio::spawn(Arc::clone(&self_test).run(readiness.clone(), None)));
 
         let unready = async {
             while readiness.pending().is_empty() {
@@ -306,6 +306,6 @@ mod tests {
         timeout(Duration::from_secs(20), unready).await.unwrap();
 
         assert_eq!(readiness.pending(), [CONDITION]);
-        assert!(interception.last().failure.is_some_and(|why| why.starts_with("cannot connect")));
+        assert!(self_test.last().failure.is_some_and(|why| why.starts_with("cannot connect")));
     }
 }

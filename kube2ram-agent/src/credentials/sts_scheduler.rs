@@ -1,4 +1,4 @@
-//! The STS scheduler: fetches queue, and wait for a permit. Depends on `turns`, tokio's clock and the
+//! The STS scheduler: fetches queue, and wait for a permit. Depends on `sts_queue`, tokio's clock and the
 //! metrics; called by `cache`. It has no task: one of the waiting fetches keeps the time for all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,13 +10,13 @@ use tokio::{
 
 use super::{
     Metrics,
-    turns::{Rank, Rates, TicketId, Turns},
+    sts_queue::{Rank, Rates, StsQueue, TicketId},
 };
 use crate::identity::PodUid;
 use kube2ram_cloud::credentials::{IssueError, IssueErrorKind};
 
-pub(super) struct Gate {
-    turns: Mutex<Turns>,
+pub(super) struct StsScheduler {
+    queue: Mutex<StsQueue>,
     /// Held by the fetch that keeps the time.
     timekeeper: tokio::sync::Mutex<()>,
     /// Notifies the timekeeper that what it waits for may have changed.
@@ -25,38 +25,38 @@ pub(super) struct Gate {
 }
 
 /// A position in the queue, later the permit; both end with the drop.
-pub(super) struct Place {
-    gate: Arc<Gate>,
+pub(super) struct StsPermit {
+    scheduler: Arc<StsScheduler>,
     id: TicketId,
     granted: oneshot::Receiver<()>,
 }
 
-impl Gate {
+impl StsScheduler {
     pub(super) fn new(rates: Rates, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            turns: Mutex::new(Turns::new(rates, Instant::now())),
+            queue: Mutex::new(StsQueue::new(rates, Instant::now())),
             timekeeper: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             metrics,
         })
     }
 
-    pub(super) fn join(self: &Arc<Self>, pod: PodUid, rank: Rank) -> Place {
-        let (id, granted) = self.turns().join(pod, rank);
+    pub(super) fn join(self: &Arc<Self>, pod: PodUid, rank: Rank) -> StsPermit {
+        let (id, granted) = self.queue().join(pod, rank);
         self.advance();
-        Place { gate: Arc::clone(self), id, granted }
+        StsPermit { scheduler: Arc::clone(self), id, granted }
     }
 
     /// A pod asks for a queued session.
     pub(super) fn promote(&self, id: TicketId, pod: &PodUid, rank: Rank) {
-        self.turns().promote(id, pod.clone(), rank);
+        self.queue().promote(id, pod.clone(), rank);
         self.advance();
     }
 
     /// How many wait, and whether STS throttles.
     pub(super) fn state(&self) -> (usize, bool) {
-        let turns = self.turns();
-        (turns.waiting(), turns.is_throttled())
+        let queue = self.queue();
+        (queue.waiting(), queue.is_throttled())
     }
 
     /// Learns from how STS answered a call that began at `since`. Whether that ended a time of throttling.
@@ -64,12 +64,12 @@ impl Gate {
         let has_ended = match result {
             Err(error) if error.kind == IssueErrorKind::Throttled => {
                 self.metrics.throttle_pauses.inc();
-                self.turns().throttle(error.retry_after, Instant::now(), jitter);
+                self.queue().throttle(error.retry_after, Instant::now(), jitter);
                 false
             }
             Err(error) if error.kind.is_transient() => return false,
             // No is an answer.
-            Ok(()) | Err(_) => self.turns().unthrottle(since),
+            Ok(()) | Err(_) => self.queue().unthrottle(since),
         };
         self.changed.notify_one();
         has_ended
@@ -81,9 +81,9 @@ impl Gate {
     }
 
     fn grant(&self) -> Option<Instant> {
-        let mut turns = self.turns();
-        let due = turns.grant(Instant::now());
-        self.metrics.queued.set(i64::try_from(turns.waiting()).unwrap_or(i64::MAX));
+        let mut queue = self.queue();
+        let due = queue.grant(Instant::now());
+        self.metrics.queued.set(i64::try_from(queue.waiting()).unwrap_or(i64::MAX));
         due
     }
 
@@ -100,12 +100,12 @@ impl Gate {
         }
     }
 
-    fn turns(&self) -> MutexGuard<'_, Turns> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, StsQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
+impl StsPermit {
     pub(super) fn id(&self) -> TicketId {
         self.id
     }
@@ -114,23 +114,23 @@ impl Place {
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: the position is kept.
-    pub(super) async fn turn(&mut self) {
-        let Self { gate, granted, .. } = self;
+    pub(super) async fn granted(&mut self) {
+        let Self { scheduler, granted, .. } = self;
         tokio::select! {
             biased;
             _ = granted => {}
-            () = gate.keep_time() => {}
+            () = scheduler.keep_time() => {}
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for StsPermit {
     fn drop(&mut self) {
-        let mut turns = self.gate.turns();
-        if !turns.leave(self.id) {
-            turns.finish();
+        let mut queue = self.scheduler.queue();
+        if !queue.leave(self.id) {
+            queue.finish();
         }
-        drop(turns);
-        self.gate.advance();
+        drop(queue);
+        self.scheduler.advance();
     }
 }

@@ -8,7 +8,7 @@ use crate::{identity::PodUid, pod::Pod};
 
 /// A pod of this node, and how it is known.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct PodView {
     /// The pod.
     pub pod: Arc<Pod>,
     /// The other name of its cgroup, if it is a static pod's mirror.

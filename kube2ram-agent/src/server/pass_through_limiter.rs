@@ -1,5 +1,5 @@
 //! How much of the real metadata server one pod may use: it limits whom it serves, by the node, so a pod that asks without end would
-//! take it away from all others. Depends on `places` and `rate_limiter`; called by `connection`.
+//! take it away from all others. Depends on `connection_limiter` and `rate_limiter`; called by `connection`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::identity::PodUid;
 use kube2ram_service::{
-    places::{Place, Places},
+    connection_limiter::{ConnectionLimiter, ConnectionPermit},
     rate_limiter::{Rate, RateLimiters},
 };
 
@@ -17,11 +17,11 @@ pub(crate) const EXCHANGES: usize = 128;
 const EXCHANGES_PER_POD: usize = 16;
 
 /// A share of the real server; dropping it gives it back.
-pub(super) type Share = Place<PodUid>;
+pub(super) type Share = ConnectionPermit<PodUid>;
 
 /// Why a pod must wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum QuotaError {
+pub(crate) enum PassThroughLimitError {
     /// It asks too often.
     #[error("too many requests")]
     Rate {
@@ -30,33 +30,33 @@ pub(crate) enum QuotaError {
     },
     /// Too many of its requests, or of all pods' requests, are in flight.
     #[error("too many requests under way")]
-    UnderWay,
+    InFlight,
 }
 
 /// Who has used how much.
 #[derive(Debug)]
-pub(super) struct Quota {
-    exchanges: Arc<Places<PodUid>>,
+pub(super) struct PassThroughLimiter {
+    exchanges: Arc<ConnectionLimiter<PodUid>>,
     rates: RateLimiters<PodUid>,
 }
 
-impl Quota {
+impl PassThroughLimiter {
     /// `rate` is the number of requests a second that a pod may make; zero is no limit.
     pub(super) fn new(rate: u32) -> Self {
-        let exchanges = Places::new(EXCHANGES, EXCHANGES_PER_POD, Duration::ZERO);
+        let exchanges = ConnectionLimiter::new(EXCHANGES, EXCHANGES_PER_POD, Duration::ZERO);
         Self { exchanges, rates: RateLimiters::new(Rate::per_second(rate)) }
     }
 
     /// Takes a share for one exchange.
     ///
     /// # Errors
-    /// [`QuotaError`].
-    pub(super) fn take(&self, pod: &PodUid) -> Result<Share, QuotaError> {
+    /// [`PassThroughLimitError`].
+    pub(super) fn take(&self, pod: &PodUid) -> Result<Share, PassThroughLimitError> {
         self.rates
             .of(Some(pod))
             .admit(Instant::now())
-            .map_err(|retry_after| QuotaError::Rate { retry_after })?;
-        self.exchanges.take_free(pod.clone()).ok_or(QuotaError::UnderWay)
+            .map_err(|retry_after| PassThroughLimitError::Rate { retry_after })?;
+        self.exchanges.take_free(pod.clone()).ok_or(PassThroughLimitError::InFlight)
     }
 }
 
@@ -69,31 +69,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_above_its_rate_is_told_when_to_ask_again() {
-        let quota = Quota::new(1);
-        let taken = (0..10).filter(|_| quota.take(&uid(1)).is_ok()).count();
+    async fn a_pod_above_its_rate_gets_a_time_to_ask_again() {
+        let pass_through_limiter = PassThroughLimiter::new(1);
+        let taken = (0..10).filter(|_| pass_through_limiter.take(&uid(1)).is_ok()).count();
 
         assert_eq!(taken, 2);
-        let Err(QuotaError::Rate { retry_after }) = quota.take(&uid(1)) else { panic!("must wait") };
+        let Err(PassThroughLimitError::Rate { retry_after }) = pass_through_limiter.take(&uid(1)) else {
+            panic!("must wait")
+        };
         assert_eq!(retry_after, Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_pod_cannot_occupy_every_exchange() {
-        let quota = Quota::new(0);
-        let held: Vec<_> = (0..EXCHANGES_PER_POD).map(|_| quota.take(&uid(1)).unwrap()).collect();
+        let pass_through_limiter = PassThroughLimiter::new(0);
+        let held: Vec<_> =
+            (0..EXCHANGES_PER_POD).map(|_| pass_through_limiter.take(&uid(1)).unwrap()).collect();
 
-        assert_eq!(quota.take(&uid(1)).err(), Some(QuotaError::UnderWay));
-        assert!(quota.take(&uid(2)).is_ok());
+        assert_eq!(pass_through_limiter.take(&uid(1)).err(), Some(PassThroughLimitError::InFlight));
+        assert!(pass_through_limiter.take(&uid(2)).is_ok());
         drop(held);
-        assert!(quota.take(&uid(1)).is_ok());
+        assert!(pass_through_limiter.take(&uid(1)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn all_pods_together_cannot_open_connections_without_end() {
-        let quota = Quota::new(0);
+        let pass_through_limiter = PassThroughLimiter::new(0);
 
-        let held: Vec<_> = (0..EXCHANGES + 10).filter_map(|n| quota.take(&uid(n)).ok()).collect();
+        let held: Vec<_> =
+            (0..EXCHANGES + 10).filter_map(|n| pass_through_limiter.take(&uid(n)).ok()).collect();
 
         assert_eq!(held.len(), EXCHANGES);
     }

@@ -17,25 +17,25 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Estate, HandoverError, Hello, SOCKET,
+    HandoverError, HandoverState, Hello, SOCKET,
     channel::{Channel, Message, PATIENCE},
 };
 use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
 /// The listener at which standby agents report.
 #[derive(Debug)]
-pub struct Post {
+pub struct StandbyListener {
     listener: UnixListener,
     hello: Hello,
-    heirs: Heirs,
+    standbys: Standbys,
 }
 
 /// The standby agents, the latest last.
 #[derive(Clone, Debug, Default)]
-pub struct Heirs(Arc<Mutex<VecDeque<Channel>>>);
+pub struct Standbys(Arc<Mutex<VecDeque<Channel>>>);
 
 /// A rolling update has one.
-const MAX_HEIRS: usize = 4;
+const MAX_STANDBYS: usize = 4;
 /// How long the outgoing agent waits until the standby agent is prepared. Pods are served meanwhile.
 const PREPARATION: Duration = Duration::from_secs(10);
 /// How long the incoming agent may take to load its programs (0.1 s), to open its in-pod listeners (about 1
@@ -44,7 +44,7 @@ const TAKE_OVER: Duration = Duration::from_secs(10);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-impl Post {
+impl StandbyListener {
     /// Listens in the state directory, and replaces an earlier agent's socket. The caller has the lock of the
     /// pins.
     ///
@@ -63,12 +63,12 @@ impl Post {
         };
         let listener =
             listen().map_err(|source| HandoverError::Listen { path: state.path().join(SOCKET), source })?;
-        Ok(Self { listener, hello, heirs: Heirs::default() })
+        Ok(Self { listener, hello, standbys: Standbys::default() })
     }
 
     /// The agents that report.
-    pub fn heirs(&self) -> Heirs {
-        self.heirs.clone()
+    pub fn standbys(&self) -> Standbys {
+        self.standbys.clone()
     }
 
     /// Accepts reports of agents, for ever.
@@ -79,7 +79,7 @@ impl Post {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => match self.meet(Channel::new(stream)).await {
-                    Ok(heir) => self.heirs.add(heir),
+                    Ok(standby) => self.standbys.add(standby),
                     Err(error) => {
                         debug!(error = chain(&error), "refused an agent that cannot take over");
                     }
@@ -104,14 +104,14 @@ impl Post {
     }
 }
 
-impl Heirs {
-    fn add(&self, heir: Channel) {
+impl Standbys {
+    fn add(&self, standby: Channel) {
         info!("a standby agent is connected");
-        let mut heirs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if heirs.len() == MAX_HEIRS {
-            heirs.pop_front();
+        let mut standbys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if standbys.len() == MAX_STANDBYS {
+            standbys.pop_front();
         }
-        heirs.push_back(heir);
+        standbys.push_back(standby);
     }
 
     fn latest(&self) -> Option<Channel> {
@@ -124,28 +124,31 @@ impl Heirs {
     ///
     /// # Errors
     /// Those of `release`: nothing was handed over then either.
-    pub async fn hand_over<E>(&self, release: impl AsyncFnOnce() -> Result<Estate, E>) -> Result<bool, E> {
+    pub async fn hand_over<E>(
+        &self,
+        release: impl AsyncFnOnce() -> Result<HandoverState, E>,
+    ) -> Result<bool, E> {
         let deadline = Instant::now() + PREPARATION;
-        let mut heir = loop {
-            let Some(mut heir) = self.latest() else { return Ok(false) };
-            match heir.receive_within(deadline.saturating_duration_since(Instant::now())).await {
-                Ok(Message::Prepared) => break heir,
+        let mut standby = loop {
+            let Some(mut standby) = self.latest() else { return Ok(false) };
+            match standby.receive_within(deadline.saturating_duration_since(Instant::now())).await {
+                Ok(Message::Prepared) => break standby,
                 Err(HandoverError::Timeout) => {
                     warn!(
                         "standby agent is not prepared; handing over anyway because this agent was told to stop"
                     );
-                    break heir;
+                    break standby;
                 }
                 Ok(_) => debug!("unexpected handover message from a standby agent"),
                 Err(error) => debug!(error = chain(&error), "a standby agent has disconnected"),
             }
         };
-        let estate = release().await?;
+        let handover_state = release().await?;
         let serving = async {
-            bequeath(&mut heir, &estate).await?;
-            drop(estate);
+            pass_on(&mut standby, &handover_state).await?;
+            drop(handover_state);
             loop {
-                match heir.receive_within(TAKE_OVER).await? {
+                match standby.receive_within(TAKE_OVER).await? {
                     Message::Serving => return Ok::<_, HandoverError>(()),
                     Message::Prepared => {} // sent before it received the handover
                     _ => return Err(HandoverError::Malformed),
@@ -162,7 +165,7 @@ impl Heirs {
     }
 }
 
-async fn bequeath(heir: &mut Channel, estate: &Estate) -> Result<(), HandoverError> {
-    let Estate { lock, app, admin } = estate;
-    heir.send(&Message::Estate, &[lock.as_fd(), app.as_fd(), admin.as_fd()]).await
+async fn pass_on(standby: &mut Channel, handover_state: &HandoverState) -> Result<(), HandoverError> {
+    let HandoverState { lock, app, admin } = handover_state;
+    standby.send(&Message::HandoverState, &[lock.as_fd(), app.as_fd(), admin.as_fd()]).await
 }

@@ -19,7 +19,7 @@ use crate::netlink::{Attribute, Message, Socket, attribute, attributes, half, un
 /// Why it is not known what was left.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the nat table: is CAP_NET_ADMIN given?")]
-pub struct AncestorError(#[source] io::Error);
+pub struct PredecessorsError(#[source] io::Error);
 
 /// A rule that leads the metadata server's address elsewhere.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,16 +43,16 @@ const TARGETS: [&[u8]; 2] = [b"DNAT\0", b"REDIRECT\0"];
 /// Rules of nf_tables are looked for in the chains PREROUTING and OUTPUT of `ip nat`, which are those of `iptables-nft`.
 ///
 /// # Errors
-/// [`AncestorError`]: nothing is known.
-pub fn leftovers(metadata: Ipv4Addr) -> Result<Vec<String>, AncestorError> {
-    let mut rules = nft_rules(metadata).map_err(AncestorError)?;
-    rules.extend(legacy_rules(metadata).map_err(AncestorError)?);
+/// [`PredecessorsError`]: nothing is known.
+pub fn leftovers(metadata: Ipv4Addr) -> Result<Vec<String>, PredecessorsError> {
+    let mut rules = nft_rules(metadata).map_err(PredecessorsError)?;
+    rules.extend(legacy_rules(metadata).map_err(PredecessorsError)?);
     rules.truncate(MAX_RULES);
     // The predecessors listen on all addresses, kube2ram on the node's alone.
     let led_to: BTreeSet<_> = rules.iter().filter_map(|rule| Some(rule.to?.port())).collect();
     let agent = led_to.into_iter().take(2).chain([DEFAULT_PORT]).find(|port| is_predecessors(*port)).map(|port| {
         format!(
-            "an ancestor's agent listens on port {port}: whoever reaches it is given roles by IP address. Delete its DaemonSet once kube2ram is ready"
+            "a predecessor's agent listens on port {port}: whoever reaches it is given roles by IP address. Delete its DaemonSet once kube2ram is ready"
         )
     });
     Ok(rules.iter().map(|rule| rule.warning(metadata)).chain(agent).collect())
@@ -74,8 +74,8 @@ impl Rule {
             Some(to) => to.to_string(),
         };
         format!(
-            "{tool}, table nat: {metadata} leads to {to}. Pods' connections do not come there while kube2ram is in force, what else the node receives \
-             or sends does. Once the ancestor is gone: {removal}"
+            "{tool}, table nat: {metadata} leads to {to}. Pods' connections do not come there while kube2ram is active, what else the node receives \
+             or sends does. Once the predecessor is gone: {removal}"
         )
     }
 }
@@ -98,9 +98,9 @@ fn nft_rules(metadata: Ipv4Addr) -> io::Result<Vec<Rule>> {
     /// Of 32 KiB each.
     const MAX_DATAGRAMS: usize = 4096;
     let ask = |chain: &'static str| {
-        let place = vec![Attribute::text(1, "nat"), Attribute::text(2, chain)];
+        let location = vec![Attribute::text(1, "nat"), Attribute::text(2, chain)];
         let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE;
-        let query = [Message::dump(kind, vec![NFPROTO_IPV4, 0, 0, 0], place)];
+        let query = [Message::dump(kind, vec![NFPROTO_IPV4, 0, 0, 0], location)];
         let mut socket = Socket::open(Some(netlink::NETFILTER), MAX_DATAGRAMS)?;
         uninterrupted(|| {
             let mut rules = Vec::new();

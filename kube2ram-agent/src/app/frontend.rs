@@ -19,20 +19,20 @@ use super::{
     node::Node,
 };
 use crate::{
-    datapath::{AgentAddr, Datapath, Former, Lock, Settings},
-    handover::Estate,
+    datapath::{AgentAddr, Datapath, Lock, Outgoing, Settings},
+    handover::HandoverState,
     listeners::Release,
 };
 use kube2ram_service::listener::bound_buffers;
 
 /// The attached programs, and the listeners.
-pub(super) struct Front {
+pub(super) struct Frontend {
     pub(super) datapath: Datapath,
-    pub(super) listeners: Listeners,
+    pub(super) listeners: ListenerSet,
 }
 
 /// What an agent may hand over.
-pub(super) struct Listeners {
+pub(super) struct ListenerSet {
     pub(super) app: Arc<HostPort>,
     pub(super) admin: Arc<HostPort>,
     /// The address to which pods were redirected while another process had the port of `app`. It is never
@@ -42,7 +42,7 @@ pub(super) struct Listeners {
     pub(super) lock: Lock,
 }
 
-impl Front {
+impl Frontend {
     /// Creates everything, if no agent runs. Listening comes before attaching: a pod is never redirected to a
     /// port without a listener, nor to another process's.
     pub(super) fn open(node: &Node, lock: Lock) -> Result<Self, AppError> {
@@ -54,21 +54,21 @@ impl Front {
             Err(_taken) => Some(send_nowhere(&mut settings, node)?),
         };
         let kept = lock.clone();
-        let datapath = Datapath::succeed(&settings, lock, Former::Gone).map_err(AppError::Datapath)?;
-        let listeners = Listeners { app, admin, _refusing: refusing, lock: kept };
+        let datapath = Datapath::take_over(&settings, lock, Outgoing::Ended).map_err(AppError::Datapath)?;
+        let listeners = ListenerSet { app, admin, _refusing: refusing, lock: kept };
         Ok(Self { datapath, listeners })
     }
 
     /// Takes over the descriptors of another agent, which continues to serve meanwhile.
-    pub(super) fn inherit(node: &Node, estate: Estate) -> Result<Self, AppError> {
-        let Estate { lock, app, admin } = estate;
-        let app = HostPort::inherited(node.app, "--app-port", listening(app)?);
-        let admin = HostPort::inherited(node.admin, "--metrics-port", listening(admin)?);
+    pub(super) fn take_over(node: &Node, handover_state: HandoverState) -> Result<Self, AppError> {
+        let HandoverState { lock, app, admin } = handover_state;
+        let app = HostPort::taken_over(node.app, "--app-port", listening(app)?);
+        let admin = HostPort::taken_over(node.admin, "--metrics-port", listening(admin)?);
         let lock = Lock::adopt(&node.settings.bpf_dir, lock).map_err(AppError::Datapath)?;
         let kept = lock.clone();
         let datapath =
-            Datapath::succeed(&node.settings, lock, Former::HandsOver).map_err(AppError::Datapath)?;
-        Ok(Self { datapath, listeners: Listeners { app, admin, _refusing: None, lock: kept } })
+            Datapath::take_over(&node.settings, lock, Outgoing::HandsOver).map_err(AppError::Datapath)?;
+        Ok(Self { datapath, listeners: ListenerSet { app, admin, _refusing: None, lock: kept } })
     }
 }
 
@@ -81,9 +81,12 @@ fn send_nowhere(settings: &mut Settings, node: &Node) -> Result<TcpSocket, AppEr
     Ok(refusing)
 }
 
-impl Listeners {
+impl ListenerSet {
     /// The descriptors for the next agent, once `pods` has stopped changing in-pod listeners.
-    pub(super) async fn estate(&self, pods: &mpsc::Sender<Release>) -> Result<Estate, AppError> {
+    pub(super) async fn handover_state(
+        &self,
+        pods: &mpsc::Sender<Release>,
+    ) -> Result<HandoverState, AppError> {
         let (release, released) = oneshot::channel();
         // Its other end is a background task, which may not end.
         let gone = AppError::Ended("listeners in pods");
@@ -91,7 +94,7 @@ impl Listeners {
         if !is_released {
             return Err(gone);
         }
-        Ok(Estate {
+        Ok(HandoverState {
             lock: self.lock.copy().map_err(AppError::Datapath)?,
             app: copy(&**self.app.listener()?)?,
             admin: copy(&**self.admin.listener()?)?,
@@ -100,7 +103,7 @@ impl Listeners {
 }
 
 fn copy(descriptor: &impl AsFd) -> Result<OwnedFd, AppError> {
-    descriptor.as_fd().try_clone_to_owned().map_err(AppError::HandOver)
+    descriptor.as_fd().try_clone_to_owned().map_err(AppError::PassListener)
 }
 
 /// A listener that another agent passed on.
@@ -115,5 +118,5 @@ fn listening(socket: OwnedFd) -> Result<TcpListener, AppError> {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    checked().map_err(AppError::HandOver)
+    checked().map_err(AppError::PassListener)
 }

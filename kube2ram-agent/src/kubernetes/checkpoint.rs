@@ -13,18 +13,18 @@ use crate::{identity::PodUid, pod::Pod};
 
 /// The pods of this node and the allow-lists of their namespaces, as the API server last sent them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Saved {
-    pods: Vec<SavedPod>,
+pub struct Checkpoint {
+    pods: Vec<CheckpointPod>,
     namespaces: BTreeMap<Box<str>, Option<Box<str>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct SavedPod {
+struct CheckpointPod {
     pod: Pod,
     config_hash: Option<PodUid>,
 }
 
-impl Saved {
+impl Checkpoint {
     /// Stores pods up to the bounds, and their namespaces. Pods whose annotations are longer than any valid
     /// ones are left out: they have no role anyway, and must not use the room of others.
     pub(super) fn of<'p>(
@@ -36,10 +36,13 @@ impl Saved {
         let mut pods: Vec<_> = pods
             .filter(|known| annotated(known) <= ANNOTATIONS_LIMIT_BYTES)
             .take(PODS_LIMIT)
-            .map(|known| SavedPod { pod: Pod::clone(&known.pod), config_hash: known.config_hash.clone() })
+            .map(|known| CheckpointPod {
+                pod: Pod::clone(&known.pod),
+                config_hash: known.config_hash.clone(),
+            })
             .collect();
         pods.sort_by(|a, b| a.pod.uid.cmp(&b.pod.uid));
-        let names: BTreeSet<_> = pods.iter().map(|saved| saved.pod.namespace.clone()).collect();
+        let names: BTreeSet<_> = pods.iter().map(|checkpoint| checkpoint.pod.namespace.clone()).collect();
         let namespaces = names
             .into_iter()
             .filter_map(|name| {
@@ -56,7 +59,7 @@ impl Saved {
         self,
         live: &HashSet<PodUid>,
     ) -> (Vec<Known>, BTreeMap<Box<str>, Option<Box<str>>>) {
-        let pods = self.pods.into_iter().map(|SavedPod { pod, config_hash }| Known {
+        let pods = self.pods.into_iter().map(|CheckpointPod { pod, config_hash }| Known {
             pod: Arc::new(pod),
             config_hash: config_hash.filter(PodUid::is_config_hash),
             ip: None,
@@ -98,11 +101,11 @@ mod tests {
     fn comes_back_as_it_was_for_pods_whose_cgroups_are_still_there() {
         let pods = [known(1, "a"), known(2, "b"), known(3, "c")];
         let allow_list = |name: &str| (name != "n0").then(|| (name == "n1").then(|| "[\"a\"]".into()));
-        let saved = Saved::of(pods.iter(), allow_list);
-        let text = serde_json::to_string(&saved).unwrap();
+        let checkpoint = Checkpoint::of(pods.iter(), allow_list);
+        let text = serde_json::to_string(&checkpoint).unwrap();
 
         let live = [uid(1), pods[1].config_hash.clone().unwrap()].into();
-        let (restored, namespaces) = serde_json::from_str::<Saved>(&text).unwrap().restore(&live);
+        let (restored, namespaces) = serde_json::from_str::<Checkpoint>(&text).unwrap().restore(&live);
 
         let shown = |pods: &[Known]| pods.iter().map(|known| format!("{known:?}")).collect::<Vec<_>>();
         assert_eq!(shown(&restored), shown(&pods[..2]));
@@ -115,9 +118,9 @@ mod tests {
         let long = "x".repeat(ANNOTATIONS_LIMIT_BYTES + 1);
         let pods: Vec<_> = (0..3000).map(|n| known(n, if n < 900 { &long } else { "a" })).collect();
 
-        let saved = Saved::of(pods.iter(), |_| None);
+        let checkpoint = Checkpoint::of(pods.iter(), |_| None);
 
-        assert_eq!(saved.pods.len(), PODS_LIMIT);
-        assert!(saved.pods.iter().all(|saved| saved.pod.annotations["role"].len() == 1));
+        assert_eq!(checkpoint.pods.len(), PODS_LIMIT);
+        assert!(checkpoint.pods.iter().all(|checkpoint| checkpoint.pod.annotations["role"].len() == 1));
     }
 }

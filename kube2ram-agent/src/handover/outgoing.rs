@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{
-    Estate, HandoverError, Hello, SOCKET,
+    HandoverError, HandoverState, Hello, SOCKET,
     channel::{Channel, Message, PATIENCE},
 };
 use crate::datapath::{DatapathError, Lock};
@@ -18,16 +18,16 @@ use kube2ram_service::{state_dir::StateDir, telemetry::chain};
 
 /// The state that a starting agent finds.
 #[derive(Debug)]
-pub enum Seat {
+pub enum LockOutcome {
     /// No agent runs: the lock is ours.
     Free(Lock),
     /// One runs, and will hand over.
-    Taken(Predecessor),
+    Taken(OutgoingAgent),
 }
 
 /// The running agent.
 #[derive(Debug)]
-pub struct Predecessor(Channel);
+pub struct OutgoingAgent(Channel);
 
 /// How often the lock is tried while the running agent does not answer.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -50,18 +50,18 @@ pub async fn claim(
     state: &StateDir,
     hello: &Hello,
     on_wait: impl FnOnce(),
-) -> Result<Seat, HandoverError> {
+) -> Result<LockOutcome, HandoverError> {
     let (started, mut on_wait) = (Instant::now(), Some(on_wait));
     let mut ask_at = started;
     loop {
         match Lock::take(bpf_dir) {
-            Ok(lock) => return Ok(Seat::Free(lock)),
+            Ok(lock) => return Ok(LockOutcome::Free(lock)),
             Err(DatapathError::Locked(_)) => {}
             Err(error) => return Err(HandoverError::Lock(error)),
         }
         if ask_at <= Instant::now() {
-            match Predecessor::find(state, hello).await {
-                Ok(predecessor) => return Ok(Seat::Taken(predecessor)),
+            match OutgoingAgent::find(state, hello).await {
+                Ok(outgoing) => return Ok(LockOutcome::Taken(outgoing)),
                 Err(HandoverError::Speak(_) | HandoverError::HungUp) if started.elapsed() < SILENCE => {}
                 Err(error) => {
                     if let Some(on_wait) = on_wait.take() {
@@ -79,7 +79,7 @@ pub async fn claim(
     }
 }
 
-impl Predecessor {
+impl OutgoingAgent {
     pub(super) async fn find(state: &StateDir, hello: &Hello) -> Result<Self, HandoverError> {
         let mut channel = Channel::connect(&state.socket(SOCKET)).await?;
         channel.send(&Message::Hello(hello.clone()), &[]).await?;
@@ -108,11 +108,11 @@ impl Predecessor {
     ///
     /// # Cancel safety
     /// Nothing is lost.
-    pub async fn estate(&mut self) -> Result<Estate, HandoverError> {
+    pub async fn handover_state(&mut self) -> Result<HandoverState, HandoverError> {
         match self.0.receive().await? {
-            Message::Estate => {
+            Message::HandoverState => {
                 let (lock, app, admin) = (self.0.descriptor()?, self.0.descriptor()?, self.0.descriptor()?);
-                Ok(Estate { lock, app, admin })
+                Ok(HandoverState { lock, app, admin })
             }
             _ => Err(HandoverError::Malformed),
         }
