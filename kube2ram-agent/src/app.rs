@@ -56,7 +56,8 @@ const OPENING: Duration = Duration::from_secs(5);
 /// standby agent, if there is one, and drains. `environment` looks up a variable; `log` receives the log
 /// lines.
 ///
-/// The API server, the metadata server and STS may all be away: what they are needed for is then answered with 503.
+/// The API server, the metadata server and STS may all be away: what they are needed for is then answered
+/// with 503.
 ///
 /// # Errors
 /// [`AppError`]: something without which no pod could be served.
@@ -115,7 +116,8 @@ pub async fn run(
     };
     let pass = Arc::new(pass);
 
-    // Not sooner: the programs deny already, and an agent that ends before leaves a new node's pods the node's role.
+    // Not sooner: the programs deny already, and an agent that ends before leaves a new node's pods the
+    // node's role.
     let sts = sts?;
     let mut service =
         Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut background).await?;

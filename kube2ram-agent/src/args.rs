@@ -1,5 +1,6 @@
-//! Command line and environment → [`Command`]: parsed, checked and typed, nothing opened or bound. The only home of clap.
-//! Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by `app`.
+//! Command line and environment → [`Command`]: parsed, checked and typed, nothing opened or bound. The only
+//! home of clap. Depends on `role`, `policy` and `cloud` for their types; called by `main`, and read by
+//! `app`.
 
 use std::{
     ffi::OsString,
@@ -131,7 +132,8 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// Whether the eBPF programs log each verdict.
     pub debug: bool,
-    /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered later.
+    /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered
+    /// later.
     pub default_role: Source<String>,
     /// Whether the netfilter rules against forwarding to the metadata server are kept active.
     pub forward_guard: ForwardGuardMode,

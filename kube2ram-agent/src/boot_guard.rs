@@ -1,5 +1,6 @@
-//! `kube2ram boot-guard`: a systemd unit on the host that denies containers the metadata server from boot on, before the kubelet starts, until
-//! an agent takes over. Depends on `datapath`, `guard` and `identity`; called by `main`, `preflight` and `uninstall`.
+//! `kube2ram boot-guard`: a systemd unit on the host that denies containers the metadata server from boot on,
+//! before the kubelet starts, until an agent takes over. Depends on `datapath`, `guard` and `identity`;
+//! called by `main`, `preflight` and `uninstall`.
 
 mod binary;
 mod host_root;
@@ -116,7 +117,8 @@ pub struct Removed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied(BootOutcome);
 
-/// Puts this very binary and the unit on the host, for the next boot. What is there as it should be is not written again.
+/// Puts this very binary and the unit on the host, for the next boot. What is there as it should be is not
+/// written again.
 ///
 /// # Errors
 /// [`BootGuardError`], unless the installation names a directory for the report. Each file is complete or
@@ -208,7 +210,8 @@ pub fn is_installed() -> bool {
 /// Activates the guard now, unless an agent's programs are attached already.
 ///
 /// # Errors
-/// [`BootGuardError`]. After [`BootGuardError::ForwardGuard`] all but packets that the node would forward are denied.
+/// [`BootGuardError`]. After [`BootGuardError::ForwardGuard`] all but packets that the node would forward are
+/// denied.
 pub fn apply(guard: &Guard) -> Result<Applied, BootGuardError> {
     let cgroup_root = find_cgroup_root(guard.cgroup_root.as_deref()).map_err(BootGuardError::Cgroups)?;
     let settings = BootSettings {

@@ -1,5 +1,6 @@
-//! The agent's control socket: `kube2ram status`, `explain`, `store` and `log-level` ask it. Root's alone, in the state directory, of the agent that serves.
-//! Depends on `state_dir`; served by `app` ([`Control`]), asked by `main` ([`ask`]).
+//! The agent's control socket: `kube2ram status`, `explain`, `store` and `log-level` ask it. Root's alone, in
+//! the state directory, of the agent that serves. Depends on `state_dir`; served by `app` ([`Control`]),
+//! asked by `main` ([`ask`]).
 //!
 //! One request a connection, a line of JSON; one answer, a line of JSON, and the end. The name leads to one
 //! agent at any moment: the incoming agent replaces the socket in one step.

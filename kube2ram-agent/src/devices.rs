@@ -1,5 +1,6 @@
-//! The network devices of a namespace: which of them lead past the node's own network stack, and behind which a program decides where
-//! packets go. Depends on `netlink` and `datapath`; called by `listeners` and `wire_guard`.
+//! The network devices of a namespace: which of them lead past the node's own network stack, and behind which
+//! a program decides where packets go. Depends on `netlink` and `datapath`; called by `listeners` and
+//! `wire_guard`.
 
 mod links;
 mod routed;

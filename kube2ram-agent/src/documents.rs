@@ -1,5 +1,6 @@
-//! Parts of the documents that are written from the code: between `<!-- generated: … -->` and `<!-- end -->`. For tests only.
-//! `cargo xtask docs` sets the variable under which the tests write what they otherwise compare.
+//! Parts of the documents that are written from the code: between `<!-- generated: … -->` and `<!-- end -->`.
+//! For tests only. `cargo xtask docs` sets the variable under which the tests write what they otherwise
+//! compare.
 
 use std::{env, fs, path::Path};
 

@@ -38,8 +38,9 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Of an agent that listens, or would, on these addresses. `is_pod`: its own cgroup lies below the pods'. Elsewhere a listener is of no use to
-    /// another agent, because `sock_ops` runs in the cgroup that made it.
+    /// Of an agent that listens, or would, on these addresses. `is_pod`: its own cgroup lies below the pods'.
+    /// Elsewhere a listener is of no use to another agent, because `sock_ops` runs in the cgroup that made
+    /// it.
     pub fn new(app: SocketAddr, admin: SocketAddr, is_pod: bool) -> Self {
         Self { protocol: PROTOCOL, layout: ABI_VERSION, app, admin, is_pod }
     }

@@ -1,5 +1,6 @@
-//! Cgroup id → pod UID. Owns the cgroup2 mount and the names that kubelet and container runtimes give to cgroups.
-//! Depends on nothing of ours; called by `server` once per connection, and by `app` to find the mount.
+//! Cgroup id → pod UID. Owns the cgroup2 mount and the names that kubelet and container runtimes give to
+//! cgroups. Depends on nothing of ours; called by `server` once per connection, and by `app` to find the
+//! mount.
 
 mod cgroup;
 mod cgroup_path;
@@ -33,15 +34,15 @@ impl fmt::Display for CgroupId {
     }
 }
 
-/// What a pod's cgroup is named after, in lower case: the pod's UID with dashes (`8-4-4-4-12` hex digits), or for a static pod
-/// the 32 hex digits of its `kubernetes.io/config.hash`.
+/// What a pod's cgroup is named after, in lower case: the pod's UID with dashes (`8-4-4-4-12` hex digits), or
+/// for a static pod the 32 hex digits of its `kubernetes.io/config.hash`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "Box<str>")]
 pub struct PodUid(Arc<str>);
 
 impl PodUid {
-    /// Parses a UID as the API server, a kubelet or a cgroup name writes it: case and `_` for `-` (systemd reserves the dash)
-    /// do not matter, anything else does.
+    /// Parses a UID as the API server, a kubelet or a cgroup name writes it: case and `_` for `-` (systemd
+    /// reserves the dash) do not matter, anything else does.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.replace('_', "-").to_ascii_lowercase();
         let dashes_or_none = text.len() == uuid::fmt::Hyphenated::LENGTH || text.len() == CONFIG_HASH_LEN;

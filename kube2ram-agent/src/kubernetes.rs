@@ -56,11 +56,12 @@ pub enum PodError {
 /// The pods and namespaces, as the rest of the agent sees them.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// The pod with this UID, when it is known already. Nearly always it is, and nothing has to be waited for.
+    /// The pod with this UID, when it is known already. Nearly always it is, and nothing has to be waited
+    /// for.
     fn known_pod(&self, uid: &PodUid) -> Option<Arc<Pod>>;
 
-    /// The pod with this UID. A pod that is not known yet is waited for (event-driven, within the directory's deadline) and
-    /// asked for once.
+    /// The pod with this UID. A pod that is not known yet is waited for (event-driven, within the directory's
+    /// deadline) and asked for once.
     ///
     /// # Errors
     /// Every error must end in a denial, never in the default role.
@@ -69,11 +70,12 @@ pub trait Directory: Send + Sync + 'static {
     /// Dropping the future loses nothing.
     async fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, PodError>;
 
-    /// The namespace's allow-list annotation: `None` when the namespace is not known, or namespaces are not watched; `Some(None)` when it has no
-    /// annotation.
+    /// The namespace's allow-list annotation: `None` when the namespace is not known, or namespaces are not
+    /// watched; `Some(None)` when it has no annotation.
     fn allow_list(&self, namespace: &str) -> Option<Option<Arc<str>>>;
 
-    /// Whether the namespace is known to carry the annotation that gives a pod its role, and has no effect there. For people.
+    /// Whether the namespace is known to carry the annotation that gives a pod its role, and has no effect
+    /// there. For people.
     fn has_misplaced_role(&self, namespace: &str) -> bool;
 }
 
@@ -82,8 +84,9 @@ pub trait Directory: Send + Sync + 'static {
 pub struct Notice {
     /// The object it is about.
     pub about: About,
-    /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
-    /// `MalformedAnnotation`, `MisplacedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
+    /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`,
+    /// `DatapathRepaired`, `MalformedAllowList`, `MalformedAnnotation`, `MisplacedAnnotation`,
+    /// `OutsidePodsCgroup`, `RoleDenied`.
     pub reason: &'static str,
     /// The text for people: the problem and the remedy. Names no secret and no other pod.
     pub message: String,

@@ -1,8 +1,8 @@
 //! The agent of kube2ram, as a library so that tests can run any part of it.
 //!
-//! Modules stand in data-flow order. One request is `Origin → PodUid → Pod → RoleSession → Permit → Credentials → response`;
-//! each step turns one value into the next and does not call an earlier step. `app` is the only composition
-//! root.
+//! Modules stand in data-flow order. One request is `Origin → PodUid → Pod → RoleSession → Permit →
+//! Credentials → response`; each step turns one value into the next and does not call an earlier step. `app`
+//! is the only composition root.
 
 #![deny(unsafe_code)]
 

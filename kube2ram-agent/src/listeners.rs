@@ -57,7 +57,8 @@ use kube2ram_service::{drain::Drain, telemetry::chain};
 /// argument must be dropped then. Called within the runtime.
 pub type Serve = Box<dyn Fn(Arc<TcpListener>, Arc<dyn Origins>, Drain, Ending) + Send>;
 
-/// Asks for an end of all changes. From the answer on none is opened or closed any more, and nothing is written: another agent does. Those that are open go on.
+/// Asks for an end of all changes. From the answer on none is opened or closed any more, and nothing is
+/// written: another agent does. Those that are open go on.
 pub type Release = oneshot::Sender<()>;
 
 /// What opening a listener in a pod takes.
@@ -147,7 +148,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The last of these pauses is 2.6 s; after that, only the next event or the next full pass helps.
 const PAUSES: u32 = 10;
-/// A pod that ends its listener, as it can with NET_ADMIN, has it back this much later; twice that the second time, and so on up to 8 s.
+/// A pod that ends its listener, as it can with NET_ADMIN, has it back this much later; twice that the second
+/// time, and so on up to 8 s.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 const MAX_REOPEN_DOUBLINGS: u32 = 4;
 
@@ -244,7 +246,8 @@ impl PodListeners {
         }
     }
 
-    /// `None` when inotify's instances or watches are used up: then cgroups are polled, and this is tried again.
+    /// `None` when inotify's instances or watches are used up: then cgroups are polled, and this is tried
+    /// again.
     fn start_watch(&mut self) -> Option<Watch> {
         Watch::start()
             .inspect_err(|error| {
@@ -430,7 +433,8 @@ impl PodListeners {
             // Its namespace is about to go, or has yet to come.
             Found::Monitors => pod.netns = pod.netns.filter(|_| pod.open.is_some()),
         }
-        // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new one's.
+        // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new
+        // one's.
         if let Some(pod) = self.pods.get_mut(&id).filter(|pod| pod.examined < PAUSES) {
             pod.again_at = Some(Instant::now() + FIRST_PAUSE * 2_u32.pow(pod.examined));
             pod.examined += 1;
@@ -492,7 +496,8 @@ impl PodListeners {
         }
     }
 
-    /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in an earlier namespace.
+    /// Opens a listener in a namespace and redirects the pod to it; then closes the one that the pod had in
+    /// an earlier namespace.
     fn open(&mut self, id: CgroupId, netns: &Netns, drain: &Drain) -> Result<(), ListenError> {
         let Some(pod) = self.pods.get_mut(&id) else { return Ok(()) };
         let Opened { port, v4, v6, inside } =

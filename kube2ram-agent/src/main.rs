@@ -1,4 +1,5 @@
-//! The `kube2ram` command: flags and environment, the runtime, signals and exit codes. Everything else is in the library.
+//! The `kube2ram` command: flags and environment, the runtime, signals and exit codes. Everything else is in
+//! the library.
 
 use std::{
     env,
@@ -31,8 +32,9 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// jemalloc's options (jemalloc.net, TUNING), which it reads by this name: one arena for all threads, small caches of each thread, and free pages go
-/// back to the kernel within a second. What an agent holds for nothing is missing elsewhere on the node.
+/// jemalloc's options (jemalloc.net, TUNING), which it reads by this name: one arena for all threads, small
+/// caches of each thread, and free pages go back to the kernel within a second. What an agent holds for
+/// nothing is missing elsewhere on the node.
 #[expect(unsafe_code, reason = "the name is jemalloc's, and nothing else has it")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_OPTIONS: &[u8; 87] =
@@ -175,7 +177,8 @@ fn conclude(outcome: anyhow::Result<impl std::fmt::Display>) -> ExitCode {
     }
 }
 
-/// As many threads as there are processors, but no more than this: a few already serve more than a node's pods ask for, and each takes memory.
+/// As many threads as there are processors, but no more than this: a few already serve more than a node's
+/// pods ask for, and each takes memory.
 const MAX_THREADS: usize = 4;
 
 fn run(config: Config, log: Log) -> anyhow::Result<()> {

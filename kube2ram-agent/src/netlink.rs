@@ -1,7 +1,7 @@
 //! Netlink (netlink(7), include/uapi/linux/netlink.h): messages and their attributes as bytes, and sockets
 //! that send the kernel one request at a time. Of all families' messages only the route query is known;
-//! everything but the socket is pure. Depends on no other module; called by `guard`, `listeners`, `predecessors`,
-//! `wire_guard` and `app`.
+//! everything but the socket is pure. Depends on no other module; called by `guard`, `listeners`,
+//! `predecessors`, `wire_guard` and `app`.
 
 mod route;
 
@@ -68,7 +68,8 @@ pub(crate) fn all_in(wanted: &[Attribute], found: &[u8]) -> bool {
     })
 }
 
-/// Splits attributes, as far as they are well-formed. The flags in the upper bits of the kind are not part of it.
+/// Splits attributes, as far as they are well-formed. The flags in the upper bits of the kind are not part of
+/// it.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> + Clone {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<4>()?;
@@ -211,11 +212,13 @@ impl Socket {
         Ok(Self { socket, sequence: 0, max_datagrams })
     }
 
-    /// Sends a request, one message of which asks for an acknowledgement or a dump, and gives kind and payload of each message of the reply to `each`.
+    /// Sends a request, one message of which asks for an acknowledgement or a dump, and gives kind and
+    /// payload of each message of the reply to `each`.
     ///
     /// # Errors
-    /// The kernel's; [`io::ErrorKind::Interrupted`] when what it tells of changed during a dump; [`io::ErrorKind::FileTooLarge`] when that is too much;
-    /// [`io::ErrorKind::InvalidData`] when it is not whole. What `each` was given until then is not all there is.
+    /// The kernel's; [`io::ErrorKind::Interrupted`] when what it tells of changed during a dump;
+    /// [`io::ErrorKind::FileTooLarge`] when that is too much; [`io::ErrorKind::InvalidData`] when it is not
+    /// whole. What `each` was given until then is not all there is.
     pub(crate) fn request(
         &mut self,
         messages: &[Message],
@@ -247,8 +250,8 @@ impl Socket {
     }
 }
 
-/// Whether a datagram is the kernel's. Other processes of the network namespace may send to the socket's port, too: a
-/// container with CAP_NET_ADMIN in its own.
+/// Whether a datagram is the kernel's. Other processes of the network namespace may send to the socket's
+/// port, too: a container with CAP_NET_ADMIN in its own.
 pub(crate) fn is_kernel(sender: Option<SocketAddrAny>) -> bool {
     sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == 0)
 }

@@ -1,5 +1,6 @@
-//! Role session → [`Permit`] or [`Denial`]: the namespace rules and the requested role. Pure: no I/O, no clock, no logs.
-//! Called by `server`. Only this module can make a [`Permit`], and `credentials` takes nothing else.
+//! Role session → [`Permit`] or [`Denial`]: the namespace rules and the requested role. Pure: no I/O, no
+//! clock, no logs. Called by `server`. Only this module can make a [`Permit`], and `credentials` takes
+//! nothing else.
 
 use std::sync::Arc;
 
@@ -31,10 +32,12 @@ impl Permit {
     }
 }
 
-/// Why a pod may not have its role. `Display` is for logs; clients get [`external_message`](Self::external_message).
+/// Why a pod may not have its role. `Display` is for logs; clients get
+/// [`external_message`](Self::external_message).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// The namespace's allow-list cannot be read, in whole or in part, and what can be read of it does not allow the role.
+    /// The namespace's allow-list cannot be read, in whole or in part, and what can be read of it does not
+    /// allow the role.
     #[error("the namespace's allow-list does not allow {role}: it {reason}")]
     MalformedAllowList {
         /// The pod's role.
@@ -95,8 +98,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Makes it of the flags and of what was discovered (`roles`). `restrictions` is how namespaces' allow-lists are read; `None`
-    /// lets every namespace have every role.
+    /// Makes it of the flags and of what was discovered (`roles`). `restrictions` is how namespaces'
+    /// allow-lists are read; `None` lets every namespace have every role.
     pub fn new(restrictions: Option<PatternFormat>, roles: &Roles) -> Self {
         Self {
             base: roles.base().cloned(),
@@ -106,8 +109,8 @@ impl Policy {
         }
     }
 
-    /// Permits `session` unless the client asked for another role (`requested`, the decoded role in the credential route's path)
-    /// or the namespace does not allow the role.
+    /// Permits `session` unless the client asked for another role (`requested`, the decoded role in the
+    /// credential route's path) or the namespace does not allow the role.
     ///
     /// `allow_list` is the result of [`Directory::allow_list`](crate::kubernetes::Directory::allow_list):
     /// `None` when the namespace is not known, `Some(None)` when it has no annotation; both deny where

@@ -1,7 +1,9 @@
-//! What a predecessor (kube2iam, the Go kube2ram) left on this node: iptables rules that lead the metadata server's address elsewhere, and an agent
-//! that still answers. Looks, and changes nothing. Depends on `netlink` and procfs; called by `preflight`.
+//! What a predecessor (kube2iam, the Go kube2ram) left on this node: iptables rules that lead the metadata
+//! server's address elsewhere, and an agent that still answers. Looks, and changes nothing. Depends on
+//! `netlink` and procfs; called by `preflight`.
 //!
-//! A rule is known by the address that it compares with and by its target. The rest of it is not read: the command that removes it finds it by its text.
+//! A rule is known by the address that it compares with and by its target. The rest of it is not read: the
+//! command that removes it finds it by its text.
 
 use std::{
     collections::BTreeSet,
@@ -37,10 +39,12 @@ const MAX_RULES: usize = 16;
 /// The targets of iptables that lead elsewhere.
 const TARGETS: [&[u8]; 2] = [b"DNAT\0", b"REDIRECT\0"];
 
-/// Looks for rules of the nat table that name `metadata` as their destination and send it elsewhere, and for the agent that they lead to. Returns a
-/// warning for each. Blocks; asks nobody but the kernel and ports of the loopback device, for a second at the most.
+/// Looks for rules of the nat table that name `metadata` as their destination and send it elsewhere, and for
+/// the agent that they lead to. Returns a warning for each. Blocks; asks nobody but the kernel and ports of
+/// the loopback device, for a second at the most.
 ///
-/// Rules of nf_tables are looked for in the chains PREROUTING and OUTPUT of `ip nat`, which are those of `iptables-nft`.
+/// Rules of nf_tables are looked for in the chains PREROUTING and OUTPUT of `ip nat`, which are those of
+/// `iptables-nft`.
 ///
 /// # Errors
 /// [`PredecessorsError`]: nothing is known.
@@ -80,8 +84,9 @@ impl Rule {
     }
 }
 
-/// Where a target leads: `struct nf_nat_range` has two addresses of 16 bytes and two ports behind its flags, the older
-/// `nf_nat_ipv4_multi_range_compat` has a count first and addresses of 4 bytes (include/uapi/linux/netfilter/nf_nat.h).
+/// Where a target leads: `struct nf_nat_range` has two addresses of 16 bytes and two ports behind its flags,
+/// the older `nf_nat_ipv4_multi_range_compat` has a count first and addresses of 4 bytes
+/// (include/uapi/linux/netfilter/nf_nat.h).
 fn destination(info: &[u8]) -> Option<SocketAddrV4> {
     let (addr, port) = if info.len() < 40 { (8, 16) } else { (4, 36) };
     let addr: [u8; 4] = *info.get(addr..)?.first_chunk()?;
@@ -118,8 +123,8 @@ fn nft_rules(metadata: Ipv4Addr) -> io::Result<Vec<Rule>> {
     Ok(rules)
 }
 
-/// Reads a rule behind its `struct nfgenmsg`. Numbers of each expression's own attributes follow their order: `NFTA_CMP_{SREG,OP,DATA}`,
-/// `NFTA_TARGET_{NAME,REV,INFO}`, `NFTA_NAT_TYPE`.
+/// Reads a rule behind its `struct nfgenmsg`. Numbers of each expression's own attributes follow their order:
+/// `NFTA_CMP_{SREG,OP,DATA}`, `NFTA_TARGET_{NAME,REV,INFO}`, `NFTA_NAT_TYPE`.
 fn nft_rule(payload: &[u8], chain: &str, metadata: Ipv4Addr) -> Option<Rule> {
     const EQUAL: &[u8] = &[0; 4];
     const DNAT: &[u8] = &[0, 0, 0, 1];
@@ -148,20 +153,22 @@ fn nft_rule(payload: &[u8], chain: &str, metadata: Ipv4Addr) -> Option<Rule> {
     rule.filter(|_| names_metadata)
 }
 
-/// The rules of `iptables-legacy`. A namespace that has no such table is not asked for one: asking would make it, and with it NAT and connection tracking
-/// for the node.
+/// The rules of `iptables-legacy`. A namespace that has no such table is not asked for one: asking would make
+/// it, and with it NAT and connection tracking for the node.
 fn legacy_rules(metadata: Ipv4Addr) -> io::Result<Vec<Rule>> {
     match fs::read_to_string("/proc/thread-self/net/ip_tables_names") {
         Ok(tables) if tables.lines().any(|table| table == "nat") => {}
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => return Ok(Vec::new()),
     }
-    // Of any kind: the tables are asked for through whatever socket there is. (A raw one would take CAP_NET_RAW.)
+    // Of any kind: the tables are asked for through whatever socket there is. (A raw one would take
+    // CAP_NET_RAW.)
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     Ok(legacy_rules_in(&uninterrupted(|| legacy_table(socket.as_fd()))?, metadata))
 }
 
-/// The entries of the nat table, as the kernel copies them out (include/uapi/linux/netfilter_ipv4/ip_tables.h).
+/// The entries of the nat table, as the kernel copies them out
+/// (include/uapi/linux/netfilter_ipv4/ip_tables.h).
 fn legacy_table(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     const IPT_SO_GET_INFO: libc::c_int = 64;
     const IPT_SO_GET_ENTRIES: libc::c_int = 65;
@@ -198,7 +205,8 @@ fn ask(socket: BorrowedFd<'_>, option: libc::c_int, buffer: &mut [u8]) -> io::Re
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Each is a `struct ipt_entry` of 112 bytes, matches, and a `struct xt_entry_target` of 32 bytes with what is the target's own behind it.
+/// Each is a `struct ipt_entry` of 112 bytes, matches, and a `struct xt_entry_target` of 32 bytes with what
+/// is the target's own behind it.
 fn legacy_rules_in(mut entries: &[u8], metadata: Ipv4Addr) -> Vec<Rule> {
     const IPT_INV_DSTIP: u8 = 0x10;
     let mut rules = Vec::new();
@@ -218,8 +226,8 @@ fn legacy_rules_in(mut entries: &[u8], metadata: Ipv4Addr) -> Vec<Rule> {
     rules
 }
 
-/// Whether a predecessor's agent answers there. Both tell the instance's id and the host's address, or that they do not know the former (server.go of
-/// both).
+/// Whether a predecessor's agent answers there. Both tell the instance's id and the host's address, or that
+/// they do not know the former (server.go of both).
 fn is_predecessors(port: u16) -> bool {
     let answer = health(port).unwrap_or_default();
     answer.contains(r#""instanceId""#) && answer.contains(r#""hostIP""#)

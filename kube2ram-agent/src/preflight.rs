@@ -1,6 +1,6 @@
 //! `kube2ram preflight`: what a node must have, each condition with its remedy. The agent makes the same
-//! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `predecessors` and
-//! `identity`, and on procfs; called by `main` and `app`.
+//! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `predecessors`
+//! and `identity`, and on procfs; called by `main` and `app`.
 
 use std::{
     fmt, fs,
@@ -67,7 +67,8 @@ impl Preflight {
         Self::of(paths, Outcome::Amiss)
     }
 
-    /// Makes the checks for an agent, which runs in a pod: if the pods' cgroup holds no process, it is not where pods are.
+    /// Makes the checks for an agent, which runs in a pod: if the pods' cgroup holds no process, it is not
+    /// where pods are.
     pub fn of_agent(paths: &NodePaths) -> Self {
         Self::of(paths, Outcome::Unmet)
     }
@@ -192,7 +193,8 @@ fn check_capabilities(held: u64) -> Result<String, String> {
     Err(format!("{} missing: add to the container's securityContext.capabilities", missing.join(", ")))
 }
 
-/// Below 5.11 maps count against `RLIMIT_MEMLOCK`; they take about 10 MB, and as much again when an upgrade makes new ones.
+/// Below 5.11 maps count against `RLIMIT_MEMLOCK`; they take about 10 MB, and as much again when an upgrade
+/// makes new ones.
 fn check_memlock(version: Version, held: u64) -> Result<String, String> {
     const NEEDED: u64 = 32 << 20;
     let limit = getrlimit(Resource::Memlock).current;
@@ -204,9 +206,9 @@ fn check_memlock(version: Version, held: u64) -> Result<String, String> {
         .to_owned())
 }
 
-/// Below 5.15, a process that writes to net_cls or net_prio moves all new sockets to the root cgroup, past programs on others
-/// (kernel commit 8520e224f547). The agent tests for this periodically, and follows the sockets there, so
-/// this is no failure.
+/// Below 5.15, a process that writes to net_cls or net_prio moves all new sockets to the root cgroup, past
+/// programs on others (kernel commit 8520e224f547). The agent tests for this periodically, and follows the
+/// sockets there, so this is no failure.
 fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
     let is_used = |line: &&str| {
         let fields: Vec<_> = line.split(' ').collect();
@@ -222,8 +224,8 @@ fn check_v1(version: Version, mounts: &str) -> Result<String, String> {
     })
 }
 
-/// No condition: what is missing is a failure of the wire guard, which the agent reports for each device. Whether a
-/// module can be loaded is not known before it is.
+/// No condition: what is missing is a failure of the wire guard, which the agent reports for each device.
+/// Whether a module can be loaded is not known before it is.
 fn tell_wire_guard() -> &'static str {
     match WireHook::of_kernel() {
         WireHook::Tcx => "by tcx links, before all other programs",
@@ -252,8 +254,8 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
     }
 }
 
-/// What a predecessor left is no failure: an agent that refused to run next to it could not take its place without an outage, and what is redirected by
-/// programs does not meet its rules.
+/// What a predecessor left is no failure: an agent that refused to run next to it could not take its place
+/// without an outage, and what is redirected by programs does not meet its rules.
 fn check_predecessors(metadata: Ipv4Addr) -> Vec<Outcome> {
     match predecessors::leftovers(metadata) {
         Ok(leftovers) if leftovers.is_empty() => vec![Outcome::Met("left nothing".to_owned())],

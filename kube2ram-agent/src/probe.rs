@@ -2,8 +2,9 @@
 //! ports, so a probe over HTTP could not distinguish them, and other processes of the node could block those
 //! ports for the kubelet. Depends on `admin`; called by `app` and `main`.
 //!
-//! The agent answers on a socket in the pod's own directory, an `emptyDir`. A manifest from before that directory has none: the socket is then in the state
-//! directory, which all agents of the node share, and is named after the mount namespace, which the kubelet's exec shares with the agent.
+//! The agent answers on a socket in the pod's own directory, an `emptyDir`. A manifest from before that
+//! directory has none: the socket is then in the state directory, which all agents of the node share, and is
+//! named after the mount namespace, which the kubelet's exec shares with the agent.
 
 use std::{
     fmt, fs,

@@ -110,8 +110,9 @@ impl Reconciler {
         self.state.clone()
     }
 
-    /// Looks and repairs until `stop`. What cannot be repaired makes the agent unready and is tried again; only when
-    /// another agent has taken the pins over, which is what a restart finds out, it returns earlier.
+    /// Looks and repairs until `stop`. What cannot be repaired makes the agent unready and is tried again;
+    /// only when another agent has taken the pins over, which is what a restart finds out, it returns
+    /// earlier.
     ///
     /// Looks run on threads that may block: their system calls wait for locks of the kernel.
     ///

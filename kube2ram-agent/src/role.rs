@@ -1,5 +1,5 @@
-//! Pod → the role session it is entitled to by its annotations and the flags. Pure: no I/O, no clock, no logs.
-//! Called by `server`, and by `policy` and `args` for the types.
+//! Pod → the role session it is entitled to by its annotations and the flags. Pure: no I/O, no clock, no
+//! logs. Called by `server`, and by `policy` and `args` for the types.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -74,7 +74,8 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Makes it of the flags and of what was discovered. `default_role` is a name, a path and name, or an ARN.
+    /// Makes it of the flags and of what was discovered. `default_role` is a name, a path and name, or an
+    /// ARN.
     ///
     /// # Errors
     /// [`RoleError::Malformed`] or [`RoleError::NoBaseArn`] about `--default-role`.
@@ -109,8 +110,8 @@ impl Roles {
         pod.annotations.contains_key(&self.keys.role)
     }
 
-    /// Returns the role session that `pod` is entitled to by its annotations. An annotation that cannot be used is an error, an
-    /// empty one too: it never means the default.
+    /// Returns the role session that `pod` is entitled to by its annotations. An annotation that cannot be
+    /// used is an error, an empty one too: it never means the default.
     ///
     /// # Errors
     /// Every error must end in a denial. The text is fit for an Event on the pod.
@@ -143,8 +144,9 @@ impl Roles {
         })
     }
 
-    /// The name by which the list route calls `role`, and by which SDKs ask back: without the base ARN when the role lies below
-    /// it, all after `role/` elsewhere in its account, the full ARN in another account or when no base ARN is known.
+    /// The name by which the list route calls `role`, and by which SDKs ask back: without the base ARN when
+    /// the role lies below it, all after `role/` elsewhere in its account, the full ARN in another account or
+    /// when no base ARN is known.
     pub fn wire_name<'r>(&self, role: &'r RoleArn) -> &'r str {
         self.base.as_ref().and_then(|base| base.relative_name(role)).unwrap_or(role.as_str())
     }

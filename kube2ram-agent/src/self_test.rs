@@ -55,7 +55,8 @@ pub const CONDITION: &str = "an intercepted connection of the agent itself";
 #[derive(Debug)]
 pub struct SelfTest {
     settings: Settings,
-    /// The agent's cgroup, if it is below the pods'. Elsewhere a child dials, in a cgroup that is made for it.
+    /// The agent's cgroup, if it is below the pods'. Elsewhere a child dials, in a cgroup that is made for
+    /// it.
     own: Option<CgroupId>,
     /// The cgroup whose connection is awaited; 0 means none.
     awaited_cgroup: AtomicU64,
@@ -145,7 +146,8 @@ impl SelfTest {
         self.last_mut().clone()
     }
 
-    /// Dials from time to time, for ever. `pending` is met by the first that arrives; without one another agent served until now.
+    /// Dials from time to time, for ever. `pending` is met by the first that arrives; without one another
+    /// agent served until now.
     ///
     /// # Cancel safety
     /// Dropping the future abandons a connection.

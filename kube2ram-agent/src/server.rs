@@ -1,6 +1,6 @@
-//! The metadata service that pods reach instead of the real one: each request goes `Origin → PodUid → Pod → RoleSession → Permit →
-//! Credentials → response`, or is passed through to the real server. Depends on the interfaces of all earlier
-//! modules; called by `app`. Uses hyper, as `admin` does.
+//! The metadata service that pods reach instead of the real one: each request goes `Origin → PodUid → Pod →
+//! RoleSession → Permit → Credentials → response`, or is passed through to the real server. Depends on the
+//! interfaces of all earlier modules; called by `app`. Uses hyper, as `admin` does.
 
 use std::{
     net::SocketAddr,
@@ -71,8 +71,9 @@ const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long pods may still use answers that the real server gave before the first agent of a boot: an SDK
 /// lists roles, and requests the credentials of that role in the next moment.
 const FORMER_ANSWERS: Duration = Duration::from_mins(1);
-/// How many lines of the log one pod may cause: far more than any SDK does, which asks again after minutes. A pod in a tight loop would drown
-/// the others' lines and fill the disk. Callers that are no pod share one such limiter.
+/// How many lines of the log one pod may cause: far more than any SDK does, which asks again after minutes. A
+/// pod in a tight loop would drown the others' lines and fill the disk. Callers that are no pod share one
+/// such limiter.
 const LOG_LINES: Rate = Rate { burst: 200, interval: Duration::from_millis(50) };
 /// How often it asks for one meanwhile.
 const PERMIT_RETRY: Duration = Duration::from_millis(2);
@@ -187,7 +188,8 @@ impl Server {
     /// # Cancel safety
     /// Dropping the future closes its handle of the listener only.
     pub async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, origins: Arc<dyn Origins>, drain: Drain) {
-        // In a box, which lasts for a moment: there are two thousand such listeners, which would each hold as much for nothing.
+        // In a box, which lasts for a moment: there are two thousand such listeners, which would each hold as
+        // much for nothing.
         let begin = |stream, peer| Box::pin(self.begin(&*origins, stream, peer, &drain));
         listener::accept(listener, &drain, begin).await;
     }

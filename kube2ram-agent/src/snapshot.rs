@@ -1,5 +1,6 @@
-//! What an agent leaves to the next one in case the API server is away then: one JSON document in the state directory, on a tmpfs, for root
-//! alone. It holds identities, annotations and allow-lists, never credentials. Depends on `kubernetes` and `state_dir`; called by `app`.
+//! What an agent leaves to the next one in case the API server is away then: one JSON document in the state
+//! directory, on a tmpfs, for root alone. It holds identities, annotations and allow-lists, never
+//! credentials. Depends on `kubernetes` and `state_dir`; called by `app`.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -131,7 +132,8 @@ impl SnapshotFile {
     /// The snapshot of a state directory.
     ///
     /// # Errors
-    /// [`SnapshotError::OnDisk`]: external ids and policies of pods are nobody else's business, and must not outlive the machine.
+    /// [`SnapshotError::OnDisk`]: external ids and policies of pods are nobody else's business, and must not
+    /// outlive the machine.
     pub fn in_dir(dir: &StateDir) -> Result<Self, SnapshotError> {
         if dir.is_volatile() { Ok(Self(dir.path().join(FILE_NAME))) } else { Err(SnapshotError::OnDisk) }
     }
@@ -203,10 +205,11 @@ struct Document<P, S> {
     snapshot: S,
 }
 
-/// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent itself has no limit, but one that
-/// has been away for a day has nothing to continue.
+/// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent
+/// itself has no limit, but one that has been away for a day has nothing to continue.
 pub const MAX_AGE: Duration = Duration::from_hours(24);
-/// 250 pods with every annotation at its longest, and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
+/// 250 pods with every annotation at its longest, and 1 MiB of allow-lists; a thousand ordinary pods take 300
+/// KiB.
 pub const LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";

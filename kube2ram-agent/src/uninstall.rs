@@ -55,8 +55,8 @@ pub enum UninstallError {
     StateDir(#[source] StateDirError),
 }
 
-/// Removes programs, maps and the netfilter rule, whatever is there. The order keeps pods away from the metadata server until the last
-/// steps, so that a crash in between leaves a node that fails closed.
+/// Removes programs, maps and the netfilter rule, whatever is there. The order keeps pods away from the
+/// metadata server until the last steps, so that a crash in between leaves a node that fails closed.
 ///
 /// # Errors
 /// [`UninstallError`]; when an agent runs, nothing was removed.
@@ -78,7 +78,8 @@ pub fn uninstall(bpf_dir: &Path, state_dir: &Path) -> Result<Report, UninstallEr
     Ok(Report { ebpf_programs, forward_guard, boot_guard_installed: boot_guard::is_installed() })
 }
 
-/// Removes what is known to be an agent's, and the directory unless there is more in it, or something is mounted there.
+/// Removes what is known to be an agent's, and the directory unless there is more in it, or something is
+/// mounted there.
 fn empty(state: &StateDir) -> io::Result<()> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let sockets = [handover::SOCKET, control::SOCKET, control::DRAFT].map(str::to_owned);

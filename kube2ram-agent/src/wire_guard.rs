@@ -80,7 +80,8 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often namespaces of pods are searched without events. A search finds missed namespaces, and releases
 /// those without a process.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
-/// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as often as it likes.
+/// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as
+/// often as it likes.
 const SEARCH_PAUSE: Duration = Duration::from_secs(2);
 /// How often, at least, a namespace without events and without a covered device is queried. A change by which
 /// one of its devices leads out is notified at once: by the namespace itself, or by the node's namespace when
@@ -89,7 +90,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
 
-/// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make thousands.
+/// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make
+/// thousands.
 const MAX_PEERS: usize = 64;
 
 /// The guard of one node. Dropping it leaves the programs attached.
@@ -114,7 +116,8 @@ pub struct WireGuard {
     said: Option<String>,
 }
 
-/// A network namespace of pods. Nothing here keeps it alive for longer than until the next search: the network plugin may wait for its end.
+/// A network namespace of pods. Nothing here keeps it alive for longer than until the next search: the
+/// network plugin may wait for its end.
 #[derive(Debug)]
 struct Pod {
     /// One that is in it, as a directory of procfs.

@@ -21,7 +21,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::lab::{Lab, METADATA, METADATA6};
 
-/// Everything that a socket can try; prints the name of what was refused, or an empty line. Not refused may still be unreachable.
+/// Everything that a socket can try; prints the name of what was refused, or an empty line. Not refused may
+/// still be unreachable.
 const WAYS: [(&str, &str); 10] = [
     ("connect", "s = socket.socket(); s.settimeout(.2); s.connect((a, 80))"),
     (
@@ -62,7 +63,8 @@ const IPV6_PACKETS: [(&str, &str); 3] = [
     ),
 ];
 
-/// In a network with a route to the address, which this machine need not have. A packet is judged by its socket's cgroup, whatever the network.
+/// In a network with a route to the address, which this machine need not have. A packet is judged by its
+/// socket's cgroup, whatever the network.
 const UNSHARED: [&str; 6] = [
     "unshare",
     "--net",

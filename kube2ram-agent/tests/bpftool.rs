@@ -1,4 +1,5 @@
-//! docs/bpftool.md is true: it names what the code names, and each of its commands, run against a running agent, prints lines of the shape that the page shows.
+//! docs/bpftool.md is true: it names what the code names, and each of its commands, run against a running
+//! agent, prints lines of the shape that the page shows.
 
 use std::{
     collections::BTreeSet,
@@ -64,7 +65,8 @@ fn shape(line: &str) -> String {
     line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the lines that are shown stand in the output, in their order, one after the other but for what is omitted.
+/// Whether the lines that are shown stand in the output, in their order, one after the other but for what is
+/// omitted.
 fn is_shown(shown: &[&str], output: &[&str]) -> bool {
     let output: Vec<_> = output.iter().map(|line| shape(line)).collect();
     let mut at = 0;

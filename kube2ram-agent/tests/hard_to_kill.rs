@@ -1,5 +1,6 @@
-//! One pod against the agent's memory: the real agent with the manifest's memory limit on its cgroup, which counts what the kernel keeps for its sockets and maps
-//! as well. Where there is no memory controller of cgroup v2, the attacks run without the limit.
+//! One pod against the agent's memory: the real agent with the manifest's memory limit on its cgroup, which
+//! counts what the kernel keeps for its sockets and maps as well. Where there is no memory controller of
+//! cgroup v2, the attacks run without the limit.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test support")]
 
@@ -28,7 +29,8 @@ const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// What SDKs wait for an answer.
 const SDK_PATIENCE: Duration = Duration::from_secs(1);
 const MIB: u64 = 1024 * 1024;
-/// Of one attack; and on an emulated processor, where clients that fill buffers take their time, and answers too.
+/// Of one attack; and on an emulated processor, where clients that fill buffers take their time, and answers
+/// too.
 const DURATION: Duration = Duration::from_secs(6);
 const EMULATED_DURATION: Duration = Duration::from_secs(30);
 /// More than one pod may have.
@@ -104,7 +106,8 @@ fn kept(mut ss: Command, port: u16) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Serves another pod for the time of an attack; the slowest answer and the most memory. `ss` looks where the attackers' connections arrive.
+/// Serves another pod for the time of an attack; the slowest answer and the most memory. `ss` looks where the
+/// attackers' connections arrive.
 fn endure(sandbox: &Sandbox, container: &Container, what: &str, ss: impl Fn() -> Command, port: u16) {
     let duration = if is_emulated() { EMULATED_DURATION } else { DURATION };
     let (begun, mut answers, mut most, mut connections) = (Instant::now(), Vec::new(), 0, Vec::new());

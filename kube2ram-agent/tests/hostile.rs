@@ -1,4 +1,5 @@
-//! Hostile pods against the real agent on the real kernel: what they send, and what they are annotated with, harms nobody else.
+//! Hostile pods against the real agent on the real kernel: what they send, and what they are annotated with,
+//! harms nobody else.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
 
@@ -74,7 +75,8 @@ fn assert_served(sandbox: &Sandbox, pod: &str) {
     }
 }
 
-/// What is not ready in time is a 503 that asks to try again, which on a busy machine the first request of a role may be.
+/// What is not ready in time is a 503 that asks to try again, which on a busy machine the first request of a
+/// role may be.
 fn once_ready(sandbox: &Sandbox, pod: &str, target: &str) -> Reply {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -141,7 +143,8 @@ fn garbage_is_answered_or_cut_off_and_harms_nobody() {
     assert_served(&sandbox, "attacker");
 }
 
-/// Slow lorises, endless heads and half-sent ones, from more cgroups than one and more connections than the agent takes at all.
+/// Slow lorises, endless heads and half-sent ones, from more cgroups than one and more connections than the
+/// agent takes at all.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_pod_that_holds_connections_starves_nobody_else() {
@@ -194,7 +197,8 @@ fn a_pod_that_holds_connections_starves_nobody_else() {
     assert!(!files.iter().any(|field| field.trim() == "1024"), "{files:?}");
 }
 
-/// The vectors of CVE-2022-23551 and its kin, raw through the redirected connection. `seen` is what the real server was asked.
+/// The vectors of CVE-2022-23551 and its kin, raw through the redirected connection. `seen` is what the real
+/// server was asked.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_spelling_of_a_credential_path_reaches_the_real_server() {

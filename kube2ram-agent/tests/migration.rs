@@ -1,5 +1,6 @@
-//! Rung 2: from an iptables predecessor to kube2ram and back, under load, by the commands of docs/migration.md: the page is read, and a command that
-//! nobody here knows fails the test. Needs root, iptables, and `kube2ram-sandbox` with its stand-in for the predecessor.
+//! Rung 2: from an iptables predecessor to kube2ram and back, under load, by the commands of
+//! docs/migration.md: the page is read, and a command that nobody here knows fails the test. Needs root,
+//! iptables, and `kube2ram-sandbox` with its stand-in for the predecessor.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -24,7 +25,8 @@ const OVERLAY: &str = include_str!("../../deploy/kustomize/components/migration/
 const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
 /// No hostNetwork pods: the predecessors never redirected those.
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
-/// The sandbox's devices to pods, as the predecessors' `--host-interface=cali+` names those of a network plugin.
+/// The sandbox's devices to pods, as the predecessors' `--host-interface=cali+` names those of a network
+/// plugin.
 const DEVICES: &str = "k2r+";
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -206,7 +208,8 @@ impl Rehearsal {
         )
     }
 
-    /// The command that preflight says of this node's predecessor, if there is one. (The machine may have one of its own.)
+    /// The command that preflight says of this node's predecessor, if there is one. (The machine may have one
+    /// of its own.)
     fn removal(&self) -> Option<String> {
         let led_to = format!("leads to {}.", self.led_to());
         let said = self.preflight();

@@ -1,4 +1,5 @@
-//! Rung 2: `kube2ram preflight` on a node that has everything, and on one where another program does not share its place.
+//! Rung 2: `kube2ram preflight` on a node that has everything, and on one where another program does not
+//! share its place.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

@@ -1,4 +1,5 @@
-//! Rung 2: the agent does everything with the capabilities that the manifest gives it, and each of them is needed for something.
+//! Rung 2: the agent does everything with the capabilities that the manifest gives it, and each of them is
+//! needed for something.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -26,7 +27,8 @@ fn capabilities_of_manifest() -> Vec<String> {
     names.map(|name| name.trim().to_ascii_lowercase()).collect()
 }
 
-/// Root with these capabilities and no others, in its own cgroup namespace, with a read-only /sys and /proc/sys, as runtimes start containers.
+/// Root with these capabilities and no others, in its own cgroup namespace, with a read-only /sys and
+/// /proc/sys, as runtimes start containers.
 fn confined(sandbox: &mut Sandbox, capabilities: &[String]) {
     let state = sandbox.node().directory();
     let bounding = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));

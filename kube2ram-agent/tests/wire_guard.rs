@@ -1,5 +1,5 @@
-//! Rung 2: the life of the wire guard, with the whole agent in a sandbox: devices that come later or move, what others
-//! change, pods with NET_ADMIN, switching it off, and removal.
+//! Rung 2: the life of the wire guard, with the whole agent in a sandbox: devices that come later or move,
+//! what others change, pods with NET_ADMIN, switching it off, and removal.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -348,8 +348,8 @@ impl Drop for Full {
     }
 }
 
-/// A host's connections that end in each way, two of them by packets of a socket that is only half of one: a reset, and
-/// the acknowledgement of TIME_WAIT.
+/// A host's connections that end in each way, two of them by packets of a socket that is only half of one: a
+/// reset, and the acknowledgement of TIME_WAIT.
 const ENDINGS: &str = r#"
 import socket, struct, sys, time
 request = b"GET /latest/meta-data/region-id HTTP/1.1\r\nHost: m\r\nConnection: keep-alive\r\n\r\n"

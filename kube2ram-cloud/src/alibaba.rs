@@ -1,5 +1,6 @@
 //! Alibaba Cloud: STS, request signing, the ECS metadata server.
-//! `sign`, `wire`, `endpoint` and `refusal` are pure; `metadata`, `resolve`, `transport`, `base` and `sts` talk to the network. Composed by `app`.
+//! `sign`, `wire`, `endpoint` and `refusal` are pure; `metadata`, `resolve`, `transport`, `base` and `sts`
+//! talk to the network. Composed by `app`.
 
 pub mod base;
 mod dialect;

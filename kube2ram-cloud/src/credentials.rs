@@ -1,4 +1,5 @@
-//! Temporary credentials, and the seam by which they are issued: each cloud implements [`Issuer`], the agent's cache calls it.
+//! Temporary credentials, and the seam by which they are issued: each cloud implements [`Issuer`], the
+//! agent's cache calls it.
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
@@ -26,8 +27,9 @@ pub struct Credentials {
     pub document: Document,
 }
 
-/// What the metadata service answers with these credentials: written by the first request, for it costs more than all else that a request does. As
-/// secret as they are; zeroised with them, once the last answer is sent.
+/// What the metadata service answers with these credentials: written by the first request, for it costs more
+/// than all else that a request does. As secret as they are; zeroised with them, once the last answer is
+/// sent.
 #[derive(Clone, Default)]
 pub struct Document(OnceLock<Bytes>);
 
@@ -54,7 +56,8 @@ impl fmt::Debug for Document {
 /// Why credentials were not issued: the closed set that is also the metrics label and decides on retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IssueErrorKind {
-    /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so transient to it.
+    /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so
+    /// transient to it.
     BaseCredentials,
     /// STS denies the role: no permission, or the role does not trust the node. Not transient.
     Denied,
@@ -66,8 +69,9 @@ pub enum IssueErrorKind {
     Throttled,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
-    /// STS refuses with a code that is not known to be about the role: it may be about the account, the agent, or a gateway in between
-    /// (risk control, overdue payment). Transient, because it says nothing about the role.
+    /// STS refuses with a code that is not known to be about the role: it may be about the account, the
+    /// agent, or a gateway in between (risk control, overdue payment). Transient, because it says nothing
+    /// about the role.
     Unexpected,
 }
 

@@ -1,5 +1,6 @@
-//! What differs between clouds in the metadata service that pods see, as one table for each cloud. Data and pure functions only.
-//! Chosen once, by the agent's `args` and `app`; read by its `server`, `role` and `kubernetes`.
+//! What differs between clouds in the metadata service that pods see, as one table for each cloud. Data and
+//! pure functions only. Chosen once, by the agent's `args` and `app`; read by its `server`, `role` and
+//! `kubernetes`.
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::{MetadataAddr, credentials::Credentials};
 pub struct Dialect {
     /// Where the metadata server usually is.
     pub metadata: MetadataAddr,
-    /// The directory that holds [`SECURITY_CREDENTIALS`]. Everything below it is answered by the agent itself or not at all.
+    /// The directory that holds [`SECURITY_CREDENTIALS`]. Everything below it is answered by the agent itself
+    /// or not at all.
     pub credentials: &'static [&'static str],
     /// What of the real server is closed, and to whom.
     pub items: Items,
@@ -37,15 +39,20 @@ pub const SECURITY_CREDENTIALS: &str = "security-credentials";
 pub struct Items {
     /// A dump of the whole tree, perhaps with credentials: closed to everybody, whatever the policy.
     pub dump: &'static [&'static str],
-    /// Secrets of the node, such as the user data, which carries its join secrets: closed to everybody unless the policy is `open`, at any depth.
+    /// Secrets of the node, such as the user data, which carries its join secrets: closed to everybody unless
+    /// the policy is `open`, at any depth.
     pub secrets: &'static [&'static [&'static str]],
-    /// The directory by which a pod could prove to be the node: closed like secrets, but open to who may have the node's role.
+    /// The directory by which a pod could prove to be the node: closed like secrets, but open to who may have
+    /// the node's role.
     pub identity: &'static [&'static str],
-    /// What the policy `strict` leaves open below `meta-data/`: what SDKs, cloud controllers and schedulers need to know where they run.
+    /// What the policy `strict` leaves open below `meta-data/`: what SDKs, cloud controllers and schedulers
+    /// need to know where they run.
     pub listed: &'static [&'static [&'static str]],
-    /// The directory of the network cards below `meta-data/`, which `strict` leaves open as a whole: addresses and ids, by MAC.
+    /// The directory of the network cards below `meta-data/`, which `strict` leaves open as a whole:
+    /// addresses and ids, by MAC.
     pub interfaces: &'static [&'static str],
-    /// Last names of closed paths. A query must not hold them as a word: some servers know no queries, and read on behind the `?`.
+    /// Last names of closed paths. A query must not hold them as a word: some servers know no queries, and
+    /// read on behind the `?`.
     pub last_names: &'static [&'static str],
 }
 
@@ -67,7 +74,8 @@ pub struct TokenHeaders {
 pub struct Patience {
     /// Waiting for a pod that the agent does not know yet.
     pub lookup: Duration,
-    /// Waiting for an agent that has just started: discovery takes some 100 ms when the metadata server is there.
+    /// Waiting for an agent that has just started: discovery takes some 100 ms when the metadata server is
+    /// there.
     pub start: Duration,
     /// Waiting for credentials that are being issued.
     pub answer: Duration,

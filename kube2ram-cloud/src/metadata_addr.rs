@@ -1,4 +1,5 @@
-//! Where the metadata server is. Pure; a cloud's [`Dialect`](crate::dialect::Dialect) has the usual address, and the agent's flags the one in use.
+//! Where the metadata server is. Pure; a cloud's [`Dialect`](crate::dialect::Dialect) has the usual address,
+//! and the agent's flags the one in use.
 
 use std::{
     fmt,

@@ -39,19 +39,22 @@ pub enum UpstreamError {
     Timeout,
 }
 
-/// Marks sockets of the agent itself, so that the eBPF programs let them reach the real metadata server. Implemented by whoever has the maps.
+/// Marks sockets of the agent itself, so that the eBPF programs let them reach the real metadata server.
+/// Implemented by whoever has the maps.
 pub trait PassGrant: Send + Sync + 'static {
     /// Grants the pass; call it before connect(2).
     ///
     /// # Errors
-    /// The map write's error; the connect would then be redirected to the agent itself, so the caller must give up.
+    /// The map write's error; the connect would then be redirected to the agent itself, so the caller must
+    /// give up.
     fn grant(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 }
 
 /// Sends requests to the real metadata server.
 #[async_trait::async_trait]
 pub trait Upstream: Send + Sync + 'static {
-    /// Sends `request` (origin-form target; `Host` is filled in) and returns the response as its head arrives.
+    /// Sends `request` (origin-form target; `Host` is filled in) and returns the response as its head
+    /// arrives.
     ///
     /// # Errors
     /// As named; a response of any status is no error.
@@ -98,7 +101,8 @@ impl MetadataServer {
         self.activity.clone()
     }
 
-    /// Tries once more what is safe to repeat: the server may close a kept connection at the moment it is used.
+    /// Tries once more what is safe to repeat: the server may close a kept connection at the moment it is
+    /// used.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let again = matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.clone());
         match (self.try_exchange(request).await, again) {

@@ -1,7 +1,7 @@
 //! The structs in the maps, byte for byte. Depends on nothing; used by the eBPF programs and by the agent.
 //!
-//! Any change of a layout, a map's type or its size is a change of [`ABI_VERSION`]: pins live in a directory of that name, so an agent never reads
-//! another layout's maps.
+//! Any change of a layout, a map's type or its size is a change of [`ABI_VERSION`]: pins live in a directory
+//! of that name, so an agent never reads another layout's maps.
 
 use core::mem::{align_of, size_of};
 
@@ -14,7 +14,8 @@ macro_rules! abi {
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type),* }
-        // As documented, and equal to the sum of the fields: no padding, so every byte is initialised and may cross to the kernel.
+        // As documented, and equal to the sum of the fields: no padding, so every byte is initialised and may
+        // cross to the kernel.
         const _: () = assert!(size_of::<$name>() == $size && $size == 0 $(+ size_of::<$type>())*);
         const _: () = assert!(align_of::<$name>() <= 8);
         #[cfg(feature = "user")]
@@ -80,8 +81,9 @@ abi!(
 abi!(
     /// The 4-tuple of a handshake in flight, as the accepting side sees it.
     ///
-    /// Two words, because Linux 5.10 and 6.1 without `CAP_PERFMON` refuse to see a stack slot of 8 bytes written in parts
-    /// (kernel fix "bpf: Fix narrow scalar spill onto 64-bit spilled scalar slots", 6.13, back-ported to 6.12).
+    /// Two words, because Linux 5.10 and 6.1 without `CAP_PERFMON` refuse to see a stack slot of 8 bytes
+    /// written in parts (kernel fix "bpf: Fix narrow scalar spill onto 64-bit spilled scalar slots", 6.13,
+    /// back-ported to 6.12).
     Handshake: 16 {
         /// Client address in the low half, agent address in the high half, both network byte order.
         addrs_be: u64,

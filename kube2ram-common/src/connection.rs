@@ -89,7 +89,8 @@ pub const fn user_port_be(user_port: u32) -> u16 {
     user_port as u16
 }
 
-/// The IPv4 address in `::ffff:a.b.c.d`, given the four network-order words of an IPv6 address. Every JVM dials this form.
+/// The IPv4 address in `::ffff:a.b.c.d`, given the four network-order words of an IPv6 address. Every JVM
+/// dials this form.
 #[inline(always)]
 #[must_use]
 pub const fn v4_mapped(words: [u32; 4]) -> Option<u32> {

@@ -15,7 +15,8 @@ pub mod map {
     pub const HANDSHAKES: &str = "k2r_handshakes";
     /// Hash: [lease](crate::abi::place_in) of a share → when it ends, CLOCK_MONOTONIC nanoseconds.
     pub const SHARES: &str = "k2r_shares";
-    /// Hash: cookie of a client socket → [`ConnectRecord`](crate::abi::ConnectRecord), until its handshake is over.
+    /// Hash: cookie of a client socket → [`ConnectRecord`](crate::abi::ConnectRecord), until its handshake is
+    /// over.
     pub const CLIENTS: &str = "k2r_clients";
     /// Socket storage of the agent's accepted sockets: [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const ACCEPTED: &str = "k2r_accepted";

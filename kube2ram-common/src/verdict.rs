@@ -9,7 +9,8 @@ use crate::{
 /// What the hook saw.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    /// Destination address, network byte order; of the metadata server's IPv6 address, [`Config::metadata_addr_be`].
+    /// Destination address, network byte order; of the metadata server's IPv6 address,
+    /// [`Config::metadata_addr_be`].
     pub addr_be: u32,
     /// Destination port, network byte order.
     pub port_be: u16,

@@ -1,7 +1,8 @@
 //! Raw access to program contexts; the only module that reads or writes their fields. Called by the programs.
 //!
-//! Every access is volatile: LLVM otherwise merges two 32-bit loads into one of 64 bits, or narrows a load to 16, and the verifier knows
-//! the fields only by their own width ("invalid bpf_context access", seen on 5.10, 6.1 and 6.12).
+//! Every access is volatile: LLVM otherwise merges two 32-bit loads into one of 64 bits, or narrows a load to
+//! 16, and the verifier knows the fields only by their own width ("invalid bpf_context access", seen on 5.10,
+//! 6.1 and 6.12).
 
 use core::ptr;
 
@@ -542,7 +543,8 @@ impl Packet {
         self.sender().and_then(Socket::full)
     }
 
-    /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own level.
+    /// The ancestor of the sending socket's cgroup at `level` (the root is 0); 0 below the socket's own
+    /// level.
     #[inline(always)]
     pub(crate) fn ancestor_cgroup(&self, level: i32) -> u64 {
         // SAFETY: the program's own context, and a plain value.
@@ -560,7 +562,8 @@ const fn is_tag(kind: u16) -> bool {
     kind == 0x8100 || kind == 0x88a8 || kind == 0x9100
 }
 
-/// Extension headers of IPv6 behind which others may be (RFC 8200 §4.1): hop-by-hop and destination options, routing, fragment.
+/// Extension headers of IPv6 behind which others may be (RFC 8200 §4.1): hop-by-hop and destination options,
+/// routing, fragment.
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 
@@ -578,7 +581,8 @@ pub(crate) fn current_cgroup() -> u64 {
     unsafe { bpf_get_current_cgroup_id() }
 }
 
-/// The ancestor of the calling task's cgroup at `level` (the root is 0); 0 below the task's own level. Linux 5.7 in these hooks.
+/// The ancestor of the calling task's cgroup at `level` (the root is 0); 0 below the task's own level. Linux
+/// 5.7 in these hooks.
 #[inline(always)]
 pub(crate) fn current_ancestor_cgroup(level: i32) -> u64 {
     // SAFETY: plain values only.

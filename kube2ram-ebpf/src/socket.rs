@@ -1,4 +1,5 @@
-//! Socket storage for any program type: aya-ebpf 0.2 offers it to sock_addr programs only. Called by the programs.
+//! Socket storage for any program type: aya-ebpf 0.2 offers it to sock_addr programs only. Called by the
+//! programs.
 
 use core::ptr;
 

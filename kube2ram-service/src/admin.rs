@@ -1,6 +1,6 @@
 //! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but every
-//! client that reaches the node's address can connect. Depends on `server::listener` and `server::connection_limiter` for
-//! bounded connections; called by `app`.
+//! client that reaches the node's address can connect. Depends on `server::listener` and
+//! `server::connection_limiter` for bounded connections; called by `app`.
 
 use std::{future::ready, sync::Arc, time::Duration};
 
@@ -21,8 +21,9 @@ pub use self::readiness::{Pending, Readiness};
 
 /// How many connections are served at once.
 pub const CONNECTIONS: usize = 64;
-/// How many of them one address may have. Pods reach this listener, too, and everything on the node's network has one address, the kubelet's: that they keep nobody
-/// out is for [`ConnectionLimiter`], and that they cannot have the agent ended for `probe`.
+/// How many of them one address may have. Pods reach this listener, too, and everything on the node's network
+/// has one address, the kubelet's: that they keep nobody out is for [`ConnectionLimiter`], and that they
+/// cannot have the agent ended for `probe`.
 const CONNECTIONS_PER_ADDRESS: usize = 8;
 
 /// What the admin listener shows.

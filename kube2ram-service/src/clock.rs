@@ -15,7 +15,8 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }
 
-/// The time since the machine booted, its sleep included. It never jumps, and is the same for one process after another.
+/// The time since the machine booted, its sleep included. It never jumps, and is the same for one process
+/// after another.
 pub fn since_boot() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

@@ -61,16 +61,16 @@ pub struct ConnectionPermit<C: Clone + Eq + Hash> {
 }
 
 impl<C: Clone + Eq + Hash> ConnectionLimiter<C> {
-    /// Both bounds are at least 1. A connection is idle on which nothing was asked or answered for as long as `grace`: before that, its next request may be
-    /// on its way.
+    /// Both bounds are at least 1. A connection is idle on which nothing was asked or answered for as long as
+    /// `grace`: before that, its next request may be on its way.
     pub fn new(total: usize, per_caller: usize, grace: Duration) -> Arc<Self> {
         let taken = Taken { by_caller: HashMap::new(), total: 0, next: 0 };
         Arc::new(Self { total, per_caller, grace, begun: Instant::now(), taken: Mutex::new(taken) })
     }
 
-    /// A place for a connection of `caller`. When the caller has all that one may have, its oldest idle connection gives way, and without an idle
-    /// one there is no place. When all places are taken, the oldest idle connection of the caller who has most gives way, or, without an idle one, its
-    /// oldest.
+    /// A place for a connection of `caller`. When the caller has all that one may have, its oldest idle
+    /// connection gives way, and without an idle one there is no place. When all places are taken, the oldest
+    /// idle connection of the caller who has most gives way, or, without an idle one, its oldest.
     pub fn take(self: &Arc<Self>, caller: C) -> Option<ConnectionPermit<C>> {
         let mut taken = self.taken();
         let mut displaced = None;

@@ -1,4 +1,5 @@
-//! No core dumps: the process holds every pod's credentials, and a dump would put them on the host's disk. Called by `main`.
+//! No core dumps: the process holds every pod's credentials, and a dump would put them on the host's disk.
+//! Called by `main`.
 
 use std::io;
 
@@ -6,8 +7,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 /// Has the kernel write no core dump of this process. Programs that it starts are not concerned.
 ///
-/// The limit alone is not enough: it does not hold where `core_pattern` is a pipe (systemd-coredump, apport). Root with `CAP_SYS_PTRACE`
-/// still may read the memory, as a debugger does.
+/// The limit alone is not enough: it does not hold where `core_pattern` is a pipe (systemd-coredump, apport).
+/// Root with `CAP_SYS_PTRACE` still may read the memory, as a debugger does.
 ///
 /// # Errors
 /// When the kernel refuses, which it has no reason to.

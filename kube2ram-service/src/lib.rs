@@ -1,5 +1,6 @@
-//! What any long-running program of kube2ram needs, whatever it does: time, drain, logs, the state directory, bounded HTTP
-//! listeners, readiness and metrics, and the way to the API server. Knows neither eBPF nor a cloud.
+//! What any long-running program of kube2ram needs, whatever it does: time, drain, logs, the state directory,
+//! bounded HTTP listeners, readiness and metrics, and the way to the API server. Knows neither eBPF nor a
+//! cloud.
 
 #![deny(unsafe_code)]
 

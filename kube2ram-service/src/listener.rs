@@ -1,5 +1,5 @@
-//! Accepting and driving HTTP/1 connections within bounds: how many, how long, how large. The home of hyper's server.
-//! Depends on nothing of ours; called by `server` and `admin`.
+//! Accepting and driving HTTP/1 connections within bounds: how many, how long, how large. The home of hyper's
+//! server. Depends on nothing of ours; called by `server` and `admin`.
 
 use std::{
     convert::Infallible,
@@ -38,7 +38,8 @@ mod head_timer;
 use self::head_timer::HeadTimer;
 use crate::{drain::Drain, telemetry::chain};
 
-/// How long a request head may take to arrive; it starts when the previous response is done, so it also bounds idleness.
+/// How long a request head may take to arrive; it starts when the previous response is done, so it also
+/// bounds idleness.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How large a request head may be. SDKs send less than 1 KiB.
 pub const HEAD_LIMIT_BYTES: usize = 8 * 1024;
@@ -48,24 +49,26 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CONNECTION_MAX_AGE: Duration = Duration::from_secs(300);
 /// How many requests a connection may carry. SDKs send two to four.
 pub const MAX_REQUESTS: usize = 1000;
-/// What the kernel may keep for a connection, each way; it counts twice as much. A request's head fits, and an answer of ours.
-/// What is passed through flows slower.
+/// What the kernel may keep for a connection, each way; it counts twice as much. A request's head fits, and
+/// an answer of ours. What is passed through flows slower.
 pub const BUFFER_BYTES: usize = 8 * 1024;
 /// How long requests in flight may go on once a connection is to close.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a fresh connection may still send its first request once the listener is to close: the client's connect(2) succeeded, and
-/// SDKs do not retry.
+/// How long a fresh connection may still send its first request once the listener is to close: the client's
+/// connect(2) succeeded, and SDKs do not retry.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// The longest queue that a listener of ours has: as many as the kernel takes by default (net.core.somaxconn). A pod that connects in a loop fills
-/// it, and whose SYN then finds it full is only heard a second later, which is when SDKs give up.
+/// The longest queue that a listener of ours has: as many as the kernel takes by default
+/// (net.core.somaxconn). A pod that connects in a loop fills it, and whose SYN then finds it full is only
+/// heard a second later, which is when SDKs give up.
 pub const MAX_BACKLOG: u32 = 4096;
 /// How often that is said of one listener.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// Sets what the kernel may keep of a connection's bytes, on a socket that is about to listen or already does; what it accepts from then on has the same.
-/// That memory is the agent's: without a bound it is up to 4 MiB for a client that does not read.
+/// Sets what the kernel may keep of a connection's bytes, on a socket that is about to listen or already
+/// does; what it accepts from then on has the same. That memory is the agent's: without a bound it is up to 4
+/// MiB for a client that does not read.
 ///
 /// # Errors
 /// The kernel's.
@@ -91,8 +94,8 @@ pub async fn accept<F: Future<Output = ()>>(
             Ok((stream, peer)) => {
                 send_at_once(&stream);
                 on_accept(stream, peer).await;
-                // A burst must not be accepted faster than it is served, or it meets its caller's bound without need: with several listeners,
-                // all of the runtime's threads could be accepting.
+                // A burst must not be accepted faster than it is served, or it meets its caller's bound
+                // without need: with several listeners, all of the runtime's threads could be accepting.
                 yield_now().await;
             }
             Err(error) if has_ended(&error) => {
@@ -129,9 +132,10 @@ fn send_at_once(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost` its place or was drained. Once nothing
-/// more is accepted, the next response is its last one: a client that keeps its connections alive is told so, and loses no request on a connection that is
-/// closed under it. Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
+/// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost`
+/// its place or was drained. Once nothing more is accepted, the next response is its last one: a client that
+/// keeps its connections alive is told so, and loses no request on a connection that is closed under it.
+/// Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
 pub async fn drive<S, H, F, B>(stream: S, drain: &Drain, lost: &CancellationToken, handle: H)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -184,8 +188,8 @@ where
         }
         Outside::Drain
     };
-    // A set of one, which is polled when it was woken itself, and not with each read of the connection: what it waits for is behind locks that all
-    // connections share.
+    // A set of one, which is polled when it was woken itself, and not with each read of the connection: what
+    // it waits for is behind locks that all connections share.
     let mut outside: FuturesUnordered<_> = std::iter::once(outside).collect();
     let ended = tokio::select! {
         biased;

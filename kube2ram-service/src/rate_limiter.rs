@@ -1,8 +1,9 @@
-//! The rate limiter that everything here uses: a token bucket, and a bounded table of them by caller. Time is passed in, but to the table.
-//! Depends on nothing of ours; used by the agent's `server`, `credentials` and `kubernetes::events`.
+//! The rate limiter that everything here uses: a token bucket, and a bounded table of them by caller. Time is
+//! passed in, but to the table. Depends on nothing of ours; used by the agent's `server`, `credentials` and
+//! `kubernetes::events`.
 //!
-//! The crate `governor` cannot do three things that the STS scheduler needs: look at a bucket without taking a token, leave a reserve in it, and
-//! change its rate.
+//! The crate `governor` cannot do three things that the STS scheduler needs: look at a bucket without taking
+//! a token, leave a reserve in it, and change its rate.
 
 use std::{
     collections::HashMap,
@@ -44,7 +45,8 @@ impl TokenBucket {
         Self { tokens: f64::from(rate.burst), counted_at: now }
     }
 
-    /// When there is a token above a reserve of so many: `now`, if there is one already. Moments of several threads may come out of order.
+    /// When there is a token above a reserve of so many: `now`, if there is one already. Moments of several
+    /// threads may come out of order.
     pub fn ready_at(&mut self, rate: Rate, reserve: u32, now: Instant) -> Instant {
         self.refill(rate, now);
         let missing = f64::from(reserve) + 1.0 - self.tokens;
@@ -70,7 +72,8 @@ impl TokenBucket {
     }
 }
 
-/// The limiters of all callers. What is remembered is bounded: callers that have used nothing lately are forgotten.
+/// The limiters of all callers. What is remembered is bounded: callers that have used nothing lately are
+/// forgotten.
 #[derive(Debug)]
 pub struct RateLimiters<K> {
     rate: Option<Rate>,

@@ -1,5 +1,5 @@
-//! The directory that the agents of one node share: root's alone, on a tmpfs, so that what it holds ends with the boot.
-//! Depends on nothing of ours; opened by `app`, which hands out what is in it.
+//! The directory that the agents of one node share: root's alone, on a tmpfs, so that what it holds ends with
+//! the boot. Depends on nothing of ours; opened by `app`, which hands out what is in it.
 
 use std::{
     fs::{self, File, Metadata},
@@ -132,8 +132,8 @@ impl StateDir {
         &self.path
     }
 
-    /// A path by which a socket in it can be bound and dialled: short enough for a socket's address however deep the directory is, and it
-    /// leads into the directory that was checked.
+    /// A path by which a socket in it can be bound and dialled: short enough for a socket's address however
+    /// deep the directory is, and it leads into the directory that was checked.
     pub fn socket(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
     }

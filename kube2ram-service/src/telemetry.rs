@@ -66,8 +66,8 @@ const LEVELS: [LevelFilter; 6] = [
 ];
 
 impl Verbosity {
-    /// What the flags say. Libraries are heard from `warn` on, whatever the level: theirs is not ours to explain.
-    /// `verbose` is a target that is logged from debug on at any level.
+    /// What the flags say. Libraries are heard from `warn` on, whatever the level: theirs is not ours to
+    /// explain. `verbose` is a target that is logged from debug on at any level.
     pub fn new(configured: LevelFilter, verbose: Option<&'static str>) -> Self {
         let now = AtomicUsize::new(index(configured));
         Self(Arc::new(Levels { configured, verbose, now }))
@@ -93,8 +93,8 @@ impl Verbosity {
         let level = self.level();
         match target {
             verbose if self.0.verbose == Some(verbose) => level.max(LevelFilter::DEBUG),
-            // It returns every error to us as well, and what it logs by itself has whole answers of the API server in it, with the
-            // environment of other pods.
+            // It returns every error to us as well, and what it logs by itself has whole answers of the API
+            // server in it, with the environment of other pods.
             library if library.starts_with(KUBE_CLIENT) => LevelFilter::OFF,
             ours if ours.starts_with(OURS) => level,
             _ => level.min(LevelFilter::WARN),
@@ -197,8 +197,8 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 /// How long the process waits for the log's reader before it exits.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Writes an error with its causes on one line. A cause that the text before it already ends with, as kube's and hyper's errors do, is not
-/// repeated.
+/// Writes an error with its causes on one line. A cause that the text before it already ends with, as kube's
+/// and hyper's errors do, is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     for cause in std::iter::successors(error.source(), |&error| error.source()) {

@@ -1,5 +1,6 @@
-//! Debian packages of any release, from where this machine's own apt finds Debian, into a directory of our own: nothing is installed, and this
-//! machine's own sources and lists stay as they are. Called by `musl`, `kernels` and `disk`.
+//! Debian packages of any release, from where this machine's own apt finds Debian, into a directory of our
+//! own: nothing is installed, and this machine's own sources and lists stay as they are. Called by `musl`,
+//! `kernels` and `disk`.
 
 use std::{
     fs,
@@ -21,7 +22,8 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// Knows what the suites offer. `base` suites are of the archive, `security` ones of its security updates.
+    /// Knows what the suites offer. `base` suites are of the archive, `security` ones of its security
+    /// updates.
     pub(crate) fn open(
         directory: &Path,
         architecture: &'static str,

@@ -1,4 +1,5 @@
-//! The build of the agent around the eBPF programs. Depends on `ebpf`, `musl` and `checkout`; called by `main`, `steps`, `sdks` and `image`.
+//! The build of the agent around the eBPF programs. Depends on `ebpf`, `musl` and `checkout`; called by
+//! `main`, `steps`, `sdks` and `image`.
 
 use std::{
     fs,
@@ -21,8 +22,9 @@ pub(crate) struct Programs {
     pub(crate) sandbox: PathBuf,
 }
 
-/// Builds the eBPF programs, the agent around them, and the sandbox. All packages of the workspace at a time, as the tests are built: with other
-/// packages selected, cargo would choose other features for what they share, and build that once more.
+/// Builds the eBPF programs, the agent around them, and the sandbox. All packages of the workspace at a time,
+/// as the tests are built: with other packages selected, cargo would choose other features for what they
+/// share, and build that once more.
 pub(crate) fn programs() -> Result<Programs> {
     let objects = ebpf::build()?;
     say("building the agent and the sandbox");

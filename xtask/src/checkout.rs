@@ -1,5 +1,5 @@
-//! What git knows of the sources: the commit that they are, and its time. Nothing, where they are not the root of a checkout.
-//! Called by `build` and `image`.
+//! What git knows of the sources: the commit that they are, and its time. Nothing, where they are not the
+//! root of a checkout. Called by `build` and `image`.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! `cargo xtask ci`: what CI runs, step by step, and at the end a table of what each step took. Called by `main`, for `.ci/run` and `.ci/nightly`.
+//! `cargo xtask ci`: what CI runs, step by step, and at the end a table of what each step took. Called by
+//! `main`, for `.ci/run` and `.ci/nightly`.
 
 use std::{
     fmt::Write as _,

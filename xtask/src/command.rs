@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The workspace: the one that cargo runs us for, so that a copy of the sources can be built without another xtask.
+/// The workspace: the one that cargo runs us for, so that a copy of the sources can be built without another
+/// xtask.
 pub(crate) fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {

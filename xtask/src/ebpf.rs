@@ -1,6 +1,7 @@
 //! The build of the eBPF programs: the pinned stable compiler with its core sources, and bpf-linker.
 //!
-//! Not `aya-build`: it wants a nightly compiler, builds once more for every profile and lint, and leaves the machine's paths in the object.
+//! Not `aya-build`: it wants a nightly compiler, builds once more for every profile and lint, and leaves the
+//! machine's paths in the object.
 
 use std::{
     env,
@@ -19,14 +20,16 @@ use crate::{
 
 const PACKAGE: &str = "kube2ram-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
-/// The object's name, and the features it is built with. The second one replaces the first when the agent runs with `--debug`.
+/// The object's name, and the features it is built with. The second one replaces the first when the agent
+/// runs with `--debug`.
 const OBJECTS: [(&str, &[&str]); 3] = [
     ("kube2ram.bpf.o", &[]),
     ("kube2ram-debug.bpf.o", &["debug-log"]),
     ("kube2ram-boot-guard.bpf.o", &["boot-guard"]),
 ];
 
-/// Of the linker: 0.13.0 is built against LLVM 22, as the pinned compiler is. An older LLVM cannot read newer bitcode.
+/// Of the linker: 0.13.0 is built against LLVM 22, as the pinned compiler is. An older LLVM cannot read newer
+/// bitcode.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
 
 /// Builds the objects and returns the directory that holds them.
@@ -141,12 +144,14 @@ impl Compiler {
         build
     }
 
-    /// No path of this machine gets into the object: the same sources give the same bytes anywhere. What paths are called instead leads nowhere on any
-    /// machine, for LLVM adds each source line that it finds to the object (BTF's line information).
+    /// No path of this machine gets into the object: the same sources give the same bytes anywhere. What
+    /// paths are called instead leads nowhere on any machine, for LLVM adds each source line that it finds to
+    /// the object (BTF's line information).
     fn flags(&self) -> Vec<OsString> {
         let cargo_home = cargo_home();
         let mut flags: Vec<OsString> = vec![
-            // Whatever runs it: the architectures differ in `pt_regs` alone, of which cgroup programs know nothing.
+            // Whatever runs it: the architectures differ in `pt_regs` alone, of which cgroup programs know
+            // nothing.
             "--cfg=bpf_target_arch=\"x86_64\"".into(),
             "-Clink-arg=--btf".into(),
         ];

@@ -1,5 +1,6 @@
-//! `cargo xtask fuzz`: libFuzzer against what reads foreign input, for a bounded time. What it finds on the way stays under target;
-//! `--keep` puts it into the committed corpus. Depends on cargo-fuzz, which it installs. Called by `main`.
+//! `cargo xtask fuzz`: libFuzzer against what reads foreign input, for a bounded time. What it finds on the
+//! way stays under target; `--keep` puts it into the committed corpus. Depends on cargo-fuzz, which it
+//! installs. Called by `main`.
 
 use std::{
     fs,

@@ -1,5 +1,6 @@
-//! What the sources and documents are held to besides rustfmt and clippy: where names and crates may stand, how modules depend on each
-//! other, how long files and comments are, which words documents use. Called by `steps`, for `cargo xtask lint`.
+//! What the sources and documents are held to besides rustfmt and clippy: where names and crates may stand,
+//! how modules depend on each other, how long files and comments are, which words documents use. Called by
+//! `steps`, for `cargo xtask lint`.
 //!
 //! Each rule is a function of the files' text, so that its tests can break it.
 

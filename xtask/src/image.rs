@@ -1,5 +1,5 @@
-//! `cargo xtask image`: an OCI image of the agent for each architecture, without a container engine; the same sources give the same digest.
-//! Depends on `build` and `musl`. Called by `main`.
+//! `cargo xtask image`: an OCI image of the agent for each architecture, without a container engine; the same
+//! sources give the same digest. Depends on `build` and `musl`. Called by `main`.
 
 mod certificates;
 mod layer;

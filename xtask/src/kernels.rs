@@ -1,6 +1,8 @@
-//! Rung 3, `cargo xtask test --kernels`: the tests of the eBPF programs in virtual machines with the kernels that we promise to run on.
+//! Rung 3, `cargo xtask test --kernels`: the tests of the eBPF programs in virtual machines with the kernels
+//! that we promise to run on.
 //!
-//! A machine is QEMU without hardware help, a kernel of Debian's, and an initial RAM file system made of this machine's own programs. Called by `steps`.
+//! A machine is QEMU without hardware help, a kernel of Debian's, and an initial RAM file system made of this
+//! machine's own programs. Called by `steps`.
 
 mod cpio;
 mod disk;
@@ -49,8 +51,8 @@ pub(crate) enum Rows {
     Essential,
 }
 
-/// Runs the tests on the kernels of the named series, or on every one when none is named. A kernel that cannot be had is reported, and is an error
-/// with `no_skip`.
+/// Runs the tests on the kernels of the named series, or on every one when none is named. A kernel that
+/// cannot be had is reported, and is an error with `no_skip`.
 pub(crate) fn test(rows: Rows, named: &[String], no_skip: bool) -> Result<Counts> {
     setup::building()?;
     setup::programs()?;
@@ -85,7 +87,8 @@ pub(crate) fn test(rows: Rows, named: &[String], no_skip: bool) -> Result<Counts
         }
     }
     let at_a_time = match rows {
-        // The tests with the whole agent have deadlines, which pass too soon on processors that emulate three machines.
+        // The tests with the whole agent have deadlines, which pass too soon on processors that emulate three
+        // machines.
         Rows::All => 1,
         // Side by side: each machine waits much of the time.
         Rows::Essential => machines.len(),
@@ -129,7 +132,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// Boots, waits for the machine to turn itself off, reads the results off its console, and returns how many tests passed.
+    /// Boots, waits for the machine to turn itself off, reads the results off its console, and returns how
+    /// many tests passed.
     fn run(&self) -> Result<usize> {
         let begun = Instant::now();
         let console = machine::run(&self.kernel, &Boot::Memory(&self.archive), &self.log)?;

@@ -52,15 +52,18 @@ enum Task {
     BuildEbpf,
     /// Runs what CI runs, and prints a table of what each step took
     Ci {
-        /// What runs once a night: an hour of fuzzing, the image twice, a real API server, all tests on all kernels
+        /// What runs once a night: an hour of fuzzing, the image twice, a real API server, all tests on all
+        /// kernels
         #[arg(long)]
         nightly: bool,
     },
     /// Writes those parts of the documents that come from the code: the tables of flags and annotations
     Docs,
-    /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a wrong way
+    /// Lets libFuzzer look for input that the agent's parsers, and the metadata service as a whole, take in a
+    /// wrong way
     Fuzz(fuzz::Fuzz),
-    /// Builds static binaries for x86-64 and arm64 and an OCI image of both, the same bytes anywhere: target/dist
+    /// Builds static binaries for x86-64 and arm64 and an OCI image of both, the same bytes anywhere:
+    /// target/dist
     Image(image::Request),
     /// Checks formatting, lints and docs
     Lint,
@@ -79,13 +82,16 @@ enum Task {
         /// Instead builds the image, has other tools read it, and runs what it holds
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         image: bool,
-        /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, or on those named, in virtual machines (downloads the kernels once)
+        /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, or on those named, in virtual
+        /// machines (downloads the kernels once)
         #[arg(long, value_name = "SERIES", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = kernels::SERIES)]
         kernels: Option<Vec<String>>,
-        /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent (downloads Debian packages once)
+        /// Instead reboots a node with systemd in a virtual machine, where pods start before the agent
+        /// (downloads Debian packages once)
         #[arg(long, conflicts_with_all = ["kernels", "sdks"])]
         reboot: bool,
-        /// Instead applies the manifests to a real API server, and runs the agent against it (builds kube-apiserver and etcd once)
+        /// Instead applies the manifests to a real API server, and runs the agent against it (builds
+        /// kube-apiserver and etcd once)
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         api_server: bool,
         /// Counts a test that cannot run here as failed
@@ -94,7 +100,8 @@ enum Task {
         /// Runs unmodified SDKs in pods instead, and installs them under target/sdks
         #[arg(long, conflicts_with = "kernels")]
         sdks: bool,
-        /// With --image: for both architectures, and once more in another directory, compared. With --kernels: all tests that run there
+        /// With --image: for both architectures, and once more in another directory, compared. With
+        /// --kernels: all tests that run there
         #[arg(long)]
         thorough: bool,
     },

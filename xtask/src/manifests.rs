@@ -1,5 +1,6 @@
-//! `cargo xtask manifests`, and what the tests of `deploy` need: kustomize, Helm, the API server's schemas, and for `cargo xtask test --api-server` an
-//! API server. All of it is built by Go, from modules of pinned versions. Called by `main`, `setup` and `steps`.
+//! `cargo xtask manifests`, and what the tests of `deploy` need: kustomize, Helm, the API server's schemas,
+//! and for `cargo xtask test --api-server` an API server. All of it is built by Go, from modules of pinned
+//! versions. Called by `main`, `setup` and `steps`.
 
 use std::{
     fs,

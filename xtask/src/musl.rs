@@ -1,6 +1,6 @@
-//! Static programs for the node: which targets, and how cargo builds them so that the same sources give the same bytes in any directory of any machine.
-//! Compiler, linker and C library are the pinned toolchain's own; only the C of ring and jemalloc is compiled by clang. Called by `build`, `image` and
-//! `kernels`.
+//! Static programs for the node: which targets, and how cargo builds them so that the same sources give the
+//! same bytes in any directory of any machine. Compiler, linker and C library are the pinned toolchain's own;
+//! only the C of ring and jemalloc is compiled by clang. Called by `build`, `image` and `kernels`.
 
 use std::{
     env,
@@ -58,7 +58,8 @@ impl Arch {
         }
     }
 
-    /// The binary logarithm of the largest page that a kernel may have. jemalloc ends a process whose pages are larger.
+    /// The binary logarithm of the largest page that a kernel may have. jemalloc ends a process whose pages
+    /// are larger.
     fn log_of_page(self) -> &'static str {
         match self {
             Self::Amd64 => "12",
@@ -131,7 +132,8 @@ pub(crate) fn make_static(build: &mut Command, arch: Arch) -> Result<&mut Comman
         .env("JEMALLOC_SYS_WITH_LG_VADDR", "48"))
 }
 
-/// Moves what only a debugger reads out of a program, into its own file. The two find each other by the build id, or when they are in one directory.
+/// Moves what only a debugger reads out of a program, into its own file. The two find each other by the build
+/// id, or when they are in one directory.
 pub(crate) fn split(built: &Path, program: &Path, debug: &Path) -> Result<()> {
     let objcopy = |args: &[&str], from: &Path, to: &Path| {
         run(objcopy_command()?.current_dir(debug.parent().unwrap_or(root())).args(args).arg(from).arg(to))
@@ -215,8 +217,9 @@ fn c_flags(arch: Arch, headers: &Path) -> OsString {
     flags
 }
 
-/// How `configure` links the programs by which it finds out what musl has: as the compiler links, with the toolchain's own linker and libraries. No such
-/// program panics. The system root, which is none, keeps clang from the machine's libraries.
+/// How `configure` links the programs by which it finds out what musl has: as the compiler links, with the
+/// toolchain's own linker and libraries. No such program panics. The system root, which is none, keeps clang
+/// from the machine's libraries.
 fn link_flags(arch: Arch) -> Result<OsString> {
     let (sysroot, _) = toolchain()?;
     let linker = sysroot.join("lib/rustlib").join(host()?).join("bin/gcc-ld/ld.lld");

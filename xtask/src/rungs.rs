@@ -1,5 +1,5 @@
-//! Rungs 0 to 2, `cargo xtask test`: all tests of the workspace, by cargo-nextest, which runs each in its own process and several at a time
-//! (`.config/nextest.toml`). Called by `main` and `ci`.
+//! Rungs 0 to 2, `cargo xtask test`: all tests of the workspace, by cargo-nextest, which runs each in its own
+//! process and several at a time (`.config/nextest.toml`). Called by `main` and `ci`.
 
 use std::{
     fs,
@@ -75,7 +75,8 @@ pub(crate) fn test_on_api_server() -> Result<Counts> {
     counted(nextest(&ebpf::build()?)?.args(["--run-ignored", "all", "-E", ON_API_SERVER]))
 }
 
-/// Where cargo put the executables of these tests of the agent, in that order. All tests are built, as for rungs 0 to 2.
+/// Where cargo put the executables of these tests of the agent, in that order. All tests are built, as for
+/// rungs 0 to 2.
 pub(crate) fn executables(objects: &Path, tests: &[&str]) -> Result<Vec<PathBuf>> {
     let mut build = cargo();
     build.args(["test", "--locked", "--workspace", "--no-run", "--message-format=json"]);

@@ -1,5 +1,6 @@
-//! Real clients: installs pinned versions of unmodified SDKs under target/sdks and lets the sandbox try each of them, and the HTTP clients of their languages.
-//! Depends on the package managers of their languages. Called by `main`.
+//! Real clients: installs pinned versions of unmodified SDKs under target/sdks and lets the sandbox try each
+//! of them, and the HTTP clients of their languages. Depends on the package managers of their languages.
+//! Called by `main`.
 
 use std::{
     fs,
@@ -16,8 +17,8 @@ use crate::{
     setup,
 };
 
-/// SDKs that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy in `target/sdks/<name>` is where
-/// they are installed and built.
+/// SDKs that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy in
+/// `target/sdks/<name>` is where they are installed and built.
 struct Language {
     name: &'static str,
     /// What must be on the machine.
@@ -37,12 +38,13 @@ struct Client {
 /// What a client is tried for.
 #[derive(Clone, Copy)]
 enum Trial {
-    /// The language's own HTTP client: that it gets the pod's role by both of the metadata server's addresses.
+    /// The language's own HTTP client: that it gets the pod's role by both of the metadata server's
+    /// addresses.
     Addresses,
     /// An SDK: that it obtains credentials.
     Credentials {
-        /// How many seconds before their end it wants other credentials, by its source; `always`, or `hourly` for the one that looks at its
-        /// own clock alone.
+        /// How many seconds before their end it wants other credentials, by its source; `always`, or `hourly`
+        /// for the one that looks at its own clock alone.
         refresh: &'static str,
     },
 }

@@ -87,7 +87,8 @@ pub(crate) fn programs() -> Result<()> {
     missing(&PROGRAMS)
 }
 
-/// Prometheus and promtool, for the tests of alerts and the dashboard. Unpacked, not installed: the package would start a server on every developer's machine.
+/// Prometheus and promtool, for the tests of alerts and the dashboard. Unpacked, not installed: the package
+/// would start a server on every developer's machine.
 pub(crate) fn prometheus() -> Result<()> {
     if in_path("promtool") && in_path("prometheus") {
         return Ok(());

@@ -34,7 +34,8 @@ pub(crate) fn lint() -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Holds the dependencies against the database of known vulnerabilities; says so where that cannot be reached.
+/// Holds the dependencies against the database of known vulnerabilities; says so where that cannot be
+/// reached.
 pub(crate) fn advisories() -> Result<Counts> {
     let [deny, _] = setup::dependency_checkers()?;
     let deny = |arguments: &[&str]| {

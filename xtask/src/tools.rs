@@ -1,5 +1,6 @@
-//! Tools of pinned versions, each made once on a machine and used by all checkouts: `~/.cache/kube2ram/<name>-<version>`, with a link to it in
-//! `target/tools`, where the tests look. Called by whatever needs one.
+//! Tools of pinned versions, each made once on a machine and used by all checkouts:
+//! `~/.cache/kube2ram/<name>-<version>`, with a link to it in `target/tools`, where the tests look. Called by
+//! whatever needs one.
 
 use std::{
     env, fs,
@@ -19,7 +20,8 @@ pub(crate) struct Tool<'a> {
 }
 
 impl Tool<'_> {
-    /// Where the tool is; it is made there by `make`, if it is not yet. What `make` leaves half done is never taken for the tool.
+    /// Where the tool is; it is made there by `make`, if it is not yet. What `make` leaves half done is never
+    /// taken for the tool.
     pub(crate) fn directory(&self, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let directory = cache().join(format!("{}-{}", self.name, self.version));
         if !directory.exists() {

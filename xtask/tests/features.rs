@@ -1,4 +1,5 @@
-//! Cargo chooses features by what is selected. With and without the tests' dependencies it must be the same choice, or the workspace is built twice.
+//! Cargo chooses features by what is selected. With and without the tests' dependencies it must be the same
+//! choice, or the workspace is built twice.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

@@ -1,5 +1,6 @@
-//! A namespace's allow-list against a pod's role: what it allows, some pattern by itself matches as a whole, and only an ARN pattern
-//! reaches beyond the base. The first byte chooses how patterns are read; the first line is the role, the rest the list.
+//! A namespace's allow-list against a pod's role: what it allows, some pattern by itself matches as a whole,
+//! and only an ARN pattern reaches beyond the base. The first byte chooses how patterns are read; the first
+//! line is the role, the rest the list.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,4 +1,5 @@
-//! A cgroup's path, of which containers choose all but the beginning: the pod is the outermost one, and nothing below changes it.
+//! A cgroup's path, of which containers choose all but the beginning: the pod is the outermost one, and
+//! nothing below changes it.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 

@@ -1,5 +1,5 @@
-//! A stream of bytes as one connection of a pod, against the whole metadata service with a real server that records what reaches it.
-//! The first byte selects the caller and the splits of the rest.
+//! A stream of bytes as one connection of a pod, against the whole metadata service with a real server that
+//! records what reaches it. The first byte selects the caller and the splits of the rest.
 
 mod framing;
 mod responses;
@@ -45,7 +45,8 @@ pub fn check(data: &[u8]) {
     let framing = Framing::of(stream);
     let shown = format!("{} -> {}", stream.escape_ascii(), answer.escape_ascii());
     let statuses = responses::statuses(&answer, &framing);
-    // A request that has two readings, or none, may be answered in one of them or refused; nothing after it is a request.
+    // A request that has two readings, or none, may be answered in one of them or refused; nothing after it
+    // is a request.
     let most = framing.requests.len() + usize::from(framing.ends_in_doubt);
     assert!(statuses.len() <= most, "{} responses to {most} requests: {shown}", statuses.len());
     if origin.is_none() {
@@ -119,7 +120,8 @@ fn one_request(bytes: &[u8]) -> &str {
     str::from_utf8(framing.requests[0].target).expect("an ASCII target")
 }
 
-/// Whether what passed is, in order, what requests of the stream ask for. Of a last one in doubt nothing is known.
+/// Whether what passed is, in order, what requests of the stream ask for. Of a last one in doubt nothing is
+/// known.
 fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
     let metadata = MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80));
     let mut asked = framing
@@ -133,7 +135,8 @@ fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
     left.next().is_none() || (framing.ends_in_doubt && left.next().is_none())
 }
 
-/// hyper's parser of targets drops a fragment, and gives an absolute one that has no path the path `/` (RFC 3986, 6.2.3).
+/// hyper's parser of targets drops a fragment, and gives an absolute one that has no path the path `/` (RFC
+/// 3986, 6.2.3).
 fn as_the_agent_sees(target: &[u8]) -> Vec<u8> {
     let mut target = target.split(|byte| *byte == b'#').next().unwrap_or_default().to_vec();
     let is_absolute = !target.starts_with(b"/");

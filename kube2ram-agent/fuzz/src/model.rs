@@ -1,5 +1,6 @@
-//! An independent, deliberately generous reader of request targets: which items could *some* server take a target for? It shares nothing
-//! with the agent's parser, and errs on one side only: what it calls harmless is harmless to every server that we know of.
+//! An independent, deliberately generous reader of request targets: which items could *some* server take a
+//! target for? It shares nothing with the agent's parser, and errs on one side only: what it calls harmless
+//! is harmless to every server that we know of.
 
 mod fold;
 
@@ -80,8 +81,9 @@ fn contains(path: &[&str], item: &[&str]) -> bool {
     path.windows(item.len()).any(|window| window.iter().zip(item).all(|(segment, name)| is(segment, name)))
 }
 
-/// Whether a segment is this name to a server which drops parameters (`;` in most, `,` in RFC 3986), suffixes (`.json` in Spring), the
-/// dots and blanks that Windows does not store, streams (`::$DATA`), or knows short names (`SECURI~1`).
+/// Whether a segment is this name to a server which drops parameters (`;` in most, `,` in RFC 3986), suffixes
+/// (`.json` in Spring), the dots and blanks that Windows does not store, streams (`::$DATA`), or knows short
+/// names (`SECURI~1`).
 fn is(segment: &str, name: &str) -> bool {
     let segment = segment.trim_start_matches(|c: char| c.is_whitespace() || c == '.');
     let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');

@@ -1,5 +1,5 @@
-//! A raw request target through the agent's parser and route table: what passes could mean nothing closed to any server, and what is a
-//! credential route is exactly that.
+//! A raw request target through the agent's parser and route table: what passes could mean nothing closed to
+//! any server, and what is a credential route is exactly that.
 
 use http::Method;
 use kube2ram_agent::server::{
@@ -96,8 +96,8 @@ fn routed(method: &Method, raw: &[u8], policy: MetadataPolicy) -> Option<Route> 
     Some(route(method, &target, policy, &DIALECT))
 }
 
-/// What the target names below `/<version>/meta-data/ram`, by the one reading that is allowed: escapes once, then no empty segments and
-/// no dots. The fixed names are in lower case.
+/// What the target names below `/<version>/meta-data/ram`, by the one reading that is allowed: escapes once,
+/// then no empty segments and no dots. The fixed names are in lower case.
 fn below_ram(raw: &[u8]) -> Option<String> {
     let raw = str::from_utf8(raw).ok()?;
     let origin_form = match raw.get(..7) {

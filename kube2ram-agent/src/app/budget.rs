@@ -1,5 +1,6 @@
-//! The most memory that the agent can take, as the kernel counts it for the container's limit: the sum of all bounds. Depends on the modules whose bounds they
-//! are. Only a test calls it: the manifests' limit must be larger, and docs/costs.md must say the same.
+//! The most memory that the agent can take, as the kernel counts it for the container's limit: the sum of all
+//! bounds. Depends on the modules whose bounds they are. Only a test calls it: the manifests' limit must be
+//! larger, and docs/costs.md must say the same.
 
 use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_LEASES, MAX_TARGETS};
 
@@ -23,7 +24,8 @@ const SOCKET: usize = 4 * KIB;
 const BUFFERS: usize = 2 * 2 * BUFFER_BYTES;
 /// hyper's two buffers, a head that was read, and the connection's own state.
 const HTTP: usize = 3 * HEAD_LIMIT_BYTES + 8 * KIB;
-/// `/metrics` of 1,000 pods, as a body; and what the kernel takes of it at once, which it does while less than the bound is waiting.
+/// `/metrics` of 1,000 pods, as a body; and what the kernel takes of it at once, which it does while less
+/// than the bound is waiting.
 const METRICS: usize = 2 * 64 * KIB;
 /// The size of `status -o json` with 1,000 pods.
 const DOCUMENT: usize = 640 * KIB;

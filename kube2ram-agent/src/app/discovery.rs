@@ -1,5 +1,5 @@
-//! What must be asked of the metadata server before the first credential can be issued: account, node role, region. Retried until it
-//! answers; pods get 503 meanwhile. Called by `app`.
+//! What must be asked of the metadata server before the first credential can be issued: account, node role,
+//! region. Retried until it answers; pods get 503 meanwhile. Called by `app`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -82,7 +82,8 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// The process's exit status: 64 for an environment that is wrong, as for flags (EX_USAGE of sysexits.h), else 1.
+    /// The process's exit status: 64 for an environment that is wrong, as for flags (EX_USAGE of sysexits.h),
+    /// else 1.
     pub fn exit_code(&self) -> u8 {
         if matches!(self, Self::BaseCredentials(_)) { 64 } else { 1 }
     }

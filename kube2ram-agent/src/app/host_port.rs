@@ -155,8 +155,8 @@ impl HostPort {
     }
 }
 
-/// An address of the node at which every connection is refused, for as long as this is held: bound, so that no
-/// other process can listen there, and not listening.
+/// An address of the node at which every connection is refused, for as long as this is held: bound, so that
+/// no other process can listen there, and not listening.
 pub(super) fn refuse(ip: std::net::Ipv4Addr) -> io::Result<(TcpSocket, std::net::SocketAddrV4)> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((ip, 0).into())?;

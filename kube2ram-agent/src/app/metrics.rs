@@ -44,7 +44,8 @@ pub(super) fn of_build(registry: &mut Registry) {
     registry.register("build", "Version of the running agent", Info::new(labels));
 }
 
-/// Returns whether the boot guard could be installed when this pod started. Looked at once: it does not change.
+/// Returns whether the boot guard could be installed when this pod started. Looked at once: it does not
+/// change.
 pub(super) fn of_boot_guard(registry: &mut Registry, failure: Option<&str>) {
     let gauge = Gauge::<i64>::default();
     gauge.set(failure.is_some().into());

@@ -26,7 +26,8 @@ pub(super) struct Node {
     /// The address to which pods without an in-pod listener are redirected. The node's address may change
     /// later.
     pub(super) agent: AgentAddr,
-    /// Where the host listener listens: at all IPv4 addresses, so that it need not be opened again when the node's address changes.
+    /// Where the host listener listens: at all IPv4 addresses, so that it need not be opened again when the
+    /// node's address changes.
     pub(super) app: SocketAddr,
     /// Where the admin listener listens: at all addresses of both families.
     pub(super) admin: SocketAddr,

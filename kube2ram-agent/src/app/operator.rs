@@ -1,5 +1,5 @@
-//! What operators ask: the status of the agent, why a pod gets what it gets, and what is logged. Reads every part, changes none but the log.
-//! Depends on all of them; called by `app` through the control socket.
+//! What operators ask: the status of the agent, why a pod gets what it gets, and what is logged. Reads every
+//! part, changes none but the log. Depends on all of them; called by `app` through the control socket.
 
 mod explain;
 mod pods;

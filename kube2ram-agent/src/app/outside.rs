@@ -1,6 +1,6 @@
-//! Looks for pods that run on this node, as the API server reports, and have no process below the pods' cgroup: a
-//! container runtime put them elsewhere, where the eBPF programs do not see them. Depends on `kubernetes` and
-//! `identity`; spawned by `app`.
+//! Looks for pods that run on this node, as the API server reports, and have no process below the pods'
+//! cgroup: a container runtime put them elsewhere, where the eBPF programs do not see them. Depends on
+//! `kubernetes` and `identity`; spawned by `app`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -195,8 +195,8 @@ fn is_among(view: &PodView, inside: &HashSet<PodUid>) -> bool {
     names(view).any(|name| inside.contains(&name))
 }
 
-/// The pods that have a process below the pods' cgroup. A cgroup alone proves nothing: the kubelet makes one for each
-/// pod, and a runtime with another driver leaves it empty.
+/// The pods that have a process below the pods' cgroup. A cgroup alone proves nothing: the kubelet makes one
+/// for each pod, and a runtime with another driver leaves it empty.
 fn populated(root: &Path, pods: &[PathBuf]) -> io::Result<HashSet<PodUid>> {
     let cgroups = pod_cgroups(root, pods)?.into_iter();
     Ok(cgroups.filter(|(_, cgroup)| is_populated(cgroup)).map(|(uid, _)| uid).collect())

@@ -1,4 +1,5 @@
-//! Keeps the snapshot up to date, and reads the one of the agent before. Depends on `snapshot` and `kubernetes`; composed by `app`.
+//! Keeps the snapshot up to date, and reads the one of the agent before. Depends on `snapshot` and
+//! `kubernetes`; composed by `app`.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},

@@ -1,5 +1,6 @@
-//! What `kube2ram store` shows: the three maps of the predecessors' `/debug/store`, and what is known beyond them. No secrets are among it, but external ids and
-//! policies of pods are: it is for root. Called by `app::operator`.
+//! What `kube2ram store` shows: the three maps of the predecessors' `/debug/store`, and what is known beyond
+//! them. No secrets are among it, but external ids and policies of pods are: it is for root. Called by
+//! `app::operator`.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -20,8 +21,8 @@ pub(super) fn store_of(config: &Config, cluster: &Cluster) -> Value {
     store(&pods, namespaces, &config.annotation_keys.role, cluster.is_synced())
 }
 
-/// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the predecessors'. An address that several pods have, such as the node's, is left out there, as it was
-/// by them; here no pod is known by its address.
+/// `rolesByIP`, `namespaceByIP` and `rolesByNamespace` are the predecessors'. An address that several pods
+/// have, such as the node's, is left out there, as it was by them; here no pod is known by its address.
 fn store<'n>(
     pods: &[PodView],
     namespaces: impl Iterator<Item = (&'n str, Option<&'n str>)>,

@@ -83,7 +83,8 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-/// The rest of a service link's name (kubelet, `envvars.FromServices`): of a Service `kube2ram`, or of `kube2ram-…`.
+/// The rest of a service link's name (kubelet, `envvars.FromServices`): of a Service `kube2ram`, or of
+/// `kube2ram-…`.
 fn is_of_service(rest: &str) -> bool {
     let is_part = |part: &str| {
         let mut words = part.split('_');

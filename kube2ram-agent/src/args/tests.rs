@@ -222,7 +222,8 @@ fn a_proxy_that_others_would_use_is_reported_as_ignored() {
     assert!(with(&[("NO_PROXY", "10.0.0.0/8"), ("HTTPS_PROXY", "")]).is_empty());
 }
 
-/// The arguments of the DaemonSets that the predecessors publish, and what a cluster's administrator would have put into them.
+/// The arguments of the DaemonSets that the predecessors publish, and what a cluster's administrator would
+/// have put into them.
 #[test]
 fn takes_the_published_manifests_of_both_predecessors() {
     let variables = [("HOST_IP", "10.0.0.42"), ("NODE_NAME", "cn-hangzhou.10.0.0.42")];
@@ -256,7 +257,8 @@ fn takes_the_published_manifests_of_both_predecessors() {
     assert_eq!(&*config.namespace_key, "iam.amazonaws.com/allowed-roles");
     assert_eq!(config.namespace_restrictions, Some(PatternFormat::Regexp));
     assert_eq!((config.session_duration, config.metrics_port), (Duration::from_secs(1800), 9543));
-    // Two that are refused, with what to do: pods reach the app port, and an account of another cloud's has no roles here.
+    // Two that are refused, with what to do: pods reach the app port, and an account of another cloud's has
+    // no roles here.
     assert!(
         parse(&format!("{kube2iam} --metrics-port=8181"), &variables)
             .unwrap_err()

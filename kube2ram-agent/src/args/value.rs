@@ -52,7 +52,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     humantime::parse_duration(text).map_err(|_syntax| "give a number with a unit, such as 15m or 1h30m")
 }
 
-/// The alphabet and length of annotation keys: Kubernetes documentation, "Annotations: Syntax and character set".
+/// The alphabet and length of annotation keys: Kubernetes documentation, "Annotations: Syntax and character
+/// set".
 pub(super) fn annotation_key(text: &str) -> Result<Box<str>, &'static str> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
     let (prefix, name) = text.split_once('/').unwrap_or(("prefix", text));

@@ -1,5 +1,5 @@
-//! The host's file system, mounted somewhere: every path is resolved as the host would (openat2(2), `RESOLVE_IN_ROOT`), so that no link of its
-//! leads out of it into ours. Called by `boot_guard`.
+//! The host's file system, mounted somewhere: every path is resolved as the host would (openat2(2),
+//! `RESOLVE_IN_ROOT`), so that no link of its leads out of it into ours. Called by `boot_guard`.
 
 use std::{
     fs::File,

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{BINARY, Guard};
 
-/// Kubelets and container runtimes, which a guard that comes later would have missed. Distributions have both in one unit: k3s, RKE2, k0s, MicroK8s
-/// (a snap). Units that a host does not have cost nothing.
+/// Kubelets and container runtimes, which a guard that comes later would have missed. Distributions have both
+/// in one unit: k3s, RKE2, k0s, MicroK8s (a snap). Units that a host does not have cost nothing.
 const BEFORE: &str = "kubelet.service containerd.service docker.service crio.service k3s.service k3s-agent.service rke2-server.service \
                       rke2-agent.service k0scontroller.service k0sworker.service snap.microk8s.daemon-kubelite.service \
                       snap.microk8s.daemon-containerd.service";

@@ -53,7 +53,8 @@ pub struct Issues {
 /// How one role session stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionState {
-    /// When what is held was issued, and when it expires. Absent when nothing that could be handed out is held.
+    /// When what is held was issued, and when it expires. Absent when nothing that could be handed out is
+    /// held.
     pub held: Option<(Timestamp, Timestamp)>,
     /// The last failure, unless a success came after it.
     pub failure: Option<Failure>,

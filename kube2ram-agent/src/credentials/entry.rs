@@ -26,7 +26,8 @@ pub(super) struct Entry {
     told: Option<(Timestamp, Arc<IssueError>)>,
     /// How often fetching has failed since it last succeeded.
     failures: u32,
-    /// Whether STS has denied the role since the last success. While what is held is valid, one denial is not believed.
+    /// Whether STS has denied the role since the last success. While what is held is valid, one denial is not
+    /// believed.
     is_doubted: bool,
     /// Until when STS asked not to be asked, when it failed last.
     barred_until: Option<Instant>,
@@ -149,8 +150,8 @@ impl Entry {
         (Answer::Wait(credentials), wake)
     }
 
-    /// Takes in what a fetch brought. `lifetime_limit` is what was asked for: a wall clock that is late must not lengthen it.
-    /// `jitter` lies in 0 – 1.
+    /// Takes in what a fetch brought. `lifetime_limit` is what was asked for: a wall clock that is late must
+    /// not lengthen it. `jitter` lies in 0 – 1.
     pub(super) fn finish(
         &mut self,
         result: Result<Credentials, IssueError>,
@@ -253,8 +254,9 @@ impl Entry {
         self.lingers_until = None;
     }
 
-    /// No pod that is known has a claim to it. `false` when it must go at once. It stays for a while if it had one, holds what the next pod
-    /// would be given, and `may_linger`; or if the pod that asked for it may not be known yet.
+    /// No pod that is known has a claim to it. `false` when it must go at once. It stays for a while if it
+    /// had one, holds what the next pod would be given, and `may_linger`; or if the pod that asked for it may
+    /// not be known yet.
     pub(super) fn unclaim(&mut self, now: Now, may_linger: bool) -> bool {
         if replace(&mut self.claimed, false) && may_linger && self.failure.is_none() && self.is_fresh(now) {
             self.lingers_until = Some(now.tick + LINGER);
@@ -361,15 +363,17 @@ impl Entry {
 
 /// Credentials that are about to expire are not served: they would expire on the way.
 const MIN_LEFT: Duration = Duration::from_secs(5);
-/// What is left of credentials when they are handed out, unless STS fails: as long as the real metadata server's always are, and SDKs
-/// fetch again on each call with less (`ack-ram-tool`).
+/// What is left of credentials when they are handed out, unless STS fails: as long as the real metadata
+/// server's always are, and SDKs fetch again on each call with less (`ack-ram-tool`).
 const FLOOR: Duration = Duration::from_mins(30);
-/// Credentials with a shorter life than this have half of it as their floor: with [`FLOOR`] they would hardly ever rest.
+/// Credentials with a shorter life than this have half of it as their floor: with [`FLOOR`] they would hardly
+/// ever rest.
 const SHORT_LIFETIME: Duration = Duration::from_mins(45);
 /// How long a denial is remembered, so that a pod which keeps asking does not reach STS each time.
 const DENIAL_MEMORY: Duration = Duration::from_secs(30);
-/// After which time STS is asked again before a denial takes valid credentials away. A trust policy that was just changed is refused for
-/// up to a minute. Nothing is gained by haste: what was issued stays valid at the cloud's services until its end.
+/// After which time STS is asked again before a denial takes valid credentials away. A trust policy that was
+/// just changed is refused for up to a minute. Nothing is gained by haste: what was issued stays valid at the
+/// cloud's services until its end.
 const CONFIRMATION: Duration = Duration::from_secs(60);
 /// When throttling ends, whatever waited for that is asked for within this time, not all at once.
 const RETURN_SPREAD: Duration = Duration::from_secs(10);
@@ -381,8 +385,8 @@ const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
 const QUIET_BACK_OFF_LIMIT: Duration = Duration::from_secs(300);
 /// How much of a wait that STS asks for is granted.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(300);
-/// How long credentials outlive the last pod that had a claim to them, if they would not be refreshed before: jobs of one role, one after
-/// another, then cost one call and not one each.
+/// How long credentials outlive the last pod that had a claim to them, if they would not be refreshed before:
+/// jobs of one role, one after another, then cost one call and not one each.
 const LINGER: Duration = Duration::from_mins(30);
 /// How long a requested entry may be without a claim: its pod's claim may not be registered yet.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,5 +1,5 @@
-//! Whose turn at STS is next: two token buckets for the node, one for each pod, and turns by pod. Pure: time is passed in.
-//! Called by `sts_scheduler` only, under its lock.
+//! Whose turn at STS is next: two token buckets for the node, one for each pod, and turns by pod. Pure: time
+//! is passed in. Called by `sts_scheduler` only, under its lock.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,15 +12,16 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::identity::PodUid;
 use kube2ram_service::rate_limiter::{Rate, TokenBucket};
 
-/// What a fetch is for. The smaller number goes first, always: what has to wait until credentials fall below the floor becomes
-/// [`Self::Demand`] then.
+/// What a fetch is for. The smaller number goes first, always: what has to wait until credentials fall below
+/// the floor becomes [`Self::Demand`] then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rank {
     /// Nobody waits: a prefetch, or a refresh ahead of time.
     Ahead = 2,
     /// Somebody waits.
     Demand = 0,
-    /// Somebody waits for what has failed before: a crowd of those must not stand in the way of a first attempt.
+    /// Somebody waits for what has failed before: a crowd of those must not stand in the way of a first
+    /// attempt.
     Retry = 1,
 }
 
@@ -81,7 +82,8 @@ struct Ticket {
     granted: oneshot::Sender<()>,
 }
 
-/// The tickets of one rank by pod, and whose turn it is. A ticket may stand here for several pods, and may be void.
+/// The tickets of one rank by pod, and whose turn it is. A ticket may stand here for several pods, and may be
+/// void.
 #[derive(Default)]
 struct Lane {
     order: VecDeque<PodUid>,
@@ -140,7 +142,8 @@ impl StsQueue {
         self.throttled > 0
     }
 
-    /// STS has answered a call that began at `since`: the pause is over, unless STS throttled a later one. Whether it had throttled.
+    /// STS has answered a call that began at `since`: the pause is over, unless STS throttled a later one.
+    /// Whether it had throttled.
     pub(super) fn unthrottle(&mut self, since: Instant) -> bool {
         if self.throttled_at.is_some_and(|throttled_at| since <= throttled_at) {
             return false;
@@ -149,9 +152,9 @@ impl StsQueue {
         replace(&mut self.throttled, 0) > 0
     }
 
-    /// STS throttles the whole account: what nobody waits for, and what has failed before, pauses for as long as STS says, longer each
-    /// time in a row; the rest goes at the node's rate, without a burst. A call that is throttled during a pause prolongs it, but does not count once more.
-    /// `jitter` lies in 0 – 1.
+    /// STS throttles the whole account: what nobody waits for, and what has failed before, pauses for as long
+    /// as STS says, longer each time in a row; the rest goes at the node's rate, without a burst. A call that
+    /// is throttled during a pause prolongs it, but does not count once more. `jitter` lies in 0 – 1.
     pub(super) fn throttle(&mut self, retry_after: Option<Duration>, now: Instant, jitter: f64) {
         if self.paused_until.is_none_or(|until| until <= now) {
             self.throttled = self.throttled.saturating_add(1);
@@ -167,7 +170,8 @@ impl StsQueue {
         self.tickets.len()
     }
 
-    /// Grants what may be granted now, in order. Returns when there may be more, if time alone can make it so.
+    /// Grants what may be granted now, in order. Returns when there may be more, if time alone can make it
+    /// so.
     pub(super) fn grant(&mut self, now: Instant) -> Option<Instant> {
         while self.running < self.rates.concurrent && !self.tickets.is_empty() {
             let pace = self.pace.ready_at(self.pace_at(now), 0, now);

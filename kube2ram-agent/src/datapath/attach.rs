@@ -180,7 +180,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they are seen there.
+    /// Redirects at the root from now on, as where the sockets of pods belong to it, and makes sure that they
+    /// are seen there.
     ///
     /// # Errors
     /// [`DatapathError::Blind`] when they are not; others as [`Self::attach`]. Attached programs stay

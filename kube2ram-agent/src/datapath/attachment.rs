@@ -30,8 +30,8 @@ pub(super) const HOOKS: [(u32, &str); 9] = [
     (30, "cgroup_inet6_getpeername"),
 ];
 
-/// The names of the programs that are attached to the cgroup itself at the hooks of connect(2). Those that cannot be
-/// read are left out.
+/// The names of the programs that are attached to the cgroup itself at the hooks of connect(2). Those that
+/// cannot be read are left out.
 ///
 /// # Errors
 /// As [`attachments`].

@@ -99,8 +99,9 @@ impl Mode {
         if is_root { Self::Root } else { Self::Pods }
     }
 
-    /// In the order in which they become active. Where open connections are kept, egress is the last: it would drop the SYN of a connect(2) from just
-    /// before what redirects, which would then wait for its timeout.
+    /// In the order in which they become active. Where open connections are kept, egress is the last: it
+    /// would drop the SYN of a connect(2) from just before what redirects, which would then wait for its
+    /// timeout.
     fn programs(self, keeps_open: bool) -> Vec<(AttachmentPoint, &'static str)> {
         let programs: &[_] = match self {
             Self::Pods => &PODS,

@@ -45,8 +45,8 @@ pub struct BootSettings {
     pub host_cgroups: Vec<PathBuf>,
     /// What is denied.
     pub metadata: MetadataAddr,
-    /// Devices of the calling thread's network namespace by which packets leave the node. Those with an Ethernet header
-    /// get a program where the kernel has tcx (Linux 6.6).
+    /// Devices of the calling thread's network namespace by which packets leave the node. Those with an
+    /// Ethernet header get a program where the kernel has tcx (Linux 6.6).
     pub wire: Vec<WireDevice>,
 }
 

@@ -1,4 +1,5 @@
-//! A child process that connects from another cgroup, and how long it is waited for. Blocks; called by `probe`.
+//! A child process that connects from another cgroup, and how long it is waited for. Blocks; called by
+//! `probe`.
 
 #![expect(unsafe_code, reason = "fork(2)")]
 
@@ -39,7 +40,8 @@ pub(super) fn connect_in_child(
     attempt: Attempt,
 ) -> io::Result<io::Result<()>> {
     reap_the_late()?;
-    // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls, and nothing that allocates.
+    // SAFETY: the child of a process with threads may only do what is safe in a signal handler: system calls,
+    // and nothing that allocates.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let status = join_and_connect(procs, to, attempt);
@@ -57,8 +59,8 @@ pub(super) fn connect_in_child(
     }
 }
 
-/// How long a child may take. It waits for `cgroup_threadgroup_rwsem` when it joins a cgroup, in a sleep that no
-/// signal ends, and a node that creates many processes may hold that for long.
+/// How long a child may take. It waits for `cgroup_threadgroup_rwsem` when it joins a cgroup, in a sleep that
+/// no signal ends, and a node that creates many processes may hold that for long.
 const CHILD_DEADLINE: Duration = Duration::from_secs(2);
 /// The longest time between two checks of a child.
 const CHILD_POLL_MAX: Duration = Duration::from_millis(20);

@@ -1,5 +1,5 @@
-//! Links: attaches a program to a cgroup and pins the link, or swaps the program under a link that is pinned already; and holds each to what it
-//! should be from then on. Called by `attach` and `repair`.
+//! Links: attaches a program to a cgroup and pins the link, or swaps the program under a link that is pinned
+//! already; and holds each to what it should be from then on. Called by `attach` and `repair`.
 
 use std::{
     error::Error,

@@ -22,7 +22,8 @@ static DEBUG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 /// The layout of a map as the kernel reports it: type, key size, value size, entries.
 type Layout = (MapType, usize, usize, usize);
 
-/// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the kernel's.
+/// aya 0.14 takes whatever is pinned under the name, and typed reads would then go by our sizes, not the
+/// kernel's.
 const LAYOUTS: [(&str, Layout); 10] = [
     (map::CONFIG, (MapType::Array, 4, size_of::<Config>(), 1)),
     (map::TARGETS, (MapType::Hash, 8, size_of::<Target>(), MAX_TARGETS)),

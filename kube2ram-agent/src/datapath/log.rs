@@ -23,9 +23,11 @@ impl log::Log for Forward {
     fn flush(&self) {}
 }
 
-/// Reads the log for as long as the agent runs, if there is one. Cancel safe: what is unread stays in the ring buffer, and a full one drops.
+/// Reads the log for as long as the agent runs, if there is one. Cancel safe: what is unread stays in the
+/// ring buffer, and a full one drops.
 ///
-/// Asks on a timer rather than waits on the descriptor: tokio's registration of foreign descriptors is unsafe, and this is for debugging.
+/// Asks on a timer rather than waits on the descriptor: tokio's registration of foreign descriptors is
+/// unsafe, and this is for debugging.
 pub(super) async fn forward(mut ebpf: Ebpf) {
     let mut logger = match EbpfLogger::init_with_logger(&mut ebpf, Forward) {
         Ok(logger) => logger,

@@ -32,7 +32,8 @@ use prometheus_client::{
 
 use crate::identity::{CgroupId, cgroup_id, qos_cgroups};
 
-/// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object only).
+/// Opens by pin, which checks sizes against the kernel's map (`Ebpf::take_map` checks against our own object
+/// only).
 pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
 where
     T: TryFrom<Map, Error = MapError>,
@@ -114,7 +115,8 @@ impl Configuration {
         };
         match ask() {
             Ok(cookie) => self.agent_netns = cookie,
-            // Then a connection of the host's own can be taken for a pod's that has forged the host's address.
+            // Then a connection of the host's own can be taken for a pod's that has forged the host's
+            // address.
             Err(error) => tracing::debug!(%error, "cannot identify the agent's own network namespace"),
         }
     }

@@ -63,7 +63,8 @@ fn named_programs(cgroup: &Path) -> Result<BTreeSet<u32>, DatapathError> {
             match program_name(id) {
                 Ok(name) if name.starts_with(PREFIX) => drop(found.insert(id)),
                 Ok(_) => {}
-                // It was detached meanwhile, or the agent runs with CAP_BPF alone, which cannot open a program by its number.
+                // It was detached meanwhile, or the agent runs with CAP_BPF alone, which cannot open a
+                // program by its number.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {}
                 Err(error) => return Err(failed()(error)),

@@ -1,5 +1,5 @@
-//! Where maps and links are pinned, and the lock that keeps a second agent from writing there. Called by `attach`, `load`, `links`, `maps`, `repair` and
-//! `remove`.
+//! Where maps and links are pinned, and the lock that keeps a second agent from writing there. Called by
+//! `attach`, `load`, `links`, `maps`, `repair` and `remove`.
 //!
 //! Pins outlive the agent, so that pods are denied without one. Only `remove` deletes a pin permanently.
 
@@ -25,8 +25,9 @@ use super::{DatapathError, Layout, io_error, sys};
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// The right to write to the pins: an exclusive lock of their directory, whatever the layout. It holds as long as any copy of it is open, in whatever
-/// process, so that it can be handed to another one without being free in between.
+/// The right to write to the pins: an exclusive lock of their directory, whatever the layout. It holds as
+/// long as any copy of it is open, in whatever process, so that it can be handed to another one without being
+/// free in between.
 #[derive(Clone, Debug)]
 pub struct Lock {
     bpf_dir: PathBuf,
@@ -38,7 +39,8 @@ pub struct Lock {
 const ATTEMPTS: u8 = 8;
 
 impl Lock {
-    /// Makes the directory, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a pin), and takes the lock.
+    /// Makes the directory, for root's eyes only (from Linux 6.1 on, the file mode is the only guard of a
+    /// pin), and takes the lock.
     ///
     /// # Errors
     /// [`DatapathError::Locked`] when an agent has it.

@@ -25,13 +25,15 @@ pub struct Removed {
     pub maps: usize,
 }
 
-/// A handshake between pod and agent takes microseconds, a task that is not run in the middle of its connect(2) some milliseconds.
+/// A handshake between pod and agent takes microseconds, a task that is not run in the middle of its
+/// connect(2) some milliseconds.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(50);
 
 /// Detaches all programs and removes all pins below `bpf_dir`; what is not there needs not be removed.
 ///
 /// # Errors
-/// [`DatapathError::Locked`] when an agent runs: nothing was removed. Others may leave a part, which still denies.
+/// [`DatapathError::Locked`] when an agent runs: nothing was removed. Others may leave a part, which still
+/// denies.
 pub fn remove(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     let mut removed = Removed::default();
     let Some(_lock) = Lock::of_existing(bpf_dir)? else { return Ok(removed) };

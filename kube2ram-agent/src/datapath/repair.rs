@@ -71,8 +71,8 @@ impl Datapath {
         above.chain([&**bpf_dir]).map(Path::to_owned).chain(pins)
     }
 
-    /// Compares everything with what it should be and repairs what it is not, in the order of a start: egress before what redirects. Blocks for some 100 system calls,
-    /// and two more a pod if `with_targets`.
+    /// Compares everything with what it should be and repairs what it is not, in the order of a start: egress
+    /// before what redirects. Blocks for some 100 system calls, and two more a pod if `with_targets`.
     ///
     /// The position of other programs in the same cgroup does not matter: whatever they rewrite, before or
     /// after ours, egress sees the address in the packet.

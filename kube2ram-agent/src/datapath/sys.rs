@@ -1,4 +1,5 @@
-//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and `attachment`.
+//! The few bpf(2) commands that aya 0.14 does not offer for cgroup links. Called by `links`, `remove` and
+//! `attachment`.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
@@ -25,8 +26,8 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 /// Calls bpf(2).
 ///
 /// # Safety
-/// `A` must be a prefix of the kernel's `union bpf_attr` for `command`, `repr(C)`, without padding, and every pointer in it valid for the call. (The kernel
-/// takes the size as an argument and reads the rest as zeros.)
+/// `A` must be a prefix of the kernel's `union bpf_attr` for `command`, `repr(C)`, without padding, and every
+/// pointer in it valid for the call. (The kernel takes the size as an argument and reads the rest as zeros.)
 unsafe fn bpf<A>(command: libc::c_int, attributes: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: the caller's.
     let result =
@@ -212,8 +213,8 @@ pub(super) fn tcx_create(program: impl AsFd, device: u32) -> io::Result<OwnedFd>
     create_link(program.as_fd(), device, BPF_TCX_EGRESS, BPF_F_BEFORE)
 }
 
-/// The programs on egress of a device of the calling thread's network namespace, in their order, each with the
-/// number of its link (0 without one).
+/// The programs on egress of a device of the calling thread's network namespace, in their order, each with
+/// the number of its link (0 without one).
 ///
 /// # Errors
 /// bpf(2)'s; `ENODEV` when the device does not exist.
@@ -260,8 +261,8 @@ pub(super) fn tcx_egress_programs(device: u32) -> io::Result<Vec<(u32, u32)>> {
 
 /// Replaces the program of a link, atomically: no connect(2) runs without one.
 ///
-/// Without `BPF_F_REPLACE`: opening the old program by its id takes CAP_SYS_ADMIN, and the lock on the pin directory already
-/// keeps a second writer away.
+/// Without `BPF_F_REPLACE`: opening the old program by its id takes CAP_SYS_ADMIN, and the lock on the pin
+/// directory already keeps a second writer away.
 ///
 /// # Errors
 /// bpf(2)'s; `ENOLINK` when the cgroup was removed.
@@ -309,8 +310,8 @@ struct ProgQuery {
     reserved: u32,
 }
 
-/// Asks what is attached at a hook of this very cgroup. Numbers of programs go to `ids`; an empty slice asks for the
-/// count and the flags alone.
+/// Asks what is attached at a hook of this very cgroup. Numbers of programs go to `ids`; an empty slice asks
+/// for the count and the flags alone.
 fn query(cgroup: BorrowedFd<'_>, hook: u32, ids: &mut [u32]) -> io::Result<ProgQuery> {
     let mut attributes = ProgQuery {
         target_fd: number(cgroup),

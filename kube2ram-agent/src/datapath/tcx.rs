@@ -1,4 +1,5 @@
-//! Programs that others attach where a device's packets arrive (`BPF_TCX_INGRESS`, Linux 6.6). Called by `listeners`.
+//! Programs that others attach where a device's packets arrive (`BPF_TCX_INGRESS`, Linux 6.6). Called by
+//! `listeners`.
 
 use aya::programs::{SchedClassifier, tc::TcAttachType};
 

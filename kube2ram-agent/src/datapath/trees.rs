@@ -126,7 +126,8 @@ impl OtherTrees {
     }
 }
 
-/// A directory's name for the links of a tree: its path, without the dots that a bpf file system takes for its own.
+/// A directory's name for the links of a tree: its path, without the dots that a bpf file system takes for
+/// its own.
 fn attachment_point_of(cgroup: &Path, settings: &Settings) -> String {
     let below = cgroup.strip_prefix(&settings.cgroup_root).unwrap_or(cgroup);
     below.display().to_string().replace('/', "-").replace('.', "_")

@@ -24,7 +24,8 @@ pub(super) fn sockets_may_fall() -> bool {
 }
 
 impl Datapath {
-    /// Does what is due from time to time, some 30 s. A few system calls, and two more for each handshake that was never completed.
+    /// Does what is due from time to time, some 30 s. A few system calls, and two more for each handshake
+    /// that was never completed.
     ///
     /// # Errors
     /// When the programs do not see the sockets of pods, or this cannot be determined; to be tried again.
@@ -42,8 +43,8 @@ impl Datapath {
     }
 }
 
-/// A record stays behind when its connect(2) came to nothing before a packet was sent, or when another program takes our notice of the close away. It is never handed
-/// over, but it takes room.
+/// A record stays behind when its connect(2) came to nothing before a packet was sent, or when another
+/// program takes our notice of the close away. It is never handed over, but it takes room.
 fn remove_the_old(pins: &Pins) -> Result<(), DatapathError> {
     let until_ns = |record: &ConnectRecord| record.connected_at_ns + HANDSHAKE_MAX_AGE_NS;
     remove_over::<u64, ConnectRecord>(pins, map::CLIENTS, until_ns)?;

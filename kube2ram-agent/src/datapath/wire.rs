@@ -1,5 +1,6 @@
-//! The wire guard's programs on network devices: attaches each before all others on a device's egress, and swaps
-//! the programs that an earlier agent attached. Called by `wire_guard`, in the network namespace of the device.
+//! The wire guard's programs on network devices: attaches each before all others on a device's egress, and
+//! swaps the programs that an earlier agent attached. Called by `wire_guard`, in the network namespace of the
+//! device.
 //!
 //! From Linux 6.6 on the program is attached by a tcx link. Only bpf(2) can remove it, and it stays on a
 //! device that is moved to another namespace. On older kernels it is a filter of the clsact queueing
@@ -236,8 +237,8 @@ impl Wire {
     }
 }
 
-/// Removes the program from a device of the calling thread's network namespace where it is a filter, and returns
-/// whether it was.
+/// Removes the program from a device of the calling thread's network namespace where it is a filter, and
+/// returns whether it was.
 ///
 /// # Errors
 /// Netlink's.

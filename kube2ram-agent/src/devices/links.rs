@@ -82,7 +82,8 @@ impl Links {
         self.0.iter().any(|link| link.flags & IFF_LOOPBACK == 0 && link.flags & IFF_UP != 0)
     }
 
-    /// Those that lead past the node's stack. Whether they are up is not asked: the pod may set them up later. What is not known passes for the host's.
+    /// Those that lead past the node's stack. Whether they are up is not asked: the pod may set them up
+    /// later. What is not known passes for the host's.
     pub(crate) fn devices(&self) -> BTreeSet<Device> {
         self.0.iter().filter_map(|link| self.device(link)).collect()
     }
@@ -92,8 +93,8 @@ impl Links {
         self.0.iter().map(|link| link.index)
     }
 
-    /// Those by which packets leave the node, for the wire guard: cards, and what is `routed`, which on a node that
-    /// is a container is one end of a pair. The rest is on top of these, or leads to pods.
+    /// Those by which packets leave the node, for the wire guard: cards, and what is `routed`, which on a
+    /// node that is a container is one end of a pair. The rest is on top of these, or leads to pods.
     pub(crate) fn way_out_of_node(&self, routed: &[u32]) -> WayOut {
         self.way_out(|link| link.kind.is_none() || routed.contains(&link.index))
     }

@@ -29,10 +29,12 @@ pub struct CgroupTree {
 }
 
 impl CgroupTree {
-    /// Opens the tree mounted at `root`, whose pods live below each of `pods` (absolute paths, below `root`, which need not exist).
+    /// Opens the tree mounted at `root`, whose pods live below each of `pods` (absolute paths, below `root`,
+    /// which need not exist).
     ///
     /// # Errors
-    /// [`MountError::Outside`] when one of `pods` is not below `root`, [`MountError::Read`] when `root` does not open.
+    /// [`MountError::Outside`] when one of `pods` is not below `root`, [`MountError::Read`] when `root` does
+    /// not open.
     pub fn open(root: &Path, pods: &[PathBuf]) -> Result<Self, MountError> {
         let below = |pods: &PathBuf| {
             let below = pods.strip_prefix(root).ok().filter(|below| below.file_name().is_some());
@@ -73,7 +75,8 @@ impl CgroupPods for CgroupTree {
     }
 }
 
-/// The id of the cgroup whose directory is `path`: its inode number, as on every kernel from 5.5 (kernfs, 40430452fd5d).
+/// The id of the cgroup whose directory is `path`: its inode number, as on every kernel from 5.5 (kernfs,
+/// 40430452fd5d).
 ///
 /// # Errors
 /// stat(2)'s.
@@ -81,7 +84,8 @@ pub fn cgroup_id(path: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(std::fs::metadata(path)?.ino()))
 }
 
-/// The ids of the cgroups directly below the pods' that hold the pods of one quality of service, as far as they are there.
+/// The ids of the cgroups directly below the pods' that hold the pods of one quality of service, as far as
+/// they are there.
 ///
 /// # Errors
 /// When the pods' cgroup cannot be read.
@@ -121,8 +125,8 @@ fn open_by_id(mount: &OwnedFd, id: CgroupId) -> io::Result<OwnedFd> {
     let header = libc::file_handle { handle_bytes: HANDLE_BYTES, handle_type: FILEID_KERNFS, f_handle: [] };
     let mut handle = KernfsHandle { header, id: id.0 };
     #[expect(unsafe_code, reason = "rustix has no open_by_handle_at")]
-    // SAFETY: the pointer is to a whole `KernfsHandle`, so the `handle_bytes` behind the header are readable; the kernel reads
-    // it only during the call, and `mount` is open for as long.
+    // SAFETY: the pointer is to a whole `KernfsHandle`, so the `handle_bytes` behind the header are readable;
+    // the kernel reads it only during the call, and `mount` is open for as long.
     let fd = unsafe {
         libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), OPEN_FLAGS.bits().cast_signed())
     };

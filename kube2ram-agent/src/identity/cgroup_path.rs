@@ -5,10 +5,12 @@ use std::path::{Component, Path};
 
 use super::PodUid;
 
-/// The pod to which the cgroup `path` belongs, both it and `pods` (the kubelet's pods cgroup) being relative to the same root.
+/// The pod to which the cgroup `path` belongs, both it and `pods` (the kubelet's pods cgroup) being relative
+/// to the same root.
 ///
-/// Only the one or two segments directly below `pods` are read. A container may make cgroups below its own and name them like
-/// another pod's, but it cannot make one up here: the outermost pod segment is the kubelet's.
+/// Only the one or two segments directly below `pods` are read. A container may make cgroups below its own
+/// and name them like another pod's, but it cannot make one up here: the outermost pod segment is the
+/// kubelet's.
 ///
 /// Names: the kubelet's `cgroup_manager_linux.go` (`ToCgroupfs`, `ToSystemd`) and systemd.slice(5).
 pub fn pod_of_path(path: &Path, pods: &Path) -> Option<PodUid> {
@@ -37,7 +39,8 @@ pub(super) const QOS_CLASSES: [&str; 2] = ["besteffort", "burstable"];
 enum Driver<'a> {
     /// `kubepods/burstable/pod<uid>`.
     Cgroupfs,
-    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`: each slice repeats its parent's name.
+    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`: each slice repeats its
+    /// parent's name.
     Systemd {
         /// The pods slice without its suffix: `kubepods`, or `kubelet-kubepods` below a `--cgroup-root`.
         stem: &'a str,

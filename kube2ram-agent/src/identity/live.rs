@@ -1,4 +1,5 @@
-//! The pods that have a cgroup now, and where. Depends on `cgroup_path` for their names; called by `kubernetes`, through `app`.
+//! The pods that have a cgroup now, and where. Depends on `cgroup_path` for their names; called by
+//! `kubernetes`, through `app`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +11,8 @@ use std::{
 
 use super::{PodUid, pod_of_path};
 
-/// The UIDs after which the cgroups directly below each of `pods` and below its classes are named; all are absolute paths, `pods` below `root`.
+/// The UIDs after which the cgroups directly below each of `pods` and below its classes are named; all are
+/// absolute paths, `pods` below `root`.
 ///
 /// # Errors
 /// When a directory cannot be read; a removed one counts as empty.

@@ -62,8 +62,8 @@ pub enum MountError {
 /// any other mount.
 ///
 /// # Errors
-/// [`MountError::NotCgroup2`] when the configured directory is something else, [`MountError::NoCgroup2`] when there is no mount,
-/// [`MountError::Read`].
+/// [`MountError::NotCgroup2`] when the configured directory is something else, [`MountError::NoCgroup2`] when
+/// there is no mount, [`MountError::Read`].
 pub fn find_cgroup_root(configured: Option<&Path>) -> Result<PathBuf, MountError> {
     if let Some(path) = configured {
         // `/proc/self/fd` shows no links, so neither may the prefix that is stripped from it.
@@ -84,8 +84,8 @@ pub fn find_cgroup_root(configured: Option<&Path>) -> Result<PathBuf, MountError
     Err(MountError::NoCgroup2)
 }
 
-/// The cgroup in which the kubelet keeps all pods, as an absolute path below `root`. `configured` may be absolute or relative to
-/// `root`.
+/// The cgroup in which the kubelet keeps all pods, as an absolute path below `root`. `configured` may be
+/// absolute or relative to `root`.
 ///
 /// A change of the kubelet's cgroup driver leaves the other driver's tree behind, empty or with pods that
 /// were started before. Of several trees, the kubelet's is the one that contains this process, because the

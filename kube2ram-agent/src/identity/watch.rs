@@ -57,15 +57,16 @@ impl Watch {
 }
 
 impl Handle {
-    /// Watches a directory for children that come and go. Again, if it is watched already, which costs nothing.
+    /// Watches a directory for children that come and go. Again, if it is watched already, which costs
+    /// nothing.
     pub(crate) fn children(&self, directory: &Path) -> io::Result<()> {
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::ONLYDIR;
         inotify::add_watch(&*self.0, directory, flags).map(drop).map_err(Into::into)
     }
 
-    /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
-    /// Remove the watch with [`Self::end`]: it does not end with the cgroup, because kernfs does not notify
-    /// watches of a removed file.
+    /// Watches a cgroup for its first process and its last (`populated` in `cgroup.events`,
+    /// Documentation/admin-guide/cgroup-v2.rst). Remove the watch with [`Self::end`]: it does not end with
+    /// the cgroup, because kernfs does not notify watches of a removed file.
     pub(crate) fn population(&self, cgroup: &Path) -> io::Result<WatchId> {
         let file = cgroup.join("cgroup.events");
         inotify::add_watch(&*self.0, file, WatchFlags::MODIFY).map(WatchId).map_err(Into::into)

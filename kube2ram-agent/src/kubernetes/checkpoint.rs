@@ -1,5 +1,5 @@
-//! What of the cluster outlives the agent: the pods of this node, and the allow-lists of their namespaces. Bounded.
-//! Pure; made and taken back by `kubernetes::cluster`, written by `snapshot`.
+//! What of the cluster outlives the agent: the pods of this node, and the allow-lists of their namespaces.
+//! Bounded. Pure; made and taken back by `kubernetes::cluster`, written by `snapshot`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -71,7 +71,8 @@ impl Checkpoint {
     }
 }
 
-/// More than the longest legal values together: a session policy of 2,048 characters of four bytes, an external id, and so on.
+/// More than the longest legal values together: a session policy of 2,048 characters of four bytes, an
+/// external id, and so on.
 const ANNOTATIONS_LIMIT_BYTES: usize = 16 * 1024;
 /// More pods than any node has.
 const PODS_LIMIT: usize = 2048;

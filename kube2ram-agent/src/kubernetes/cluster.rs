@@ -52,9 +52,11 @@ pub struct ClusterConfig {
     pub node: Box<str>,
     /// The keys of the pod annotations to keep, and how many bytes of each.
     pub pod_annotations: Vec<(Box<str>, usize)>,
-    /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right to is not needed.
+    /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right
+    /// to is not needed.
     pub allow_lists: Option<AllowLists>,
-    /// Returns the pods that have a cgroup now: only they are believed when the API server does not know them, or cannot be asked.
+    /// Returns the pods that have a cgroup now: only they are believed when the API server does not know
+    /// them, or cannot be asked.
     pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
     /// How long to wait for a pod that is not known yet. Its SDK gives up a little later.
     pub lookup: Duration,
@@ -64,7 +66,8 @@ pub struct ClusterConfig {
 pub struct AllowLists {
     /// The key of the annotation that is the allow-list.
     pub annotation: Box<str>,
-    /// The key of the annotation that gives a pod its role. On a namespace it has no effect, which its owner should read.
+    /// The key of the annotation that gives a pod its role. On a namespace it has no effect, which its owner
+    /// should read.
     pub role_annotation: Box<str>,
     /// Returns what is wrong with an allow-list, for its authors. Grants nothing.
     #[expect(clippy::type_complexity, reason = "written out only here")]
@@ -146,7 +149,8 @@ impl Cluster {
         shutdown.run_until_cancelled(Box::pin(all)).await;
     }
 
-    /// Removes a taint from this node whenever it is there, for ever, while the agent is ready: `ready` resolves when it is.
+    /// Removes a taint from this node whenever it is there, for ever, while the agent is ready: `ready`
+    /// resolves when it is.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the node with the taint or without.
@@ -366,9 +370,9 @@ impl Cluster {
     }
 
     async fn watch_pods(&self) {
-        // From the API server's cache, as the kubelet does: when a thousand agents start at once, etcd does not notice. The list
-        // may be a little old, but the watch starts where it ends.
-        // A page size would make kube ask etcd after all (`ListParams::populate_qp`).
+        // From the API server's cache, as the kubelet does: when a thousand agents start at once, etcd does
+        // not notice. The list may be a little old, but the watch starts where it ends. A page size would
+        // make kube ask etcd after all (`ListParams::populate_qp`).
         let config = watcher::Config::default().fields(&self.of_this_node()).any_semantic();
         let config = watcher::Config { page_size: None, ..config };
         let take = |event| {
@@ -527,8 +531,8 @@ impl Cluster {
                 Look::Found(pod) if self.knows_namespace_of(&pod) => return Ok(pod),
                 Look::Found(_) | Look::Wanted => {}
                 Look::Ambiguous => return Err(PodError::Ambiguous(uid.clone())),
-                // A kubelet makes a pod's cgroup after it has the pod from the API server, except a static pod's: its mirror is
-                // made later, and may still come.
+                // A kubelet makes a pod's cgroup after it has the pod from the API server, except a static
+                // pod's: its mirror is made later, and may still come.
                 Look::Absent if uid.is_config_hash() => absent = true,
                 Look::Absent => return Err(PodError::Unknown(uid.clone())),
             }

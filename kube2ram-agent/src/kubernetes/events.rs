@@ -1,7 +1,8 @@
 //! Notices → Kubernetes Events: each is posted once, its repetitions are counted, by one worker at a bounded
 //! rate. Depends on kube, the clock and `series`; called by `kubernetes::cluster`.
 //!
-//! Not kube's `Recorder`: it merges notices that differ only in their text, knows no bounds, and fails without the right to patch Events.
+//! Not kube's `Recorder`: it merges notices that differ only in their text, knows no bounds, and fails
+//! without the right to patch Events.
 
 mod series;
 
@@ -53,7 +54,8 @@ enum Posted {
     Yes,
 }
 
-/// All nodes of a large cluster may be in the same trouble at once: 5,000 of them then make 170 Events a second, after their bursts.
+/// All nodes of a large cluster may be in the same trouble at once: 5,000 of them then make 170 Events a
+/// second, after their bursts.
 const RATE: Rate = Rate { burst: 25, interval: Duration::from_secs(30) };
 /// How often series are looked at whose count is to be told.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -131,7 +133,8 @@ impl Events {
         }
     }
 
-    /// Tells the counts that are due. Without the right to, nothing is lost but them: what goes on is said anew from time to time.
+    /// Tells the counts that are due. Without the right to, nothing is lost but them: what goes on is said
+    /// anew from time to time.
     async fn count(&self, client: &Client, may_count: &mut bool, bucket: &mut TokenBucket) {
         loop {
             sleep_until(bucket.ready_at(RATE, 0, Instant::now())).await;

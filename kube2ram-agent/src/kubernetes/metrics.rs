@@ -31,7 +31,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them. What is not among `resources` is not watched, and has no series: an alert on closed watches must not see one.
+    /// Registers them. What is not among `resources` is not watched, and has no series: an alert on closed
+    /// watches must not see one.
     pub fn new(registry: &mut Registry, resources: &[Resource]) -> Self {
         let metrics = Self::default();
         registry.register("pods", "Known pods of this node", metrics.pods.clone());

@@ -16,7 +16,8 @@ use super::{AllowLists, object::bounded_annotation};
 pub(super) struct Namespace {
     /// Its allow-list annotation.
     pub(super) allow_list: Option<Arc<str>>,
-    /// Whether it has the annotation that gives a pod its role. It has no effect there, which people do not expect.
+    /// Whether it has the annotation that gives a pod its role. It has no effect there, which people do not
+    /// expect.
     pub(super) has_role: bool,
 }
 
@@ -45,7 +46,8 @@ pub(crate) const LIMIT_BYTES: usize = 4 * 1024 * 1024;
 const WITHOUT_ROOM_LIMIT: usize = 1024;
 /// The size of an entry without its texts, so that the limit also bounds the number of entries.
 const ENTRY_BYTES: usize = 128;
-/// A longer list that cannot be read is not kept: it allows nothing anyway. A shorter one is, for what is wrong with it.
+/// A longer list that cannot be read is not kept: it allows nothing anyway. A shorter one is, for what is
+/// wrong with it.
 const UNREADABLE_LIMIT_BYTES: usize = 4096;
 const UNREADABLE: &str = "the annotation is long and cannot be read";
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{identity::PodUid, pod::Pod};
 
-/// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not built and dropped.
+/// A pod as the API server sends it. Nine tenths of a pod (containers, volumes, conditions) are skipped, not
+/// built and dropped.
 pub(super) type ApiPod = Object<Lenient<PodSpec>, Lenient<PodStatus>>;
 
 /// A part of an object that may be malformed: one malformed object must not prevent the others of its list

@@ -186,8 +186,8 @@ impl Pods {
         self.relisted = false;
     }
 
-    /// Adds what a direct list brought and the watch has neither shown nor seen go. `false` when the list is of no use, because a
-    /// relist may have dropped pods that this list still has.
+    /// Adds what a direct list brought and the watch has neither shown nor seen go. `false` when the list is
+    /// of no use, because a relist may have dropped pods that this list still has.
     pub(super) fn finish_direct(&mut self, listed: impl IntoIterator<Item = PodUpdate>) -> bool {
         if self.relisted {
             return false;

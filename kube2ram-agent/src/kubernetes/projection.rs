@@ -27,7 +27,8 @@ type Projected = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Longer annotations are cut to this. It is more than either of the limits that `object` has.
 const VALUE_LIMIT_BYTES: usize = 64 * 1024 + 4;
-/// The longest text or number, and so what is kept until it is complete. etcd takes no object of more than 1.5 MiB.
+/// The longest text or number, and so what is kept until it is complete. etcd takes no object of more than
+/// 1.5 MiB.
 const TOKEN_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Cuts down the lists that a client is given. Clones share the annotations' names.

@@ -1,5 +1,5 @@
-//! The start-up taint: keeps pods off a node until its agent is ready, which removes it whenever it is there. Depends on kube; called by `app`
-//! through `cluster`, and by `args` for its type.
+//! The start-up taint: keeps pods off a node until its agent is ready, which removes it whenever it is there.
+//! Depends on kube; called by `app` through `cluster`, and by `args` for its type.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -121,7 +121,8 @@ impl Pace {
     }
 }
 
-/// Removes the taint whenever it is there, for ever. `ready` resolves when the agent is ready; nothing is removed before.
+/// Removes the taint whenever it is there, for ever. `ready` resolves when the agent is ready; nothing is
+/// removed before.
 ///
 /// # Cancel safety
 /// Dropping the future leaves the node with the taint or without.
@@ -184,7 +185,8 @@ async fn try_remove(
     if taints.len() == count {
         return Ok(false);
     }
-    // The list is written as a whole, so only on the version that was read: another controller's taint must not get lost.
+    // The list is written as a whole, so only on the version that was read: another controller's taint must
+    // not get lost.
     let patch = json!({ "metadata": { "resourceVersion": before }, "spec": { "taints": taints } });
     nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(RemoveError::Request)?;
     Ok(true)

@@ -1,6 +1,7 @@
-//! Ends pods' connections to the metadata server that are older than the eBPF programs. `k2r_egress` drops their
-//! packets, so that a client would wait for its timeout. Destroyed, they fail at once (`ECONNABORTED`), and the client
-//! connects again, to the agent. By sock_diag(7). Blocks; depends on `netlink` and `processes`. Called by `app`, once.
+//! Ends pods' connections to the metadata server that are older than the eBPF programs. `k2r_egress` drops
+//! their packets, so that a client would wait for its timeout. Destroyed, they fail at once (`ECONNABORTED`),
+//! and the client connects again, to the agent. By sock_diag(7). Blocks; depends on `netlink` and
+//! `processes`. Called by `app`, once.
 
 use std::{
     collections::HashSet,
@@ -29,7 +30,8 @@ use kube2ram_cloud::MetadataAddr;
 pub struct Ended {
     /// Connections that were ended.
     pub connections: usize,
-    /// Connections, or namespaces, of which the kernel refused to end or to list any. Their clients wait for a timeout.
+    /// Connections, or namespaces, of which the kernel refused to end or to list any. Their clients wait for
+    /// a timeout.
     pub failures: usize,
 }
 
@@ -140,7 +142,8 @@ fn request(family: u8, id: &[u8]) -> Vec<u8> {
     [&[family, protocol, 0, 0], &STATES.to_ne_bytes()[..], id].concat()
 }
 
-/// The `struct inet_diag_sockid` of a connection to the metadata server, if its socket belongs to one of the cgroups.
+/// The `struct inet_diag_sockid` of a connection to the metadata server, if its socket belongs to one of the
+/// cgroups.
 fn connection_of<'a>(reply: &'a [u8], metadata: MetadataAddr, cgroups: &HashSet<u64>) -> Option<&'a [u8]> {
     let (message, attributes) = reply.split_at_checked(DIAG_MSG)?;
     let id = &message[SOCKID..SOCKID + SOCKID_LENGTH];

@@ -27,7 +27,8 @@ pub(super) struct Seen {
 
 /// How many ends of pairs are followed of one pod: the plugin makes one or two, the pod could make thousands.
 const MAX_PEERS: usize = 8;
-/// How long a pass may go on asking: a namespace takes 0.1 ms, but the kernel's lock for devices is the network plugin's, too. The next pass has the rest.
+/// How long a pass may go on asking: a namespace takes 0.1 ms, but the kernel's lock for devices is the
+/// network plugin's, too. The next pass has the rest.
 const ASK_FOR: Duration = Duration::from_millis(100);
 
 impl PodListeners {

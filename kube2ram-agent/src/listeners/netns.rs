@@ -22,7 +22,8 @@ use socket2::{Domain, Socket, Type};
 use kube2ram_cloud::upstream::PassGrant;
 use kube2ram_service::listener::bound_buffers;
 
-/// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket does.
+/// Device and inode of a namespace. Not reused while anything holds the namespace, and a listening socket
+/// does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsId(u64, u64);
 
@@ -88,7 +89,8 @@ pub(super) struct Opened {
     pub(super) inside: UdpSocket,
 }
 
-/// Listens in a namespace at the first port that is free: an application, or an agent that is about to end, may have one of them.
+/// Listens in a namespace at the first port that is free: an application, or an agent that is about to end,
+/// may have one of them.
 ///
 /// At 127.0.0.1, because service meshes leave that address alone, and no other of 127.0.0.0/8.
 pub(super) fn listen_in(netns: &Netns, pass: &dyn PassGrant) -> io::Result<Opened> {

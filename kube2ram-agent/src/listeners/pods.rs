@@ -38,7 +38,8 @@ impl PodCgroups {
     pub(super) fn list(&self, before: impl Fn(&Path)) -> io::Result<Vec<PodCgroup>> {
         let mut found = Vec::new();
         for (at, tree) in self.trees.iter().enumerate() {
-            // That another driver's tree comes shows in the directory above, which is that of the kubelet's tree as well.
+            // That another driver's tree comes shows in the directory above, which is that of the kubelet's
+            // tree as well.
             if at > 0 && !tree.is_dir() {
                 continue;
             }

@@ -45,7 +45,8 @@ pub(super) fn of_pod(cgroup: &Path, host: NetnsId) -> io::Result<Found> {
     of_pod_in(Path::new("/proc"), cgroup, host)
 }
 
-/// A container's cgroup is the pod's child; crun puts its processes one further down, systemd in a container another one or two.
+/// A container's cgroup is the pod's child; crun puts its processes one further down, systemd in a container
+/// another one or two.
 const MAX_DEPTH: usize = 4;
 /// How many cgroups of a pod are searched: containers may make more. Nearest first.
 const MAX_CGROUPS: usize = 128;
@@ -55,7 +56,8 @@ const MAX_PROCS_BYTES: u64 = 4096;
 /// containers (cri-o/internal/config/cgmgr). Their mount namespace does not identify them: CRI-O may have its
 /// own, and a privileged pod may enter the host's.
 const MONITORS: &str = "crio-conmon-";
-/// `starttime` in proc_pid_stat(5), counted from behind the command's closing parenthesis, which ends the second field.
+/// `starttime` in proc_pid_stat(5), counted from behind the command's closing parenthesis, which ends the
+/// second field.
 const START_TIME: usize = 22 - 3;
 
 fn of_pod_in(procfs: &Path, cgroup: &Path, host: NetnsId) -> io::Result<Found> {
@@ -96,7 +98,8 @@ impl Search<'_> {
             return Ok(());
         }
         let Some(looked) = self.look(&self.procfs.join(pid.to_string())).transpose() else { return Ok(()) };
-        // Listed again: then the number was not another process's meanwhile, nor is it one that has just ended, which the kernel denies, too.
+        // Listed again: then the number was not another process's meanwhile, nor is it one that has just
+        // ended, which the kernel denies, too.
         if !pids(cgroup)?.contains(&pid) {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! How a packet to an address would leave this network namespace, as rtnetlink(7) reports it. Called by `wire_guard` and `app`.
+//! How a packet to an address would leave this network namespace, as rtnetlink(7) reports it. Called by
+//! `wire_guard` and `app`.
 //!
 //! Not by connect(2): the agent's own programs deny it towards the metadata server.
 

@@ -1,5 +1,6 @@
 //! A namespace's allow-list: parsing its annotation, and matching a role's ARN.
-//! Depends on `glob`, regex and its parser; called by the parent, and by `kubernetes` to tell owners of a malformed list.
+//! Depends on `glob`, regex and its parser; called by the parent, and by `kubernetes` to tell owners of a
+//! malformed list.
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 use regex_syntax::ParserBuilder;

@@ -8,11 +8,12 @@ use std::{
 
 use super::allow_list::MAX_TEXT_BYTES;
 
-/// As many distinct allow-lists as the pods of a node usually have. With each list's own bounds, this bounds the memory that hostile
-/// ones can take.
+/// As many distinct allow-lists as the pods of a node usually have. With each list's own bounds, this bounds
+/// the memory that hostile ones can take.
 pub(super) const MAX_TEXTS: usize = 16;
 
-/// A bounded map from texts to what they mean. When it is full it starts over, which costs no more than the first requests did.
+/// A bounded map from texts to what they mean. When it is full it starts over, which costs no more than the
+/// first requests did.
 #[derive(Debug)]
 pub(super) struct Memo<T>(Mutex<HashMap<Box<str>, Arc<T>>>);
 

@@ -1,5 +1,5 @@
-//! What is read of bytes; and rung 2: rules as the tools make them, each time in a network namespace of the test's own. The command that is told is
-//! run as it stands.
+//! What is read of bytes; and rung 2: rules as the tools make them, each time in a network namespace of the
+//! test's own. The command that is told is run as it stands.
 
 use std::{net::TcpListener, process::Command, thread};
 
@@ -35,7 +35,8 @@ fn removal(warning: &str) -> &str {
     warning.rsplit_once("is gone: ").unwrap().1
 }
 
-/// What the predecessors add, for `--host-interface` as people set it; and what others add. With where it leads.
+/// What the predecessors add, for `--host-interface` as people set it; and what others add. With where it
+/// leads.
 const BY_IPTABLES: [(&str, &str); 6] = [
     (
         "-A PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination 10.0.0.1:8181 -i docker0",

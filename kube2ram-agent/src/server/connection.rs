@@ -118,7 +118,8 @@ impl Connection {
             let server = HeaderValue::from_static(self.server.config.dialect.server);
             response.headers_mut().insert(header::SERVER, server);
         }
-        // Answers of the agent's own go out as a whole; others take as long as the real server and the client do.
+        // Answers of the agent's own go out as a whole; others take as long as the real server and the client
+        // do.
         if let Either::Right(relayed) = response.body_mut() {
             relayed.keep_busy(busy);
         }
@@ -165,7 +166,8 @@ impl Connection {
         })
     }
 
-    /// The steps of a request. What waits is in a box: most requests wait for nothing, and hyper moves this future as a whole.
+    /// The steps of a request. What waits is in a box: most requests wait for nothing, and hyper moves this
+    /// future as a whole.
     async fn dispatch(
         &self,
         request: &Request<()>,
@@ -237,7 +239,8 @@ impl Connection {
         Ok(self.uid.get_or_init(|| uid))
     }
 
-    /// What a pod is entitled to follows from its object alone, and that is the same one from request to request.
+    /// What a pod is entitled to follows from its object alone, and that is the same one from request to
+    /// request.
     fn session(&self, roles: &Roles, pod: &Arc<Pod>) -> Result<Arc<RoleSession>, RoleError> {
         let mut last = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((last, session)) = &*last
@@ -260,7 +263,8 @@ impl Connection {
         record: &mut Record<'_>,
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let policy = self.server.config.host_network_pods;
-        // Most pods' answer needs nothing that may be away: neither the API server nor, for the roles, the metadata server.
+        // Most pods' answer needs nothing that may be away: neither the API server nor, for the roles, the
+        // metadata server.
         if policy == HostNetworkPods::Deny {
             record.pod = self.pod_if_known(uid);
             return Err(RequestError::Refused(refusal));
@@ -349,8 +353,8 @@ impl Connection {
         Ok(reply::text(token).map(Either::Left))
     }
 
-    /// As the real server, with `--require-token` and without. Without, an expired token is as good as none: credentials-go before 1.4
-    /// never renews its own.
+    /// As the real server, with `--require-token` and without. Without, an expired token is as good as none:
+    /// credentials-go before 1.4 never renews its own.
     fn check_token(&self, uid: &PodUid, headers: &HeaderMap) -> Result<(), TokenError> {
         let is_required = self.server.config.require_token;
         if !is_required && !headers.contains_key(&self.server.config.dialect.tokens.token) {

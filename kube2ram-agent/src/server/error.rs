@@ -184,7 +184,8 @@ impl RequestError {
                 let message = format!("missing or invalid {header}");
                 return (StatusCode::BAD_REQUEST, Kind::MalformedTtl, message.into());
             }
-            // A static pod runs before the API server has its mirror, and for as long as its namespace is missing.
+            // A static pod runs before the API server has its mirror, and for as long as its namespace is
+            // missing.
             Self::Pod(PodError::Unknown(uid)) if uid.is_config_hash() => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
@@ -219,7 +220,8 @@ impl RequestError {
                 (400, Kind::MalformedTarget, "only the metadata server is served")
             }
             Self::Target(_) => (400, Kind::MalformedTarget, "ambiguous request target"),
-            // As the real server: a status of the cloud's own without a token in token-only mode, 401 with a wrong one in either.
+            // As the real server: a status of the cloud's own without a token in token-only mode, 401 with a
+            // wrong one in either.
             Self::Token(TokenError::Expired) => (401, Kind::TokenExpired, "the session token has expired"),
             Self::Token(TokenError::Foreign) => (401, Kind::TokenForeign, "the session token is not valid"),
             Self::Token(TokenError::Missing(status)) => {

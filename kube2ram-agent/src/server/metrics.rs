@@ -1,4 +1,5 @@
-//! What the metadata service counts. Depends on `error` for the reasons; written by `server` and `connection`.
+//! What the metadata service counts. Depends on `error` for the reasons; written by `server` and
+//! `connection`.
 
 use std::time::Duration;
 

@@ -9,7 +9,8 @@ use crate::{
     role::RoleError,
 };
 
-/// That a pod without role asks for one, while its namespace carries the annotation `key`, which would give it one.
+/// That a pod without role asks for one, while its namespace carries the annotation `key`, which would give
+/// it one.
 pub(super) fn misplaced(pod: &Pod, key: &str) -> Notice {
     Notice {
         about: About::Pod(pod.namespace.clone(), pod.name.clone(), pod.uid.clone()),
@@ -21,8 +22,9 @@ pub(super) fn misplaced(pod: &Pod, key: &str) -> Notice {
     }
 }
 
-/// What the owners of `pod` should read about `error`, and do. What a client writes does not appear, so that it cannot make Events at will.
-/// `role` is the pod's own, `allow_list` the key of the namespaces' annotation.
+/// What the owners of `pod` should read about `error`, and do. What a client writes does not appear, so that
+/// it cannot make Events at will. `role` is the pod's own, `allow_list` the key of the namespaces'
+/// annotation.
 pub(super) fn notices_of(
     error: &RequestError,
     pod: &Pod,

@@ -1,14 +1,15 @@
-//! Raw request target → [`Target`]: the one spelling of a path that both this agent and the real metadata server understand alike.
-//! Pure; called by `connection`, read by `route`; takes the address from `datapath`. What has two readings is refused, for a path that slips past the route table
-//! reaches the node's own credentials (CVE-2022-23551 was a backslash).
+//! Raw request target → [`Target`]: the one spelling of a path that both this agent and the real metadata
+//! server understand alike. Pure; called by `connection`, read by `route`; takes the address from `datapath`.
+//! What has two readings is refused, for a path that slips past the route table reaches the node's own
+//! credentials (CVE-2022-23551 was a backslash).
 
 use kube2ram_cloud::{
     MetadataAddr,
     dialect::{Dialect, SECURITY_CREDENTIALS},
 };
 
-/// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any server
-/// (RFC 3986 `pchar` without `;`, `~` and `%`). A trailing slash is kept.
+/// An absolute path without escapes, empty segments or dot segments, of which every byte means itself to any
+/// server (RFC 3986 `pchar` without `;`, `~` and `%`). A trailing slash is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalPath(String);
 
@@ -39,7 +40,8 @@ pub enum TargetError {
     /// An absolute-form target names another server.
     #[error("authority is not the metadata service")]
     Authority,
-    /// A byte that servers read differently: a backslash, `;`, `#`, `~` (Windows' short names), a control or non-ASCII byte and the like.
+    /// A byte that servers read differently: a backslash, `;`, `#`, `~` (Windows' short names), a control or
+    /// non-ASCII byte and the like.
     #[error("ambiguous byte")]
     Byte,
     /// A `..` segment, escaped or not.
@@ -56,8 +58,9 @@ pub enum TargetError {
 impl Target {
     /// Parses a raw request target in origin-form or absolute-form (RFC 9112 §3.2).
     ///
-    /// Escapes are decoded once; empty and `.` segments are dropped. Behind `…/security-credentials/` an escaped slash is a
-    /// slash, because some clients escape the whole role ARN and no reading of it leaves that directory.
+    /// Escapes are decoded once; empty and `.` segments are dropped. Behind `…/security-credentials/` an
+    /// escaped slash is a slash, because some clients escape the whole role ARN and no reading of it leaves
+    /// that directory.
     ///
     /// # Errors
     /// As [`TargetError`] says; all of them are 400.
@@ -141,7 +144,8 @@ fn normalise(raw: &str, dialect: &Dialect) -> Result<NormalPath, TargetError> {
     if is_normal(raw) { Ok(NormalPath(raw.to_owned())) } else { rebuild(raw, dialect) }
 }
 
-/// What nearly every client sends: nothing to decode, nothing to drop. What this is not sure of is left to [`rebuild`].
+/// What nearly every client sends: nothing to decode, nothing to drop. What this is not sure of is left to
+/// [`rebuild`].
 fn is_normal(raw: &str) -> bool {
     let mut before = None;
     raw.starts_with('/')

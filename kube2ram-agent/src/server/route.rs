@@ -73,7 +73,8 @@ impl NodeTarget {
     }
 }
 
-/// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the `NodeRole` token.
+/// A target that may be asked of the real metadata server: made by [`route`] for ordinary items, or with the
+/// `NodeRole` token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UpstreamTarget(String);
 
@@ -93,8 +94,8 @@ const TOKEN: &[&str] = &["api", "token"];
 /// What can be done with an item.
 pub(super) const READ: &str = "GET, HEAD";
 
-/// Returns what a request asks for. Segments compare without regard to case, as the real server does for `ram` at least (ossutil
-/// asks for `Ram`).
+/// Returns what a request asks for. Segments compare without regard to case, as the real server does for
+/// `ram` at least (ossutil asks for `Ram`).
 pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: &Dialect) -> Route {
     // More than any item has.
     let mut segments = Vec::with_capacity(8);
@@ -154,18 +155,20 @@ fn credential_route(below: &[&str]) -> Route {
     }
 }
 
-/// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the `?`.
+/// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the
+/// `?`.
 fn names_closed(word: &str, items: &Items) -> bool {
     items.last_names.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
 }
 
-/// Whether some server could take the path for one at or below `names`, at any depth. The segments are [`bare`].
+/// Whether some server could take the path for one at or below `names`, at any depth. The segments are
+/// [`bare`].
 fn contains(segments: &[&str], names: &[&str]) -> bool {
     segments.windows(names.len()).any(|window| starts_with(window, names))
 }
 
-/// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot or blank (`ram.`, `ram+`) or
-/// a stream (`ram::$DATA`), as several do.
+/// What is left of a segment when a server drops parameters (`ram,1`), suffixes (`ram.json`), a trailing dot
+/// or blank (`ram.`, `ram+`) or a stream (`ram::$DATA`), as several do.
 fn bare(segment: &str) -> &str {
     let segment = segment.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
     let end = segment.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'));

@@ -1,6 +1,6 @@
-//! Session tokens of hardened mode: what a pod gets for `PUT /<version>/api/token`, and what it proves with it.
-//! Source: ECS, "Instance metadata", hardened mode. Pure; made by `app`, called by `connection`.
-//! Nothing is kept for a token: it carries its expiry, and a MAC under a key of this boot that binds it to one pod.
+//! Session tokens of hardened mode: what a pod gets for `PUT /<version>/api/token`, and what it proves with
+//! it. Source: ECS, "Instance metadata", hardened mode. Pure; made by `app`, called by `connection`. Nothing
+//! is kept for a token: it carries its expiry, and a MAC under a key of this boot that binds it to one pod.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, StatusCode, header};
@@ -15,7 +15,8 @@ use kube2ram_service::state_dir::Secret;
 /// What the MAC is of, besides expiry and pod: no other use of the key, and no other format, makes a token.
 const DOMAIN: &[u8] = b"kube2ram metadata session token 1\0";
 const EXPIRY_BYTES: usize = 8;
-/// Expiry and MAC in hexadecimal digits: ASCII without blanks, because credentials-go puts it into a header as it came.
+/// Expiry and MAC in hexadecimal digits: ASCII without blanks, because credentials-go puts it into a header
+/// as it came.
 const TOKEN_DIGITS: usize = 2 * (EXPIRY_BYTES + 32);
 
 /// Why no token is issued.
@@ -73,7 +74,8 @@ impl Tokens {
         Ok(hex::encode(expiry) + &hex::encode(mac))
     }
 
-    /// Whether the token in `headers` was issued to `pod`. The comparison takes the same time wherever the difference is.
+    /// Whether the token in `headers` was issued to `pod`. The comparison takes the same time wherever the
+    /// difference is.
     ///
     /// # Errors
     /// [`TokenError`].

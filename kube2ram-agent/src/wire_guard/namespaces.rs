@@ -74,7 +74,8 @@ const RECEIVE_BUFFER: usize = 4096;
 /// More are read at the next call.
 const NOTICES_MAX: usize = 16;
 
-/// The namespaces of the processes below `cgroup`, without the `host`'s, each by the directory of a process in it.
+/// The namespaces of the processes below `cgroup`, without the `host`'s, each by the directory of a process
+/// in it.
 ///
 /// # Errors
 /// When the cgroup cannot be read, or descriptors run out. A process that has ended, or that may not be read,

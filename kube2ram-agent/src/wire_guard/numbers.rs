@@ -1,4 +1,5 @@
-//! How one network namespace numbers another (rtnetlink(7), include/uapi/linux/net_namespace.h). Depends on `netlink`; called by `wire_guard`.
+//! How one network namespace numbers another (rtnetlink(7), include/uapi/linux/net_namespace.h). Depends on
+//! `netlink`; called by `wire_guard`.
 
 use std::{
     io,

@@ -1,5 +1,6 @@
-//! The rows of the metadata server's IPv6 address. More packets, which Linux would not route, are tried in `datapath_kernel::ipv6_packets`.
-//! The node follows the routing headers of segment routing and of RPL, which few nodes do.
+//! The rows of the metadata server's IPv6 address. More packets, which Linux would not route, are tried in
+//! `datapath_kernel::ipv6_packets`. The node follows the routing headers of segment routing and of RPL, which
+//! few nodes do.
 
 use std::{fs, process::Command};
 
@@ -18,7 +19,8 @@ const FROM_POD: [Row; 35] = [
     ("v6_bind_to_device", false, "timeout"),
     ("v6_scoped", false, REDIRECTED),
     ("v6_reconnect", false, REDIRECTED),
-    // The kernel goes on sending IPv4 for such a socket: it reaches nothing over IPv6, with the agent or without.
+    // The kernel goes on sending IPv4 for such a socket: it reaches nothing over IPv6, with the agent or
+    // without.
     ("v6_after_mapped", false, "timeout"),
     ("v6_mptcp", false, REDIRECTED),
     ("v6_fast_open", false, REDIRECTED),

@@ -1,5 +1,6 @@
-//! Rung 2: every known way past the connect hook, tried from a pod of a sandbox, before and after the agent started. What counts is the sniffer in
-//! the namespace that really owns the metadata address: not one packet of a pod may arrive there.
+//! Rung 2: every known way past the connect hook, tried from a pod of a sandbox, before and after the agent
+//! started. What counts is the sniffer in the namespace that really owns the metadata address: not one packet
+//! of a pod may arrive there.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -152,7 +153,8 @@ fn say(line: &str) {
     eprintln!("\n{line}");
 }
 
-/// Makes the node a router that follows source routes, which few do: both switches, of all devices and of each, are on.
+/// Makes the node a router that follows source routes, which few do: both switches, of all devices and of
+/// each, are on.
 fn follow_source_routes() {
     for device in fs::read_dir("/proc/sys/net/ipv4/conf").unwrap() {
         fs::write(device.unwrap().path().join("accept_source_route"), "1").unwrap();
@@ -166,7 +168,8 @@ fn packets_of_pods(sandbox: &Sandbox) -> usize {
     node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
 }
 
-/// Packets that begin something, whoever sent them: those of the agent's and the host's old connections may still trickle in.
+/// Packets that begin something, whoever sent them: those of the agent's and the host's old connections may
+/// still trickle in.
 fn openings(sandbox: &Sandbox) -> usize {
     const SYN: u8 = 2;
     thread::sleep(Duration::from_millis(20));
@@ -289,7 +292,8 @@ fn host_network_pods_are_pods() {
     }
 }
 
-/// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the netfilter rules.
+/// Ways past every hook of a cgroup, whether they need the pod's address, what comes of them with the
+/// netfilter rules.
 const FORWARDED: [Row; 8] = [
     ("packet_socket", true, "sent"),
     ("packet_socket_bypass", true, "sent"),
@@ -304,7 +308,8 @@ const FORWARDED: [Row; 8] = [
 const GUARD: &str = "KUBE2RAM_FORWARD_GUARD";
 const WIRE_GUARD: &str = "KUBE2RAM_WIRE_GUARD";
 
-/// Starts the agent without the netfilter rules; and without the wire guard, which also drops what is forwarded.
+/// Starts the agent without the netfilter rules; and without the wire guard, which also drops what is
+/// forwarded.
 fn start_unguarded(sandbox: &mut Sandbox) {
     let agent = sandbox.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn"]).unwrap();
     agent.set_env(GUARD, "off");

@@ -1,5 +1,6 @@
-//! What few kernels have built in, and distributions' have as modules: protocols, and kube-proxy's IPVS. `cargo xtask test --kernels` runs these where
-//! the modules are, and where it would be a failure if they were not.
+//! What few kernels have built in, and distributions' have as modules: protocols, and kube-proxy's IPVS.
+//! `cargo xtask test --kernels` runs these where the modules are, and where it would be a failure if they
+//! were not.
 
 use std::{fs, process::Command};
 
@@ -27,7 +28,8 @@ fn no_protocol_of_a_pod_reaches_the_metadata_server() {
     no_packet_arrives(sandbox, &PROTOCOLS, &ip);
 }
 
-/// Masqueraded is what the node itself sends; and what pods send to the second one, as with `--masquerade-all`.
+/// Masqueraded is what the node itself sends; and what pods send to the second one, as with
+/// `--masquerade-all`.
 const VIRTUAL: [&str; 2] = ["10.96.0.10", "10.96.0.11"];
 const MASQUERADE: &str = "table ip kube2ram-test { \
     chain output { type nat hook output priority -100; ip daddr { 10.96.0.10, 10.96.0.11 } meta mark set 0x4000; }; \
@@ -36,8 +38,9 @@ const MASQUERADE: &str = "table ip kube2ram-test { \
 const CONNECTION_TRACKING: &str = "/proc/sys/net/ipv4/vs/conntrack";
 const DEVICE: &str = "k2ripvs";
 
-/// Makes the node one of kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its addresses on a device that is down, a virtual
-/// server each, connection tracking, and masquerading of what its own rules have marked. Returns whether there is IPVS.
+/// Makes the node one of kube-proxy's IPVS mode, with Services whose endpoint is the metadata server: its
+/// addresses on a device that is down, a virtual server each, connection tracking, and masquerading of what
+/// its own rules have marked. Returns whether there is IPVS.
 fn serve_virtually(sandbox: &Sandbox) -> bool {
     let serve = |address| outcome(sandbox.node().host_command("python3"), "serve", &[address]);
     if is_skipped("ipvs", &serve(VIRTUAL[0])) {

@@ -127,7 +127,8 @@ fn nothing_leaves(
         if packets != 0 || !is_expected {
             wrong.push(format!("{order}: {outcome}, {packets} packets"));
         }
-        // To a neighbour, and by what it may use: as before. More tags than are looked through may hide anything.
+        // To a neighbour, and by what it may use: as before. More tags than are looked through may hide
+        // anything.
         let twin = order.replace("metadata", "neighbour");
         if !is_denied && shape.1 != "thrice" {
             let (outcome, _, twins) = sender.send(&sandbox, &twin);
@@ -213,7 +214,8 @@ fn nothing_leaves_by_ipvlan() {
             return kernel::skip(&format!("ipvlan {mode}"), "ipvlan");
         };
         let case = format!("ipvlan {mode}");
-        // In mode L3 it takes packets whose headers the kernel has read, which those of rings and AF_XDP are not everywhere.
+        // In mode L3 it takes packets whose headers the kernel has read, which those of rings and AF_XDP are
+        // not everywhere.
         let shapes = if mode == "l3" { &PLAIN[..2] } else { &PLAIN };
         nothing_leaves(sandbox, &case, (device, shapes), |sandbox| in_pod(sandbox, "pod"), |_| None);
     }

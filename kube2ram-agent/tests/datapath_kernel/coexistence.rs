@@ -1,4 +1,5 @@
-//! Other programs on connect(2), as a socket load balancer or an old network plugin has them: above the pods' cgroup, or on it, by link or without.
+//! Other programs on connect(2), as a socket load balancer or an old network plugin has them: above the pods'
+//! cgroup, or on it, by link or without.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -80,7 +81,8 @@ fn a_service_that_becomes_the_metadata_address_above_the_pods_is_stopped() {
                 connect("AF_INET", SERVICE, METADATA.port()).replace("settimeout(5)", "settimeout(1)");
             let through = output(&lab, "pods/a", &script);
 
-            // The pods' own program saw the Service. The gate is in time if it comes after the rival, egress always is.
+            // The pods' own program saw the Service. The gate is in time if it comes after the rival, egress
+            // always is.
             let denial = if is_first { "denied_task" } else { "denied_egress" };
             assert!(!through.status.success(), "{case}");
             assert_ne!(counter(&datapath, denial), 0, "{case}: {}", stderr(&through));
@@ -120,7 +122,8 @@ fn an_exclusive_program_is_found_on_every_cgroup_above() {
             let case = format!("{how} on {place:?}");
             let [found] = found.as_slice() else { panic!("{case}: {found:?}") };
             assert_eq!((found.hook, found.shared), ("cgroup_inet4_connect", shared), "{case}");
-            // Preflight refuses what does not share. So does the kernel, but for one that lets itself be overridden by a descendant.
+            // Preflight refuses what does not share. So does the kernel, but for one that lets itself be
+            // overridden by a descendant.
             let is_refused = !shared && (how, place) != ("override", "");
             assert_eq!(attached.is_err(), is_refused, "{case}: {attached:?}");
             drop(rival);
@@ -128,7 +131,8 @@ fn an_exclusive_program_is_found_on_every_cgroup_above() {
     }
 }
 
-/// Detaches a program by number, as Cilium does (`RawDetachProgram` of cilium/ebpf), and prints what bpf(2) said.
+/// Detaches a program by number, as Cilium does (`RawDetachProgram` of cilium/ebpf), and prints what bpf(2)
+/// said.
 const DETACH: &str = r#"
 import ctypes, errno, os, struct, sys
 BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]

@@ -1,4 +1,5 @@
-//! The metadata server's IPv6 address: a connect(2) to it is redirected to the same listener as one to the IPv4 address, and everything else is denied.
+//! The metadata server's IPv6 address: a connect(2) to it is redirected to the same listener as one to the
+//! IPv4 address, and everything else is denied.
 
 use std::{fs, os::fd::AsFd as _, process::Command};
 
@@ -12,7 +13,8 @@ use crate::{
     output, stderr,
 };
 
-/// Moves this thread, and so the lab's listener and clients, to its own network namespace, which ends with them.
+/// Moves this thread, and so the lab's listener and clients, to its own network namespace, which ends with
+/// them.
 #[expect(unsafe_code, reason = "the call is unsafe for flags that unshare memory or files")]
 pub(crate) fn enter_namespace() {
     // SAFETY: a network namespace is no memory and no file.

@@ -1,4 +1,5 @@
-//! Egress reads IPv6 packets of raw sockets: their destination, and the addresses in routing headers (RFC 8200 §4.4), wherever those are.
+//! Egress reads IPv6 packets of raw sockets: their destination, and the addresses in routing headers (RFC
+//! 8200 §4.4), wherever those are.
 
 use crate::{
     ipv6::{enter_namespace, ip},
@@ -6,8 +7,9 @@ use crate::{
     output, stderr,
 };
 
-/// Packets by a name, in Python: what the headers behind the fixed one are made of, and whether egress refuses the packet.
-/// `M` is the metadata server, `O` another address; `rh(type, …)` a routing header with segments.
+/// Packets by a name, in Python: what the headers behind the fixed one are made of, and whether egress
+/// refuses the packet. `M` is the metadata server, `O` another address; `rh(type, …)` a routing header with
+/// segments.
 const PACKETS: [(&str, &str, bool); 29] = [
     ("TCP to it", "to(M, TCP, syn)", true),
     ("UDP to it", "to(M, UDP, datagram)", true),

@@ -1,4 +1,5 @@
-//! Rung 2: the eBPF programs in the running kernel, below the rest of the agent. Each "pod" is a cgroup of the test's own in the host's network namespace.
+//! Rung 2: the eBPF programs in the running kernel, below the rest of the agent. Each "pod" is a cgroup of
+//! the test's own in the host's network namespace.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 

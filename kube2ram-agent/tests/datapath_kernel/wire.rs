@@ -1,5 +1,5 @@
-//! The wire guard's programs, on the loopback device of a network namespace of the test's own: which packets they drop, and
-//! that they run before others. By each hook that the kernel has.
+//! The wire guard's programs, on the loopback device of a network namespace of the test's own: which packets
+//! they drop, and that they run before others. By each hook that the kernel has.
 
 use std::{
     env, fs,
@@ -325,7 +325,8 @@ fn a_tcx_link_runs_before_filters_and_outlives_their_discipline() {
     wire.detach_links().unwrap();
 }
 
-/// What can be on top of a card, with the arguments of `ip link add`; `$card` and `$name` stand for the devices.
+/// What can be on top of a card, with the arguments of `ip link add`; `$card` and `$name` stand for the
+/// devices.
 const ON_TOP: [(&str, &str); 6] = [
     ("bond", "$name type bond mode active-backup"),
     ("bridge", "$name type bridge"),
@@ -361,7 +362,8 @@ fn a_program_on_the_card_sees_what_is_sent_by_devices_on_top_of_it() {
     }
 }
 
-/// One end of a pair, which stands for a card, in one namespace, with a device `top` on it; the other end in another.
+/// One end of a pair, which stands for a card, in one namespace, with a device `top` on it; the other end in
+/// another.
 struct Card<'a> {
     namespace: &'a Namespace,
     far: Namespace,

@@ -12,8 +12,9 @@ use crate::{
     steps::{Fault, Step},
 };
 
-/// A kill and an error at every step that changes something, and an error at those between. Of equal ones in a row between, the first is enough: they change nothing, so
-/// that what the fault leaves is what the one before it left.
+/// A kill and an error at every step that changes something, and an error at those between. Of equal ones in
+/// a row between, the first is enough: they change nothing, so that what the fault leaves is what the one
+/// before it left.
 fn plan(steps: &[Step]) -> Vec<(Step, Fault)> {
     const ERRORS: [&str; 2] = ["EPERM", "ENOMEM"];
     let mut plan = Vec::new();

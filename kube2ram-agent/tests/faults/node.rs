@@ -46,7 +46,8 @@ pub(crate) enum Start {
 }
 
 impl Node {
-    /// No agent runs yet. `guard` is the value of `--forward-guard` and `--wire-guard`: where it is `off`, what denies is the programs alone.
+    /// No agent runs yet. `guard` is the value of `--forward-guard` and `--wire-guard`: where it is `off`,
+    /// what denies is the programs alone.
     pub(crate) fn new(name: &str, guard: &str) -> Self {
         let mut sandbox = Sandbox::create(name).unwrap();
         sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
@@ -66,7 +67,8 @@ impl Node {
         node
     }
 
-    /// Waits until the pod has arrived at both addresses in each of its ways. Before that, a packet may wait for a neighbour's address, long after the programs let it pass.
+    /// Waits until the pod has arrived at both addresses in each of its ways. Before that, a packet may wait
+    /// for a neighbour's address, long after the programs let it pass.
     fn has_arrived_everywhere(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         let kinds = || -> HashSet<_> {
@@ -184,8 +186,8 @@ impl Node {
         reply.map_or_else(|error| format!("{error:#}"), |reply| reply.body)
     }
 
-    /// Attempts of the pod that have arrived at the metadata server. Not what the kernel itself acknowledges for a connection of before: such a socket is in TIME_WAIT, of no
-    /// cgroup, and carries nothing.
+    /// Attempts of the pod that have arrived at the metadata server. Not what the kernel itself acknowledges
+    /// for a connection of before: such a socket is in TIME_WAIT, of no cgroup, and carries nothing.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
         const SYN: u8 = 2;
         let pod = self.sandbox.pod(POD).unwrap().pod();
@@ -218,7 +220,8 @@ impl Node {
         drop(self.prober.wait());
     }
 
-    /// Has the agent run where host daemons do from the next start on, and empties its pod: nothing of the pods' cgroup is in use by it then.
+    /// Has the agent run where host daemons do from the next start on, and empties its pod: nothing of the
+    /// pods' cgroup is in use by it then.
     pub(crate) fn move_agent_out(&mut self) {
         let host = self.sandbox.node().pods_cgroup().parent().unwrap().join("host/cgroup.procs");
         let agent = self.sandbox.agent().unwrap();

@@ -40,8 +40,8 @@ impl Step {
         self.arguments.contains("NFNL") || self.arguments.contains("nfgen_family")
     }
 
-    /// Whether what is pinned, attached or written differs after it. A process that is killed at one that changes nothing leaves what one leaves that is
-    /// killed at the next.
+    /// Whether what is pinned, attached or written differs after it. A process that is killed at one that
+    /// changes nothing leaves what one leaves that is killed at the next.
     pub(crate) fn changes(&self) -> bool {
         const COMMANDS: [&str; 6] = [
             "BPF_OBJ_PIN",

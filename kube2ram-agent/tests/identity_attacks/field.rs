@@ -22,7 +22,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lab::{Lab, METADATA};
 
-/// A namespace for a test's thread and its children, so that ports and sysctls are the test's own. Removed at the end.
+/// A namespace for a test's thread and its children, so that ports and sysctls are the test's own. Removed at
+/// the end.
 pub(crate) struct Netns(pub(crate) String);
 
 impl Netns {

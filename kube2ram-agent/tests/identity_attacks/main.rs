@@ -1,5 +1,6 @@
-//! Rung 2: attacks on the handover of an identity, against the eBPF programs in the running kernel. A way to another's identity fails a test here, and so
-//! does an attack after which honest pods get none. All in a network namespace of the test's own.
+//! Rung 2: attacks on the handover of an identity, against the eBPF programs in the running kernel. A way to
+//! another's identity fails a test here, and so does an attack after which honest pods get none. All in a
+//! network namespace of the test's own.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -65,7 +66,8 @@ fn ports_that_are_reused_at_once_never_mix_identities() {
 fn a_forged_address_takes_nobodys_identity() {
     let field = Field::new("forged");
     let other = Netns::new("forger");
-    // The forger's namespace has the same addresses. Its own "agent" never answers, so that its claim stays pending.
+    // The forger's namespace has the same addresses. Its own "agent" never answers, so that its claim stays
+    // pending.
     let forge = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
                  queue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n[s.connect_ex(AGENT) for s in queue]\n\
                  s = tcp(41000, '127.0.0.7')\ns.setblocking(False)\ns.connect_ex(METADATA)\nprint('claimed', flush=True)\nwait()\ns.close()";
@@ -90,7 +92,8 @@ fn a_claim_with_the_hosts_address_from_another_namespace_lends_nothing() {
     let field = Field::new("lent");
     let other = Netns::new("lender");
     let enter = ENTER.replace("NAME", &other.0);
-    // Anybody can have the agent's address in a namespace of his own, and answer there. The last packet, which would consume the claim, is not heard before data comes.
+    // Anybody can have the agent's address in a namespace of his own, and answer there. The last packet,
+    // which would consume the claim, is not heard before data comes.
     let claim = |host: Ipv4Addr| {
         let claim = format!(
             "l = socket()\nl.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)\nl.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 60)\nl.bind(AGENT)\nl.listen()\n\
@@ -141,7 +144,8 @@ fn a_claim_that_was_never_answered_lends_nothing() {
 
 const ENTER: &str = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\n";
 
-/// Who the agent takes a process of the host for, which no hook sees, when it dials from a port that somebody has claimed.
+/// Who the agent takes a process of the host for, which no hook sees, when it dials from a port that somebody
+/// has claimed.
 fn dial_as_host(field: &Field, host: Ipv4Addr) -> Result<CgroupId, OriginError> {
     let connect = format!("s = tcp(41000, '{host}')\ns.connect(AGENT)\ns.recv(1)\ns.close()");
     let process = field.client("host", &connect);

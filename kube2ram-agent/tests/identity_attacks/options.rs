@@ -1,4 +1,5 @@
-//! What a pod writes into TCP's header is no identity. (Agents that carry one in an option believed any pod with CAP_NET_RAW.)
+//! What a pod writes into TCP's header is no identity. (Agents that carry one in an option believed any pod
+//! with CAP_NET_RAW.)
 
 use std::process::Command;
 
@@ -6,8 +7,9 @@ use kube2ram_agent::datapath::OriginError;
 
 use crate::field::Field;
 
-/// A handshake made by hand, from an address whose packets the kernel drops, so that it does not reset what it knows nothing of. The SYN has both
-/// experimental options (RFC 4727), with the victim's cgroup id and cookie.
+/// A handshake made by hand, from an address whose packets the kernel drops, so that it does not reset what
+/// it knows nothing of. The SYN has both experimental options (RFC 4727), with the victim's cgroup id and
+/// cookie.
 const FORGE: &str = "SOURCE = ('192.0.2.9', 41000)\n\
     def words(data): return sum(struct.unpack(f'!{len(data) // 2}H', data))\n\
     def segment(seq, ack, flags, options=b''):\n  \

@@ -1,4 +1,5 @@
-//! An element of the handshake map that is freed is another's at once on Linux 6.1 and later. A handover that reads it meanwhile must not believe it.
+//! An element of the handshake map that is freed is another's at once on Linux 6.1 and later. A handover that
+//! reads it meanwhile must not believe it.
 
 use std::{
     net::SocketAddr,
@@ -9,7 +10,8 @@ use std::{
 
 use crate::field::{Client, Field, uptime_ns};
 
-/// Connects and closes as fast as it can, sometimes before the handshake is over, from ports that are this pod's alone.
+/// Connects and closes as fast as it can, sometimes before the handshake is over, from ports that are this
+/// pod's alone.
 const FLICKER: &str = "import random\nprint('go', flush=True)\nend = __import__('time').monotonic() + SECONDS\n\
     while __import__('time').monotonic() < end:\n  burst = []\n  for _ in range(16):\n    \
     s = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK)\n    s.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack('ii', 1, 0))\n    \

@@ -10,7 +10,8 @@ use kube2ram_common::abi::{
 
 use crate::field::{Field, Netns, uptime_ns};
 
-/// Connects more often than a share allows, to an "agent" that never answers, from one container after the other of a pod without a class, and from cgroups below.
+/// Connects more often than a share allows, to an "agent" that never answers, from one container after the
+/// other of a pod without a class, and from cgroups below.
 const HANG: &str = "assert ctypes.CDLL(None).setns(os.open('/run/netns/NAME', 0), 0) == 0\n\
     open('/proc/sys/net/ipv4/ip_local_port_range', 'w').write('20000 29999')\nfull = socket()\nfull.bind(AGENT)\nfull.listen(0)\n\
     queue = [socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK) for _ in range(4)]\n[s.connect_ex(AGENT) for s in queue]\n\

@@ -1,5 +1,6 @@
-//! Below Linux 5.15 a write to cgroup v1 `net_cls` sends every new socket to the root cgroup, past the programs of the pods' one, until the next boot.
-//! That is done only where nothing else has the hierarchy, and after all other tests: the tests run in the order of their names.
+//! Below Linux 5.15 a write to cgroup v1 `net_cls` sends every new socket to the root cgroup, past the
+//! programs of the pods' one, until the next boot. That is done only where nothing else has the hierarchy,
+//! and after all other tests: the tests run in the order of their names.
 
 use std::{fs, path::Path, process::Command};
 

@@ -40,7 +40,8 @@ fn a_new_pod_gets_its_listener_by_event_and_a_deleted_one_leaves_nothing() {
     assert_eq!(watched(&mut lab), watches);
 }
 
-/// Has inotify_init1(2) fail as it does when the instances of the user are used up, and becomes another program.
+/// Has inotify_init1(2) fail as it does when the instances of the user are used up, and becomes another
+/// program.
 const WITHOUT_INOTIFY: &str = r#"
 import ctypes, errno, os, struct, sys
 INOTIFY_INIT1 = {"x86_64": 294, "aarch64": 26}[os.uname().machine]
@@ -151,7 +152,8 @@ fn pods_whose_packets_a_program_on_the_node_may_route_are_counted() {
     by_link.wait().unwrap();
 }
 
-/// Attaches a program that does nothing where a device's packets arrive (`BPF_PROG_LOAD`, `BPF_LINK_CREATE`), until it is killed.
+/// Attaches a program that does nothing where a device's packets arrive (`BPF_PROG_LOAD`, `BPF_LINK_CREATE`),
+/// until it is killed.
 const ATTACH_TCX: &str = r#"
 import ctypes, platform, struct, sys
 libc, number = ctypes.CDLL(None), {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -253,7 +255,8 @@ fn pid(lab: &mut Lab) -> String {
     fs::read_to_string(procs).unwrap().trim().to_owned()
 }
 
-/// How many sockets the agent has that listen in pods: those that the node's namespace, in which this thread is, does not know.
+/// How many sockets the agent has that listen in pods: those that the node's namespace, in which this thread
+/// is, does not know.
 fn listening(lab: &mut Lab) -> usize {
     let links = fs::read_dir(format!("/proc/{}/fd", pid(lab))).unwrap();
     let inodes = links.filter_map(|link| {

@@ -1,4 +1,5 @@
-//! Processes of a pod in other network namespaces than the pod's: they do not change where the pod is answered.
+//! Processes of a pod in other network namespaces than the pod's: they do not change where the pod is
+//! answered.
 
 use std::{
     fs,
@@ -85,7 +86,8 @@ fn restless(lab: &Lab, pod: &str) -> Process {
     Process::start(unshare.args(["--net", "sh", "-c", &script]))
 }
 
-/// Asserts that the agent opened as many listeners as there are pods with their own namespaces, once it has looked at all.
+/// Asserts that the agent opened as many listeners as there are pods with their own namespaces, once it has
+/// looked at all.
 fn assert_listeners(lab: &mut Lab, expected: f64) {
     let open = eventually(|| Some(lab.metric("kube2ram_pod_listeners")).filter(|open| *open >= expected));
     assert_eq!(open, expected);

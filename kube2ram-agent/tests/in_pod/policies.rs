@@ -1,4 +1,5 @@
-//! Rules of netfilter between a pod and the host, as network plugins, service meshes and pods themselves have them.
+//! Rules of netfilter between a pod and the host, as network plugins, service meshes and pods themselves have
+//! them.
 
 use std::process::Command;
 
@@ -43,10 +44,12 @@ fn rules_between_pod_and_host_do_not_come_between_a_pod_and_its_role() {
         (None, format!("type filter hook input priority -200; ip saddr {pod} drop")),
         (None, format!("type filter hook prerouting priority -200; ip saddr {pod} ip daddr {node} reject")),
         (Some(&netns), "type filter hook output priority 0; oifname \"eth0\" drop".to_owned()),
-        // Translation of the source on either side: the host listener would see another connection than the one that was recorded.
+        // Translation of the source on either side: the host listener would see another connection than the
+        // one that was recorded.
         (Some(&netns), "type nat hook postrouting priority 100; oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999".into()),
         (None, format!("type nat hook input priority 100; ip saddr {pod} meta l4proto tcp snat to 10.99.0.9:20000-29999")),
-        // A mesh that sends everything to a proxy, which is not there, but what goes to 127.0.0.1 (as Istio's and Consul's rules do).
+        // A mesh that sends everything to a proxy, which is not there, but what goes to 127.0.0.1 (as Istio's
+        // and Consul's rules do).
         (
             Some(&netns),
             "type nat hook output priority -100; ip daddr != 127.0.0.1 meta l4proto tcp redirect to :15001".into(),

@@ -17,7 +17,8 @@ use serde_json::Value;
 pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const ROLE: &str = "ram.aliyuncs.com/role";
 
-/// How long something that an event brings about may take on a busy machine: less than the 30 s after which it would come about without.
+/// How long something that an event brings about may take on a busy machine: less than the 30 s after which
+/// it would come about without.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 
 /// A full pass is due every 30 s.

@@ -1,4 +1,5 @@
-//! The least that the eBPF programs need: cgroups for pods, a pin directory, and the agent's listener. Used by the tests of rung 2.
+//! The least that the eBPF programs need: cgroups for pods, a pin directory, and the agent's listener. Used
+//! by the tests of rung 2.
 
 use std::{
     fs,

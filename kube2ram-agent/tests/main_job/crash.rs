@@ -6,7 +6,8 @@ use kube2ram_sandbox::{agent::Signal, node::PodSpec};
 
 use crate::support::Lab;
 
-/// Where dumps are wanted, runs a program in the directory `$1`, for the kernel puts a dump there unless `core_pattern` says otherwise.
+/// Where dumps are wanted, runs a program in the directory `$1`, for the kernel puts a dump there unless
+/// `core_pattern` says otherwise.
 const WITH_DUMPS: &str = r#"ulimit -c unlimited && cd "$1" && shift && exec "$@""#;
 
 #[test]

@@ -1,4 +1,5 @@
-//! What nobody gets: another's role, the node's, and anything at all without a redirected connection of a pod.
+//! What nobody gets: another's role, the node's, and anything at all without a redirected connection of a
+//! pod.
 
 use std::fs;
 

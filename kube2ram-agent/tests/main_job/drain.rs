@@ -1,5 +1,6 @@
-//! An agent that is told to end: who asks nothing, or not to the end, is hung up on and does not keep it. What it was asked is answered: see `lifecycle`;
-//! what does not end by itself is cut off at the deadline: see the server's own tests.
+//! An agent that is told to end: who asks nothing, or not to the end, is hung up on and does not keep it.
+//! What it was asked is answered: see `lifecycle`; what does not end by itself is cut off at the deadline:
+//! see the server's own tests.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},

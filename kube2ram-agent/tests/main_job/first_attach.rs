@@ -9,8 +9,8 @@ use kube2ram_sandbox::{node::PodSpec, standin::Accounts};
 
 use crate::support::{LIST, Lab, eventually};
 
-/// Connects, waits for an error or for the end of its standard input, asks on the same connection, and prints what comes of it: a status, or an error's
-/// name.
+/// Connects, waits for an error or for the end of its standard input, asks on the same connection, and prints
+/// what comes of it: a status, or an error's name.
 const CLIENT: &str = r#"
 import errno, select, socket, sys
 connection = socket.create_connection(("100.100.100.200", 80), 5)

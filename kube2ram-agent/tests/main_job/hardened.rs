@@ -1,4 +1,5 @@
-//! Hardened mode as pods see it: session tokens of the agent's own, and what the policies leave of the real server.
+//! Hardened mode as pods see it: session tokens of the agent's own, and what the policies leave of the real
+//! server.
 
 use kube2ram_sandbox::node::PodSpec;
 

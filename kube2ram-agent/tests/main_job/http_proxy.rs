@@ -1,4 +1,5 @@
-//! The predecessors' way on clusters whose pods are not redirected: `http_proxy` names the agent's address on the node.
+//! The predecessors' way on clusters whose pods are not redirected: `http_proxy` names the agent's address on
+//! the node.
 
 use kube2ram_sandbox::{
     client::Family,

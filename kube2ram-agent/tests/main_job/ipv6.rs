@@ -1,5 +1,6 @@
-//! The metadata server's IPv6 address serves the same as its IPv4 address: to pods of both families, to pods without an IPv4 address, and to pods in the
-//! host's network, on nodes of both families and on nodes without IPv4.
+//! The metadata server's IPv6 address serves the same as its IPv4 address: to pods of both families, to pods
+//! without an IPv4 address, and to pods in the host's network, on nodes of both families and on nodes without
+//! IPv4.
 
 use std::process::Command;
 

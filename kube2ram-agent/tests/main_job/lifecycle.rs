@@ -1,4 +1,5 @@
-//! The agent goes and comes: pods are refused meanwhile, never let through, and need nobody's help afterwards.
+//! The agent goes and comes: pods are refused meanwhile, never let through, and need nobody's help
+//! afterwards.
 
 use std::{collections::BTreeMap, process::Stdio, time::Duration};
 

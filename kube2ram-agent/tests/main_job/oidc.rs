@@ -1,4 +1,5 @@
-//! The agent signs with its own role, by the token of its service account, on a node whose role may assume nothing.
+//! The agent signs with its own role, by the token of its service account, on a node whose role may assume
+//! nothing.
 
 use std::fs;
 

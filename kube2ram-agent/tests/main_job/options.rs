@@ -1,4 +1,5 @@
-//! The ways in which operators run it: other base credentials, hardened mode, and the predecessors' manifests as they stand.
+//! The ways in which operators run it: other base credentials, hardened mode, and the predecessors' manifests
+//! as they stand.
 
 use std::fs;
 
@@ -49,7 +50,8 @@ fn half_a_pair_of_static_keys_stops_the_agent_instead_of_the_nodes_role_stepping
     assert!(error.contains("ALIBABA_CLOUD_ACCESS_KEY_SECRET is not"), "{error}");
 }
 
-/// On a node where nothing is attached yet: whoever may not be asked for credentials must not leave the node's to pods.
+/// On a node where nothing is attached yet: whoever may not be asked for credentials must not leave the
+/// node's to pods.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn an_agent_that_cannot_ask_sts_ends_and_leaves_pods_denied() {
@@ -121,7 +123,8 @@ fn hardened_mode_changes_nothing_for_pods() {
 fn the_predecessors_manifest_starts_it_as_it_stands() {
     let mut lab = Lab::new("predecessor", &[orders(), PodSpec::new("plain")]);
     lab.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
-    // Its ports and addresses come from the sandbox: `--app-port=<port>`, `--host-ip=<address>`, `--node=<name>`.
+    // Its ports and addresses come from the sandbox: `--app-port=<port>`, `--host-ip=<address>`,
+    // `--node=<name>`.
     lab.start(&["--iptables=true", "--host-interface=cni0", "--verbose", "--auto-discover-default-role"]);
 
     assert_eq!(lab.ask("plain", LIST).body, Accounts::NODE_ROLE);

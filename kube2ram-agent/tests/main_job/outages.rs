@@ -1,5 +1,5 @@
-//! The API server, the metadata server or STS is away: what is known keeps working, the rest is told to ask again, within the time
-//! that SDKs wait. Nobody ever falls back to another role.
+//! The API server, the metadata server or STS is away: what is known keeps working, the rest is told to ask
+//! again, within the time that SDKs wait. Nobody ever falls back to another role.
 
 use std::time::Duration;
 

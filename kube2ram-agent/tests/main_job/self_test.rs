@@ -1,4 +1,5 @@
-//! Readiness includes a connection to the metadata address that the agent makes as a pod does and must meet itself.
+//! Readiness includes a connection to the metadata address that the agent makes as a pod does and must meet
+//! itself.
 
 use std::process::Command;
 

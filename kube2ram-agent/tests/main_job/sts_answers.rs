@@ -1,4 +1,5 @@
-//! docs/sts.md, row by row: what a pod gets for each answer of STS, without credentials and with valid ones, and who is told.
+//! docs/sts.md, row by row: what a pod gets for each answer of STS, without credentials and with valid ones,
+//! and who is told.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,8 @@ use kube2ram_sandbox::{node::PodSpec, standin::Accounts};
 
 use crate::support::{LIST, Lab, assert_in_time, assert_try_again, eventually};
 
-/// As long as credentials last here: asked for again after 24 to 29 s, a denial confirmed within 17 s more, all before the end.
+/// As long as credentials last here: asked for again after 24 to 29 s, a denial confirmed within 17 s more,
+/// all before the end.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 /// One answer of STS, and the pod whose role gets it.

@@ -1,4 +1,5 @@
-//! A sandbox with the agent under test, and the questions that every test asks. Depends on `kube2ram-sandbox`; used by all tests here.
+//! A sandbox with the agent under test, and the questions that every test asks. Depends on
+//! `kube2ram-sandbox`; used by all tests here.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -99,7 +100,8 @@ impl Lab {
         run(self.pod(pod).unwrap().pod().command("app", "curl").unwrap().args(["--max-time", "5"]).args(args))
     }
 
-    /// What pods sent to the metadata server past the agent. The node's own address is the agent's and the host's.
+    /// What pods sent to the metadata server past the agent. The node's own address is the agent's and the
+    /// host's.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
         let mut packets = self.node().sniffer().packets();
         packets.retain(|packet| !self.node().owns(packet.source.ip()));

@@ -1,4 +1,5 @@
-//! The chart's values: the schema knows the agent's flags, a mistake ends the installation, and what a user sets arrives.
+//! The chart's values: the schema knows the agent's flags, a mistake ends the installation, and what a user
+//! sets arrives.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

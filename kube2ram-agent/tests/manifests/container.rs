@@ -1,5 +1,6 @@
-//! Rung 2: the agent in exactly the container that the manifest describes, as a real runtime starts it: arguments, variables, capabilities, seccomp,
-//! root file system and mounts. Nothing is added for the test; names and paths lead to the sandbox instead.
+//! Rung 2: the agent in exactly the container that the manifest describes, as a real runtime starts it:
+//! arguments, variables, capabilities, seccomp, root file system and mounts. Nothing is added for the test;
+//! names and paths lead to the sandbox instead.
 
 use std::{
     fs,
@@ -43,7 +44,8 @@ fn the_manifests_container_does_the_main_job() {
     assert_eq!((agent.ready().unwrap().as_str(), agent.live().unwrap().as_str()), ("ready", "live"));
     node.assert_served();
     assert_eq!(node.ask("plain", LIST).status, 404);
-    // DAC_READ_SEARCH, NET_BIND_SERVICE, NET_ADMIN, SYS_ADMIN, SYS_PTRACE by the numbers of linux/capability.h; and SYS_RESOURCE, where this machine has it to give.
+    // DAC_READ_SEARCH, NET_BIND_SERVICE, NET_ADMIN, SYS_ADMIN, SYS_PTRACE by the numbers of
+    // linux/capability.h; and SYS_RESOURCE, where this machine has it to give.
     let bits: u64 = [2, 10, 12, 19, 21].iter().map(|bit| 1 << bit).sum();
     for set in ["CapBnd", "CapEff", "CapPrm"] {
         let held = u64::from_str_radix(&status(&node, set), 16).unwrap();

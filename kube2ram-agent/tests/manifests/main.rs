@@ -1,5 +1,6 @@
-//! What `deploy` holds: kustomize and Helm make the same objects of it, the API server's schemas and the agent's flags know all that is in them, and
-//! the agent does its job in exactly the container that they describe.
+//! What `deploy` holds: kustomize and Helm make the same objects of it, the API server's schemas and the
+//! agent's flags know all that is in them, and the agent does its job in exactly the container that they
+//! describe.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

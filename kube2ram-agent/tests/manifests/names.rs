@@ -1,5 +1,6 @@
-//! Rung 2: STS by its name, with the resolver settings of the manifest, in its container. `cargo xtask test --image` runs these with the program of the
-//! image, whose C library resolves in another way than this machine's.
+//! Rung 2: STS by its name, with the resolver settings of the manifest, in its container. `cargo xtask test
+//! --image` runs these with the program of the image, whose C library resolves in another way than this
+//! machine's.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -57,7 +58,8 @@ fn a_lost_datagram_and_a_wildcard_search_domain_keep_no_pod_from_its_role() {
 fn a_first_name_server_that_is_dead_keeps_no_pod_from_its_role() {
     let (mut node, servers) = node("names-dead", &[(FIRST, Loss::All), (SECOND, Loss::None)]);
 
-    // glibc waits a second for the first one, which leaves half a second to connect in: a busy machine takes the detour.
+    // glibc waits a second for the first one, which leaves half a second to connect in: a busy machine takes
+    // the detour.
     assert_resolved(&mut node, &servers, &STS);
 
     assert!(servers.iter().all(|server| !server.asked().is_empty()), "both were asked");

@@ -1,5 +1,6 @@
-//! A node with pods, and before it what a cluster and the cloud look like from a container: the API server by its Service variables and the service
-//! account's token, STS by its name, both over TLS. Used by the tests that start the manifests' containers.
+//! A node with pods, and before it what a cluster and the cloud look like from a container: the API server by
+//! its Service variables and the service account's token, STS by its name, both over TLS. Used by the tests
+//! that start the manifests' containers.
 
 use std::{
     collections::BTreeMap,
@@ -125,7 +126,8 @@ impl Node {
         container
     }
 
-    /// Starts the agent's container and waits until its readiness probe succeeds, or it has ended; then returns what it wrote.
+    /// Starts the agent's container and waits until its readiness probe succeeds, or it has ended; then
+    /// returns what it wrote.
     pub(crate) fn start(&mut self, template: &Value) -> Result<Agent, String> {
         let mut agent = self.spawn(template)?;
         agent.await_ready()?;

@@ -1,4 +1,5 @@
-//! The API server's own schemas (OpenAPI v3, of k8s.io/kubernetes), read strictly: an unknown field is an error, as with `kubectl --validate=strict`.
+//! The API server's own schemas (OpenAPI v3, of k8s.io/kubernetes), read strictly: an unknown field is an
+//! error, as with `kubectl --validate=strict`.
 
 use std::fs;
 

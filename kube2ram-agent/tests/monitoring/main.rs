@@ -1,5 +1,6 @@
-//! What is shipped for Prometheus and Grafana: the rules and the metrics as promtool judges them, and, on the real kernel, alerts, Events and panels in each
-//! situation that an operator may find. Needs Debian's Prometheus (`cargo xtask setup`); where it is missing, CI fails and others are told.
+//! What is shipped for Prometheus and Grafana: the rules and the metrics as promtool judges them, and, on the
+//! real kernel, alerts, Events and panels in each situation that an operator may find. Needs Debian's
+//! Prometheus (`cargo xtask setup`); where it is missing, CI fails and others are told.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

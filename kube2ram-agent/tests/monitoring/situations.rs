@@ -1,4 +1,5 @@
-//! Each situation as its operator sees it: a real Prometheus scrapes the real agent, with the shipped rules in a hurry (`Prometheus::HASTE`).
+//! Each situation as its operator sees it: a real Prometheus scrapes the real agent, with the shipped rules
+//! in a hurry (`Prometheus::HASTE`).
 
 use std::{
     thread,
@@ -40,7 +41,8 @@ impl Scene {
         let prometheus = Prometheus::start(&directory, addr, Sandbox::NODE, &rules()).unwrap();
         let began = Instant::now();
         let mut scene = Self { situation, prometheus, sandbox, began };
-        // Prometheus takes up to ten seconds to take notice of its targets, which is long enough for them to count as absent; and an increase has a before.
+        // Prometheus takes up to ten seconds to take notice of its targets, which is long enough for them to
+        // count as absent; and an increase has a before.
         scene.until("a first scrape", |scene| {
             !scene.prometheus.query("kube2ram_ready").unwrap().is_empty()
                 && scene.prometheus.firing().unwrap().is_empty()

@@ -53,7 +53,8 @@ impl Server {
     }
 }
 
-/// Connects again and again until its standard input ends; prints how often it was told the right thing, and what else happened.
+/// Connects again and again until its standard input ends; prints how often it was told the right thing, and
+/// what else happened.
 fn storm(lab: &Lab) -> Child {
     let script = format!(
         "import select, socket, sys\nok, bad = 0, []\nwhile not select.select([sys.stdin], [], [], 0)[0]:\n\

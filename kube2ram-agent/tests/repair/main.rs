@@ -1,4 +1,5 @@
-//! Rung 2: the eBPF programs are held to what it should be, and agents of different map layouts follow each other. Below the rest of the agent.
+//! Rung 2: the eBPF programs are held to what it should be, and agents of different map layouts follow each
+//! other. Below the rest of the agent.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a failed step fails the test")]
 

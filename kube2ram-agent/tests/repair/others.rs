@@ -21,7 +21,8 @@ struct Rival(Child);
 
 impl Rival {
     fn attach(lab: &Lab, cgroup: &str, from: Ipv4Addr, to: Ipv4Addr) -> Self {
-        // BPF_PROG_LOAD of: r2 = destination; if r2 == from: destination = to; return 1. Then BPF_LINK_CREATE, for as long as this process lives.
+        // BPF_PROG_LOAD of: r2 = destination; if r2 == from: destination = to; return 1. Then
+        // BPF_LINK_CREATE, for as long as this process lives.
         let script = format!(
             "import ctypes, os, socket, struct, sys\nlibc = ctypes.CDLL(None, use_errno=True)\n\
              def bpf(command, attr):\n  b = ctypes.create_string_buffer(attr, len(attr))\n  r = libc.syscall(321, command, b, len(attr))\n\
@@ -50,7 +51,8 @@ impl Drop for Rival {
     }
 }
 
-/// How often something was denied that other programs had left for the last ones: the gate at the root, and egress.
+/// How often something was denied that other programs had left for the last ones: the gate at the root, and
+/// egress.
 fn denied(datapath: &Datapath) -> u64 {
     let counters = datapath.counters().unwrap();
     counters

@@ -1,4 +1,5 @@
-//! Agents that hang or die before, during and after a handover: pods are refused at worst, and the next start repairs it.
+//! Agents that hang or die before, during and after a handover: pods are refused at worst, and the next start
+//! repairs it.
 
 use std::{thread, time::Duration};
 

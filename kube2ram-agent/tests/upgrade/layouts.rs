@@ -1,6 +1,6 @@
-//! The first agent of this map layout on a node of layout 1: from the pins of an agent that is dead, and of one that runs until it is told to end. What that
-//! agent left is the former layout's directory, its maps with their sizes, and its programs, attached to
-//! their hooks.
+//! The first agent of this map layout on a node of layout 1: from the pins of an agent that is dead, and of
+//! one that runs until it is told to end. What that agent left is the former layout's directory, its maps
+//! with their sizes, and its programs, attached to their hooks.
 
 use std::{
     collections::HashMap,
@@ -29,8 +29,8 @@ use crate::support::{LIST, Lab, POD_LISTENERS, PODS, eventually, role};
 
 /// How often each of the two changes happens.
 const ROUNDS: usize = 5;
-/// Clients in pods are refused from the end of the former agent to the first answer of this one, which loads its programs and gets to know pods, account and
-/// region meanwhile: about as long as after a crash.
+/// Clients in pods are refused from the end of the former agent to the first answer of this one, which loads
+/// its programs and gets to know pods, account and region meanwhile: about as long as after a crash.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(6);
 
 /// An agent of layout 1, of which only the layout is another one's: this build's programs on their own maps.
@@ -89,7 +89,8 @@ impl Former {
         Self { addr, datapath, serving, shared }
     }
 
-    /// As its process's end does: it listens no more, its connections are cut, and the lock is free. What it has in the kernel stays.
+    /// As its process's end does: it listens no more, its connections are cut, and the lock is free. What it
+    /// has in the kernel stays.
     fn end(self) {
         self.shared.has_ended.store(true, Ordering::Relaxed);
         drop(TcpStream::connect(self.addr)); // wakes it
@@ -148,7 +149,8 @@ fn answer(connection: &TcpStream, role: &str) -> Option<()> {
     }
 }
 
-/// Makes a layout's directory what the last agent of layout 1 left: these pins and no others. Programs keep the maps that they were loaded with.
+/// Makes a layout's directory what the last agent of layout 1 left: these pins and no others. Programs keep
+/// the maps that they were loaded with.
 fn make_pins_of_layout_1(layout: &Path) {
     let (maps, links) = (layout.join("maps"), layout.join("links"));
     for unknown in [
@@ -238,7 +240,8 @@ fn assert_bounded(lab: &Lab, mut report: LoadReport, what: &str) -> String {
         with(403)
     );
     assert_eq!((report.wrong, report.failed), (0, 0), "{:?}", report.samples);
-    // Who was redirected by the former programs to the listener, before the programs that hand over were there, is nobody that the agent knows.
+    // Who was redirected by the former programs to the listener, before the programs that hand over were
+    // there, is nobody that the agent knows.
     assert_eq!(with(503) + with(403), report.refusals.len(), "{:?}", report.samples);
     assert!(report.ok > 500 && report.refused > 0, "{report:?}");
     assert!(longest < LONGEST_OUTAGE, "{longest:?}");

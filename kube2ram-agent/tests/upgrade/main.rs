@@ -1,5 +1,6 @@
-//! Rung 2: agents that follow one another on a node, as a rolling update with a surge starts and ends them, and as they crash. Pods never reach the
-//! metadata server, and an upgrade costs them nothing. Needs root; depends on the agent's binary and on `kube2ram-sandbox`.
+//! Rung 2: agents that follow one another on a node, as a rolling update with a surge starts and ends them,
+//! and as they crash. Pods never reach the metadata server, and an upgrade costs them nothing. Needs root;
+//! depends on the agent's binary and on `kube2ram-sandbox`.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

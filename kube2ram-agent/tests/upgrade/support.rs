@@ -56,7 +56,8 @@ impl Lab {
         lab
     }
 
-    /// What a DaemonSet with a surge does: another agent, which gets ready; then the former one is told to end, and its pod goes.
+    /// What a DaemonSet with a surge does: another agent, which gets ready; then the former one is told to
+    /// end, and its pod goes.
     pub(crate) fn upgrade(&mut self) {
         let mut next = self.surge().unwrap();
         next.start_beside().unwrap();
@@ -100,7 +101,8 @@ impl Lab {
         }
     }
 
-    /// What pods sent to the metadata server past the agent. The node's own address is the agent's and the host's.
+    /// What pods sent to the metadata server past the agent. The node's own address is the agent's and the
+    /// host's.
     pub(crate) fn leaks(&self) -> Vec<Packet> {
         let mut packets = self.node().sniffer().packets();
         packets.retain(|packet| !self.node().owns(packet.source.ip()));

@@ -1,5 +1,5 @@
-//! Base credentials: what the agent signs its own STS calls with. Static keys, its own OIDC token's role, or the node's role.
-//! Depends on `metadata`, `transport` and `clock`; called by `sts`, composed by `app`.
+//! Base credentials: what the agent signs its own STS calls with. Static keys, its own OIDC token's role, or
+//! the node's role. Depends on `metadata`, `transport` and `clock`; called by `sts`, composed by `app`.
 
 mod environment;
 mod oidc;

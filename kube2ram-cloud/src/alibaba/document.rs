@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::credentials::Credentials;
 
-/// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a string: the C# SDK
-/// reads a `Dictionary<string, string>`.
+/// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a
+/// string: the C# SDK reads a `Dictionary<string, string>`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document<'a> {
@@ -27,7 +27,8 @@ struct Document<'a> {
 /// Those of the JSON writer, which none of these values can cause.
 pub(super) fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
     let token = credentials.security_token.expose_secret();
-    // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the token.
+    // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the
+    // token.
     let mut document = Zeroizing::new(Vec::with_capacity(512 + 2 * token.len()));
     serde_json::to_writer(
         &mut *document,

@@ -1,5 +1,6 @@
 //! Region → STS endpoints. Pure: no I/O, no clock, no logs.
-//! Sources: STS API "Endpoints"; the generated SDK's endpoint map (alibabacloud_sts20150401 1.2.0). Called by `app`, `metadata`, `sts`.
+//! Sources: STS API "Endpoints"; the generated SDK's endpoint map (alibabacloud_sts20150401 1.2.0). Called by
+//! `app`, `metadata`, `sts`.
 
 use std::fmt;
 
@@ -76,7 +77,8 @@ impl Endpoint {
         Self(Url::parse("https://sts.aliyuncs.com/").expect("a URL"))
     }
 
-    /// Parses `--sts-endpoint`: a host, or an `https://` URL of one; `http://` only to a loopback address, for tests.
+    /// Parses `--sts-endpoint`: a host, or an `https://` URL of one; `http://` only to a loopback address,
+    /// for tests.
     ///
     /// # Errors
     /// [`EndpointError::Endpoint`] or [`EndpointError::Url`].

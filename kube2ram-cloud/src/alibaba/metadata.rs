@@ -1,5 +1,6 @@
 //! The ECS metadata server as the agent itself uses it: region, account, node role and its credentials.
-//! Source: ECS, "Instance metadata". Depends on `cloud::upstream`; called by `base` and, for discovery, by `app`.
+//! Source: ECS, "Instance metadata". Depends on `cloud::upstream`; called by `base` and, for discovery, by
+//! `app`.
 
 mod hardened;
 
@@ -48,7 +49,8 @@ pub enum MetadataError {
     },
 }
 
-/// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed strictly.
+/// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed
+/// strictly.
 pub struct Metadata {
     upstream: Arc<HardenedMode>,
 }
@@ -109,7 +111,8 @@ impl Metadata {
     /// The credentials of the role attached to the node, as [`node_role_name`](Self::node_role_name) told it.
     ///
     /// # Errors
-    /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the role has been detached or replaced.
+    /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the role has been detached or
+    /// replaced.
     pub async fn node_credentials(&self, role: &str) -> Result<Issued, MetadataError> {
         let body = self.get(&format!("{CREDENTIALS}{role}")).await?;
         let issued = parse_node_credentials(&body).map_err(MetadataError::Credentials);

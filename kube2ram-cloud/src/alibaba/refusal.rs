@@ -169,8 +169,8 @@ fn is_base(code: &str) -> bool {
         .any(|prefix| code.starts_with(prefix))
 }
 
-/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After: <s>` (RFC 9110, 10.2.3), which a
-/// gateway in between may send; the longest of them.
+/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After: <s>`
+/// (RFC 9110, 10.2.3), which a gateway in between may send; the longest of them.
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));

@@ -1,4 +1,5 @@
-//! Names of STS → addresses, by the C library's resolver, absolutely. Depends on nothing; called by `transport`.
+//! Names of STS → addresses, by the C library's resolver, absolutely. Depends on nothing; called by
+//! `transport`.
 
 use std::{
     fs::File,
@@ -31,8 +32,8 @@ fn look_up(name: &str) -> io::Result<impl Iterator<Item = SocketAddr> + use<>> {
     (absolute, 0).to_socket_addrs()
 }
 
-/// The node's `/etc/hosts`: an operator may pin an endpoint there. Names in it have no trailing dot, and with one the C library would
-/// not find them.
+/// The node's `/etc/hosts`: an operator may pin an endpoint there. Names in it have no trailing dot, and with
+/// one the C library would not find them.
 fn hosts() -> io::Result<String> {
     let mut text = String::new();
     File::open("/etc/hosts")?.take(HOSTS_LIMIT_BYTES).read_to_string(&mut text)?;

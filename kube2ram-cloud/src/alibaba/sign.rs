@@ -82,7 +82,8 @@ impl Request<'_> {
 
     /// The canonical request, which holds the security token, and the names of the headers in it.
     fn canonical(&self) -> (Zeroizing<String>, String) {
-        // Sorting by (name, value) also orders the values of a repeated name, which are then joined with commas.
+        // Sorting by (name, value) also orders the values of a repeated name, which are then joined with
+        // commas.
         let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|&(n, v)| (n, v.trim())).collect();
         headers.sort_unstable();
 

@@ -1,5 +1,6 @@
 //! AssumeRole at STS: the production [`Issuer`], with the error table of STS and its single retries.
-//! Source: STS API 2015-04-01, AssumeRole. Depends on `base`, `transport`, `sign`, `wire`; called by `credentials`, composed by `app`.
+//! Source: STS API 2015-04-01, AssumeRole. Depends on `base`, `transport`, `sign`, `wire`; called by
+//! `credentials`, composed by `app`.
 
 use std::{
     collections::HashMap,
@@ -159,8 +160,9 @@ impl StsIssuer {
         known.map_or(wanted, |known| known.seconds.min(wanted))
     }
 
-    /// The role refused a session of so many seconds. Whether there is a shorter one to ask for: now the shortest, which every role allows, and at
-    /// the next refresh the next one down, so that no fetch takes more than two calls.
+    /// The role refused a session of so many seconds. Whether there is a shorter one to ask for: now the
+    /// shortest, which every role allows, and at the next refresh the next one down, so that no fetch takes
+    /// more than two calls.
     fn shorten(&self, session: &RoleSession, refused: u64) -> bool {
         let Some(next) = LADDER_SECONDS.into_iter().find(|&seconds| seconds < refused) else {
             return false;
@@ -218,9 +220,11 @@ impl Issuer for StsIssuer {
     }
 }
 
-/// Bounds one issue with all its retries. No pod waits that long: the cache answers earlier and lets this go on.
+/// Bounds one issue with all its retries. No pod waits that long: the cache answers earlier and lets this go
+/// on.
 const CALL_DEADLINE: Duration = Duration::from_secs(6);
-/// How much longer than asked for credentials may seem to live by STS's own `Date`, which is in whole seconds.
+/// How much longer than asked for credentials may seem to live by STS's own `Date`, which is in whole
+/// seconds.
 const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 /// The sessions that a role is asked for, from refresh to refresh, which refuses a longer one.
 const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, SHORTEST_SECONDS];

@@ -27,8 +27,8 @@ use kube2ram_service::{clock::Clock, telemetry::chain};
 pub struct StsClient(reqwest::Client);
 
 impl StsClient {
-    /// Prepares it; connects on first use only. `is_https`: only `https://` endpoints may be asked. Otherwise no certificate is checked, and
-    /// none need be there to check by.
+    /// Prepares it; connects on first use only. `is_https`: only `https://` endpoints may be asked. Otherwise
+    /// no certificate is checked, and none need be there to check by.
     ///
     /// # Errors
     /// When no certificates are found by which STS's could be checked, or they cannot be read.
@@ -68,7 +68,8 @@ pub(super) struct Transport {
     clock_offset_seconds: AtomicI64,
 }
 
-/// Another endpoint than the first, which may cost more or leave the VPC: the first is tried again after a while.
+/// Another endpoint than the first, which may cost more or leave the VPC: the first is tried again after a
+/// while.
 #[derive(Clone, Copy)]
 pub(super) struct Detour {
     pub(super) endpoint: usize,
@@ -138,7 +139,8 @@ impl Transport {
     }
 }
 
-/// Reads an answer to its end, into memory that is zeroised; an error's becomes a refusal. What TLS and HTTP have buffered of it is out of reach.
+/// Reads an answer to its end, into memory that is zeroised; an error's becomes a refusal. What TLS and HTTP
+/// have buffered of it is out of reach.
 pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     // All of it at once: a vector that grows leaves copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT_BYTES));
@@ -161,8 +163,8 @@ pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Ve
 /// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. With the
 /// manifests' `dnsConfig` the resolver repeats a query within it.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into the deadline; and that for its body. STS
-/// takes some 50 ms.
+/// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into
+/// the deadline; and that for its body. STS takes some 50 ms.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
 /// How long the first endpoint is skipped after another one had to replace it.
 const DETOUR: Duration = Duration::from_mins(10);

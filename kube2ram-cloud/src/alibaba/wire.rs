@@ -1,5 +1,6 @@
-//! What Alibaba Cloud sends: STS answers, STS errors, the metadata server's credentials document. Pure and total: any bytes in,
-//! a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS "Instance RAM roles". Called by `sts`, `metadata`.
+//! What Alibaba Cloud sends: STS answers, STS errors, the metadata server's credentials document. Pure and
+//! total: any bytes in, a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS
+//! "Instance RAM roles". Called by `sts`, `metadata`.
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};

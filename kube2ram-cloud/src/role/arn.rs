@@ -13,7 +13,8 @@ pub const MAX_BYTES: usize = 512;
 pub struct RoleArn(Box<str>);
 
 impl RoleArn {
-    /// Parses an ARN. `acs` may be in any case; the name is one or more `/`-separated segments of `[A-Za-z0-9._-]`.
+    /// Parses an ARN. `acs` may be in any case; the name is one or more `/`-separated segments of
+    /// `[A-Za-z0-9._-]`.
     ///
     /// # Errors
     /// What is wrong, for an Event.
@@ -101,7 +102,8 @@ impl BaseArn {
         &self.0
     }
 
-    /// The role's name without the base's path, or all of it when it lies elsewhere in this account. `None` in other accounts.
+    /// The role's name without the base's path, or all of it when it lies elsewhere in this account. `None`
+    /// in other accounts.
     pub fn relative_name<'r>(&self, role: &'r RoleArn) -> Option<&'r str> {
         let (account, path) = split(&self.0)?;
         let name = role.name();

@@ -39,8 +39,8 @@ impl SessionName {
         Ok(Self(text.into()))
     }
 
-    /// Makes a session name of any text. What is not legal as it stands gets legal characters, is cut, and ends in the first 8
-    /// hex digits of its SHA-256, so that different texts stay different.
+    /// Makes a session name of any text. What is not legal as it stands gets legal characters, is cut, and
+    /// ends in the first 8 hex digits of its SHA-256, so that different texts stay different.
     pub fn fit(text: &str) -> Self {
         Self::parse(text).unwrap_or_else(|_| {
             let hash = hex::encode(&Sha256::digest(text)[..4]);

@@ -96,7 +96,8 @@ impl Attempt {
 }
 
 impl Drop for Attempt {
-    /// The caller has not waited for the end: a pod that hangs up at once proves nothing, one that was kept waiting does.
+    /// The caller has not waited for the end: a pod that hangs up at once proves nothing, one that was kept
+    /// waiting does.
     fn drop(&mut self) {
         if !self.is_over && self.begun.elapsed() >= CONNECT_TIMEOUT {
             self.activity.failed(&UpstreamError::Timeout);

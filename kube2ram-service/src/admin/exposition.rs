@@ -47,7 +47,8 @@ impl Exposition {
     }
 }
 
-/// The formats differ in what they call a family: there counters lack `_total` and infos `_info`, which their samples have.
+/// The formats differ in what they call a family: there counters lack `_total` and infos `_info`, which their
+/// samples have.
 fn to_text(metrics: &str) -> String {
     let mut converted = String::with_capacity(metrics.len());
     let mut pending_help = None;

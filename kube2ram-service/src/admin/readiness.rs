@@ -1,4 +1,5 @@
-//! What the agent still waits for before it is ready. Depends on nothing of ours; `app` registers, `admin` reads.
+//! What the agent still waits for before it is ready. Depends on nothing of ours; `app` registers, `admin`
+//! reads.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,8 @@ struct Shared {
     met: Notify,
 }
 
-/// A condition that is not met yet. Dropping it does not meet it, so that a task that fails leaves the agent unready.
+/// A condition that is not met yet. Dropping it does not meet it, so that a task that fails leaves the agent
+/// unready.
 #[derive(Debug)]
 #[must_use = "readiness waits for it until `ready` is called"]
 pub struct Pending {

@@ -70,7 +70,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// connections.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// What a client is made of, all of whose waits are bounded. Nothing is asked of the API server, which may be away.
+/// What a client is made of, all of whose waits are bounded. Nothing is asked of the API server, which may be
+/// away.
 ///
 /// # Errors
 /// Whatever is wrong with `config`.

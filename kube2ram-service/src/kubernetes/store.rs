@@ -7,7 +7,8 @@ use std::{collections::HashMap, hash::Hash};
 #[derive(Debug)]
 pub struct Store<K, V> {
     known: HashMap<K, V>,
-    /// What a relist has brought so far. Look-ups do not see it, so that no pod is missing for as long as the list takes.
+    /// What a relist has brought so far. Look-ups do not see it, so that no pod is missing for as long as the
+    /// list takes.
     incoming: HashMap<K, V>,
     listed: bool,
 }

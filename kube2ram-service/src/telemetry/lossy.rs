@@ -1,8 +1,9 @@
 //! Log lines on their way to standard error: a bounded buffer, and a thread that writes it. A thread that
 //! logs never waits for the reader.
 //!
-//! containerd's shim reads standard error through a pipe of 64 KiB. When it stops reading (containerd is stopped, the disk is slow),
-//! a write blocks; in a runtime thread, that would be a request which is not answered. Depends on nothing; called by `telemetry`.
+//! containerd's shim reads standard error through a pipe of 64 KiB. When it stops reading (containerd is
+//! stopped, the disk is slow), a write blocks; in a runtime thread, that would be a request which is not
+//! answered. Depends on nothing; called by `telemetry`.
 
 use std::{
     io::{self, Write},

@@ -1,4 +1,5 @@
-//! Stands for the agent where only its life matters: it is ready at once and protects nobody. Built for `tests/sandbox.rs`.
+//! Stands for the agent where only its life matters: it is ready at once and protects nobody. Built for
+//! `tests/sandbox.rs`.
 
 use std::{
     env,

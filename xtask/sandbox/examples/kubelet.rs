@@ -80,7 +80,8 @@ fn unguarded() -> Result<()> {
     run(&mut Command::new("sync")).map(drop)
 }
 
-/// The second boot: the pods are here before any agent, and nothing of theirs arrives. Then an agent takes over.
+/// The second boot: the pods are here before any agent, and nothing of theirs arrives. Then an agent takes
+/// over.
 fn guarded() -> Result<()> {
     let state =
         run(Command::new("systemctl").args(["show", "-P", "ActiveState", "kube2ram-boot-guard.service"]))?;

@@ -1,5 +1,6 @@
-//! The real agent as a child process, where and how its DaemonSet would run it: in its own hostNetwork pod, killed, terminated
-//! and started again at will. Depends on a node and on the stand-ins' addresses. Called by `sandbox`.
+//! The real agent as a child process, where and how its DaemonSet would run it: in its own hostNetwork pod,
+//! killed, terminated and started again at will. Depends on a node and on the stand-ins' addresses. Called by
+//! `sandbox`.
 
 use std::{
     env,
@@ -73,7 +74,8 @@ impl Agent {
         Ok(Self { app_addr, args, binary, child: None, environment, log, metrics_addr, pod, wrapper })
     }
 
-    /// Another one of the same configuration and with the same log, in its own pod: what a rolling update with a surge starts.
+    /// Another one of the same configuration and with the same log, in its own pod: what a rolling update
+    /// with a surge starts.
     #[must_use]
     pub(crate) fn beside(&self, pod: Pod) -> Self {
         Self {
@@ -354,7 +356,8 @@ impl Drop for Agent {
     }
 }
 
-/// Two ports that were free a moment ago, both at a time: one after the other may be the same. The agent takes numbers, not sockets.
+/// Two ports that were free a moment ago, both at a time: one after the other may be the same. The agent
+/// takes numbers, not sockets.
 fn free_ports() -> Result<[u16; 2]> {
     let listeners = [TcpListener::bind("0.0.0.0:0")?, TcpListener::bind("0.0.0.0:0")?];
     Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])

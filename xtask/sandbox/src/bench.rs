@@ -1,5 +1,5 @@
-//! What kube2ram costs, each number next to what it is compared with, in one run on one machine. Depends on `Sandbox`.
-//! Called by the binary's `bench`, which `cargo xtask bench` runs.
+//! What kube2ram costs, each number next to what it is compared with, in one run on one machine. Depends on
+//! `Sandbox`. Called by the binary's `bench`, which `cargo xtask bench` runs.
 
 mod connect;
 mod hello;

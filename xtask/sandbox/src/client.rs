@@ -1,5 +1,6 @@
-//! HTTP clients that hide nothing: one connection per request, raw bytes on demand, IPv4-mapped sockets, and STS requests signed
-//! with given credentials. Depends on the stand-ins' signatures. Called by `show` and tests, and inside pods by the binary's `client`.
+//! HTTP clients that hide nothing: one connection per request, raw bytes on demand, IPv4-mapped sockets, and
+//! STS requests signed with given credentials. Depends on the stand-ins' signatures. Called by `show` and
+//! tests, and inside pods by the binary's `client`.
 
 mod dial;
 mod hold;

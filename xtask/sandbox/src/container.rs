@@ -1,5 +1,6 @@
-//! A container as a node would run it: the pod template of a manifest, its image, and a real runtime (crun) with the configuration that kubelet and
-//! containerd make of them. Depends on `node` and crun. Called by tests of the manifests.
+//! A container as a node would run it: the pod template of a manifest, its image, and a real runtime (crun)
+//! with the configuration that kubelet and containerd make of them. Depends on `node` and crun. Called by
+//! tests of the manifests.
 
 mod config;
 mod seccomp;
@@ -86,7 +87,8 @@ impl Image {
 }
 
 impl Container {
-    /// Makes the container `name` of a pod template (the `spec` of a Pod) in a pod's container [`Agent::CONTAINER`], in its own directory.
+    /// Makes the container `name` of a pod template (the `spec` of a Pod) in a pod's container
+    /// [`Agent::CONTAINER`], in its own directory.
     ///
     /// # Errors
     /// When the template has no such container, or asks for what a node does not have, with the kubelet's
@@ -195,8 +197,8 @@ impl Container {
         Ok(serde_json::from_slice(&fs::read(self.bundle.join("config.json"))?)?)
     }
 
-    /// crun leaves cgroups alone here: what it starts stays in the one that it is started in, which is the container's. It knows no hybrid hierarchies,
-    /// so that it is shown one that is not.
+    /// crun leaves cgroups alone here: what it starts stays in the one that it is started in, which is the
+    /// container's. It knows no hybrid hierarchies, so that it is shown one that is not.
     fn crun(&self, args: &[&str]) -> Command {
         const START: &str = r#"echo $$ > "$1" && shift
             if [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; fi

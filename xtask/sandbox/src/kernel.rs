@@ -4,7 +4,8 @@ use std::env;
 
 use crate::say;
 
-/// What the kernel may lack, separated by commas. Set where the kernel is known; where it is not set, a kernel may lack anything.
+/// What the kernel may lack, separated by commas. Set where the kernel is known; where it is not set, a
+/// kernel may lack anything.
 const MAY_LACK: &str = "KUBE2RAM_TEST_MAY_LACK";
 
 /// Reports a row that does not run, with what the kernel lacks for it.

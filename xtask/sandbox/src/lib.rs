@@ -1,6 +1,6 @@
-//! One Linux machine as a Kubernetes node: pods made of cgroups and network namespaces, and stand-ins for the API server, the
-//! metadata server and STS. It shares no code with the agent, so that neither can hide the other's mistakes. Used by
-//! `cargo xtask sandbox` and by the agent's kernel tests.
+//! One Linux machine as a Kubernetes node: pods made of cgroups and network namespaces, and stand-ins for the
+//! API server, the metadata server and STS. It shares no code with the agent, so that neither can hide the
+//! other's mistakes. Used by `cargo xtask sandbox` and by the agent's kernel tests.
 
 pub mod agent;
 pub mod bench;
@@ -25,7 +25,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Locks for a short section. A panic elsewhere fails its own test; it must not hide behind a poisoned lock in this one.
+/// Locks for a short section. A panic elsewhere fails its own test; it must not hide behind a poisoned lock
+/// in this one.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

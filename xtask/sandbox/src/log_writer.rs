@@ -1,5 +1,5 @@
-//! The agent's log, to be read after something has happened: a thread of the agent's writes it, on a busy machine a moment later.
-//! Depends on procfs. Called by `agent` and `container`.
+//! The agent's log, to be read after something has happened: a thread of the agent's writes it, on a busy
+//! machine a moment later. Depends on procfs. Called by `agent` and `container`.
 
 use std::{
     fs,
@@ -19,7 +19,8 @@ pub(crate) fn await_written(procs: &Path) {
     }
 }
 
-/// Whether the thread does anything but wait for the next line. A process without one is no agent, or has ended.
+/// Whether the thread does anything but wait for the next line. A process without one is no agent, or has
+/// ended.
 fn is_writing(pid: &str) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());

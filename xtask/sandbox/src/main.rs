@@ -1,5 +1,6 @@
-//! `kube2ram-sandbox`: the shop window (`show`), trials of real clients (`sdk`), a way into its pods (`exec`) and the client that runs inside them (`client`).
-//! Depends on the library. Called by `cargo xtask sandbox`, people, and tests.
+//! `kube2ram-sandbox`: the shop window (`show`), trials of real clients (`sdk`), a way into its pods (`exec`)
+//! and the client that runs inside them (`client`). Depends on the library. Called by `cargo xtask sandbox`,
+//! people, and tests.
 
 use std::{
     env,
@@ -33,8 +34,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs a language's own HTTP client in pods, with the URLs of both of the metadata server's addresses; prints a row of a table, and exits with 1
-    /// when it does not get the pod's own role by each.
+    /// Runs a language's own HTTP client in pods, with the URLs of both of the metadata server's addresses;
+    /// prints a row of a table, and exits with 1 when it does not get the pod's own role by each.
     #[command(hide = true)]
     Addresses {
         /// The agent's binary.
@@ -60,7 +61,8 @@ enum Command {
     /// Runs one request or many from where it is started; prints JSON.
     #[command(hide = true, subcommand)]
     Client(Client),
-    /// Makes a node with pods, runs the agent on it and shows what each pod gets; exits with 1 when that is not what it should be.
+    /// Makes a node with pods, runs the agent on it and shows what each pod gets; exits with 1 when that is
+    /// not what it should be.
     Show {
         /// The agent's binary.
         #[arg(long)]
@@ -69,8 +71,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Runs a real client in a pod, with nothing but the agent to get credentials from; prints a row of a table, and exits with 1 when
-    /// it does not get what it should.
+    /// Runs a real client in a pod, with nothing but the agent to get credentials from; prints a row of a
+    /// table, and exits with 1 when it does not get what it should.
     #[command(hide = true)]
     Sdk {
         /// The agent's binary.

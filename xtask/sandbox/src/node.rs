@@ -1,8 +1,10 @@
-//! A Kubernetes node: a cgroup tree as a kubelet lays it out, a network namespace that stands for the node's, pods with their own namespaces, and
-//! one that owns the metadata address and counts what arrives there. Depends on iproute2 and util-linux. Called by `sandbox`.
+//! A Kubernetes node: a cgroup tree as a kubelet lays it out, a network namespace that stands for the node's,
+//! pods with their own namespaces, and one that owns the metadata address and counts what arrives there.
+//! Depends on iproute2 and util-linux. Called by `sandbox`.
 //!
-//! Nothing of it touches the machine's own routes, devices or netfilter rules, so that any number of nodes run on one machine. Everything has a
-//! name that no other process's node has, and is written down before it is made: the next node removes what a crashed process has left.
+//! Nothing of it touches the machine's own routes, devices or netfilter rules, so that any number of nodes
+//! run on one machine. Everything has a name that no other process's node has, and is written down before it
+//! is made: the next node removes what a crashed process has left.
 
 mod cgroup;
 mod netns;
@@ -52,11 +54,13 @@ impl Node {
     /// Its IPv6 address.
     pub const METADATA_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200);
 
-    /// Makes a node with its own network namespace, after removing what crashed processes have left. The calling thread is inside that namespace
-    /// until it drops the node, and so is every process and thread that it starts meanwhile.
+    /// Makes a node with its own network namespace, after removing what crashed processes have left. The
+    /// calling thread is inside that namespace until it drops the node, and so is every process and thread
+    /// that it starts meanwhile.
     ///
     /// # Errors
-    /// When the process is not root or has a node of that name, or cgroup v2, iproute2 or util-linux is missing.
+    /// When the process is not root or has a node of that name, or cgroup v2, iproute2 or util-linux is
+    /// missing.
     pub fn create(name: &str, driver: CgroupDriver) -> Result<Self> {
         Self::make(name, driver, Network::Own)
     }
@@ -160,7 +164,8 @@ impl Node {
         address == self.ip() || address == self.ip6()
     }
 
-    /// Whether it has IPv6. A node of the machine's own network has none: routing IPv6 would change what the machine does on its other devices.
+    /// Whether it has IPv6. A node of the machine's own network has none: routing IPv6 would change what the
+    /// machine does on its other devices.
     pub fn has_ipv6(&self) -> bool {
         self.has_ipv6
     }

@@ -1,5 +1,6 @@
-//! A real Prometheus next to the sandbox, in a hurry: it scrapes the agent and judges it by the shipped alert rules, with all times shortened alike.
-//! Depends on Debian's package, unpacked by `cargo xtask`. Called by tests.
+//! A real Prometheus next to the sandbox, in a hurry: it scrapes the agent and judges it by the shipped alert
+//! rules, with all times shortened alike. Depends on Debian's package, unpacked by `cargo xtask`. Called by
+//! tests.
 
 use std::{
     env,
@@ -42,7 +43,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const _: () = assert!(60_000 % Prometheus::HASTE == 0);
 
 impl Prometheus {
-    /// How much faster time goes: a scrape and a judgement each quarter of a second instead of each half minute.
+    /// How much faster time goes: a scrape and a judgement each quarter of a second instead of each half
+    /// minute.
     pub const HASTE: u32 = 120;
 
     /// A program of Debian's package: where `cargo xtask` unpacks it, or in PATH.
@@ -110,7 +112,8 @@ impl Prometheus {
         self.ask("query", &[("query", expression)])
     }
 
-    /// What it gave in the last while, at each scrape. Samples that are no number, as a quotient of nothing, are left out, and so are series without others.
+    /// What it gave in the last while, at each scrape. Samples that are no number, as a quotient of nothing,
+    /// are left out, and so are series without others.
     ///
     /// # Errors
     /// As [`Self::query`].
@@ -162,8 +165,8 @@ impl Series {
     }
 }
 
-/// Divides every duration in rules or in an expression by [`Prometheus::HASTE`]: those in brackets, and those of `for:`. What is compared with a number of seconds
-/// stays: credentials live as long as ever.
+/// Divides every duration in rules or in an expression by [`Prometheus::HASTE`]: those in brackets, and those
+/// of `for:`. What is compared with a number of seconds stays: credentials live as long as ever.
 pub fn hastened(text: &str) -> String {
     let mut hastened = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {

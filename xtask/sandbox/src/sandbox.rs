@@ -1,5 +1,5 @@
-//! A node, the stand-ins it talks to, pods that exist in both, and the agent between them: what a kernel test starts from.
-//! Depends on everything else here. Called by `show` and by tests.
+//! A node, the stand-ins it talks to, pods that exist in both, and the agent between them: what a kernel test
+//! starts from. Depends on everything else here. Called by `show` and by tests.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +22,8 @@ use crate::{
     standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Predecessor, Sts},
 };
 
-/// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling thread is inside the node's network
-/// namespace until then, see [`Node::create`].
+/// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling
+/// thread is inside the node's network namespace until then, see [`Node::create`].
 ///
 /// ```no_run
 /// # use kube2ram_sandbox::{Sandbox, node::PodSpec};
@@ -150,8 +150,8 @@ impl Sandbox {
         Ok(self.agent.insert(agent))
     }
 
-    /// Makes another agent of the same configuration, in its own pod, as a rolling update with a surge does. It is the caller's until
-    /// [`Self::replace_agent`].
+    /// Makes another agent of the same configuration, in its own pod, as a rolling update with a surge does.
+    /// It is the caller's until [`Self::replace_agent`].
     ///
     /// # Errors
     /// When there is no agent, or the machine refuses.
@@ -169,7 +169,8 @@ impl Sandbox {
         self.agent.replace(agent).context("the sandbox has no agent")
     }
 
-    /// Deletes an agent's pod from the API server and from the node, with its cgroups and what still runs there.
+    /// Deletes an agent's pod from the API server and from the node, with its cgroups and what still runs
+    /// there.
     ///
     /// # Errors
     /// When the machine refuses.
@@ -214,7 +215,8 @@ impl Sandbox {
         &self.accounts
     }
 
-    /// A predecessor's agent on the node, on a port of all its addresses, which knows the pods that exist by now and their annotations.
+    /// A predecessor's agent on the node, on a port of all its addresses, which knows the pods that exist by
+    /// now and their annotations.
     ///
     /// # Errors
     /// When no port is free.

@@ -1,5 +1,6 @@
-//! A trial of a real client: unmodified, with no configuration at all, in a pod whose only source of credentials is the agent.
-//! Depends on `sandbox`. Called by the binary's `sdk`, which `cargo xtask test --sdks` runs for each client.
+//! A trial of a real client: unmodified, with no configuration at all, in a pod whose only source of
+//! credentials is the agent. Depends on `sandbox`. Called by the binary's `sdk`, which `cargo xtask test
+//! --sdks` runs for each client.
 
 mod addresses;
 mod client;
@@ -29,9 +30,10 @@ use crate::{
 /// The client under trial.
 #[derive(Debug)]
 pub struct Sdk {
-    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each line of its input, `new` or
-    /// `kept`, it obtains credentials with a new client of the SDK or the kept one, and prints them, in JSON, with its `Version` and, when
-    /// it can make a signed call, the `Arn` that STS told it.
+    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each
+    /// line of its input, `new` or `kept`, it obtains credentials with a new client of the SDK or the kept
+    /// one, and prints them, in JSON, with its `Version` and, when it can make a signed call, the `Arn` that
+    /// STS told it.
     pub command: Vec<OsString>,
     /// The requests that it is known to make, one a line.
     pub fixture: PathBuf,
@@ -172,7 +174,8 @@ impl Sdk {
         Client::start(command, sandbox.node().directory())
     }
 
-    /// Compares with the fixture. A missing one is recorded, and fails all the same: someone must have looked at it.
+    /// Compares with the fixture. A missing one is recorded, and fails all the same: someone must have looked
+    /// at it.
     fn compare(&self, requests: &[String]) -> Result<()> {
         let path = self.fixture.display();
         let made = requests.join("\n") + "\n";

@@ -1,5 +1,6 @@
-//! The shop window: every kind of pod asks for credentials, through the real agent on the real kernel, next to what it should get.
-//! Depends on `sandbox`. Called by the binary's `show`, which `cargo xtask sandbox` runs.
+//! The shop window: every kind of pod asks for credentials, through the real agent on the real kernel, next
+//! to what it should get. Depends on `sandbox`. Called by the binary's `show`, which `cargo xtask sandbox`
+//! runs.
 
 mod table;
 
@@ -27,7 +28,8 @@ const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 /// The annotation of the namespaces' allow-lists.
 const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
 
-/// Makes the sandbox, asks, and prints the answers to `out`. Returns the sandbox, and whether everything was as it should be.
+/// Makes the sandbox, asks, and prints the answers to `out`. Returns the sandbox, and whether everything was
+/// as it should be.
 ///
 /// # Errors
 /// When the sandbox cannot be made or the agent does not get ready.

@@ -1,5 +1,5 @@
-//! What an operator may find on a node, and how each of it comes about: one source for the tests of `kube2ram status`, Events, alerts and the
-//! dashboard. Depends on `sandbox`. Called by tests.
+//! What an operator may find on a node, and how each of it comes about: one source for the tests of `kube2ram
+//! status`, Events, alerts and the dashboard. Depends on `sandbox`. Called by tests.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -31,7 +31,8 @@ pub enum Situation {
     AllWell,
     /// The API server refuses connections, and a pod starts that the agent has not heard of.
     ApiServerAway,
-    /// The node's role has no valid credentials, so that the agent cannot sign; a pod starts whose credentials are not cached.
+    /// The node's role has no valid credentials, so that the agent cannot sign; a pod starts whose
+    /// credentials are not cached.
     BaseCredentialsExpired,
     /// Somebody keeps detaching one of the agent's programs.
     Drift,
@@ -87,7 +88,8 @@ impl Situation {
         }
     }
 
-    /// Makes what is there before any of it: roles, a namespace with an allow-list, and [`Self::ORDERS`]. To be called before the agent starts.
+    /// Makes what is there before any of it: roles, a namespace with an allow-list, and [`Self::ORDERS`]. To
+    /// be called before the agent starts.
     ///
     /// # Errors
     /// As [`Sandbox::add_pod`].
@@ -119,10 +121,12 @@ impl Situation {
         self.go_on(sandbox)
     }
 
-    /// One round of what happens while it lasts: pods ask, somebody meddles. Alerts that look for repetition need many rounds.
+    /// One round of what happens while it lasts: pods ask, somebody meddles. Alerts that look for repetition
+    /// need many rounds.
     ///
     /// # Errors
-    /// When a pod is not answered as it should be: [`Self::ORDERS`] with its credentials, the victim with 403 or 503.
+    /// When a pod is not answered as it should be: [`Self::ORDERS`] with its credentials, the victim with 403
+    /// or 503.
     pub fn go_on(self, sandbox: &mut Sandbox) -> Result<()> {
         ask_for_own(sandbox)?;
         if self == Self::Drift {
@@ -167,7 +171,8 @@ fn ask_for_own(sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Takes the program off the pods' cgroup that drops what no other one has seen. The agent attaches it again within a second, on a link of another id.
+/// Takes the program off the pods' cgroup that drops what no other one has seen. The agent attaches it again
+/// within a second, on a link of another id.
 fn detach(sandbox: &Sandbox) -> Result<()> {
     let layouts = fs::read_dir(sandbox.node().bpffs().join("kube2ram"))?;
     let layouts = layouts.collect::<Result<Vec<_>, _>>()?;

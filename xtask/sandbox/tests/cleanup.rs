@@ -55,7 +55,8 @@ fn dropping_the_node_leaves_the_machine_as_it_was() {
     let gone = node.add_pod(&PodSpec::new("gone")).unwrap();
     let mut survivor = pod.command("app", "sleep").unwrap().arg("1000").spawn().unwrap();
     node.remove_pod(gone).unwrap();
-    // A cgroup, a directory, two mounts, and the namespaces of node, metadata server and pod, each a file and a mount.
+    // A cgroup, a directory, two mounts, and the namespaces of node, metadata server and pod, each a file and
+    // a mount.
     let things = things_of("leaves-nothing");
     assert_eq!(things.len(), 10, "{things:?}");
     assert_ne!(network_of_machine(), before);

@@ -1,5 +1,5 @@
-//! Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new chain, `kept` with the one that
-//! lives as long as the process. Prints JSON lines.
+//! Obtains credentials as the SDK does by itself; each line of input asks once more: `new` with a new chain,
+//! `kept` with the one that lives as long as the process. Prints JSON lines.
 
 use reqsign_aliyun_oss::DefaultCredentialProvider;
 use reqsign_core::{Context, OsEnv, ProvideCredential};

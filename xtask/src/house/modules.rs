@@ -7,7 +7,8 @@ use super::{Fault, Source, text::code};
 /// The crates whose modules are looked at.
 const CRATES: [&str; 3] = ["kube2ram-agent/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
 
-/// Dependencies of a crate's modules at its top, by what their code names after `crate::`. `#[cfg(test)]` modules are left out.
+/// Dependencies of a crate's modules at its top, by what their code names after `crate::`. `#[cfg(test)]`
+/// modules are left out.
 pub(super) fn cycles(sources: &[Source]) -> Vec<Fault> {
     CRATES.iter().filter_map(|krate| cycle(sources, krate)).collect()
 }

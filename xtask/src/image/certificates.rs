@@ -1,5 +1,6 @@
-//! The certificates by which the agent knows STS: Mozilla's list, as the lock file pins it. This machine's own could hold others, and would make an image
-//! that depends on where it was built. Pure; called by `image`.
+//! The certificates by which the agent knows STS: Mozilla's list, as the lock file pins it. This machine's
+//! own could hold others, and would make an image that depends on where it was built. Pure; called by
+//! `image`.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 

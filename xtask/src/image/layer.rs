@@ -1,4 +1,5 @@
-//! Archives whose bytes depend on nothing but what is in them: no times, no owners, a fixed order, a fixed compression. Pure; called by `image` and `layout`.
+//! Archives whose bytes depend on nothing but what is in them: no times, no owners, a fixed order, a fixed
+//! compression. Pure; called by `image` and `layout`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,8 @@ pub(crate) struct File<'a> {
     pub(crate) contents: &'a [u8],
 }
 
-/// A tar archive of files by their paths, which have no leading slash; the directories above them come with them.
+/// A tar archive of files by their paths, which have no leading slash; the directories above them come with
+/// them.
 ///
 /// # Errors
 /// When a path is longer than a plain (ustar) header holds.

@@ -1,6 +1,8 @@
-//! The files of an OCI image layout (image-spec 1.1): one index with an image for each architecture. Pure; called by `image`.
+//! The files of an OCI image layout (image-spec 1.1): one index with an image for each architecture. Pure;
+//! called by `image`.
 //!
-//! Written as JSON values rather than with oci-spec's types, whose annotations are hash maps: the same image would get another digest each time.
+//! Written as JSON values rather than with oci-spec's types, whose annotations are hash maps: the same image
+//! would get another digest each time.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! What an image is called: `kube2ram:0.1.0`, `registry.example:5000/team/kube2ram:edge`. Pure; called by `image` and `layout`.
+//! What an image is called: `kube2ram:0.1.0`, `registry.example:5000/team/kube2ram:edge`. Pure; called by
+//! `image` and `layout`.
 
 use std::str::FromStr;
 
@@ -16,7 +17,8 @@ impl Name {
         &self.tag
     }
 
-    /// With the registry and the directory that short names are in, as containerd and the kubelet complete them.
+    /// With the registry and the directory that short names are in, as containerd and the kubelet complete
+    /// them.
     pub(crate) fn complete(&self) -> String {
         let Self { repository, tag } = self;
         match repository.split_once('/') {

@@ -1,6 +1,7 @@
-//! `cargo xtask test --image`: others' tools read the image, and what it holds runs with nothing else around it; with `--thorough` for both
-//! architectures, and the image is the same wherever it is built. Unoptimised, because optimised builds take long; what makes a build depend on its
-//! place is the same in both. Called by `main` and `ci`.
+//! `cargo xtask test --image`: others' tools read the image, and what it holds runs with nothing else around
+//! it; with `--thorough` for both architectures, and the image is the same wherever it is built. Unoptimised,
+//! because optimised builds take long; what makes a build depend on its place is the same in both. Called by
+//! `main` and `ci`.
 
 mod sources;
 
@@ -38,7 +39,8 @@ pub(crate) enum Directories {
     Two,
 }
 
-/// Fails at the first thing that is not so; tells how many were. What cannot run here is said, and is an error with `no_skip`.
+/// Fails at the first thing that is not so; tells how many were. What cannot run here is said, and is an
+/// error with `no_skip`.
 pub(crate) fn prove(directories: Directories, no_skip: bool) -> Result<Counts> {
     let arches: &[Arch] = if directories == Directories::Two { &Arch::ALL } else { &[Arch::HERE] };
     setup::static_building(arches)?;

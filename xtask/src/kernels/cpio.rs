@@ -1,4 +1,5 @@
-//! Archives in the "newc" format of Linux (Documentation/driver-api/early-userspace/buffer-format.rst). Called by `initramfs`.
+//! Archives in the "newc" format of Linux (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Called by `initramfs`.
 
 use std::{
     collections::BTreeSet,
@@ -48,7 +49,8 @@ impl Cpio {
         self.entries += 1;
         let name = path.as_os_str().as_encoded_bytes();
         let (name_size, size) = (u32::try_from(name.len() + 1)?, u32::try_from(content.len())?);
-        // inode, mode, uid, gid, links, mtime, size, device ×2, special device ×2, length of the name, checksum
+        // inode, mode, uid, gid, links, mtime, size, device ×2, special device ×2, length of the name,
+        // checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         let header: String = fields.iter().map(|field| format!("{field:08X}")).collect();
         self.out.write_all(format!("070701{header}").as_bytes())?;

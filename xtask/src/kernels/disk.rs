@@ -1,5 +1,5 @@
-//! The disk of a node with systemd: Debian's packages unpacked, a kernel's modules, and the programs of the proof. Made without root: nothing is
-//! installed or run in it. Called by `reboot`.
+//! The disk of a node with systemd: Debian's packages unpacked, a kernel's modules, and the programs of the
+//! proof. Made without root: nothing is installed or run in it. Called by `reboot`.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! The initial RAM file system of a test machine: this machine's programs, the libraries they need, Python's own, the tests, and what starts them.
-//! Called by `kernels`.
+//! The initial RAM file system of a test machine: this machine's programs, the libraries they need, Python's
+//! own, the tests, and what starts them. Called by `kernels`.
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +35,8 @@ run() {
 /// How it ends: the machine turns itself off.
 const END: &str = "echo o > /proc/sysrq-trigger\nsleep 60\n";
 
-/// Loads the modules in the order of their names, without the kmod that this machine may not have (init_module(2)).
+/// Loads the modules in the order of their names, without the kmod that this machine may not have
+/// (init_module(2)).
 const LOAD: &str = r#"
 import ctypes, glob, os
 FINIT_MODULE = 313

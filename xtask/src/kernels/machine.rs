@@ -1,4 +1,5 @@
-//! A virtual machine: QEMU without hardware help, which boots a kernel and ends when the machine turns itself off. Called by `kernels` and `reboot`.
+//! A virtual machine: QEMU without hardware help, which boots a kernel and ends when the machine turns itself
+//! off. Called by `kernels` and `reboot`.
 
 use std::{
     fs::{self, File},

@@ -70,7 +70,8 @@ fn content(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// `depends=` of the section .modinfo, which holds "name=value" strings that end with zeros (scripts/mod/modpost.c).
+/// `depends=` of the section .modinfo, which holds "name=value" strings that end with zeros
+/// (scripts/mod/modpost.c).
 fn depends(module: &[u8]) -> Option<String> {
     const KEY: &[u8] = b"\0depends=";
     let start = module.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();

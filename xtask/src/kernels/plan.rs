@@ -56,9 +56,11 @@ const SANDBOX_PROGRAMS: [&str; 11] =
     ["curl", "dd", "env", "find", "kill", "ln", "nft", "sort", "ss", "true", "umount"];
 /// The agent wants some certificate.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// What a kernel lacks for some rows, which these report as skipped. A row that is skipped for anything else fails.
+/// What a kernel lacks for some rows, which these report as skipped. A row that is skipped for anything else
+/// fails.
 const LACKS: [(&str, &str); 3] = [
-    // Debian builds it without CONFIG_MPTCP. Newer are the egress hook of nf_tables (5.16) and IORING_OP_SOCKET (5.19).
+    // Debian builds it without CONFIG_MPTCP. Newer are the egress hook of nf_tables (5.16) and
+    // IORING_OP_SOCKET (5.19).
     ("5.10", "IORING_OP_SOCKET,MPTCP,SO_NETNS_COOKIE,nft-egress,tcx"),
     // Newer are MSG_FASTOPEN for MPTCP (6.2) and tcx (6.6).
     ("6.1", "MPTCP-MSG_FASTOPEN,tcx"),
@@ -115,8 +117,9 @@ impl Plan {
             }
             Rows::Essential => {}
         }
-        // Last, because it uses net_cls below 5.15: unless 8520e224f547 is back-ported, sockets do not know their cgroup from then on.
-        // The essential rows leave out thousands of connects, for races that do not depend on the kernel.
+        // Last, because it uses net_cls below 5.15: unless 8520e224f547 is back-ported, sockets do not know
+        // their cgroup from then on. The essential rows leave out thousands of connects, for races that do
+        // not depend on the kernel.
         runs.push(tests(
             "identity_attacks",
             if rows == Rows::All { "" } else { "--skip race:: --skip ports_that" },
@@ -160,8 +163,9 @@ fn tests(name: &str, arguments: &str) -> Run {
     Run { name: name.to_owned(), command }
 }
 
-/// One test with the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier is stricter (and CAP_DAC_OVERRIDE, because
-/// the tests make cgroups below the root; CAP_NET_RAW, because one tries a raw socket).
+/// One test with the capabilities of an agent without CAP_SYS_ADMIN and CAP_PERFMON, for which the verifier
+/// is stricter (and CAP_DAC_OVERRIDE, because the tests make cgroups below the root; CAP_NET_RAW, because one
+/// tries a raw socket).
 fn unprivileged(name: &str, test: &str) -> Run {
     let Run { name, command } = tests(name, test);
     let capabilities = "setpriv --bounding-set -all,+bpf,+dac_override,+net_admin,+net_raw --inh-caps -all";

@@ -1,5 +1,6 @@
-//! The boot guard on a node that really reboots: systemd, a kubelet's stand-in, pods that start before any agent, the guard installed in the
-//! first boot, and in the second one the agent that takes over from it. Called by `kernels`.
+//! The boot guard on a node that really reboots: systemd, a kubelet's stand-in, pods that start before any
+//! agent, the guard installed in the first boot, and in the second one the agent that takes over from it.
+//! Called by `kernels`.
 
 use std::path::{Path, PathBuf};
 

@@ -124,7 +124,8 @@ fn decimal(text: &[u8]) -> Option<usize> {
     str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// How long a chunked body is, extensions and trailers included (§7.1). `None` when it is cut off or malformed.
+/// How long a chunked body is, extensions and trailers included (§7.1). `None` when it is cut off or
+/// malformed.
 fn chunked(stream: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {

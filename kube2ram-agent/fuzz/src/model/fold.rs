@@ -1,4 +1,5 @@
-//! Ways in which servers, file systems and the libraries below them make two texts equal. Lenient: what is malformed stays.
+//! Ways in which servers, file systems and the libraries below them make two texts equal. Lenient: what is
+//! malformed stays.
 
 /// `%2f`, and IIS's `%u002f`.
 pub(super) fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
@@ -61,7 +62,8 @@ pub(super) fn without_eighth_bit(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(|byte| byte & 0x7f).collect()
 }
 
-/// Lower case, look-alikes as what they look like, no blanks or invisible characters inside; backslashes are slashes.
+/// Lower case, look-alikes as what they look like, no blanks or invisible characters inside; backslashes are
+/// slashes.
 pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
@@ -73,7 +75,8 @@ pub(super) fn text(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Compatibility folding (Unicode NFKC, and the best fit of Windows code pages) as far as it ends in ASCII that matters here.
+/// Compatibility folding (Unicode NFKC, and the best fit of Windows code pages) as far as it ends in ASCII
+/// that matters here.
 fn ascii(c: char) -> char {
     match c {
         '\\' | '\u{2044}' | '\u{2215}' | '\u{2216}' | '\u{29f5}' | '\u{29f8}' | '\u{29f9}' | '\u{fe68}' => {

@@ -75,8 +75,8 @@ impl Process {
     }
 }
 
-/// The pod that a process's cgroup names. From within a cgroup namespace the path begins with `/../`, so that it
-/// cannot be resolved; good enough for a report.
+/// The pod that a process's cgroup names. From within a cgroup namespace the path begins with `/../`, so that
+/// it cannot be resolved; good enough for a report.
 fn pod_of(cgroups: &str) -> Option<PodUid> {
     let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
     path.split('/').find_map(|segment| {
@@ -85,8 +85,8 @@ fn pod_of(cgroups: &str) -> Option<PodUid> {
     })
 }
 
-/// The inodes of listening sockets in a table of proc_pid_net(5) that conflict with `address`: at its port, and at
-/// its address or at all addresses.
+/// The inodes of listening sockets in a table of proc_pid_net(5) that conflict with `address`: at its port,
+/// and at its address or at all addresses.
 fn listeners(table: &str, address: SocketAddr) -> Vec<u64> {
     let conflicts = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
     let inode = |line: &str| {

@@ -1,5 +1,6 @@
-//! The metrics of the process, with the names that all clients of Prometheus give them (prometheus.io, "Writing client libraries", "Process metrics").
-//! Read from `/proc/self` at each scrape. Depends on rustix; used through the parent.
+//! The metrics of the process, with the names that all clients of Prometheus give them (prometheus.io,
+//! "Writing client libraries", "Process metrics"). Read from `/proc/self` at each scrape. Depends on rustix;
+//! used through the parent.
 
 use std::{fmt, fs, io, sync::Arc};
 

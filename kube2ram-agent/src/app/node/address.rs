@@ -55,7 +55,8 @@ impl HostAddress {
         })
     }
 
-    /// Sends pods to the node's present address for as long as this runs. The host listener listens at all addresses, so that nothing is opened again.
+    /// Sends pods to the node's present address for as long as this runs. The host listener listens at all
+    /// addresses, so that nothing is opened again.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.

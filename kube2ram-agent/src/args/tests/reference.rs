@@ -1,5 +1,6 @@
-//! The documents' tables of flags and annotations are what the command line is, and the commands in the documents are ones that it takes.
-//! Depends on clap, the limits in `role` and `policy`, and the documents in the repository.
+//! The documents' tables of flags and annotations are what the command line is, and the commands in the
+//! documents are ones that it takes. Depends on clap, the limits in `role` and `policy`, and the documents in
+//! the repository.
 
 use std::{
     ffi::OsString,

@@ -1,4 +1,5 @@
-//! Days in the life of a node with 1,000 pods and 50 roles, in seconds: an STS that keeps its own time, pods that ask all the time.
+//! Days in the life of a node with 1,000 pods and 50 roles, in seconds: an STS that keeps its own time, pods
+//! that ask all the time.
 
 use super::*;
 
@@ -137,8 +138,8 @@ impl Day {
         }
     }
 
-    /// Asserts that every request was answered, with credentials that have not expired, and that have less than the floor left only
-    /// in `exempt`.
+    /// Asserts that every request was answered, with credentials that have not expired, and that have less
+    /// than the floor left only in `exempt`.
     fn assert_served(&self, exempt: std::ops::Range<Duration>) {
         assert_eq!(*self.failures.lock().unwrap(), []);
         let hand_outs = self.hand_outs.lock().unwrap();

@@ -1,5 +1,6 @@
-//! A whole account's nodes at one STS with the account's limit: what a roll-out of the agent costs. One node in twenty is simulated,
-//! against as many calls in twenty seconds as the account has in one, which leaves chance as much room as it really has.
+//! A whole account's nodes at one STS with the account's limit: what a roll-out of the agent costs. One node
+//! in twenty is simulated, against as many calls in twenty seconds as the account has in one, which leaves
+//! chance as much room as it really has.
 
 use super::*;
 
@@ -60,7 +61,8 @@ impl Clock for SystemTime {
 
 #[derive(Debug)]
 struct RollOut {
-    /// The busiest minute of the hour after it began, in calls a second of the whole account, throttled ones among them.
+    /// The busiest minute of the hour after it began, in calls a second of the whole account, throttled ones
+    /// among them.
     peak: f64,
     mean: f64,
     throttled: usize,
@@ -70,7 +72,8 @@ struct RollOut {
     asked: usize,
 }
 
-/// All nodes restart within `within`; `asked` of the roles are asked for in the minute after that, every ten seconds until answered.
+/// All nodes restart within `within`; `asked` of the roles are asked for in the minute after that, every ten
+/// seconds until answered.
 async fn roll_out(within: Duration, warm_up: Duration, asked: usize) -> RollOut {
     let start = Instant::now();
     let account = Arc::new(Account { start, periods: Mutex::default(), issued: AtomicUsize::new(0) });

@@ -1,4 +1,5 @@
-//! A node on which 250 pods of 250 roles start at once and all ask, at an STS that takes 200 ms and has the account's limit.
+//! A node on which 250 pods of 250 roles start at once and all ask, at an STS that takes 200 ms and has the
+//! account's limit.
 
 use super::*;
 

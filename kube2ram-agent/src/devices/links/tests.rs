@@ -49,7 +49,8 @@ fn finds_where_packets_go() {
     let lo = told(1, LO, 772, &[]);
     let veth = told(3, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(9), elsewhere()]);
     let of_host = |name| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(2), elsewhere()]);
-    // 2 is nothing here, or the device itself: the parent's number in its own namespace, from a kernel that names no namespace.
+    // 2 is nothing here, or the device itself: the parent's number in its own namespace, from a kernel that
+    // names no namespace.
     let unnamed = |name, parent| told(2, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(parent)]);
     let of_pod = |name| told(4, IFF_UP, ARPHRD_ETHER, &[kind(name), lower(3)]);
     let table: [(_, _, &[Device]); 21] = [

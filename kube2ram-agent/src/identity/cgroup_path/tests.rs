@@ -11,7 +11,8 @@ const OTHER_: &str = "deadbeef_dead_4eef_8ead_deadbeefdead";
 const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015";
 const CTR: &str = "4b1f0e6c1f8a2d7d3c5b6a798897a6b5c4d3e2f10123456789abcdef01234567";
 
-/// Pods cgroup, path, expected pod; `{u}` is the UID, `{_}` the same for systemd, `{h}` a config hash, `{c}` a container's id.
+/// Pods cgroup, path, expected pod; `{u}` is the UID, `{_}` the same for systemd, `{h}` a config hash, `{c}`
+/// a container's id.
 const REAL_PATHS: &[(&str, &str, &str)] = &[
     // kubelet with the cgroupfs driver
     ("kubepods", "kubepods/burstable/pod{u}/{c}", UID),

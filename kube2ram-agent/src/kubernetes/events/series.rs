@@ -65,7 +65,8 @@ const SERIES_LIMIT: usize = 1_024;
 /// Texts may contain what a pod asked for, so one pod must not use up all entries.
 const PER_OBJECT_LIMIT: usize = 8;
 
-/// A series ends when it was not repeated for so long. What waited longer for the API server is not posted any more.
+/// A series ends when it was not repeated for so long. What waited longer for the API server is not posted
+/// any more.
 const SAID_FOR: Duration = Duration::from_mins(10);
 /// A growing count is patched this often.
 const COUNT_EVERY: Duration = Duration::from_mins(5);

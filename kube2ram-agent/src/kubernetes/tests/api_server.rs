@@ -1,4 +1,5 @@
-//! A stand-in for the API server: lists, watches that resume from a resource version, creates; and ways to fail.
+//! A stand-in for the API server: lists, watches that resume from a resource version, creates; and ways to
+//! fail.
 
 use std::{
     collections::BTreeMap,
@@ -152,7 +153,8 @@ impl ApiServer {
         state.version += 1;
     }
 
-    /// Ends all watches as expired: in the stream, or (after an ordinary end) in the status of the next one's response.
+    /// Ends all watches as expired: in the stream, or (after an ordinary end) in the status of the next one's
+    /// response.
     pub(super) fn expire_watches(&self, as_status: bool) {
         let mut state = self.state();
         state.log.clear();

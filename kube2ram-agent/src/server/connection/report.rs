@@ -108,7 +108,8 @@ impl Connection {
         }
     }
 
-    /// Writes the request's line of the access log. `suppressed` is how many of the caller's were not written since its last one.
+    /// Writes the request's line of the access log. `suppressed` is how many of the caller's were not written
+    /// since its last one.
     fn log(
         &self,
         method: &Method,

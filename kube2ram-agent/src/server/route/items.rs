@@ -1,9 +1,11 @@
-//! Which items of the real metadata server a [`MetadataPolicy`] opens to pods. Pure; called by `route`, which has dealt with the credential directory.
+//! Which items of the real metadata server a [`MetadataPolicy`] opens to pods. Pure; called by `route`, which
+//! has dealt with the credential directory.
 
 use super::{Refusal, contains};
 use kube2ram_cloud::dialect::Items;
 
-/// Which items of the real server pods may read. Credentials and a dump of the whole tree stay closed in any case.
+/// Which items of the real server pods may read. Credentials and a dump of the whole tree stay closed in any
+/// case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataPolicy {
     /// All others.

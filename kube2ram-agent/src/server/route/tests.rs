@@ -288,9 +288,9 @@ fn passes_nothing_that_is_closed_but_for_a_suffix_a_parameter_or_a_query() {
     }
 }
 
-/// An independent, deliberately generous reader: decodes up to three times, ignores case, blanks and parameters, cuts where some
-/// server might, folds slashes and dots. Whether any such reading lands below a closed directory. Only that the first raw `?` ends the
-/// path is taken for granted.
+/// An independent, deliberately generous reader: decodes up to three times, ignores case, blanks and
+/// parameters, cuts where some server might, folds slashes and dots. Whether any such reading lands below a
+/// closed directory. Only that the first raw `?` ends the path is taken for granted.
 fn could_mean_credentials(raw: &[u8]) -> bool {
     let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
     let mut views = vec![path.to_vec()];

@@ -7,7 +7,8 @@ use super::harness::*;
 const ORDINARY: &str = "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n\r\n";
 const ORDINARY_HEAD: &str = "GET /latest/meta-data/instance-id HTTP/1.1\r\n";
 
-/// Sends `target` in every way and checks the status of its answer, `0` being none or any refusal of the HTTP parser.
+/// Sends `target` in every way and checks the status of its answer, `0` being none or any refusal of the HTTP
+/// parser.
 async fn never_reaches_the_real_server(target: &str, status: u16) {
     let harness = Harness::start().await;
     let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

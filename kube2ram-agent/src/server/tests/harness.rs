@@ -1,5 +1,5 @@
-//! A whole metadata service over real sockets: the steps before it are fakes, role, policy, credential cache and the client of the real
-//! server are the real ones.
+//! A whole metadata service over real sockets: the steps before it are fakes, role, policy, credential cache
+//! and the client of the real server are the real ones.
 
 use std::{
     collections::BTreeMap,
@@ -165,7 +165,8 @@ impl Harness {
         Self { world, addr, server, entitlements, tasks, drain, registry }
     }
 
-    /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from now on.
+    /// Claims the pod's credentials, as the prefetch does for the pods of the node: they are refreshed from
+    /// now on.
     pub(super) fn claim(&self) {
         let Entitlements { roles, policy, credentials } = self.entitlements.get().unwrap();
         let pod = self.world.pod.lock().unwrap().as_ref().unwrap().clone();

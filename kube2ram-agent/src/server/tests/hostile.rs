@@ -239,7 +239,8 @@ async fn a_pod_that_is_being_answered_on_all_of_its_connections_gets_no_other_on
     }
 }
 
-/// Other connections come and go meanwhile, longer than a connection that nothing is asked or answered on is left alone.
+/// Other connections come and go meanwhile, longer than a connection that nothing is asked or answered on is
+/// left alone.
 #[tokio::test]
 async fn a_connection_that_is_sent_a_slow_body_is_not_idle() {
     let harness = Harness::start().await;

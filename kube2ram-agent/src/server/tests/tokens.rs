@@ -33,7 +33,8 @@ fn come_from(harness: &Harness, cgroup: crate::identity::CgroupId) {
     *harness.world.cgroup.lock().unwrap() = Some(cgroup);
 }
 
-/// The predecessors pass the request on. Here the agent answers: a token of the real server would be the node's. docs/predecessors.md has the row.
+/// The predecessors pass the request on. Here the agent answers: a token of the real server would be the
+/// node's. docs/predecessors.md has the row.
 #[tokio::test]
 async fn row_4_18_token_request() {
     let harness = Harness::start().await;

@@ -88,8 +88,8 @@ fn allow_lists_are_changed_by_those_who_may() {
         plane.request(TENANT, "PUT", "/api/v1/namespaces/default/finalize", "application/json", &whole)
     };
 
-    // Both the role and the policy are active a little after they were applied; until then the annotation may get written, and what it is already
-    // is no change.
+    // Both the role and the policy are active a little after they were applied; until then the annotation may
+    // get written, and what it is already is no change.
     let mut attempt = 0;
     eventually("the policy", || {
         attempt += 1;

@@ -1,4 +1,5 @@
-//! A cluster of one node: a real API server with the manifests applied, and the sandbox's node with pods that it knows. Used by `admission` and `rights`.
+//! A cluster of one node: a real API server with the manifests applied, and the sandbox's node with pods that
+//! it knows. Used by `admission` and `rights`.
 
 use kube2ram_sandbox::{Sandbox, node::PodSpec, standin::Authority};
 use serde_json::{Value, json};
@@ -15,7 +16,8 @@ use super::{
 
 pub(super) const TAINT: &str = "kube2ram/agent-not-ready";
 
-/// Gives a node the start-up taint and another, in the place of what it has: the API server itself puts `not-ready` on each that is created.
+/// Gives a node the start-up taint and another, in the place of what it has: the API server itself puts
+/// `not-ready` on each that is created.
 pub(super) fn taint(plane: &ControlPlane, node: &str) {
     let taints = json!([{ "key": TAINT, "effect": "NoSchedule" }, { "key": "keep", "effect": "NoSchedule" }]);
     let path = format!("/api/v1/nodes/{node}");

@@ -1,4 +1,5 @@
-//! A real API server and its etcd on the loopback device, as `cargo xtask test --api-server` builds them, and requests to it by curl.
+//! A real API server and its etcd on the loopback device, as `cargo xtask test --api-server` builds them, and
+//! requests to it by curl.
 
 use std::{
     fs::{self, File},

@@ -29,7 +29,8 @@ impl Configured {
     /// Source of the names: ACK, "Use RRSA to authorize pods", and the SDKs' default credential chains.
     ///
     /// # Errors
-    /// [`BaseError::Missing`], [`BaseError::Malformed`] and [`BaseError::NotOfForm`]: falling back to the node's role would hide the mistake.
+    /// [`BaseError::Missing`], [`BaseError::Malformed`] and [`BaseError::NotOfForm`]: falling back to the
+    /// node's role would hide the mistake.
     pub fn from_env(variable: impl Fn(&str) -> Option<String>, node: &str) -> Result<Self, BaseError> {
         let read = |name| match variable(name).filter(|value| !value.is_empty()) {
             Some(value) if !value.bytes().all(|c| c.is_ascii_graphic()) => Err(BaseError::Malformed(name)),

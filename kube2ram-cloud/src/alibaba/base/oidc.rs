@@ -1,5 +1,6 @@
-//! AssumeRoleWithOIDC: the token of the agent's service account for credentials of the agent's own role, so that the node's needs no right.
-//! Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `transport`, `refusal`, `wire`; called by `renewal`.
+//! AssumeRoleWithOIDC: the token of the agent's service account for credentials of the agent's own role, so
+//! that the node's needs no right. Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `transport`,
+//! `refusal`, `wire`; called by `renewal`.
 
 use std::{
     fs::OpenOptions,
@@ -166,7 +167,8 @@ fn query(now: jiff::Timestamp, nonce: &str) -> String {
     ])
 }
 
-/// `None` when it is too long, or no regular file. A projected volume is a tmpfs, so that this takes microseconds.
+/// `None` when it is too long, or no regular file. A projected volume is a tmpfs, so that this takes
+/// microseconds.
 fn read_token(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     // A FIFO would have the agent wait for a writer.
     let flags = OFlags::NONBLOCK.bits().cast_signed();

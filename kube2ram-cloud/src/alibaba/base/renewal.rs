@@ -1,5 +1,5 @@
-//! Credentials that end, held and renewed ahead of that: single flight, and a failed renewal keeps what is valid.
-//! Depends on `metadata`, `oidc`, `transport`; called by the parent.
+//! Credentials that end, held and renewed ahead of that: single flight, and a failed renewal keeps what is
+//! valid. Depends on `metadata`, `oidc`, `transport`; called by the parent.
 
 use std::{
     sync::{
@@ -127,7 +127,8 @@ impl Renewal {
     async fn ask(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
         let (role, issued) = self.origin.ask(sts).await?;
 
-        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands out the old until then.
+        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands
+        // out the old until then.
         let left = Duration::try_from(issued.expires_at.duration_since(self.clock.now())).unwrap_or_default();
         let renew_in = (left / 2).clamp(RETRY_AFTER, MAX_RENEWAL);
         let credentials = Arc::new(BaseCredentials {

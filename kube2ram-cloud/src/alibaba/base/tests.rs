@@ -105,7 +105,8 @@ struct Bench {
     _server: Server,
 }
 
-/// A metadata server with a new document for each fetch, which expires 6 h after the epoch of the test's clock.
+/// A metadata server with a new document for each fetch, which expires 6 h after the epoch of the test's
+/// clock.
 async fn bench() -> Bench {
     let (fetches, down) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let (count, is_down) = (Arc::clone(&fetches), Arc::clone(&down));

@@ -1,5 +1,6 @@
 //! Hardened mode (`HttpTokens=required`): adds the agent's own session token to every request.
-//! Source: ECS, "Instance metadata", hardened mode. An `Upstream` over another: `server` passes pods' requests through it too.
+//! Source: ECS, "Instance metadata", hardened mode. An `Upstream` over another: `server` passes pods'
+//! requests through it too.
 
 use std::{
     sync::{Mutex, PoisonError},

@@ -1,4 +1,5 @@
-//! The resolver against a name server that loses datagrams, in a network and mount namespace of the test's own.
+//! The resolver against a name server that loses datagrams, in a network and mount namespace of the test's
+//! own.
 
 use std::{collections::BTreeSet, env, fs, net::Ipv4Addr, process::Command, thread, time::Instant};
 

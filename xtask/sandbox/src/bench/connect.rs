@@ -1,5 +1,5 @@
-//! What a connect(2) costs: with our programs, without, and where iptables rewrites packets as the predecessors have it do.
-//! Depends on `Sandbox` and `client dial`. Called by `bench`.
+//! What a connect(2) costs: with our programs, without, and where iptables rewrites packets as the
+//! predecessors have it do. Depends on `Sandbox` and `client dial`. Called by `bench`.
 
 use std::{
     io::{BufRead as _, BufReader, Write},

@@ -1,5 +1,5 @@
-//! The least that an HTTP server can do: hyper, and the same bytes for everybody. What the metadata service is compared with.
-//! Depends on hyper. Called by the binary's `client hello`, in the pod that asks.
+//! The least that an HTTP server can do: hyper, and the same bytes for everybody. What the metadata service
+//! is compared with. Depends on hyper. Called by the binary's `client hello`, in the pod that asks.
 
 use std::{convert::Infallible, net::SocketAddr};
 

@@ -1,4 +1,5 @@
-//! What each program costs by the kernel's own count (`kernel.bpf_stats_enabled`), which includes the counting. Depends on bpftool. Called by `bench`.
+//! What each program costs by the kernel's own count (`kernel.bpf_stats_enabled`), which includes the
+//! counting. Depends on bpftool. Called by `bench`.
 
 use std::{collections::BTreeMap, fs, io::Write, process::Command};
 

@@ -20,10 +20,12 @@ impl Process {
 
     /// Seconds, in user and kernel mode.
     pub(super) fn cpu(self) -> Result<f64> {
-        // The scheduler's own count of a thread, in nanoseconds: times(2) and `stat` have hundredths of a second.
+        // The scheduler's own count of a thread, in nanoseconds: times(2) and `stat` have hundredths of a
+        // second.
         let mut total_ns = 0.0;
         for task in fs::read_dir(format!("/proc/{}/task", self.0))? {
-            // One that has ended meanwhile is not counted; the runtime's threads last as long as their process.
+            // One that has ended meanwhile is not counted; the runtime's threads last as long as their
+            // process.
             let Ok(schedstat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
             let running = schedstat.split_whitespace().next().context("an empty schedstat")?;
             total_ns += running.parse::<f64>()?;

@@ -1,5 +1,5 @@
-//! What grows with the number of pods and namespaces: memory, processor time, the time until ready, and what a connect costs.
-//! Depends on `Sandbox`. Called by `bench`.
+//! What grows with the number of pods and namespaces: memory, processor time, the time until ready, and what
+//! a connect costs. Depends on `Sandbox`. Called by `bench`.
 
 use std::{
     io::Write,

@@ -1,5 +1,5 @@
-//! The metadata service under load, next to a bare hyper server that returns the same bytes, and pass-through next to the metadata server itself.
-//! Depends on `Sandbox`, `hello` and `wrk`. Called by `bench`.
+//! The metadata service under load, next to a bare hyper server that returns the same bytes, and pass-through
+//! next to the metadata server itself. Depends on `Sandbox`, `hello` and `wrk`. Called by `bench`.
 
 use std::{
     io::Write,
@@ -133,7 +133,8 @@ fn pass_through(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
     number(out, "  the agent's processor time for a request", cpu_us.median(), "µs", Target::None)
 }
 
-/// From a pod's first connect(2) to its credentials, the pod having existed for some milliseconds and its role being new.
+/// From a pod's first connect(2) to its credentials, the pod having existed for some milliseconds and its
+/// role being new.
 fn cold_pods(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
     let list = format!("http://{}/latest/meta-data/ram/security-credentials/", Node::METADATA_IP);
     let mut took = Rounds::default();

@@ -1,4 +1,5 @@
-//! Numbers of several variants, measured in turn, as ratios to the one that they are compared with. Depends on nothing; used by the other parts of `bench`.
+//! Numbers of several variants, measured in turn, as ratios to the one that they are compared with. Depends
+//! on nothing; used by the other parts of `bench`.
 
 use std::{fmt, io::Write};
 

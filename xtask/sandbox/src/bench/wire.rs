@@ -1,5 +1,5 @@
-//! What the wire guard costs those that it does not concern: a setsockopt(2), and a packet that leaves by the uplink.
-//! Depends on `Sandbox` and `client repeat`. Called by `bench`.
+//! What the wire guard costs those that it does not concern: a setsockopt(2), and a packet that leaves by the
+//! uplink. Depends on `Sandbox` and `client repeat`. Called by `bench`.
 
 use std::{io::Write, net::Ipv4Addr, path::Path, process::Command};
 

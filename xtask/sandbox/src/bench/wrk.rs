@@ -26,7 +26,8 @@ pub(super) struct Load {
     pub(super) connections: u16,
     /// Whether each request has its own connection.
     pub(super) close: bool,
-    /// How long each client waits before each request. Without a wait, they are as many as the machine bears, and wait for each other.
+    /// How long each client waits before each request. Without a wait, they are as many as the machine bears,
+    /// and wait for each other.
     pub(super) pause_ms: u16,
     pub(super) seconds: u16,
 }
@@ -42,7 +43,8 @@ pub(super) struct Seen {
 }
 
 impl Load {
-    /// Runs `command`, which is `wrk`, against a URL. One failed request is an error: then it is not known what was measured.
+    /// Runs `command`, which is `wrk`, against a URL. One failed request is an error: then it is not known
+    /// what was measured.
     pub(super) fn run(self, mut command: Command, directory: &Path, url: &str) -> Result<Seen> {
         let script = directory.join("wrk.lua");
         fs::write(&script, SCRIPT)?;

@@ -1,5 +1,6 @@
-//! What one connect(2) costs: dials an address as often as it is told to, and returns the median. One process, so that rounds of several can be interleaved.
-//! Depends on socket2. Called inside pods by the binary's `client dial`.
+//! What one connect(2) costs: dials an address as often as it is told to, and returns the median. One
+//! process, so that rounds of several can be interleaved. Depends on socket2. Called inside pods by the
+//! binary's `client dial`.
 
 use std::{
     io::{BufRead, Write},
@@ -15,7 +16,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 pub struct Dial {
     /// Where to.
     pub addr: SocketAddr,
-    /// A datagram socket's connect(2) sends nothing: what is left is the system call, and what hooks add to it.
+    /// A datagram socket's connect(2) sends nothing: what is left is the system call, and what hooks add to
+    /// it.
     pub udp: bool,
 }
 

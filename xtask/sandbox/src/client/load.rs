@@ -1,5 +1,6 @@
-//! Clients as SDKs are, without an end: half of them connect for every request, half keep their connection as long as the server does. Tells whatever
-//! was not answered as it should be. Depends on the HTTP client. Called inside pods by the binary's `client load`.
+//! Clients as SDKs are, without an end: half of them connect for every request, half keep their connection as
+//! long as the server does. Tells whatever was not answered as it should be. Depends on the HTTP client.
+//! Called inside pods by the binary's `client load`.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -39,13 +40,15 @@ pub struct LoadReport {
     pub refused: usize,
     /// Connections that ended before the answer did.
     pub cut: usize,
-    /// Requests on a kept connection that the server had closed meanwhile. They were sent again on a new one, as HTTP clients do (RFC 9112, 9.3.1).
+    /// Requests on a kept connection that the server had closed meanwhile. They were sent again on a new one,
+    /// as HTTP clients do (RFC 9112, 9.3.1).
     pub resent: usize,
     /// Anything else, such as no answer within five seconds.
     pub failed: usize,
     /// What the first ten of all these said.
     pub samples: Vec<String>,
-    /// From the first request that was not answered to the next one that was, in microseconds, for each time that happened.
+    /// From the first request that was not answered to the next one that was, in microseconds, for each time
+    /// that happened.
     pub outages_us: Vec<u64>,
     /// The slowest answer, in microseconds.
     pub slowest_us: u64,

@@ -1,5 +1,6 @@
-//! What one call costs that is too short to be timed by itself: makes it as often as it is told to, and returns the mean. One process, so
-//! that rounds of several can be interleaved. Depends on socket2. Called by the binary's `client repeat`.
+//! What one call costs that is too short to be timed by itself: makes it as often as it is told to, and
+//! returns the mean. One process, so that rounds of several can be interleaved. Depends on socket2. Called by
+//! the binary's `client repeat`.
 
 use std::{
     io::{BufRead, Write},
@@ -21,8 +22,8 @@ pub enum Repeat {
 }
 
 impl Repeat {
-    /// Reads numbers, a line each; makes that many calls, and answers with the mean of the processor's time, in nanoseconds:
-    /// what else the machine does is not in it.
+    /// Reads numbers, a line each; makes that many calls, and answers with the mean of the processor's time,
+    /// in nanoseconds: what else the machine does is not in it.
     ///
     /// # Errors
     /// When a call fails, or nobody listens to the answer.

@@ -1,5 +1,5 @@
-//! Many short connections that each check whose credentials they were given: the test for identities mixed up.
-//! Depends on the HTTP client. Called inside pods by the binary's `client storm`.
+//! Many short connections that each check whose credentials they were given: the test for identities mixed
+//! up. Depends on the HTTP client. Called inside pods by the binary's `client storm`.
 
 use std::{
     io::{self, ErrorKind},

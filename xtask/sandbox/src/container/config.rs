@@ -122,7 +122,8 @@ fn environment(container: &Value, node: &Surroundings) -> Result<Vec<(String, St
             }
             _ => bail!("cannot tell the value of {name}"),
         };
-        // As the kubelet (`makeEnvironmentVariables`): a container's own variable stands for that of a Service.
+        // As the kubelet (`makeEnvironmentVariables`): a container's own variable stands for that of a
+        // Service.
         env.retain(|(known, _)| known != name);
         env.push((name.to_owned(), value));
     }

@@ -1,5 +1,6 @@
-//! The seccomp profile that runtimes apply as `RuntimeDefault`, in the words of the OCI runtime specification. Read from Debian's
-//! golang-github-containers-common, which Podman and CRI-O use; containerd's differs in little. Called by `config`.
+//! The seccomp profile that runtimes apply as `RuntimeDefault`, in the words of the OCI runtime
+//! specification. Read from Debian's golang-github-containers-common, which Podman and CRI-O use;
+//! containerd's differs in little. Called by `config`.
 
 use std::{env, fs};
 

@@ -19,7 +19,8 @@ pub enum CgroupDriver {
     /// `kubepods/burstable/pod<uid>/<container id>`.
     #[default]
     Cgroupfs,
-    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/cri-containerd-<container id>.scope`.
+    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/cri-containerd-<container
+    /// id>.scope`.
     Systemd,
 }
 

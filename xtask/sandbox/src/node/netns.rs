@@ -1,4 +1,5 @@
-//! Network namespaces, made with iproute2: the node's, and each pod's on its own veth to the node's. Called by `node`.
+//! Network namespaces, made with iproute2: the node's, and each pod's on its own veth to the node's. Called
+//! by `node`.
 
 use std::{
     fs::{self, File},
@@ -33,7 +34,8 @@ pub(super) struct Ends<A> {
     pub(super) inner: A,
 }
 
-/// Makes a namespace whose `eth0` is the other end of the node's `link`, with a default route through the node for each family that has addresses.
+/// Makes a namespace whose `eth0` is the other end of the node's `link`, with a default route through the
+/// node for each family that has addresses.
 pub(super) fn add(
     record: &mut Record,
     netns: &str,
@@ -44,7 +46,8 @@ pub(super) fn add(
     add_alone(record, netns)?;
     ip(&["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns])?;
     if v6.is_some() {
-        // Without a link-local address, which else is not used for a second, the node does not ask for the neighbour that it forwards to.
+        // Without a link-local address, which else is not used for a second, the node does not ask for the
+        // neighbour that it forwards to.
         let skip_detection =
             |device: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{device}/accept_dad"), "0");
         skip_detection(link)?;
@@ -109,7 +112,8 @@ pub(super) fn within<T: Send>(netns: &str, f: impl FnOnce() -> io::Result<T> + S
     })
 }
 
-/// The calling thread inside a namespace. Threads and processes that it starts are inside, too. Dropping it leads the thread that drops it back.
+/// The calling thread inside a namespace. Threads and processes that it starts are inside, too. Dropping it
+/// leads the thread that drops it back.
 #[derive(Debug)]
 pub(super) struct Inside {
     outside: File,

@@ -164,7 +164,8 @@ impl Pod {
         let pause = command.arg("infinity").stdin(Stdio::null()).spawn().context("cannot start sleep")?;
         let pod = Self { ip, ip6, pause, record, spec };
 
-        // The shell that joins the cgroup becomes nsenter becomes sleep; a namespace found through it must be the pod's.
+        // The shell that joins the cgroup becomes nsenter becomes sleep; a namespace found through it must be
+        // the pod's.
         let deadline = Instant::now() + START_DEADLINE;
         let comm = format!("/proc/{}/comm", pod.pause.id());
         while fs::read_to_string(&comm).is_ok_and(|comm| comm.trim() != "sleep") {
@@ -180,7 +181,8 @@ impl Pod {
         &self.spec
     }
 
-    /// Its IPv4 address: the node's when it shares the node's network, the loopback device's when it has no other.
+    /// Its IPv4 address: the node's when it shares the node's network, the loopback device's when it has no
+    /// other.
     pub fn ip(&self) -> Ipv4Addr {
         self.ip
     }
@@ -205,7 +207,8 @@ impl Pod {
         self.record.netns.as_deref().map(netns::path)
     }
 
-    /// A command that will run in a container: it joins the cgroup, then the network namespace, then becomes the program.
+    /// A command that will run in a container: it joins the cgroup, then the network namespace, then becomes
+    /// the program.
     ///
     /// # Errors
     /// When the pod has no such container.

@@ -141,7 +141,8 @@ impl Record {
         self.directory().join("agent")
     }
 
-    /// Removes everything, as far as the machine lets it; what could not be removed is said, and stays on record.
+    /// Removes everything, as far as the machine lets it; what could not be removed is said, and stays on
+    /// record.
     pub(super) fn undo(&self) {
         let mut clean = true;
         let mut attempt = |outcome: Result<()>| {
@@ -170,7 +171,8 @@ impl Record {
 }
 
 impl Record {
-    /// The record last, and the lock after it: whoever is killed in between leaves something that the next node finds, or nothing but an unused lock.
+    /// The record last, and the lock after it: whoever is killed in between leaves something that the next
+    /// node finds, or nothing but an unused lock.
     fn remove_directory(&self) -> std::io::Result<()> {
         for entry in fs::read_dir(self.directory())? {
             let entry = entry?;

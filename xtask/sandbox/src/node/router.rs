@@ -1,5 +1,6 @@
-//! The predecessors' way, to be measured against: a client whose packets pass another network namespace, which rewrites them with iptables.
-//! Depends on iptables. Made by `Node::add_router`, used by `bench`; the machine's own rules stay as they are.
+//! The predecessors' way, to be measured against: a client whose packets pass another network namespace,
+//! which rewrites them with iptables. Depends on iptables. Made by `Node::add_router`, used by `bench`; the
+//! machine's own rules stay as they are.
 
 use std::{
     ffi::OsStr,
@@ -42,8 +43,9 @@ impl Router {
         pod::join(&self.cgroup, Some(&self.client), program.as_ref())
     }
 
-    /// Makes these the router's only NAT rules: `others` that do not match, as kube-proxy has for Services, and after them, when a destination is given,
-    /// the one that sends the metadata server's clients there. Without both, NAT and its connection tracking are off.
+    /// Makes these the router's only NAT rules: `others` that do not match, as kube-proxy has for Services,
+    /// and after them, when a destination is given, the one that sends the metadata server's clients there.
+    /// Without both, NAT and its connection tracking are off.
     ///
     /// # Errors
     /// When iptables refuses.

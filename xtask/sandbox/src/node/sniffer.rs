@@ -1,5 +1,6 @@
-//! Every packet that arrives for an address of the metadata server, seen by an AF_PACKET socket in the namespace that owns them: the proof
-//! that does not depend on any server's word. Depends on socket2. Started by `node`, read by `show` and tests.
+//! Every packet that arrives for an address of the metadata server, seen by an AF_PACKET socket in the
+//! namespace that owns them: the proof that does not depend on any server's word. Depends on socket2. Started
+//! by `node`, read by `show` and tests.
 
 use std::{
     io::{self, Read as _},
@@ -53,7 +54,8 @@ impl Sniffer {
         seen.packets.clone()
     }
 
-    /// How many packets came for a neighbour of one of the addresses, which a way that is open leads to as well.
+    /// How many packets came for a neighbour of one of the addresses, which a way that is open leads to as
+    /// well.
     pub fn twins(&self) -> usize {
         let mut seen = locked(&self.seen);
         seen.drain();
@@ -114,7 +116,8 @@ impl Drop for Sniffed {
 
 /// A packet socket for every protocol, without link headers.
 fn open() -> io::Result<Socket> {
-    // packet(7): the protocol is in network byte order, and a socket made with one receives from every interface.
+    // packet(7): the protocol is in network byte order, and a socket made with one receives from every
+    // interface.
     let protocol = Protocol::from(i32::from(ETH_P_ALL.to_be()));
     let socket = Socket::new(Domain::from(libc::AF_PACKET), Type::DGRAM, Some(protocol))?;
     socket.set_nonblocking(true)?;
@@ -122,7 +125,8 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// `ETH_P_ALL` of linux/if_ether.h. Unlike one for a single protocol, such a socket is also shown what this namespace sends, to others' addresses.
+/// `ETH_P_ALL` of linux/if_ether.h. Unlike one for a single protocol, such a socket is also shown what this
+/// namespace sends, to others' addresses.
 const ETH_P_ALL: u16 = 0x0003;
 
 impl Seen {
@@ -145,8 +149,9 @@ fn neighbour(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What is behind more tags than the one that the kernel takes off, and behind LLC and SNAP. What begins with a tag is
-/// told by its second half, a type, and by the priority 0 that the tests give it: an IP packet begins with its version.
+/// What is behind more tags than the one that the kernel takes off, and behind LLC and SNAP. What begins with
+/// a tag is told by its second half, a type, and by the priority 0 that the tests give it: an IP packet
+/// begins with its version.
 fn behind_headers(mut bytes: &[u8]) -> &[u8] {
     const SNAP: [u8; 6] = [0xaa, 0xaa, 3, 0, 0, 0];
     const TYPES: [[u8; 2]; 4] = [[0x08, 0x00], [0x86, 0xdd], [0x81, 0x00], [0x88, 0xa8]];
@@ -193,7 +198,8 @@ fn parse(bytes: &[u8], addresses: &[IpAddr]) -> Option<Packet> {
     Some(Packet { source: SocketAddr::new(source, source_port), port, protocol, tcp_flags })
 }
 
-/// The first header that is no extension, with what follows; the payload of a later fragment, which has no header, is taken for one.
+/// The first header that is no extension, with what follows; the payload of a later fragment, which has no
+/// header, is taken for one.
 fn behind_extensions(mut header: u8, mut rest: &[u8]) -> (u8, &[u8]) {
     const FRAGMENT: i32 = libc::IPPROTO_FRAGMENT;
     const EXTENSIONS: [i32; 4] =

@@ -1,5 +1,6 @@
-//! A trial of a language's own HTTP client: it reaches the agent by both of the metadata server's addresses, in a pod of both families and in one of IPv6
-//! alone. Depends on `sandbox`. Called by the binary's `addresses`, which `cargo xtask test --sdks` runs for each client.
+//! A trial of a language's own HTTP client: it reaches the agent by both of the metadata server's addresses,
+//! in a pod of both families and in one of IPv6 alone. Depends on `sandbox`. Called by the binary's
+//! `addresses`, which `cargo xtask test --sdks` runs for each client.
 
 use std::{ffi::OsString, io::Write, path::Path, thread, time::Duration, time::Instant};
 
@@ -56,7 +57,8 @@ impl Addresses {
     fn try_out(&self, sandbox: &mut Sandbox, agent: &Path) -> Result<()> {
         let by_ipv6 = format!("http://[{}]{LIST}", Node::METADATA_IP6);
         let by_ipv4 = format!("http://{}{LIST}", Node::METADATA_IP);
-        // Without an agent it reaches the server itself, so that what is tried is the client and not the lack of a way.
+        // Without an agent it reaches the server itself, so that what is tried is the client and not the lack
+        // of a way.
         self.expect(sandbox, "dual", &[&by_ipv6, &by_ipv4], Accounts::NODE_ROLE)
             .context("without an agent")?;
 

@@ -1,5 +1,5 @@
-//! The requests that a client makes, in one form whether the metadata server saw them or the agent logged them.
-//! Pure. Called by `sdk`.
+//! The requests that a client makes, in one form whether the metadata server saw them or the agent logged
+//! them. Pure. Called by `sdk`.
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;

@@ -1,5 +1,6 @@
 //! One pretended Alibaba Cloud account: its roles, and every access key that was ever valid in it.
-//! Pure state behind a lock. Shared by the metadata server, which issues the node's keys, and STS, which verifies and issues.
+//! Pure state behind a lock. Shared by the metadata server, which issues the node's keys, and STS, which
+//! verifies and issues.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,7 +36,8 @@ pub enum Principal {
 /// An access key and what goes with it.
 #[derive(Clone, Debug)]
 pub struct AccessKey {
-    /// `AccessKeyId`. That of an assumed role starts with `STS.<role name>.`, so that tests can see whose it is.
+    /// `AccessKeyId`. That of an assumed role starts with `STS.<role name>.`, so that tests can see whose it
+    /// is.
     pub id: String,
     /// `AccessKeySecret`. Contains [`AccessKey::SECRET_MARKER`].
     pub secret: String,
@@ -65,7 +67,8 @@ pub struct Role {
     pub may_assume: bool,
     /// Whose tokens its trust policy takes.
     pub oidc: Option<OidcTrust>,
-    /// Whether its trust policy names the account's own: the node's role, users, and roles that may assume others.
+    /// Whether its trust policy names the account's own: the node's role, users, and roles that may assume
+    /// others.
     pub trusts_node: bool,
 }
 

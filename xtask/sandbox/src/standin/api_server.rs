@@ -1,5 +1,6 @@
-//! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or metadata only), GET, PATCH of nodes,
-//! and Events. Depends on nothing of this crate but the server. Called over HTTP by the agent, and by tests to change the cluster.
+//! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or
+//! metadata only), GET, PATCH of nodes, and Events. Depends on nothing of this crate but the server. Called
+//! over HTTP by the agent, and by tests to change the cluster.
 //!
 //! Source: kubernetes.io/docs/reference/using-api/api-concepts.
 
@@ -82,7 +83,8 @@ impl ApiServer {
         format!("http://{}", self.server.addr)
     }
 
-    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and notifies the watches.
+    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and notifies the
+    /// watches.
     ///
     /// # Errors
     /// When the object's kind is none of these.
@@ -171,7 +173,8 @@ impl ApiServer {
         self.server.handler.forbids_events.store(forbid, Ordering::SeqCst);
     }
 
-    /// How often open watches that ask for bookmarks are sent one. As the real one, once a minute, until this is called.
+    /// How often open watches that ask for bookmarks are sent one. As the real one, once a minute, until this
+    /// is called.
     pub fn bookmark_every(&self, interval: Duration) {
         self.server.handler.store.bookmark_every(interval);
     }

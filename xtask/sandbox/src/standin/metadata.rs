@@ -1,7 +1,9 @@
-//! The ECS metadata server: its tree, the node role's credentials and hardened mode, as a real instance answers.
-//! Depends on the account. Called over HTTP by agents and pods, and by tests to set its mood and read what reached it.
+//! The ECS metadata server: its tree, the node role's credentials and hardened mode, as a real instance
+//! answers. Depends on the account. Called over HTTP by agents and pods, and by tests to set its mood and
+//! read what reached it.
 //!
-//! Sources: "Instance metadata" and its FAQ, help.aliyun.com/document_detail/{49122,108460}; cloud-init's DataSourceAliYun.
+//! Sources: "Instance metadata" and its FAQ, help.aliyun.com/document_detail/{49122,108460}; cloud-init's
+//! DataSourceAliYun.
 
 mod tree;
 
@@ -205,7 +207,8 @@ impl State {
                 }
                 Ok(reply(StatusCode::OK, "application/json", self.credentials()))
             }
-            // Whether the real one includes the credentials is not documented: this one does, so that a test sees it leak.
+            // Whether the real one includes the credentials is not documented: this one does, so that a test
+            // sees it leak.
             ["meta-data", "all"] => {
                 let all = format!("{{\"ram\": {{\"security-credentials\": {}}}}}", self.credentials());
                 Ok(reply(StatusCode::OK, "application/json", all))

@@ -1,4 +1,5 @@
-//! A name server: A records and a wildcard, some of whose answers are lost. Depends on nothing. Called by tests.
+//! A name server: A records and a wildcard, some of whose answers are lost. Depends on nothing. Called by
+//! tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

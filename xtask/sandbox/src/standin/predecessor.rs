@@ -1,5 +1,6 @@
-//! An iptables predecessor (kube2iam, the Go kube2ram): recognises a pod by its address, and gives credentials to whoever reaches its port. It keeps
-//! connections as long as the client does, as Go's server. Depends on the account. Called over HTTP by pods, and by tests that replace it.
+//! An iptables predecessor (kube2iam, the Go kube2ram): recognises a pod by its address, and gives
+//! credentials to whoever reaches its port. It keeps connections as long as the client does, as Go's server.
+//! Depends on the account. Called over HTTP by pods, and by tests that replace it.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! The HTTP server under every stand-in: one thread, one address or two, which can refuse connections and come back on the same ports.
-//! Knows nothing of what is served. Called by the three stand-ins.
+//! The HTTP server under every stand-in: one thread, one address or two, which can refuse connections and
+//! come back on the same ports. Knows nothing of what is served. Called by the three stand-ins.
 
 use std::{
     convert::Infallible,
@@ -24,7 +24,8 @@ use crate::locked;
 /// An answer's body: whole or streamed.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Opens a listener at an address (port 0: any); an argument because the metadata server listens in another network namespace.
+/// Opens a listener at an address (port 0: any); an argument because the metadata server listens in another
+/// network namespace.
 pub struct Bind {
     addr: SocketAddr,
     open: Box<dyn Fn(SocketAddr) -> io::Result<TcpListener> + Send + Sync>,

@@ -1,7 +1,8 @@
-//! Alibaba Cloud's two request signatures as its documents define them, written apart from the agent's signer on purpose.
-//! Pure. Called by the STS stand-in (to verify) and by the sandbox's own clients (to sign).
+//! Alibaba Cloud's two request signatures as its documents define them, written apart from the agent's signer
+//! on purpose. Pure. Called by the STS stand-in (to verify) and by the sandbox's own clients (to sign).
 //!
-//! Sources: "Signature method V3 (ACS3-HMAC-SHA256)" and "RPC signature mechanism", help.aliyun.com/document_detail/{2712195,25492}.
+//! Sources: "Signature method V3 (ACS3-HMAC-SHA256)" and "RPC signature mechanism",
+//! help.aliyun.com/document_detail/{2712195,25492}.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

@@ -1,5 +1,6 @@
-//! STS, 2015-04-01: AssumeRole and GetCallerIdentity behind both signatures, AssumeRoleWithOIDC behind a token, with STS's own checks, answers and errors.
-//! Depends on the account and the signatures. Called over HTTP by the agent, and by tests to set its mood and read its record.
+//! STS, 2015-04-01: AssumeRole and GetCallerIdentity behind both signatures, AssumeRoleWithOIDC behind a
+//! token, with STS's own checks, answers and errors. Depends on the account and the signatures. Called over
+//! HTTP by the agent, and by tests to set its mood and read its record.
 //!
 //! Sources: help.aliyun.com/document_detail/{28763,43767,48054,42775} and the generated STS SDK 1.2.0.
 
@@ -110,7 +111,8 @@ impl Sts {
         self.server.up()
     }
 
-    /// Answers AssumeRole for one role, by ARN, with this status and code from now on; without a code, with a page as gateways send.
+    /// Answers AssumeRole for one role, by ARN, with this status and code from now on; without a code, with a
+    /// page as gateways send.
     pub fn refuse(&self, role_arn: &str, status: StatusCode, code: &str) {
         locked(&self.server.handler.refusals).insert(role_arn.into(), (status, code.into()));
     }
@@ -120,7 +122,8 @@ impl Sts {
         locked(&self.server.handler.refusals).clear();
     }
 
-    /// Makes all that is issued from now on last this long, whatever is asked for; as the real one when `None`.
+    /// Makes all that is issued from now on last this long, whatever is asked for; as the real one when
+    /// `None`.
     pub fn set_lifetime(&self, lifetime: Option<Duration>) {
         *locked(&self.server.handler.lifetime) = lifetime;
     }

@@ -49,7 +49,8 @@ impl Authority {
         &self.pem
     }
 
-    /// Listens for TLS with a certificate for `names` (DNS names and IP addresses), and passes what is in it to `upstream`.
+    /// Listens for TLS with a certificate for `names` (DNS names and IP addresses), and passes what is in it
+    /// to `upstream`.
     ///
     /// # Errors
     /// When the thread or the certificate cannot be made.

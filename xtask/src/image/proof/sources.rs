@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::command::{capture, root};
 
-/// Copies all files that git knows or would take, as they are now, in place of an earlier copy; keeps what was built of that.
+/// Copies all files that git knows or would take, as they are now, in place of an earlier copy; keeps what
+/// was built of that.
 pub(super) fn copy(destination: &Path) -> Result<()> {
     let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let files = capture(Command::new("git").current_dir(root()).args(list))

@@ -34,7 +34,8 @@ struct Bench {
     directory: tempfile::TempDir,
 }
 
-/// Refuses with each of these, then issues: `STS.1`, `STS.2` and so on, for an hour from what its clock says then.
+/// Refuses with each of these, then issues: `STS.1`, `STS.2` and so on, for an hour from what its clock says
+/// then.
 async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
     let clock = SetClock::at(NOW);
     let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));

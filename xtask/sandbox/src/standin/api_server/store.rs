@@ -159,7 +159,8 @@ impl Store {
         locked(&self.cluster).objects.get(&(kind, String::new(), name.to_owned())).cloned()
     }
 
-    /// Merges a patch (RFC 7386) into an object without a namespace, if that is at the version that the patch names.
+    /// Merges a patch (RFC 7386) into an object without a namespace, if that is at the version that the patch
+    /// names.
     pub(super) fn merge(&self, kind: Kind, name: &str, patch: &Value) -> Result<Value, StatusCode> {
         let mut cluster = locked(&self.cluster);
         let key = (kind, String::new(), name.to_owned());
@@ -217,7 +218,8 @@ impl Store {
         (selected.map(|(_, object)| selector.view(object)).collect(), cluster.version)
     }
 
-    /// What happened to the selected objects after a version: (verb, object)s, and the version to go on from. `None`: too old.
+    /// What happened to the selected objects after a version: (verb, object)s, and the version to go on from.
+    /// `None`: too old.
     pub(super) fn since(
         &self,
         selector: &Selector,

@@ -61,8 +61,8 @@ pub(super) fn lookup(path: &[&str]) -> Option<String> {
     (!names.is_empty()).then(|| names.join("\n"))
 }
 
-/// A path's segments, decoded, without empty ones, `.` and `..`: like the real server, this one forgives everything, so that what
-/// an agent lets through by mistake is seen to leak.
+/// A path's segments, decoded, without empty ones, `.` and `..`: like the real server, this one forgives
+/// everything, so that what an agent lets through by mistake is seen to leak.
 pub(super) fn normalise(path: &str) -> Vec<String> {
     let mut segments = Vec::new();
     for segment in percent_decode_str(path).decode_utf8_lossy().split('/') {

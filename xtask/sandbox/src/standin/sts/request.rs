@@ -1,5 +1,5 @@
-//! A request to STS taken apart: which signature it carries, over what, and its parameters checked against the API's rules.
-//! Pure. Called by the STS stand-in.
+//! A request to STS taken apart: which signature it carries, over what, and its parameters checked against
+//! the API's rules. Pure. Called by the STS stand-in.
 
 use std::{collections::BTreeMap, time::Duration};
 
