@@ -44,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// node may delay.
 const LATE: Duration = Duration::from_secs(5);
 /// The condition of readiness.
-const CONDITION: &str = "the kernel half in force";
+const CONDITION: &str = "the eBPF programs";
 /// The condition of readiness while a check does not end.
 const LATE_CONDITION: &str = "the kernel's answer on the programs";
 

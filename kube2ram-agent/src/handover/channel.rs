@@ -29,7 +29,7 @@ pub(super) enum Message {
     /// Standing by: could serve at once.
     Prepared,
     /// Running: lock, app and admin listener are attached.
-    #[serde(rename = "Estate")] // between agents of different versions
+    #[serde(rename = "Estate")] // as older agents call it on the wire
     HandoverState,
     /// Formerly standing by: serves.
     Serving,

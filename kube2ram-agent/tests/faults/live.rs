@@ -96,7 +96,7 @@ fn a_pods_cgroup_made_again_is_protected_and_served_at_once() {
     remove_tree(&pods);
     within(SOON, || node.sandbox.agent().unwrap().admin("/readyz").unwrap().status == 503);
     let reason = node.sandbox.agent().unwrap().admin("/readyz").unwrap().body;
-    assert!(reason.contains("the kernel half in force"), "{reason}");
+    assert!(reason.contains("the eBPF programs"), "{reason}");
 
     fs::create_dir(&pods).unwrap();
     let took = within(AT_ONCE, || node.denies());

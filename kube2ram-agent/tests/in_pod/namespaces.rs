@@ -173,7 +173,7 @@ fn a_pod_that_moves_to_the_hosts_namespace_is_left_to_the_hosts_listener() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn what_a_former_agent_opened_for_a_pod_of_the_hosts_namespace_is_not_continued() {
-    let mut lab = Lab::with_agent("in-pod-heir", &pods());
+    let mut lab = Lab::with_agent("in-pod-next", &pods());
     let mut process = restless(&lab, "daemon");
     lab.own_target("daemon");
     let mut next = lab.surge().unwrap();

@@ -30,7 +30,7 @@ fn an_agent_that_hangs_keeps_none_from_following_and_lets_no_pod_through() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn an_agent_that_hangs_while_it_stands_by_is_not_waited_for() {
-    let mut lab = Lab::with_agent("hung-heir");
+    let mut lab = Lab::with_agent("hung-next");
     let mut next = lab.surge().unwrap();
     next.start_beside().unwrap();
     next.signal(Signal::STOP).unwrap();
@@ -48,7 +48,7 @@ fn an_agent_that_hangs_while_it_stands_by_is_not_waited_for() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn an_agent_that_dies_while_it_takes_over_leaves_a_node_that_the_next_start_makes_good() {
-    let mut lab = Lab::with_agent("heir-dies");
+    let mut lab = Lab::with_agent("next-dies");
     for moment in MOMENTS {
         let mut next = lab.surge().unwrap();
         next.start_beside().unwrap();

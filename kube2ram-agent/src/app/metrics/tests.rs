@@ -138,7 +138,7 @@ fn the_table_of_metrics_is_current() {
     let text = Exposition::Text.encode(&registry()).unwrap();
     let families = families(&text);
 
-    let mut table = row(["metric", "type", "labels", "what it tells"]) + &row(["---"; 4]);
+    let mut table = row(["metric", "type", "labels", "meaning"]) + &row(["---"; 4]);
     for (name, family) in &families {
         let (name, labels) = (format!("`{name}`"), labels(family));
         table += &row([name.as_str(), &family.kind, &labels, &family.help]);
