@@ -1,5 +1,5 @@
 //! [`Permit`](crate::policy::Permit) → credentials: the cache with single flight and refresh ahead of expiry.
-//! Called by `server`; asks an [`Issuer`] (implemented in `cloud`) on a miss.
+//! Called by `server`; asks an [`Issuer`](kube2ram_cloud::credentials::Issuer) on a miss.
 
 mod account;
 mod cache;

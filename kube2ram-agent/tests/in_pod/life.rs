@@ -77,7 +77,7 @@ fn without_inotify_pods_are_looked_for_every_second_and_it_is_reported() {
     assert!(lab.agent().unwrap().log().contains("raise fs.inotify.max_user_instances"));
 
     // Well after the looks that every new pod gets for a while.
-    std::thread::sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(4));
     lab.add(&PodSpec::new("late").role("late-role"));
     let there = Instant::now();
     lab.own_target("late");
