@@ -13,7 +13,7 @@ pub mod map {
     pub const NAMESPACES: &str = "k2r_namespaces";
     /// Hash: [`Handshake`](crate::abi::Handshake) → [`ConnectRecord`](crate::abi::ConnectRecord).
     pub const HANDSHAKES: &str = "k2r_handshakes";
-    /// Hash: [lease](crate::abi::place_in) of a share → when it ends, CLOCK_MONOTONIC nanoseconds.
+    /// Hash: [lease](crate::abi::lease_in) of a share → when it ends, CLOCK_MONOTONIC nanoseconds.
     pub const SHARES: &str = "k2r_shares";
     /// Hash: cookie of a client socket → [`ConnectRecord`](crate::abi::ConnectRecord), until its handshake is
     /// over.
