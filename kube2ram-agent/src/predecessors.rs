@@ -11,7 +11,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
@@ -52,9 +52,12 @@ pub fn leftovers(metadata: Ipv4Addr) -> Result<Vec<String>, PredecessorsError> {
     let mut rules = nft_rules(metadata).map_err(PredecessorsError)?;
     rules.extend(legacy_rules(metadata).map_err(PredecessorsError)?);
     rules.truncate(MAX_RULES);
-    // The predecessors listen on all addresses, kube2ram on the node's alone.
-    let led_to: BTreeSet<_> = rules.iter().filter_map(|rule| Some(rule.to?.port())).collect();
-    let agent = led_to.into_iter().take(2).chain([DEFAULT_PORT]).find(|port| is_predecessors(*port)).map(|port| {
+    // Where a rule leads, whatever listens is the predecessor's agent, because its health check may fail; only
+    // not kube2ram itself. On the predecessors' default port something else may listen, so that is asked.
+    let led_to: BTreeSet<_> =
+        rules.iter().filter_map(|rule| Some(rule.to?.port())).filter(|port| *port != 0).collect();
+    let led_to = led_to.into_iter().take(2).find(|port| is_someone_elses(*port));
+    let agent = led_to.or_else(|| is_predecessors(DEFAULT_PORT).then_some(DEFAULT_PORT)).map(|port| {
         format!(
             "a predecessor's agent listens on port {port}: whoever reaches it is given roles by IP address. Delete its DaemonSet once kube2ram is ready"
         )
@@ -74,7 +77,9 @@ impl Rule {
         let Self { tool, to, removal } = self;
         let to = match to {
             None => "another place".to_owned(),
+            Some(to) if to.ip().is_unspecified() && to.port() == 0 => "another port of the node".to_owned(),
             Some(to) if to.ip().is_unspecified() => format!("port {} of the node", to.port()),
+            Some(to) if to.port() == 0 => to.ip().to_string(),
             Some(to) => to.to_string(),
         };
         format!(
@@ -234,16 +239,31 @@ fn is_predecessors(port: u16) -> bool {
         || answer.contains("Healthcheck not yet performed")
 }
 
+/// The loopback device takes microseconds.
+const TIMEOUT: Duration = Duration::from_millis(150);
+
+/// Whether another program than kube2ram listens there.
+fn is_someone_elses(port: u16) -> bool {
+    health(port).is_ok_and(|answer| !answer.contains(OURS))
+}
+
+/// What kube2ram answers a process of the host.
+const OURS: &str = "the kernel has no record of the caller";
+
 fn health(port: u16) -> io::Result<String> {
-    /// The loopback device takes microseconds.
-    const TIMEOUT: Duration = Duration::from_millis(150);
+    let begun = Instant::now();
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = Vec::new();
-    // What came before an error counts; theirs is shorter.
-    drop(stream.take(2048).read_to_end(&mut answer));
+    let (mut answer, mut part) = (Vec::new(), [0; 512]);
+    // What came before an error or the end of the time counts; the predecessors' answers are shorter.
+    while answer.len() < 2048 && begun.elapsed() < 3 * TIMEOUT {
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => answer.extend_from_slice(&part[..length]),
+        }
+    }
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 

@@ -1,6 +1,6 @@
 //! The operator's listener: liveness, readiness and metrics. Pods are never redirected to it, but every
-//! client that reaches the node's address can connect. Depends on `server::listener` and
-//! `server::connection_limiter` for bounded connections; called by `app`.
+//! client that reaches the node's address can connect. Depends on `listener` and
+//! `connection_limiter` for bounded connections; called by `app`.
 
 use std::{future::ready, sync::Arc, time::Duration};
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::*;
+use crate::server::RequestError;
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
@@ -225,4 +226,22 @@ proptest! {
 
         prop_assert_eq!(nft_rule(&whole[crate::netlink::HEADER..], "PREROUTING", METADATA), None);
     }
+}
+
+/// A predecessor whose health check fails is still found where its rule leads.
+#[test]
+fn where_a_rule_leads_whatever_listens_counts_but_kube2ram_itself() {
+    for (answer, is_another) in [
+        (
+            "HTTP/1.0 500 Internal Server Error\r\n\r\nError getting instance id, got status: 403 Forbidden\n",
+            true,
+        ),
+        ("", true),
+        ("HTTP/1.1 403 Forbidden\r\n\r\nthe kernel has no record of the caller\n", false),
+    ] {
+        assert_eq!(is_someone_elses(server(answer)), is_another, "{answer}");
+    }
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    assert!(!is_someone_elses(nobody));
+    assert_eq!(RequestError::Unvouched.told().1, OURS);
 }

@@ -1,5 +1,5 @@
 //! What is recorded about an answered request: metrics, Events, and a line of the access log. Depends on
-//! `error`, `metrics`, `notices` and `access_log`; called by its parent.
+//! `error`, `metrics`, `notices`; called by its parent.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
