@@ -221,7 +221,7 @@ pub enum WireGuardMode {
     On,
 }
 
-/// What becomes of connections to the metadata server that are older than the programs.
+/// How connections to the metadata server are treated that are older than the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OpenConnections {
     /// Nothing more of them arrives anywhere.

@@ -33,7 +33,7 @@ use crate::{identity::PodUid, pod::Pod};
 #[cfg(test)]
 pub(crate) const ALLOW_LISTS_BYTES: usize = namespaces::LIMIT_BYTES;
 
-/// Why a pod cannot be told.
+/// Why a pod is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// More than one pod claims the UID (possible only for static pods' config hashes).

@@ -19,6 +19,6 @@ pub struct Pod {
     pub service_account: Box<str>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
-    /// Those of `metadata.annotations` that the agent was told to keep.
+    /// Those of `metadata.annotations` that the agent is configured to keep.
     pub annotations: BTreeMap<Box<str>, Box<str>>,
 }

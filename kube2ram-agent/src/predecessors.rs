@@ -52,8 +52,9 @@ pub fn leftovers(metadata: Ipv4Addr) -> Result<Vec<String>, PredecessorsError> {
     let mut rules = nft_rules(metadata).map_err(PredecessorsError)?;
     rules.extend(legacy_rules(metadata).map_err(PredecessorsError)?);
     rules.truncate(MAX_RULES);
-    // Where a rule leads, whatever listens is the predecessor's agent, because its health check may fail; only
-    // not kube2ram itself. On the predecessors' default port something else may listen, so that is asked.
+    // Where a rule leads, whatever listens is the predecessor's agent, because its health check may fail;
+    // only not kube2ram itself. On the predecessors' default port something else may listen, so that is
+    // asked.
     let led_to: BTreeSet<_> =
         rules.iter().filter_map(|rule| Some(rule.to?.port())).filter(|port| *port != 0).collect();
     let led_to = led_to.into_iter().take(2).find(|port| is_someone_elses(*port));

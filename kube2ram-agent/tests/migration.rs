@@ -125,7 +125,7 @@ impl Rehearsal {
         client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Performs a step of the page, and tells what it said.
+    /// Performs a step of the page, and returns what it said.
     fn perform(&mut self, Step { section, on_node, command }: &Step) -> String {
         match (*on_node, *command) {
             (true, "kube2ram preflight") => self.preflight(),
@@ -208,8 +208,8 @@ impl Rehearsal {
         )
     }
 
-    /// The command that preflight says of this node's predecessor, if there is one. (The machine may have one
-    /// of its own.)
+    /// The command that preflight prints for this node's predecessor, if there is one. (The machine may have
+    /// another one.)
     fn removal(&self) -> Option<String> {
         let led_to = format!("leads to {}.", self.led_to());
         let said = self.preflight();
@@ -228,7 +228,7 @@ impl Rehearsal {
         node.sniffer().packets().iter().filter(|packet| !node.owns(packet.source.ip())).count()
     }
 
-    /// Stops the clients, all at once, and tells what they saw together.
+    /// Stops the clients, all at once, and returns what they saw together.
     fn end(&mut self) -> LoadReport {
         self.load.iter_mut().for_each(|client| drop(client.stdin.take()));
         let report = |client: Child| -> LoadReport {

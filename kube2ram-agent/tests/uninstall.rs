@@ -69,7 +69,7 @@ fn ids(kind: &str) -> BTreeSet<u64> {
     bpftool(&[kind, "show"]).as_array().unwrap().iter().filter_map(|one| one["id"].as_u64()).collect()
 }
 
-/// Whether all of the netfilter rules is there; one table without the other fails.
+/// Whether all of the netfilter rules are there; one table without the other fails.
 fn guard_is_there() -> bool {
     let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
     let tables = String::from_utf8(tables.stdout).unwrap();

@@ -27,14 +27,14 @@ pub struct Credentials {
     pub document: Document,
 }
 
-/// What the metadata service answers with these credentials: written by the first request, for it costs more
-/// than all else that a request does. As secret as they are; zeroised with them, once the last answer is
-/// sent.
+/// The metadata service's answer with these credentials. The first request serialises it, because that costs
+/// more than the rest of a request. It is as secret as the credentials, and zeroised with them once the last
+/// answer is sent.
 #[derive(Clone, Default)]
 pub struct Document(OnceLock<Bytes>);
 
 impl Document {
-    /// What was written before, or else what `write` does now.
+    /// The answer that was serialised before, or the result of `write`.
     ///
     /// # Errors
     /// Those of `write`.
@@ -69,9 +69,9 @@ pub enum IssueErrorKind {
     Throttled,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
-    /// STS refuses with a code that is not known to be about the role: it may be about the account, the
-    /// agent, or a gateway in between (risk control, overdue payment). Transient, because it says nothing
-    /// about the role.
+    /// STS refuses with a code that is not known to concern the role: it may concern the account, the agent,
+    /// or a gateway in between (risk control, overdue payment). Transient, because it is unrelated to the
+    /// role.
     Unexpected,
 }
 
@@ -84,7 +84,7 @@ impl IssueErrorKind {
         }
     }
 
-    /// What somebody can do about it: the end of a sentence that names the role and STS's code.
+    /// The remedy: the end of a sentence that names the role and STS's code.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::BaseCredentials => {

@@ -183,7 +183,8 @@ impl Connector {
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 /// Bounds waiting for a response's head, connecting included: SDKs give up at 1 s.
 const HEAD_DEADLINE: Duration = Duration::from_millis(900);
-/// What the kernel may keep of a connection's bytes, each way; it counts twice as much. Answers are some KiB.
+/// The size of a connection's socket buffers in each direction; the kernel counts twice as much. Answers have
+/// some KiB.
 pub const BUFFER_BYTES: u32 = 16 * 1024;
 
 #[cfg(test)]

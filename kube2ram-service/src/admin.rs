@@ -21,9 +21,9 @@ pub use self::readiness::{Pending, Readiness};
 
 /// How many connections are served at once.
 pub const CONNECTIONS: usize = 64;
-/// How many of them one address may have. Pods reach this listener, too, and everything on the node's network
-/// has one address, the kubelet's: that they keep nobody out is for [`ConnectionLimiter`], and that they
-/// cannot have the agent ended for `probe`.
+/// How many of them one address may have. Pods reach this listener, too, and all clients on the node's
+/// network, among them the kubelet, share one address. [`ConnectionLimiter`] prevents that they lock others
+/// out. Liveness uses the socket of `probe`, so clients of this listener cannot get the agent restarted.
 const CONNECTIONS_PER_ADDRESS: usize = 8;
 
 /// What the admin listener shows.

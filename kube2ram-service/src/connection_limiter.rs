@@ -56,21 +56,21 @@ pub struct ConnectionPermit<C: Clone + Eq + Hash> {
     caller: C,
     number: u64,
     holder: Arc<Holder>,
-    /// Whether another connection had to give way for it.
+    /// Whether another connection was closed for it.
     pub displaced: bool,
 }
 
 impl<C: Clone + Eq + Hash> ConnectionLimiter<C> {
-    /// Both bounds are at least 1. A connection is idle on which nothing was asked or answered for as long as
-    /// `grace`: before that, its next request may be on its way.
+    /// Both limits are at least 1. A connection is idle after `grace` without a request or an answer: before
+    /// that, its next request may be on its way.
     pub fn new(total: usize, per_caller: usize, grace: Duration) -> Arc<Self> {
         let taken = Taken { by_caller: HashMap::new(), total: 0, next: 0 };
         Arc::new(Self { total, per_caller, grace, begun: Instant::now(), taken: Mutex::new(taken) })
     }
 
-    /// A place for a connection of `caller`. When the caller has all that one may have, its oldest idle
-    /// connection gives way, and without an idle one there is no place. When all places are taken, the oldest
-    /// idle connection of the caller who has most gives way, or, without an idle one, its oldest.
+    /// Returns a permit for a connection of `caller`. If the caller has reached its limit, its oldest idle
+    /// connection is closed; without an idle one there is no permit. If all permits are taken, the oldest
+    /// idle connection of the caller with most connections is closed, or, without an idle one, its oldest.
     pub fn take(self: &Arc<Self>, caller: C) -> Option<ConnectionPermit<C>> {
         let mut taken = self.taken();
         let mut displaced = None;
@@ -88,7 +88,7 @@ impl<C: Clone + Eq + Hash> ConnectionLimiter<C> {
         Some(self.give(taken, caller, holder.is_some()))
     }
 
-    /// As [`Self::take`], but nobody gives way.
+    /// As [`Self::take`], but closes no connection.
     pub fn take_free(self: &Arc<Self>, caller: C) -> Option<ConnectionPermit<C>> {
         let taken = self.taken();
         let is_free = taken.total < self.total && taken.of(&caller) < self.per_caller;
@@ -160,7 +160,7 @@ impl<C: Clone + Eq + Hash> Taken<C> {
 }
 
 impl<C: Clone + Eq + Hash> ConnectionPermit<C> {
-    /// Cancelled when another connection has got the place.
+    /// Cancelled when the connection must be closed for another one.
     pub fn lost(&self) -> &CancellationToken {
         &self.holder.lost
     }

@@ -1,8 +1,8 @@
 //! Globs in which only `*` is special: any run of characters, `/` and none at all included.
 //! Depends on nothing; called by `allow_list`.
 
-/// Whether `subject` matches `pattern` as a whole. Case-sensitive. Each piece between stars is looked for
-/// once, from the left, so no pattern makes it backtrack.
+/// Whether `subject` matches `pattern` as a whole. Case-sensitive. Each piece between stars is searched for
+/// once, from the left, so no pattern causes backtracking.
 pub fn matches(pattern: &str, subject: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == subject };
     let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));

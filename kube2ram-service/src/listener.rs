@@ -49,8 +49,8 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CONNECTION_MAX_AGE: Duration = Duration::from_secs(300);
 /// How many requests a connection may carry. SDKs send two to four.
 pub const MAX_REQUESTS: usize = 1000;
-/// What the kernel may keep for a connection, each way; it counts twice as much. A request's head fits, and
-/// an answer of ours. What is passed through flows slower.
+/// The size of a connection's socket buffers in each direction; the kernel counts twice as much. A request's
+/// head and the agent's own answers fit. Passed-through answers are sent in parts.
 pub const BUFFER_BYTES: usize = 8 * 1024;
 /// How long requests in flight may go on once a connection is to close.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -59,11 +59,10 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait when accept(2) fails, which is when descriptors or memory run out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// The longest queue that a listener of ours has: as many as the kernel takes by default
-/// (net.core.somaxconn). A pod that connects in a loop fills it, and whose SYN then finds it full is only
-/// heard a second later, which is when SDKs give up.
+/// The backlog of a listener: the kernel's default limit (net.core.somaxconn). A pod that connects in a loop
+/// fills it. A SYN that finds it full is repeated after a second, which is when SDKs give up.
 pub const MAX_BACKLOG: u32 = 4096;
-/// How often that is said of one listener.
+/// The shortest time between two such log lines of one listener.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Sets what the kernel may keep of a connection's bytes, on a socket that is about to listen or already
@@ -132,9 +131,9 @@ fn send_at_once(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection until it ends, grows too old, has had all of its requests, does not read, has `lost`
-/// its place or was drained. Once nothing more is accepted, the next response is its last one: a client that
-/// keeps its connections alive is told so, and loses no request on a connection that is closed under it.
+/// Serves one connection until it ends, grows too old, has used up its requests, does not read, has `lost`
+/// its permit or was drained. Once accepting has ended, the next response is the last one: it has
+/// `Connection: close`, so a client that keeps connections alive loses no request on a closed connection.
 /// Bodies of requests that `handle` does not read are not waited for: hyper closes the connection instead.
 pub async fn drive<S, H, F, B>(stream: S, drain: &Drain, lost: &CancellationToken, handle: H)
 where

@@ -66,8 +66,8 @@ const LEVELS: [LevelFilter; 6] = [
 ];
 
 impl Verbosity {
-    /// What the flags say. Libraries are heard from `warn` on, whatever the level: theirs is not ours to
-    /// explain. `verbose` is a target that is logged from debug on at any level.
+    /// The level of the flags. Libraries are logged from `warn` on, whatever the level: their details do not
+    /// help operators. `verbose` is a target that is logged from debug on at any level.
     pub fn new(configured: LevelFilter, verbose: Option<&'static str>) -> Self {
         let now = AtomicUsize::new(index(configured));
         Self(Arc::new(Levels { configured, verbose, now }))
@@ -93,8 +93,8 @@ impl Verbosity {
         let level = self.level();
         match target {
             verbose if self.0.verbose == Some(verbose) => level.max(LevelFilter::DEBUG),
-            // It returns every error to us as well, and what it logs by itself has whole answers of the API
-            // server in it, with the environment of other pods.
+            // It also returns every error, and its own log lines contain whole answers of the API server,
+            // with the environment of other pods.
             library if library.starts_with(KUBE_CLIENT) => LevelFilter::OFF,
             ours if ours.starts_with(OURS) => level,
             _ => level.min(LevelFilter::WARN),

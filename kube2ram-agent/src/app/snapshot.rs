@@ -83,7 +83,7 @@ impl SnapshotWriter {
 
     /// Writes, unless `written` says that the same was written not long ago: its hash, and when.
     fn write(&self, cluster: &Cluster, written: &mut Option<(u64, Instant)>) {
-        // Nothing that the API server has not told this very agent: an old snapshot must not be made young.
+        // Only data that the API server has sent to this agent: an old snapshot must not be renewed.
         let (Some((file, scope)), Some(cluster)) = (&self.file, cluster.checkpoint()) else { return };
         let snapshot = Snapshot { cluster, discovered: self.discovered.get().cloned() };
         let mut hasher = DefaultHasher::new();
@@ -111,7 +111,7 @@ pub(super) fn metrics(registry: &mut Registry) -> Writes {
     writes
 }
 
-/// Tells what is known before anybody was asked.
+/// Offers what is known before any server has answered.
 pub(super) fn offer(left: Option<Snapshot>, cluster: &Cluster) -> Option<Discovered> {
     let Snapshot { cluster: checkpoint, discovered } = left?;
     info!("snapshot of the previous agent loaded");

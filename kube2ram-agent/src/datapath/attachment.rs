@@ -45,7 +45,7 @@ pub fn connect_programs(cgroup: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(names)
 }
 
-/// Returns the programs that are attached to the cgroup itself, not to its ancestors.
+/// Returns the programs that are attached to the cgroup itself, not to those above it.
 ///
 /// # Errors
 /// [`DatapathError::Io`]; the query requires CAP_NET_ADMIN.

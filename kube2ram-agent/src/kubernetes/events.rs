@@ -57,7 +57,7 @@ enum Posted {
 /// All nodes of a large cluster may be in the same trouble at once: 5,000 of them then make 170 Events a
 /// second, after their bursts.
 const RATE: Rate = Rate { burst: 25, interval: Duration::from_secs(30) };
-/// How often series are looked at whose count is to be told.
+/// How often series are checked for counts that are to be patched.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const POST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts while the API server is away; doubled up to the limit.
@@ -133,8 +133,8 @@ impl Events {
         }
     }
 
-    /// Tells the counts that are due. Without the right to, nothing is lost but them: what goes on is said
-    /// anew from time to time.
+    /// Patches the counts that are due. Without the right to patch, only the counts are lost: a continuing
+    /// problem is posted again from time to time.
     async fn count(&self, client: &Client, may_count: &mut bool, bucket: &mut TokenBucket) {
         loop {
             sleep_until(bucket.ready_at(RATE, 0, Instant::now())).await;

@@ -157,7 +157,7 @@ fn looking_makes_no_table() {
     });
 }
 
-/// Answers once, and tells its port.
+/// Answers once, and returns its port.
 fn server(answer: &'static str) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();

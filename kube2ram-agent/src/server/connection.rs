@@ -118,8 +118,8 @@ impl Connection {
             let server = HeaderValue::from_static(self.server.config.dialect.server);
             response.headers_mut().insert(header::SERVER, server);
         }
-        // Answers of the agent's own go out as a whole; others take as long as the real server and the client
-        // do.
+        // The agent's own answers are sent as a whole; passed-through answers take as long as the real server
+        // and the client do.
         if let Either::Right(relayed) = response.body_mut() {
             relayed.keep_busy(busy);
         }

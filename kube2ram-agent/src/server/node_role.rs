@@ -4,10 +4,10 @@
 
 use crate::{pod::Pod, role::Roles};
 
-/// What becomes of a hostNetwork pod that is annotated with no role.
+/// How a hostNetwork pod without an annotated role is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostNetworkPods {
-    /// It gets what other pods get: the default role, or nothing.
+    /// It is treated as other pods: it gets the default role, or nothing.
     Deny,
     /// It keeps the node's own role.
     Pass,

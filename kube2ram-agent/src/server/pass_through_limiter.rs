@@ -1,6 +1,6 @@
-//! How much of the real metadata server one pod may use: it limits whom it serves, by the node, so a pod that
-//! asks without end would take it away from all others. Depends on `connection_limiter` and `rate_limiter`;
-//! called by `connection`.
+//! How much of the real metadata server one pod may use. The real server limits the node as a whole, so a pod
+//! that sends requests in a loop would take it away from all others. Depends on `connection_limiter` and
+//! `rate_limiter`; called by `connection`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -63,7 +63,7 @@ impl Target {
     /// that directory.
     ///
     /// # Errors
-    /// As [`TargetError`] says; all of them are 400.
+    /// [`TargetError`]; all variants are answered with 400.
     pub fn parse(raw: &[u8], metadata: MetadataAddr, dialect: &Dialect) -> Result<Self, TargetError> {
         let raw = str::from_utf8(raw).map_err(|_not_utf8| TargetError::Byte)?;
         let raw = origin_form(raw, metadata)?;

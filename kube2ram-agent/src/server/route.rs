@@ -24,7 +24,7 @@ pub enum Route {
     },
     /// The directory that holds `security-credentials`.
     CredentialDirectory,
-    /// What the real metadata server may answer only to who may have the node's role.
+    /// Items that the real metadata server may answer only to pods that may have the node's role.
     NodeItem {
         /// What is asked for.
         target: NodeTarget,
@@ -155,8 +155,8 @@ fn credential_route(below: &[&str]) -> Route {
     }
 }
 
-/// Whether a word of a query ends a closed path to a server that knows no queries and reads on behind the
-/// `?`.
+/// Whether a word of a query would complete a closed path for a server that ignores queries and continues to
+/// read behind the `?`.
 fn names_closed(word: &str, items: &Items) -> bool {
     items.last_names.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
 }

@@ -12,7 +12,8 @@ use crate::identity::PodUid;
 use kube2ram_cloud::dialect::{Dialect, TokenHeaders};
 use kube2ram_service::state_dir::Secret;
 
-/// What the MAC is of, besides expiry and pod: no other use of the key, and no other format, makes a token.
+/// The MAC's prefix besides expiry and pod: no other use of the key, and no other format, gives a valid
+/// token.
 const DOMAIN: &[u8] = b"kube2ram metadata session token 1\0";
 const EXPIRY_BYTES: usize = 8;
 /// Expiry and MAC in hexadecimal digits: ASCII without blanks, because credentials-go puts it into a header

@@ -37,7 +37,7 @@ fn nft(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether all of the netfilter rules is there; one table without the other fails.
+/// Whether all of the netfilter rules are there; one table without the other fails.
 fn guard_is_there() -> bool {
     let tables = nft("list tables");
     let [ip, ip6] = ["table ip kube2ram\n", "table ip6 kube2ram\n"].map(|table| tables.contains(table));

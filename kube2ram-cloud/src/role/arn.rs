@@ -102,8 +102,8 @@ impl BaseArn {
         &self.0
     }
 
-    /// The role's name without the base's path, or all of it when it lies elsewhere in this account. `None`
-    /// in other accounts.
+    /// The role's name without the base's path, or the whole name when its path differs. `None` in other
+    /// accounts.
     pub fn relative_name<'r>(&self, role: &'r RoleArn) -> Option<&'r str> {
         let (account, path) = split(&self.0)?;
         let name = role.name();

@@ -21,7 +21,7 @@ pub const EXTERNAL_ID_MAX_BYTES: usize = EXTERNAL_ID_MAX;
 const POLICY_MAX: usize = 2048;
 /// In UTF-8.
 pub const POLICY_MAX_BYTES: usize = 4 * POLICY_MAX;
-/// More than anybody writes: `11hours 59minutes 59seconds`.
+/// Longer than any sensible value: `11hours 59minutes 59seconds`.
 pub const DURATION_MAX_BYTES: usize = 128;
 
 /// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`.

@@ -16,7 +16,7 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// The one that is asked for; the older one unless the other is named.
+    /// The format that the client accepts; the older one unless OpenMetrics is named.
     pub fn asked_for(headers: &HeaderMap) -> Self {
         let mut accepted = headers.get_all(header::ACCEPT).iter();
         let names_it = |accept: &header::HeaderValue| {

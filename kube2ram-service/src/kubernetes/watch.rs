@@ -19,9 +19,9 @@ const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Feeds `take` for ever. Each error is only passed to `failed`: earlier data stays valid.
 ///
-/// Only the first list may come from a cache (`config`). Later ones are of what is committed: another API
-/// server's cache may be behind, and a list from it would bring back what the watch has already shown to be
-/// changed or gone.
+/// Only the first list may come from a cache (`config`). Later lists are of the committed state: another API
+/// server's cache may be behind, and a list from it would bring back objects that the watch has already shown
+/// as changed or deleted.
 pub async fn follow<K>(
     api: Api<K>,
     mut config: watcher::Config,

@@ -26,7 +26,8 @@ pub struct LossyWriter(Arc<Shared>);
 pub struct Room {
     /// Lines of all levels.
     pub lines_bytes: usize,
-    /// Beyond that, errors: other lines must not take the room of the one that says why the agent ends.
+    /// Additional room for errors: other lines must not take the room of the one with the reason why the
+    /// agent ends.
     pub errors_bytes: usize,
 }
 
@@ -80,7 +81,8 @@ impl LossyWriter {
         self.0.lost.clone()
     }
 
-    /// Waits until all lines are written, for `limit` at most: nobody may be reading. Whether they are.
+    /// Waits until all lines are written, for at most `limit`, because the reader may have stopped. Returns
+    /// whether they are.
     pub fn flush(&self, limit: Duration) -> bool {
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.bytes.is_empty();
         let waited = self.0.drained.wait_timeout_while(self.0.queue(), limit, is_busy);

@@ -52,7 +52,7 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
     }
 }
 
-/// Exactly as written, for the real server's reading of other spellings is not known.
+/// Exactly as written: it is not known how the real server reads other spellings.
 fn is_listed(segments: &[&str], items: &Items) -> bool {
     match segments {
         // The lists of versions, of directories and of items contain only names.

@@ -105,7 +105,7 @@ async fn row_4_11_unknown_caller() {
 
     for (error, status) in [
         ((|| PodError::Unknown(PodUid::parse(UID).unwrap())) as fn() -> PodError, StatusCode::FORBIDDEN),
-        // A static pod whose mirror is not there yet.
+        // A static pod whose mirror does not exist yet.
         (
             || PodError::Unknown(PodUid::parse("0123456789abcdef0123456789abcdef").unwrap()),
             StatusCode::SERVICE_UNAVAILABLE,
