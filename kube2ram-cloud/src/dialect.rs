@@ -7,7 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 
-use crate::{MetadataAddr, credentials::Credentials};
+use crate::{
+    MetadataAddr,
+    credentials::{Credentials, IssueErrorKind},
+    role::{ArnStyle, SessionRules},
+};
 
 /// How one cloud's metadata service speaks. Paths are segments below `/<version>/`, without regard to case.
 #[derive(Debug)]
@@ -25,10 +29,16 @@ pub struct Dialect {
     pub tokens: TokenHeaders,
     /// Writes the document of temporary credentials, as the cloud's SDKs read it.
     pub document: fn(&Credentials) -> serde_json::Result<Bytes>,
+    /// What somebody can do about a refusal of STS: the end of a sentence that names the role and the code.
+    pub advice: fn(IssueErrorKind) -> &'static str,
     /// How long the cloud's SDKs wait.
     pub patience: Patience,
     /// The usual keys of annotations.
     pub annotations: Annotations,
+    /// How roles' ARNs are written.
+    pub arns: ArnStyle,
+    /// What STS takes in a session's parameters.
+    pub sessions: SessionRules,
 }
 
 /// The directory of a role's credentials, by the same name in all clouds.
@@ -37,20 +47,29 @@ pub const SECURITY_CREDENTIALS: &str = "security-credentials";
 /// Which items of the real metadata server are closed.
 #[derive(Debug)]
 pub struct Items {
-    /// A dump of the whole tree, perhaps with credentials: closed to everybody, whatever the policy.
+    /// A dump of the whole tree, perhaps with credentials, or a second tree of credentials: closed to
+    /// everybody, whatever the policy, at any depth.
     pub dump: &'static [&'static str],
+    /// How segments begin that are closed like [`dump`](Self::dump), and answered like a path that does not
+    /// exist.
+    pub closed_prefixes: &'static [&'static str],
     /// Secrets of the node, such as the user data, which carries its join secrets: closed to everybody unless
     /// the policy is `open`, at any depth.
     pub secrets: &'static [&'static [&'static str]],
     /// The directory by which a pod could prove to be the node: closed like secrets, but open to who may have
     /// the node's role.
     pub identity: &'static [&'static str],
+    /// What is open in [`identity`](Self::identity) all the same, also under `strict`: paths below the
+    /// version, and exactly as written.
+    pub open: &'static [&'static [&'static str]],
     /// What the policy `strict` leaves open below `meta-data/`: what SDKs, cloud controllers and schedulers
     /// need to know where they run.
     pub listed: &'static [&'static [&'static str]],
     /// The directory of the network cards below `meta-data/`, which `strict` leaves open as a whole:
     /// addresses and ids, by MAC.
     pub interfaces: &'static [&'static str],
+    /// Other directories below `meta-data/` that `strict` leaves open as a whole.
+    pub trees: &'static [&'static [&'static str]],
     /// Last names of closed paths. A query must not hold them as a word: some servers know no queries, and
     /// read on behind the `?`.
     pub last_names: &'static [&'static str],
@@ -65,6 +84,9 @@ pub struct TokenHeaders {
     pub ttl: HeaderName,
     /// The longest that the real server issues, in seconds.
     pub longest_ttl: i64,
+    /// Whether the answer with a token repeats, in the header of the request, how long it lasts. Clients of
+    /// such a server take an answer without for none.
+    pub echoes_ttl: bool,
     /// The status of a request without a token, where one is required.
     pub missing: StatusCode,
 }

@@ -1,16 +1,25 @@
 //! What knows a cloud: how its roles are named, how their credentials are issued, what its metadata server is
 //! asked and answers, how requests are signed. One module for each cloud, and one
 //! [`Dialect`](dialect::Dialect) each: nothing outside of this crate names a cloud, but the place that
-//! chooses one. The home of reqwest.
+//! chooses one. The private modules at the top are what the clouds share. The home of reqwest.
 
 #![deny(unsafe_code)]
 
+mod canonical;
 mod metadata_addr;
+mod wire;
 pub mod role;
 pub mod credentials;
 pub mod upstream;
 pub mod dialect;
+mod session_token;
+mod endpoint;
+mod metadata;
+mod sts;
+mod base;
+mod issuer;
 pub mod alibaba;
+pub mod aws;
 #[cfg(test)]
 mod testing;
 

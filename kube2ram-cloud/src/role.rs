@@ -7,10 +7,10 @@ mod arn;
 mod session;
 
 pub use self::{
-    arn::{BaseArn, MAX_BYTES as ARN_MAX_BYTES, RoleArn, is_arn},
+    arn::{ArnStyle, BaseArn, MAX_BYTES as ARN_MAX_BYTES, RoleArn, is_arn},
     session::{
         DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, MAX_DURATION, MIN_DURATION, POLICY_MAX_BYTES,
-        SESSION_NAME_MAX, SessionName, SessionPolicy, parse_duration,
+        SESSION_NAME_MAX, SessionName, SessionPolicy, SessionRules, parse_duration,
     },
 };
 
@@ -23,7 +23,7 @@ pub struct RoleSession {
     pub grant: Grant,
     /// The session policy, when the pod is annotated with one.
     pub policy: Option<SessionPolicy>,
-    /// What ActionTrail shows.
+    /// What the cloud's trail of actions shows.
     pub session_name: SessionName,
     /// `DurationSeconds`, 15 min – 12 h.
     pub duration: Duration,
@@ -80,6 +80,12 @@ pub enum ValueError {
     /// Not what a role's ARN can begin with.
     #[error("is not a base ARN, acs:ram::<account>:role/, with or without a path")]
     NotBaseArn,
+    /// Not a role's ARN, on AWS.
+    #[error("is not an IAM role's ARN, arn:<partition>:iam::<12 digits>:role/<name>")]
+    NotIamArn,
+    /// Not what a role's ARN can begin with, on AWS.
+    #[error("is not a base ARN, arn:<partition>:iam::<12 digits>:role/, with or without a path")]
+    NotIamBaseArn,
     /// An empty or dot segment in the role's path.
     #[error("has an empty, '.' or '..' segment in the role's path")]
     Segment,

@@ -1,4 +1,4 @@
-//! A scripted HTTP server on its own port, for the tests of `cloud`.
+//! A scripted HTTP server on a port of its own, for the tests of this crate.
 
 use std::{
     convert::Infallible,
@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
@@ -20,8 +20,16 @@ use tokio::net::TcpListener;
 use crate::upstream::PassGrant;
 use kube2ram_service::clock::Clock;
 
-/// What a server was asked: the request without its body.
+/// What a server was asked: the request without its body, which [`body`] has.
 pub(crate) type Asked = Request<()>;
+
+#[derive(Clone)]
+struct Body(Bytes);
+
+/// The body of what a server was asked.
+pub(crate) fn body(asked: &Asked) -> &[u8] {
+    &asked.extensions().get::<Body>().unwrap().0
+}
 
 /// Accepts until it is dropped; connections end with the test's runtime.
 pub(crate) struct Server {
@@ -45,10 +53,15 @@ impl Server {
                 count.fetch_add(1, Ordering::SeqCst);
                 let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let request = request.map(drop);
-                    let response = answer(&request);
-                    log.lock().unwrap().push(request);
-                    async move { Ok::<_, Infallible>(response) }
+                    let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+                    async move {
+                        let (mut head, body) = request.into_parts();
+                        head.extensions.insert(Body(body.collect().await.unwrap().to_bytes()));
+                        let request = Request::from_parts(head, ());
+                        let response = answer(&request);
+                        log.lock().unwrap().push(request);
+                        Ok::<_, Infallible>(response)
+                    }
                 });
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }

@@ -10,7 +10,9 @@ use http::{HeaderName, StatusCode};
 use super::document;
 use crate::{
     MetadataAddr,
+    credentials::IssueErrorKind,
     dialect::{Annotations, Dialect, Items, Patience, SECURITY_CREDENTIALS, TokenHeaders},
+    role::{ArnStyle, SessionRules},
 };
 
 /// Alibaba Cloud's.
@@ -22,9 +24,11 @@ pub static DIALECT: Dialect = Dialect {
     credentials: &["meta-data", "ram"],
     items: Items {
         dump: &["meta-data", "all"],
+        closed_prefixes: &[],
         secrets: &[&["user-data"], &["vendor-data"]],
         // The document and its signature (`pkcs7`).
         identity: &["dynamic", "instance-identity"],
+        open: &[],
         listed: &[
             &["dns-conf", "nameservers"],
             &["hostname"],
@@ -44,6 +48,7 @@ pub static DIALECT: Dialect = Dialect {
             &["zone-id"],
         ],
         interfaces: &["network", "interfaces", "macs"],
+        trees: &[],
         last_names: &["all", "instance-identity", "ram", SECURITY_CREDENTIALS, "user-data", "vendor-data"],
     },
     server: "ECSws",
@@ -51,9 +56,11 @@ pub static DIALECT: Dialect = Dialect {
         token: HeaderName::from_static("x-aliyun-ecs-metadata-token"),
         ttl: HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds"),
         longest_ttl: 21_600,
+        echoes_ttl: false,
         missing: StatusCode::FORBIDDEN,
     },
     document: document::write,
+    advice: IssueErrorKind::remedy,
     // The SDKs give up after 1 s.
     patience: Patience {
         lookup: Duration::from_millis(700),
@@ -69,4 +76,6 @@ pub static DIALECT: Dialect = Dialect {
         session_name: "ram.aliyuncs.com/session-name",
         allowed_roles: "ram.aliyuncs.com/allowed-roles",
     },
+    arns: ArnStyle::Acs,
+    sessions: SessionRules::ACS,
 };

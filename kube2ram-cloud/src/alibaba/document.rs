@@ -2,11 +2,10 @@
 //! The one place outside of request signing where secrets are exposed.
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use serde::Serialize;
 
-use crate::credentials::Credentials;
+use crate::{credentials::Credentials, wire::write_time};
 
 /// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a
 /// string: the C# SDK reads a `Dictionary<string, string>`.
@@ -35,19 +34,13 @@ pub(super) fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
         &Document {
             access_key_id: &credentials.access_key_id,
             access_key_secret: credentials.access_key_secret.expose_secret(),
-            expiration: &time(credentials.expires_at),
+            expiration: &write_time(credentials.expires_at),
             security_token: token,
-            last_updated: &time(credentials.issued_at),
+            last_updated: &write_time(credentials.issued_at),
             code: "Success",
         },
     )?;
     Ok(Bytes::from_owner(document))
-}
-
-/// 20 characters, UTC, whole seconds: the Java, Python and Node SDKs parse nothing else.
-fn time(at: Timestamp) -> String {
-    // Any second of a time is a time.
-    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
 #[cfg(test)]

@@ -1,142 +1,33 @@
-//! Why a call gave nothing: STS's error table, as kinds and remedies. Pure: no I/O, no clock, no logs.
-//! Source: STS API 2015-04-01, "Error codes". Depends on `wire`; called by `transport`, `base` and `sts`.
+//! STS's error table, as kinds and remedies. Pure: no I/O, no clock, no logs.
+//! Source: STS API 2015-04-01, "Error codes". Depends on `wire`; called by `base` and `sts`.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode};
-use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
+use http::{HeaderMap, StatusCode};
 
-use super::{
-    base::{BaseError, OidcError},
-    wire::{ErrorDocument, parse_error},
+use super::wire::parse_error;
+use crate::{
+    credentials::IssueErrorKind,
+    sts::refusal::{MAX_RETRY_AFTER, Remedy, Table, retry_after},
+    wire::ErrorDocument,
 };
-use crate::credentials::{IssueError, IssueErrorKind};
 
-/// A call that gave no credentials.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) error: IssueError,
-    /// The `Date` of the answer.
-    pub(super) server_time: Option<Timestamp>,
+/// Alibaba Cloud's.
+pub(super) static TABLE: Table = Table { parse: parse_error, judge, time_left };
+
+fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<Remedy>) {
+    (kind_of(status, &error.code), remedy(&error.code))
 }
 
-/// What may help against a refusal; each is worth one retry, and a shorter session one for each step down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Remedy {
-    FreshBase,
-    FreshNonce,
-    ServerTime,
-    ShorterSession,
-}
-
-impl Refusal {
-    /// Reads an answer of another status than 2xx.
-    pub(super) fn parse(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let Some(ErrorDocument { code, message, request_id }) = parse_error(body) else {
-            // Not an answer of STS, but of a proxy or load balancer. From the status alone only throttling is
-            // certain.
-            let mut refusal = nonsense(status.as_str(), None);
-            if status == StatusCode::TOO_MANY_REQUESTS {
-                refusal.error.kind = IssueErrorKind::Throttled;
-                refusal.error.retry_after = time_left(headers);
-            }
-            return refusal;
-        };
-        let kind = kind_of(status, &code);
-        let throttled = kind == IssueErrorKind::Throttled;
-        Self {
-            error: IssueError {
-                kind,
-                code: code.into(),
-                message: message.into(),
-                request_id: (!request_id.is_empty()).then(|| request_id.into()),
-                retry_after: throttled.then(|| time_left(headers)).flatten(),
-                source: None,
-            },
-            server_time: headers.get(http::header::DATE).and_then(parse_date),
+fn remedy(code: &str) -> Option<Remedy> {
+    match code {
+        "SignatureNonceUsed" => Some(Remedy::FreshNonce),
+        "InvalidParameter.DurationSeconds" => Some(Remedy::ShorterSession),
+        code if code.starts_with("InvalidTimeStamp") => Some(Remedy::ServerTime),
+        code if code.starts_with("InvalidAccessKeyId") || code.starts_with("InvalidSecurityToken") => {
+            Some(Remedy::FreshBase)
         }
-    }
-
-    pub(super) fn remedy(&self) -> Option<Remedy> {
-        match &*self.error.code {
-            "SignatureNonceUsed" => Some(Remedy::FreshNonce),
-            "InvalidParameter.DurationSeconds" => Some(Remedy::ShorterSession),
-            code if code.starts_with("InvalidTimeStamp") => Some(Remedy::ServerTime),
-            code if code.starts_with("InvalidAccessKeyId") || code.starts_with("InvalidSecurityToken") => {
-                Some(Remedy::FreshBase)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The transport failed.
-pub(super) fn transport(error: reqwest::Error) -> Refusal {
-    let code = if error.is_timeout() {
-        "Timeout"
-    } else if error.is_connect() {
-        "Connect"
-    } else {
-        "Transport"
-    };
-    // The URL holds external ids and policies.
-    let source = Some(error.without_url().into());
-    ours(IssueErrorKind::Unavailable, code, "cannot reach STS", source).into()
-}
-
-/// An endpoint that can be connected to, perhaps, and does not answer.
-pub(super) fn silence() -> Refusal {
-    ours(IssueErrorKind::Unavailable, "Timeout", "no answer from the endpoint in time", None).into()
-}
-
-/// Reads a `Date` header.
-pub(super) fn parse_date(date: &HeaderValue) -> Option<Timestamp> {
-    DateTimeParser::new().parse_timestamp(date.to_str().ok()?).ok()
-}
-
-/// An answer that STS would not give.
-pub(super) fn nonsense(message: &str, source: Option<Box<dyn Error + Send + Sync>>) -> Refusal {
-    ours(IssueErrorKind::Unavailable, "Nonsense", message, source).into()
-}
-
-/// A base credential contains characters that a header may not have.
-pub(super) fn unsendable(error: http::header::InvalidHeaderValue) -> Refusal {
-    let source = Some(error.into());
-    ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "malformed", source).into()
-}
-
-/// There is nothing to sign with. An outage of STS is one, whichever of its calls meets it.
-pub(super) fn no_base(error: BaseError) -> IssueError {
-    use IssueErrorKind::{Throttled, Unavailable};
-    match error {
-        BaseError::Oidc(OidcError::Sts { source, .. }) if matches!(source.kind, Throttled | Unavailable) => {
-            *source
-        }
-        error => {
-            ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "none to sign with", Some(error.into()))
-        }
-    }
-}
-
-impl From<IssueError> for Refusal {
-    fn from(error: IssueError) -> Self {
-        Self { error, server_time: None }
-    }
-}
-
-fn ours(
-    kind: IssueErrorKind,
-    code: &str,
-    message: &str,
-    source: Option<Box<dyn Error + Send + Sync>>,
-) -> IssueError {
-    IssueError {
-        kind,
-        code: code.into(),
-        message: message.into(),
-        request_id: None,
-        retry_after: None,
-        source,
+        _ => None,
     }
 }
 
@@ -169,26 +60,25 @@ fn is_base(code: &str) -> bool {
         .any(|prefix| code.starts_with(prefix))
 }
 
-/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After: <s>`
-/// (RFC 9110, 10.2.3), which a gateway in between may send; the longest of them.
+/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After`; the
+/// longest of them.
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
     ["x-ratelimit-user", "x-ratelimit-user-api"]
         .iter()
         .filter_map(|name| headers.get(*name)?.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|field| field.trim().strip_prefix("TimeLeft:")?.trim().parse().ok())
         .map(|milliseconds| Duration::from_millis(milliseconds).min(MAX_RETRY_AFTER))
-        .chain(retry_after)
+        .chain(retry_after(headers))
         .max()
 }
 
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
+    use crate::sts::refusal::Refusal;
 
     fn parse(status: u16, code: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
         let headers = headers
@@ -196,7 +86,7 @@ mod tests {
             .map(|&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
         let body = format!(r#"{{"Code":"{code}","Message":"m","RequestId":"r"}}"#);
-        Refusal::parse(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+        TABLE.refusal(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
     }
 
     #[test]
@@ -246,7 +136,7 @@ mod tests {
     fn takes_a_page_without_a_code_for_an_outage_and_never_for_a_denial() {
         for (status, kind) in [(403, IssueErrorKind::Unavailable), (429, IssueErrorKind::Throttled)] {
             let status = StatusCode::from_u16(status).unwrap();
-            let refusal = Refusal::parse(status, &HeaderMap::new(), b"<html>");
+            let refusal = TABLE.refusal(status, &HeaderMap::new(), b"<html>");
             assert_eq!((refusal.error.kind, refusal.remedy()), (kind, None));
         }
     }

@@ -1,13 +1,11 @@
 //! The ACS3-HMAC-SHA256 request signature ("V3"). Pure: no I/O, no clock, no logs.
 //! Source: Alibaba Cloud, "V3 request structure and signature". Called by `sts` only.
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderName, HeaderValue, header::InvalidHeaderValue};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
-use sha2::{Digest as _, Sha256};
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::base::BaseCredentials;
+use crate::canonical::{CanonicalRequest, encode, hmac_sha256, sha256_hex};
 
 /// An RPC-style call: POST to `/` with everything in the query and an empty body.
 pub(super) struct RpcCall<'a> {
@@ -41,14 +39,15 @@ impl RpcCall<'_> {
         if let Some(token) = &credentials.security_token {
             signed.push(("x-acs-security-token", token.expose_secret()));
         }
-        let request = Request {
+        let request = CanonicalRequest {
             method: "POST",
             path: "/",
-            canonical_query: self.canonical_query,
+            query: self.canonical_query,
             headers: &signed,
             payload_sha256: EMPTY_PAYLOAD,
         };
-        let authorization = request.authorization(&credentials.access_key_id, &credentials.access_key_secret);
+        let authorization =
+            authorization(&request, &credentials.access_key_id, &credentials.access_key_secret);
 
         let mut headers = HeaderMap::new();
         for (name, value) in signed.into_iter().chain([("authorization", &*authorization)]) {
@@ -60,76 +59,24 @@ impl RpcCall<'_> {
     }
 }
 
-/// What is signed.
-struct Request<'a> {
-    method: &'a str,
-    path: &'a str,
-    canonical_query: &'a str,
-    /// The headers to sign, names in lower case: every `x-acs-*`, `host`, and `content-type` when it is sent.
-    headers: &'a [(&'a str, &'a str)],
-    /// The SHA-256 of the body, in hex.
-    payload_sha256: &'a str,
-}
-
-impl Request<'_> {
-    /// The value of the `Authorization` header.
-    fn authorization(&self, access_key_id: &str, access_key_secret: &SecretString) -> String {
-        let (canonical, signed_headers) = self.canonical();
-        let text = format!("{ALGORITHM}\n{}", hex::encode(Sha256::digest(canonical.as_bytes())));
-        let signature = hmac_sha256(access_key_secret, &text);
-        format!("{ALGORITHM} Credential={access_key_id},SignedHeaders={signed_headers},Signature={signature}")
-    }
-
-    /// The canonical request, which holds the security token, and the names of the headers in it.
-    fn canonical(&self) -> (Zeroizing<String>, String) {
-        // Sorting by (name, value) also orders the values of a repeated name, which are then joined with
-        // commas.
-        let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|&(n, v)| (n, v.trim())).collect();
-        headers.sort_unstable();
-
-        // A name, a value and two marks each; a string that grows would leave copies of the token behind.
-        let length: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-        let mut lines = Zeroizing::new(String::with_capacity(length));
-        let mut names = String::new();
-        for group in headers.chunk_by(|(a, _), (b, _)| a == b) {
-            let name = group[0].0;
-            if !names.is_empty() {
-                names.push(';');
-            }
-            names.push_str(name);
-            lines.push_str(name);
-            for (number, (_, value)) in group.iter().enumerate() {
-                lines.push(if number == 0 { ':' } else { ',' });
-                lines.push_str(value);
-            }
-            lines.push('\n');
-        }
-        let Self { method, path, canonical_query, payload_sha256, .. } = self;
-        let parts =
-            [method, "\n", path, "\n", canonical_query, "\n", &lines, "\n", &names, "\n", payload_sha256];
-        // `concat` allocates once.
-        (Zeroizing::new(parts.concat()), names)
-    }
+/// The value of the `Authorization` header. The headers to sign: every `x-acs-*`, `host`, and `content-type`
+/// when it is sent.
+fn authorization(
+    request: &CanonicalRequest<'_>,
+    access_key_id: &str,
+    access_key_secret: &SecretString,
+) -> String {
+    let (canonical, signed_headers) = request.text();
+    let text = format!("{ALGORITHM}\n{}", sha256_hex(canonical.as_bytes()));
+    let signature = hex::encode(*hmac_sha256(access_key_secret.expose_secret().as_bytes(), text.as_bytes()));
+    format!("{ALGORITHM} Credential={access_key_id},SignedHeaders={signed_headers},Signature={signature}")
 }
 
 /// Encodes and sorts the query; what is signed must also be what is sent.
 pub(super) fn canonical_query(parameters: &[(&str, &str)]) -> String {
     let mut parameters = parameters.to_vec();
     parameters.sort_unstable();
-    let pairs: Vec<String> = parameters
-        .iter()
-        .map(|(name, value)| {
-            format!("{}={}", utf8_percent_encode(name, RESERVED), utf8_percent_encode(value, RESERVED))
-        })
-        .collect();
-    pairs.join("&")
-}
-
-#[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-fn hmac_sha256(key: &SecretString, text: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose_secret().as_bytes()).expect("any key length");
-    mac.update(text.as_bytes());
-    hex::encode(mac.finalize().into_bytes())
+    encode(&parameters)
 }
 
 /// The SHA-256 of an empty payload, in hex.
@@ -137,15 +84,12 @@ const EMPTY_PAYLOAD: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49
 
 const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
-/// Everything but RFC 3986's unreserved characters.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn canonical_sha256(request: &Request<'_>) -> String {
-        hex::encode(Sha256::digest(request.canonical().0.as_bytes()))
+    fn canonical_sha256(request: &CanonicalRequest<'_>) -> String {
+        sha256_hex(request.text().0.as_bytes())
     }
 
     #[test]
@@ -154,10 +98,10 @@ mod tests {
             ("RegionId", "cn-shanghai"),
             ("ImageId", "win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"),
         ]);
-        let request = Request {
+        let request = CanonicalRequest {
             method: "POST",
             path: "/",
-            canonical_query: &query,
+            query: &query,
             headers: &[
                 ("x-acs-version", "2014-05-26"),
                 ("host", "ecs.cn-shanghai.aliyuncs.com"),
@@ -169,7 +113,7 @@ mod tests {
             payload_sha256: EMPTY_PAYLOAD,
         };
 
-        let authorization = request.authorization("YourAccessKeyId", &"YourAccessKeySecret".into());
+        let authorization = authorization(&request, "YourAccessKeyId", &"YourAccessKeySecret".into());
 
         assert_eq!(
             canonical_sha256(&request),
@@ -186,15 +130,15 @@ mod tests {
     #[test]
     fn signs_repeated_headers_and_empty_values_as_the_sdk() {
         let query = canonical_query(&[("test", "ok"), ("empty", "")]);
-        let request = Request {
+        let request = CanonicalRequest {
             method: "",
             path: "/",
-            canonical_query: &query,
+            query: &query,
             headers: &[("x-acs-test", " https"), ("x-acs-test", "http")],
             payload_sha256: "55e12e91650d2fec56ec74e1d3e4ddbfce2ef3a65890c2a19ecf88a307e76a23",
         };
 
-        let authorization = request.authorization("acesskey", &"secret".into());
+        let authorization = authorization(&request, "acesskey", &"secret".into());
 
         assert_eq!(
             authorization,
@@ -210,10 +154,10 @@ mod tests {
             ("RoleArn", "acs:ram::1234567890123456:role/pod-role"),
             ("RoleSessionName", "default_web-0.k8s@n1"),
         ]);
-        let request = Request {
+        let request = CanonicalRequest {
             method: "POST",
             path: "/",
-            canonical_query: &query,
+            query: &query,
             headers: &[
                 ("host", "sts-vpc.cn-hangzhou.aliyuncs.com"),
                 ("x-acs-accesskey-id", "STS.NTestAccessKeyId"),
@@ -227,7 +171,7 @@ mod tests {
             payload_sha256: EMPTY_PAYLOAD,
         };
 
-        let authorization = request.authorization("STS.NTestAccessKeyId", &"TestAccessKeySecret".into());
+        let authorization = authorization(&request, "STS.NTestAccessKeyId", &"TestAccessKeySecret".into());
 
         assert_eq!(
             canonical_sha256(&request),

@@ -2,53 +2,11 @@
 //! total: any bytes in, a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS
 //! "Instance RAM roles". Called by `sts`, `metadata`.
 
-use jiff::Timestamp;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 
-/// Why a body could not be parsed. Contains nothing of the body, which may hold secrets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
-    /// A credential is empty, or contains characters that an HTTP header may not have.
-    #[error("malformed credential in {0}")]
-    Credential(&'static str),
-    /// The document is not JSON, or a required key is missing or not a string.
-    #[error("not the expected JSON document")]
-    Json,
-    /// The body is longer than [`BODY_LIMIT_BYTES`].
-    #[error("body too long")]
-    TooLong,
-    /// The document's `Code` is not `Success`.
-    #[error("the document reports no success")]
-    Unsuccessful,
-    /// A time is not exactly `YYYY-MM-DDThh:mm:ssZ`.
-    #[error("malformed time")]
-    Time,
-}
-
-/// Temporary credentials as STS or the metadata server hands them out.
-#[derive(Clone, Debug)]
-pub struct Issued {
-    /// `AccessKeyId`.
-    pub access_key_id: Box<str>,
-    /// `AccessKeySecret`.
-    pub access_key_secret: SecretString,
-    /// `SecurityToken`.
-    pub security_token: SecretString,
-    /// `Expiration`.
-    pub expires_at: Timestamp,
-}
-
-/// STS's error document; every field is empty when it is missing or no string.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ErrorDocument {
-    /// `Code`, at most 64 characters of `[A-Za-z0-9._-]`.
-    pub code: String,
-    /// `Message`, cut to 256 characters, control characters replaced.
-    pub message: String,
-    /// `RequestId`, as `code`.
-    pub request_id: String,
-}
+use crate::wire::parse_time;
+pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Issued, WireError};
 
 /// Parses the answer of AssumeRole.
 ///
@@ -97,19 +55,8 @@ pub fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
     }
 
     let Document { code, message, request_id } = parse(body).ok()?;
-    let word = |text: &str| {
-        let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-        (1..=64).contains(&text.len()) && text.bytes().all(legal)
-    };
-    word(&code).then(|| ErrorDocument {
-        code,
-        message: printable(&message.unwrap_or_default()),
-        request_id: request_id.filter(|id| word(id)).unwrap_or_default(),
-    })
+    ErrorDocument::of(code, &message.unwrap_or_default(), request_id)
 }
-
-/// The longest body that is read from STS or, for the agent's own needs, from the metadata server.
-pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -123,18 +70,10 @@ struct Credential {
 
 impl Credential {
     fn issued(self) -> Result<Issued, WireError> {
-        // All of them become header values, of the agent or of pods' SDKs.
-        let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
-        let check = |text: &str, key| if word(text) { Ok(()) } else { Err(WireError::Credential(key)) };
-        check(&self.access_key_id, "AccessKeyId")?;
-        check(self.access_key_secret.expose_secret(), "AccessKeySecret")?;
-        check(self.security_token.expose_secret(), "SecurityToken")?;
-        Ok(Issued {
-            access_key_id: self.access_key_id.into(),
-            access_key_secret: self.access_key_secret,
-            security_token: self.security_token,
-            expires_at: parse_time(&self.expiration)?,
-        })
+        let keys = ["AccessKeyId", "AccessKeySecret", "SecurityToken"];
+        let Self { access_key_id, access_key_secret, security_token, expiration } = self;
+        let expires_at = parse_time(&expiration)?;
+        Issued::try_new(keys, &access_key_id, access_key_secret, security_token, expires_at)
     }
 }
 
@@ -146,25 +85,11 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, WireError> {
     serde_json::from_slice(body).or(Err(WireError::Json))
 }
 
-/// Exactly `YYYY-MM-DDThh:mm:ssZ`: the format that both servers are documented to send, and the only one that
-/// strict SDKs accept from the agent.
-fn parse_time(text: &str) -> Result<Timestamp, WireError> {
-    let shape = "dddd-dd-ddTdd:dd:ddZ";
-    let fits = text.len() == shape.len()
-        && text.bytes().zip(shape.bytes()).all(|(c, s)| if s == b'd' { c.is_ascii_digit() } else { c == s });
-    if !fits {
-        return Err(WireError::Time);
-    }
-    text.parse().or(Err(WireError::Time))
-}
-
-fn printable(text: &str) -> String {
-    text.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use proptest::prelude::*;
+    use secrecy::ExposeSecret as _;
 
     use super::*;
 

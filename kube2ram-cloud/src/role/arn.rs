@@ -5,16 +5,106 @@ use std::fmt;
 
 use super::{ValueError, session::check_alphabet};
 
-/// No role of a real account comes near: RAM role names have at most 64 characters.
+/// Role names have at most 64 characters in all clouds. IAM takes paths of up to 512 before them: the longest
+/// of these are refused.
 pub const MAX_BYTES: usize = 512;
 
-/// A RAM role's ARN, `acs:ram::<account>:role/<name>`, as written (comparison is exact).
+/// How a cloud writes ARNs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArnStyle {
+    /// `acs:ram::<account>:role/<name>` (RAM, "Terms").
+    Acs,
+    /// `arn:<partition>:iam::<12 digits>:role/<name>` (IAM user guide, "IAM identifiers").
+    Aws,
+}
+
+impl ArnStyle {
+    /// Whether a role or a pattern is written as an ARN of this style instead of as a name: by its prefix, as
+    /// in the predecessors.
+    pub fn is_arn(self, text: &str) -> bool {
+        let prefix = self.prefix();
+        text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    }
+
+    /// The style that a text begins in.
+    fn of(text: &str) -> Option<Self> {
+        [Self::Acs, Self::Aws].into_iter().find(|style| style.is_arn(text))
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Acs => "acs:",
+            Self::Aws => "arn:",
+        }
+    }
+
+    /// What a role's name may hold besides letters and digits, and how to say it.
+    fn name_marks(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Acs => ("._-/", "letters, digits, '.', '_', '-' and '/'"),
+            Self::Aws => ("+=,.@_-/", "letters, digits and any of +=,.@_-/"),
+        }
+    }
+
+    fn not_arn(self) -> ValueError {
+        match self {
+            Self::Acs => ValueError::NotArn,
+            Self::Aws => ValueError::NotIamArn,
+        }
+    }
+
+    fn not_base_arn(self) -> ValueError {
+        match self {
+            Self::Acs => ValueError::NotBaseArn,
+            Self::Aws => ValueError::NotIamBaseArn,
+        }
+    }
+}
+
+/// The parts of an ARN up to a mark that the name follows.
+struct Parts<'a> {
+    style: ArnStyle,
+    /// Empty on Alibaba Cloud, which has none.
+    partition: &'a str,
+    account: &'a str,
+    name: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes an ARN apart at `mark`, and checks all that stands before it.
+    fn of(arn: &'a str, mark: &str) -> Option<Self> {
+        let style = ArnStyle::of(arn)?;
+        let rest = arn.get(style.prefix().len()..)?;
+        let (partition, rest) = match style {
+            ArnStyle::Acs => ("", rest.strip_prefix("ram::")?),
+            ArnStyle::Aws => rest.split_once(":iam::")?,
+        };
+        let (account, name) = rest.split_once(mark)?;
+        let fits = match style {
+            ArnStyle::Acs => !account.is_empty(),
+            ArnStyle::Aws => account.len() == 12 && is_partition(partition),
+        };
+        let is_digits = account.bytes().all(|byte| byte.is_ascii_digit());
+        (fits && is_digits).then_some(Self { style, partition, account, name })
+    }
+}
+
+/// `aws`, or `aws-` and words.
+fn is_partition(text: &str) -> bool {
+    let mut words = text.split('-');
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    text.len() <= 32 && words.next() == Some("aws") && words.all(is_word)
+}
+
+/// A role's ARN, as written (comparison is exact): `acs:ram::<account>:role/<name>` or
+/// `arn:<partition>:iam::<account>:role/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn(Box<str>);
 
 impl RoleArn {
-    /// Parses an ARN. `acs` may be in any case; the name is one or more `/`-separated segments of
-    /// `[A-Za-z0-9._-]`.
+    /// Parses an ARN of the style that its own prefix says, in any case. The name is one or more
+    /// `/`-separated segments of `[A-Za-z0-9._-]`, and on AWS of `[A-Za-z0-9+=,.@_-]`: IAM takes other
+    /// characters in paths, too, but no client could ask for such a role in a URL.
     ///
     /// # Errors
     /// What is wrong, for an Event.
@@ -25,12 +115,11 @@ impl RoleArn {
         if text.len() > MAX_BYTES {
             return Err(ValueError::Length { found: text.chars().count(), min: 1, max: MAX_BYTES });
         }
-        let (account, name) = split(text).ok_or(ValueError::NotArn)?;
-        if account.is_empty() || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(ValueError::NotArn);
-        }
-        check_alphabet(name, "._-/", "letters, digits, '.', '_', '-' and '/'")?;
-        if name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        let style = ArnStyle::of(text).unwrap_or(ArnStyle::Acs);
+        let parts = Parts::of(text, ROLE).ok_or(style.not_arn())?;
+        let (marks, legal) = style.name_marks();
+        check_alphabet(parts.name, marks, legal)?;
+        if parts.name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
             return Err(ValueError::Segment);
         }
         Ok(Self(text.into()))
@@ -38,12 +127,17 @@ impl RoleArn {
 
     /// The account id: decimal digits.
     pub fn account(&self) -> &str {
-        split(&self.0).map_or("", |(account, _)| account)
+        Parts::of(&self.0, ROLE).map_or("", |parts| parts.account)
     }
 
     /// All after `role/`, a path included.
     pub fn name(&self) -> &str {
-        split(&self.0).map_or("", |(_, name)| name)
+        Parts::of(&self.0, ROLE).map_or("", |parts| parts.name)
+    }
+
+    /// How it is written.
+    pub fn style(&self) -> ArnStyle {
+        ArnStyle::of(&self.0).unwrap_or(ArnStyle::Acs)
     }
 
     /// The ARN as it was written.
@@ -58,35 +152,46 @@ impl fmt::Display for RoleArn {
     }
 }
 
-/// What completes a bare role name: `acs:ram::<account>:role/` with or without a path, always ending in `/`.
+/// What completes a bare role name: `acs:ram::<account>:role/` or `arn:<partition>:iam::<account>:role/`,
+/// with or without a path, always ending in `/`. Its style is the agent's cloud's: a role of another style is
+/// no ARN to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseArn(Box<str>);
 
 impl BaseArn {
-    /// Parses what the predecessors accepted as `--base-role-arn` (row 1.9 of docs/predecessors.md):
-    /// `acs:ram::<digits>:role` and then any of `[A-Za-z0-9_./-]`. Adds a missing `/` at the end. No role can
-    /// lie below some of these bases, such as `…:role-part`; then [`arn_for`](Self::arn_for) fails for every
-    /// bare name.
+    /// Parses a base ARN of Alibaba Cloud, as [`parse_in`](Self::parse_in).
     ///
     /// # Errors
     /// [`ValueError::NotBaseArn`].
     pub fn parse(text: &str) -> Result<Self, ValueError> {
-        let rest = text.strip_prefix("acs:ram::").ok_or(ValueError::NotBaseArn)?;
-        let (account, path) = rest.split_once(":role").ok_or(ValueError::NotBaseArn)?;
-        let digits = !account.is_empty() && account.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits || check_alphabet(path, "._-/", "").is_err() {
-            return Err(ValueError::NotBaseArn);
+        Self::parse_in(ArnStyle::Acs, text)
+    }
+
+    /// Parses what the predecessors accepted as `--base-role-arn` (row 1.9 of docs/predecessors.md): the
+    /// account's `acs:ram::<digits>:role` or `arn:<partition>:iam::<12 digits>:role`, and then any of what
+    /// role names hold. Adds a missing `/` at the end. No role can lie below some of these bases, such as
+    /// `…:role-part`; then [`arn_for`](Self::arn_for) fails for every bare name.
+    ///
+    /// # Errors
+    /// [`ValueError::NotBaseArn`] or [`ValueError::NotIamBaseArn`]; also for an ARN of another style, as it
+    /// has no roles here.
+    pub fn parse_in(style: ArnStyle, text: &str) -> Result<Self, ValueError> {
+        let parts = Parts::of(text, ":role").filter(|parts| parts.style == style);
+        // A base is written by an operator or found by the agent: its prefix is in lower case.
+        let parts = parts.filter(|_| text.starts_with(style.prefix())).ok_or(style.not_base_arn())?;
+        if check_alphabet(parts.name, style.name_marks().0, "").is_err() {
+            return Err(style.not_base_arn());
         }
         Ok(Self(if text.ends_with('/') { text.into() } else { format!("{text}/").into() }))
     }
 
-    /// The ARN of `role`: itself if it is one (`acs:` in upper or lower case), otherwise the name below this
-    /// base, including the base's path.
+    /// The ARN of `role`: itself when it is one of this base's style (its prefix in any case), else the name
+    /// below this base, the base's path included.
     ///
     /// # Errors
     /// As [`RoleArn::parse`].
     pub fn arn_for(&self, role: &str) -> Result<RoleArn, ValueError> {
-        if role.is_empty() || is_arn(role) {
+        if role.is_empty() || self.style().is_arn(role) {
             return RoleArn::parse(role);
         }
         RoleArn::parse(&[self.as_str(), role].concat())
@@ -94,7 +199,12 @@ impl BaseArn {
 
     /// The account id: decimal digits.
     pub fn account(&self) -> &str {
-        split(&self.0).map_or("", |(account, _)| account)
+        Parts::of(&self.0, ROLE).map_or("", |parts| parts.account)
+    }
+
+    /// How it is written.
+    pub fn style(&self) -> ArnStyle {
+        ArnStyle::of(&self.0).unwrap_or(ArnStyle::Acs)
     }
 
     /// The base with its final `/`.
@@ -102,12 +212,13 @@ impl BaseArn {
         &self.0
     }
 
-    /// The role's name without the base's path, or the whole name when its path differs. `None` in other
-    /// accounts.
+    /// The role's name without the base's path, or all of it when it lies elsewhere in this account. `None`
+    /// in other accounts, and in another partition's account of the same number.
     pub fn relative_name<'r>(&self, role: &'r RoleArn) -> Option<&'r str> {
-        let (account, path) = split(&self.0)?;
-        let name = role.name();
-        (role.account() == account).then(|| name.strip_prefix(path).unwrap_or(name))
+        let (own, other) = (Parts::of(&self.0, ROLE)?, Parts::of(&role.0, ROLE)?);
+        let is_same =
+            (own.style, own.partition, own.account) == (other.style, other.partition, other.account);
+        is_same.then(|| other.name.strip_prefix(own.name).unwrap_or(other.name))
     }
 }
 
@@ -117,13 +228,10 @@ impl fmt::Display for BaseArn {
     }
 }
 
-/// Whether a role or a pattern is written as an ARN instead of a name: by its prefix, as in the predecessors.
+/// Whether a role or a pattern is written as an ARN of Alibaba Cloud instead of as a name, as
+/// [`ArnStyle::is_arn`].
 pub fn is_arn(text: &str) -> bool {
-    text.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case("acs:"))
+    ArnStyle::Acs.is_arn(text)
 }
 
-/// Account and name.
-fn split(arn: &str) -> Option<(&str, &str)> {
-    let rest = arn.get(4..).filter(|_| is_arn(arn))?;
-    rest.strip_prefix("ram::")?.split_once(":role/")
-}
+const ROLE: &str = ":role/";

@@ -1,5 +1,5 @@
-//! The other parameters of AssumeRole, with the alphabets and lengths of its reference (STS API 2015-04-01).
-//! Depends only on the parent's error; used through the parent.
+//! The other parameters of AssumeRole, with the alphabets and lengths of its references (Alibaba Cloud's STS
+//! API 2015-04-01, AWS's 2011-06-15). Depends on nothing but the parent's error; used through the parent.
 
 use std::{fmt, time::Duration};
 
@@ -12,7 +12,29 @@ pub const MIN_DURATION: Duration = Duration::from_secs(15 * 60);
 /// The longest session that a role can be made to allow.
 pub const MAX_DURATION: Duration = Duration::from_secs(12 * 60 * 60);
 
-const SESSION_NAME_MARKS: &str = ".@_-";
+/// What one cloud's STS takes in a session's parameters, where the clouds differ.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionRules {
+    /// What a session name may hold besides letters and digits.
+    pub name_marks: &'static str,
+    /// The same, for people.
+    pub name_legal: &'static str,
+    /// Whether a session policy may hold a character as it stands. JSON can escape each of the others.
+    pub policy: fn(char) -> bool,
+}
+
+impl SessionRules {
+    /// Alibaba Cloud's (STS API 2015-04-01, AssumeRole).
+    pub const ACS: Self =
+        Self { name_marks: ".@_-", name_legal: "letters, digits, '.', '@', '_' and '-'", policy: |_| true };
+    /// AWS's (STS API 2011-06-15, AssumeRole).
+    pub const AWS: Self = Self {
+        name_marks: "_+=,.@-",
+        name_legal: "letters, digits and any of _+=,.@-",
+        policy: |c| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{ff}'),
+    };
+}
+
 /// The longest session name, in characters.
 pub const SESSION_NAME_MAX: usize = 64;
 const EXTERNAL_ID_MAX: usize = 1224;
@@ -24,27 +46,36 @@ pub const POLICY_MAX_BYTES: usize = 4 * POLICY_MAX;
 /// Longer than any sensible value: `11hours 59minutes 59seconds`.
 pub const DURATION_MAX_BYTES: usize = 128;
 
-/// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`.
+/// `RoleSessionName`: 2–64 characters of `[A-Za-z0-9.@_-]`; on AWS of `[A-Za-z0-9_+=,.@-]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionName(Box<str>);
 
 impl SessionName {
-    /// Parses a session name.
+    /// Parses a session name that every cloud takes: Alibaba Cloud's alphabet is the smaller one.
     ///
     /// # Errors
     /// What is wrong, for an Event.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
+        Self::parse_in(&SessionRules::ACS, text)
+    }
+
+    /// Parses a session name of one cloud.
+    ///
+    /// # Errors
+    /// What is wrong, for an Event.
+    pub fn parse_in(rules: &SessionRules, text: &str) -> Result<Self, ValueError> {
         check_length(text, 2, SESSION_NAME_MAX)?;
-        check_alphabet(text, SESSION_NAME_MARKS, "letters, digits, '.', '@', '_' and '-'")?;
+        check_alphabet(text, rules.name_marks, rules.name_legal)?;
         Ok(Self(text.into()))
     }
 
-    /// Makes a session name of any text. What is not legal as it stands gets legal characters, is cut, and
-    /// ends in the first 8 hex digits of its SHA-256, so that different texts stay different.
+    /// Makes a session name of any text, one that every cloud takes. What is not legal as it stands gets
+    /// legal characters, is cut, and ends in the first 8 hex digits of its SHA-256, so that different texts
+    /// stay different.
     pub fn fit(text: &str) -> Self {
         Self::parse(text).unwrap_or_else(|_| {
             let hash = hex::encode(&Sha256::digest(text)[..4]);
-            let legal = |c| if is_legal(c, SESSION_NAME_MARKS) { c } else { '-' };
+            let legal = |c| if is_legal(c, SessionRules::ACS.name_marks) { c } else { '-' };
             let kept: String = text.chars().map(legal).take(SESSION_NAME_MAX - 1 - hash.len()).collect();
             Self(format!("{kept}-{hash}").into())
         })
@@ -93,7 +124,18 @@ impl SessionPolicy {
     /// # Errors
     /// What is wrong, for an Event.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
+        Self::parse_in(&SessionRules::ACS, text)
+    }
+
+    /// Parses a session policy of one cloud.
+    ///
+    /// # Errors
+    /// What is wrong, for an Event.
+    pub fn parse_in(rules: &SessionRules, text: &str) -> Result<Self, ValueError> {
         check_length(text, 1, POLICY_MAX)?;
+        if let Some(found) = text.chars().find(|&c| !(rules.policy)(c)) {
+            return Err(ValueError::Character { found, legal: "characters up to U+00FF as they stand" });
+        }
         match serde_json::from_str(text) {
             Ok(serde_json::Value::Object(_)) => Ok(Self(text.into())),
             _ => Err(ValueError::Json),

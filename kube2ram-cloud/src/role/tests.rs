@@ -109,6 +109,139 @@ fn refuses_what_is_no_role_arn_and_reports_why() {
     assert_eq!(RoleArn::parse(&long(513)), Err(ValueError::Length { found: 513, min: 1, max: 512 }));
 }
 
+const AWS_BASE: &str = "arn:aws:iam::123456789012:role/";
+
+fn aws_base(text: &str) -> Result<BaseArn, ValueError> {
+    BaseArn::parse_in(ArnStyle::Aws, text)
+}
+
+#[test]
+fn completes_names_and_takes_arns_as_they_are_on_aws() {
+    for (base, role, expected) in [
+        (AWS_BASE, "my-role", "arn:aws:iam::123456789012:role/my-role"),
+        (AWS_BASE, "team/a+b=c,d@e.f_g", "arn:aws:iam::123456789012:role/team/a+b=c,d@e.f_g"),
+        ("arn:aws:iam::123456789012:role", "r", "arn:aws:iam::123456789012:role/r"),
+        ("arn:aws-cn:iam::123456789012:role/team", "r", "arn:aws-cn:iam::123456789012:role/team/r"),
+        (AWS_BASE, "arn:aws:iam::999999999999:role/other", "arn:aws:iam::999999999999:role/other"),
+        (AWS_BASE, "ARN:aws-us-gov:iam::999999999999:role/p/r", "ARN:aws-us-gov:iam::999999999999:role/p/r"),
+    ] {
+        let arn = aws_base(base).unwrap().arn_for(role).unwrap();
+
+        assert_eq!((arn.as_str(), arn.style()), (expected, ArnStyle::Aws));
+    }
+    let role = arn("arn:aws-iso-b:iam::123456789012:role/team/foo");
+    assert_eq!((role.account(), role.name()), ("123456789012", "team/foo"));
+    assert_eq!(aws_base(AWS_BASE).unwrap().account(), "123456789012");
+}
+
+#[test]
+fn accepts_the_base_arns_that_kube2iam_accepts() {
+    // iam_test.go and cmd of kube2iam.
+    for text in [
+        "arn:aws:iam::123456789012:role/path",
+        "arn:aws:iam::123456789012:role/path/",
+        "arn:aws:iam::123456789012:role/path/sub-path",
+        "arn:aws:iam::123456789012:role/path/sub_path",
+        "arn:aws:iam::123456789012:role/subdomain.domain",
+        "arn:aws:iam::123456789012:role",
+        "arn:aws:iam::123456789012:role/",
+        "arn:aws:iam::123456789012:role-part",
+        "arn:aws-cn:iam::123456789012:role/",
+        "arn:aws-us-gov:iam::123456789012:role/",
+    ] {
+        let base = aws_base(text).unwrap();
+
+        assert_eq!(base.as_str().trim_end_matches('/'), text.trim_end_matches('/'));
+        assert!(base.as_str().ends_with('/') && !base.as_str().ends_with("//"), "{base}");
+    }
+    for text in [
+        "arn:aws:iam::123456789012::role/path",
+        "arn:aws:iam:us-east-1:123456789012:role/path",
+        "arn:aws:s3::123456789012:role/path",
+        "arn:aws:iam::123456789012:role/$",
+        "arn:aws:iam::12345-6789012:role/",
+        "arn:aws:iam::abcdef:role/",
+        "arn:aws:iam:::role",
+        "arn:aws:iam::1:role/",
+        "arn:aws:iam::1234567890123:role/",
+        "arn::iam::123456789012:role/",
+        "arn:aws-:iam::123456789012:role/",
+        "arn:awsx:iam::123456789012:role/",
+        "arn:aws:x:iam::123456789012:role/",
+        "ARN:aws:iam::123456789012:role/",
+        "",
+        "not-an-arn",
+        "arn:aws:iam::123456789012:user/my-user",
+        BASE,
+    ] {
+        assert_eq!(aws_base(text), Err(ValueError::NotIamBaseArn), "{text}");
+    }
+}
+
+#[test]
+fn refuses_what_is_no_iam_role_arn_and_says_why() {
+    let legal = "letters, digits and any of +=,.@_-/";
+    for (text, reason) in [
+        ("arn:aws:iam::123456789012:user/me", ValueError::NotIamArn),
+        ("arn:aws:iam::1:role/foo", ValueError::NotIamArn),
+        ("arn:aws:iam::12345678901a:role/foo", ValueError::NotIamArn),
+        ("arn:AWS:iam::123456789012:role/foo", ValueError::NotIamArn),
+        ("arn:aws:IAM::123456789012:role/foo", ValueError::NotIamArn),
+        ("arn:gcp:iam::123456789012:role/foo", ValueError::NotIamArn),
+        ("arn:aws:sts::123456789012:assumed-role/foo/s", ValueError::NotIamArn),
+        ("arn:aws:iam::123456789012:role/", ValueError::Segment),
+        ("arn:aws:iam::123456789012:role//foo", ValueError::Segment),
+        ("arn:aws:iam::123456789012:role/../foo", ValueError::Segment),
+        ("arn:aws:iam::123456789012:role/a b", ValueError::Character { found: ' ', legal }),
+        ("arn:aws:iam::123456789012:role/a%2Fb", ValueError::Character { found: '%', legal }),
+        ("arn:aws:iam::123456789012:role/a:role/b", ValueError::Character { found: ':', legal }),
+        ("arn:aws:iam::123456789012:role/ü", ValueError::Character { found: 'ü', legal }),
+    ] {
+        assert_eq!(RoleArn::parse(text), Err(reason), "{text}");
+    }
+    let long = |length: usize| format!("{AWS_BASE}{}", "x".repeat(length - AWS_BASE.len()));
+    assert!(RoleArn::parse(&long(512)).is_ok());
+    assert_eq!(RoleArn::parse(&long(513)), Err(ValueError::Length { found: 513, min: 1, max: 512 }));
+}
+
+#[test]
+fn a_base_of_one_cloud_never_makes_or_names_a_role_of_another() {
+    let (acs, aws) = (BaseArn::parse(BASE).unwrap(), aws_base(AWS_BASE).unwrap());
+    let (acs_role, aws_role) = (format!("{BASE}foo"), format!("{AWS_BASE}foo"));
+
+    for (base, foreign, own) in [(&acs, &aws_role, &acs_role), (&aws, &acs_role, &aws_role)] {
+        let refused = base.arn_for(foreign).unwrap_err();
+        assert!(matches!(refused, ValueError::Character { found: ':', .. }), "{refused}");
+        assert_eq!(base.relative_name(&arn(foreign)), None);
+        assert_eq!(base.arn_for(own).unwrap().as_str(), own);
+        assert_eq!(base.relative_name(&arn(own)), Some("foo"));
+    }
+    // The same account number in another partition is another account.
+    assert_eq!(aws.relative_name(&arn("arn:aws-cn:iam::123456789012:role/foo")), None);
+    assert!(!is_arn(&aws_role) && ArnStyle::Aws.is_arn("Arn:aws") && !ArnStyle::Aws.is_arn("acs:ram"));
+}
+
+#[test]
+fn each_cloud_has_its_own_alphabet_of_session_names_and_policies() {
+    let (acs, aws) = (&SessionRules::ACS, &SessionRules::AWS);
+    for (text, on_acs, on_aws) in
+        [("a.b@c_d-e", true, true), ("a+b=c,d", false, true), ("a b", false, false), ("a:b", false, false)]
+    {
+        let parsed = [SessionName::parse_in(acs, text).is_ok(), SessionName::parse_in(aws, text).is_ok()];
+        assert_eq!(parsed, [on_acs, on_aws], "{text}");
+        assert_eq!(SessionName::parse(text).is_ok(), on_acs, "{text}");
+    }
+    for length in [1, 65] {
+        assert!(SessionName::parse_in(aws, &"a".repeat(length)).is_err());
+    }
+    for (text, on_aws) in
+        [("{\"a\": \"ÿ\"}\n", true), ("{\"a\": \"Ā\"}", false), (r#"{"a": "\u0100"}"#, true)]
+    {
+        assert!(SessionPolicy::parse(text).is_ok(), "{text}");
+        assert_eq!(SessionPolicy::parse_in(aws, text).is_ok(), on_aws, "{text}");
+    }
+}
+
 #[test]
 fn bounds_lengths_as_sts_does() {
     assert!(SessionName::parse("ab").is_ok() && SessionName::parse(&"a".repeat(64)).is_ok());
@@ -184,6 +317,26 @@ proptest! {
             SessionPolicy::parse(&text).is_ok(),
             parse_duration(&text).is_ok(),
         ];
+    }
+
+    #[test]
+    fn an_arn_of_aws_comes_apart_as_it_was_put_together(account in "[0-9]{12}", partition in "aws(-[a-z]{1,4}){0,2}", name in "[A-Za-z0-9+=,@_-]{1,9}(/[a-z._-]{3,9})?") {
+        let arn = RoleArn::parse(&format!("arn:{partition}:iam::{account}:role/{name}"));
+
+        prop_assume!(arn.is_ok());
+        let arn = arn.unwrap();
+        prop_assert_eq!((arn.account(), arn.name(), arn.style()), (&*account, &*name, ArnStyle::Aws));
+    }
+
+    #[test]
+    fn a_name_never_leaves_the_base_on_aws(name in any::<String>(), tail in "[ -~]{0,20}") {
+        for name in [&name, &tail] {
+            if let Ok(arn) = aws_base("arn:aws:iam::123456789012:role/team").unwrap().arn_for(name)
+                && !ArnStyle::Aws.is_arn(name)
+            {
+                prop_assert_eq!(arn.as_str(), format!("arn:aws:iam::123456789012:role/team/{name}"));
+            }
+        }
     }
 
     #[test]

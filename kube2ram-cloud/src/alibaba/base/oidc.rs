@@ -1,28 +1,24 @@
-//! AssumeRoleWithOIDC: the token of the agent's service account for credentials of the agent's own role, so
-//! that the node's needs no right. Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `transport`,
-//! `refusal`, `wire`; called by `renewal`.
+//! AssumeRoleWithOIDC (RRSA). Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `sign`, `wire` and
+//! the crate's `base`; called by the parent.
 
-use std::{
-    fs::OpenOptions,
-    io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use rustix::fs::OFlags;
+use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 
 use crate::{
     alibaba::{
-        refusal::{self, Refusal, Remedy},
+        refusal,
         sign::canonical_query,
-        transport::{Transport, read},
-        wire::{Issued, parse_assume_role},
+        wire::{Issued, WireError, parse_assume_role},
     },
+    base::{Exchange, TokenFile},
     credentials::{IssueError, IssueErrorKind},
+    endpoint::Endpoint,
     role::{RoleArn, SessionName},
+    sts::refusal::Table,
 };
 
 /// The role, its provider and the token's path.
@@ -38,92 +34,16 @@ pub struct OidcSettings {
     pub session: SessionName,
 }
 
-/// Why the token brought no credentials. Holds nothing of the token.
-#[derive(Debug, thiserror::Error)]
-pub enum OidcError {
-    /// The file cannot be read.
-    #[error(
-        "cannot read the token at {path}: mount a serviceAccountToken of audience sts.aliyuncs.com there, or correct ALIBABA_CLOUD_OIDC_TOKEN_FILE"
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// STS gave none.
-    #[error("{remedy}")]
-    Sts {
-        /// What to do.
-        remedy: &'static str,
-        /// What it said.
-        #[source]
-        source: Box<IssueError>,
-    },
-    /// The file holds something else.
-    #[error(
-        "{path} holds no OIDC token: it must be a regular file of up to 20000 letters, digits and any of ._-"
-    )]
-    Token {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-/// Exchanges tokens for credentials.
-pub(super) struct Oidc(OidcSettings);
-
-impl Oidc {
-    pub(super) fn new(settings: OidcSettings) -> Self {
-        Self(settings)
+impl Exchange for OidcSettings {
+    fn role(&self) -> &RoleArn {
+        &self.role
     }
 
-    pub(super) fn settings(&self) -> &OidcSettings {
-        &self.0
+    fn token_file(&self) -> TokenFile<'_> {
+        let variable = "ALIBABA_CLOUD_OIDC_TOKEN_FILE";
+        TokenFile { path: &self.token_file, audience: "sts.aliyuncs.com", variable }
     }
 
-    /// Reads the token, and asks STS. An hour's credentials, which every role allows.
-    pub(super) async fn exchange(&self, sts: &Transport) -> Result<Issued, OidcError> {
-        let token = self.token()?;
-        let form = self.0.form(&token);
-        let refusal = match call(&form, sts).await {
-            Ok(issued) => return Ok(issued),
-            Err(refusal) => refusal,
-        };
-        let is_worth_another = match refusal.remedy() {
-            Some(Remedy::FreshNonce) => true,
-            Some(Remedy::ServerTime) => sts.adopt_time(refusal.server_time),
-            Some(Remedy::FreshBase | Remedy::ShorterSession) | None => false,
-        };
-        let outcome = if is_worth_another { call(&form, sts).await } else { Err(refusal) };
-        outcome.map_err(|Refusal { mut error, .. }| {
-            // STS's message is not used: it may repeat parts of the token.
-            let beginning: String = token.expose_secret().chars().take(BEGINNING).collect();
-            if error.message.contains(&beginning) {
-                error.message = "withheld, because it repeats the token".into();
-            }
-            OidcError::Sts { remedy: remedy(&error), source: Box::new(error) }
-        })
-    }
-
-    /// The token as it is now.
-    fn token(&self) -> Result<SecretString, OidcError> {
-        let path = &self.0.token_file;
-        let bytes = read_token(path).map_err(|source| OidcError::Read { path: path.clone(), source })?;
-        let text = bytes.and_then(|bytes| {
-            let text = std::str::from_utf8(&bytes).ok()?.trim_end();
-            let fits = (MIN_TOKEN_LENGTH..=MAX_TOKEN_LENGTH).contains(&text.len());
-            // base64url, and the dots of a JWS in its compact form (RFC 7515, 7.1).
-            let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-            (fits && text.bytes().all(legal)).then(|| SecretString::from(text))
-        });
-        text.ok_or_else(|| OidcError::Token { path: path.clone() })
-    }
-}
-
-impl OidcSettings {
-    /// The body of the call, in memory that is zeroised.
     fn form(&self, token: &SecretString) -> Bytes {
         let others = canonical_query(&[
             ("DurationSeconds", "3600"),
@@ -135,27 +55,35 @@ impl OidcSettings {
         let form = [others.as_str(), "&OIDCToken=", token.expose_secret()].concat();
         Bytes::from_owner(Zeroizing::new(form.into_bytes()))
     }
-}
 
-async fn call(form: &Bytes, sts: &Transport) -> Result<Issued, Refusal> {
-    let query = query(sts.now(), &uuid::Uuid::new_v4().to_string());
-    let response = sts.send(|client, endpoint| {
+    fn request(
+        &self,
+        client: &reqwest::Client,
+        endpoint: &Endpoint,
+        form: &Bytes,
+        now: Timestamp,
+    ) -> reqwest::RequestBuilder {
         let mut url = endpoint.url().clone();
-        url.set_query(Some(&query));
+        url.set_query(Some(&query(now, &uuid::Uuid::new_v4().to_string())));
         let request = client.post(url).header(ACCEPT, "application/json");
-        Ok(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone()))
-    });
-    let body = read(response.await?).await?;
-    let issued = parse_assume_role(&body)
-        .map_err(|error| refusal::nonsense("answer not understood", Some(error.into())))?;
-    if issued.expires_at <= sts.now() {
-        return Err(refusal::nonsense("credentials that have already expired", None));
+        request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone())
     }
-    Ok(issued)
+
+    fn read(&self, body: &[u8]) -> Result<Issued, WireError> {
+        parse_assume_role(body)
+    }
+
+    fn refusals(&self) -> &Table {
+        &refusal::TABLE
+    }
+
+    fn advice(&self, error: &IssueError) -> &'static str {
+        advice(error)
+    }
 }
 
-/// The public parameters. The call is not signed: the token authenticates the caller.
-fn query(now: jiff::Timestamp, nonce: &str) -> String {
+/// The public parameters.
+fn query(now: Timestamp, nonce: &str) -> String {
     let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     canonical_query(&[
         ("Action", "AssumeRoleWithOIDC"),
@@ -167,23 +95,8 @@ fn query(now: jiff::Timestamp, nonce: &str) -> String {
     ])
 }
 
-/// `None` when it is too long, or no regular file. A projected volume is a tmpfs, so that this takes
-/// microseconds.
-fn read_token(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    // A FIFO would have the agent wait for a writer.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Ok(None);
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_LIMIT_BYTES + 1));
-    let limit = u64::try_from(FILE_LIMIT_BYTES + 1).unwrap_or(u64::MAX);
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok((bytes.len() <= FILE_LIMIT_BYTES).then_some(bytes))
-}
-
 /// Which side of the trust is to be mended. Codes: RAM, "FAQ about OIDC-based SSO".
-fn remedy(error: &IssueError) -> &'static str {
+fn advice(error: &IssueError) -> &'static str {
     match &*error.code {
         "AuthenticationFail.OIDCToken.Expired" => {
             "the token has expired: see that the kubelet renews it, and the node's clock"
@@ -206,14 +119,6 @@ fn remedy(error: &IssueError) -> &'static str {
         }
     }
 }
-
-/// What the API takes.
-const MIN_TOKEN_LENGTH: usize = 4;
-const MAX_TOKEN_LENGTH: usize = 20_000;
-/// With a few line ends.
-const FILE_LIMIT_BYTES: usize = MAX_TOKEN_LENGTH + 16;
-/// The first characters of a token; no other text begins with them.
-const BEGINNING: usize = 16;
 
 #[cfg(test)]
 mod tests;

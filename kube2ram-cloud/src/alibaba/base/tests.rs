@@ -18,6 +18,7 @@ use super::*;
 use crate::{
     MetadataAddr,
     alibaba::metadata::HardenedMode,
+    sts::{StsClient, transport::Transport},
     testing::{CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
 };
@@ -42,11 +43,7 @@ fn nowhere() -> &'static Transport {
     static NOWHERE: LazyLock<Transport> = LazyLock::new(|| {
         // Another test may have installed it.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        Transport::new(
-            crate::alibaba::sts::StsClient::try_new(false).unwrap(),
-            Vec::new(),
-            SetClock::at("2026-11-21T21:30:00Z"),
-        )
+        Transport::new(StsClient::try_new(false).unwrap(), Vec::new(), SetClock::at("2026-11-21T21:30:00Z"))
     });
     &NOWHERE
 }
@@ -141,12 +138,12 @@ impl Bench {
 
     /// Lets the renewal fall due without waiting for it: loopback I/O does not go with paused time.
     fn make_due(&self) {
-        let Source::Renewed(node) = &*self.base.0 else { unreachable!() };
+        let node = self.base.renewal().unwrap();
         node.cached().as_mut().unwrap().renew_at = Instant::now();
     }
 
     fn renews_in(&self) -> Duration {
-        let Source::Renewed(node) = &*self.base.0 else { unreachable!() };
+        let node = self.base.renewal().unwrap();
         node.cached().as_ref().unwrap().renew_at.saturating_duration_since(Instant::now())
     }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::Response;
+use http::{Response, StatusCode};
 
 use super::*;
 use crate::{
     MetadataAddr,
     testing::{Asked, CountingPass, Server, answer},
     upstream::MetadataServer,
+    wire::BODY_LIMIT_BYTES,
 };
 
 const TOKEN: &str = "x-aliyun-ecs-metadata-token";

@@ -3,7 +3,11 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     net::Ipv4Addr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,16 +15,20 @@ use http::Response;
 use http_body_util::Full;
 use jiff::ToSpan as _;
 use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
 
 use super::*;
 use crate::{
     MetadataAddr,
     alibaba::{
+        base::BaseCredentials,
         metadata::{HardenedMode, Metadata},
-        transport::ANSWER_TIMEOUT,
         wire::BODY_LIMIT_BYTES,
     },
-    role::{ExternalId, Grant, SessionName, SessionPolicy},
+    credentials::IssueErrorKind,
+    issuer::{CALL_DEADLINE, SHORTER_MEMORY},
+    role::{ExternalId, RoleArn, SessionName, SessionPolicy},
+    sts::transport::ANSWER_TIMEOUT,
     testing::{Asked, CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
 };
@@ -127,7 +135,7 @@ async fn sends_a_signed_assume_role_and_takes_its_answer() {
         assert_eq!(header(asked, name), value);
     }
     // Signed as it arrived.
-    let base = static_base().current(&issuer(&server).transport).await.unwrap();
+    let base = static_base().current(&issuer(&server).0.transport).await.unwrap();
     let again = RpcCall {
         host: header(asked, "host"),
         action: "AssumeRole",
@@ -257,7 +265,7 @@ async fn what_a_role_allows_is_remembered_for_a_day() {
     assert_eq!(durations, [14_400, 3600, 7200, 900]);
 
     let a_day_ago = Instant::now().checked_sub(SHORTER_MEMORY).unwrap();
-    issuer.shorter().values_mut().for_each(|shorter| shorter.since = a_day_ago);
+    issuer.0.shorter().values_mut().for_each(|shorter| shorter.since = a_day_ago);
     issuer.issue(&session(14_400)).await.unwrap();
 
     let asked = server.asked();
@@ -333,7 +341,7 @@ async fn goes_on_to_the_next_endpoint_and_stays_there() {
 
     issuer.issue(&session(3600)).await.unwrap();
 
-    assert_eq!(issuer.transport.detour().map(|detour| detour.endpoint), Some(1));
+    assert_eq!(issuer.0.transport.detour().map(|detour| detour.endpoint), Some(1));
     assert_eq!(header(&server.asked()[0], "host"), server.address.to_string());
     issuer.issue(&session(3600)).await.unwrap();
     assert_eq!(server.asked().len(), 2);
@@ -351,7 +359,7 @@ async fn goes_round_a_silent_endpoint_and_comes_back_to_it_later() {
     let round = before.elapsed();
     issuer.issue(&session(3600)).await.unwrap();
     let again = before.elapsed() - round;
-    issuer.transport.detour().as_mut().unwrap().until = Instant::now();
+    issuer.0.transport.detour().as_mut().unwrap().until = Instant::now();
     issuer.issue(&session(3600)).await.unwrap();
     let back = before.elapsed() - round - again;
 

@@ -18,6 +18,7 @@ use crate::{
         base::{Base, BaseError},
         endpoint::Endpoint,
     },
+    sts::{StsClient, transport::Transport},
     testing::{Server, SetClock, answer},
 };
 use kube2ram_service::{clock::Clock, telemetry::chain};
@@ -71,7 +72,7 @@ async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let endpoint = Endpoint::parse(&format!("http://{}", server.address)).unwrap();
     let sts = Transport::new(
-        crate::alibaba::sts::StsClient::try_new(false).unwrap(),
+        StsClient::try_new(false).unwrap(),
         vec![endpoint],
         Arc::clone(&clock) as Arc<dyn Clock>,
     );
@@ -229,7 +230,7 @@ async fn an_outage_of_sts_is_reported_as_one_and_a_refusal_as_the_agents() {
         let error = bench.base.current(&bench.sts).await.unwrap_err();
 
         // A denial would evict what pods have, and it is not their roles that are denied.
-        let error = refusal::no_base(error);
+        let error = error.into_issue_error();
         assert_eq!((error.kind, error.kind.is_transient()), (kind, true), "{code}");
     }
 }

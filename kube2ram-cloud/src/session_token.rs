@@ -1,6 +1,6 @@
-//! Hardened mode (`HttpTokens=required`): adds the agent's own session token to every request.
-//! Source: ECS, "Instance metadata", hardened mode. An `Upstream` over another: `server` passes pods'
-//! requests through it too.
+//! Session tokens of the metadata server: adds the agent's own to every request. The header names come from
+//! the cloud's dialect. An `Upstream` over another: `server` passes pods' requests through it too. Made by
+//! each cloud's `metadata`.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -13,13 +13,24 @@ use http_body_util::Full;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    alibaba::DIALECT,
+    dialect::TokenHeaders,
     upstream::{ResponseBody, Upstream, UpstreamError, read_bounded},
 };
 
-/// An [`Upstream`] that satisfies hardened mode, and works without.
-pub struct HardenedMode {
+/// What becomes of a request while the server issues no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Without {
+    /// It fails.
+    Fail,
+    /// It is sent without.
+    Pass,
+}
+
+/// An [`Upstream`] that sends the agent's token with every request.
+pub(crate) struct SessionTokens {
     upstream: Box<dyn Upstream>,
+    headers: &'static TokenHeaders,
+    without: Without,
     session: Mutex<Option<Session>>,
 }
 
@@ -31,15 +42,15 @@ struct Session {
     until: Instant,
 }
 
-impl HardenedMode {
+impl SessionTokens {
     /// Wraps `upstream`; asks for a token on first use only.
-    pub fn new(upstream: impl Upstream) -> Self {
-        Self { upstream: Box::new(upstream), session: Mutex::new(None) }
+    pub(crate) fn new(upstream: impl Upstream, headers: &'static TokenHeaders, without: Without) -> Self {
+        Self { upstream: Box::new(upstream), headers, without, session: Mutex::new(None) }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         let token = self.token().await?;
-        let response = self.upstream.send(with_token(request.clone(), token.as_ref())).await?;
+        let response = self.upstream.send(self.with_token(request.clone(), token.as_ref())).await?;
         let outdated = match response.status() {
             StatusCode::UNAUTHORIZED => true,
             // Tokens may have become required since the server refused to issue one.
@@ -53,7 +64,7 @@ impl HardenedMode {
         self.forget(token.as_ref());
         match self.token().await? {
             None => Ok(response),
-            token => self.upstream.send(with_token(request, token.as_ref())).await,
+            token => self.upstream.send(self.with_token(request, token.as_ref())).await,
         }
     }
 
@@ -67,7 +78,7 @@ impl HardenedMode {
         let request = Request::builder()
             .method(Method::PUT)
             .uri("/latest/api/token")
-            .header(&DIALECT.tokens.ttl, TTL.as_secs())
+            .header(&self.headers.ttl, TTL.as_secs())
             .body(Full::default())
             .map_err(|error| UpstreamError::Exchange(error.into()))?;
         let response = self.upstream.send(request).await?;
@@ -78,6 +89,9 @@ impl HardenedMode {
                     .map_err(|error| UpstreamError::Exchange(error.into()))?;
                 token.set_sensitive(true);
                 Some(token)
+            }
+            status if self.without == Without::Fail => {
+                return Err(UpstreamError::Exchange(NoToken(status).into()));
             }
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => None,
             // A temporary failure: this request is sent without a token, the next one asks again.
@@ -92,27 +106,36 @@ impl HardenedMode {
         self.session().take_if(|session| session.token.as_ref() == token);
     }
 
+    /// A token that came with the request is a pod's: it is the agent's own, and means nothing upstream.
+    fn with_token(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        token: Option<&HeaderValue>,
+    ) -> Request<Full<Bytes>> {
+        let headers = request.headers_mut();
+        headers.remove(&self.headers.token);
+        if let Some(token) = token {
+            headers.insert(&self.headers.token, token.clone());
+        }
+        request
+    }
+
     fn session(&self) -> std::sync::MutexGuard<'_, Option<Session>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait::async_trait]
-impl Upstream for HardenedMode {
+impl Upstream for SessionTokens {
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
         timeout(HEAD_DEADLINE, self.exchange(request)).await.unwrap_or(Err(UpstreamError::Timeout))
     }
 }
 
-/// A token that came with the request is a pod's: it is the agent's own, and means nothing upstream.
-fn with_token(mut request: Request<Full<Bytes>>, token: Option<&HeaderValue>) -> Request<Full<Bytes>> {
-    let headers = request.headers_mut();
-    headers.remove(&DIALECT.tokens.token);
-    if let Some(token) = token {
-        headers.insert(&DIALECT.tokens.token, token.clone());
-    }
-    request
-}
+/// The server was asked for a token, and issued none.
+#[derive(Debug, thiserror::Error)]
+#[error("the metadata server answers {0} instead of a session token")]
+struct NoToken(StatusCode);
 
 /// The longest that is allowed.
 const TTL: Duration = Duration::from_secs(21_600);

@@ -1,5 +1,5 @@
 //! Credentials that end, held and renewed ahead of that: single flight, and a failed renewal keeps what is
-//! valid. Depends on `metadata`, `oidc`, `transport`; called by the parent.
+//! valid. Depends on `sts::transport`; called by the parent.
 
 use std::{
     sync::{
@@ -9,47 +9,30 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use tokio::{sync::Semaphore, time::Instant};
 use tracing::warn;
 
-use super::{BaseCredentials, BaseError, BaseSource, oidc::Oidc};
-use crate::alibaba::{metadata::Metadata, transport::Transport, wire::Issued};
+use super::{BaseCredentials, BaseError, BaseSource};
+use crate::{role::RoleArn, sts::transport::Transport, wire::Issued};
 use kube2ram_service::{clock::Clock, telemetry::chain};
 
 /// Who gives them.
-pub(super) enum Origin {
-    NodeRole(Metadata),
-    Oidc(Oidc),
-}
+#[async_trait]
+pub(crate) trait Origin: Send + Sync + 'static {
+    fn source(&self) -> BaseSource;
 
-impl Origin {
+    /// The role, where it is known without asking anybody.
+    fn role(&self) -> Option<&RoleArn> {
+        None
+    }
+
     /// The role's name, and its credentials.
-    async fn ask(&self, sts: &Transport) -> Result<(Box<str>, Issued), BaseError> {
-        match self {
-            Self::NodeRole(metadata) => {
-                // The name too: a role can be replaced while the node runs.
-                let role = metadata.node_role_name().await.map_err(BaseError::Metadata)?;
-                let role = role.ok_or(BaseError::NoNodeRole)?;
-                let issued = metadata.node_credentials(&role).await.map_err(BaseError::Metadata)?;
-                Ok((role, issued))
-            }
-            Self::Oidc(oidc) => {
-                let issued = oidc.exchange(sts).await.map_err(BaseError::Oidc)?;
-                Ok((oidc.settings().role.name().into(), issued))
-            }
-        }
-    }
-
-    pub(super) fn source(&self) -> BaseSource {
-        match self {
-            Self::NodeRole(_) => BaseSource::NodeRole,
-            Self::Oidc(_) => BaseSource::Oidc,
-        }
-    }
+    async fn ask(&self, sts: &Transport) -> Result<(Box<str>, Issued), BaseError>;
 }
 
-pub(super) struct Renewal {
-    pub(super) origin: Origin,
+pub(crate) struct Renewal {
+    pub(crate) origin: Box<dyn Origin>,
     clock: Arc<dyn Clock>,
     cached: Mutex<Option<Cached>>,
     /// The last one, unless fetching has succeeded since.
@@ -61,26 +44,26 @@ pub(super) struct Renewal {
 }
 
 #[derive(Clone)]
-pub(super) struct Cached {
-    pub(super) role: Box<str>,
+pub(crate) struct Cached {
+    pub(crate) role: Box<str>,
     credentials: Arc<BaseCredentials>,
-    pub(super) expires_at: jiff::Timestamp,
-    pub(super) renew_at: Instant,
+    pub(crate) expires_at: jiff::Timestamp,
+    pub(crate) renew_at: Instant,
 }
 
 impl Renewal {
-    pub(super) fn new(origin: Origin, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(origin: Box<dyn Origin>, clock: Arc<dyn Clock>) -> Self {
         let (cached, failure) = (Mutex::new(None), Mutex::new(None));
         let (fetched, not_fetched) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { origin, clock, cached, failure, fetched, not_fetched, fetching: Semaphore::new(1) }
     }
 
     /// How often they could not be fetched, and how often they were.
-    pub(super) fn counts(&self) -> [u64; 2] {
+    pub(crate) fn counts(&self) -> [u64; 2] {
         [&self.not_fetched, &self.fetched].map(|count| count.load(Ordering::Relaxed))
     }
 
-    pub(super) async fn current(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
+    pub(crate) async fn current(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
         if let Some(cached) = self.usable() {
             let permit = (cached.renew_at <= Instant::now()).then(|| self.fetching.try_acquire());
             let Some(Ok(_permit)) = permit else {
@@ -103,7 +86,7 @@ impl Renewal {
         }
     }
 
-    pub(super) async fn refresh(
+    pub(crate) async fn refresh(
         &self,
         refused: &Arc<BaseCredentials>,
         sts: &Transport,
@@ -127,8 +110,8 @@ impl Renewal {
     async fn ask(&self, sts: &Transport) -> Result<Arc<BaseCredentials>, BaseError> {
         let (role, issued) = self.origin.ask(sts).await?;
 
-        // Half of what is left: the metadata server has new ones 30 minutes before the old expire, and hands
-        // out the old until then.
+        // Half of what is left: the metadata server has new ones 30 minutes before the old expire (on AWS 5),
+        // and hands out the old until then.
         let left = Duration::try_from(issued.expires_at.duration_since(self.clock.now())).unwrap_or_default();
         let renew_in = (left / 2).clamp(RETRY_AFTER, MAX_RENEWAL);
         let credentials = Arc::new(BaseCredentials {
@@ -149,11 +132,11 @@ impl Renewal {
         self.cached().clone().filter(|c| c.expires_at.duration_since(self.clock.now()) > MIN_LEFT)
     }
 
-    pub(super) fn failure(&self) -> MutexGuard<'_, Option<(jiff::Timestamp, Box<str>)>> {
+    pub(crate) fn failure(&self) -> MutexGuard<'_, Option<(jiff::Timestamp, Box<str>)>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn cached(&self) -> MutexGuard<'_, Option<Cached>> {
+    pub(crate) fn cached(&self) -> MutexGuard<'_, Option<Cached>> {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

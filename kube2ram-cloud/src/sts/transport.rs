@@ -1,5 +1,5 @@
-//! The transport to STS: its endpoints in their order, its clock, bounded answers. Depends on `endpoint`,
-//! `refusal`, `resolve`, `wire`; called by `base` and `sts`.
+//! The way to STS: its endpoints in their order, its clock, bounded answers.
+//! Depends on `endpoint`, `refusal`, `resolve`, `wire`; called by `base` and `issuer`.
 
 use std::{
     sync::{
@@ -13,13 +13,13 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
+use url::Url;
 
 use super::{
-    endpoint::Endpoint,
-    refusal::{self, Refusal},
+    refusal::{self, Refusal, Table},
     resolve::Absolute,
-    wire::BODY_LIMIT_BYTES,
 };
+use crate::{endpoint::Endpoint, wire::BODY_LIMIT_BYTES};
 use kube2ram_service::{clock::Clock, telemetry::chain};
 
 /// Makes connections to STS.
@@ -58,7 +58,7 @@ impl StsClient {
 pub struct StsClientError(#[source] reqwest::Error);
 
 /// Sends to STS. Connects on first use only.
-pub(super) struct Transport {
+pub(crate) struct Transport {
     client: reqwest::Client,
     endpoints: Box<[Endpoint]>,
     clock: Arc<dyn Clock>,
@@ -71,14 +71,14 @@ pub(super) struct Transport {
 /// Another endpoint than the first, which may cost more or leave the VPC: the first is tried again after a
 /// while.
 #[derive(Clone, Copy)]
-pub(super) struct Detour {
-    pub(super) endpoint: usize,
-    pub(super) until: Instant,
+pub(crate) struct Detour {
+    pub(crate) endpoint: usize,
+    pub(crate) until: Instant,
 }
 
 impl Transport {
     /// Tries `endpoints` in order.
-    pub(super) fn new(client: StsClient, endpoints: Vec<Endpoint>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(client: StsClient, endpoints: Vec<Endpoint>, clock: Arc<dyn Clock>) -> Self {
         Self {
             client: client.0,
             endpoints: endpoints.into(),
@@ -91,7 +91,7 @@ impl Transport {
     /// Sends to the first endpoint, or to the one that recently had to replace it, and to the next one when
     /// an endpoint is unreachable or silent. A repeated request is harmless: each answer is another set of
     /// credentials.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         request: impl Fn(&reqwest::Client, &Endpoint) -> Result<reqwest::RequestBuilder, Refusal>,
     ) -> Result<reqwest::Response, Refusal> {
@@ -119,14 +119,14 @@ impl Transport {
     }
 
     /// STS's time, as far as it is known.
-    pub(super) fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now();
         let offset = SignedDuration::from_secs(self.clock_offset_seconds.load(Ordering::Relaxed));
         now.checked_add(offset).unwrap_or(now)
     }
 
-    /// Adopts the time of STS's answer; returns whether it has one.
-    pub(super) fn adopt_time(&self, server_time: Option<Timestamp>) -> bool {
+    /// Goes by the time that STS told; whether it told any.
+    pub(crate) fn adopt_time(&self, server_time: Option<Timestamp>) -> bool {
         let Some(server_time) = server_time else { return false };
         let offset = server_time.duration_since(self.clock.now()).as_secs();
         warn!(offset_seconds = offset, "the node's clock differs from that of STS");
@@ -134,39 +134,62 @@ impl Transport {
         true
     }
 
-    pub(super) fn detour(&self) -> MutexGuard<'_, Option<Detour>> {
+    /// Reads an answer to its end, into memory that is zeroised; an error's becomes a refusal. What TLS and
+    /// HTTP have buffered of it is out of reach.
+    pub(crate) async fn read(
+        &self,
+        mut response: reqwest::Response,
+        refusals: &Table,
+    ) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        // All of it at once: a vector that grows leaves copies behind.
+        let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT_BYTES));
+        let reading = async {
+            while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
+                if body.len() + chunk.len() > BODY_LIMIT_BYTES {
+                    return Err(refusal::nonsense("answer too long", None));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(())
+        };
+        timeout(ANSWER_TIMEOUT, reading).await.unwrap_or_else(|_elapsed| Err(refusal::silence()))?;
+        if !response.status().is_success() {
+            let mut refusal = refusals.refusal(response.status(), response.headers(), &body);
+            refusal.endpoint = self.index_of(response.url());
+            return Err(refusal);
+        }
+        Ok(body)
+    }
+
+    /// Goes on to the endpoint after the one that refused, as when that one could not be reached; whether
+    /// there is one.
+    pub(crate) fn leave(&self, refused: Option<u8>) -> bool {
+        let next = refused.map(|index| usize::from(index) + 1);
+        let Some((next, endpoint)) = next.and_then(|next| Some((next, self.endpoints.get(next)?))) else {
+            return false;
+        };
+        warn!(endpoint = endpoint.host(), "STS is off in the region of the endpoint before this one");
+        *self.detour() = Some(Detour { endpoint: next, until: Instant::now() + DETOUR });
+        true
+    }
+
+    fn index_of(&self, url: &Url) -> Option<u8> {
+        let index = self.endpoints.iter().position(|endpoint| endpoint.url().origin() == url.origin())?;
+        u8::try_from(index).ok()
+    }
+
+    pub(crate) fn detour(&self) -> MutexGuard<'_, Option<Detour>> {
         self.detour.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads an answer to its end, into memory that is zeroised; an error's becomes a refusal. What TLS and HTTP
-/// have buffered of it is out of reach.
-pub(super) async fn read(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    // All of it at once: a vector that grows leaves copies behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT_BYTES));
-    let reading = async {
-        while let Some(chunk) = response.chunk().await.map_err(refusal::transport)? {
-            if body.len() + chunk.len() > BODY_LIMIT_BYTES {
-                return Err(refusal::nonsense("answer too long", None));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(())
-    };
-    timeout(ANSWER_TIMEOUT, reading).await.unwrap_or_else(|_elapsed| Err(refusal::silence()))?;
-    if !response.status().is_success() {
-        return Err(Refusal::parse(response.status(), response.headers(), &body));
-    }
-    Ok(body)
-}
-
-/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. With the
-/// manifests' `dnsConfig` the resolver repeats a query within it.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. The
+/// manifests' `dnsConfig` has the resolver ask again within it.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into
 /// the deadline; and that for its body. STS takes some 50 ms.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
-/// How long the first endpoint is skipped after another one had to replace it.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
+/// How long the first endpoint is left alone when another had to take its place.
 const DETOUR: Duration = Duration::from_mins(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_IDLE_CONNECTIONS: usize = 4;

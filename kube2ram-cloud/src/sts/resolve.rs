@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 /// first (`ndots:5`), costs four look-ups, and a wildcard record in one of its domains would answer instead
 /// of STS.
 #[derive(Debug)]
-pub(super) struct Absolute;
+pub(crate) struct Absolute;
 
 impl Resolve for Absolute {
     fn resolve(&self, name: Name) -> Resolving {

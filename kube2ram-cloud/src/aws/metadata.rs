@@ -1,0 +1,117 @@
+//! The EC2 metadata server as the agent itself uses it: region, partition, account, node role and its
+//! credentials. Nothing of EC2's API is asked. Source: EC2 user guide, "Instance metadata categories".
+//! Depends on the crate's `metadata` and `session_token`; called by `base` and, for discovery, by `app`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+
+use super::{
+    DIALECT,
+    endpoint::{Partition, Region},
+    wire::{Issued, parse_node_credentials, parse_profile_arn},
+};
+pub use crate::metadata::MetadataError;
+use crate::{
+    metadata::{Client, NodeRole},
+    role::{ArnStyle, BaseArn},
+    session_token::{SessionTokens, Without},
+    upstream::{ResponseBody, Upstream, UpstreamError},
+};
+
+/// An [`Upstream`] that speaks version 2 of the metadata service, and never version 1: of keys that were
+/// fetched by version 1 a policy may say that they are worth less (`ec2:RoleDelivery`). `server` passes pods'
+/// requests through it too. Source: EC2 user guide, "Use the Instance Metadata Service to access instance
+/// metadata".
+pub struct Imdsv2(SessionTokens);
+
+impl Imdsv2 {
+    /// Wraps `upstream`; asks for a token on first use only.
+    pub fn new(upstream: impl Upstream) -> Self {
+        Self(SessionTokens::new(upstream, &DIALECT.tokens, Without::Fail))
+    }
+}
+
+#[async_trait::async_trait]
+impl Upstream for Imdsv2 {
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
+        self.0.send(request).await
+    }
+}
+
+/// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed
+/// strictly.
+pub struct Metadata(Client);
+
+impl Metadata {
+    /// Asks over `upstream`.
+    pub fn new(upstream: Arc<Imdsv2>) -> Self {
+        Self(Client::new(upstream, &NODE_ROLE))
+    }
+
+    /// The node's region.
+    ///
+    /// # Errors
+    /// See [`MetadataError`].
+    pub async fn region(&self) -> Result<Region, MetadataError> {
+        let text = self.0.text("/latest/meta-data/placement/region").await?;
+        Region::parse(text.trim()).map_err(MetadataError::Region)
+    }
+
+    /// The node's partition, for a region whose name tells none.
+    ///
+    /// # Errors
+    /// See [`MetadataError`]; [`Malformed`](MetadataError::Malformed) for a partition whose hosts are not
+    /// known.
+    pub async fn partition(&self) -> Result<&'static Partition, MetadataError> {
+        let text = self.0.text("/latest/meta-data/services/partition").await?;
+        Partition::named(text.trim()).ok_or(MetadataError::Malformed("partition"))
+    }
+
+    /// The base ARN of the node's account: `arn:<partition>:iam::<account>:role/`. The instance profile has
+    /// them; its path, and its name, which is often the role's and need not be, say nothing.
+    ///
+    /// # Errors
+    /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the node has no instance profile.
+    pub async fn base_arn(&self) -> Result<BaseArn, MetadataError> {
+        let body = self.0.get("/latest/meta-data/iam/info").await?;
+        let profile = parse_profile_arn(&body).map_err(MetadataError::Profile)?;
+        let account = profile.split_once(":instance-profile/").map(|(account, _)| account);
+        let base =
+            account.and_then(|account| BaseArn::parse_in(ArnStyle::Aws, &format!("{account}:role/")).ok());
+        base.ok_or(MetadataError::Malformed("instance profile"))
+    }
+
+    /// The role attached to the node, also the default role of auto-discovery; `None` when there is none.
+    ///
+    /// # Errors
+    /// See [`MetadataError`].
+    pub async fn node_role_name(&self) -> Result<Option<Box<str>>, MetadataError> {
+        self.0.node_role_name().await
+    }
+
+    /// The credentials of the role attached to the node, as [`node_role_name`](Self::node_role_name) told it.
+    ///
+    /// # Errors
+    /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the role has been detached or
+    /// replaced.
+    pub async fn node_credentials(&self, role: &str) -> Result<Issued, MetadataError> {
+        self.0.node_credentials(role).await
+    }
+
+    pub(super) fn into_client(self) -> Client {
+        self.0
+    }
+}
+
+static NODE_ROLE: NodeRole = NodeRole {
+    directory: "/latest/meta-data/iam/security-credentials/",
+    // IAM API, "CreateRole".
+    marks: b"_+=,.@-",
+    parse: parse_node_credentials,
+};
+
+#[cfg(test)]
+mod tests;

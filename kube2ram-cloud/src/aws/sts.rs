@@ -1,0 +1,98 @@
+//! AssumeRole at STS: the production [`Issuer`]. Source: STS API 2011-06-15, AssumeRole. Depends on `base`,
+//! `endpoint`, `sign`, `wire` and the crate's `issuer`; called by `credentials`, composed by `app`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    base::Base,
+    endpoint::{Endpoint, Region, signing_region},
+    refusal,
+    sign::FormCall,
+    wire::{Issued, WireError, parse_assume_role},
+};
+pub use crate::sts::{StsClient, StsClientError};
+use crate::{
+    canonical::encode,
+    credentials::{Credentials, IssueError, Issuer},
+    issuer::{AssumeRole, Call, Protocol},
+    role::{Grant, RoleSession},
+    sts::refusal::{Refusal, Table, unsendable},
+};
+use kube2ram_service::clock::Clock;
+
+/// Issues credentials through AssumeRole.
+pub struct StsIssuer(AssumeRole);
+
+impl StsIssuer {
+    /// Connects on first use only. Tries `endpoints` in order, and signs for `region` at each of them but the
+    /// global one.
+    pub fn new(
+        client: StsClient,
+        endpoints: Vec<Endpoint>,
+        region: Region,
+        base: Base,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self(AssumeRole::new(Query { region }, client, endpoints, base, clock))
+    }
+}
+
+#[async_trait]
+impl Issuer for StsIssuer {
+    async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
+        self.0.issue(session).await
+    }
+}
+
+/// The query protocol, version 2011-06-15: a form in, XML out.
+struct Query {
+    region: Region,
+}
+
+impl Protocol for Query {
+    fn request(
+        &self,
+        client: &reqwest::Client,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+    ) -> Result<reqwest::RequestBuilder, Refusal> {
+        let form = form(call.session, call.seconds);
+        let headers = FormCall {
+            host: endpoint.host(),
+            region: signing_region(endpoint, &self.region),
+            form: form.as_bytes(),
+            date: call.now,
+        }
+        .headers(call.base)
+        .map_err(unsendable)?;
+        Ok(client.post(endpoint.url().clone()).headers(headers).body(form))
+    }
+
+    fn read(&self, body: &[u8]) -> Result<Issued, WireError> {
+        parse_assume_role(body)
+    }
+
+    fn refusals(&self) -> &Table {
+        &refusal::TABLE
+    }
+}
+
+fn form(session: &RoleSession, seconds: u64) -> String {
+    let seconds = seconds.to_string();
+    let mut parameters = vec![
+        ("Action", "AssumeRole"),
+        ("Version", "2011-06-15"),
+        ("RoleArn", session.role.as_str()),
+        ("RoleSessionName", session.session_name.as_str()),
+        ("DurationSeconds", &*seconds),
+    ];
+    let Grant::AssumeRole { external_id } = &session.grant;
+    parameters.extend(external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
+    parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
+    encode(&parameters)
+}
+
+#[cfg(test)]
+mod tests;

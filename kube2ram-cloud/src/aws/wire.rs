@@ -1,0 +1,129 @@
+//! What AWS sends: STS answers and errors in XML, the metadata server's credentials document in JSON. Pure
+//! and total: any bytes in, a value or a [`WireError`] out. Sources: STS API 2011-06-15 (AssumeRole,
+//! AssumeRoleWithWebIdentity, "Common errors"), EC2 user guide, "Retrieve security credentials from instance
+//! metadata". Called by `sts`, `base`, `metadata`.
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::xml::Leaves;
+use crate::wire::parse_time;
+pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Issued, WireError};
+
+/// Parses the answer of AssumeRole.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_assume_role(body: &[u8]) -> Result<Issued, WireError> {
+    issued(body, "AssumeRoleResponse/AssumeRoleResult")
+}
+
+/// Parses the answer of AssumeRoleWithWebIdentity.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_web_identity(body: &[u8]) -> Result<Issued, WireError> {
+    issued(body, "AssumeRoleWithWebIdentityResponse/AssumeRoleWithWebIdentityResult")
+}
+
+/// Parses an error of STS; `None` when there is no usable `Code`: then it was not STS that answered.
+pub fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
+    let leaves = leaves(body).ok()?;
+    let code = leaves.text("ErrorResponse/Error/Code")?;
+    let message = leaves.text("ErrorResponse/Error/Message").unwrap_or_default();
+    ErrorDocument::of(code, &message, leaves.text("ErrorResponse/RequestId"))
+}
+
+/// Parses the metadata server's `iam/security-credentials/<role>`.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_node_credentials(body: &[u8]) -> Result<Issued, WireError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        code: String,
+        access_key_id: Option<String>,
+        // Zeroised from here on, also when the document turns out to be malformed.
+        secret_access_key: Option<SecretString>,
+        token: Option<SecretString>,
+        expiration: Option<String>,
+    }
+
+    let Document { code, access_key_id, secret_access_key, token, expiration } = json(body)?;
+    // A failure is a document of status 200, too, and has none of the other keys.
+    if code != "Success" {
+        return Err(WireError::Unsuccessful);
+    }
+    let (Some(id), Some(secret), Some(token), Some(expiration)) =
+        (access_key_id, secret_access_key, token, expiration)
+    else {
+        return Err(WireError::Json);
+    };
+    let keys = ["AccessKeyId", "SecretAccessKey", "Token"];
+    Issued::try_new(keys, &id, secret, token, time(&expiration)?)
+}
+
+/// Parses the metadata server's `iam/info`: the ARN of the instance profile, which has the node's partition
+/// and account.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_profile_arn(body: &[u8]) -> Result<String, WireError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        code: String,
+        instance_profile_arn: Option<String>,
+    }
+
+    let Document { code, instance_profile_arn } = json(body)?;
+    if code != "Success" {
+        return Err(WireError::Unsuccessful);
+    }
+    instance_profile_arn.ok_or(WireError::Json)
+}
+
+/// The credentials in the result of a call.
+fn issued(body: &[u8], result: &str) -> Result<Issued, WireError> {
+    let leaves = leaves(body)?;
+    let raw = |name: &str| leaves.raw(&format!("{result}/Credentials/{name}")).ok_or(WireError::Xml);
+    let keys = ["AccessKeyId", "SecretAccessKey", "SessionToken"];
+    let [id, secret, token] = keys;
+    // As they stand: none of their characters is ever written as a reference.
+    let (id, secret, token) = (raw(id)?, raw(secret)?, raw(token)?);
+    if [id, secret, token].iter().any(|value| value.contains('&')) {
+        return Err(WireError::Xml);
+    }
+    let expires_at = time(raw("Expiration")?)?;
+    Issued::try_new(keys, id, secret.into(), token.into(), expires_at)
+}
+
+fn leaves(body: &[u8]) -> Result<Leaves<'_>, WireError> {
+    if body.len() > BODY_LIMIT_BYTES {
+        return Err(WireError::TooLong);
+    }
+    str::from_utf8(body).ok().and_then(Leaves::parse).ok_or(WireError::Xml)
+}
+
+fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, WireError> {
+    if body.len() > BODY_LIMIT_BYTES {
+        return Err(WireError::TooLong);
+    }
+    // serde_json's error quotes values, which may be secret.
+    serde_json::from_slice(body).or(Err(WireError::Json))
+}
+
+/// `YYYY-MM-DDThh:mm:ssZ`. A fraction of the second may stand before the `Z`, as some stand-ins of STS write
+/// it; it is cut off, so that credentials never seem to last longer than they do.
+fn time(text: &str) -> Result<Timestamp, WireError> {
+    let Some((seconds, fraction)) = text.strip_suffix('Z').and_then(|text| text.split_once('.')) else {
+        return parse_time(text);
+    };
+    let fits = (1..=9).contains(&fraction.len()) && fraction.bytes().all(|c| c.is_ascii_digit());
+    if fits { parse_time(&format!("{seconds}Z")) } else { Err(WireError::Time) }
+}
+
+#[cfg(test)]
+mod tests;

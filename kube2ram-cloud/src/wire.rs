@@ -1,0 +1,113 @@
+//! What the answers of all clouds' servers have in common: credentials, errors, times, the longest body. Pure
+//! and total: any text in, a value or a [`WireError`] out. Each cloud's `wire` reads the form that its
+//! servers write.
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// Why a body was not understood. Says nothing of the body itself, which may hold secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A credential is empty, or holds what cannot stand in an HTTP header.
+    #[error("malformed credential in {0}")]
+    Credential(&'static str),
+    /// The document is not JSON, or a required key is missing or not a string.
+    #[error("not the expected JSON document")]
+    Json,
+    /// The body is longer than [`BODY_LIMIT_BYTES`].
+    #[error("body too long")]
+    TooLong,
+    /// The document's `Code` is not `Success`.
+    #[error("the document reports no success")]
+    Unsuccessful,
+    /// A time is not exactly `YYYY-MM-DDThh:mm:ssZ`.
+    #[error("malformed time")]
+    Time,
+    /// The document is not XML of the plain kind that STS writes, or a required element is missing or there
+    /// twice.
+    #[error("not the expected XML document")]
+    Xml,
+}
+
+/// Temporary credentials as STS or the metadata server hands them out.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// `AccessKeyId`.
+    pub access_key_id: Box<str>,
+    /// `AccessKeySecret`; on AWS `SecretAccessKey`.
+    pub access_key_secret: SecretString,
+    /// `SecurityToken`; on AWS `SessionToken` or `Token`.
+    pub security_token: SecretString,
+    /// `Expiration`.
+    pub expires_at: Timestamp,
+}
+
+impl Issued {
+    /// Checks that each value may stand in a header, ours or those of pods' SDKs. `keys` are the names of the
+    /// three, for errors.
+    ///
+    /// # Errors
+    /// [`WireError::Credential`].
+    pub(crate) fn try_new(
+        keys: [&'static str; 3],
+        access_key_id: &str,
+        access_key_secret: SecretString,
+        security_token: SecretString,
+        expires_at: Timestamp,
+    ) -> Result<Self, WireError> {
+        let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
+        let values = [access_key_id, access_key_secret.expose_secret(), security_token.expose_secret()];
+        if let Some((key, _)) = keys.into_iter().zip(values).find(|(_, value)| !word(value)) {
+            return Err(WireError::Credential(key));
+        }
+        Ok(Self { access_key_id: access_key_id.into(), access_key_secret, security_token, expires_at })
+    }
+}
+
+/// STS's error document; every field is empty when it is missing or no string.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorDocument {
+    /// `Code`, at most 64 characters of `[A-Za-z0-9._-]`.
+    pub code: String,
+    /// `Message`, cut to 256 characters, control characters replaced.
+    pub message: String,
+    /// `RequestId`, as `code`.
+    pub request_id: String,
+}
+
+impl ErrorDocument {
+    /// `None` when `code` is no usable code: then it was not STS that answered.
+    pub(crate) fn of(code: String, message: &str, request_id: Option<String>) -> Option<Self> {
+        let word = |text: &str| {
+            let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+            (1..=64).contains(&text.len()) && text.bytes().all(legal)
+        };
+        word(&code).then(|| Self {
+            code,
+            message: message.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect(),
+            request_id: request_id.filter(|id| word(id)).unwrap_or_default(),
+        })
+    }
+}
+
+/// Exactly `YYYY-MM-DDThh:mm:ssZ`: what the servers are documented to send, and all that strict SDKs accept
+/// from us in turn.
+pub(crate) fn parse_time(text: &str) -> Result<Timestamp, WireError> {
+    let shape = "dddd-dd-ddTdd:dd:ddZ";
+    let fits = text.len() == shape.len()
+        && text.bytes().zip(shape.bytes()).all(|(c, s)| if s == b'd' { c.is_ascii_digit() } else { c == s });
+    if !fits {
+        return Err(WireError::Time);
+    }
+    text.parse().or(Err(WireError::Time))
+}
+
+/// 20 characters, UTC, whole seconds: the Java, Python and Node SDKs of Alibaba Cloud parse nothing else, and
+/// AWS writes nothing else.
+pub(crate) fn write_time(at: Timestamp) -> String {
+    // Any second of a time is a time.
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+}
+
+/// The longest body that is read from STS or, for the agent's own needs, from the metadata server.
+pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
