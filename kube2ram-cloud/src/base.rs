@@ -37,7 +37,7 @@ pub struct BaseCredentials {
     pub security_token: Option<SecretString>,
 }
 
-/// Why there are no base credentials.
+/// Why the agent has no base credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// A variable holds what cannot be a key or a token.

@@ -1,5 +1,5 @@
 //! The metadata server's credentials document, as the agent writes it. Pure; called through the dialect.
-//! The one place outside of request signing where secrets are exposed.
+//! One of the two places outside of request signing where secrets are exposed; the other is AWS's.
 
 use bytes::Bytes;
 use secrecy::{ExposeSecret, zeroize::Zeroizing};

@@ -60,8 +60,8 @@ fn is_base(code: &str) -> bool {
         .any(|prefix| code.starts_with(prefix))
 }
 
-/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and `Retry-After`; the
-/// longest of them.
+/// `x-ratelimit-user: Limit:..,Remain:..,TimeLeft:<ms>,Reset:..`, the same of the API, and
+/// `Retry-After: <s>`, which a gateway in between may send; the longest of them.
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
     ["x-ratelimit-user", "x-ratelimit-user-api"]
         .iter()

@@ -56,7 +56,7 @@ pub enum OidcError {
     },
     /// The file holds something else.
     #[error(
-        "what is at {path} is no OIDC token: up to 20000 letters, digits and any of ._- in a regular file"
+        "{path} holds no OIDC token: it must be a regular file of up to 20000 letters, digits and any of ._-"
     )]
     Token {
         /// The file.

@@ -22,7 +22,7 @@ pub enum Configured {
 
 impl Configured {
     /// Static keys first: `ALIBABA_CLOUD_ACCESS_KEY_ID`, `…_SECRET` and `ALIBABA_CLOUD_SECURITY_TOKEN`, else
-    /// the ancestors' `ACCESS_KEY_ID` and `ACCESS_KEY_SECRET`. Then OIDC: `ALIBABA_CLOUD_ROLE_ARN`,
+    /// the predecessors' `ACCESS_KEY_ID` and `ACCESS_KEY_SECRET`. Then OIDC: `ALIBABA_CLOUD_ROLE_ARN`,
     /// `ALIBABA_CLOUD_OIDC_PROVIDER_ARN` and `ALIBABA_CLOUD_OIDC_TOKEN_FILE`, with
     /// `ALIBABA_CLOUD_ROLE_SESSION_NAME`. Else the node's role. An empty variable counts as unset. `node`
     /// becomes part of the session's name unless one is given.

@@ -172,12 +172,16 @@ async fn the_token_is_read_again_each_time() {
 #[tokio::test]
 async fn what_is_no_token_is_not_sent() {
     let bench = bench(&[]).await;
+    let expected = format!(
+        "cannot obtain the credentials of the agent's own role (OIDC): {} holds no OIDC token: it must be a regular file of up to 20000 letters, digits and any of ._-",
+        bench.token_file().display()
+    );
     for text in
         ["", "abc", "a b c d", "a\nbcd", "eyJ&Action=x", "é.é.é.é", &"a".repeat(20_001), &"a".repeat(1 << 20)]
     {
         fs::write(bench.token_file(), text).unwrap();
 
-        assert!(bench.failure().await.contains("no OIDC token"), "{text:.20}");
+        assert_eq!(bench.failure().await, expected, "{text:.20}");
     }
     fs::remove_file(bench.token_file()).unwrap();
     rustix::fs::mknodat(
@@ -188,7 +192,7 @@ async fn what_is_no_token_is_not_sent() {
         0,
     )
     .unwrap();
-    assert!(bench.failure().await.contains("no OIDC token"), "a FIFO would have it wait");
+    assert_eq!(bench.failure().await, expected, "a FIFO would have it wait");
     fs::remove_file(bench.token_file()).unwrap();
     assert_eq!(bench.server.asked().len(), 0);
 
