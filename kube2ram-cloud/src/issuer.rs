@@ -1,21 +1,21 @@
 //! AssumeRole, with each refusal's remedy tried once: the loop that is the same in all clouds.
 //! Depends on `base`, `sts` and a cloud's [`Protocol`]; called by each cloud's `sts`.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+pub(crate) mod memory;
+
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
+use tracing::warn;
 
+use self::memory::Memory;
 use crate::{
     base::{Base, BaseCredentials, BaseError},
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     endpoint::Endpoint,
-    role::{RoleArn, RoleSession},
+    role::RoleSession,
     sts::{
         StsClient,
         refusal::{self, Refusal, Remedy, Table},
@@ -53,22 +53,17 @@ pub(crate) struct Call<'a> {
     pub(crate) now: Timestamp,
 }
 
-/// What a role is asked for next that refused a longer session.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shorter {
-    seconds: u64,
-    /// When it last refused a longer one.
-    pub(crate) since: Instant,
-}
-
 /// Issues credentials through AssumeRole.
 pub(crate) struct AssumeRole {
     protocol: Box<dyn Protocol>,
     pub(crate) transport: Transport,
     base: Base,
     clock: Arc<dyn Clock>,
-    /// Roles that refused a session as long as was asked for, and what they are asked for next.
-    shorter: Mutex<HashMap<RoleArn, Shorter>>,
+    /// Roles that refused a session as long as was asked for, and the seconds they are asked for next.
+    pub(crate) shorter: Memory<u64>,
+    /// Roles in whose account STS is off in the regions of the first endpoints, and the first endpoint where
+    /// it is not. An account of others must not move the calls for all other roles.
+    first_endpoints: Memory<usize>,
 }
 
 impl AssumeRole {
@@ -81,16 +76,42 @@ impl AssumeRole {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let transport = Transport::new(client, endpoints, Arc::clone(&clock));
-        Self { protocol: Box::new(protocol), transport, base, clock, shorter: Mutex::default() }
+        let (shorter, first_endpoints) = (Memory::default(), Memory::default());
+        Self { protocol: Box::new(protocol), transport, base, clock, shorter, first_endpoints }
     }
 
-    /// Calls, and once for each remedy that STS's refusals ask for, again.
+    /// Calls, and remembers at which endpoint the role could be assumed. An endpoint that does not answer is
+    /// not remembered: STS may have been activated in the region meanwhile.
     async fn assume_role(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
+        let known = self.first_endpoints.known(&session.role);
+        let mut first = known.unwrap_or_default();
+        let outcome = self.assume_role_from(&mut first, session).await;
+        match &outcome {
+            Ok(_) if Some(first) != known && first > 0 => {
+                let (role, endpoint) = (session.role.as_str(), self.transport.host(first));
+                warn!(role, endpoint, "STS is off in a region for the role; calling another endpoint for it");
+                self.first_endpoints.note(&session.role, |_| first);
+            }
+            Err(error) if error.kind == IssueErrorKind::Unavailable => {
+                self.first_endpoints.forget(&session.role);
+            }
+            Ok(_) | Err(_) => {}
+        }
+        outcome
+    }
+
+    /// Calls, and once for each remedy that STS's refusals ask for, again. Leaves in `first` the first
+    /// endpoint that it may call.
+    async fn assume_role_from(
+        &self,
+        first: &mut usize,
+        session: &RoleSession,
+    ) -> Result<Credentials, IssueError> {
         let mut base = self.base.current(&self.transport).await.map_err(BaseError::into_issue_error)?;
         let mut tried = Vec::new();
         let mut seconds = self.seconds_of(session);
         loop {
-            let refusal = match self.call(session, seconds, &base).await {
+            let refusal = match self.call(*first, session, seconds, &base).await {
                 Ok(credentials) => return Ok(credentials),
                 Err(refusal) => refusal,
             };
@@ -113,7 +134,13 @@ impl AssumeRole {
                     }
                 }
                 Remedy::FreshNonce => true,
-                Remedy::NextEndpoint => self.transport.leave(refusal.endpoint),
+                Remedy::NextEndpoint => match self.transport.after(refusal.endpoint) {
+                    Some(next) => {
+                        *first = next;
+                        true
+                    }
+                    None => false,
+                },
                 Remedy::OneHour => {
                     let is_shorter = seconds > SHORTEST_SECONDS;
                     if is_shorter {
@@ -138,6 +165,7 @@ impl AssumeRole {
 
     async fn call(
         &self,
+        first: usize,
         session: &RoleSession,
         seconds: u64,
         base: &BaseCredentials,
@@ -146,7 +174,7 @@ impl AssumeRole {
             let call = Call { session, seconds, base, now: self.transport.now() };
             self.protocol.request(client, endpoint, &call)
         };
-        let response = self.transport.send(request).await?;
+        let response = self.transport.send(first, request).await?;
         let date = response.headers().get(http::header::DATE).cloned();
         let body = self.transport.read(response, self.protocol.refusals()).await?;
         let issued = self.protocol.read(&body);
@@ -184,8 +212,7 @@ impl AssumeRole {
     /// How long a session to ask for: what is wanted, or what the role was last known to allow.
     fn seconds_of(&self, session: &RoleSession) -> u64 {
         let wanted = session.duration.as_secs();
-        let known = self.shorter().get(&session.role).copied().filter(Shorter::is_fresh);
-        known.map_or(wanted, |known| known.seconds.min(wanted))
+        self.shorter.known(&session.role).map_or(wanted, |known| known.min(wanted))
     }
 
     /// The role refused a session of so many seconds. Whether there is a shorter one to ask for: now the
@@ -200,24 +227,8 @@ impl AssumeRole {
     }
 
     fn remember(&self, session: &RoleSession, next: u64) {
-        let mut shorter = self.shorter();
-        if shorter.len() >= MAX_SHORTER {
-            shorter.clear();
-        }
-        let known = shorter.get(&session.role).copied().filter(Shorter::is_fresh);
         // Another session of the role may have got further down meanwhile.
-        let seconds = known.map_or(next, |known| known.seconds.min(next));
-        shorter.insert(session.role.clone(), Shorter { seconds, since: Instant::now() });
-    }
-
-    pub(crate) fn shorter(&self) -> MutexGuard<'_, HashMap<RoleArn, Shorter>> {
-        self.shorter.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Shorter {
-    fn is_fresh(&self) -> bool {
-        self.since.elapsed() < SHORTER_MEMORY
+        self.shorter.note(&session.role, |known| known.map_or(next, |known| known.min(next)));
     }
 }
 
@@ -247,6 +258,3 @@ const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 const LADDER_SECONDS: [u64; 5] = [8 * 3600, 6 * 3600, 4 * 3600, 2 * 3600, SHORTEST_SECONDS];
 /// What every role allows: the smallest `MaxSessionDuration`.
 const SHORTEST_SECONDS: u64 = 3600;
-/// After that a role is asked for as long a session as is wanted again: somebody may have raised its limit.
-pub(crate) const SHORTER_MEMORY: Duration = Duration::from_hours(24);
-const MAX_SHORTER: usize = 1024;

@@ -147,7 +147,7 @@ impl<E: Exchange> Oidc<E> {
     }
 
     async fn call(&self, form: &Bytes, sts: &Transport) -> Result<Issued, Refusal> {
-        let response = sts.send(|client, endpoint| Ok(self.0.request(client, endpoint, form, sts.now())));
+        let response = sts.send(0, |client, endpoint| Ok(self.0.request(client, endpoint, form, sts.now())));
         let body = sts.read(response.await?, self.0.refusals()).await?;
         let issued = self.0.read(&body);
         let issued =

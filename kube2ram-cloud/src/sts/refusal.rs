@@ -30,7 +30,7 @@ pub(crate) enum Remedy {
     FreshBase,
     /// The same once more: each call has a nonce of its own.
     FreshNonce,
-    /// STS is off in the endpoint's region.
+    /// STS is off in the endpoint's region, for the account of the role or of what the agent signs with.
     NextEndpoint,
     /// A session of one hour: no session of what the agent signs with may be longer.
     OneHour,

@@ -88,22 +88,24 @@ impl Transport {
         }
     }
 
-    /// Sends to the first endpoint, or to the one that recently had to replace it, and to the next one when
-    /// an endpoint is unreachable or silent. A repeated request is harmless: each answer is another set of
-    /// credentials.
+    /// Sends to the endpoint `first`, or to the one that had to take its place not long ago; on to the next
+    /// when one cannot be connected to or is silent, but to none before `first`. Asking twice is harmless:
+    /// each answer is another set of credentials.
     pub(crate) async fn send(
         &self,
+        first: usize,
         request: impl Fn(&reqwest::Client, &Endpoint) -> Result<reqwest::RequestBuilder, Refusal>,
     ) -> Result<reqwest::Response, Refusal> {
-        let first = self.detour().filter(|detour| Instant::now() < detour.until).map_or(0, |d| d.endpoint);
+        let detour = self.detour().filter(|detour| Instant::now() < detour.until).map_or(0, |d| d.endpoint);
+        let start = first.max(detour);
         let mut failure = refusal::nonsense("no endpoint", None);
-        for step in 0..self.endpoints.len() {
-            let index = (first + step) % self.endpoints.len();
-            let endpoint = &self.endpoints[index];
+        for index in (start..self.endpoints.len()).chain(first..start) {
+            let Some(endpoint) = self.endpoints.get(index) else { break };
             let sending = timeout(ANSWER_TIMEOUT, request(&self.client, endpoint)?.send());
             failure = match sending.await {
                 Ok(Ok(response)) => {
-                    if step > 0 {
+                    // A call that must not go to the first endpoint reports nothing of it.
+                    if index != start && first == 0 {
                         let until = Instant::now() + DETOUR;
                         *self.detour() = (index > 0).then_some(Detour { endpoint: index, until });
                     }
@@ -161,14 +163,21 @@ impl Transport {
         Ok(body)
     }
 
-    /// Goes on to the endpoint after the one that refused, as when that one could not be reached; whether
-    /// there is one.
+    /// The endpoint after the one that refused, if there is one.
+    pub(crate) fn after(&self, refused: Option<u8>) -> Option<usize> {
+        refused.map(|index| usize::from(index) + 1).filter(|&next| next < self.endpoints.len())
+    }
+
+    /// The host of an endpoint.
+    pub(crate) fn host(&self, index: usize) -> &str {
+        self.endpoints.get(index).map_or("", Endpoint::host)
+    }
+
+    /// Moves all calls to the endpoint after the one that refused, as when that one could not be reached;
+    /// whether there is one. Only for a refusal that is about the agent's own account.
     pub(crate) fn leave(&self, refused: Option<u8>) -> bool {
-        let next = refused.map(|index| usize::from(index) + 1);
-        let Some((next, endpoint)) = next.and_then(|next| Some((next, self.endpoints.get(next)?))) else {
-            return false;
-        };
-        warn!(endpoint = endpoint.host(), "STS is off in the region of the endpoint before this one");
+        let Some(next) = self.after(refused) else { return false };
+        warn!(endpoint = self.host(next), "STS is off in the region of the endpoint before this one");
         *self.detour() = Some(Detour { endpoint: next, until: Instant::now() + DETOUR });
         true
     }

@@ -26,7 +26,7 @@ use crate::{
         wire::BODY_LIMIT_BYTES,
     },
     credentials::IssueErrorKind,
-    issuer::{CALL_DEADLINE, SHORTER_MEMORY},
+    issuer::{CALL_DEADLINE, memory},
     role::{ExternalId, RoleArn, SessionName, SessionPolicy},
     sts::transport::ANSWER_TIMEOUT,
     testing::{Asked, CountingPass, Server, SetClock, answer},
@@ -264,8 +264,8 @@ async fn what_a_role_allows_is_remembered_for_a_day() {
     let (durations, issuer, server) = durations_asked(7200, &[14_400, 14_400, 900]).await;
     assert_eq!(durations, [14_400, 3600, 7200, 900]);
 
-    let a_day_ago = Instant::now().checked_sub(SHORTER_MEMORY).unwrap();
-    issuer.0.shorter().values_mut().for_each(|shorter| shorter.since = a_day_ago);
+    let a_day_ago = Instant::now().checked_sub(memory::MAX_AGE).unwrap();
+    issuer.0.shorter.roles().values_mut().for_each(|shorter| shorter.since = a_day_ago);
     issuer.issue(&session(14_400)).await.unwrap();
 
     let asked = server.asked();

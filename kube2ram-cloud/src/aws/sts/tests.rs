@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -227,21 +230,70 @@ async fn adopts_the_time_of_sts_when_the_signature_is_too_old_and_remembers_it()
     assert_eq!(dates, ["20261128T100000Z", "20261128T103000Z", "20261128T103000Z"]);
 }
 
+/// STS is off in its region for the role `foreign`, and on for all others.
+async fn off_for_a_foreign_account() -> Server {
+    Server::start(|asked| match sent(asked)["RoleArn"].ends_with("/foreign") {
+        true => refused(403, "RegionDisabledException", "STS is not activated"),
+        false => issued(),
+    })
+    .await
+}
+
+fn session_of(role: &str) -> RoleSession {
+    let base = BaseArn::parse_in(ArnStyle::Aws, "arn:aws:iam::123456789012:role/team").unwrap();
+    RoleSession { role: base.arn_for(role).unwrap(), ..session(1) }
+}
+
 #[tokio::test]
-async fn goes_on_where_sts_is_off_in_a_region_and_stays_there() {
-    let off = Server::start(|_| refused(403, "RegionDisabledException", "STS is not activated")).await;
-    let global = sts(vec![]).await;
-    let issuer = issuer_of(&[&off, &global]);
+async fn a_region_that_is_off_moves_the_role_it_was_refused_for_and_no_other() {
+    let (regional, global) = (off_for_a_foreign_account().await, sts(vec![]).await);
+    let issuer = issuer_of(&[&regional, &global]);
 
-    issuer.issue(&session(1)).await.unwrap();
-    issuer.issue(&session(1)).await.unwrap();
+    for _ in 0..2 {
+        issuer.issue(&session_of("foreign")).await.unwrap();
+        issuer.issue(&session_of("own")).await.unwrap();
+    }
 
-    assert_eq!((off.asked().len(), global.asked().len()), (1, 2));
+    let roles = |server: &Server| -> Vec<String> {
+        let of = |asked: &Asked| sent(asked)["RoleArn"].rsplit('/').next().unwrap().to_owned();
+        server.asked().iter().map(of).collect()
+    };
+    assert_eq!(roles(&regional), ["foreign", "own", "own"], "the second call for the first role goes by");
+    assert_eq!(roles(&global), ["foreign", "foreign"]);
     assert_eq!(global.asked()[0].headers()["host"], global.address.to_string());
-    let error = issuer_of(&[&off]).issue(&session(1)).await.unwrap_err();
-    assert_eq!((error.kind, &*error.code), (IssueErrorKind::Unavailable, "RegionDisabledException"));
-    let both = issuer_of(&[&off, &off]).issue(&session(1)).await.unwrap_err();
-    assert_eq!(&*both.code, "RegionDisabledException", "and it ends");
+    assert!(issuer.0.transport.detour().is_none(), "the detour is for all roles");
+}
+
+#[tokio::test]
+async fn a_role_is_refused_where_sts_is_off_and_no_other_endpoint_is_left() {
+    let off = off_for_a_foreign_account().await;
+
+    for servers in [&[&off][..], &[&off, &off]] {
+        let error = issuer_of(servers).issue(&session_of("foreign")).await.unwrap_err();
+
+        assert_eq!((error.kind, &*error.code), (IssueErrorKind::Unavailable, "RegionDisabledException"));
+    }
+}
+
+#[tokio::test]
+async fn a_role_goes_back_to_the_first_endpoint_when_its_own_does_not_answer() {
+    let is_off = Arc::new(AtomicBool::new(true));
+    let off = Arc::clone(&is_off);
+    let regional = Server::start(move |_| match off.load(Ordering::SeqCst) {
+        true => refused(403, "RegionDisabledException", "STS is not activated"),
+        false => issued(),
+    })
+    .await;
+    let global = sts(vec![issued(), refused(503, "ServiceUnavailable", "")]).await;
+    let issuer = issuer_of(&[&regional, &global]);
+    issuer.issue(&session(1)).await.unwrap();
+
+    is_off.store(false, Ordering::SeqCst);
+    let error = issuer.issue(&session(1)).await.unwrap_err();
+    issuer.issue(&session(1)).await.unwrap();
+
+    assert_eq!(error.kind, IssueErrorKind::Unavailable);
+    assert_eq!((regional.asked().len(), global.asked().len()), (2, 2));
 }
 
 #[tokio::test]

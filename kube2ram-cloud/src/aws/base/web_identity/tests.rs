@@ -141,6 +141,8 @@ async fn a_region_where_sts_is_off_leads_to_the_next_endpoint() {
     assert!(bench.base.current(&bench.sts).await.is_ok());
 
     assert_eq!((bench.server.asked().len(), bench.second.asked().len()), (1, 1));
+    let detour = bench.sts.detour().map(|detour| detour.endpoint);
+    assert_eq!(detour, Some(1), "it is the agent's own account: all calls go there");
 }
 
 #[tokio::test]
