@@ -1,5 +1,6 @@
 //! Region and partition → STS endpoints. Pure: no I/O, no clock, no logs. Sources: botocore's
-//! `partitions.json` and the endpoint rules of its STS model (1.43). Called by `base`, `metadata`, `sts`.
+//! `partitions.json` and the endpoint rules of its STS model (1.43); Account Management reference guide,
+//! "Specify which AWS Regions your account can use". Called by `base`, `metadata`, `sts`.
 //!
 //! A host is put together of a region's name, which holds no dot, and a suffix of [`PARTITIONS`]: what signs
 //! is never sent to a host that came from the network.
@@ -158,7 +159,8 @@ pub struct EndpointOptions {
     pub dual_stack: bool,
     /// `AWS_USE_FIPS_ENDPOINT`: validated cryptography. There is no other endpoint to go on to.
     pub fips: bool,
-    /// `AWS_STS_REGIONAL_ENDPOINTS=legacy`: the global endpoint first, in the partition that has one.
+    /// `AWS_STS_REGIONAL_ENDPOINTS=legacy`: the global endpoint first, in regions that are enabled by
+    /// default. It has neither a dual-stack nor a FIPS variant, so those options win.
     pub global: bool,
 }
 
@@ -186,9 +188,10 @@ impl EndpointOptions {
     }
 }
 
-/// The STS endpoints to try, in order: the region's, then the global one, in the partition that has one. What
-/// the global one issues is not valid in regions that an account has to opt in to, so it is for when the
-/// region's cannot be reached, or is off.
+/// The STS endpoints to try, in order: the region's, then the global one, for when the region's cannot be
+/// reached, or is off. What the global one issues is not valid in regions that an account has to enable. So
+/// the global one stands in for regions that are enabled by default only, and never for an endpoint with dual
+/// stack or FIPS.
 ///
 /// # Errors
 /// [`EndpointError::Url`], when the region makes no host name after all (bad punycode).
@@ -201,7 +204,8 @@ pub fn sts_endpoints(
     let name = if options.fips && !is_plain { "sts-fips" } else { "sts" };
     let suffix = if options.dual_stack { partition.dual_stack_suffix } else { partition.suffix };
     let mut hosts = vec![format!("{name}.{region}.{suffix}")];
-    if partition.name == "aws" && !options.fips {
+    let is_usual = !options.fips && !options.dual_stack;
+    if is_usual && partition.name == "aws" && ENABLED_BY_DEFAULT.contains(&region.as_str()) {
         hosts.insert(if options.global { 0 } else { 1 }, GLOBAL_HOST.to_owned());
     }
     hosts.iter().map(|host| Endpoint::parse(host)).collect()
@@ -212,6 +216,27 @@ pub(super) fn signing_region<'a>(endpoint: &Endpoint, region: &'a Region) -> &'a
     if endpoint.host() == GLOBAL_HOST { GLOBAL_REGION } else { region.as_str() }
 }
 
+/// Regions of the partition `aws` that every account has without enabling them. A region that AWS adds later
+/// is none of them: since 2019 an account has to enable each new one.
+const ENABLED_BY_DEFAULT: [&str; 17] = [
+    "ap-northeast-1",
+    "ap-northeast-2",
+    "ap-northeast-3",
+    "ap-south-1",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ca-central-1",
+    "eu-central-1",
+    "eu-north-1",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-west-1",
+    "us-west-2",
+];
 const GLOBAL_HOST: &str = "sts.amazonaws.com";
 const GLOBAL_REGION: &str = "us-east-1";
 
@@ -246,6 +271,23 @@ mod tests {
         assert_eq!(hosts("eu-west-1", GLOBAL), ["sts.amazonaws.com", "sts.eu-west-1.amazonaws.com"]);
         assert_eq!(hosts("cn-north-1", GLOBAL), ["sts.cn-north-1.amazonaws.com.cn"]);
         assert_eq!(hosts("us-gov-west-1", PLAIN), ["sts.us-gov-west-1.amazonaws.com"]);
+    }
+
+    #[test]
+    fn the_global_endpoint_stands_in_for_regions_that_are_enabled_by_default_only() {
+        for region in ["af-south-1", "ap-southeast-7", "eu-south-1", "me-south-1", "mx-central-1", "us-east-9"] {
+            for options in [PLAIN, GLOBAL] {
+                assert_eq!(hosts(region, options), [format!("sts.{region}.amazonaws.com")], "{options:?}");
+            }
+        }
+        for region in ENABLED_BY_DEFAULT {
+            assert_eq!(hosts(region, PLAIN)[1..], [GLOBAL_HOST], "the twin");
+            for options in [DUAL_STACK, FIPS, BOTH] {
+                let legacy = EndpointOptions { global: true, ..options };
+                assert_eq!(hosts(region, legacy), hosts(region, options));
+                assert_eq!(hosts(region, options).len(), 1, "{region} {options:?}");
+            }
+        }
     }
 
     /// As botocore 1.43.11 resolves each of them (`endpoint-rule-set-1.json` of STS).
@@ -312,7 +354,6 @@ mod tests {
             for (options, host) in [(PLAIN, plain), (DUAL_STACK, dual_stack), (FIPS, fips), (BOTH, both)] {
                 assert_eq!(hosts(region, options)[0], host, "{options:?}");
             }
-            assert_eq!(hosts(region, FIPS).len(), 1, "there is no other that is validated");
         }
     }
 
