@@ -80,9 +80,13 @@ impl Partition {
 
     /// The partition that a region lies in by its name: `<prefix>-<word>-<digits>`.
     pub fn of_region(region: &Region) -> Option<&'static Self> {
+        Self::of_name(region.as_str())
+    }
+
+    fn of_name(region: &str) -> Option<&'static Self> {
         PARTITIONS.iter().find(|partition| {
             partition.prefixes.iter().any(|prefix| {
-                let rest = region.as_str().strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+                let rest = region.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
                 rest.and_then(|rest| rest.split_once('-')).is_some_and(|(word, number)| {
                     let is_word = !word.is_empty() && word.bytes().all(|c| c.is_ascii_alphanumeric());
                     is_word && !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit())
@@ -211,9 +215,25 @@ pub fn sts_endpoints(
     hosts.iter().map(|host| Endpoint::parse(host)).collect()
 }
 
-/// The region that a call to `endpoint` is signed for: the agent's, but at the global endpoint.
-pub(super) fn signing_region<'a>(endpoint: &Endpoint, region: &'a Region) -> &'a str {
-    if endpoint.host() == GLOBAL_HOST { GLOBAL_REGION } else { region.as_str() }
+/// The region that a call to `endpoint` is signed for: the one that its host names, else the agent's. STS
+/// refuses a signature for another region. The global endpoint is in `us-east-1`.
+pub(super) fn signing_region<'a>(endpoint: &'a Endpoint, region: &'a Region) -> &'a str {
+    match endpoint.url().host_str() {
+        Some(GLOBAL_HOST) => GLOBAL_REGION,
+        host => host.and_then(region_of).unwrap_or(region.as_str()),
+    }
+}
+
+/// The region in a host of AWS: `sts.<region>.<suffix>`, `sts-fips.<region>.<suffix>`, and of an interface
+/// endpoint `<id>.sts.<region>.vpce.<suffix>`.
+fn region_of(host: &str) -> Option<&str> {
+    let labels: Vec<&str> = host.split('.').collect();
+    let service = labels.iter().position(|label| ["sts", "sts-fips"].contains(label))?;
+    let region = labels.get(service + 1)?;
+    let partition = Partition::of_name(region)?;
+    let rest = labels.get(service + 2..)?.join(".");
+    let suffix = rest.strip_prefix("vpce.").unwrap_or(&rest);
+    [partition.suffix, partition.dual_stack_suffix].contains(&suffix).then_some(*region)
 }
 
 /// Regions of the partition `aws` that every account has without enabling them. A region that AWS adds later
@@ -275,7 +295,9 @@ mod tests {
 
     #[test]
     fn the_global_endpoint_stands_in_for_regions_that_are_enabled_by_default_only() {
-        for region in ["af-south-1", "ap-southeast-7", "eu-south-1", "me-south-1", "mx-central-1", "us-east-9"] {
+        for region in
+            ["af-south-1", "ap-southeast-7", "eu-south-1", "me-south-1", "mx-central-1", "us-east-9"]
+        {
             for options in [PLAIN, GLOBAL] {
                 assert_eq!(hosts(region, options), [format!("sts.{region}.amazonaws.com")], "{options:?}");
             }
@@ -388,6 +410,23 @@ mod tests {
             ("sts.eu-west-1.amazonaws.com", "eu-west-1"),
             ("vpce-1-x.sts.eu-west-1.vpce.amazonaws.com", "eu-west-1"),
             ("sts.amazonaws.com", "us-east-1"),
+            ("https://sts.amazonaws.com:8443", "us-east-1"),
+            // Of another region than the node's, as `--sts-endpoint` can name it.
+            ("STS.us-west-2.amazonaws.com", "us-west-2"),
+            ("https://sts.us-west-2.amazonaws.com:8443", "us-west-2"),
+            ("sts-fips.us-west-2.amazonaws.com", "us-west-2"),
+            ("sts.us-west-2.api.aws", "us-west-2"),
+            ("vpce-1-x.sts.us-west-2.vpce.amazonaws.com", "us-west-2"),
+            ("vpce-1-x-us-west-2a.sts.us-west-2.vpce.amazonaws.com", "us-west-2"),
+            ("sts.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+            ("sts.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+            // A host that is not AWS's says nothing about the region.
+            ("sts.us-west-2.example.com", "eu-west-1"),
+            ("sts.us-west-2.amazonaws.com.example.com", "eu-west-1"),
+            ("sts.cn-north-1.amazonaws.com", "eu-west-1"),
+            ("us-west-2.sts.example.com", "eu-west-1"),
+            ("proxy.example.com", "eu-west-1"),
+            ("http://127.0.0.1:8080", "eu-west-1"),
         ] {
             assert_eq!(signing_region(&Endpoint::parse(host).unwrap(), &region), signed, "{host}");
         }

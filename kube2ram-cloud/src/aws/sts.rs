@@ -26,8 +26,8 @@ use kube2ram_service::clock::Clock;
 pub struct StsIssuer(AssumeRole);
 
 impl StsIssuer {
-    /// Connects on first use only. Tries `endpoints` in order, and signs for `region` at each of them but the
-    /// global one.
+    /// Connects on first use only. Tries `endpoints` in order. Signs for the region that an endpoint's host
+    /// names, else for `region`.
     pub fn new(
         client: StsClient,
         endpoints: Vec<Endpoint>,
