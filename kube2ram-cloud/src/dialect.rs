@@ -47,11 +47,12 @@ pub const SECURITY_CREDENTIALS: &str = "security-credentials";
 /// Which items of the real metadata server are closed.
 #[derive(Debug)]
 pub struct Items {
-    /// A dump of the whole tree, perhaps with credentials, or a second tree of credentials: closed to
-    /// everybody, whatever the policy, at any depth.
-    pub dump: &'static [&'static str],
-    /// How segments begin that are closed like [`dump`](Self::dump), and answered like a path that does not
-    /// exist.
+    /// Dumps of the whole tree, perhaps with credentials: closed to everybody, whatever the policy, at any
+    /// depth.
+    pub dump: &'static [&'static [&'static str]],
+    /// How segments begin that are closed like [`dump`](Self::dump), such as a second tree of credentials.
+    /// They are answered like a path that does not exist (404): on another status some clients do not go on
+    /// to the usual tree.
     pub closed_prefixes: &'static [&'static str],
     /// Secrets of the node, such as the user data, which carries its join secrets: closed to everybody unless
     /// the policy is `open`, at any depth.

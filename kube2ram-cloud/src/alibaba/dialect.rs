@@ -23,7 +23,7 @@ pub static DIALECT: Dialect = Dialect {
     },
     credentials: &["meta-data", "ram"],
     items: Items {
-        dump: &["meta-data", "all"],
+        dump: &[&["meta-data", "all"]],
         closed_prefixes: &[],
         secrets: &[&["user-data"], &["vendor-data"]],
         // The document and its signature (`pkcs7`).

@@ -30,7 +30,7 @@ pub(super) enum Readers {
 
 /// Who may read the item at this path. `bare` are its segments as some servers take them.
 pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, items: &Items) -> Readers {
-    if contains(bare, items.dump) {
+    if items.dump.iter().any(|names| contains(bare, names)) {
         return Readers::Nobody(Refusal::Sensitive);
     }
     if policy == MetadataPolicy::Open {
