@@ -18,7 +18,7 @@ use crate::{
 use kube2ram_cloud::{
     alibaba::{
         base::Base,
-        endpoint::{Endpoint, EndpointError, Region},
+        endpoint::{self, Endpoint, EndpointError, Region},
         metadata::{Metadata, MetadataError},
         sts::{StsClient, StsIssuer},
     },
@@ -185,7 +185,7 @@ fn derive(config: &Config, found: &Discovered) -> Result<(Roles, Vec<Endpoint>),
     )
     .map_err(DiscoveryError::DefaultRole)?;
     let endpoints = match &config.sts_endpoint {
-        StsEndpoint::Global => vec![Endpoint::global()],
+        StsEndpoint::Global => vec![endpoint::global()],
         StsEndpoint::Only(endpoint) => vec![endpoint.clone()],
         StsEndpoint::Regional => {
             let region = found.region.as_deref().ok_or(DiscoveryError::Undiscovered("region"))?;

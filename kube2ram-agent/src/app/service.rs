@@ -44,7 +44,7 @@ use crate::{
 };
 use kube2ram_cloud::{
     alibaba::{
-        base::{Base, Configured},
+        base::{self, Base, Configured},
         metadata::{HardenedMode, Metadata},
         sts::StsClient,
     },
@@ -151,7 +151,7 @@ impl Service {
         let metadata = MetadataServer::new(config.metadata, pass);
         let activity = metadata.activity();
         let upstream = Arc::new(HardenedMode::new(metadata));
-        let base = Base::new(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
+        let base = base::of_configured(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),
             cluster_config(&config, node),

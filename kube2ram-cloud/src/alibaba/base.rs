@@ -12,25 +12,23 @@ use crate::base::Oidc;
 pub use crate::base::{Base, BaseCredentials, BaseError, BaseSource, BaseState, OidcError};
 use kube2ram_service::clock::Clock;
 
-impl Base {
-    /// The source that the environment configures; the node's role without a configuration.
-    pub fn new(configured: Configured, metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
-        match configured {
-            Configured::NodeRole => Self::of_node_role(metadata, clock),
-            Configured::Oidc(settings) => Self::of_oidc(settings, clock),
-            Configured::StaticKeys(keys) => Self::of_keys(keys),
-        }
+/// What the environment says; the node's role when it says nothing.
+pub fn of_configured(configured: Configured, metadata: Metadata, clock: Arc<dyn Clock>) -> Base {
+    match configured {
+        Configured::NodeRole => of_node_role(metadata, clock),
+        Configured::Oidc(settings) => of_oidc(settings, clock),
+        Configured::StaticKeys(keys) => Base::of_keys(keys),
     }
+}
 
-    /// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
-    pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Self {
-        Self::renewed(metadata.into_client(), clock)
-    }
+/// The role attached to the node; fetched on first use, renewed well ahead of its expiry.
+pub fn of_node_role(metadata: Metadata, clock: Arc<dyn Clock>) -> Base {
+    Base::renewed(metadata.into_client(), clock)
+}
 
-    /// The agent's own role; fetched and renewed as the node's.
-    pub fn of_oidc(settings: OidcSettings, clock: Arc<dyn Clock>) -> Self {
-        Self::renewed(Oidc(settings), clock)
-    }
+/// The agent's own role; fetched and renewed as the node's.
+pub fn of_oidc(settings: OidcSettings, clock: Arc<dyn Clock>) -> Base {
+    Base::renewed(Oidc(settings), clock)
 }
 
 #[cfg(test)]

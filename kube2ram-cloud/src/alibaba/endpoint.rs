@@ -30,13 +30,13 @@ impl Region {
     pub fn sts_endpoints(&self) -> Result<Vec<Endpoint>, EndpointError> {
         let region = match &*self.0 {
             "cn-hangzhou-finance" => "cn-hangzhou",
-            odd if WITHOUT_REGIONAL_STS.contains(&odd) => return Ok(vec![Endpoint::global()]),
+            odd if WITHOUT_REGIONAL_STS.contains(&odd) => return Ok(vec![global()]),
             region => region,
         };
         ["sts-vpc", "sts"]
             .iter()
             .map(|name| Endpoint::parse(&format!("{name}.{region}.aliyuncs.com")))
-            .chain([Ok(Endpoint::global())])
+            .chain([Ok(global())])
             .collect()
     }
 }
@@ -47,12 +47,10 @@ impl fmt::Display for Region {
     }
 }
 
-impl Endpoint {
-    /// The endpoint of no region: `sts.aliyuncs.com`, for `--use-regional-sts-endpoint=false`.
-    #[expect(clippy::expect_used, reason = "a literal")]
-    pub fn global() -> Self {
-        Self(Url::parse("https://sts.aliyuncs.com/").expect("a URL"))
-    }
+/// The endpoint of no region: `sts.aliyuncs.com`, for `--use-regional-sts-endpoint=false`.
+#[expect(clippy::expect_used, reason = "a literal")]
+pub fn global() -> Endpoint {
+    Endpoint(Url::parse("https://sts.aliyuncs.com/").expect("a URL"))
 }
 
 /// Regions whose STS is the global endpoint.

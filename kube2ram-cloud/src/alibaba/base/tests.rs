@@ -127,7 +127,7 @@ async fn bench() -> Bench {
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let clock = SetClock::at("2026-11-21T21:30:00Z");
     let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
-    let base = Base::of_node_role(metadata, Arc::clone(&clock) as Arc<dyn Clock>);
+    let base = of_node_role(metadata, Arc::clone(&clock) as Arc<dyn Clock>);
     Bench { base, clock, fetches, down, _server: server }
 }
 
@@ -221,7 +221,7 @@ async fn a_node_without_role_is_named_as_such() {
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
-    let base = Base::of_node_role(metadata, SetClock::at("2026-11-21T21:30:00Z"));
+    let base = of_node_role(metadata, SetClock::at("2026-11-21T21:30:00Z"));
 
     assert!(matches!(base.current(nowhere()).await.unwrap_err(), BaseError::NoNodeRole));
 }

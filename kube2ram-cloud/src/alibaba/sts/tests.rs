@@ -21,7 +21,7 @@ use super::*;
 use crate::{
     MetadataAddr,
     alibaba::{
-        base::BaseCredentials,
+        base::{BaseCredentials, of_node_role},
         metadata::{HardenedMode, Metadata},
         wire::BODY_LIMIT_BYTES,
     },
@@ -295,7 +295,7 @@ async fn fetches_other_base_credentials_when_they_are_refused() {
     let expired = || refused(400, "InvalidSecurityToken.Expired");
     let server = sts(vec![expired(), issued(), expired(), expired()]).await;
     let clock = SetClock::at(NOW);
-    let base = Base::of_node_role(metadata_client, Arc::clone(&clock) as Arc<dyn Clock>);
+    let base = of_node_role(metadata_client, Arc::clone(&clock) as Arc<dyn Clock>);
     let issuer = issuer_of(vec![endpoint(&server)], base, &clock);
 
     assert!(issuer.issue(&session(3600)).await.is_ok());

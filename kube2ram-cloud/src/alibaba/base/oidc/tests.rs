@@ -15,7 +15,7 @@ use jiff::ToSpan as _;
 use super::*;
 use crate::{
     alibaba::{
-        base::{Base, BaseError},
+        base::{Base, BaseError, of_oidc},
         endpoint::Endpoint,
     },
     sts::{StsClient, transport::Transport},
@@ -68,7 +68,7 @@ async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
     .await;
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("token"), TOKEN).unwrap();
-    let base = Base::of_oidc(settings(&directory.path().join("token")), Arc::clone(&clock) as Arc<dyn Clock>);
+    let base = of_oidc(settings(&directory.path().join("token")), Arc::clone(&clock) as Arc<dyn Clock>);
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let endpoint = Endpoint::parse(&format!("http://{}", server.address)).unwrap();
     let sts = Transport::new(

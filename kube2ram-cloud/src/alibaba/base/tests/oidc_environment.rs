@@ -24,7 +24,7 @@ fn rrsas_variables_make_the_agents_own_role_the_signer() {
     assert_eq!((&*ours.provider, ours.token_file.to_str().unwrap()), (RRSA[1].1, RRSA[2].1));
     assert_eq!(ours.session.as_str(), "kube2ram@cn-hangzhou.10.0.0.1");
     assert_eq!(named.session.as_str(), "agents");
-    let base = Base::of_oidc(ours, SetClock::at("2026-11-21T21:30:00Z"));
+    let base = of_oidc(ours, SetClock::at("2026-11-21T21:30:00Z"));
     assert_eq!((base.account(), base.source()), (Some("1234567890123456"), BaseSource::Oidc));
     assert_eq!(base.state().role.as_deref(), Some("kube2ram"), "told before it was first needed");
 }
