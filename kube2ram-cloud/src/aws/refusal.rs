@@ -43,7 +43,8 @@ fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<R
         "SignatureDoesNotMatch" => (BaseCredentials, None),
         // Of the agent's own web identity: its provider, its audience, its claims.
         "InvalidIdentityToken" | "IDPRejectedClaim" => (BaseCredentials, None),
-        "IDPCommunicationError" => (Unavailable, None),
+        // STS did not reach the provider. To ask again is its own advice.
+        "IDPCommunicationError" => (Unavailable, Some(Remedy::FreshNonce)),
         _ => (Unexpected, None),
     }
 }
@@ -142,7 +143,7 @@ mod tests {
             (400, "RequestExpired", "", Unavailable, Some(ServerTime)),
             (400, "InvalidIdentityToken", "", BaseCredentials, None),
             (403, "IDPRejectedClaim", "", BaseCredentials, None),
-            (400, "IDPCommunicationError", "", Unavailable, None),
+            (400, "IDPCommunicationError", "", Unavailable, Some(FreshNonce)),
             (400, "Throttling", "Rate exceeded", Throttled, None),
             (400, "ThrottlingException", "", Throttled, None),
             (400, "ThrottledException", "", Throttled, None),

@@ -123,17 +123,26 @@ impl<E: Exchange> Origin for Oidc<E> {
 impl<E: Exchange> Oidc<E> {
     /// Reads the token, and asks STS. An hour's credentials, which every role allows.
     async fn exchange(&self, sts: &Transport) -> Result<Issued, OidcError> {
-        let token = self.0.token_file().read()?;
-        let form = self.0.form(&token);
+        let mut token = self.0.token_file().read()?;
+        let mut form = self.0.form(&token);
         let refusal = match self.call(&form, sts).await {
             Ok(issued) => return Ok(issued),
             Err(refusal) => refusal,
         };
         let is_worth_another = match refusal.remedy() {
+            // The kubelet may have replaced the token since it was read.
+            Some(Remedy::FreshBase) => match self.0.token_file().read() {
+                Ok(newer) if newer.expose_secret() != token.expose_secret() => {
+                    form = self.0.form(&newer);
+                    token = newer;
+                    true
+                }
+                Ok(_) | Err(_) => false,
+            },
             Some(Remedy::FreshNonce) => true,
             Some(Remedy::NextEndpoint) => sts.leave(refusal.endpoint),
             Some(Remedy::ServerTime) => sts.adopt_time(refusal.server_time),
-            Some(Remedy::FreshBase | Remedy::OneHour | Remedy::ShorterSession) | None => false,
+            Some(Remedy::OneHour | Remedy::ShorterSession) | None => false,
         };
         let outcome = if is_worth_another { self.call(&form, sts).await } else { Err(refusal) };
         outcome.map_err(|Refusal { mut error, .. }| {

@@ -26,9 +26,9 @@ pub(crate) struct Refusal {
 /// What may help against a refusal; each is worth one retry, and a shorter session one for each step down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remedy {
-    /// Other base credentials.
+    /// Other base credentials; another token, where the call is made with a token.
     FreshBase,
-    /// The same once more: each call has a nonce of its own.
+    /// The same once more; a cloud that takes nonces gets another one.
     FreshNonce,
     /// STS is off in the endpoint's region, for the account of the role or of what the agent signs with.
     NextEndpoint,

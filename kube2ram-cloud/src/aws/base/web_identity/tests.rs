@@ -3,19 +3,27 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
+
+use http::Response;
+use http_body_util::Full;
 
 use super::*;
 use crate::{
     base::{Base, BaseSource, Oidc},
     sts::{StsClient, transport::Transport},
-    testing::{Server, SetClock, answer, body},
+    testing::{Asked, Server, SetClock, answer, body},
 };
 use kube2ram_service::{clock::Clock, telemetry::chain};
 
 const NOW: &str = "2026-11-28T10:00:00Z";
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW0ifQ.c2lnbmF0dXJl_-0";
+/// What the kubelet replaces it with.
+const NEWER: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJuZXdlciJ9.bmV3ZXI_-1";
 
 struct Bench {
     base: Base,
@@ -26,31 +34,41 @@ struct Bench {
     directory: tempfile::TempDir,
 }
 
-/// Refuses with each of these, then issues for an hour.
-async fn server(refusals: &[(u16, &'static str)]) -> Server {
-    let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));
-    Server::start(move |_| { let refusal = refusals.lock().unwrap().pop_front(); match refusal {
-        Some((status, code)) => answer(
-            status,
-            format!(
-                "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{TOKEN} is refused</Message></Error>\
-                 <RequestId>r-1</RequestId></ErrorResponse>"
-            ),
-        ),
-        None => answer(
-            200,
-            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
-             <AccessKeyId>ASIAOWN</AccessKeyId><SecretAccessKey>hush</SecretAccessKey><SessionToken>tok</SessionToken>\
-             <Expiration>2026-11-28T11:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
-             </AssumeRoleWithWebIdentityResponse>",
-        ),
-    }})
-    .await
+fn error_document(code: &str, token: &str) -> String {
+    format!(
+        "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{token} is refused</Message></Error>\
+         <RequestId>r-1</RequestId></ErrorResponse>"
+    )
+}
+
+fn refused(status: u16, code: &str) -> Response<Full<Bytes>> {
+    answer(status, error_document(code, TOKEN))
+}
+
+/// For an hour.
+fn issued() -> Response<Full<Bytes>> {
+    answer(
+        200,
+        "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
+         <AccessKeyId>ASIAOWN</AccessKeyId><SecretAccessKey>hush</SecretAccessKey><SessionToken>tok</SessionToken>\
+         <Expiration>2026-11-28T11:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
+         </AssumeRoleWithWebIdentityResponse>",
+    )
 }
 
 /// Its first endpoint refuses with each of these; both issue.
 async fn bench(refusals: &[(u16, &'static str)]) -> Bench {
-    let (server, second) = (server(refusals).await, server(&[]).await);
+    let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));
+    bench_of(move |_| {
+        let refusal = refusals.lock().unwrap().pop_front();
+        refusal.map_or_else(issued, |(status, code)| refused(status, code))
+    })
+    .await
+}
+
+/// Its first endpoint answers so; the second issues.
+async fn bench_of(answer: impl Fn(&Asked) -> Response<Full<Bytes>> + Send + Sync + 'static) -> Bench {
+    let (server, second) = (Server::start(answer).await, Server::start(|_| issued()).await);
     let directory = tempfile::tempdir().unwrap();
     let token_file = directory.path().join("token");
     fs::write(&token_file, TOKEN).unwrap();
@@ -117,21 +135,76 @@ async fn each_refusal_says_what_to_correct_and_repeats_nothing_of_the_token() {
 
 #[tokio::test]
 async fn an_outage_of_sts_is_reported_as_one_and_a_refusal_as_the_agents_own() {
-    for (status, code, kind) in [
-        (400, "Throttling", IssueErrorKind::Throttled),
-        (503, "ServiceUnavailable", IssueErrorKind::Unavailable),
-        (400, "IDPCommunicationError", IssueErrorKind::Unavailable),
-        (403, "AccessDenied", IssueErrorKind::BaseCredentials),
-        (400, "InvalidIdentityToken", IssueErrorKind::BaseCredentials),
+    for (status, code, calls, kind) in [
+        (400, "Throttling", 1, IssueErrorKind::Throttled),
+        (503, "ServiceUnavailable", 1, IssueErrorKind::Unavailable),
+        (400, "IDPCommunicationError", 2, IssueErrorKind::Unavailable),
+        (403, "AccessDenied", 1, IssueErrorKind::BaseCredentials),
+        (400, "InvalidIdentityToken", 1, IssueErrorKind::BaseCredentials),
     ] {
-        let bench = bench(&[(status, code)]).await;
+        let bench = bench(&[(status, code); 2]).await;
 
         let error = bench.base.current(&bench.sts).await.unwrap_err();
 
         // A denial would evict what pods have, and it is not their roles that are denied.
         let error = error.into_issue_error();
         assert_eq!((error.kind, error.kind.is_transient()), (kind, true), "{code}");
+        assert_eq!(bench.server.asked().len(), calls, "{code}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_that_sts_did_not_reach_is_worth_one_more_call() {
+    let bench = bench(&[(400, "IDPCommunicationError")]).await;
+
+    assert!(bench.base.current(&bench.sts).await.is_ok());
+
+    assert_eq!((bench.server.asked().len(), bench.second.asked().len()), (2, 0));
+}
+
+#[tokio::test]
+async fn an_expired_token_is_read_again_and_sent_when_it_is_another() {
+    for code in ["ExpiredToken", "ExpiredTokenException"] {
+        // The kubelet replaces the token while the call is under way.
+        let replaced = Arc::new(OnceLock::<PathBuf>::new());
+        let file = Arc::clone(&replaced);
+        let bench = bench_of(move |asked| {
+            let sent: BTreeMap<_, _> = url::form_urlencoded::parse(body(asked)).into_owned().collect();
+            if sent["WebIdentityToken"] == NEWER {
+                return issued();
+            }
+            fs::write(file.get().unwrap(), NEWER).unwrap();
+            refused(400, code)
+        })
+        .await;
+        replaced.set(bench.directory.path().join("token")).unwrap();
+
+        assert_eq!(&*bench.base.current(&bench.sts).await.unwrap().access_key_id, "ASIAOWN");
+
+        assert_eq!(bench.server.asked().len(), 2, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_token_that_has_expired_too_is_sent_once_and_repeated_nowhere() {
+    let number = AtomicUsize::new(0);
+    let replaced = Arc::new(OnceLock::<PathBuf>::new());
+    let file = Arc::clone(&replaced);
+    let bench = bench_of(move |_| {
+        let number = number.fetch_add(1, Ordering::SeqCst);
+        fs::write(file.get().unwrap(), format!("{number}{NEWER}")).unwrap();
+        let newer = format!("0{NEWER}");
+        answer(400, error_document("ExpiredTokenException", if number == 0 { TOKEN } else { &newer }))
+    })
+    .await;
+    replaced.set(bench.directory.path().join("token")).unwrap();
+
+    let error = bench.base.current(&bench.sts).await.unwrap_err();
+
+    let text = chain(&error);
+    assert!(text.contains("the kubelet renews it") && text.contains("withheld"), "{text}");
+    assert!(!format!("{error:?}").contains(NEWER));
+    assert_eq!(bench.server.asked().len(), 2);
 }
 
 #[tokio::test]
