@@ -85,13 +85,21 @@ impl SessionTokens {
         let token = match response.status() {
             StatusCode::OK => {
                 let body = read_bounded(response.into_body(), TOKEN_LIMIT_BYTES, BODY_DEADLINE).await?;
-                let mut token = HeaderValue::from_bytes(body.trim_ascii())
-                    .map_err(|error| UpstreamError::Exchange(error.into()))?;
+                let token = body.trim_ascii();
+                if token.is_empty() {
+                    return match self.without {
+                        Without::Fail => Err(UpstreamError::Exchange(NoToken::Empty.into())),
+                        // A passing fault, as below.
+                        Without::Pass => Ok(None),
+                    };
+                }
+                let mut token =
+                    HeaderValue::from_bytes(token).map_err(|error| UpstreamError::Exchange(error.into()))?;
                 token.set_sensitive(true);
                 Some(token)
             }
             status if self.without == Without::Fail => {
-                return Err(UpstreamError::Exchange(NoToken(status).into()));
+                return Err(UpstreamError::Exchange(NoToken::Refused(status).into()));
             }
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => None,
             // A temporary failure: this request is sent without a token, the next one asks again.
@@ -134,8 +142,12 @@ impl Upstream for SessionTokens {
 
 /// The server was asked for a token, and issued none.
 #[derive(Debug, thiserror::Error)]
-#[error("the metadata server answers {0} instead of a session token")]
-struct NoToken(StatusCode);
+enum NoToken {
+    #[error("the metadata server answers with an empty session token")]
+    Empty,
+    #[error("the metadata server answers {0} instead of a session token")]
+    Refused(StatusCode),
+}
 
 /// The longest that is allowed.
 const TTL: Duration = Duration::from_secs(21_600);

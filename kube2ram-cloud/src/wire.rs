@@ -109,5 +109,11 @@ pub(crate) fn write_time(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
+/// Room for a credentials document of these values. Escapes can double a value, as [`Issued`] takes graphic
+/// characters only; the keys and the times take less than the rest.
+pub(crate) fn document_capacity(values: [&str; 3]) -> usize {
+    512 + values.iter().map(|value| 2 * value.len()).sum::<usize>()
+}
+
 /// The longest body that is read from STS or, for the agent's own needs, from the metadata server.
 pub const BODY_LIMIT_BYTES: usize = 64 * 1024;

@@ -5,7 +5,10 @@ use bytes::Bytes;
 use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use serde::Serialize;
 
-use crate::{credentials::Credentials, wire::write_time};
+use crate::{
+    credentials::Credentials,
+    wire::{document_capacity, write_time},
+};
 
 /// Keys and order as in Alibaba Cloud's document "Obtain a temporary authorization token". Every value is a
 /// string: the C# SDK reads a `Dictionary<string, string>`.
@@ -25,15 +28,16 @@ struct Document<'a> {
 /// # Errors
 /// Those of the JSON writer, which none of these values can cause.
 pub(super) fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
+    let secret = credentials.access_key_secret.expose_secret();
     let token = credentials.security_token.expose_secret();
-    // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the
-    // token.
-    let mut document = Zeroizing::new(Vec::with_capacity(512 + 2 * token.len()));
+    // Zeroised when it is dropped; a vector that grows would leave copies behind.
+    let capacity = document_capacity([&credentials.access_key_id, secret, token]);
+    let mut document = Zeroizing::new(Vec::with_capacity(capacity));
     serde_json::to_writer(
         &mut *document,
         &Document {
             access_key_id: &credentials.access_key_id,
-            access_key_secret: credentials.access_key_secret.expose_secret(),
+            access_key_secret: secret,
             expiration: &write_time(credentials.expires_at),
             security_token: token,
             last_updated: &write_time(credentials.issued_at),
@@ -71,5 +75,21 @@ mod tests {
 
         assert_eq!(document["LastUpdated"], "2026-01-02T03:04:05Z");
         assert_eq!(document["Expiration"], "2026-01-02T04:04:05Z");
+    }
+
+    #[test]
+    fn has_room_for_values_of_any_length_with_an_escape_in_each_place() {
+        for length in [1, 4096, 65_536] {
+            let value = "\"".repeat(length);
+            let credentials = Credentials {
+                access_key_id: value.as_str().into(),
+                access_key_secret: value.as_str().into(),
+                security_token: value.as_str().into(),
+                ..credentials()
+            };
+
+            let length = write(&credentials).unwrap().len();
+            assert!(length <= document_capacity([&value; 3]), "{length}");
+        }
     }
 }

@@ -6,7 +6,10 @@ use std::io::Write as _;
 use bytes::Bytes;
 use secrecy::{ExposeSecret as _, zeroize::Zeroizing};
 
-use crate::{credentials::Credentials, wire::write_time};
+use crate::{
+    credentials::Credentials,
+    wire::{document_capacity, write_time},
+};
 
 /// Writes it: keys, order and white space as in the EC2 user guide, "Retrieve security credentials from
 /// instance metadata". SDKs take any JSON, but scripts cut the document at its lines.
@@ -14,19 +17,20 @@ use crate::{credentials::Credentials, wire::write_time};
 /// # Errors
 /// Those of the JSON writer, which none of these values can cause.
 pub(super) fn write(credentials: &Credentials) -> serde_json::Result<Bytes> {
+    let secret = credentials.access_key_secret.expose_secret();
     let token = credentials.security_token.expose_secret();
     let pairs = [
         ("Code", "Success"),
         ("LastUpdated", &write_time(credentials.issued_at)),
         ("Type", "AWS-HMAC"),
         ("AccessKeyId", &credentials.access_key_id),
-        ("SecretAccessKey", credentials.access_key_secret.expose_secret()),
+        ("SecretAccessKey", secret),
         ("Token", token),
         ("Expiration", &write_time(credentials.expires_at)),
     ];
-    // Zeroised when it is dropped; a vector that grows would leave copies behind, and escapes can double the
-    // token.
-    let mut document = Zeroizing::new(Vec::with_capacity(1024 + 2 * token.len()));
+    // Zeroised when it is dropped; a vector that grows would leave copies behind.
+    let capacity = document_capacity([&credentials.access_key_id, secret, token]);
+    let mut document = Zeroizing::new(Vec::with_capacity(capacity));
     for (number, (key, value)) in pairs.into_iter().enumerate() {
         let before = if number == 0 { "{" } else { "," };
         write!(document, "{before}\n  \"{key}\" : ").map_err(serde_json::Error::io)?;
@@ -78,5 +82,21 @@ mod tests {
         assert_eq!(issued.access_key_secret.expose_secret(), "fake-secret");
         assert_eq!(issued.security_token.expose_secret(), "IQoJ/fake+token==\"\\");
         assert_eq!(issued.expires_at.to_string(), "2026-01-02T04:04:05Z");
+    }
+
+    #[test]
+    fn has_room_for_values_of_any_length_with_an_escape_in_each_place() {
+        for length in [1, 4096, 65_536] {
+            let value = "\"".repeat(length);
+            let credentials = Credentials {
+                access_key_id: value.as_str().into(),
+                access_key_secret: value.as_str().into(),
+                security_token: value.as_str().into(),
+                ..credentials()
+            };
+
+            let length = write(&credentials).unwrap().len();
+            assert!(length <= document_capacity([&value; 3]), "{length}");
+        }
     }
 }

@@ -4,8 +4,7 @@
 //! is nothing to expand and nothing to fetch. STS writes none of them (STS API 2011-06-15). Called by `wire`,
 //! which bounds the length.
 
-/// An element without elements in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An element without elements in it. It has no `Debug`, as the text may be a secret.
 pub(super) struct Leaf<'a> {
     /// The names from the root to it, joined by `/`.
     path: String,

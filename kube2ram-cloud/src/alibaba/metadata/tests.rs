@@ -122,6 +122,23 @@ async fn asks_again_for_a_token_after_a_passing_fault() {
 }
 
 #[tokio::test]
+async fn an_empty_token_is_none_and_is_asked_for_again() {
+    let server = Server::start(|asked| match asked.method() == http::Method::PUT {
+        true => answer(200, "\n"),
+        false => item(asked),
+    })
+    .await;
+    let metadata = metadata(&server);
+
+    metadata.region_id().await.unwrap();
+    metadata.region_id().await.unwrap();
+
+    let asked = server.asked();
+    assert_eq!(asked.len(), 4);
+    assert!(asked.iter().all(|asked| !asked.headers().contains_key(TOKEN)));
+}
+
+#[tokio::test]
 async fn a_token_of_a_pod_goes_no_further() {
     let server = serve(403, item).await;
     let upstream =

@@ -123,6 +123,24 @@ async fn never_falls_back_to_version_1() {
 }
 
 #[tokio::test]
+async fn an_empty_token_is_none() {
+    for body in ["", " \r\n"] {
+        let server = Server::start(move |asked| {
+            assert_eq!(asked.method(), http::Method::PUT, "asked without a token");
+            answer(200, body)
+        })
+        .await;
+
+        let error = metadata(&server).region().await.unwrap_err();
+
+        let MetadataError::Upstream { source: UpstreamError::Exchange(source), .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(source.to_string(), "the metadata server answers with an empty session token");
+    }
+}
+
+#[tokio::test]
 async fn a_token_of_a_pod_goes_no_further() {
     let server = serve(200, item).await;
     let request = |path| Request::get(path).header(TOKEN, "of a pod").body(Full::default()).unwrap();
