@@ -57,7 +57,7 @@ pub enum BaseError {
     /// No role is attached to the node.
     #[error("no role is attached to the node")]
     NoNodeRole,
-    /// A variable holds something else.
+    /// A variable is malformed.
     #[error("environment variable {variable} is not of the form {form}")]
     NotOfForm {
         /// Which.
@@ -102,7 +102,7 @@ impl BaseSource {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::NodeRole, Self::Oidc, Self::StaticKeys];
 
-    /// The metrics label, and what a status says.
+    /// The label in metrics and status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NodeRole => "node_role",
@@ -112,14 +112,15 @@ impl BaseSource {
     }
 }
 
-/// What can be told of base credentials.
+/// The state of the base credentials, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseState {
     /// Their kind.
     pub source: BaseSource,
     /// The role's name, as far as it is known.
     pub role: Option<Box<str>>,
-    /// When what is held expires; `None` before it was first needed, and of keys, which do not tell.
+    /// When the held credentials expire; `None` before they were first needed, and for static keys, which
+    /// have no known expiry.
     pub expires_at: Option<jiff::Timestamp>,
     /// When they could not be obtained last, and why; `None` once they could.
     pub failure: Option<(jiff::Timestamp, Box<str>)>,
@@ -141,7 +142,7 @@ impl Base {
         Self(Arc::new(Source::Renewed(Box::new(Renewal::new(Box::new(origin), clock)))))
     }
 
-    /// The account of the agent's own role, where that is known without asking anybody: with OIDC.
+    /// The account of the agent's own role, if it is known without a request: with OIDC.
     pub fn account(&self) -> Option<&str> {
         self.renewal()?.origin.role().map(RoleArn::account)
     }
@@ -160,7 +161,7 @@ impl Base {
         }
     }
 
-    /// What can be told of them. Asks for nothing.
+    /// Their state. Sends no request.
     pub fn state(&self) -> BaseState {
         let held = self.renewal().and_then(|renewal| renewal.cached().clone());
         let role = held.as_ref().map(|held| held.role.clone());
@@ -187,7 +188,7 @@ impl Base {
         }
     }
 
-    /// Others than those that STS just refused; `None` when there are none.
+    /// Other credentials than those that STS just refused; `None` when there are none.
     ///
     /// # Errors
     /// See [`BaseError`].

@@ -16,7 +16,7 @@ pub enum EndpointError {
     /// The region id is malformed.
     #[error("malformed region id")]
     Region,
-    /// The endpoint is no URL.
+    /// The endpoint is not a URL.
     #[error("cannot parse endpoint {endpoint:?}")]
     Url {
         /// What was given.
@@ -52,7 +52,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether the endpoint speaks HTTPS.
+    /// Whether the endpoint uses HTTPS.
     pub fn is_https(&self) -> bool {
         self.0.scheme() == "https"
     }
@@ -62,7 +62,7 @@ impl Endpoint {
         &self.0
     }
 
-    /// What stands in the `Host` header: the port only when it is not the scheme's own.
+    /// The value of the `Host` header: the port only if it is not the scheme's default.
     pub fn host(&self) -> &str {
         self.0.authority()
     }

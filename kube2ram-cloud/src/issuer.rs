@@ -194,8 +194,8 @@ impl AssumeRole {
         })
     }
 
-    /// When STS says that it answered, so that a clock of ours that is wrong neither lengthens nor shortens
-    /// what it issued; our own time when it does not say so, or what it says cannot be.
+    /// When STS answered, by its own `Date`, so that a wrong local clock neither lengthens nor shortens the
+    /// lifetime of credentials; the local time if `Date` is missing or impossible.
     fn issued_at(
         &self,
         expires_at: Timestamp,

@@ -15,10 +15,10 @@ use crate::{
     wire::{BODY_LIMIT_BYTES, Issued, WireError},
 };
 
-/// Why the metadata server did not tell.
+/// Why the metadata server's answer is missing or unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// The credentials document was not understood.
+    /// The credentials document could not be parsed.
     #[error("cannot read the node role's credentials")]
     Credentials(#[source] WireError),
     /// A value is not of its documented form.
@@ -27,7 +27,7 @@ pub enum MetadataError {
     /// The instance profile's document was not understood.
     #[error("cannot read the node's instance profile")]
     Profile(#[source] WireError),
-    /// The region id was not understood.
+    /// The region id could not be parsed.
     #[error("cannot use the region id of the metadata server")]
     Region(#[source] EndpointError),
     /// Another status than 200.

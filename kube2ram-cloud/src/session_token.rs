@@ -89,7 +89,7 @@ impl SessionTokens {
                 if token.is_empty() {
                     return match self.without {
                         Without::Fail => Err(UpstreamError::Exchange(NoToken::Empty.into())),
-                        // A passing fault, as below.
+                        // A temporary failure, as below.
                         Without::Pass => Ok(None),
                     };
                 }

@@ -1,4 +1,4 @@
-//! The way to STS, as far as the clouds go it alike: endpoints in their order, STS's clock, bounded answers,
+//! The transport to STS, as far as the clouds agree: endpoints in their order, STS's clock, bounded answers,
 //! refusals with remedies. Depends on `endpoint` and `wire`; called by `base`, `issuer` and each cloud's
 //! `base` and `refusal`.
 

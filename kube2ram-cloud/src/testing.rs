@@ -1,4 +1,4 @@
-//! A scripted HTTP server on a port of its own, for the tests of this crate.
+//! A scripted HTTP server on its own port, for the tests of this crate.
 
 use std::{
     convert::Infallible,

@@ -5,10 +5,10 @@
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// Why a body was not understood. Says nothing of the body itself, which may hold secrets.
+/// Why a body could not be parsed. Contains nothing of the body, which may hold secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// A credential is empty, or holds what cannot stand in an HTTP header.
+    /// A credential is empty, or contains characters that an HTTP header may not have.
     #[error("malformed credential in {0}")]
     Credential(&'static str),
     /// The document is not JSON, or a required key is missing or not a string.
@@ -43,8 +43,8 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Checks that each value may stand in a header, ours or those of pods' SDKs. `keys` are the names of the
-    /// three, for errors.
+    /// Checks that each value may become a header value, of the agent or of pods' SDKs. `keys` are the names
+    /// of the three, for errors.
     ///
     /// # Errors
     /// [`WireError::Credential`].
@@ -76,7 +76,7 @@ pub struct ErrorDocument {
 }
 
 impl ErrorDocument {
-    /// `None` when `code` is no usable code: then it was not STS that answered.
+    /// `None` without a usable `code`: then the answer is not from STS.
     pub(crate) fn of(code: String, message: &str, request_id: Option<String>) -> Option<Self> {
         let word = |text: &str| {
             let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
@@ -90,8 +90,8 @@ impl ErrorDocument {
     }
 }
 
-/// Exactly `YYYY-MM-DDThh:mm:ssZ`: what the servers are documented to send, and all that strict SDKs accept
-/// from us in turn.
+/// Exactly `YYYY-MM-DDThh:mm:ssZ`: the format that the servers are documented to send, and the only one that
+/// strict SDKs accept from the agent.
 pub(crate) fn parse_time(text: &str) -> Result<Timestamp, WireError> {
     let shape = "dddd-dd-ddTdd:dd:ddZ";
     let fits = text.len() == shape.len()

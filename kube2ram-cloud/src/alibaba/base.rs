@@ -12,7 +12,7 @@ use crate::base::Oidc;
 pub use crate::base::{Base, BaseCredentials, BaseError, BaseSource, BaseState, OidcError};
 use kube2ram_service::clock::Clock;
 
-/// What the environment says; the node's role when it says nothing.
+/// The source that the environment configures; the node's role without a configuration.
 pub fn of_configured(configured: Configured, metadata: Metadata, clock: Arc<dyn Clock>) -> Base {
     match configured {
         Configured::NodeRole => of_node_role(metadata, clock),

@@ -53,19 +53,19 @@ fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<R
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
-            "the agent has no valid credentials of its own; attach an instance profile to the node, renew the agent's static keys, or correct what its web identity takes"
+            "the agent has no valid credentials of its own; attach an instance profile to the node, renew the agent's static keys, or repair its web identity configuration"
         }
         IssueErrorKind::Denied => {
-            "create the role, or have its trust policy name the node's role (or what else the agent signs with), and allow that sts:AssumeRole on it; if the trust policy asks for an external id, annotate the pod with it"
+            "create the role, or let its trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
         }
         IssueErrorKind::Throttled => {
-            "the account calls STS in this region too often, and the agent asks again by itself; find out who does (CloudTrail)"
+            "the account calls STS in this region too often; the agent tries again by itself. Find the caller (CloudTrail)"
         }
         IssueErrorKind::Unavailable => {
-            "STS does not answer the node, or is off in its region, and the agent asks again by itself; see that the node reaches its endpoint"
+            "STS does not answer the node, or is off in its region; the agent tries again by itself. Check that the node reaches the STS endpoint"
         }
         IssueErrorKind::Unexpected => {
-            "the agent does not know this code of STS and asks again by itself; look the code up (STS API reference, \"Common errors\"), it may be about the account"
+            "the agent does not know this code of STS; it tries again by itself. Look up the code (STS API reference, \"Common errors\"): it may concern the account"
         }
         IssueErrorKind::Invalid | IssueErrorKind::NoSuchRole => kind.remedy(),
     }

@@ -15,7 +15,7 @@ use crate::{
 
 /// A call of the query protocol: POST to `/` with everything in the body, as a form.
 pub(super) struct FormCall<'a> {
-    /// What stands in the `Host` header.
+    /// The value of the `Host` header.
     pub(super) host: &'a str,
     /// The endpoint's region, which is signed: the global endpoint's is `us-east-1`.
     pub(super) region: &'a str,
@@ -28,7 +28,7 @@ impl FormCall<'_> {
     /// All headers of the signed call.
     ///
     /// # Errors
-    /// When a credential cannot stand in a header.
+    /// When a credential contains characters that a header may not have.
     pub(super) fn headers(&self, credentials: &BaseCredentials) -> Result<HeaderMap, InvalidHeaderValue> {
         let scope = Scope { date: self.date, region: self.region, service: "sts" };
         let date = scope.time();

@@ -27,7 +27,7 @@ pub fn parse_web_identity(body: &[u8]) -> Result<Issued, WireError> {
     issued(body, "AssumeRoleWithWebIdentityResponse/AssumeRoleWithWebIdentityResult")
 }
 
-/// Parses an error of STS; `None` when there is no usable `Code`: then it was not STS that answered.
+/// Parses an error of STS; `None` without a usable `Code`: then the answer is not from STS.
 pub fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
     let leaves = leaves(body).ok()?;
     let code = leaves.text("ErrorResponse/Error/Code")?;

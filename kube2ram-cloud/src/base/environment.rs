@@ -6,7 +6,7 @@ use super::{BaseCredentials, BaseError};
 /// Reads one variable. An empty one counts as unset.
 ///
 /// # Errors
-/// [`BaseError::Malformed`], when it holds what cannot stand in a header.
+/// [`BaseError::Malformed`], when it contains characters that a header may not have.
 pub(crate) fn read(
     variable: &impl Fn(&str) -> Option<String>,
     name: &'static str,

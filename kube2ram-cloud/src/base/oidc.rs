@@ -72,8 +72,8 @@ pub(crate) struct TokenFile<'a> {
     pub(crate) variable: &'static str,
 }
 
-/// What a cloud's STS is sent for a token, and how its answers are read. The call is not signed: the token is
-/// what proves who asks.
+/// What a cloud's STS is sent for a token, and how its answers are read. The call is not signed: the token
+/// authenticates the caller.
 pub(crate) trait Exchange: Send + Sync + 'static {
     /// The agent's own role.
     fn role(&self) -> &RoleArn;
@@ -146,7 +146,7 @@ impl<E: Exchange> Oidc<E> {
         };
         let outcome = if is_worth_another { self.call(&form, sts).await } else { Err(refusal) };
         outcome.map_err(|Refusal { mut error, .. }| {
-            // Nobody knows what a message repeats.
+            // STS's message may repeat parts of the token: then it is not used.
             let beginning: String = token.expose_secret().chars().take(BEGINNING).collect();
             if error.message.contains(&beginning) {
                 error.message = "withheld, because it repeats the token".into();
@@ -209,5 +209,5 @@ const MIN_TOKEN_LENGTH: usize = 4;
 const MAX_TOKEN_LENGTH: usize = 20_000;
 /// With a few line ends.
 const FILE_LIMIT_BYTES: usize = MAX_TOKEN_LENGTH + 16;
-/// A token's first characters, which no other text has.
+/// The first characters of a token; no other text begins with them.
 const BEGINNING: usize = 16;

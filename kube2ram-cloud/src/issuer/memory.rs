@@ -57,6 +57,6 @@ impl<T: Copy> Noted<T> {
     }
 }
 
-/// After that a role is asked for all that is wanted again: somebody may have raised its limit.
+/// After that time all that is wanted is requested for a role again: its limit may have been raised.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(24);
 const MAX_ROLES: usize = 1024;

@@ -185,8 +185,8 @@ impl BaseArn {
         Ok(Self(if text.ends_with('/') { text.into() } else { format!("{text}/").into() }))
     }
 
-    /// The ARN of `role`: itself when it is one of this base's style (its prefix in any case), else the name
-    /// below this base, the base's path included.
+    /// The ARN of `role`: itself if it is one of this base's style (its prefix in upper or lower case),
+    /// otherwise the name below this base, including the base's path.
     ///
     /// # Errors
     /// As [`RoleArn::parse`].

@@ -1,5 +1,5 @@
 //! The other parameters of AssumeRole, with the alphabets and lengths of its references (Alibaba Cloud's STS
-//! API 2015-04-01, AWS's 2011-06-15). Depends on nothing but the parent's error; used through the parent.
+//! API 2015-04-01, AWS's 2011-06-15). Depends only on the parent's error; used through the parent.
 
 use std::{fmt, time::Duration};
 

@@ -54,7 +54,8 @@ impl Table {
     /// Reads an answer of another status than 2xx.
     pub(crate) fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Refusal {
         let Some(document) = (self.parse)(body) else {
-            // Not STS's own words: a proxy or load balancer. Only throttling can be told from the status.
+            // Not an answer of STS, but of a proxy or load balancer. From the status alone only throttling is
+            // certain.
             let mut refusal = nonsense(status.as_str(), None);
             if status == StatusCode::TOO_MANY_REQUESTS {
                 refusal.error.kind = IssueErrorKind::Throttled;
@@ -116,7 +117,7 @@ pub(crate) fn nonsense(message: &str, source: Option<Box<dyn Error + Send + Sync
     ours(IssueErrorKind::Unavailable, "Nonsense", message, source).into()
 }
 
-/// A base credential cannot stand in a header.
+/// A base credential contains characters that a header may not have.
 pub(crate) fn unsendable(error: http::header::InvalidHeaderValue) -> Refusal {
     let source = Some(error.into());
     ours(IssueErrorKind::BaseCredentials, "BaseCredentials", "malformed", source).into()

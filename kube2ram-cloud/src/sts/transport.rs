@@ -1,5 +1,5 @@
-//! The way to STS: its endpoints in their order, its clock, bounded answers.
-//! Depends on `endpoint`, `refusal`, `resolve`, `wire`; called by `base` and `issuer`.
+//! The transport to STS: its endpoints in their order, its clock, bounded answers. Depends on `endpoint`,
+//! `refusal`, `resolve`, `wire`; called by `base` and `issuer`.
 
 use std::{
     sync::{
@@ -88,9 +88,9 @@ impl Transport {
         }
     }
 
-    /// Sends to the endpoint `first`, or to the one that had to take its place not long ago; on to the next
-    /// when one cannot be connected to or is silent, but to none before `first`. Asking twice is harmless:
-    /// each answer is another set of credentials.
+    /// Sends to the endpoint `first`, or to the one that recently had to replace it, and to the next one when
+    /// an endpoint is unreachable or silent, but to none before `first`. A repeated request is harmless: each
+    /// answer is another set of credentials.
     pub(crate) async fn send(
         &self,
         first: usize,
@@ -127,7 +127,7 @@ impl Transport {
         now.checked_add(offset).unwrap_or(now)
     }
 
-    /// Goes by the time that STS told; whether it told any.
+    /// Adopts the time of STS's answer; returns whether it has one.
     pub(crate) fn adopt_time(&self, server_time: Option<Timestamp>) -> bool {
         let Some(server_time) = server_time else { return false };
         let offset = server_time.duration_since(self.clock.now()).as_secs();
@@ -192,13 +192,13 @@ impl Transport {
     }
 }
 
-/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. The
-/// manifests' `dnsConfig` has the resolver ask again within it.
+/// Bounds name look-up, TCP and TLS together, so that a second endpoint fits into the deadline. With the
+/// manifests' `dnsConfig` the resolver repeats a query within it.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Bounds the wait for an answer's head, connecting included, so that a second and a third endpoint fit into
 /// the deadline; and that for its body. STS takes some 50 ms.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1900);
-/// How long the first endpoint is left alone when another had to take its place.
+/// How long the first endpoint is skipped after another one had to replace it.
 const DETOUR: Duration = Duration::from_mins(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_IDLE_CONNECTIONS: usize = 4;

@@ -22,7 +22,7 @@ use crate::{
     sts::refusal::Table,
 };
 
-/// Which role, whose token.
+/// The role, the session's name and the token's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebIdentity {
     /// The agent's own role.
