@@ -350,7 +350,12 @@ impl Connection {
     ) -> Result<Response<Either<Full<Bytes>, Relayed>>, RequestError> {
         let Pipeline { tokens, clock, .. } = &self.server.pipeline;
         let token = tokens.issue(uid, headers, clock.now()).map_err(RequestError::NoToken)?;
-        Ok(reply::text(token).map(Either::Left))
+        let mut response = reply::text(token).map(Either::Left);
+        let names = &self.server.config.dialect.tokens;
+        if let Some(ttl) = headers.get(&names.ttl).filter(|_| names.echoes_ttl) {
+            response.headers_mut().insert(names.ttl.clone(), ttl.clone());
+        }
+        Ok(response)
     }
 
     /// As the real server, with `--require-token` and without. Without, an expired token is as good as none:

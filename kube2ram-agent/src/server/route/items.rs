@@ -33,6 +33,11 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
     if items.dump.iter().any(|names| contains(bare, names)) {
         return Readers::Nobody(Refusal::Sensitive);
     }
+    let begins_closed =
+        |segment: &&str| items.closed_prefixes.iter().any(|prefix| begins_with(segment, prefix));
+    if bare.iter().any(begins_closed) {
+        return Readers::Nobody(Refusal::NotFound);
+    }
     if policy == MetadataPolicy::Open {
         return Readers::All;
     }
@@ -40,10 +45,11 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
         return Readers::Nobody(Refusal::Sensitive);
     }
     if contains(bare, items.identity) {
-        let is_spelt_so = segments.get(1..).is_some_and(|below| below.starts_with(items.identity));
-        return match is_spelt_so {
-            true => Readers::NodeRole(Refusal::Sensitive),
-            false => Readers::Nobody(Refusal::Sensitive),
+        // Exactly as written, as in `is_listed`.
+        return match segments.get(1..) {
+            Some(below) if items.open.contains(&below) => Readers::All,
+            Some(below) if below.starts_with(items.identity) => Readers::NodeRole(Refusal::Sensitive),
+            _ => Readers::Nobody(Refusal::Sensitive),
         };
     }
     match policy {
@@ -52,12 +58,20 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
     }
 }
 
+/// Without regard to case.
+fn begins_with(segment: &str, prefix: &str) -> bool {
+    segment.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
 /// Exactly as written: it is not known how the real server reads other spellings.
 fn is_listed(segments: &[&str], items: &Items) -> bool {
     match segments {
         // The lists of versions, of directories and of items contain only names.
         [] | [_] | [_, "meta-data"] => true,
-        [_, "meta-data", item @ ..] => items.listed.contains(&item) || item.starts_with(items.interfaces),
+        [_, "meta-data", item @ ..] => {
+            let trees = items.trees.iter().copied().chain([items.interfaces]);
+            items.listed.contains(&item) || trees.into_iter().any(|tree| item.starts_with(tree))
+        }
         _ => false,
     }
 }

@@ -382,3 +382,46 @@ proptest! {
         }
     }
 }
+
+/// The other cloud's table, by the same rules. No flag chooses it yet.
+#[test]
+fn aws_credentials_are_closed_in_every_spelling_and_the_unsigned_document_is_open() {
+    use kube2ram_cloud::aws;
+    let routed = |raw: &str, policy| {
+        let target = Target::parse(raw.as_bytes(), aws::DIALECT.metadata, &aws::DIALECT).unwrap();
+        Some(route(&Method::GET, &target, policy, &aws::DIALECT))
+    };
+    let (open, standard, strict) = (MetadataPolicy::Open, MetadataPolicy::Standard, MetadataPolicy::Strict);
+
+    for policy in [open, standard, strict] {
+        let list = "/latest/meta-data/iam/security-credentials/";
+        assert_eq!(routed(list, policy), Some(Route::RoleList));
+        assert_eq!(routed("/2021-07-15/meta-data//IAM/security-credentials/r", policy), credentials("r"));
+        for closed in [
+            "/latest/meta-data/iam/info",
+            "/latest/meta-data/iam/security-credentials-extended/r",
+            "/latest/meta-data/security-credentials-extended/r",
+            "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
+            "/latest/meta-data/Identity-Credentials-X/ec2",
+            "/latest//meta-data/identity-credentials.json",
+            "/latest/x/iam/security-credentials/r",
+            "/meta-data/iam/security-credentials/r",
+        ] {
+            let route = routed(closed, policy).unwrap();
+            assert!(matches!(route, Route::Refuse(_)), "{closed} {policy:?}: {route:?}");
+        }
+        let document = "/latest/dynamic/instance-identity/document";
+        assert_eq!(routed(document, policy), passes(document), "{policy:?}");
+        let region = "/latest/meta-data/placement/region";
+        assert_eq!(routed(region, policy), passes(region), "{policy:?}");
+    }
+    for policy in [standard, strict] {
+        assert_eq!(routed("/latest/user-data", policy), refuses(Refusal::Sensitive));
+        let signature = "/latest/dynamic/instance-identity/pkcs7";
+        assert_eq!(routed(signature, policy), node_item(signature, Refusal::Sensitive));
+        assert_eq!(
+            routed("/latest/dynamic/instance-identity/Document", policy),
+            node_item("/latest/dynamic/instance-identity/Document", Refusal::Sensitive)
+        );
+    }
+}
