@@ -27,7 +27,7 @@ pub(crate) enum Without {
 }
 
 /// An [`Upstream`] that sends the agent's token with every request.
-pub(crate) struct SessionTokens {
+pub struct SessionTokens {
     upstream: Box<dyn Upstream>,
     headers: &'static TokenHeaders,
     without: Without,

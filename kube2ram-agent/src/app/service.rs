@@ -45,7 +45,7 @@ use crate::{
 use kube2ram_cloud::{
     alibaba::{
         base::{self, Base, Configured},
-        metadata::{HardenedMode, Metadata},
+        metadata::{Metadata, hardened_mode},
         sts::StsClient,
     },
     dialect::Dialect,
@@ -150,7 +150,7 @@ impl Service {
 
         let metadata = MetadataServer::new(config.metadata, pass);
         let activity = metadata.activity();
-        let upstream = Arc::new(HardenedMode::new(metadata));
+        let upstream = Arc::new(hardened_mode(metadata));
         let base = base::of_configured(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
         let cluster = Cluster::connect(
             client_config(&config),

@@ -4,10 +4,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
-
 use super::{
     DIALECT,
     endpoint::Region,
@@ -17,25 +13,14 @@ pub use crate::metadata::MetadataError;
 use crate::{
     metadata::{Client, NodeRole},
     session_token::{SessionTokens, Without},
-    upstream::{ResponseBody, Upstream, UpstreamError},
+    upstream::Upstream,
 };
 
-/// An [`Upstream`] that satisfies hardened mode (`HttpTokens=required`), and works without.
-/// Source: ECS, "Instance metadata", hardened mode. `server` passes pods' requests through it too.
-pub struct HardenedMode(SessionTokens);
-
-impl HardenedMode {
-    /// Wraps `upstream`; asks for a token on first use only.
-    pub fn new(upstream: impl Upstream) -> Self {
-        Self(SessionTokens::new(upstream, &DIALECT.tokens, Without::Pass))
-    }
-}
-
-#[async_trait::async_trait]
-impl Upstream for HardenedMode {
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.0.send(request).await
-    }
+/// An [`Upstream`] that satisfies hardened mode (`HttpTokens=required`), and works without. Asks for a token
+/// on first use only. Source: ECS, "Instance metadata", hardened mode. `server` passes pods' requests through
+/// it too.
+pub fn hardened_mode(upstream: impl Upstream) -> SessionTokens {
+    SessionTokens::new(upstream, &DIALECT.tokens, Without::Pass)
 }
 
 /// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed
@@ -44,7 +29,7 @@ pub struct Metadata(Client);
 
 impl Metadata {
     /// Asks over `upstream`.
-    pub fn new(upstream: Arc<HardenedMode>) -> Self {
+    pub fn new(upstream: Arc<SessionTokens>) -> Self {
         Self(Client::new(upstream, &NODE_ROLE))
     }
 

@@ -4,10 +4,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
-
 use super::{
     DIALECT,
     endpoint::{Partition, Region},
@@ -18,27 +14,15 @@ use crate::{
     metadata::{Client, NodeRole},
     role::{ArnStyle, BaseArn},
     session_token::{SessionTokens, Without},
-    upstream::{ResponseBody, Upstream, UpstreamError},
+    upstream::Upstream,
 };
 
-/// An [`Upstream`] that speaks version 2 of the metadata service, and never version 1: of keys that were
-/// fetched by version 1 a policy may say that they are worth less (`ec2:RoleDelivery`). `server` passes pods'
-/// requests through it too. Source: EC2 user guide, "Use the Instance Metadata Service to access instance
-/// metadata".
-pub struct Imdsv2(SessionTokens);
-
-impl Imdsv2 {
-    /// Wraps `upstream`; asks for a token on first use only.
-    pub fn new(upstream: impl Upstream) -> Self {
-        Self(SessionTokens::new(upstream, &DIALECT.tokens, Without::Fail))
-    }
-}
-
-#[async_trait::async_trait]
-impl Upstream for Imdsv2 {
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.0.send(request).await
-    }
+/// An [`Upstream`] that speaks version 2 of the metadata service, and never version 1: a policy can give keys
+/// that were fetched by version 1 fewer rights (`ec2:RoleDelivery`). Asks for a token on first use only.
+/// `server` passes pods' requests through it too. Source: EC2 user guide, "Use the Instance Metadata Service
+/// to access instance metadata".
+pub fn imdsv2(upstream: impl Upstream) -> SessionTokens {
+    SessionTokens::new(upstream, &DIALECT.tokens, Without::Fail)
 }
 
 /// Asks the metadata server on behalf of the agent. Every answer is bounded in size and time, and parsed
@@ -47,7 +31,7 @@ pub struct Metadata(Client);
 
 impl Metadata {
     /// Asks over `upstream`.
-    pub fn new(upstream: Arc<Imdsv2>) -> Self {
+    pub fn new(upstream: Arc<SessionTokens>) -> Self {
         Self(Client::new(upstream, &NODE_ROLE))
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
+use secrecy::SecretString;
 
 use crate::{
     alibaba::{
@@ -14,7 +14,7 @@ use crate::{
         sign::canonical_query,
         wire::{Issued, WireError, parse_assume_role},
     },
-    base::{Exchange, TokenFile},
+    base::{Exchange, TokenFile, form_with_token},
     credentials::{IssueError, IssueErrorKind},
     endpoint::Endpoint,
     role::{RoleArn, SessionName},
@@ -51,9 +51,7 @@ impl Exchange for OidcSettings {
             ("RoleArn", self.role.as_str()),
             ("RoleSessionName", self.session.as_str()),
         ]);
-        // Nothing in it takes encoding. `concat` allocates once: what grows leaves copies behind.
-        let form = [others.as_str(), "&OIDCToken=", token.expose_secret()].concat();
-        Bytes::from_owner(Zeroizing::new(form.into_bytes()))
+        form_with_token(&others, "OIDCToken", token)
     }
 
     fn request(

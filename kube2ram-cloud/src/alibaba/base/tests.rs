@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     MetadataAddr,
-    alibaba::metadata::HardenedMode,
+    alibaba::metadata::hardened_mode,
     sts::{StsClient, transport::Transport},
     testing::{CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
@@ -126,7 +126,7 @@ async fn bench() -> Bench {
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let clock = SetClock::at("2026-11-21T21:30:00Z");
-    let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
+    let metadata = Metadata::new(Arc::new(hardened_mode(upstream)));
     let base = of_node_role(metadata, Arc::clone(&clock) as Arc<dyn Clock>);
     Bench { base, clock, fetches, down, _server: server }
 }
@@ -220,7 +220,7 @@ async fn a_node_without_role_is_named_as_such() {
     let server = Server::start(|_| answer(404, "")).await;
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
-    let metadata = Metadata::new(Arc::new(HardenedMode::new(upstream)));
+    let metadata = Metadata::new(Arc::new(hardened_mode(upstream)));
     let base = of_node_role(metadata, SetClock::at("2026-11-21T21:30:00Z"));
 
     assert!(matches!(base.current(nowhere()).await.unwrap_err(), BaseError::NoNodeRole));

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{Response, StatusCode};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 
 use super::*;
 use crate::{
@@ -17,7 +19,7 @@ const TOKEN: &str = "x-aliyun-ecs-metadata-token";
 fn metadata(server: &Server) -> Metadata {
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
-    Metadata::new(Arc::new(HardenedMode::new(upstream)))
+    Metadata::new(Arc::new(hardened_mode(upstream)))
 }
 
 fn item(asked: &Asked) -> Response<Full<Bytes>> {
@@ -145,7 +147,7 @@ async fn a_token_of_a_pod_goes_no_further() {
         MetadataServer::new(MetadataAddr::v4_only(server.address), Arc::new(CountingPass::default()));
     let request = Request::get("/").header(TOKEN, "of a pod").body(Full::default()).unwrap();
 
-    HardenedMode::new(upstream).send(request).await.unwrap();
+    hardened_mode(upstream).send(request).await.unwrap();
 
     assert!(!server.asked()[1].headers().contains_key(TOKEN));
 }

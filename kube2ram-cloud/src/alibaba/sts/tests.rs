@@ -22,7 +22,7 @@ use crate::{
     MetadataAddr,
     alibaba::{
         base::{BaseCredentials, of_node_role},
-        metadata::{HardenedMode, Metadata},
+        metadata::{Metadata, hardened_mode},
         wire::BODY_LIMIT_BYTES,
     },
     credentials::IssueErrorKind,
@@ -291,7 +291,7 @@ async fn fetches_other_base_credentials_when_they_are_refused() {
     .await;
     let upstream =
         MetadataServer::new(MetadataAddr::v4_only(metadata.address), Arc::new(CountingPass::default()));
-    let metadata_client = Metadata::new(Arc::new(HardenedMode::new(upstream)));
+    let metadata_client = Metadata::new(Arc::new(hardened_mode(upstream)));
     let expired = || refused(400, "InvalidSecurityToken.Expired");
     let server = sts(vec![expired(), issued(), expired(), expired()]).await;
     let clock = SetClock::at(NOW);

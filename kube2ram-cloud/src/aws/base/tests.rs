@@ -12,7 +12,7 @@ use secrecy::ExposeSecret as _;
 use super::*;
 use crate::{
     MetadataAddr,
-    aws::metadata::Imdsv2,
+    aws::metadata::imdsv2,
     sts::{StsClient, transport::Transport},
     testing::{CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,
@@ -39,7 +39,7 @@ fn nowhere() -> Transport {
 fn metadata(server: &Server) -> Metadata {
     let pass = Arc::new(CountingPass::default());
     let upstream = MetadataServer::new(MetadataAddr::v4_only(server.address), pass);
-    Metadata::new(Arc::new(Imdsv2::new(upstream)))
+    Metadata::new(Arc::new(imdsv2(upstream)))
 }
 
 #[test]

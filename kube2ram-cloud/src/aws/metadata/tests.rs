@@ -2,25 +2,27 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{Response, StatusCode};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 
 use super::*;
 use crate::{
     MetadataAddr,
     testing::{Asked, CountingPass, Server, answer},
-    upstream::MetadataServer,
+    upstream::{MetadataServer, UpstreamError},
     wire::BODY_LIMIT_BYTES,
 };
 
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 
-fn imdsv2(server: &Server) -> Imdsv2 {
+fn tokens_of(server: &Server) -> SessionTokens {
     let pass = Arc::new(CountingPass::default());
-    Imdsv2::new(MetadataServer::new(MetadataAddr::v4_only(server.address), pass))
+    imdsv2(MetadataServer::new(MetadataAddr::v4_only(server.address), pass))
 }
 
 fn metadata(server: &Server) -> Metadata {
-    Metadata::new(Arc::new(imdsv2(server)))
+    Metadata::new(Arc::new(tokens_of(server)))
 }
 
 fn item(asked: &Asked) -> Response<Full<Bytes>> {
@@ -145,14 +147,14 @@ async fn a_token_of_a_pod_goes_no_further() {
     let server = serve(200, item).await;
     let request = |path| Request::get(path).header(TOKEN, "of a pod").body(Full::default()).unwrap();
 
-    let response = imdsv2(&server).send(request("/latest/meta-data/placement/region")).await.unwrap();
+    let response = tokens_of(&server).send(request("/latest/meta-data/placement/region")).await.unwrap();
 
     assert_eq!(response.status(), 200);
     let tokens: Vec<_> = server.asked()[1].headers().get_all(TOKEN).iter().cloned().collect();
     assert_eq!(tokens, ["token-1"]);
     // Without a token there is no request at all.
     let broken = serve(403, item).await;
-    assert!(imdsv2(&broken).send(request("/")).await.is_err());
+    assert!(tokens_of(&broken).send(request("/")).await.is_err());
     assert_eq!(broken.asked().len(), 1);
 }
 
