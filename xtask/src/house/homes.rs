@@ -1,12 +1,12 @@
 //! Where a cloud's names and foreign crates may stand.
 
 use super::{
-    Fault, Source,
+    CRATES, Fault, Source,
     text::{code, has_word},
 };
 
 /// What is named after a cloud or belongs to one.
-const CLOUD_NAMES: [&str; 11] = [
+const CLOUD_NAMES: [&str; 17] = [
     "100.100.100.200",
     "acs",
     "ActionTrail",
@@ -18,14 +18,16 @@ const CLOUD_NAMES: [&str; 11] = [
     "ECSws",
     "RAM",
     "sts.aliyuncs",
+    "169.254.169.254",
+    "amazonaws",
+    "AWS",
+    "CloudTrail",
+    "EC2",
+    "EC2ws",
 ];
 /// Where one is chosen, and what operators read of it.
-const CHOOSES_A_CLOUD: [&str; 4] = [
-    "kube2ram-agent/src/args",
-    "kube2ram-agent/src/app",
-    "kube2ram-agent/src/main.rs",
-    "kube2ram-agent/src/testing",
-];
+const CHOOSES_A_CLOUD: [&str; 3] =
+    ["kube2ram-agent/src/args", "kube2ram-agent/src/app", "kube2ram-agent/src/main.rs"];
 
 /// Each foreign crate with few homes, and these: a directory or a file without its ending.
 const HOMES: [(&str, &[&str]); 16] = [
@@ -46,9 +48,6 @@ const HOMES: [(&str, &[&str]); 16] = [
     ("tokio_io_timeout", &["kube2ram-service/src/listener"]),
     ("tracing_subscriber", &["kube2ram-service/src/telemetry"]),
 ];
-
-/// The crates that the agent is built of.
-const CRATES: [&str; 3] = ["kube2ram-agent/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
 
 /// No cloud's name outside of its crate and of what chooses one. Comments may give examples.
 pub(super) fn clouds(sources: &[Source]) -> Vec<Fault> {

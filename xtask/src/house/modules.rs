@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Fault, Source, text::code};
-
-/// The crates whose modules are looked at.
-const CRATES: [&str; 3] = ["kube2ram-agent/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
+use super::{CRATES, Fault, Source, text::code};
 
 /// Dependencies of a crate's modules at its top, by what their code names after `crate::`. `#[cfg(test)]`
 /// modules are left out.
