@@ -41,7 +41,7 @@ const TARGETS: [&[u8]; 2] = [b"DNAT\0", b"REDIRECT\0"];
 
 /// Looks for rules of the nat table that name `metadata` as their destination and send it elsewhere, and for
 /// the agent that they lead to. Returns a warning for each. Blocks; asks nobody but the kernel and ports of
-/// the loopback device, for a second at the most.
+/// the loopback device, for three seconds at the most.
 ///
 /// Rules of nf_tables are looked for in the chains PREROUTING and OUTPUT of `ip nat`, which are those of
 /// `iptables-nft`.
