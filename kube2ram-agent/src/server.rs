@@ -68,6 +68,8 @@ const CONNECTIONS_PER_POD: usize = 64;
 const QUIET: Duration = Duration::from_secs(1);
 /// How long a connection waits for a permit: no request is answered later.
 const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it asks for one meanwhile.
+const PERMIT_RETRY: Duration = Duration::from_millis(2);
 /// How long pods may still use answers that the real server gave before the first agent of a boot: an SDK
 /// lists roles, and requests the credentials of that role in the next moment.
 const FORMER_ANSWERS: Duration = Duration::from_mins(1);
@@ -75,8 +77,6 @@ const FORMER_ANSWERS: Duration = Duration::from_mins(1);
 /// pod in a tight loop would drown the others' lines and fill the disk. Callers that are no pod share one
 /// such limiter.
 const LOG_LINES: Rate = Rate { burst: 200, interval: Duration::from_millis(50) };
-/// How often it asks for one meanwhile.
-const PERMIT_RETRY: Duration = Duration::from_millis(2);
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
