@@ -292,7 +292,7 @@ struct Full {
 
 /// As many other programs as the kernel allows; ours gives way to the last one.
 const FILL: &str = r#"
-import ctypes, os, struct, sys
+import ctypes, os, struct, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 def bpf(command, attributes):
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
@@ -304,9 +304,17 @@ text, pin = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(sys
 load = lambda: bpf(5, struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(text)))
 attach = lambda: bpf(28, struct.pack("=IIII", load(), int(sys.argv[1]), 47, 0))
 links = [attach() for _ in range(62)]
-ours, last = bpf(7, struct.pack("=QII", ctypes.addressof(pin), 0, 0)), load()
-bpf(34, struct.pack("=I", ours))
-links.append(bpf(28, struct.pack("=IIII", last, int(sys.argv[1]), 47, 0)))
+last = load()
+def take_our_place():
+    bpf(34, struct.pack("=I", bpf(7, struct.pack("=QII", ctypes.addressof(pin), 0, 0))))
+    return bpf(28, struct.pack("=IIII", last, int(sys.argv[1]), 47, 0))
+for tries_left in reversed(range(50)):
+    try:
+        links.append(take_our_place())
+        break
+    except AssertionError: # the agent was back before us
+        assert tries_left
+        time.sleep(0.05)
 print("full", flush=True)
 sys.stdin.read()
 "#;
