@@ -20,7 +20,12 @@ mod base;
 mod issuer;
 pub mod alibaba;
 pub mod aws;
+mod cloud;
 #[cfg(test)]
 mod testing;
 
-pub use self::metadata_addr::MetadataAddr;
+pub use self::{
+    cloud::Cloud,
+    endpoint::{Endpoint, EndpointError},
+    metadata_addr::MetadataAddr,
+};
