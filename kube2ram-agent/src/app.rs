@@ -41,7 +41,7 @@ use crate::{
     handover::{self, LockOutcome, OutgoingAgent, StandbyListener},
     probe::{Probe, SocketPaths},
 };
-use kube2ram_cloud::alibaba::{base::Configured, sts::StsClient};
+use kube2ram_cloud::{Settings, StsClient};
 use kube2ram_service::{
     admin::{Pending, Readiness},
     state_dir::StateDir,
@@ -226,11 +226,12 @@ async fn take_over(
     }
 }
 
-/// How STS is asked, and with what.
+/// How STS is asked, and what the environment says about it.
 fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
-    let signer = Configured::from_env(environment, &config.node).map_err(AppError::BaseCredentials)?;
+    let settings =
+        Settings::from_env(config.cloud, environment, &config.node).map_err(AppError::BaseCredentials)?;
     let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
-    Ok(StsAccess { client, signer })
+    Ok(StsAccess { client, settings })
 }
 
 /// Each connection takes a descriptor, and some runtimes set a soft limit of 1,024: the server's own limit

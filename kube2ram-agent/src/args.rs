@@ -3,9 +3,9 @@
 //! `app`.
 
 use std::{
-    ffi::OsString,
-    net::{IpAddr, SocketAddrV4},
-    path::PathBuf,
+    ffi::{OsStr, OsString},
+    net::IpAddr,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -26,10 +26,8 @@ use crate::{
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{
-    MetadataAddr,
-    alibaba::{DIALECT, endpoint::Endpoint},
-    dialect::Dialect,
-    role::{BaseArn, MAX_DURATION, MIN_DURATION, RoleArn, is_arn},
+    Cloud, MetadataAddr, StsEndpoint,
+    role::{ArnStyle, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn},
 };
 use kube2ram_service::telemetry::LogFormat;
 
@@ -116,8 +114,8 @@ pub enum BootGuardCommand {
 /// The agent's configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// How the cloud's metadata service speaks.
-    pub dialect: &'static Dialect,
+    /// The cloud that this node is in.
+    pub cloud: Cloud,
     /// How annotations are called.
     pub annotation_keys: AnnotationKeys,
     /// Where the API server is.
@@ -241,27 +239,6 @@ pub enum Source<T> {
     Unset,
 }
 
-/// Where STS is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StsEndpoint {
-    /// `sts.aliyuncs.com`.
-    Global,
-    /// Only this value.
-    Only(Endpoint),
-    /// The endpoints of the node's region.
-    Regional,
-}
-
-impl StsEndpoint {
-    /// Whether STS is asked over TLS. Only a single endpoint on loopback need not be.
-    pub fn is_https(&self) -> bool {
-        match self {
-            Self::Global | Self::Regional => true,
-            Self::Only(endpoint) => endpoint.is_https(),
-        }
-    }
-}
-
 /// Why there is no [`Command`]. `Display` is the whole message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
@@ -315,9 +292,11 @@ impl Command {
         let mut args = args.into_iter();
         let command = retired::add_to(flags::command());
         let program = args.next().unwrap_or_else(|| "kube2ram".into());
+        let by_program = cloud_of(&program).map(|cloud| format!("--cloud={}", cloud.name()).into());
         let from_environment = environment::args(&command, env);
-        let matches =
-            command.try_get_matches_from([program].into_iter().chain(from_environment).chain(args))?;
+        let matches = command.try_get_matches_from(
+            [program].into_iter().chain(by_program).chain(from_environment).chain(args),
+        )?;
         let flags = Flags::from_arg_matches(&matches)?;
         match flags.subcommand {
             None => {
@@ -330,7 +309,7 @@ impl Command {
                     cgroup_root: flags.cgroup_root,
                     forward_guard: flags.forward_guard == ForwardGuardMode::Auto,
                     host_cgroups: of.host_cgroup,
-                    metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
+                    metadata: metadata(&flags.address),
                 };
                 Ok(Self::BootGuard(match command {
                     flags::BootGuard::Apply(of) => BootGuardCommand::Apply(guard(of)),
@@ -364,7 +343,8 @@ impl Command {
             Some(Subcommand::Preflight) => Ok(Self::Preflight(NodePaths {
                 bpf_dir: flags.bpf_dir,
                 cgroup_root: flags.cgroup_root,
-                metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
+                cloud: flags.address.cloud,
+                metadata: metadata(&flags.address),
                 pods_cgroup: flags.pods_cgroup,
             })),
             Some(Subcommand::Ready) => Ok(Self::Ready(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
@@ -390,8 +370,17 @@ pub fn refuse_unknown(variables: impl IntoIterator<Item = (OsString, OsString)>)
     Err(ArgsError::Usage(format!("the variable {name} stands for no flag{hint}")))
 }
 
-fn metadata(v4: &SocketAddrV4, v6: value::Address6) -> MetadataAddr {
-    MetadataAddr { v4: *v4, v6: v6.0 }
+/// The cloud that a program's name chooses: kube2iam's manifests name its program, and no flag of ours.
+fn cloud_of(program: &OsStr) -> Option<Cloud> {
+    (Path::new(program).file_name() == Some(OsStr::new("kube2iam"))).then_some(Cloud::Aws)
+}
+
+fn metadata(flags: &flags::Address) -> MetadataAddr {
+    let usual = flags.cloud.dialect().metadata;
+    MetadataAddr {
+        v4: flags.metadata_addr.unwrap_or(usual.v4),
+        v6: flags.metadata_addr6.map_or(usual.v6, |address| address.0),
+    }
 }
 
 impl Config {
@@ -400,6 +389,7 @@ impl Config {
         NodePaths {
             bpf_dir: self.bpf_dir.clone(),
             cgroup_root: self.cgroup_root.clone(),
+            cloud: self.cloud,
             metadata: self.metadata,
             pods_cgroup: self.pods_cgroup.clone(),
         }
@@ -420,18 +410,22 @@ impl Config {
         if flags.insecure && flags.api_server.is_none() {
             notices.push("--insecure has no effect without --api-server".to_owned());
         }
-        let base_arn = base_arn(&flags.base)?;
-        let default_role = default_role(&flags.base, &base_arn)?;
+        let cloud = flags.address.cloud;
+        let dialect = cloud.dialect();
+        let base_arn = base_arn(&flags.base, dialect.arns)?;
+        let default_role = default_role(&flags.base, &base_arn, dialect.arns)?;
+        let usual = &dialect.annotations;
+        let or_usual = |key: Option<Box<str>>, usual: &str| key.unwrap_or_else(|| usual.into());
         let format = flags.namespace_restriction_format;
 
         Ok(Self {
-            dialect: &DIALECT,
+            cloud,
             annotation_keys: AnnotationKeys {
-                role: flags.ram_role_key,
-                external_id: flags.ram_external_id,
-                policy: flags.ram_policy_key,
-                duration: flags.ram_session_duration_key,
-                session_name: flags.ram_session_name_key,
+                role: or_usual(flags.ram_role_key, usual.role),
+                external_id: or_usual(flags.ram_external_id, usual.external_id),
+                policy: or_usual(flags.ram_policy_key, usual.policy),
+                duration: or_usual(flags.ram_session_duration_key, usual.duration),
+                session_name: or_usual(flags.ram_session_name_key, usual.session_name),
             },
             api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
             app_port: flags.app_port,
@@ -449,10 +443,10 @@ impl Config {
             } else {
                 LevelFilter::INFO
             }),
-            metadata: metadata(&flags.metadata_addr, flags.metadata_addr6),
+            metadata: metadata(&flags.address),
             metadata_policy: flags.metadata_policy,
             metrics_port: flags.metrics_port,
-            namespace_key: flags.namespace_key,
+            namespace_key: or_usual(flags.namespace_key, usual.allowed_roles),
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
             node,
             notices,
@@ -475,12 +469,12 @@ impl Config {
     }
 }
 
-fn base_arn(flags: &flags::Base) -> Result<Source<BaseArn>, ArgsError> {
+fn base_arn(flags: &flags::Base, style: ArnStyle) -> Result<Source<BaseArn>, ArgsError> {
     match flags.base_role_arn.as_deref().filter(|text| !text.is_empty()) {
         Some(_) if flags.auto_discover_base_arn => Err(ArgsError::usage(
             "--base-role-arn and --auto-discover-base-arn exclude each other: drop one of them",
         )),
-        Some(text) => BaseArn::parse(text)
+        Some(text) => BaseArn::parse_in(style, text)
             .map(Source::Given)
             .map_err(|reason| ArgsError::usage(format!("--base-role-arn {text:?} {reason}"))),
         None if flags.auto_discover_base_arn || flags.auto_discover_default_role => Ok(Source::Discover),
@@ -489,7 +483,11 @@ fn base_arn(flags: &flags::Base) -> Result<Source<BaseArn>, ArgsError> {
 }
 
 /// Checks the default role as far as it can be without what is discovered.
-fn default_role(flags: &flags::Base, base: &Source<BaseArn>) -> Result<Source<String>, ArgsError> {
+fn default_role(
+    flags: &flags::Base,
+    base: &Source<BaseArn>,
+    style: ArnStyle,
+) -> Result<Source<String>, ArgsError> {
     let Some(text) = flags.default_role.clone().filter(|text| !text.is_empty()) else {
         return Ok(if flags.auto_discover_default_role { Source::Discover } else { Source::Unset });
     };
@@ -500,7 +498,7 @@ fn default_role(flags: &flags::Base, base: &Source<BaseArn>) -> Result<Source<St
     }
     let arn = match base {
         Source::Given(base) => base.arn_for(&text).map(drop),
-        Source::Discover | Source::Unset if is_arn(&text) => RoleArn::parse(&text).map(drop),
+        Source::Discover | Source::Unset if style.is_arn(&text) => RoleArn::parse(&text).map(drop),
         Source::Discover => Ok(()),
         Source::Unset => {
             return Err(ArgsError::usage(

@@ -20,7 +20,7 @@ use crate::{
     identity::{find_cgroup_root, find_pods_cgroup, is_populated, own_cgroup},
     predecessors,
 };
-use kube2ram_cloud::MetadataAddr;
+use kube2ram_cloud::{Cloud, MetadataAddr};
 use kube2ram_service::telemetry::chain;
 
 /// Where the agent's things are on this node.
@@ -30,6 +30,8 @@ pub struct NodePaths {
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
+    /// The cloud that the node is said to be in.
+    pub cloud: Cloud,
     /// The metadata server's addresses.
     pub metadata: MetadataAddr,
     /// The cgroup of all pods; found by looking when `None`.
@@ -105,6 +107,8 @@ impl Preflight {
         let pods = pods.and_then(|pods| check_pods(&levels?, &pods, empty));
         checks.push(Check { condition: "pods' cgroup", outcome: pods.unwrap_or_else(Outcome::Unmet) });
         checks.push(check("other programs", others));
+        let vendor = read(SYS_VENDOR).ok().and_then(|vendor| check_cloud(paths.cloud, &vendor));
+        checks.extend(vendor.map(|outcome| Check { condition: "cloud", outcome }));
         checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
         checks.push(check("installations", installations));
         checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
@@ -151,6 +155,23 @@ type Version = (u32, u32);
 
 fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))
+}
+
+/// What the machine's firmware says who made it.
+const SYS_VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
+
+/// `None` where the vendor is no cloud that is known. It is a hint, and decides nothing.
+fn check_cloud(told: Cloud, vendor: &str) -> Option<Outcome> {
+    let found = Cloud::of_vendor(vendor.trim())?;
+    if found == told {
+        return Some(Outcome::Met(told.name().to_owned()));
+    }
+    Some(Outcome::Amiss(format!(
+        "--cloud is {}, but this machine's vendor is {}: with the wrong cloud, pods reach the metadata server; set --cloud={}",
+        told.name(),
+        vendor.trim(),
+        found.name()
+    )))
 }
 
 fn check_kernel(version: Version) -> Result<String, String> {
@@ -360,6 +381,21 @@ mod tests {
         let admin = held & !(1 << capability::BPF) | 1 << capability::SYS_ADMIN;
         assert!(check_capabilities(admin).is_ok());
         assert!(check_capabilities(effective_capabilities("nothing")).is_err());
+    }
+
+    #[test]
+    fn a_machine_of_another_cloud_than_was_told_is_a_warning() {
+        for (told, vendor, other) in
+            [(Cloud::Alibaba, "Amazon EC2\n", "aws"), (Cloud::Aws, "Alibaba Cloud\n", "alibaba")]
+        {
+            let Some(Outcome::Amiss(text)) = check_cloud(told, vendor) else { panic!("{vendor}") };
+            assert!(
+                text.contains(vendor.trim()) && text.ends_with(&format!("set --cloud={other}")),
+                "{text}"
+            );
+        }
+        assert_eq!(check_cloud(Cloud::Aws, "Amazon EC2\n"), Some(Outcome::Met("aws".to_owned())));
+        assert_eq!(check_cloud(Cloud::Aws, "QEMU\n"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::Checkpoint;
+use kube2ram_cloud::Cloud;
 use kube2ram_service::state_dir::StateDir;
 
 /// What an agent knew.
@@ -34,13 +35,17 @@ pub struct Discovered {
     pub node_role: Option<Box<str>>,
     /// The region's id.
     pub region: Option<Box<str>>,
+    /// The cloud's partition, where the region's id does not tell it.
+    pub partition: Option<Box<str>>,
 }
 
-/// The node and the boot in which a snapshot is made: it is valid nowhere else.
+/// The node, its cloud and the boot in which a snapshot is made: it is valid nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotScope {
     /// The kernel's random id of this boot.
     pub boot_id: Box<str>,
+    /// The cloud that the agent was told of.
+    pub cloud: Box<str>,
     /// The node's name.
     pub node: Box<str>,
 }
@@ -55,8 +60,8 @@ pub enum SnapshotError {
     /// It is damaged, or an agent wrote it that lays it out differently.
     #[error("the snapshot is damaged or of another version")]
     Content(#[source] serde_json::Error),
-    /// It is of another boot or another node.
-    #[error("the snapshot is of another boot or another node")]
+    /// It is of another boot, node or cloud.
+    #[error("the snapshot is of another boot, another node or another cloud")]
     Foreign,
     /// It could not be read.
     #[error("cannot read the snapshot")]
@@ -122,9 +127,9 @@ impl SnapshotScope {
     ///
     /// # Errors
     /// [`SnapshotError::Read`], when the kernel does not tell its boot id.
-    pub fn of_node(node: &str) -> Result<Self, SnapshotError> {
+    pub fn of_node(node: &str, cloud: Cloud) -> Result<Self, SnapshotError> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(SnapshotError::Read)?;
-        Ok(Self { boot_id: boot_id.trim().into(), node: node.into() })
+        Ok(Self { boot_id: boot_id.trim().into(), cloud: cloud.name().into(), node: node.into() })
     }
 }
 
@@ -217,7 +222,7 @@ pub const FILE_NAME: &str = "snapshot";
 pub const DRAFT_NAME: &str = "snapshot.new";
 const DRAFT_EXTENSION: &str = "new";
 /// Counts up with every change of what a field means. Version 1 was no JSON document.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -228,7 +233,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1_000_000);
 
     fn scope() -> SnapshotScope {
-        SnapshotScope { boot_id: "0b8c2a5e".into(), node: "node-1".into() }
+        SnapshotScope { boot_id: "0b8c2a5e".into(), cloud: "alibaba".into(), node: "node-1".into() }
     }
 
     fn snapshot() -> Snapshot {
@@ -256,6 +261,7 @@ mod tests {
     fn counts_on_no_other_node_and_in_no_other_boot() {
         for other in [
             SnapshotScope { boot_id: "1".into(), ..scope() },
+            SnapshotScope { cloud: "aws".into(), ..scope() },
             SnapshotScope { node: "node-2".into(), ..scope() },
         ] {
             assert!(matches!(Snapshot::decode(&text(), &other, NOW), Err(SnapshotError::Foreign)));

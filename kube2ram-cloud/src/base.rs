@@ -21,7 +21,7 @@ pub(crate) use self::{
 use crate::{
     credentials::{IssueError, IssueErrorKind},
     metadata::MetadataError,
-    role::RoleArn,
+    role::{BaseArn, RoleArn},
     sts::{refusal::ours, transport::Transport},
 };
 use kube2ram_service::clock::Clock;
@@ -142,9 +142,9 @@ impl Base {
         Self(Arc::new(Source::Renewed(Box::new(Renewal::new(Box::new(origin), clock)))))
     }
 
-    /// The account of the agent's own role, if it is known without a request: with OIDC.
-    pub fn account(&self) -> Option<&str> {
-        self.renewal()?.origin.role().map(RoleArn::account)
+    /// The base ARN of the account of the agent's own role, if it is known without a request: with OIDC.
+    pub fn account(&self) -> Option<BaseArn> {
+        self.renewal()?.origin.role().and_then(RoleArn::of_account)
     }
 
     /// How often they were fetched, by result.

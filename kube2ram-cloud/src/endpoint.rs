@@ -7,6 +7,27 @@ use url::{Host, Url};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(pub(crate) Url);
 
+/// Which of STS's endpoints are asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StsEndpoint {
+    /// The endpoint of no region, where the cloud has one.
+    Global,
+    /// Only this one.
+    Only(Endpoint),
+    /// The endpoints of the node's region.
+    Regional,
+}
+
+impl StsEndpoint {
+    /// Whether STS is asked over TLS. Only a single endpoint on loopback need not be.
+    pub fn is_https(&self) -> bool {
+        match self {
+            Self::Global | Self::Regional => true,
+            Self::Only(endpoint) => endpoint.is_https(),
+        }
+    }
+}
+
 /// Why a region or an endpoint is not one.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {

@@ -21,11 +21,16 @@ mod issuer;
 pub mod alibaba;
 pub mod aws;
 mod cloud;
+mod provider;
 #[cfg(test)]
 mod testing;
 
 pub use self::{
+    base::{Base, BaseCredentials, BaseError, BaseSource, BaseState},
     cloud::Cloud,
-    endpoint::{Endpoint, EndpointError},
+    endpoint::{Endpoint, EndpointError, StsEndpoint},
+    metadata::MetadataError,
     metadata_addr::MetadataAddr,
+    provider::{Location, Provider, Settings, StsRoute},
+    sts::{StsClient, StsClientError},
 };

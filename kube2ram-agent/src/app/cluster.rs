@@ -33,6 +33,6 @@ pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
         pod_annotations: config.annotation_keys.bounded().map(|(key, bytes)| (key.into(), bytes)).into(),
         allow_lists,
         live_pods: Arc::new(move || live_pods(&cgroup_root, &pods)),
-        lookup: config.dialect.patience.lookup,
+        lookup: config.cloud.dialect().patience.lookup,
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    args::{Config, Source, StsEndpoint},
+    args::{Config, Source},
     credentials::{self, Cache, Limits},
     policy::Policy,
     role::{RoleError, Roles},
@@ -16,12 +16,7 @@ use crate::{
     snapshot::Discovered,
 };
 use kube2ram_cloud::{
-    alibaba::{
-        base::Base,
-        endpoint::{self, Endpoint, EndpointError, Region},
-        metadata::{Metadata, MetadataError},
-        sts::{StsClient, StsIssuer},
-    },
+    EndpointError, Location, MetadataError, Provider, StsClient, StsRoute,
     role::{BaseArn, ValueError},
 };
 use kube2ram_service::{admin::Pending, clock::Clock, telemetry::chain};
@@ -58,9 +53,8 @@ enum DiscoveryError {
 
 /// The input of discovery; most of it becomes part of the entitlements.
 pub(super) struct Discovery {
-    pub(super) metadata: Metadata,
+    pub(super) provider: Provider,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) base: Base,
     pub(super) sts: StsClient,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
@@ -77,14 +71,14 @@ impl Discovery {
     pub(super) async fn run(self, config: Arc<Config>, entitlements: Arc<SetOnce<Entitlements>>) {
         let shutdown = self.shutdown.clone();
         let all = async {
-            let (roles, endpoints) = self.until_known(&config).await;
-            self.finish(&config, roles, endpoints, &entitlements);
+            let (roles, route) = self.until_known(&config).await;
+            self.finish(&config, roles, route, &entitlements);
             shutdown.cancelled().await;
         };
         shutdown.run_until_cancelled(Box::pin(all)).await;
     }
 
-    async fn until_known(&self, config: &Config) -> (Roles, Vec<Endpoint>) {
+    async fn until_known(&self, config: &Config) -> (Roles, StsRoute) {
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.ask(config).await {
@@ -93,7 +87,7 @@ impl Discovery {
             };
             // Account, region and role of a node stay what they are while it is up.
             if let (DiscoveryError::Metadata(_), Some(before)) = (&error, &self.known_before)
-                && let Ok(known) = derive(config, before)
+                && let Ok(known) = self.derive(config, before)
             {
                 warn!(error = chain(&error), "account and region are known from before the restart only");
                 // For the agent after this one.
@@ -106,39 +100,34 @@ impl Discovery {
         }
     }
 
-    async fn ask(&self, config: &Config) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
+    async fn ask(&self, config: &Config) -> Result<(Roles, StsRoute), DiscoveryError> {
         let mut found = Discovered::default();
         let wants_node_role = matches!(config.default_role, Source::Discover);
         if wants_node_role || matches!(config.base_arn, Source::Discover) {
             // The cluster's account, which has its OIDC provider and the agent's own role. The node's role
             // comes from the metadata server in any case.
-            let arn = match self.base.account().filter(|_| !wants_node_role) {
-                Some(account) => format!("acs:ram::{account}:role/"),
-                None => self.metadata.base_arn().await.map_err(DiscoveryError::Metadata)?,
+            let arn = match self.provider.base().account().filter(|_| !wants_node_role) {
+                Some(account) => account,
+                None => self.provider.base_arn().await.map_err(DiscoveryError::Metadata)?,
             };
-            found.account_arn = Some(arn.into());
+            found.account_arn = Some(arn.as_str().into());
         }
         if wants_node_role {
-            found.node_role = self.metadata.node_role_name().await.map_err(DiscoveryError::Metadata)?;
+            found.node_role = self.provider.node_role_name().await.map_err(DiscoveryError::Metadata)?;
         }
-        if matches!(config.sts_endpoint, StsEndpoint::Regional) {
-            let region = self.metadata.region_id().await.map_err(DiscoveryError::Metadata)?;
-            found.region = Some(region.to_string().into());
+        if self.provider.needs_location(&config.sts_endpoint) {
+            let Location { region, partition } =
+                self.provider.location().await.map_err(DiscoveryError::Metadata)?;
+            (found.region, found.partition) = (Some(region), partition);
         }
-        let known = derive(config, &found)?;
+        let known = self.derive(config, &found)?;
         // Once: this is asked until it succeeds.
         let _first = self.discovered.set(found);
         Ok(known)
     }
 
-    fn finish(
-        self,
-        config: &Config,
-        roles: Roles,
-        endpoints: Vec<Endpoint>,
-        entitlements: &SetOnce<Entitlements>,
-    ) {
-        let issuer = StsIssuer::new(self.sts, endpoints, self.base, Arc::clone(&self.clock));
+    fn finish(self, config: &Config, roles: Roles, route: StsRoute, entitlements: &SetOnce<Entitlements>) {
+        let issuer = self.provider.issuer(self.sts, route, Arc::clone(&self.clock));
         info!(
             base_arn = roles.base().map(tracing::field::display),
             default_role = roles.default_role().map(tracing::field::display),
@@ -146,11 +135,11 @@ impl Discovery {
         );
         let policy = Policy::new(config.namespace_restrictions, &roles);
         let credentials = Cache::new(
-            Arc::new(issuer),
+            issuer,
             self.clock,
             self.tasks,
             self.shutdown,
-            Limits { answer: config.dialect.patience.answer, ..Limits::default() },
+            Limits { answer: config.cloud.dialect().patience.answer, ..Limits::default() },
             self.cache_metrics,
         );
         if entitlements.set(Entitlements { roles, policy, credentials }).is_err() {
@@ -158,41 +147,41 @@ impl Discovery {
         }
         self.pending.ready();
     }
-}
 
-/// Makes roles and endpoints of the flags and of what was discovered for them.
-fn derive(config: &Config, found: &Discovered) -> Result<(Roles, Vec<Endpoint>), DiscoveryError> {
-    let account = || found.account_arn.as_deref().ok_or(DiscoveryError::Undiscovered("account"));
-    let base = match &config.base_arn {
-        Source::Discover => Some(BaseArn::parse(account()?).map_err(DiscoveryError::BaseArn)?),
-        Source::Given(base) => Some(base.clone()),
-        Source::Unset => None,
-    };
-    let default_role = match &config.default_role {
-        // In the node's own account, whatever --base-role-arn says.
-        Source::Discover => {
-            let name = found.node_role.as_deref().ok_or(DiscoveryError::NoNodeRole)?;
-            Some(format!("{}{name}", account()?))
-        }
-        Source::Given(text) => Some(text.clone()),
-        Source::Unset => None,
-    };
-    let roles = Roles::try_new(
-        config.annotation_keys.clone(),
-        base,
-        default_role.as_deref(),
-        config.session_duration,
-    )
-    .map_err(DiscoveryError::DefaultRole)?;
-    let endpoints = match &config.sts_endpoint {
-        StsEndpoint::Global => vec![endpoint::global()],
-        StsEndpoint::Only(endpoint) => vec![endpoint.clone()],
-        StsEndpoint::Regional => {
-            let region = found.region.as_deref().ok_or(DiscoveryError::Undiscovered("region"))?;
-            Region::parse(region)
-                .and_then(|region| region.sts_endpoints())
-                .map_err(DiscoveryError::Endpoint)?
-        }
-    };
-    Ok((roles, endpoints))
+    /// Makes roles and the way to STS of the flags and of what was discovered for them.
+    fn derive(&self, config: &Config, found: &Discovered) -> Result<(Roles, StsRoute), DiscoveryError> {
+        let account = || found.account_arn.as_deref().ok_or(DiscoveryError::Undiscovered("account"));
+        let base = match &config.base_arn {
+            Source::Discover => {
+                let arns = config.cloud.dialect().arns;
+                Some(BaseArn::parse_in(arns, account()?).map_err(DiscoveryError::BaseArn)?)
+            }
+            Source::Given(base) => Some(base.clone()),
+            Source::Unset => None,
+        };
+        let default_role = match &config.default_role {
+            // In the node's own account, whatever --base-role-arn says.
+            Source::Discover => {
+                let name = found.node_role.as_deref().ok_or(DiscoveryError::NoNodeRole)?;
+                Some(format!("{}{name}", account()?))
+            }
+            Source::Given(text) => Some(text.clone()),
+            Source::Unset => None,
+        };
+        let roles = Roles::try_new(
+            config.annotation_keys.clone(),
+            base,
+            default_role.as_deref(),
+            config.session_duration,
+        )
+        .map_err(DiscoveryError::DefaultRole)?;
+        let location = || {
+            let region = found.region.clone().ok_or(DiscoveryError::Undiscovered("region"))?;
+            Ok(Location { region, partition: found.partition.clone() })
+        };
+        let is_needed = self.provider.needs_location(&config.sts_endpoint);
+        let location = is_needed.then(location).transpose()?;
+        let route = self.provider.sts_route(&config.sts_endpoint, location.as_ref());
+        Ok((roles, route.map_err(DiscoveryError::Endpoint)?))
+    }
 }

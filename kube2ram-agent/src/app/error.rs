@@ -6,14 +6,14 @@ use crate::{
     datapath::DatapathError, handover::HandoverError, identity::MountError, probe::ProbeError,
     wire_guard::WireGuardError,
 };
-use kube2ram_cloud::alibaba::{base::BaseError, sts::StsClientError};
+use kube2ram_cloud::{BaseError, StsClientError};
 use kube2ram_service::{kubernetes::ClientError, state_dir::StateDirError};
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The variables for the agent's own credentials are incomplete or malformed.
-    #[error("cannot use the agent's own credentials in the environment")]
+    /// The variables for the agent's own credentials, or for STS, are incomplete or malformed.
+    #[error("cannot use what the environment says about the agent's own credentials or about STS")]
     BaseCredentials(#[source] BaseError),
     /// A listener could not be bound.
     #[error("cannot listen on {address} ({flag})")]

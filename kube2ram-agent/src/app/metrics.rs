@@ -25,7 +25,7 @@ use crate::{
     credentials::{Standing, Survey},
     server::Entitlements,
 };
-use kube2ram_cloud::alibaba::base::{Base, BaseSource};
+use kube2ram_cloud::{Base, BaseSource};
 use kube2ram_service::clock::Clock;
 
 /// The source revision, as given at the build.

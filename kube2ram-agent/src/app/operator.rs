@@ -29,7 +29,7 @@ use crate::{
     status::SCHEMA,
     wire_guard,
 };
-use kube2ram_cloud::{alibaba::base::Base, upstream::UpstreamActivity};
+use kube2ram_cloud::{Base, upstream::UpstreamActivity};
 use kube2ram_service::{admin::Readiness, clock::Clock, drain::Drain};
 
 /// All that can be asked.

@@ -43,11 +43,7 @@ use crate::{
     wire_guard::{self, WireGuard},
 };
 use kube2ram_cloud::{
-    alibaba::{
-        base::{self, Base, Configured},
-        metadata::{Metadata, hardened_mode},
-        sts::StsClient,
-    },
+    Base, Settings, StsClient,
     dialect::Dialect,
     upstream::{MetadataServer, UpstreamActivity},
 };
@@ -97,8 +93,8 @@ pub(super) struct Service {
 /// How the agent asks STS.
 pub(super) struct StsAccess {
     pub(super) client: StsClient,
-    /// What it signs with.
-    pub(super) signer: Configured,
+    /// What it signs with, and where.
+    pub(super) settings: Settings,
 }
 
 /// What may be handed over.
@@ -150,8 +146,8 @@ impl Service {
 
         let metadata = MetadataServer::new(config.metadata, pass);
         let activity = metadata.activity();
-        let upstream = Arc::new(hardened_mode(metadata));
-        let base = base::of_configured(sts.signer, Metadata::new(Arc::clone(&upstream)), Arc::clone(&clock));
+        let provider = sts.settings.connect(metadata, &clock);
+        let base = provider.base().clone();
         let cluster = Cluster::connect(
             client_config(&config),
             cluster_config(&config, node),
@@ -160,7 +156,7 @@ impl Service {
         )
         .await
         .map_err(AppError::Kubernetes)?;
-        let snapshot = snapshot::SnapshotWriter::new(state, &config.node, registry);
+        let snapshot = snapshot::SnapshotWriter::new(state, &config, registry);
         let known_before = snapshot::offer(snapshot.left(), &cluster);
         let discovered = Arc::clone(&snapshot.discovered);
         background.spawn("watching the API server", Arc::clone(&cluster).run(shutdown.clone()));
@@ -183,8 +179,8 @@ impl Service {
             directory: Arc::clone(&cluster) as _,
             entitlements: Arc::clone(&entitlements),
             notices: Arc::clone(&cluster) as _,
-            tokens: Arc::new(tokens(state, config.dialect)?),
-            upstream: Arc::clone(&upstream) as _,
+            tokens: Arc::new(tokens(state, config.cloud.dialect())?),
+            upstream: provider.upstream(),
         };
         let server_config = server::Config {
             allow_list_annotation: config.namespace_key.clone(),
@@ -194,13 +190,12 @@ impl Service {
             pass_through_rate: config.pass_through_rate,
             request_rate: config.request_rate,
             require_token: config.require_token,
-            dialect: config.dialect,
+            dialect: config.cloud.dialect(),
         };
         let server = Server::new(server_config, pipeline, connections.clone(), registry);
         let discovery = Discovery {
-            metadata: Metadata::new(upstream),
+            provider,
             clock: Arc::clone(&clock),
-            base: base.clone(),
             sts: sts.client,
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),

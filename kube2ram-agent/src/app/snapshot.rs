@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    args::Config,
     kubernetes::Cluster,
     snapshot::{Discovered, Snapshot, SnapshotError, SnapshotFile, SnapshotScope},
 };
@@ -42,9 +43,9 @@ pub(super) struct SnapshotWriter {
 
 impl SnapshotWriter {
     /// With a state directory on a disk, the agent does what it can without a snapshot.
-    pub(super) fn new(dir: &StateDir, node: &str, registry: &mut Registry) -> Self {
+    pub(super) fn new(dir: &StateDir, config: &Config, registry: &mut Registry) -> Self {
         let file = SnapshotFile::in_dir(dir)
-            .and_then(|file| Ok((file, SnapshotScope::of_node(node)?)))
+            .and_then(|file| Ok((file, SnapshotScope::of_node(&config.node, config.cloud)?)))
             .inspect_err(|error| {
                 warn!(
                     error = chain(error),

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use clap::Command;
+use clap::{Arg, Command};
 
 const PREFIX: &str = "KUBE2RAM_";
 
@@ -13,14 +13,21 @@ const OTHER_NAMES: [(&str, &str); 2] = [("host-ip", "HOST_IP"), ("node", "NODE_N
 /// The arguments that the environment stands for. Empty variables count as unset.
 pub(super) fn args(command: &Command, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<OsString> {
     let value_of = |name: &str| env(name).filter(|value| !value.is_empty() && !is_service_link(value));
-    let arg_of = |flag: &str| {
+    let arg_of = |arg: &Arg| {
+        let flag = arg.get_long()?;
         let other = OTHER_NAMES.iter().find(|(name, _)| *name == flag);
-        let value = value_of(&variable_of(flag)).or_else(|| value_of(other?.1))?;
+        let value =
+            names(arg).find_map(|name| value_of(&variable_of(name))).or_else(|| value_of(other?.1))?;
         let mut arg = OsString::from(format!("--{flag}="));
         arg.push(value);
         Some(arg)
     };
-    command.get_arguments().filter_map(|arg| arg_of(arg.get_long()?)).collect()
+    command.get_arguments().filter_map(arg_of).collect()
+}
+
+/// A flag's name, and its other names.
+fn names(arg: &Arg) -> impl Iterator<Item = &str> {
+    arg.get_long().into_iter().chain(arg.get_visible_aliases().unwrap_or_default())
 }
 
 /// The first variable that looks like a flag's but is none, in the order of the environment: with a misspelt
@@ -29,7 +36,7 @@ pub(super) fn unknown(
     command: &Command,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Option<String> {
-    let flags: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of).collect();
+    let flags: Vec<_> = command.get_arguments().flat_map(names).map(variable_of).collect();
     let is_misspelt = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok()?;
         let rest = name.strip_prefix(PREFIX)?;
@@ -57,7 +64,7 @@ pub(super) fn proxy_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<Str
 
 /// The known variable with the most similar name, if one is similar.
 pub(super) fn similar(command: &Command, name: &str) -> Option<String> {
-    let known = command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_of);
+    let known = command.get_arguments().flat_map(names).map(variable_of);
     known
         .map(|known| (distance(&known, name), known))
         .min()

@@ -20,7 +20,7 @@ use crate::{
     policy::PatternFormat,
     server::{HostNetworkPods, MetadataPolicy},
 };
-use kube2ram_cloud::alibaba::{DIALECT, endpoint::Endpoint};
+use kube2ram_cloud::{Cloud, Endpoint};
 use kube2ram_service::telemetry::LogFormat;
 
 /// The command, whose switches take `=<boolean>` and whose last flag of a name wins, both as in Go.
@@ -34,7 +34,7 @@ pub(super) fn command() -> Command {
     })
 }
 
-/// Gives each Kubernetes pod on an Alibaba Cloud node its own RAM role.
+/// Gives each Kubernetes pod its own cloud role, RAM's on Alibaba Cloud and IAM's on AWS.
 #[derive(Parser)]
 #[command(
     name = "kube2ram",
@@ -52,78 +52,81 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) base: Base,
 
-    /// Annotation key of the role's external id. The pod's author can choose any value
+    /// Annotation key of the role's external id. The pod's author can choose any value [default:
+    /// ram.aliyuncs.com/external-id; on AWS iam.amazonaws.com/external-id]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.external_id,
-        alias = "iam-external-id",
+        visible_alias = "iam-external-id",
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
-    pub(super) ram_external_id: Box<str>,
-    /// Annotation key of a session policy. It is JSON, and can only narrow what the role may do
+    pub(super) ram_external_id: Option<Box<str>>,
+    /// Annotation key of a session policy. It is JSON, and can only narrow what the role may do [default:
+    /// ram.aliyuncs.com/policy; on AWS iam.amazonaws.com/policy]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.policy,
+        visible_alias = "iam-policy-key",
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
-    pub(super) ram_policy_key: Box<str>,
+    pub(super) ram_policy_key: Option<Box<str>>,
     /// Annotation key of the pod's role: a name, a path and name, or an ARN. Without
     /// --namespace-restrictions, every user who may create pods can use every role that trusts the node
+    /// [default: ram.aliyuncs.com/role; on AWS iam.amazonaws.com/role]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.role,
-        alias = "iam-role-key",
+        visible_alias = "iam-role-key",
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
-    pub(super) ram_role_key: Box<str>,
+    pub(super) ram_role_key: Option<Box<str>>,
     /// How long credentials are served before new ones are fetched, 7m30s to 6h. They are valid for twice as
-    /// long, for a thief too
+    /// long, for a thief too. On AWS, more than 30m has no effect unless the agent signs with the keys of a
+    /// user
     #[arg(
         long,
         value_name = "DURATION",
         default_value = "30m",
-        alias = "iam-role-session-ttl",
+        visible_alias = "iam-role-session-ttl",
         value_parser = value::duration,
         help_heading = "Roles"
     )]
     pub(super) ram_role_session_ttl: Duration,
-    /// Annotation key of the session's duration, 15m to 12h
+    /// Annotation key of the session's duration, 15m to 12h. On AWS no role that is assumed with another
+    /// role's credentials, such as the node's, can have a session longer than 1h [default:
+    /// ram.aliyuncs.com/session-duration; on AWS iam.amazonaws.com/session-duration]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.duration,
+        visible_alias = "iam-session-duration-key",
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
-    pub(super) ram_session_duration_key: Box<str>,
+    pub(super) ram_session_duration_key: Option<Box<str>>,
     /// Annotation key of the session's name. Without the annotation the name is <namespace>.<service
-    /// account>. The pod's author can choose any name, so ActionTrail proves the role but not the pod
+    /// account>. The pod's author can choose any name, so the cloud's audit trail proves the role but not
+    /// the pod [default: ram.aliyuncs.com/session-name; on AWS iam.amazonaws.com/session-name]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.session_name,
+        visible_alias = "iam-session-name-key",
         value_parser = value::annotation_key,
         help_heading = "Roles"
     )]
-    pub(super) ram_session_name_key: Box<str>,
+    pub(super) ram_session_name_key: Option<Box<str>>,
 
     /// What unannotated hostNetwork pods get. pass: the node's own role, even if there is a default role.
     /// deny: the same as other pods
     #[arg(long, value_enum, default_value = "pass", hide_possible_values = true, help_heading = "Policy")]
     pub(super) host_network_pods: HostNetworkPods,
-    /// What pods may read from the real metadata server. Credentials and the dump meta-data/all are always
+    /// What pods may read from the real metadata server. Credentials, and a dump of all of it, are always
     /// refused. open: everything else. standard: not the node's user data (which holds its join secrets),
-    /// vendor data and the identity document with its signature. strict: only instance-id,
-    /// instance/instance-type, instance/spot/termination-time, hostname, region-id, zone-id,
-    /// owner-account-id, private-ipv4, mac, network-type, network/interfaces/macs/, vpc-id, vpc-cidr-block,
-    /// vswitch-id, vswitch-cidr-block, dns-conf/nameservers and ntp-conf/ntp-servers of meta-data. Pods with
-    /// the node's role may read everything but user data, vendor data and meta-data/all
+    /// vendor data, SSH keys and what proves the node's identity by a signature. strict: only what tells a
+    /// program where it runs (docs/metadata-service.md has the list). Pods with the node's role may also read
+    /// what proves its identity
     #[arg(
         long,
         value_enum,
@@ -132,15 +135,15 @@ pub(super) struct Flags {
         help_heading = "Policy"
     )]
     pub(super) metadata_policy: MetadataPolicy,
-    /// Annotation key of a namespace's allow-list, a JSON array of patterns
+    /// Annotation key of a namespace's allow-list, a JSON array of patterns [default:
+    /// ram.aliyuncs.com/allowed-roles; on AWS iam.amazonaws.com/allowed-roles]
     #[arg(
         long,
         value_name = "KEY",
-        default_value = DIALECT.annotations.allowed_roles,
         value_parser = value::annotation_key,
         help_heading = "Policy"
     )]
-    pub(super) namespace_key: Box<str>,
+    pub(super) namespace_key: Option<Box<str>>,
     /// How allow-lists are read. glob: only * is special, and it also matches /. regexp: the expression must
     /// match as a whole
     #[arg(
@@ -165,9 +168,9 @@ pub(super) struct Flags {
     /// 429, and the connection is closed. 0 means no limit
     #[arg(long, value_name = "NUMBER", default_value = "200", help_heading = "Policy")]
     pub(super) request_rate: u32,
-    /// Refuse every request without a session token (hardened mode, PUT /latest/api/token). An attacker who
-    /// can only make a pod fetch URLs cannot get a token. Clients without token support get nothing, in
-    /// hostNetwork pods too
+    /// Refuse every request without a session token (hardened mode, or IMDSv2: PUT /latest/api/token). An
+    /// attacker who can only make a pod fetch URLs cannot get a token. Clients without token support get
+    /// nothing, in hostNetwork pods too
     #[arg(long, help_heading = "Policy")]
     pub(super) require_token: bool,
 
@@ -195,34 +198,14 @@ pub(super) struct Flags {
     #[arg(long, value_name = "TAINT", help_heading = "Kubernetes")]
     pub(super) startup_taint: Option<StartupTaint>,
 
-    /// Address of the metadata server; the default port is 80. Pods' connections to it are redirected to the
-    /// agent
-    #[arg(
-        long,
-        value_name = "IP[:PORT]",
-        default_value = "100.100.100.200",
-        value_parser = value::metadata_addr,
-        help_heading = "Cloud",
-        global = true
-    )]
-    pub(super) metadata_addr: SocketAddrV4,
-    /// IPv6 address of the metadata server, with the same port. Pods' connections to it are redirected, too.
-    /// An empty value means that the platform has none
-    #[arg(
-        long,
-        value_name = "IP",
-        default_value = "fd00:100::100:200",
-        value_parser = value::metadata_addr6,
-        help_heading = "Cloud",
-        global = true
-    )]
-    pub(super) metadata_addr6: value::Address6,
+    #[command(flatten)]
+    pub(super) address: Address,
     /// The only STS endpoint to use: https, or http to a loopback address for tests. The endpoint sees the
     /// node's signed requests
     #[arg(long, value_name = "URL", value_parser = value::sts_endpoint, help_heading = "Cloud")]
     pub(super) sts_endpoint: Option<Endpoint>,
-    /// Try the STS endpoints of the node's region (VPC, then public) before sts.aliyuncs.com. With false,
-    /// only sts.aliyuncs.com is used
+    /// Try the STS endpoints of the node's region before the global one. With false, Alibaba Cloud's is the
+    /// only one that is used (sts.aliyuncs.com), and AWS's the first (sts.amazonaws.com), where it is valid
     #[arg(long, default_value = "true", help_heading = "Cloud")]
     pub(super) use_regional_sts_endpoint: bool,
 
@@ -428,6 +411,30 @@ pub(super) struct HostRoot {
     pub(super) host_root: PathBuf,
 }
 
+/// The flags that together determine the address of the metadata server.
+#[derive(Args)]
+#[command(next_help_heading = "Cloud")]
+pub(super) struct Address {
+    /// The cloud that the node is in: alibaba, or aws. A program that is started as kube2iam takes aws. It is
+    /// not detected: a wrong guess would leave the metadata server open
+    #[arg(
+        long,
+        value_name = "CLOUD",
+        default_value = "alibaba",
+        value_parser = value::cloud,
+        global = true
+    )]
+    pub(super) cloud: Cloud,
+    /// Address of the metadata server; the default port is 80. Pods' connections to it are redirected to the
+    /// agent [default: 100.100.100.200; on AWS 169.254.169.254]
+    #[arg(long, value_name = "IP[:PORT]", value_parser = value::metadata_addr, global = true)]
+    pub(super) metadata_addr: Option<SocketAddrV4>,
+    /// IPv6 address of the metadata server, with the same port. Pods' connections to it are redirected, too.
+    /// An empty value means that the platform has none [default: fd00:100::100:200; on AWS fd00:ec2::254]
+    #[arg(long, value_name = "IP", value_parser = value::metadata_addr6, global = true)]
+    pub(super) metadata_addr6: Option<value::Address6>,
+}
+
 /// The flags that together determine the base ARN and the default role.
 #[derive(Args)]
 #[command(next_help_heading = "Roles")]
@@ -440,7 +447,8 @@ pub(super) struct Base {
     /// without annotation then has the node's permissions
     #[arg(long)]
     pub(super) auto_discover_default_role: bool,
-    /// Prefix for bare role names: acs:ram::<account>:role/, with or without a path
+    /// Prefix for bare role names: acs:ram::<account>:role/, or on AWS arn:<partition>:iam::<account>:role/;
+    /// with or without a path
     #[arg(long, value_name = "ARN")]
     pub(super) base_role_arn: Option<String>,
     /// Role of pods without annotation, a name or an ARN. Without this flag they have no role.

@@ -316,6 +316,117 @@ fn defaults_are_the_predecessors() {
     assert!(config.notices.is_empty());
 }
 
+fn of_program(program: &str, flags: &str, env: &[(&str, &str)]) -> Result<Command, ArgsError> {
+    let args = [program].into_iter().chain(flags.split_whitespace()).map(OsString::from);
+    Command::from_args(args, &|name| {
+        env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+    })
+}
+
+#[test]
+fn a_cloud_brings_its_own_addresses_and_annotations() {
+    let config = config("--node=n --cloud=aws").unwrap();
+
+    assert_eq!(config.cloud, Cloud::Aws);
+    assert_eq!(config.metadata.to_string(), "169.254.169.254:80 and [fd00:ec2::254]:80");
+    assert_eq!(&*config.namespace_key, "iam.amazonaws.com/allowed-roles");
+    assert_eq!(
+        config.annotation_keys.all(),
+        [
+            "iam.amazonaws.com/role",
+            "iam.amazonaws.com/external-id",
+            "iam.amazonaws.com/policy",
+            "iam.amazonaws.com/session-duration",
+            "iam.amazonaws.com/session-name",
+        ]
+    );
+    let own = parse("--node=n --cloud=aws --iam-policy-key=a.b/c --metadata-addr6=", &[]).unwrap();
+    assert_eq!((&*own.annotation_keys.policy, own.metadata.v6), ("a.b/c", None));
+    let variables = [("KUBE2RAM_CLOUD", "aws"), ("KUBE2RAM_IAM_ROLE_KEY", "a.b/role")];
+    let own = parse("--node=n", &variables).unwrap();
+    assert_eq!((&*own.annotation_keys.role, own.cloud), ("a.b/role", Cloud::Aws));
+    assert!(parse("--node=n --cloud=gcp", &[]).is_err() && parse("--node=n --cloud=", &[]).is_err());
+}
+
+#[test]
+fn a_program_called_kube2iam_is_in_its_cloud_unless_it_is_told_another() {
+    let cloud = |program: &str, flags: &str, env: &[(&str, &str)]| match of_program(
+        program,
+        &format!("--node=n {flags}"),
+        env,
+    )
+    .unwrap()
+    {
+        Command::Agent(config) => config.cloud,
+        other => panic!("{other:?}"),
+    };
+
+    for program in ["kube2iam", "/kube2iam", "/usr/bin/kube2iam"] {
+        assert_eq!(cloud(program, "", &[]), Cloud::Aws, "{program}");
+        assert_eq!(cloud(program, "--cloud=alibaba", &[]), Cloud::Alibaba);
+        assert_eq!(cloud(program, "", &[("KUBE2RAM_CLOUD", "alibaba")]), Cloud::Alibaba);
+    }
+    for program in ["kube2ram", "/kube2iam/kube2ram", "xkube2iam", "kube2iam2", ""] {
+        assert_eq!(cloud(program, "", &[]), Cloud::Alibaba, "{program}");
+    }
+}
+
+#[test]
+fn subcommands_know_the_cloud_wherever_it_is_told() {
+    let env = [("KUBE2RAM_CLOUD", "aws")];
+    for (program, flags, env) in [
+        ("kube2iam", "preflight", &[][..]),
+        ("kube2ram", "--cloud=aws preflight", &[]),
+        ("kube2ram", "preflight --cloud=aws", &[]),
+        ("kube2ram", "preflight", &env),
+    ] {
+        let Command::Preflight(paths) = of_program(program, flags, env).unwrap() else { panic!("{flags}") };
+        assert_eq!(paths.cloud, Cloud::Aws, "{flags}");
+        assert_eq!(paths.metadata, Cloud::Aws.dialect().metadata, "{flags}");
+    }
+    let guard = of_program("kube2ram", "boot-guard apply --cloud=aws", &[]).unwrap();
+    let Command::BootGuard(BootGuardCommand::Apply(guard)) = guard else { panic!("{guard:?}") };
+    assert_eq!(guard.metadata, Cloud::Aws.dialect().metadata);
+}
+
+#[test]
+fn roles_are_read_in_the_style_of_the_cloud() {
+    let arn = "arn:aws-cn:iam::123456789012:role/";
+    let parsed = |flags: &str| parse(&format!("--node=n {flags}"), &[]);
+
+    let config = parsed(&format!("--cloud=aws --base-role-arn={arn} --default-role=a+b")).unwrap();
+    assert_eq!(config.base_arn, Source::Given(BaseArn::parse_in(ArnStyle::Aws, arn).unwrap()));
+    assert!(parsed(&format!("--cloud=aws --default-role={arn}a")).is_ok());
+    for flags in [
+        format!("--base-role-arn={arn}"),
+        format!("--default-role={arn}a"),
+        "--cloud=aws --base-role-arn=acs:ram::1:role/".to_owned(),
+        "--cloud=aws --default-role=acs:ram::1:role/a".to_owned(),
+    ] {
+        assert!(parsed(&flags).is_err(), "{flags}");
+    }
+}
+
+/// Help texts cannot read the table.
+#[test]
+fn the_help_tells_each_clouds_defaults() {
+    let Err(ArgsError::Help(help)) = command("--help", &|_| None) else { panic!("no help") };
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+
+    let of = |cloud: Cloud| {
+        let dialect = cloud.dialect();
+        let keys = &dialect.annotations;
+        let (v4, v6) = (dialect.metadata.v4.ip().to_string(), dialect.metadata.v6.unwrap().to_string());
+        [keys.role, keys.external_id, keys.policy, keys.duration, keys.session_name, keys.allowed_roles]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([v4, v6])
+    };
+    for (usual, aws) in of(Cloud::Alibaba).zip(of(Cloud::Aws)) {
+        assert!(help.contains(&format!("[default: {usual}; on AWS {aws}]")), "{usual}, {aws}");
+    }
+}
+
 #[test]
 fn knows_three_metadata_policies_and_the_former_name_of_one() {
     for (name, policy) in [

@@ -18,7 +18,7 @@ use crate::{
     policy::PatternFormat,
     server::{HostNetworkPods, MetadataPolicy},
 };
-use kube2ram_cloud::alibaba::endpoint::Endpoint;
+use kube2ram_cloud::{Cloud, Endpoint};
 use kube2ram_service::telemetry::LogFormat;
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
@@ -61,7 +61,7 @@ pub(super) fn annotation_key(text: &str) -> Result<Box<str>, &'static str> {
     if lengths && !name.contains('/') && text.bytes().all(legal) {
         return Ok(text.into());
     }
-    Err("give an annotation key, such as ram.aliyuncs.com/role")
+    Err("give an annotation key, such as example.com/role")
 }
 
 /// It becomes part of a field selector, in which a comma would begin another one.
@@ -161,12 +161,16 @@ pub(super) fn pattern_format(text: &str) -> Result<PatternFormat, &'static str> 
     }
 }
 
+pub(super) fn cloud(text: &str) -> Result<Cloud, &'static str> {
+    Cloud::ALL.into_iter().find(|cloud| cloud.name() == text).ok_or("give alibaba or aws")
+}
+
 /// An IPv4 address, at port 80 unless one follows.
 pub(super) fn metadata_addr(text: &str) -> Result<SocketAddrV4, &'static str> {
     let addr = text.parse::<Ipv4Addr>().map(|ip| SocketAddrV4::new(ip, 80)).or_else(|_| text.parse());
     match addr {
         Ok(addr) if addr.port() != 0 => Ok(addr),
-        _ => Err("give an IPv4 address, such as 100.100.100.200, or <address>:<port>"),
+        _ => Err("give an IPv4 address, or <address>:<port>"),
     }
 }
 
@@ -199,9 +203,7 @@ pub(super) fn metadata_addr6(text: &str) -> Result<Address6, &'static str> {
         Ok(address) if address.segments()[..2] != [0, 0] && !address.is_multicast() => {
             Ok(Address6(Some(address)))
         }
-        _ => Err(
-            "give an IPv6 address without brackets, such as fd00:100::100:200, or an empty value for none",
-        ),
+        _ => Err("give an IPv6 address without brackets, or an empty value for none"),
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
 pub use crate::metadata::MetadataError;
 use crate::{
     metadata::{Client, NodeRole},
+    role::BaseArn,
     session_token::{SessionTokens, Without},
     upstream::Upstream,
 };
@@ -46,8 +47,9 @@ impl Metadata {
     ///
     /// # Errors
     /// See [`MetadataError`].
-    pub async fn base_arn(&self) -> Result<String, MetadataError> {
-        Ok(format!("acs:ram::{}:role/", self.owner_account_id().await?))
+    pub async fn base_arn(&self) -> Result<BaseArn, MetadataError> {
+        let text = format!("acs:ram::{}:role/", self.owner_account_id().await?);
+        BaseArn::parse(&text).or(Err(MetadataError::Malformed("account id")))
     }
 
     /// The account that owns the node: digits.

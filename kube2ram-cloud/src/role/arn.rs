@@ -130,6 +130,16 @@ impl RoleArn {
         Parts::of(&self.0, ROLE).map_or("", |parts| parts.account)
     }
 
+    /// The base ARN of all roles in its account.
+    pub fn of_account(&self) -> Option<BaseArn> {
+        let Parts { style, partition, account, .. } = Parts::of(&self.0, ROLE)?;
+        let base = match style {
+            ArnStyle::Acs => format!("acs:ram::{account}:role/"),
+            ArnStyle::Aws => format!("arn:{partition}:iam::{account}:role/"),
+        };
+        BaseArn::parse_in(style, &base).ok()
+    }
+
     /// All after `role/`, a path included.
     pub fn name(&self) -> &str {
         Parts::of(&self.0, ROLE).map_or("", |parts| parts.name)

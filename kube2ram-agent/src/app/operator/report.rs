@@ -14,7 +14,7 @@ use crate::{
         Program, Repair, SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
     },
 };
-use kube2ram_cloud::alibaba::base::BaseState;
+use kube2ram_cloud::BaseState;
 
 impl Operator {
     pub(super) async fn status(&self) -> Status {

@@ -60,7 +60,7 @@ async fn returns_what_the_node_is() {
     let metadata = metadata(&server);
 
     assert_eq!(metadata.region_id().await.unwrap().to_string(), "cn-hangzhou");
-    assert_eq!(metadata.base_arn().await.unwrap(), "acs:ram::1234567890123456:role/");
+    assert_eq!(metadata.base_arn().await.unwrap().as_str(), "acs:ram::1234567890123456:role/");
     assert_eq!(metadata.node_role_name().await.unwrap().as_deref(), Some("node-role"));
     let issued = metadata.node_credentials("node-role").await.unwrap();
 
