@@ -1,0 +1,324 @@
+//! The agent's configuration: what the flags of a [`Command`](super::Command) come to, once they fit together.
+//! Called by the parent.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+use url::Url;
+
+use super::{
+    ArgsError,
+    flags::{self, Flags},
+};
+use crate::{
+    kubernetes::StartupTaint,
+    policy::PatternFormat,
+    preflight::NodePaths,
+    role::AnnotationKeys,
+    server::{HostNetworkPods, MetadataPolicy},
+};
+use kube2ram_cloud::{
+    Cloud, MetadataAddr, StsEndpoint,
+    role::{ArnStyle, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn},
+};
+use kube2ram_service::telemetry::LogFormat;
+
+/// The agent's configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The cloud that this node is in.
+    pub cloud: Cloud,
+    /// How annotations are called.
+    pub annotation_keys: AnnotationKeys,
+    /// Where the API server is.
+    pub api_server: ApiServer,
+    /// The TCP port at which redirected connections arrive.
+    pub app_port: u16,
+    /// What completes bare role names.
+    pub base_arn: Source<BaseArn>,
+    /// The bpffs directory of the pins.
+    pub bpf_dir: PathBuf,
+    /// The cgroup2 mount; found by looking when `None`.
+    pub cgroup_root: Option<PathBuf>,
+    /// Whether the eBPF programs log each verdict.
+    pub debug: bool,
+    /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered
+    /// later.
+    pub default_role: Source<String>,
+    /// Whether the netfilter rules against forwarding to the metadata server are kept active.
+    pub forward_guard: ForwardGuardMode,
+    /// The node's address, to which connections are redirected.
+    pub host_ip: Option<IpAddr>,
+    /// How unannotated hostNetwork pods are treated.
+    pub host_network_pods: HostNetworkPods,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// The real metadata server.
+    pub metadata: MetadataAddr,
+    /// Which sensitive items of the real metadata server pods may read.
+    pub metadata_policy: MetadataPolicy,
+    /// The TCP port of health and metrics.
+    pub metrics_port: u16,
+    /// The key of the namespaces' allow-list annotation.
+    pub namespace_key: Box<str>,
+    /// How allow-lists are read; `None` when namespaces are not restricted.
+    pub namespace_restrictions: Option<PatternFormat>,
+    /// The name of this node's Node object.
+    pub node: String,
+    /// One line for each flag that was set and does nothing, to be logged as a warning.
+    pub notices: Vec<String>,
+    /// How connections to the metadata server are treated that pods opened before the programs were attached.
+    pub open_connections: OpenConnections,
+    /// How many requests a second each pod may make of the real metadata server; zero is no limit.
+    pub pass_through_rate: u32,
+    /// How many requests per second each pod may send in all; zero means no limit.
+    pub request_rate: u32,
+    /// The directory that this agent's pod has to itself.
+    pub pod_dir: PathBuf,
+    /// The cgroup of all pods; found by looking when `None`.
+    pub pods_cgroup: Option<PathBuf>,
+    /// Whether requests without a session token are refused.
+    pub require_token: bool,
+    /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
+    pub session_duration: Duration,
+    /// The taint to remove once the agent is ready.
+    pub startup_taint: Option<StartupTaint>,
+    /// The directory that the agents of this node share.
+    pub state_dir: PathBuf,
+    /// Whether network devices are guarded.
+    pub wire_guard: WireGuardMode,
+    /// Where STS is.
+    pub sts_endpoint: StsEndpoint,
+}
+
+/// Where the API server is.
+#[derive(Debug)]
+pub enum ApiServer {
+    /// By the service account that is mounted into the agent's pod.
+    InCluster,
+    /// By the current context of a kubeconfig file.
+    Kubeconfig(PathBuf),
+    /// By its address; plain HTTP is refused together with a token or `insecure`.
+    Url {
+        /// `https://` or `http://`.
+        url: Url,
+        /// A bearer token.
+        token: Option<SecretString>,
+        /// Whether any certificate will do.
+        insecure: bool,
+    },
+}
+
+/// Whether the agent keeps a netfilter rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardGuardMode {
+    /// It does, where the kernel has nf_tables.
+    Auto,
+    /// It does not.
+    Off,
+}
+
+/// Whether the agent guards network devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireGuardMode {
+    /// It does, and reports what it cannot guard.
+    Auto,
+    /// It does not.
+    Off,
+    /// It does, and is not ready while it cannot.
+    On,
+}
+
+/// How connections to the metadata server are treated that are older than the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpenConnections {
+    /// Nothing more of them arrives anywhere.
+    Cut,
+    /// They stay open, to the agent or server that they lead to.
+    Keep,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source<T> {
+    /// The metadata server.
+    Discover,
+    /// A flag.
+    Given(T),
+    /// There is none.
+    Unset,
+}
+
+pub(super) fn metadata(flags: &flags::Address) -> MetadataAddr {
+    let usual = flags.cloud.dialect().metadata;
+    MetadataAddr {
+        v4: flags.metadata_addr.unwrap_or(usual.v4),
+        v6: flags.metadata_addr6.map_or(usual.v6, |address| address.0),
+    }
+}
+
+impl Config {
+    /// The settings that preflight checks.
+    pub fn node_paths(&self) -> NodePaths {
+        NodePaths {
+            bpf_dir: self.bpf_dir.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            cloud: self.cloud,
+            metadata: self.metadata,
+            pods_cgroup: self.pods_cgroup.clone(),
+        }
+    }
+
+    pub(super) fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
+        if flags.app_port == flags.metrics_port {
+            return Err(ArgsError::usage(format!(
+                "--app-port and --metrics-port are both {}: pods can reach the app port, so health checks and metrics need another port; change one of them",
+                flags.app_port
+            )));
+        }
+        let Some(node) = flags.node else {
+            return Err(ArgsError::usage(
+                "the node's name is not known: set --node, or the variable NODE_NAME from spec.nodeName",
+            ));
+        };
+        if flags.insecure && flags.api_server.is_none() {
+            notices.push("--insecure has no effect without --api-server".to_owned());
+        }
+        let cloud = flags.address.cloud;
+        let dialect = cloud.dialect();
+        let base_arn = base_arn(&flags.base, dialect.arns)?;
+        let default_role = default_role(&flags.base, &base_arn, dialect.arns)?;
+        let usual = &dialect.annotations;
+        let or_usual = |key: Option<Box<str>>, usual: &str| key.unwrap_or_else(|| usual.into());
+        let format = flags.namespace_restriction_format;
+
+        Ok(Self {
+            cloud,
+            annotation_keys: AnnotationKeys {
+                role: or_usual(flags.ram_role_key, usual.role),
+                external_id: or_usual(flags.ram_external_id, usual.external_id),
+                policy: or_usual(flags.ram_policy_key, usual.policy),
+                duration: or_usual(flags.ram_session_duration_key, usual.duration),
+                session_name: or_usual(flags.ram_session_name_key, usual.session_name),
+            },
+            api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
+            app_port: flags.app_port,
+            base_arn,
+            bpf_dir: flags.bpf_dir,
+            cgroup_root: flags.cgroup_root,
+            debug: flags.debug,
+            default_role,
+            forward_guard: flags.forward_guard,
+            host_ip: flags.host_ip.and_then(|address| address.0),
+            host_network_pods: flags.host_network_pods,
+            log_format: flags.log_format,
+            log_level: flags.log_level.unwrap_or(if flags.verbose {
+                LevelFilter::DEBUG
+            } else {
+                LevelFilter::INFO
+            }),
+            metadata: metadata(&flags.address),
+            metadata_policy: flags.metadata_policy,
+            metrics_port: flags.metrics_port,
+            namespace_key: or_usual(flags.namespace_key, usual.allowed_roles),
+            namespace_restrictions: flags.namespace_restrictions.then_some(format),
+            node,
+            notices,
+            open_connections: flags.open_connections,
+            pass_through_rate: flags.pass_through_rate,
+            request_rate: flags.request_rate,
+            pods_cgroup: flags.pods_cgroup,
+            require_token: flags.require_token,
+            session_duration: session_duration(flags.ram_role_session_ttl)?,
+            startup_taint: flags.startup_taint,
+            pod_dir: flags.pod_dir,
+            state_dir: flags.state_dir,
+            wire_guard: flags.wire_guard,
+            sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
+                (Some(endpoint), _) => StsEndpoint::Only(endpoint),
+                (None, true) => StsEndpoint::Regional,
+                (None, false) => StsEndpoint::Global,
+            },
+        })
+    }
+}
+
+fn base_arn(flags: &flags::Base, style: ArnStyle) -> Result<Source<BaseArn>, ArgsError> {
+    match flags.base_role_arn.as_deref().filter(|text| !text.is_empty()) {
+        Some(_) if flags.auto_discover_base_arn => Err(ArgsError::usage(
+            "--base-role-arn and --auto-discover-base-arn exclude each other: drop one of them",
+        )),
+        Some(text) => BaseArn::parse_in(style, text)
+            .map(Source::Given)
+            .map_err(|reason| ArgsError::usage(format!("--base-role-arn {text:?} {reason}"))),
+        None if flags.auto_discover_base_arn || flags.auto_discover_default_role => Ok(Source::Discover),
+        None => Ok(Source::Unset),
+    }
+}
+
+/// Checks the default role as far as it can be without what is discovered.
+fn default_role(
+    flags: &flags::Base,
+    base: &Source<BaseArn>,
+    style: ArnStyle,
+) -> Result<Source<String>, ArgsError> {
+    let Some(text) = flags.default_role.clone().filter(|text| !text.is_empty()) else {
+        return Ok(if flags.auto_discover_default_role { Source::Discover } else { Source::Unset });
+    };
+    if flags.auto_discover_default_role {
+        return Err(ArgsError::usage(
+            "--default-role and --auto-discover-default-role exclude each other: drop one of them",
+        ));
+    }
+    let arn = match base {
+        Source::Given(base) => base.arn_for(&text).map(drop),
+        Source::Discover | Source::Unset if style.is_arn(&text) => RoleArn::parse(&text).map(drop),
+        Source::Discover => Ok(()),
+        Source::Unset => {
+            return Err(ArgsError::usage(
+                "--default-role is a bare name: add --base-role-arn or --auto-discover-base-arn, or give the role's ARN",
+            ));
+        }
+    };
+    arn.map_err(|reason| ArgsError::usage(format!("--default-role {text:?} {reason}")))?;
+    Ok(Source::Given(text))
+}
+
+fn api_server(
+    url: Option<Url>,
+    token: Option<SecretString>,
+    insecure: bool,
+    kubeconfig: Option<PathBuf>,
+) -> Result<ApiServer, ArgsError> {
+    match (url, kubeconfig) {
+        (Some(_), Some(_)) => {
+            Err(ArgsError::usage("--kubeconfig and --api-server exclude each other: drop one of them"))
+        }
+        (None, _) if token.is_some() => {
+            Err(ArgsError::usage("--api-token is nothing without --api-server: add it, or drop the token"))
+        }
+        (Some(url), None) if url.scheme() == "http" && (insecure || token.is_some()) => {
+            Err(ArgsError::usage("--api-token and --insecure need an --api-server with https://"))
+        }
+        (Some(url), None) => Ok(ApiServer::Url { url, token, insecure }),
+        (None, Some(path)) => Ok(ApiServer::Kubeconfig(path)),
+        (None, None) => Ok(ApiServer::InCluster),
+    }
+}
+
+/// As in the predecessors, sessions last twice as long as their credentials are handed out: no pod gets
+/// credentials that are about to expire (row 5.5 of docs/predecessors.md).
+fn session_duration(ttl: Duration) -> Result<Duration, ArgsError> {
+    let duration = ttl.saturating_mul(2);
+    if (MIN_DURATION..=MAX_DURATION).contains(&duration) {
+        return Ok(duration);
+    }
+    Err(ArgsError::usage(format!(
+        "--ram-role-session-ttl {}: give 7m30s to 6h, half of what STS lets a session last",
+        humantime::format_duration(ttl)
+    )))
+}
