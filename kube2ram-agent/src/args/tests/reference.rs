@@ -189,7 +189,9 @@ fn default(arg: &Arg) -> String {
     let values: Vec<_> =
         arg.get_default_values().iter().map(|value| format!("`{}`", value.display())).collect();
     match help.split_once(" [default: ") {
-        Some((_, told)) => format!("`{}`", told.trim_end_matches(']')),
+        Some((_, told)) => {
+            format!("`{}`", told.trim_end_matches(']').replace("; on AWS ", "`; on AWS `"))
+        }
         None if values.is_empty() => NO_DEFAULT.to_owned(),
         None => values.join(", "),
     }
