@@ -162,11 +162,15 @@ fn word(arg: &Arg) -> String {
 fn table(args: &[&Arg]) -> String {
     let head = row(["flag", "default", "what it does"]) + &row(["---"; 3]);
     let rows = args.iter().filter(|arg| arg.get_long().is_some()).map(|arg| {
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let (help, _) = help.split_once(" [default: ").unwrap_or((&help, ""));
-        row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(help))])
+        row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(&help(arg)))])
     });
     head + &rows.collect::<String>()
+}
+
+/// What it does, without its default.
+fn help(arg: &Arg) -> String {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    help.split_once(" [default: ").map_or(help.clone(), |(help, _)| help.to_owned())
 }
 
 /// The flag with its value and its other names.
@@ -238,7 +242,7 @@ fn known_annotations() -> [(&'static str, &'static str, String); 6] {
         (
             "pod",
             "ram-session-name-key",
-            "what ActionTrail shows instead of `<namespace>.<service account>`: 2–64 of `A-Za-z0-9.@_-`".to_owned(),
+            "what the cloud's audit trail shows instead of `<namespace>.<service account>`: 2–64 of `A-Za-z0-9.@_-`, on AWS also of `+=,`".to_owned(),
         ),
         (
             "namespace",
@@ -263,8 +267,7 @@ fn annotation_keys() -> String {
     let command = command();
     let rows = known_annotations().into_iter().map(|(_, name, _)| {
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name)).unwrap();
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(&help))])
+        row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(&help(arg)))])
     });
     row(["flag", "default", "what it is"]) + &row(["---"; 3]) + &rows.collect::<String>()
 }
