@@ -34,9 +34,22 @@ pub(crate) fn cargo_home() -> PathBuf {
 
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
+    cargo_like(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A program that runs cargo, in our root. What the cargo that runs us says of our own package is kept from
+/// it: build scripts that read such variables would run again, and so much be built again, whenever
+/// somebody's own cargo ran in between.
+pub(crate) fn cargo_like(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        let is_ours = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        if is_ours("CARGO_PKG_") || is_ours("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// Prints what is being done.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{capture, cargo, root, run, say, target_dir},
+    command::{capture, cargo, cargo_like, run, say, target_dir},
     counts::Counts,
     ebpf, manifests, setup,
 };
@@ -108,8 +108,8 @@ fn counted(nextest: &mut Command) -> Result<Counts> {
 
 /// `cargo nextest run` of the whole workspace.
 fn nextest(objects: &Path) -> Result<Command> {
-    let mut command = Command::new(setup::nextest()?);
-    command.current_dir(root()).args(["nextest", "run", "--locked", "--workspace"]);
+    let mut command = cargo_like(setup::nextest()?);
+    command.args(["nextest", "run", "--locked", "--workspace"]);
     ebpf::embed(&mut command, objects);
     Ok(command)
 }
