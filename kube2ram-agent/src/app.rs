@@ -41,7 +41,7 @@ use crate::{
     handover::{self, LockOutcome, OutgoingAgent, StandbyListener},
     probe::{Probe, SocketPaths},
 };
-use kube2ram_cloud::{Settings, StsClient};
+use kube2ram_cloud::{CloudSettings, StsClient};
 use kube2ram_service::{
     admin::{Pending, Readiness},
     state_dir::StateDir,
@@ -229,7 +229,7 @@ async fn take_over(
 /// How STS is asked, and what the environment says about it.
 fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
     let settings =
-        Settings::from_env(config.cloud, environment, &config.node).map_err(AppError::BaseCredentials)?;
+        CloudSettings::from_env(config.cloud, environment, &config.node).map_err(AppError::BaseCredentials)?;
     let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
     Ok(StsAccess { client, settings })
 }

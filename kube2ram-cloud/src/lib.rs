@@ -31,6 +31,6 @@ pub use self::{
     endpoint::{Endpoint, EndpointError, StsEndpoint},
     metadata::MetadataError,
     metadata_addr::MetadataAddr,
-    provider::{Location, Provider, Settings, StsRoute},
+    provider::{CloudSettings, Location, Provider, StsRoute},
     sts::{StsClient, StsClientError},
 };

@@ -20,7 +20,7 @@ use kube2ram_service::clock::Clock;
 
 /// What the environment says about the agent's own credentials and about STS.
 #[derive(Debug)]
-pub struct Settings(OfCloud);
+pub struct CloudSettings(OfCloud);
 
 #[derive(Debug)]
 enum OfCloud {
@@ -66,7 +66,7 @@ enum RouteOf {
     Aws(Vec<Endpoint>, aws::endpoint::Region),
 }
 
-impl Settings {
+impl CloudSettings {
     /// Reads the variables of the cloud's SDKs; `variable` looks one up. `node` becomes part of the name of
     /// the agent's own session.
     ///

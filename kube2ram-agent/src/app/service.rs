@@ -43,7 +43,7 @@ use crate::{
     wire_guard::{self, WireGuard},
 };
 use kube2ram_cloud::{
-    Base, Settings, StsClient,
+    Base, CloudSettings, StsClient,
     dialect::Dialect,
     upstream::{MetadataServer, UpstreamActivity},
 };
@@ -94,7 +94,7 @@ pub(super) struct Service {
 pub(super) struct StsAccess {
     pub(super) client: StsClient,
     /// What it signs with, and where.
-    pub(super) settings: Settings,
+    pub(super) settings: CloudSettings,
 }
 
 /// What may be handed over.

@@ -1,8 +1,18 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
+use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::{
+    policy::PatternFormat,
+    server::{HostNetworkPods, MetadataPolicy},
+};
+use kube2ram_cloud::{
+    Endpoint, StsEndpoint,
+    role::{ArnStyle, BaseArn},
+};
+use kube2ram_service::telemetry::LogFormat;
 
 mod reference;
 

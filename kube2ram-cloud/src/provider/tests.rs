@@ -12,10 +12,10 @@ use crate::{
 
 const NOWHERE: [(&str, &str); 0] = [];
 
-fn settings(cloud: Cloud, variables: &[(&str, &str)]) -> Result<Settings, BaseError> {
+fn settings(cloud: Cloud, variables: &[(&str, &str)]) -> Result<CloudSettings, BaseError> {
     let variable =
         |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    Settings::from_env(cloud, variable, "node-1")
+    CloudSettings::from_env(cloud, variable, "node-1")
 }
 
 fn provider(cloud: Cloud, variables: &[(&str, &str)], server: &Server) -> Provider {
