@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn a_document_of_another_version_is_refused() {
-        for other in ["1", "3"] {
+        for other in ["2", "4"] {
             let version = format!(r#"{{"version":{other},"#);
-            let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":2,"#, &version, 1);
+            let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":3,"#, &version, 1);
             let decoded = Snapshot::decode(text.as_bytes(), &scope(), NOW);
             assert!(matches!(decoded, Err(SnapshotError::Version)), "{text}");
         }

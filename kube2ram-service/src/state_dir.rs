@@ -12,7 +12,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstatfs, linkat, open, openat, unlinkat},
+    fs::{
+        Access, AtFlags, CWD, FlockOperation, Mode, OFlags, accessat, flock, fstatfs, linkat, open, openat,
+        unlinkat,
+    },
     io::Errno,
     process::geteuid,
     rand::{GetRandomFlags, getrandom},
@@ -80,8 +83,19 @@ impl StateDir {
         let failed = |what| move |source| StateDirError::Io { what, path: path.to_owned(), source };
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("create")(error)),
-            _ => Self::open_made(path),
+            _ => Self::open_made(path)?.writable(),
         }
+    }
+
+    /// Fails at once where a file system is read-only, and not when the first file is to be made.
+    fn writable(self) -> Result<Self, StateDirError> {
+        let writable = accessat(&self.directory, ".", Access::WRITE_OK, AtFlags::empty());
+        writable.map_err(|error| StateDirError::Io {
+            what: "write to",
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        Ok(self)
     }
 
     fn open_made(path: &Path) -> Result<Self, StateDirError> {

@@ -196,9 +196,12 @@ fn without_a_mount_it_names_the_one_to_make() {
     for (volume, named) in [
         ("bpf", "mount -t bpf bpf /sys/fs/bpf"),
         ("cgroup", "mount the host's at /sys/fs/cgroup"),
-        ("state", "/run/kube2ram"),
+        ("state", "cannot write to /run/kube2ram"),
     ] {
-        let said = node.start(&without_volume(volume)).err().unwrap_or_default();
+        let said = match node.start(&without_volume(volume)) {
+            Ok(agent) => panic!("without {volume} it is ready: {}", agent.container.log()),
+            Err(said) => said,
+        };
 
         assert!(said.contains(named), "{volume}: {said}");
     }
