@@ -5,13 +5,15 @@ use std::time::Duration;
 
 mod arn;
 mod session;
+mod tags;
 
 pub use self::{
     arn::{ArnStyle, BaseArn, MAX_BYTES as ARN_MAX_BYTES, RoleArn, is_arn},
     session::{
         DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, MAX_DURATION, MIN_DURATION, POLICY_MAX_BYTES,
-        SESSION_NAME_MAX, SessionName, SessionPolicy, SessionRules, parse_duration,
+        SESSION_NAME_MAX, SessionName, SessionPolicy, SessionRules, SourceIdentity, parse_duration,
     },
+    tags::{TAGS_MAX_BYTES, Tag, TagKeys, TagValue},
 };
 
 /// Everything that changes what is issued: the key of the credential cache.
@@ -27,6 +29,10 @@ pub struct RoleSession {
     pub session_name: SessionName,
     /// `DurationSeconds`, 15 min – 12 h.
     pub duration: Duration,
+    /// The session tags, each of them transitive. None on a cloud whose [`SessionRules`] have no keys.
+    pub tags: Box<[Tag]>,
+    /// The source identity, where the operator wants one and the cloud has it.
+    pub source_identity: Option<SourceIdentity>,
 }
 
 /// By what right a role is assumed, with what the call takes for it.

@@ -21,7 +21,9 @@ use super::*;
 use crate::identity::PodUid;
 use kube2ram_cloud::{
     credentials::{Credentials, Issuer},
-    role::{ExternalId, Grant, RoleArn, RoleSession, SessionName, SessionPolicy},
+    role::{
+        ExternalId, Grant, RoleArn, RoleSession, SessionName, SessionPolicy, SourceIdentity, Tag, TagValue,
+    },
 };
 use kube2ram_service::clock::Clock;
 
@@ -183,6 +185,8 @@ fn session(role: &str) -> RoleSession {
         policy: None,
         session_name: SessionName::parse("default.web").unwrap(),
         duration: LIFE,
+        tags: [].into(),
+        source_identity: None,
     }
 }
 
@@ -761,6 +765,7 @@ async fn a_clock_that_jumps_back_does_not_lengthen_a_life() {
 async fn everything_that_changes_the_answer_is_the_key() {
     let bench = bench();
     let plain = session("a");
+    let tag = Tag { key: "namespace", value: TagValue::parse("default").unwrap() };
     let others = [
         session("b"),
         RoleSession {
@@ -770,6 +775,8 @@ async fn everything_that_changes_the_answer_is_the_key() {
         RoleSession { policy: Some(SessionPolicy::parse("{}").unwrap()), ..plain.clone() },
         RoleSession { session_name: SessionName::parse("other").unwrap(), ..plain.clone() },
         RoleSession { duration: LIFE * 2, ..plain.clone() },
+        RoleSession { tags: [tag].into(), ..plain.clone() },
+        RoleSession { source_identity: Some(SourceIdentity::fit("default.web")), ..plain.clone() },
     ];
 
     bench.ask(&plain).await.unwrap();

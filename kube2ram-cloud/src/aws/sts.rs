@@ -17,7 +17,7 @@ use crate::{
     canonical::encode,
     credentials::{Credentials, IssueError, Issuer},
     issuer::{AssumeRole, Call, Protocol},
-    role::{Grant, RoleSession},
+    role::{Grant, RoleSession, SourceIdentity, Tag},
     sts::refusal::{Refusal, Table, unsendable},
 };
 use kube2ram_service::clock::Clock;
@@ -81,6 +81,7 @@ impl Protocol for Query {
 
 fn form(session: &RoleSession, seconds: u64) -> String {
     let seconds = seconds.to_string();
+    let tags = tag_parameters(&session.tags);
     let mut parameters = vec![
         ("Action", "AssumeRole"),
         ("Version", "2011-06-15"),
@@ -91,7 +92,24 @@ fn form(session: &RoleSession, seconds: u64) -> String {
     let Grant::AssumeRole { external_id } = &session.grant;
     parameters.extend(external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
     parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
+    let source_identity = session.source_identity.as_ref().map(SourceIdentity::as_str);
+    parameters.extend(source_identity.map(|identity| ("SourceIdentity", identity)));
+    parameters.extend(tags.iter().map(|(name, value)| (name.as_str(), *value)));
     encode(&parameters)
+}
+
+/// Each tag as a member of two lists: of the tags, and of those that a later session of a chain inherits.
+fn tag_parameters(tags: &[Tag]) -> Vec<(String, &str)> {
+    let mut parameters = Vec::with_capacity(3 * tags.len());
+    for (index, Tag { key, value }) in tags.iter().enumerate() {
+        let number = index + 1;
+        parameters.extend([
+            (format!("Tags.member.{number}.Key"), *key),
+            (format!("Tags.member.{number}.Value"), value.as_str()),
+            (format!("TransitiveTagKeys.member.{number}"), *key),
+        ]);
+    }
+    parameters
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! The other parameters of AssumeRole, with the alphabets and lengths of its references (Alibaba Cloud's STS
-//! API 2015-04-01, AWS's 2011-06-15). Depends only on the parent's error; used through the parent.
+//! API 2015-04-01, AWS's 2011-06-15). Depends on the parent's error and on the keys of `tags`; used through
+//! the parent.
 
 use std::{fmt, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use super::ValueError;
+use super::{TagKeys, ValueError};
 
 /// The shortest session that STS issues.
 pub const MIN_DURATION: Duration = Duration::from_secs(15 * 60);
@@ -21,18 +22,41 @@ pub struct SessionRules {
     pub name_legal: &'static str,
     /// Whether a session policy may hold a character as it stands. JSON can escape each of the others.
     pub policy: fn(char) -> bool,
+    /// The keys of session tags; `None` where the agent sends none.
+    pub tags: Option<TagKeys>,
+    /// Whether the agent can send a source identity.
+    pub has_source_identity: bool,
+    /// The longest session that another role's credentials open (role chaining), whatever the role allows;
+    /// `None` where there is no such limit.
+    pub longest_chained: Option<Duration>,
 }
 
 impl SessionRules {
     /// Alibaba Cloud's (STS API 2015-04-01, AssumeRole).
-    pub const ACS: Self =
-        Self { name_marks: ".@_-", name_legal: "letters, digits, '.', '@', '_' and '-'", policy: |_| true };
+    pub const ACS: Self = Self {
+        name_marks: ".@_-",
+        name_legal: "letters, digits, '.', '@', '_' and '-'",
+        policy: |_| true,
+        tags: None,
+        has_source_identity: false,
+        longest_chained: None,
+    };
     /// AWS's (STS API 2011-06-15, AssumeRole).
     pub const AWS: Self = Self {
         name_marks: "_+=,.@-",
         name_legal: "letters, digits and any of _+=,.@-",
         policy: |c| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{ff}'),
+        tags: Some(TagKeys::EKS),
+        has_source_identity: true,
+        // IAM user guide, "IAM roles": role chaining.
+        longest_chained: Some(Duration::from_hours(1)),
     };
+
+    /// How long a session of `wanted` lasts at most, if that is shorter. `is_chained`: the agent signs with
+    /// a role's credentials.
+    pub fn limit(&self, wanted: Duration, is_chained: bool) -> Option<Duration> {
+        self.longest_chained.filter(|longest| is_chained && wanted > *longest)
+    }
 }
 
 /// The longest session name, in characters.
@@ -90,6 +114,23 @@ impl SessionName {
 impl fmt::Display for SessionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// `SourceIdentity`: 2–64 characters of `[A-Za-z0-9.@_-]`, a part of what STS accepts. The cloud's trail of
+/// actions shows it, policies compare it, and no later session of a chain can change it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SourceIdentity(SessionName);
+
+impl SourceIdentity {
+    /// Makes one of any text, as [`SessionName::fit`].
+    pub fn fit(text: &str) -> Self {
+        Self(SessionName::fit(text))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
     }
 }
 
@@ -170,7 +211,8 @@ fn is_legal(c: char, marks: &str) -> bool {
     c.is_ascii_alphanumeric() || marks.contains(c)
 }
 
-fn check_length(text: &str, min: usize, max: usize) -> Result<(), ValueError> {
+/// Fails when there are fewer than `min` or more than `max` characters.
+pub(super) fn check_length(text: &str, min: usize, max: usize) -> Result<(), ValueError> {
     let found = text.chars().count();
     if (min..=max).contains(&found) { Ok(()) } else { Err(ValueError::Length { found, min, max }) }
 }

@@ -243,6 +243,54 @@ fn each_cloud_has_its_own_alphabet_of_session_names_and_policies() {
 }
 
 #[test]
+fn a_tags_value_is_taken_as_it_is_or_not_at_all() {
+    for text in ["a", "shop", "my-cluster.k8s/eu west:1=a+b@c_d", "0a1b2c3d-0000", &*"a".repeat(256)] {
+        assert_eq!(TagValue::parse(text).unwrap().as_str(), text);
+    }
+    let legal = "letters, digits, blanks and any of _.:/=+@-";
+    for (text, reason) in [
+        ("", ValueError::Length { found: 0, min: 1, max: 256 }),
+        (&*"a".repeat(257), ValueError::Length { found: 257, min: 1, max: 256 }),
+        ("a,b", ValueError::Character { found: ',', legal }),
+        ("a\tb", ValueError::Character { found: '\t', legal }),
+        ("café", ValueError::Character { found: 'é', legal }),
+    ] {
+        assert_eq!(TagValue::parse(text), Err(reason), "{text}");
+    }
+}
+
+#[test]
+fn the_bound_of_tags_holds_for_the_longest() {
+    let keys = TagKeys::EKS;
+    let keys = [keys.cluster, keys.namespace, keys.service_account, keys.pod_name, keys.pod_uid];
+    let longest = TagValue::parse(&"a".repeat(256)).unwrap();
+    let tags = keys.map(|key| Tag { key, value: longest.clone() });
+
+    // The cluster's name belongs to all sessions.
+    let own: usize = tags[1..].iter().map(|tag| tag.value.as_str().len()).sum();
+
+    assert!(size_of_val(&tags) + own < TAGS_MAX_BYTES && TAGS_MAX_BYTES < 1536, "{TAGS_MAX_BYTES}");
+    // What STS and IAM accept as keys: 1–128 characters, none of AWS's own, distinct without regard to case.
+    let distinct: std::collections::HashSet<_> = keys.map(str::to_ascii_lowercase).into();
+    assert_eq!(distinct.len(), keys.len());
+    assert!(keys.iter().all(|key| (1..=128).contains(&key.len()) && !key.starts_with("aws:")));
+}
+
+#[test]
+fn a_chained_session_is_limited_where_the_cloud_limits_it_and_no_other() {
+    let (hour, longer) = (Duration::from_hours(1), Duration::from_hours(2));
+
+    assert_eq!(SessionRules::AWS.limit(longer, true), Some(hour));
+    for (rules, wanted, is_chained) in [
+        (SessionRules::AWS, longer, false),
+        (SessionRules::AWS, hour, true),
+        (SessionRules::ACS, MAX_DURATION, true),
+    ] {
+        assert_eq!(rules.limit(wanted, is_chained), None, "{rules:?} {wanted:?} {is_chained}");
+    }
+}
+
+#[test]
 fn bounds_lengths_as_sts_does() {
     assert!(SessionName::parse("ab").is_ok() && SessionName::parse(&"a".repeat(64)).is_ok());
     assert!(SessionName::parse(&"a".repeat(65)).is_err());
@@ -294,8 +342,9 @@ fn session_names_are_made_fit_and_stay_distinct() {
 proptest! {
     #[test]
     fn any_text_makes_a_legal_session_name(text in any::<String>()) {
-        let name = SessionName::fit(&text);
+        let (name, identity) = (SessionName::fit(&text), SourceIdentity::fit(&text));
 
+        prop_assert_eq!(name.as_str(), identity.as_str());
         prop_assert_eq!(SessionName::parse(name.as_str()), Ok(name));
     }
 
@@ -310,7 +359,8 @@ proptest! {
 
     #[test]
     fn parsing_never_panics(text in any::<String>()) {
-        let _: [bool; 5] = [
+        let _: [bool; 6] = [
+            TagValue::parse(&text).is_ok(),
             RoleArn::parse(&text).is_ok(),
             BaseArn::parse(&text).is_ok(),
             ExternalId::parse(&text).is_ok(),

@@ -86,6 +86,8 @@ fn session(seconds: u64) -> RoleSession {
         policy: None,
         session_name: SessionName::parse("default_web-0.k8s@n1").unwrap(),
         duration: Duration::from_secs(seconds),
+        tags: [].into(),
+        source_identity: None,
     }
 }
 

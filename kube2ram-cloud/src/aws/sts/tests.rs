@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     aws::{base::BaseCredentials, sign::tests::verify},
     credentials::IssueErrorKind,
-    role::{ArnStyle, BaseArn, ExternalId, SessionName, SessionPolicy, SessionRules},
+    role::{ArnStyle, BaseArn, ExternalId, SessionName, SessionPolicy, SessionRules, TagKeys, TagValue},
     testing::{Asked, Server, SetClock, answer, body},
     wire::BODY_LIMIT_BYTES,
 };
@@ -92,6 +92,8 @@ fn session(hours: u64) -> RoleSession {
         policy: None,
         session_name: SessionName::parse("shop.checkout").unwrap(),
         duration: Duration::from_hours(hours),
+        tags: [].into(),
+        source_identity: None,
     }
 }
 
@@ -150,6 +152,41 @@ async fn sends_a_signed_assume_role_and_takes_its_answer() {
         "{authorization}"
     );
     assert!(!format!("{asked:?}").contains(SECRET));
+}
+
+#[tokio::test]
+async fn sends_tags_that_all_later_sessions_inherit_and_the_source_identity() {
+    let server = sts(vec![]).await;
+    let keys = TagKeys::EKS;
+    let tags = [
+        (keys.cluster, "my cluster/1"),
+        (keys.namespace, "shop"),
+        (keys.service_account, "checkout"),
+        (keys.pod_name, "web-0"),
+        (keys.pod_uid, "0a1b2c3d-0000-4000-8000-000000000001"),
+    ];
+    let tag = |(key, value)| Tag { key, value: TagValue::parse(value).unwrap() };
+    let plain = session(1);
+    let full = RoleSession {
+        tags: tags.map(tag).into(),
+        source_identity: Some(SourceIdentity::fit("shop.checkout")),
+        ..plain.clone()
+    };
+    let issuer = issuer_of(&[&server]);
+
+    issuer.issue(&full).await.unwrap();
+    issuer.issue(&plain).await.unwrap();
+
+    let asked = server.asked();
+    let (full, plain) = (sent(&asked[0]), sent(&asked[1]));
+    assert_eq!(full["SourceIdentity"], "shop.checkout");
+    for (index, (key, value)) in tags.into_iter().enumerate() {
+        let member = |list: &str| full[&format!("{list}.member.{}", index + 1)].as_str();
+        let part = |part: &str| full[&format!("Tags.member.{}.{part}", index + 1)].as_str();
+        assert_eq!((part("Key"), part("Value"), member("TransitiveTagKeys")), (key, value, key));
+    }
+    assert_eq!(full.len(), plain.len() + 3 * tags.len() + 1);
+    assert!(!plain.keys().any(|name| name.contains("Tag") || name.contains("Identity")), "{plain:?}");
 }
 
 #[tokio::test]
