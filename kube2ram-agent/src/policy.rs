@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::role::Roles;
-use kube2ram_cloud::role::{BaseArn, RoleArn, RoleSession};
+use kube2ram_cloud::role::{ArnStyle, BaseArn, RoleArn, RoleSession};
 
 mod allow_list;
 mod memo;
@@ -91,6 +91,7 @@ pub enum Rule {
 /// Decides whether a pod may have its role.
 #[derive(Debug)]
 pub struct Policy {
+    arn_style: ArnStyle,
     base: Option<BaseArn>,
     default_role: Option<RoleArn>,
     restrictions: Option<PatternFormat>,
@@ -102,6 +103,7 @@ impl Policy {
     /// allow-lists are read; `None` lets every namespace have every role.
     pub fn new(restrictions: Option<PatternFormat>, roles: &Roles) -> Self {
         Self {
+            arn_style: roles.arn_style(),
             base: roles.base().cloned(),
             default_role: roles.default_role().cloned(),
             restrictions,
@@ -151,14 +153,14 @@ impl Policy {
             return Ok(Rule::DefaultRole);
         }
         self.check_namespace(role, allow_list, format)?;
-        let list = AllowList::parse(allow_list.flatten().unwrap_or_default(), format);
+        let list = AllowList::parse(allow_list.flatten().unwrap_or_default(), format, self.arn_style);
         let pattern = list.pattern_for(role.as_str(), self.base.as_ref().map(BaseArn::as_str));
         pattern.map(Rule::Pattern).ok_or_else(|| Denial::NamespaceForbids { role: role.clone() })
     }
 
     /// Whether `requested` in a client's path means `role`: its ARN, everything after `role/`, or the name
-    /// below the base. Upper and lower case are equal, as in RAM. Only an equal name counts: the Go kube2ram
-    /// accepts any end of the ARN of the node's role (row 4.16 of docs/predecessors.md).
+    /// below the base. Upper and lower case are equal, as in roles' names. Only an equal name counts: the Go
+    /// kube2ram accepts any end of the ARN of the node's role (row 4.16 of docs/predecessors.md).
     fn is_name_of(&self, requested: &str, role: &RoleArn) -> bool {
         let requested = requested.strip_suffix('/').unwrap_or(requested);
         let is = |name: &str| name.eq_ignore_ascii_case(requested);
@@ -176,7 +178,7 @@ impl Policy {
         let text = allow_list
             .ok_or(Denial::NamespaceUnknown)?
             .ok_or_else(|| Denial::NamespaceForbids { role: role.clone() })?;
-        let list = self.allow_lists.of(text, || AllowList::parse(text, format));
+        let list = self.allow_lists.of(text, || AllowList::parse(text, format, self.arn_style));
 
         match list.fault() {
             _ if list.allows(role.as_str(), self.base.as_ref().map(BaseArn::as_str)) => Ok(()),

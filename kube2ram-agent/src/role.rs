@@ -4,10 +4,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::pod::Pod;
-use kube2ram_cloud::role::{
-    ARN_MAX_BYTES, BaseArn, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, Grant, POLICY_MAX_BYTES,
-    RoleArn, RoleSession, SESSION_NAME_MAX, SessionName, SessionPolicy, ValueError, is_arn, parse_duration,
+use kube2ram_cloud::{
+    dialect::Dialect,
+    role::{
+        ARN_MAX_BYTES, ArnStyle, BaseArn, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, ExternalId, Grant,
+        POLICY_MAX_BYTES, RoleArn, RoleSession, SESSION_NAME_MAX, SessionName, SessionPolicy, ValueError,
+        parse_duration,
+    },
 };
+
+mod attribution;
+
+pub use self::attribution::{Attribution, AttributionError, SessionTags};
 
 /// The pod annotations that are read. `kubernetes` keeps these and drops the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,27 +75,36 @@ pub enum RoleError {
 /// Tells each pod's role session.
 #[derive(Clone, Debug)]
 pub struct Roles {
+    dialect: &'static Dialect,
     keys: AnnotationKeys,
     base: Option<BaseArn>,
     default_role: Option<RoleArn>,
     default_duration: Duration,
+    attribution: Attribution,
 }
 
 impl Roles {
-    /// Makes it of the flags and of what was discovered. `default_role` is a name, a path and name, or an
-    /// ARN.
+    /// Makes it of the flags and of what was discovered. Values are read as the cloud of `dialect` has them,
+    /// whose style `base` has, too. `default_role` is a name, a path and name, or an ARN.
     ///
     /// # Errors
     /// [`RoleError::Malformed`] or [`RoleError::NoBaseArn`] about `--default-role`.
     pub fn try_new(
+        dialect: &'static Dialect,
         keys: AnnotationKeys,
         base: Option<BaseArn>,
         default_role: Option<&str>,
         default_duration: Duration,
+        attribution: Attribution,
     ) -> Result<Self, RoleError> {
-        let default_role =
-            default_role.map(|text| resolve("--default-role", text, base.as_ref())).transpose()?;
-        Ok(Self { keys, base, default_role, default_duration })
+        let resolved = |text| resolve("--default-role", text, base.as_ref(), dialect.arns);
+        let default_role = default_role.map(resolved).transpose()?;
+        Ok(Self { dialect, keys, base, default_role, default_duration, attribution })
+    }
+
+    /// How the cloud writes ARNs.
+    pub fn arn_style(&self) -> ArnStyle {
+        self.dialect.arns
     }
 
     /// The base ARN, when one is known.
@@ -116,31 +133,27 @@ impl Roles {
     /// # Errors
     /// Every error must end in a denial. The text is fit for an Event on the pod.
     pub fn session_for(&self, pod: &Pod) -> Result<RoleSession, RoleError> {
-        self.session(&pod.namespace, &pod.service_account, &pod.annotations)
-    }
-
-    fn session(
-        &self,
-        namespace: &str,
-        service_account: &str,
-        annotations: &BTreeMap<Box<str>, Box<str>>,
-    ) -> Result<RoleSession, RoleError> {
-        let role = match annotations.get(&self.keys.role) {
-            Some(text) => resolve(&self.keys.role, text, self.base.as_ref())?,
+        let Self { keys, dialect: Dialect { arns, sessions: rules, .. }, .. } = self;
+        let annotations = &pod.annotations;
+        let role = match annotations.get(&keys.role) {
+            Some(text) => resolve(&keys.role, text, self.base.as_ref(), *arns)?,
             None => self.default_role.clone().ok_or(RoleError::NoRole)?,
         };
-        let session_name = parsed(annotations, &self.keys.session_name, SessionName::parse)?
-            .unwrap_or_else(|| SessionName::fit(&[namespace, service_account].join(".")));
+        let workload = [&*pod.namespace, &*pod.service_account].join(".");
+        let session_name =
+            parsed(annotations, &keys.session_name, |text| SessionName::parse_in(rules, text))?
+                .unwrap_or_else(|| SessionName::fit(&workload));
 
         Ok(RoleSession {
             role,
             grant: Grant::AssumeRole {
-                external_id: parsed(annotations, &self.keys.external_id, ExternalId::parse)?,
+                external_id: parsed(annotations, &keys.external_id, ExternalId::parse)?,
             },
-            policy: parsed(annotations, &self.keys.policy, SessionPolicy::parse)?,
+            policy: parsed(annotations, &keys.policy, |text| SessionPolicy::parse_in(rules, text))?,
             session_name,
-            duration: parsed(annotations, &self.keys.duration, parse_duration)?
-                .unwrap_or(self.default_duration),
+            duration: parsed(annotations, &keys.duration, parse_duration)?.unwrap_or(self.default_duration),
+            tags: self.attribution.tags_of(pod)?,
+            source_identity: self.attribution.source_identity_of(&workload),
         })
     }
 
@@ -153,10 +166,10 @@ impl Roles {
 }
 
 /// An ARN is used as it is; any other value is a name below the base.
-fn resolve(key: &str, text: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
+fn resolve(key: &str, text: &str, base: Option<&BaseArn>, style: ArnStyle) -> Result<RoleArn, RoleError> {
     let arn = match base {
         Some(base) => base.arn_for(text),
-        None if text.is_empty() || is_arn(text) => RoleArn::parse(text),
+        None if text.is_empty() || style.is_arn(text) => RoleArn::parse(text),
         None => return Err(RoleError::NoBaseArn { key: key.into() }),
     };
     arn.map_err(|reason| RoleError::Malformed { key: key.into(), reason })

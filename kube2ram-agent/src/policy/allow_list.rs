@@ -5,7 +5,7 @@
 use regex::bytes::{RegexSet, RegexSetBuilder};
 use regex_syntax::ParserBuilder;
 
-use kube2ram_cloud::role::is_arn;
+use kube2ram_cloud::role::ArnStyle;
 use kube2ram_service::glob;
 
 /// All annotations of one object may have 256 KiB; no real list is near this limit.
@@ -32,14 +32,14 @@ pub enum PatternFormat {
 ///
 /// # Errors
 /// What is wrong, as the rest of a sentence that names the annotation.
-pub fn check_allow_list(text: &str, format: PatternFormat) -> Result<(), String> {
-    AllowList::parse(text, format).fault.map_or(Ok(()), Err)
+pub fn check_allow_list(text: &str, format: PatternFormat, style: ArnStyle) -> Result<(), String> {
+    AllowList::parse(text, format, style).fault.map_or(Ok(()), Err)
 }
 
 /// A parsed allow-list. Whatever of it cannot be read allows nothing.
 #[derive(Debug)]
 pub(super) struct AllowList {
-    /// Patterns that are ARNs, for whole ARNs.
+    /// Patterns that are ARNs of the cloud's style, for whole ARNs.
     arns: Patterns,
     /// The other patterns, for the part behind the base ARN. They never see the base, so none can match
     /// outside of it.
@@ -48,8 +48,8 @@ pub(super) struct AllowList {
 }
 
 impl AllowList {
-    /// Reads a list.
-    pub(super) fn parse(text: &str, format: PatternFormat) -> Self {
+    /// Reads a list. `style` is that of the cloud's ARNs.
+    pub(super) fn parse(text: &str, format: PatternFormat, style: ArnStyle) -> Self {
         let mut faults = Vec::new();
         let patterns = parse_json(text).unwrap_or_else(|reason| {
             faults.push(reason);
@@ -58,7 +58,7 @@ impl AllowList {
         let (mut arns, mut names) = (Vec::new(), Vec::new());
         for (index, pattern) in patterns.into_iter().enumerate() {
             match check_pattern(&pattern, format) {
-                Ok(()) if is_arn(&pattern) => arns.push(pattern),
+                Ok(()) if style.is_arn(&pattern) => arns.push(pattern),
                 Ok(()) => names.push(pattern),
                 Err(reason) => faults.push(format!("has a pattern (number {}) that {reason}", index + 1)),
             }

@@ -5,18 +5,27 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::role::AnnotationKeys;
-use kube2ram_cloud::role::{Grant, SessionName};
+use crate::role::{AnnotationKeys, Attribution};
+use kube2ram_cloud::{
+    alibaba, aws,
+    dialect::Dialect,
+    role::{Grant, SessionName},
+};
 
 const BASE: &str = "acs:ram::123456789012:role/";
 const NEITHER: Option<Option<&str>> = None;
 
-fn policy(restrictions: Option<PatternFormat>, base: Option<&str>, default_role: Option<&str>) -> Policy {
+fn roles(dialect: &'static Dialect, base: Option<&str>, default_role: Option<&str>) -> Roles {
     let keys = ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
     let [role, external_id, policy, duration, session_name] = keys;
     let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
-    let base = base.map(|base| BaseArn::parse(base).unwrap());
-    Policy::new(restrictions, &Roles::try_new(keys, base, default_role, Duration::from_secs(3600)).unwrap())
+    let base = base.map(|base| BaseArn::parse_in(dialect.arns, base).unwrap());
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    Roles::try_new(dialect, keys, base, default_role, duration, attribution).unwrap()
+}
+
+fn policy(restrictions: Option<PatternFormat>, base: Option<&str>, default_role: Option<&str>) -> Policy {
+    Policy::new(restrictions, &roles(&alibaba::DIALECT, base, default_role))
 }
 
 /// `role` is an ARN, or a name below [`BASE`].
@@ -27,6 +36,8 @@ fn session(role: &str) -> RoleSession {
         policy: None,
         session_name: SessionName::parse("web.shop").unwrap(),
         duration: Duration::from_secs(3600),
+        tags: [].into(),
+        source_identity: None,
     }
 }
 
@@ -183,7 +194,7 @@ fn reads_lists_as_json_arrays_of_strings_only() {
     for (list, allowed, fault) in cases {
         for format in [PatternFormat::Glob, PatternFormat::Regexp] {
             assert_eq!(allows(format, list, "my-role"), allowed, "{list}");
-            assert_eq!(check_allow_list(list, format).err(), fault, "{list}");
+            assert_eq!(check_allow_list(list, format, ArnStyle::Acs).err(), fault, "{list}");
         }
     }
 }
@@ -202,9 +213,9 @@ fn reports_which_pattern_is_wrong() {
     ];
 
     for (format, list, fault) in cases {
-        assert_eq!(check_allow_list(list, format), Err(fault.to_owned()));
+        assert_eq!(check_allow_list(list, format, ArnStyle::Acs), Err(fault.to_owned()));
     }
-    assert_eq!(check_allow_list(r#"["[", "^a$"]"#, PatternFormat::Glob), Ok(()));
+    assert_eq!(check_allow_list(r#"["[", "^a$"]"#, PatternFormat::Glob, ArnStyle::Acs), Ok(()));
 }
 
 #[test]
@@ -227,6 +238,33 @@ fn bounds_the_lists() {
     assert!(!allows(PatternFormat::Regexp, &names(1000, 20), "00000000000000000499"));
     assert!(allows(PatternFormat::Regexp, r#"["x|a{100}"]"#, "x"));
     assert!(!allows(PatternFormat::Regexp, r#"["x|(a{1000}){1000}"]"#, "x"));
+}
+
+#[test]
+fn patterns_are_arns_by_the_agents_own_cloud_and_no_other() {
+    let own = "arn:aws:iam::123456789012:role/";
+    let (name, foreign) = ("shared-x", "arn:aws:iam::999999999999:role/shared-x");
+    for (list, format, role, allowed) in [
+        (r#"["shared-*"]"#, PatternFormat::Glob, name, true),
+        (r#"["shared-*"]"#, PatternFormat::Glob, foreign, false),
+        (r#"["*"]"#, PatternFormat::Glob, foreign, false),
+        (r#"["arn:aws:iam::*:role/shared-*"]"#, PatternFormat::Glob, foreign, true),
+        (r#"["ARN:aws:iam::*:role/shared-*"]"#, PatternFormat::Glob, foreign, false),
+        (r#"["acs:ram::*:role/*"]"#, PatternFormat::Glob, name, false),
+        (r#"["acs:*"]"#, PatternFormat::Glob, foreign, false),
+        (r#"["arn:aws:iam::[0-9]{12}:role/shared-.*"]"#, PatternFormat::Regexp, foreign, true),
+        (r#"["arn:aws:iam::[0-9]{12}:role/shared"]"#, PatternFormat::Regexp, foreign, false),
+        (r#"[".*"]"#, PatternFormat::Regexp, foreign, false),
+        (r#"[".*"]"#, PatternFormat::Regexp, name, true),
+    ] {
+        let roles = roles(&aws::DIALECT, Some(own), None);
+        let role = roles.base().unwrap().arn_for(role).unwrap();
+        let session = RoleSession { role, ..session("any") };
+
+        let permit = Policy::new(Some(format), &roles).permit(session, Some(Some(list)), None);
+
+        assert_eq!(permit.is_ok(), allowed, "{list}: {permit:?}");
+    }
 }
 
 #[test]
@@ -361,11 +399,7 @@ proptest! {
         role in "(acs:ram::(123456789012|9):role/)?(team/)?[a-z]{1,6}",
         base in prop::option::of("acs:ram::123456789012:role(/team)?"),
     ) {
-        let keys = ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
-        let [key, external_id, policy, duration, session_name] = keys;
-        let keys = AnnotationKeys { role: key, external_id, policy, duration, session_name };
-        let base = base.map(|base| BaseArn::parse(&base).unwrap());
-        let roles = Roles::try_new(keys, base, None, Duration::from_secs(3600)).unwrap();
+        let roles = roles(&alibaba::DIALECT, base.as_deref(), None);
         let session = session(&role);
 
         let requested = roles.wire_name(&session.role).to_owned();
@@ -376,7 +410,7 @@ proptest! {
     #[test]
     fn reading_a_list_never_panics(text in prop_oneof![any::<String>(), r#"\["[^"\\]{0,20}"\]"#]) {
         for format in [PatternFormat::Glob, PatternFormat::Regexp] {
-            let _checked = check_allow_list(&text, format);
+            let _checked = [ArnStyle::Acs, ArnStyle::Aws].map(|style| check_allow_list(&text, format, style));
         }
     }
 }

@@ -1,8 +1,12 @@
 //! Row numbers are those of docs/predecessors.md.
 
 use super::*;
+use crate::identity::PodUid;
+use kube2ram_cloud::{alibaba, aws, role::SessionRules};
 
 const BASE: &str = "acs:ram::123456789012:role/";
+const AWS_BASE: &str = "arn:aws:iam::123456789012:role/";
+const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 
 fn keys() -> AnnotationKeys {
     AnnotationKeys {
@@ -14,15 +18,35 @@ fn keys() -> AnnotationKeys {
     }
 }
 
+fn try_roles(
+    dialect: &'static Dialect,
+    base: Option<&str>,
+    default_role: Option<&str>,
+) -> Result<Roles, RoleError> {
+    let base = base.map(|base| BaseArn::parse_in(dialect.arns, base).unwrap());
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    Roles::try_new(dialect, keys(), base, default_role, duration, attribution)
+}
+
 fn roles(base: Option<&str>, default_role: Option<&str>) -> Roles {
-    let base = base.map(|base| BaseArn::parse(base).unwrap());
-    Roles::try_new(keys(), base, default_role, Duration::from_secs(3600)).unwrap()
+    try_roles(&alibaba::DIALECT, base, default_role).unwrap()
+}
+
+/// A pod of the service account `shop` in the namespace `web`.
+fn pod(annotations: &[(&str, &str)]) -> Pod {
+    Pod {
+        uid: PodUid::parse(UID).unwrap(),
+        namespace: "web".into(),
+        name: "shop-0".into(),
+        service_account: "shop".into(),
+        host_network: false,
+        annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
+    }
 }
 
 /// The session of a pod `web/shop` with these annotations.
 fn session(roles: &Roles, annotations: &[(&str, &str)]) -> Result<RoleSession, RoleError> {
-    let annotations = annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect();
-    roles.session("web", "shop", &annotations)
+    roles.session_for(&pod(annotations))
 }
 
 fn arn(text: &str) -> RoleArn {
@@ -100,9 +124,7 @@ fn refuses_a_default_role_that_cannot_be_used() {
     ];
 
     for (base, default_role, expected) in cases {
-        let base = base.map(|base| BaseArn::parse(base).unwrap());
-
-        let error = Roles::try_new(keys(), base, Some(default_role), Duration::from_secs(3600)).unwrap_err();
+        let error = try_roles(&alibaba::DIALECT, base, Some(default_role)).unwrap_err();
 
         assert_eq!(error, expected);
     }
@@ -216,4 +238,186 @@ fn longest_legal_values_fit_their_bounds_and_what_is_cut_is_refused() {
         assert!(matches!(cut, RoleError::Malformed { .. }), "{key}: {cut}");
         assert!(with("reader…").is_err() && with("{}…").is_err() && with("1h…").is_err(), "{key}");
     }
+}
+
+#[test]
+fn values_are_read_as_the_agents_cloud_has_them_and_errors_name_its_form() {
+    let roles = |base| try_roles(&aws::DIALECT, base, None).unwrap();
+    for base in [Some(AWS_BASE), None] {
+        let arn = "arn:aws-cn:iam::999999999999:role/team/a+b=c";
+        assert_eq!(session(&roles(base), &[("role", arn)]).unwrap().role.as_str(), arn);
+    }
+    let named = session(&roles(Some(AWS_BASE)), &[("role", "r"), ("session-name", "a+b=c,d")]).unwrap();
+    assert_eq!(
+        (named.role.as_str(), named.session_name.as_str()),
+        ("arn:aws:iam::123456789012:role/r", "a+b=c,d")
+    );
+
+    for (base, key, value, message) in [
+        (
+            Some(AWS_BASE),
+            "role",
+            "arn:aws:iam::1:role/x",
+            "the value of role is not an IAM role's ARN, arn:<partition>:iam::<12 digits>:role/<name>",
+        ),
+        (
+            None,
+            "role",
+            "arn:aws:iam::1:role/x",
+            "the value of role is not an IAM role's ARN, arn:<partition>:iam::<12 digits>:role/<name>",
+        ),
+        (
+            Some(AWS_BASE),
+            "role",
+            "acs:ram::1:role/x",
+            "the value of role contains ':'; only letters, digits and any of +=,.@_-/ are allowed",
+        ),
+        (
+            None,
+            "role",
+            "acs:ram::1:role/x",
+            "the value of role is a bare role name, and the agent knows no base ARN to complete it with",
+        ),
+        (
+            Some(AWS_BASE),
+            "session-name",
+            "a/b",
+            "the value of session-name contains '/'; only letters, digits and any of _+=,.@- are allowed",
+        ),
+        (
+            Some(AWS_BASE),
+            "policy",
+            "{\"a\": \"Ā\"}",
+            "the value of policy contains 'Ā'; only characters up to U+00FF as they stand are allowed",
+        ),
+    ] {
+        let annotations = [("role", "r"), (key, value)];
+        let error = session(&roles(base), &annotations[usize::from(key == "role")..]).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    let error = try_roles(&aws::DIALECT, None, Some("acs:ram::1:role/x")).unwrap_err();
+    assert_eq!(error, RoleError::NoBaseArn { key: "--default-role".into() });
+    assert!(try_roles(&aws::DIALECT, None, Some("arn:aws:iam::123456789012:role/x")).is_ok());
+}
+
+/// Roles on AWS with these flags.
+fn attributed(tags: SessionTags, cluster: Option<&str>, has_source_identity: bool) -> Roles {
+    let dialect = &aws::DIALECT;
+    let attribution = Attribution::try_new(&dialect.sessions, tags, cluster, has_source_identity).unwrap();
+    let base = BaseArn::parse_in(dialect.arns, AWS_BASE).unwrap();
+    Roles::try_new(dialect, keys(), Some(base), None, Duration::from_secs(3600), attribution).unwrap()
+}
+
+fn tags(session: &RoleSession) -> Vec<(&str, &str)> {
+    session.tags.iter().map(|tag| (tag.key, tag.value.as_str())).collect()
+}
+
+#[test]
+fn sessions_have_the_tags_that_the_flag_asks_for() {
+    let cluster = ("eks-cluster-name", "prod-1");
+    let workload = [("kubernetes-namespace", "web"), ("kubernetes-service-account", "shop")];
+    let pod = [("kubernetes-pod-name", "shop-0"), ("kubernetes-pod-uid", UID)];
+
+    for (flag, name, expected) in [
+        (SessionTags::None, None, vec![]),
+        (SessionTags::None, Some("prod-1"), vec![]),
+        (SessionTags::Workload, None, workload.to_vec()),
+        (SessionTags::Workload, Some("prod-1"), [&[cluster][..], &workload].concat()),
+        (SessionTags::Pod, None, [workload, pod].concat()),
+        (SessionTags::Pod, Some("prod-1"), [&[cluster][..], &workload, &pod].concat()),
+    ] {
+        let session = session(&attributed(flag, name, false), &[("role", "r")]).unwrap();
+
+        assert_eq!(tags(&session), expected, "{flag:?} {name:?}");
+        assert_eq!(session.source_identity, None);
+    }
+}
+
+#[test]
+fn pods_of_a_workload_share_a_session_unless_tags_name_the_pod() {
+    let first = pod(&[("role", "r")]);
+    let twin = Pod {
+        uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000002").unwrap(),
+        name: "shop-1".into(),
+        ..first.clone()
+    };
+    let other = Pod { namespace: "stage".into(), ..pod(&[("role", "r"), ("session-name", "web.shop")]) };
+
+    for (flag, are_shared) in
+        [(SessionTags::None, true), (SessionTags::Workload, true), (SessionTags::Pod, false)]
+    {
+        let roles = attributed(flag, None, true);
+        let session = |pod| roles.session_for(pod).unwrap();
+
+        assert_eq!(session(&first) == session(&twin), are_shared, "{flag:?}");
+        assert_ne!(session(&first), session(&other), "{flag:?}: the name alone can be chosen");
+    }
+}
+
+#[test]
+fn the_source_identity_is_the_workload_whatever_the_pod_calls_its_session() {
+    let roles = attributed(SessionTags::None, None, true);
+
+    let session = session(&roles, &[("role", "r"), ("session-name", "billing.admin")]).unwrap();
+
+    assert_eq!(session.session_name.as_str(), "billing.admin");
+    assert_eq!(session.source_identity.unwrap().as_str(), "web.shop");
+    let long = Pod { service_account: "s".repeat(253).into(), ..pod(&[("role", "r")]) };
+    let identity = roles.session_for(&long).unwrap().source_identity.unwrap();
+    assert_eq!(identity.as_str().len(), 64);
+    assert!(identity.as_str().starts_with("web.sss"), "{identity:?}");
+}
+
+#[test]
+fn a_name_that_can_be_no_tag_denies_the_pod() {
+    let odd = Pod { namespace: "we,b".into(), ..pod(&[("role", "r")]) };
+
+    let error = attributed(SessionTags::Workload, None, false).session_for(&odd).unwrap_err();
+
+    assert!(error.to_string().starts_with("the value of kubernetes-namespace contains ','"), "{error}");
+    assert!(attributed(SessionTags::None, None, false).session_for(&odd).is_ok());
+}
+
+#[test]
+fn flags_that_the_cloud_does_not_have_are_errors() {
+    use AttributionError::{ClusterName, NoSessionTags, NoSourceIdentity};
+    let (acs, aws) = (&SessionRules::ACS, &SessionRules::AWS);
+    let too_long = "x".repeat(257);
+    for (rules, tags, cluster, has_source_identity, error) in [
+        (acs, "none", None, false, None),
+        (acs, "workload", None, false, Some(NoSessionTags)),
+        (acs, "pod", Some("c"), false, Some(NoSessionTags)),
+        (acs, "none", None, true, Some(NoSourceIdentity)),
+        (aws, "pod", Some("c"), true, None),
+        (
+            aws,
+            "none",
+            Some("a,b"),
+            false,
+            Some(ClusterName {
+                name: "a,b".into(),
+                reason: ValueError::Character {
+                    found: ',',
+                    legal: "letters, digits, blanks and any of _.:/=+@-",
+                },
+            }),
+        ),
+        (
+            aws,
+            "workload",
+            Some(&*too_long),
+            false,
+            Some(ClusterName {
+                name: too_long.as_str().into(),
+                reason: ValueError::Length { found: 257, min: 1, max: 256 },
+            }),
+        ),
+    ] {
+        let tags = tags.parse().unwrap();
+
+        let result = Attribution::try_new(rules, tags, cluster, has_source_identity);
+
+        assert_eq!(result.err(), error, "{tags:?} {cluster:?}");
+    }
+    assert_eq!("Pod".parse::<SessionTags>(), Err("give none, workload or pod"));
 }

@@ -32,7 +32,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{identity::PodUid, role::AnnotationKeys};
+    use crate::{
+        identity::PodUid,
+        role::{AnnotationKeys, Attribution},
+    };
+    use kube2ram_cloud::alibaba::DIALECT;
 
     #[test]
     fn is_for_host_network_pods_without_annotation_whatever_the_default_role() {
@@ -40,7 +44,8 @@ mod tests {
             let keys = ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
             let [role, external_id, policy, duration, session_name] = keys;
             let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
-            Roles::try_new(keys, None, default_role, Duration::from_secs(3600)).unwrap()
+            let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+            Roles::try_new(&DIALECT, keys, None, default_role, duration, attribution).unwrap()
         };
         let pod = |host_network, annotations: &[(&str, &str)]| Pod {
             uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
