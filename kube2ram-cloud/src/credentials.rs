@@ -84,29 +84,6 @@ impl IssueErrorKind {
         }
     }
 
-    /// The remedy: the end of a sentence that names the role and STS's code.
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::BaseCredentials => {
-                "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
-            }
-            Self::Denied => {
-                "let the role's trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
-            }
-            Self::Invalid => "correct the pod's annotation that the code names",
-            Self::NoSuchRole => "create the role, or correct the pod's annotation",
-            Self::Throttled => {
-                "the account calls STS too often; the agent tries again by itself. Find the caller (ActionTrail), or have the limit raised"
-            }
-            Self::Unavailable => {
-                "STS does not answer the node; the agent tries again by itself. Check that the node reaches the STS endpoint"
-            }
-            Self::Unexpected => {
-                "the agent does not know this code of STS; it tries again by itself. Look up the code (api.aliyun.com/troubleshoot): it may concern the account"
-            }
-        }
-    }
-
     /// All of them.
     pub const ALL: [Self; 7] = [
         Self::BaseCredentials,

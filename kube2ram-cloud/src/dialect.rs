@@ -29,7 +29,7 @@ pub struct Dialect {
     pub tokens: TokenHeaders,
     /// Writes the document of temporary credentials, as the cloud's SDKs read it.
     pub document: fn(&Credentials) -> serde_json::Result<Bytes>,
-    /// What somebody can do about a refusal of STS: the end of a sentence that names the role and the code.
+    /// The remedy for a refusal of STS: the end of a sentence that names the role and the code.
     pub advice: fn(IssueErrorKind) -> &'static str,
     /// How long the cloud's SDKs wait.
     pub patience: Patience,
@@ -37,7 +37,7 @@ pub struct Dialect {
     pub annotations: Annotations,
     /// How roles' ARNs are written.
     pub arns: ArnStyle,
-    /// What STS takes in a session's parameters.
+    /// What STS accepts in a session's parameters.
     pub sessions: SessionRules,
 }
 

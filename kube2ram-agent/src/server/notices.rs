@@ -1,6 +1,6 @@
 //! The Events that a failed request raises on the pod or its namespace. Pure; called by `connection`.
 
-use super::error::RequestError;
+use super::{Config, error::RequestError};
 use crate::{
     credentials::CredentialError,
     kubernetes::{About, Notice},
@@ -23,14 +23,14 @@ pub(super) fn misplaced(pod: &Pod, key: &str) -> Notice {
 }
 
 /// What the owners of `pod` should read about `error`, and do. What a client writes does not appear, so that
-/// it cannot make Events at will. `role` is the pod's own, `allow_list` the key of the namespaces'
-/// annotation.
+/// it cannot make Events at will. `role` is the pod's own.
 pub(super) fn notices_of(
     error: &RequestError,
     pod: &Pod,
     role: Option<&str>,
-    allow_list: &str,
+    config: &Config,
 ) -> Vec<Notice> {
+    let allow_list = &config.allow_list_annotation;
     let on_pod = |reason, message: String| {
         let about = About::Pod(pod.namespace.clone(), pod.name.clone(), pod.uid.clone());
         Notice { about, reason, message }
@@ -43,7 +43,7 @@ pub(super) fn notices_of(
                 true => ("CredentialsUnavailable", "there are no credentials yet for"),
                 false => ("AssumeRoleDenied", "STS does not let the agent assume"),
             };
-            vec![on_pod(reason, format!("{what} {role} ({code}): {}", kind.remedy()))]
+            vec![on_pod(reason, format!("{what} {role} ({code}): {}", (config.dialect.advice)(kind)))]
         }
         RequestError::Denied(denial @ Denial::MalformedAllowList { .. }) => {
             let message =

@@ -7,10 +7,9 @@ use std::{
 
 use http::{HeaderName, StatusCode};
 
-use super::document;
+use super::{document, refusal};
 use crate::{
     MetadataAddr,
-    credentials::IssueErrorKind,
     dialect::{Annotations, Dialect, Items, Patience, SECURITY_CREDENTIALS, TokenHeaders},
     role::{ArnStyle, SessionRules},
 };
@@ -60,7 +59,7 @@ pub static DIALECT: Dialect = Dialect {
         missing: StatusCode::FORBIDDEN,
     },
     document: document::write,
-    advice: IssueErrorKind::remedy,
+    advice: refusal::advice,
     // The SDKs give up after 1 s.
     patience: Patience {
         lookup: Duration::from_millis(700),

@@ -49,6 +49,29 @@ fn kind_of(status: StatusCode, code: &str) -> IssueErrorKind {
     }
 }
 
+/// The remedy: the end of a sentence that names the role and STS's code.
+pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
+    match kind {
+        IssueErrorKind::BaseCredentials => {
+            "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
+        }
+        IssueErrorKind::Denied => {
+            "let the role's trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
+        }
+        IssueErrorKind::Invalid => "correct the pod's annotation that the code names",
+        IssueErrorKind::NoSuchRole => "create the role, or correct the pod's annotation",
+        IssueErrorKind::Throttled => {
+            "the account calls STS too often; the agent tries again by itself. Find the caller (ActionTrail), or have the limit raised"
+        }
+        IssueErrorKind::Unavailable => {
+            "STS does not answer the node; the agent tries again by itself. Check that the node reaches the STS endpoint"
+        }
+        IssueErrorKind::Unexpected => {
+            "the agent does not know this code of STS; it tries again by itself. Look up the code (api.aliyun.com/troubleshoot): it may concern the account"
+        }
+    }
+}
+
 /// `Throttling` and `Throttling.User`, not `ThrottlingX`.
 fn is_or_below(code: &str, family: &str) -> bool {
     code.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -129,6 +152,16 @@ mod tests {
         ] {
             let refusal = parse(status, code, &[]);
             assert_eq!((refusal.error.kind, refusal.remedy()), (kind, remedy), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn advice_is_there_for_each_kind_and_names_no_other_cloud() {
+        for kind in IssueErrorKind::ALL {
+            let text = advice(kind);
+
+            assert!(text.len() > 20 && !text.ends_with('.'), "{text}");
+            assert!(!["IAM", "CloudTrail", "AWS"].iter().any(|word| text.contains(word)), "{text}");
         }
     }
 

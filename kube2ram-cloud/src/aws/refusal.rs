@@ -49,15 +49,20 @@ fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<R
     }
 }
 
-/// What somebody can do about a refusal: the end of a sentence that names the role and STS's code.
+/// The remedy: the end of a sentence that names the role and STS's code.
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
             "the agent has no valid credentials of its own; attach an instance profile to the node, renew the agent's static keys, or repair its web identity configuration"
         }
         IssueErrorKind::Denied => {
-            "create the role, or let its trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
+            "create the IAM role, or let its trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; with --session-tags both also need sts:TagSession, with --source-identity sts:SetSourceIdentity; if the trust policy requires an external id, annotate the pod with it"
         }
+        // STS has one code for several annotations.
+        IssueErrorKind::Invalid => {
+            "correct the pod's annotation that STS's message names (kube2ram explain shows it); after PackedPolicyTooLarge shorten the session policy, which shares its limit with the session tags"
+        }
+        IssueErrorKind::NoSuchRole => "create the IAM role, or correct the pod's annotation",
         IssueErrorKind::Throttled => {
             "the account calls STS in this region too often; the agent tries again by itself. Find the caller (CloudTrail)"
         }
@@ -67,7 +72,6 @@ pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
         IssueErrorKind::Unexpected => {
             "the agent does not know this code of STS; it tries again by itself. Look up the code (STS API reference, \"Common errors\"): it may concern the account"
         }
-        IssueErrorKind::Invalid | IssueErrorKind::NoSuchRole => kind.remedy(),
     }
 }
 
@@ -178,6 +182,12 @@ mod tests {
 
             assert!(text.len() > 20 && !text.ends_with('.'), "{text}");
             assert!(!["RAM", "ActionTrail", "aliyun"].iter().any(|word| text.contains(word)), "{text}");
+            // An Event has 1,024 bytes, with an ARN of up to 512, the code and a few words.
+            assert!(text.len() <= 400, "{} bytes: {text}", text.len());
+        }
+        // The whole call is refused with the code of a role that does not exist.
+        for right in ["sts:TagSession", "sts:SetSourceIdentity"] {
+            assert!(advice(IssueErrorKind::Denied).contains(right));
         }
     }
 

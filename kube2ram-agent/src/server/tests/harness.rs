@@ -22,12 +22,12 @@ use crate::{
     kubernetes::{Notice, PodError},
     pod::Pod,
     policy::PatternFormat,
-    role::AnnotationKeys,
+    role::{AnnotationKeys, Attribution},
 };
 use kube2ram_cloud::{
     alibaba::DIALECT,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
-    role::{BaseArn, RoleSession},
+    role::{ArnStyle, BaseArn, RoleSession},
     upstream::{MetadataServer, PassGrant},
 };
 use kube2ram_service::{clock::SystemClock, state_dir::Secret};
@@ -121,21 +121,6 @@ impl Harness {
             duration: "duration".into(),
             session_name: "session-name".into(),
         };
-        let base = BaseArn::parse("acs:ram::123456789012:role/").unwrap();
-        let roles = Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).unwrap();
-        let entitlements = Entitlements {
-            policy: Policy::new(restrictions, &roles),
-            roles,
-            credentials: Cache::new(
-                Arc::clone(&world) as _,
-                Arc::new(SystemClock),
-                TaskTracker::new(),
-                drain.draining().clone(),
-                credentials::Limits::default(),
-                credentials::Metrics::new(&mut registry),
-            ),
-        };
-        let upstream = upstream(Arc::clone(&world)).await;
         let mut config = Config {
             allow_list_annotation: "ram.aliyuncs.com/allowed-roles".into(),
             metadata: MetadataAddr::v4_only("100.100.100.200:80".parse().unwrap()),
@@ -147,13 +132,34 @@ impl Harness {
             dialect: &DIALECT,
         };
         configure(&mut config);
+        let dialect = config.dialect;
+        let base = match dialect.arns {
+            ArnStyle::Acs => "acs:ram::123456789012:role/",
+            ArnStyle::Aws => "arn:aws:iam::123456789012:role/",
+        };
+        let base = BaseArn::parse_in(dialect.arns, base).unwrap();
+        let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+        let roles = Roles::try_new(dialect, keys, Some(base), None, duration, attribution).unwrap();
+        let entitlements = Entitlements {
+            policy: Policy::new(restrictions, &roles),
+            roles,
+            credentials: Cache::new(
+                Arc::clone(&world) as _,
+                Arc::new(SystemClock),
+                TaskTracker::new(),
+                drain.draining().clone(),
+                credentials::Limits { answer: dialect.patience.answer, ..credentials::Limits::default() },
+                credentials::Metrics::new(&mut registry),
+            ),
+        };
+        let upstream = upstream(Arc::clone(&world)).await;
         let pipeline = Pipeline {
             clock: Arc::clone(&world) as _,
             cgroups: Arc::clone(&world) as _,
             directory: Arc::clone(&world) as _,
             entitlements: Arc::new(SetOnce::new_with(Some(entitlements))),
             notices: Arc::clone(&world) as _,
-            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), &DIALECT)),
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), dialect)),
             upstream: Arc::new(MetadataServer::new(MetadataAddr::v4_only(upstream), Arc::clone(&world) as _)),
         };
         let entitlements = Arc::clone(&pipeline.entitlements);

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::harness::*;
 use crate::{policy::PatternFormat, server::HostNetworkPods};
-use kube2ram_cloud::credentials::IssueErrorKind;
+use kube2ram_cloud::{Cloud, credentials::IssueErrorKind};
 use kube2ram_service::telemetry::lossy::{LossyWriter, Room};
 
 #[tokio::test]
@@ -80,20 +80,62 @@ async fn distinguishes_transient_from_final_failures_of_sts() {
         (IssueErrorKind::Invalid, StatusCode::FORBIDDEN, &["AssumeRoleDenied"]),
         (IssueErrorKind::Unexpected, StatusCode::SERVICE_UNAVAILABLE, &["CredentialsUnavailable"]),
     ] {
-        let harness = Harness::start().await;
-        *harness.world.refusal.lock().unwrap() = Some(kind);
+        for dialect in Cloud::ALL.map(Cloud::dialect) {
+            let list = format!("/latest/{}/security-credentials/", dialect.credentials.join("/"));
+            let harness = Harness::start_with(None, |config| config.dialect = dialect).await;
+            *harness.world.refusal.lock().unwrap() = Some(kind);
 
-        let failed = harness.get(&format!("{LIST}my-role")).await;
+            let failed = harness.get(&format!("{list}my-role")).await;
 
-        assert_eq!(failed.status(), status, "{kind:?}");
-        assert!(!failed.body().contains("SomeCode") && !failed.body().contains("STS"), "{}", failed.body());
-        assert_eq!(failed.headers().contains_key("retry-after"), status == StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(harness.notice_reasons(), reasons);
-        let message = harness.world.notices.lock().unwrap()[0].message.clone();
-        assert!(message.contains("role/my-role (SomeCode): "), "names the role and STS's code: {message}");
-        assert!(message.ends_with(kind.remedy()), "{message}");
-        assert_eq!(harness.get(LIST).await.body(), "my-role", "the list needs no STS");
-        assert!(harness.upstream_heads().is_empty());
+            assert_eq!(failed.status(), status, "{kind:?}");
+            let body = failed.body();
+            assert!(!body.contains("SomeCode") && !body.contains("STS"), "{body}");
+            let may_retry = status == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(failed.headers().contains_key("retry-after"), may_retry);
+            assert_eq!(harness.notice_reasons(), reasons);
+            let message = harness.world.notices.lock().unwrap()[0].message.clone();
+            assert!(
+                message.contains("role/my-role (SomeCode): "),
+                "names the role and STS's code: {message}"
+            );
+            assert!(message.ends_with((dialect.advice)(kind)), "{message}");
+            assert_eq!(harness.get(&list).await.body(), "my-role", "the list needs no STS");
+            assert!(harness.upstream_heads().is_empty());
+        }
+    }
+}
+
+/// What owners read on AWS is about their own cloud, and says the form of its ARNs.
+#[tokio::test]
+async fn events_speak_of_the_agents_own_cloud() {
+    let aws = Cloud::Aws.dialect();
+    let list = "/latest/meta-data/iam/security-credentials/";
+    let harness = Harness::start_with(None, |config| config.dialect = aws).await;
+    for (annotations, refusal, words) in [
+        (&[(ROLE_KEY, "arn:aws:iam::1:role/x")][..], None, "arn:<partition>:iam::<12 digits>:role/<name>"),
+        (&[(ROLE_KEY, "acs:ram::1:role/x")], None, "only letters, digits and any of +=,.@_-/ are allowed"),
+        (&[(ROLE_KEY, "r"), ("session-name", "a/b")], None, "letters, digits and any of _+=,.@- are allowed"),
+        (
+            &[(ROLE_KEY, "r")],
+            Some(IssueErrorKind::Denied),
+            "arn:aws:iam::123456789012:role/r (SomeCode): create the IAM role",
+        ),
+    ] {
+        *harness.world.pod.lock().unwrap() = Ok(pod(annotations));
+        *harness.world.refusal.lock().unwrap() = refusal;
+        harness.world.notices.lock().unwrap().clear();
+
+        let denied = harness.get(&format!("{list}r")).await;
+
+        assert_eq!(denied.status(), StatusCode::FORBIDDEN, "{annotations:?}");
+        let notices = harness.world.notices.lock().unwrap().clone();
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        assert!(notices[0].message.contains(words), "{notices:?}");
+        assert!(
+            !["RAM", "acs:ram::<account>", "ActionTrail"]
+                .iter()
+                .any(|other| notices[0].message.contains(other))
+        );
     }
 }
 

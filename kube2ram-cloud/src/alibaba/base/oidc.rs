@@ -110,7 +110,7 @@ fn advice(error: &IssueError) -> &'static str {
             "enable RRSA for the cluster, or correct ALIBABA_CLOUD_OIDC_PROVIDER_ARN"
         }
         _ if matches!(error.kind, IssueErrorKind::Throttled | IssueErrorKind::Unavailable) => {
-            error.kind.remedy()
+            refusal::advice(error.kind)
         }
         _ => {
             "have the trust policy of the role in ALIBABA_CLOUD_ROLE_ARN name the provider, the audience and the agent's service account"
