@@ -63,6 +63,9 @@ pub struct Items {
     /// What is open in [`identity`](Self::identity) all the same, also under `strict`: paths below the
     /// version, and exactly as written.
     pub open: &'static [&'static [&'static str]],
+    /// Items in the directory of credentials that are no credentials: open to who may have the node's role,
+    /// and for the others they do not exist. Paths below the version, and exactly as written.
+    pub node_role: &'static [&'static [&'static str]],
     /// What the policy `strict` leaves open below `meta-data/`: what SDKs, cloud controllers and schedulers
     /// need to know where they run.
     pub listed: &'static [&'static [&'static str]],

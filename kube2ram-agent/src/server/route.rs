@@ -49,7 +49,7 @@ pub enum Refusal {
         /// The `Allow` header.
         allow: &'static str,
     },
-    /// Below the credential directory, but nothing that exists.
+    /// Below the credential directory, but nothing that exists for the pod.
     NotFound,
     /// An item that the strict policy does not list.
     NotListed,
@@ -106,6 +106,11 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: 
         && starts_with(below, dialect.credentials)
     {
         return match reads {
+            true if dialect.items.node_role.contains(&below) => Route::NodeItem {
+                // Without the query, as everything below this directory.
+                target: NodeTarget(target.path.as_str().to_owned()),
+                refusal: Refusal::NotFound,
+            },
             true => credential_route(&below[dialect.credentials.len()..]),
             false => Route::Refuse(Refusal::Method { allow: READ }),
         };

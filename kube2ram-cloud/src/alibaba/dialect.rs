@@ -28,6 +28,7 @@ pub static DIALECT: Dialect = Dialect {
         // The document and its signature (`pkcs7`).
         identity: &["dynamic", "instance-identity"],
         open: &[],
+        node_role: &[],
         listed: &[
             &["dns-conf", "nameservers"],
             &["hostname"],

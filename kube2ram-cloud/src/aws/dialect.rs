@@ -33,6 +33,8 @@ pub static DIALECT: Dialect = Dialect {
         identity: &["dynamic", "instance-identity"],
         // Unsigned. Go v2, Java v2 and .NET find their region there.
         open: &[&["dynamic", "instance-identity", "document"]],
+        // The instance profile, with the account: where node agents find it.
+        node_role: &[&["meta-data", "iam", "info"]],
         listed: &[
             &["ami-id"],
             &["autoscaling"],
@@ -119,6 +121,11 @@ mod tests {
         for open in items.open {
             assert!(open.starts_with(items.identity) && open.len() > items.identity.len(), "{open:?}");
             assert!(!items.last_names.contains(open.last().unwrap()), "{open:?}");
+        }
+        for item in items.node_role {
+            assert!(item.starts_with(DIALECT.credentials), "{item:?}");
+            let below = &item[DIALECT.credentials.len()..];
+            assert!(!below.is_empty() && !below.iter().any(is_closed), "{item:?}");
         }
     }
 

@@ -398,7 +398,12 @@ fn aws_credentials_are_closed_in_every_spelling_and_the_unsigned_document_is_ope
         assert_eq!(routed(list, policy), Some(Route::RoleList));
         assert_eq!(routed("/2021-07-15/meta-data//IAM/security-credentials/r", policy), credentials("r"));
         for closed in [
-            "/latest/meta-data/iam/info",
+            "/latest/meta-data/iam/Info",
+            "/latest/meta-data/IAM/info",
+            "/latest/meta-data/iam/info.json",
+            "/latest/meta-data/iam/info/x",
+            "/latest/x/meta-data/iam/info",
+            "/meta-data/iam/info",
             "/latest/meta-data/iam/security-credentials-extended/r",
             "/latest/meta-data/security-credentials-extended/r",
             "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
@@ -410,6 +415,13 @@ fn aws_credentials_are_closed_in_every_spelling_and_the_unsigned_document_is_ope
             let route = routed(closed, policy).unwrap();
             assert!(matches!(route, Route::Refuse(_)), "{closed} {policy:?}: {route:?}");
         }
+        let info = "/latest/meta-data/iam/info";
+        for raw in [info, "/latest//meta-data/iam/%69nfo?x=/iam/security-credentials/r"] {
+            assert_eq!(routed(raw, policy), node_item(info, Refusal::NotFound), "{raw} {policy:?}");
+        }
+        let target = Target::parse(info.as_bytes(), aws::DIALECT.metadata, &aws::DIALECT).unwrap();
+        let posted = route(&Method::POST, &target, policy, &aws::DIALECT);
+        assert_eq!(Some(posted), refuses(Refusal::Method { allow: READ }));
         let document = "/latest/dynamic/instance-identity/document";
         assert_eq!(routed(document, policy), passes(document), "{policy:?}");
         let region = "/latest/meta-data/placement/region";

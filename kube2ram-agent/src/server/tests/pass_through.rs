@@ -14,6 +14,7 @@ use crate::{
 };
 use kube2ram_cloud::{
     alibaba::DIALECT,
+    aws,
     upstream::{MetadataServer, UpstreamError},
 };
 
@@ -247,6 +248,37 @@ async fn who_may_have_the_nodes_role_reads_what_belongs_to_it_and_no_secrets() {
         assert_eq!(deny.get(document).await.status(), StatusCode::FORBIDDEN, "whoever it is");
         assert!(deny.upstream_heads().is_empty());
         assert_eq!(pass.upstream_heads().len(), items.len());
+    }
+}
+
+#[tokio::test]
+async fn an_item_next_to_the_credentials_is_the_nodes_and_does_not_exist_for_other_pods() {
+    let info = "/latest/meta-data/iam/info";
+    let start = async |policy, host_network_pods| {
+        Harness::start_with(None, |config| {
+            config.dialect = &aws::DIALECT;
+            (config.metadata_policy, config.host_network_pods) = (policy, host_network_pods);
+        })
+        .await
+    };
+    let host_network =
+        |annotations: &[(&str, &str)]| crate::pod::Pod { host_network: true, ..pod(annotations) };
+    for policy in [MetadataPolicy::Open, MetadataPolicy::Standard, MetadataPolicy::Strict] {
+        let (pass, deny) =
+            (start(policy, HostNetworkPods::Pass).await, start(policy, HostNetworkPods::Deny).await);
+
+        *pass.world.pod.lock().unwrap() = Ok(host_network(&[]));
+        assert_eq!(pass.get(&format!("{info}?x=y")).await.body(), UPSTREAM_BODY, "{policy:?}");
+        assert!(pass.upstream_heads()[0].starts_with(&format!("GET {info} HTTP/1.1\r\n")));
+
+        for other in [host_network(&[(ROLE_KEY, "my-role")]), pod(&[]), pod(&[(ROLE_KEY, "my-role")])] {
+            *pass.world.pod.lock().unwrap() = Ok(other);
+            assert_eq!(pass.get(info).await.status(), StatusCode::NOT_FOUND, "{policy:?}");
+        }
+        *deny.world.pod.lock().unwrap() = Ok(host_network(&[]));
+        assert_eq!(deny.get(info).await.status(), StatusCode::NOT_FOUND, "{policy:?}");
+        assert!(deny.upstream_heads().is_empty());
+        assert_eq!(pass.upstream_heads().len(), 1, "{policy:?}");
     }
 }
 
