@@ -102,6 +102,14 @@ impl BaseSource {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::NodeRole, Self::Oidc, Self::StaticKeys];
 
+    /// Whether they are a role's. Session keys of the environment may be one's, too: that is not known.
+    pub fn is_role(self) -> bool {
+        match self {
+            Self::NodeRole | Self::Oidc => true,
+            Self::StaticKeys => false,
+        }
+    }
+
     /// The label in metrics and status.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! What operators ask: the status of the agent, why a pod gets what it gets, and what is logged. Reads every
 //! part, changes none but the log. Depends on all of them; called by `app` through the control socket.
 
+mod duration;
 mod explain;
 mod pods;
 mod report;
@@ -14,6 +15,7 @@ use tokio::{
 };
 use tracing::level_filters::LevelFilter;
 
+pub(super) use self::duration::notice as duration_notice;
 use self::explain::Judge;
 use super::{host_port::HostPort, log_level::LogLevel, outside, store::store_of};
 use crate::{
@@ -98,7 +100,12 @@ impl Operator {
     }
 
     fn judge(&self) -> Judge<'_> {
-        Judge { config: &self.config, cluster: &self.cluster, entitlements: self.entitlements.get() }
+        Judge {
+            config: &self.config,
+            cluster: &self.cluster,
+            is_chained: self.base.source().is_role(),
+            entitlements: self.entitlements.get(),
+        }
     }
 
     fn now(&self) -> Timestamp {

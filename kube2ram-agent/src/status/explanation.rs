@@ -56,7 +56,7 @@ pub enum Stage {
     /// What permits or denies the role. Facts: `rule`, `pattern`.
     Rule,
     /// The answer of STS. Facts: `code`, `message`, `failed_at`, `request_id`, `issued_at`, `expires_at`,
-    /// `session`.
+    /// `session`, `source_identity`, `tags`.
     Sts,
 }
 

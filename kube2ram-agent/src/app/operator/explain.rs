@@ -1,14 +1,15 @@
 //! `kube2ram explain`: the steps of a pod's request, made by the same code that makes them for a request.
 //! Called by the parent.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+mod sts;
+
+use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use super::{Operator, pods::Identification, pods::presence_of, rounded};
+use super::{Operator, duration, pods::Identification, pods::presence_of};
 use crate::{
     args::{Config, Source},
-    credentials::{CredentialError, Failure, SessionState},
     kubernetes::{Cluster, Directory as _, Elsewhere, PodView, Presence},
     pod::Pod,
     policy::{Denial, Rule},
@@ -16,16 +17,15 @@ use crate::{
     server::{Entitlements, NodeRole, RequestError},
     status::{Explanation, Outcome, SCHEMA, Stage, Step, Verdict},
 };
-use kube2ram_cloud::{
-    credentials::IssueError,
-    role::{RoleArn, RoleSession},
-};
+use kube2ram_cloud::role::{RoleArn, RoleSession};
 use kube2ram_service::telemetry::chain;
 
 /// Takes the steps after the pod is known.
 pub(super) struct Judge<'a> {
     pub(super) config: &'a Config,
     pub(super) cluster: &'a Cluster,
+    /// Whether the agent signs with a role's credentials.
+    pub(super) is_chained: bool,
     /// `None` before account and region are known.
     pub(super) entitlements: Option<&'a Entitlements>,
 }
@@ -260,6 +260,13 @@ impl Judge<'_> {
                 Some(default_flag),
             ),
         };
+        let duration_key = &self.config.annotation_keys.duration;
+        let annotation = pod.annotations.contains_key(duration_key).then_some(&**duration_key);
+        let rules = &self.config.dialect.sessions;
+        let says = match duration::remark(rules, session.duration, annotation, self.is_chained) {
+            Some(limited) => format!("{says}; {limited}"),
+            None => says,
+        };
         Step::new(
             Stage::Role,
             Outcome::Passed,
@@ -289,20 +296,8 @@ impl Judge<'_> {
         };
         let steps = vec![role_step, rule];
         match entitlements.credentials.state_of(&session) {
-            Some(state) => issued_or_not(steps, &session, state),
-            None => {
-                let says =
-                    "not requested yet: for a pod without annotation, nothing is fetched before it asks";
-                let step = Step::new(
-                    Stage::Sts,
-                    Outcome::Waiting,
-                    says,
-                    &[("session", Some(session.session_name.to_string()))],
-                );
-                let steps = steps.into_iter().chain([step]).collect();
-                let summary = format!("it gets credentials of {} when it requests them", session.role);
-                Judged::stop(steps, Verdict::Pending, summary, None)
-            }
+            Some(state) => sts::issued_or_not(steps, &session, state, self.config.dialect),
+            None => sts::not_requested(steps, &session),
         }
     }
 
@@ -364,83 +359,4 @@ fn no_role_remedy(pod: &Pod, key: &str, is_namespace_annotated: bool) -> String 
         "{found}if the pod should have a role, annotate the pod itself with {key}, in a Deployment spec.template.metadata.annotations; \
          on its service account ({service_account}), its namespace or its Deployment the annotation has no effect"
     )
-}
-
-/// The last two steps.
-fn issued_or_not(mut steps: Vec<Step>, session: &RoleSession, state: SessionState) -> Judged {
-    let SessionState { held, failure, is_fetching, next_in } = state;
-    let again = match next_in {
-        Some(span) => format!("; the agent asks again within {} s", span.as_secs() + 1),
-        None if is_fetching => "; the agent is asking now".to_owned(),
-        None => "; the agent asks again when the pod does".to_owned(),
-    };
-    let mut facts = vec![("session", Some(session.session_name.to_string()))];
-    if let Some((issued, expires)) = held {
-        facts.extend([
-            ("issued_at", Some(rounded(issued).to_string())),
-            ("expires_at", Some(rounded(expires).to_string())),
-        ]);
-    }
-    let failed = failure.as_ref().map(|failure| {
-        facts.extend([
-            ("code", Some(failure.code.to_string())),
-            ("message", Some(failure.message.clone())),
-            ("failed_at", Some(rounded(failure.at).to_string())),
-            ("request_id", failure.request_id.as_ref().map(ToString::to_string)),
-        ]);
-        let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
-        format!("answered {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
-    });
-    let remedy = failure.as_ref().map(|failure| failure.kind.remedy().to_owned());
-    let role = &session.role;
-    let (outcome, says) = match (held, &failed) {
-        (Some((issued, expires)), None) => (
-            Outcome::Passed,
-            format!(
-                "issued {} as session {}, until {}",
-                rounded(issued),
-                session.session_name,
-                rounded(expires)
-            ),
-        ),
-        (Some((_, expires)), Some(failed)) => {
-            (Outcome::Waiting, format!("{failed}; what was issued before lasts until {}", rounded(expires)))
-        }
-        (None, Some(failed)) => (Outcome::Failed, failed.clone()),
-        (None, None) => (Outcome::Waiting, format!("has not answered yet{again}")),
-    };
-    steps.push(Step::new(Stage::Sts, outcome, says, &facts));
-    match (held, failure) {
-        (Some((_, expires)), failure) => {
-            let answer = format!("the pod gets credentials of {role}, good until {}", rounded(expires));
-            steps.push(Step::new(
-                Stage::Answer,
-                Outcome::Passed,
-                answer,
-                &[("status", Some("200".to_owned()))],
-            ));
-            let but = if failure.is_some() { ", which STS does not renew at the moment" } else { "" };
-            let summary = format!("it gets credentials of {role}{but}");
-            Judged { held, ..Judged::stop(steps, Verdict::Granted, summary, remedy) }
-        }
-        (None, None) => {
-            let summary = format!("it gets credentials of {role} as soon as STS answers");
-            Judged::stop(steps, Verdict::Pending, summary, None)
-        }
-        (None, Some(failure)) => {
-            let is_transient = failure.kind.is_transient();
-            let verdict = if is_transient { Verdict::Unavailable } else { Verdict::Denied };
-            let summary = format!("STS issues no credentials of {role}: {}", failure.code);
-            Judged::stop(steps, verdict, summary, remedy)
-                .refused(&RequestError::Credentials(as_error(failure, next_in)))
-        }
-    }
-}
-
-/// The error that the pod would be answered with.
-fn as_error(failure: Failure, next_in: Option<Duration>) -> CredentialError {
-    let Failure { kind, code, message, request_id, .. } = failure;
-    let source =
-        IssueError { kind, code, message: message.into(), request_id, retry_after: None, source: None };
-    CredentialError::Issue { source: Arc::new(source), retry_after: next_in.unwrap_or_default() }
 }
