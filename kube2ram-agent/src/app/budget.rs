@@ -9,7 +9,7 @@ use crate::{
     server::{self, pass_through_limiter::EXCHANGES},
     snapshot,
 };
-use kube2ram_cloud::upstream;
+use kube2ram_cloud::{role::TAGS_MAX_BYTES, upstream};
 use kube2ram_service::{
     admin,
     listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
@@ -34,9 +34,13 @@ const RECORD: usize = 192 + 16;
 /// The same with values of 8 or 16 bytes.
 const SMALL: usize = 96 + 16;
 
+/// Pods as in the first part, and connections, each of which remembers its pod's session.
+const SESSIONS: usize = 1000 + server::CONNECTIONS;
+
 /// Purpose and number of bytes. The first and the last are not limits, but measured values with a margin.
-const PARTS: [(&str, usize); 9] = [
+const PARTS: [(&str, usize); 10] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
+    ("session tags, with `--session-tags=pod`", SESSIONS * TAGS_MAX_BYTES),
     ("namespaces' allow-lists, while they are listed again", 2 * kubernetes::ALLOW_LISTS_BYTES),
     (
         "the snapshot for the next agent: its text, as it grows, its file and a draft",
