@@ -22,10 +22,11 @@ pub(super) fn client_config(config: &Config) -> ClientConfig {
 }
 
 pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
+    let arn_style = config.dialect.arns;
     let allow_lists = config.namespace_restrictions.map(|format| AllowLists {
         annotation: config.namespace_key.clone(),
         role_annotation: config.annotation_keys.role.clone(),
-        check: Arc::new(move |text| check_allow_list(text, format)),
+        check: Arc::new(move |text| check_allow_list(text, format, arn_style)),
     });
     let (cgroup_root, pods) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroups());
     ClusterConfig {

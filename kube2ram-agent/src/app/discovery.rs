@@ -169,10 +169,12 @@ impl Discovery {
             Source::Unset => None,
         };
         let roles = Roles::try_new(
+            config.cloud.dialect(),
             config.annotation_keys.clone(),
             base,
             default_role.as_deref(),
             config.session_duration,
+            config.attribution.clone(),
         )
         .map_err(DiscoveryError::DefaultRole)?;
         let location = || {

@@ -23,7 +23,7 @@ use super::{
     log_level::LogLevel,
     metrics,
     node::{HostAddress, Node},
-    operator::{Kernel, Operator, pod_name},
+    operator::{Kernel, Operator, duration_notice, pod_name},
     outside::Outside,
     prefetch::Prefetch,
     snapshot,
@@ -148,6 +148,10 @@ impl Service {
         let activity = metadata.activity();
         let provider = sts.settings.connect(metadata, &clock);
         let base = provider.base().clone();
+        let (rules, is_chained) = (&config.cloud.dialect().sessions, base.source().is_role());
+        if let Some(notice) = duration_notice(rules, config.session_duration, is_chained) {
+            warn!("{notice}");
+        }
         let cluster = Cluster::connect(
             client_config(&config),
             cluster_config(&config, node),
