@@ -8,9 +8,9 @@ use kube2ram_agent::{
     identity::PodUid,
     pod::Pod,
     policy::{PatternFormat, Policy, check_allow_list},
-    role::{AnnotationKeys, Roles},
+    role::{AnnotationKeys, Attribution, Roles},
 };
-use kube2ram_cloud::role::BaseArn;
+use kube2ram_cloud::{alibaba::DIALECT, role::BaseArn};
 
 const BASE: &str = "acs:ram::123456789012:role/";
 
@@ -27,9 +27,11 @@ pub fn check(data: &[u8]) {
         ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
     let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
     let base = BaseArn::parse(BASE).expect("a base ARN");
-    let roles = Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).expect("no default role");
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    let roles =
+        Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
 
-    let fault = check_allow_list(list, format).err();
+    let fault = check_allow_list(list, format, DIALECT.arns).err();
     let Ok(session) = roles.session_for(&pod) else { return };
     let arn = session.role.as_str().to_owned();
     let policy = Policy::new(Some(format), &roles);

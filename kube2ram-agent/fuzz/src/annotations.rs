@@ -8,9 +8,12 @@ use kube2ram_agent::{
     identity::PodUid,
     pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, Roles},
+    role::{AnnotationKeys, Attribution, Roles},
 };
-use kube2ram_cloud::role::{BaseArn, Grant};
+use kube2ram_cloud::{
+    alibaba::DIALECT,
+    role::{BaseArn, Grant},
+};
 
 const BASE: &str = "acs:ram::123456789012:role/team/";
 const KEYS: [&str; 5] = ["role", "external-id", "policy", "duration", "session-name"];
@@ -38,7 +41,9 @@ pub fn check(data: &[u8]) {
     let [role, external_id, policy, duration, session_name] = KEYS.map(Box::from);
     let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
     let base = BaseArn::parse(BASE).expect("a base ARN");
-    let roles = Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).expect("no default role");
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    let roles =
+        Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
     let Ok(session) = roles.session_for(&pod) else { return };
 
     let annotation = |key: &str| pod.annotations.get(key).map(|value| &**value);

@@ -21,7 +21,7 @@ use kube2ram_agent::{
     kubernetes::{Directory, Notice, Notices, PodError},
     pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, Roles},
+    role::{AnnotationKeys, Attribution, Roles},
     server::{Config, Entitlements, HostNetworkPods, MetadataPolicy, Pipeline, Server, token::Tokens},
 };
 use kube2ram_cloud::{
@@ -98,8 +98,9 @@ impl Service {
         let keys =
             AnnotationKeys { role: ROLE_KEY.into(), external_id, policy: policy_key, duration, session_name };
         let base = BaseArn::parse("acs:ram::123456789012:role/").expect("a base ARN");
+        let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
         let roles =
-            Roles::try_new(keys, Some(base), None, Duration::from_secs(3600)).expect("no default role");
+            Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
         let mut registry = Registry::default();
         let credentials = Cache::new(
             Arc::clone(&world) as _,
