@@ -22,7 +22,7 @@ pub(super) fn client_config(config: &Config) -> ClientConfig {
 }
 
 pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
-    let arn_style = config.dialect.arns;
+    let arn_style = config.cloud.dialect().arns;
     let allow_lists = config.namespace_restrictions.map(|format| AllowLists {
         annotation: config.namespace_key.clone(),
         role_annotation: config.annotation_keys.role.clone(),

@@ -16,7 +16,7 @@ use crate::{
     kubernetes::StartupTaint,
     policy::PatternFormat,
     preflight::NodePaths,
-    role::AnnotationKeys,
+    role::{AnnotationKeys, Attribution, SessionTags},
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{
@@ -34,6 +34,8 @@ pub struct Config {
     pub annotation_keys: AnnotationKeys,
     /// Where the API server is.
     pub api_server: ApiServer,
+    /// What sessions carry of their pods.
+    pub attribution: Attribution,
     /// The TCP port at which redirected connections arrive.
     pub app_port: u16,
     /// What completes bare role names.
@@ -195,6 +197,16 @@ impl Config {
         let usual = &dialect.annotations;
         let or_usual = |key: Option<Box<str>>, usual: &str| key.unwrap_or_else(|| usual.into());
         let format = flags.namespace_restriction_format;
+        if flags.cluster_name.is_some() && flags.session_tags == SessionTags::None {
+            notices.push("--cluster-name has no effect without --session-tags".to_owned());
+        }
+        let attribution = Attribution::try_new(
+            &dialect.sessions,
+            flags.session_tags,
+            flags.cluster_name.as_deref(),
+            flags.source_identity,
+        )
+        .map_err(|error| ArgsError::usage(error.to_string()))?;
 
         Ok(Self {
             cloud,
@@ -207,6 +219,7 @@ impl Config {
             },
             api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
             app_port: flags.app_port,
+            attribution,
             base_arn,
             bpf_dir: flags.bpf_dir,
             cgroup_root: flags.cgroup_root,

@@ -18,6 +18,7 @@ use super::{ForwardGuardMode, OpenConnections, Output, WireGuardMode, value};
 use crate::{
     kubernetes::StartupTaint,
     policy::PatternFormat,
+    role::SessionTags,
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{Cloud, Endpoint};
@@ -117,6 +118,18 @@ pub(super) struct Flags {
         help_heading = "Roles"
     )]
     pub(super) ram_session_name_key: Option<Box<str>>,
+    /// Session tags by which the cloud's policies can tell pods apart: none, workload (namespace, service
+    /// account, and --cluster-name if it is given) or pod (also the pod's name and UID; then each pod has a
+    /// session of its own). Roles must allow sts:TagSession. AWS only
+    #[arg(long, value_name = "TAGS", default_value = "none", help_heading = "Roles")]
+    pub(super) session_tags: SessionTags,
+    /// The cluster's name, for session tags
+    #[arg(long, value_name = "NAME", help_heading = "Roles")]
+    pub(super) cluster_name: Option<Box<str>>,
+    /// Give each session the source identity <namespace>.<service account>, which no annotation changes. Roles
+    /// must allow sts:SetSourceIdentity. AWS only
+    #[arg(long, help_heading = "Roles")]
+    pub(super) source_identity: bool,
 
     /// What unannotated hostNetwork pods get. pass: the node's own role, even if there is a default role.
     /// deny: the same as other pods

@@ -6,6 +6,7 @@ use tracing::level_filters::LevelFilter;
 use super::*;
 use crate::{
     policy::PatternFormat,
+    role::Attribution,
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{
@@ -414,6 +415,26 @@ fn roles_are_read_in_the_style_of_the_cloud() {
         "--cloud=aws --default-role=acs:ram::1:role/a".to_owned(),
     ] {
         assert!(parsed(&flags).is_err(), "{flags}");
+    }
+}
+
+#[test]
+fn what_a_clouds_sessions_cannot_carry_is_an_error_and_never_left_out() {
+    let parsed = |flags: &str| parse(&format!("--node=n {flags}"), &[]);
+    let none = Attribution::default();
+
+    let tagged = parsed("--cloud=aws --session-tags=pod --cluster-name=c1 --source-identity").unwrap();
+    assert_ne!(tagged.attribution, none);
+    let named = parsed("--cloud=aws --cluster-name=c1").unwrap();
+    assert_eq!((named.attribution, named.notices.len()), (none, 1));
+    for (flags, part) in [
+        ("--session-tags=pod", "--session-tags does not work on this cloud"),
+        ("--source-identity", "--source-identity does not work on this cloud"),
+        ("--cloud=aws --session-tags=all", "give none, workload or pod"),
+        ("--cloud=aws --session-tags=workload --cluster-name=a!b", "--cluster-name \"a!b\""),
+    ] {
+        let error = parsed(flags).unwrap_err().to_string();
+        assert!(error.contains(part), "{flags}: {error}");
     }
 }
 

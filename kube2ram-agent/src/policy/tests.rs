@@ -116,7 +116,7 @@ fn globs_cover_names_below_the_base_rows_3_26_to_3_32() {
         assert_eq!(allows(PatternFormat::Glob, list, role), allowed, "row {row}: {list} {role}");
     }
     // No RoleArn ends in a slash. The list itself would allow it, as in the predecessors.
-    let list = AllowList::parse(r#"["path/*"]"#, PatternFormat::Glob);
+    let list = AllowList::parse(r#"["path/*"]"#, PatternFormat::Glob, ArnStyle::Acs);
     assert!(list.allows("acs:ram::123456789012:role/path/", Some(BASE)), "row 3.30");
 }
 

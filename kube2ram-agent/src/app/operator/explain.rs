@@ -262,7 +262,7 @@ impl Judge<'_> {
         };
         let duration_key = &self.config.annotation_keys.duration;
         let annotation = pod.annotations.contains_key(duration_key).then_some(&**duration_key);
-        let rules = &self.config.dialect.sessions;
+        let rules = &self.config.cloud.dialect().sessions;
         let says = match duration::remark(rules, session.duration, annotation, self.is_chained) {
             Some(limited) => format!("{says}; {limited}"),
             None => says,
@@ -296,7 +296,7 @@ impl Judge<'_> {
         };
         let steps = vec![role_step, rule];
         match entitlements.credentials.state_of(&session) {
-            Some(state) => sts::issued_or_not(steps, &session, state, self.config.dialect),
+            Some(state) => sts::issued_or_not(steps, &session, state, self.config.cloud.dialect()),
             None => sts::not_requested(steps, &session),
         }
     }

@@ -192,7 +192,7 @@ impl Operator {
                 StsFailure {
                     at: rounded(at),
                     kind: kind.as_str().to_owned(),
-                    remedy: (self.config.dialect.advice)(kind).to_owned(),
+                    remedy: (self.config.cloud.dialect().advice)(kind).to_owned(),
                     code: code.into(),
                     message,
                     request_id: request_id.map(Into::into),

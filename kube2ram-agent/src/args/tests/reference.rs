@@ -161,9 +161,10 @@ fn word(arg: &Arg) -> String {
 
 fn table(args: &[&Arg]) -> String {
     let head = row(["flag", "default", "what it does"]) + &row(["---"; 3]);
-    let rows = args.iter().filter(|arg| arg.get_long().is_some()).map(|arg| {
-        row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(&help(arg)))])
-    });
+    let rows = args
+        .iter()
+        .filter(|arg| arg.get_long().is_some())
+        .map(|arg| row([flag(arg).as_str(), &default(arg), &format!("{}.", prose(&help(arg)))]));
     head + &rows.collect::<String>()
 }
 
