@@ -4,6 +4,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     net::{SocketAddrV4, TcpListener},
     path::{Path, PathBuf},
@@ -17,6 +18,7 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
 use crate::{
+    Cloud,
     client::{Reply, Request},
     log_writer,
     node::{Node, Pod},
@@ -35,6 +37,9 @@ pub struct Agent {
     pod: Pod,
     wrapper: Vec<String>,
 }
+
+/// How variables begin that would change what an agent does.
+const OTHERS: [&[u8]; 2] = [b"AWS_", b"KUBE2RAM_"];
 
 /// How long the agent may take to be ready, or to end when it is told to.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -67,6 +72,10 @@ impl Agent {
             format!("--bpf-dir={}", node.bpffs().join("kube2ram").display()),
             format!("--state-dir={}", node.agent_state().display()),
         ];
+        // The agent's own default is Alibaba Cloud.
+        if node.cloud() != Cloud::Alibaba {
+            args.push(format!("--cloud={}", node.cloud().name()));
+        }
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
         let log = node.directory().join("agent.log");
 
@@ -229,9 +238,10 @@ impl Agent {
             }
         };
         fs::create_dir_all(self.pod_dir_path())?;
-        // Those of the tests are not the agent's.
-        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KUBE2RAM_"))
-        {
+        // Those of the tests, and of the machine that runs them, are not the agent's.
+        let is_foreign =
+            |name: &OsStr| OTHERS.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix));
+        for (name, _) in env::vars_os().filter(|(name, _)| is_foreign(name)) {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().cloned()).args(&self.args).arg(self.pod_dir());

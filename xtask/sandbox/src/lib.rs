@@ -6,6 +6,7 @@ pub mod agent;
 pub mod bench;
 pub mod client;
 pub mod clock;
+mod cloud;
 pub mod container;
 pub mod kernel;
 mod log_writer;
@@ -18,7 +19,10 @@ pub mod show;
 pub mod situation;
 pub mod standin;
 
-pub use self::sandbox::{InPod, Sandbox};
+pub use self::{
+    cloud::Cloud,
+    sandbox::{InPod, Sandbox},
+};
 
 use std::{
     io::Write as _,

@@ -34,11 +34,12 @@ use self::{
     netns::{Ends, ip},
     sniffer::Sniffed,
 };
-use crate::standin::Bind;
+use crate::{Cloud, standin::Bind};
 
 /// The node. Dropping it removes everything it made.
 #[derive(Debug)]
 pub struct Node {
+    cloud: Cloud,
     driver: CgroupDriver,
     has_ipv6: bool,
     next_pod: u8,
@@ -50,19 +51,27 @@ pub struct Node {
 
 impl Node {
     /// The IPv4 address of Alibaba Cloud's metadata server.
-    pub const METADATA_IP: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+    pub const METADATA_IP: Ipv4Addr = Cloud::Alibaba.metadata_ip();
     /// Its IPv6 address.
-    pub const METADATA_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200);
+    pub const METADATA_IP6: Ipv6Addr = Cloud::Alibaba.metadata_ip6();
 
-    /// Makes a node with its own network namespace, after removing what crashed processes have left. The
-    /// calling thread is inside that namespace until it drops the node, and so is every process and thread
-    /// that it starts meanwhile.
+    /// Makes a node of Alibaba Cloud with its own network namespace, after removing what crashed processes
+    /// have left. The calling thread is inside that namespace until it drops the node, and so is every
+    /// process and thread that it starts meanwhile.
     ///
     /// # Errors
     /// When the process is not root or has a node of that name, or cgroup v2, iproute2 or util-linux is
     /// missing.
     pub fn create(name: &str, driver: CgroupDriver) -> Result<Self> {
-        Self::make(name, driver, Network::Own)
+        Self::create_in(name, driver, Cloud::Alibaba)
+    }
+
+    /// The same of any cloud.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_in(name: &str, driver: CgroupDriver, cloud: Cloud) -> Result<Self> {
+        Self::make(name, driver, cloud, Network::Own)
     }
 
     /// Makes a node whose network is the machine's: for a virtual machine that is a node as a whole.
@@ -70,10 +79,10 @@ impl Node {
     /// # Errors
     /// As [`Self::create`]; when the machine has a route to the metadata address.
     pub fn create_of_machine(name: &str, driver: CgroupDriver) -> Result<Self> {
-        Self::make(name, driver, Network::Machine)
+        Self::make(name, driver, Cloud::Alibaba, Network::Machine)
     }
 
-    fn make(name: &str, driver: CgroupDriver, network: Network) -> Result<Self> {
+    fn make(name: &str, driver: CgroupDriver, cloud: Cloud, network: Network) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "making a node needs root");
         ensure!(
             (1..=32).contains(&name.len())
@@ -82,10 +91,10 @@ impl Node {
         );
         Record::undo_abandoned()?;
         let mut record = Record::create(name, &cgroup::mount_point()?)?;
-        match Self::build(&mut record, driver, network) {
+        match Self::build(&mut record, driver, cloud, network) {
             Ok((inside, sniffer)) => {
                 let has_ipv6 = has_ipv6(network);
-                Ok(Self { driver, has_ipv6, next_pod: 0, record, sniffer, _inside: inside })
+                Ok(Self { cloud, driver, has_ipv6, next_pod: 0, record, sniffer, _inside: inside })
             }
             Err(error) => {
                 record.undo();
@@ -97,6 +106,7 @@ impl Node {
     fn build(
         record: &mut Record,
         driver: CgroupDriver,
+        cloud: Cloud,
         network: Network,
     ) -> Result<(Option<netns::Inside>, Sniffed)> {
         fs::create_dir_all(record.cgroup.join(driver.kubepods()))?;
@@ -128,8 +138,8 @@ impl Node {
             v6 = Some(veth_ip6s(METADATA_NET));
         }
         netns::add(record, &metadata, &link(METADATA_NET), Some(v4), v6)?;
-        let mut addresses = vec![(IpAddr::from(Self::METADATA_IP), IpAddr::from(v4.inner))];
-        addresses.extend(v6.map(|v6| (Self::METADATA_IP6.into(), v6.inner.into())));
+        let mut addresses = vec![(IpAddr::from(cloud.metadata_ip()), IpAddr::from(v4.inner))];
+        addresses.extend(v6.map(|v6| (cloud.metadata_ip6().into(), v6.inner.into())));
         for (address, next_hop) in &addresses {
             let address = address.to_string();
             // Without detection of duplicates, which would not be over when the server starts.
@@ -142,6 +152,11 @@ impl Node {
     /// What it is called: the name that it was given, and this process's id.
     pub fn name(&self) -> &str {
         &self.record.name
+    }
+
+    /// The cloud that it is of.
+    pub fn cloud(&self) -> Cloud {
+        self.cloud
     }
 
     /// Its cgroup, which holds the pods' and the host daemons'.
@@ -251,8 +266,8 @@ impl Node {
                 netns::within(&netns, || TcpListener::bind(addr))
             })
         };
-        let v4 = bind(Self::METADATA_IP.into());
-        if self.has_ipv6 { v4.and(bind(Self::METADATA_IP6.into())) } else { v4 }
+        let v4 = bind(self.cloud.metadata_ip().into());
+        if self.has_ipv6 { v4.and(bind(self.cloud.metadata_ip6().into())) } else { v4 }
     }
 
     /// What arrives at the metadata server's door.

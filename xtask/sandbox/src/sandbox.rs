@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     env,
     net::{Ipv4Addr, TcpListener},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
     thread,
@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    Cloud,
     agent::Agent,
     client::{Family, Reply},
     clock::Clock,
@@ -55,15 +56,23 @@ impl Sandbox {
     /// The name of the Node object.
     pub const NODE: &str = "sandbox-node";
 
-    /// Makes a node with cgroupfs naming and starts the stand-ins.
+    /// Makes a node of Alibaba Cloud with cgroupfs naming and starts the stand-ins.
     ///
     /// # Errors
     /// As [`Node::create`]; when the client binary has not been built.
     pub fn create(name: &str) -> Result<Self> {
-        Self::create_with(name, CgroupDriver::Cgroupfs)
+        Self::create_in(name, Cloud::Alibaba)
     }
 
-    /// The same with a choice of naming.
+    /// The same of any cloud: its addresses, its stand-ins, its annotation for [`PodSpec::role`].
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_in(name: &str, cloud: Cloud) -> Result<Self> {
+        Self::on(Node::create_in(name, CgroupDriver::Cgroupfs, cloud)?)
+    }
+
+    /// The same of Alibaba Cloud, with a choice of naming.
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -81,7 +90,7 @@ impl Sandbox {
 
     fn on(node: Node) -> Result<Self> {
         let client = client_path()?;
-        let accounts = Arc::new(Accounts::new(Clock::default()));
+        let accounts = Arc::new(Accounts::of(node.cloud(), Clock::default()));
         let metadata = Metadata::start(node.metadata_bind(), Arc::clone(&accounts))?;
         let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts))?;
         let api = ApiServer::start(Bind::loopback())?;
@@ -96,14 +105,20 @@ impl Sandbox {
         Ok(Self { agent: None, pods: BTreeMap::new(), api, metadata, sts, accounts, client, surges: 0, node })
     }
 
+    /// The cloud that it stands for.
+    pub fn cloud(&self) -> Cloud {
+        self.node.cloud()
+    }
+
     /// Makes a pod on the node, and notifies the API server.
     ///
     /// # Errors
     /// As [`Node::add_pod`].
     pub fn add_pod(&mut self, spec: &PodSpec) -> Result<()> {
-        let pod = self.node.add_pod(spec)?;
+        let spec = spec.clone().of(self.cloud());
+        let pod = self.node.add_pod(&spec)?;
         self.pods.insert(spec.name.clone(), pod);
-        self.api.apply(manifest(spec).to_json())
+        self.api.apply(manifest(&spec).to_json())
     }
 
     /// Deletes a pod from the API server and from the node.
@@ -136,15 +151,15 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// Makes the agent's pod, and starts nothing in it yet.
+    /// Makes the agent's pod, and starts nothing in it yet. The agent is called as `binary` is, also when
+    /// that is a link.
     ///
     /// # Errors
     /// When there is an agent, or no such binary.
     pub fn add_agent(&mut self, binary: &Path, extra: &[&str]) -> Result<&mut Agent> {
         ensure!(self.agent.is_none(), "the sandbox has an agent already");
-        let binary = binary
-            .canonicalize()
-            .with_context(|| format!("cannot find the agent at {}", binary.display()))?;
+        ensure!(binary.is_file(), "cannot find the agent at {}", binary.display());
+        let binary = path::absolute(binary)?;
         let pod = self.add_agent_pod("kube2ram")?;
         let agent = Agent::new(&self.node, pod, &binary, &self.api.url(), &self.sts.url(), extra)?;
         Ok(self.agent.insert(agent))
@@ -221,8 +236,8 @@ impl Sandbox {
     /// # Errors
     /// When no port is free.
     pub fn predecessor(&self) -> Result<Predecessor> {
-        let role =
-            |pod: &Pod| Some((pod.ip().into(), pod.spec().annotations.get("ram.aliyuncs.com/role")?.clone()));
+        let key = self.cloud().annotation("role");
+        let role = |pod: &Pod| Some((pod.ip().into(), pod.spec().annotations.get(&key)?.clone()));
         let roles = self.pods.values().filter_map(role).collect();
         let bind = Bind::new((Ipv4Addr::UNSPECIFIED, 0).into(), TcpListener::bind);
         Predecessor::start(bind, Arc::clone(&self.accounts), roles)
@@ -267,7 +282,7 @@ impl Sandbox {
     /// When there is no such pod.
     pub fn pod(&self, name: &str) -> Result<InPod<'_>> {
         let pod = self.pods.get(name).with_context(|| format!("no pod {name:?}"))?;
-        Ok(InPod { client: &self.client, pod })
+        Ok(InPod { client: &self.client, cloud: self.cloud(), pod })
     }
 
     /// Sends a GET to the metadata address from a host daemon.
@@ -275,7 +290,7 @@ impl Sandbox {
     /// # Errors
     /// When it gets no answer.
     pub fn host_curl(&self, target: &str) -> Result<Reply> {
-        self.host_curl_url(&url(target))
+        self.host_curl_url(&url(self.cloud(), target))
     }
 
     /// Sends a GET to any URL from a host daemon.
@@ -302,6 +317,7 @@ impl Drop for Sandbox {
 #[derive(Clone, Copy, Debug)]
 pub struct InPod<'a> {
     client: &'a Path,
+    cloud: Cloud,
     pod: &'a Pod,
 }
 
@@ -317,7 +333,7 @@ impl<'a> InPod<'a> {
     /// When it gets no answer: refused, reset, or silence for five seconds.
     pub fn curl(&self, target: &str) -> Result<Reply> {
         let first = self.pod.spec().containers.first().context("the pod has no container")?;
-        self.curl_from(first, Family::V4, &url(target))
+        self.curl_from(first, Family::V4, &url(self.cloud, target))
     }
 
     /// Sends a GET to the metadata server's IPv6 address from the first container.
@@ -326,7 +342,8 @@ impl<'a> InPod<'a> {
     /// As [`Self::curl`].
     pub fn curl6(&self, target: &str) -> Result<Reply> {
         let first = self.pod.spec().containers.first().context("the pod has no container")?;
-        self.curl_from(first, Family::V6, &url6(target))
+        let url = format!("http://[{}]{target}", self.cloud.metadata_ip6());
+        self.curl_from(first, Family::V6, &url)
     }
 
     /// Sends a GET to any URL from any container, on any kind of socket.
@@ -347,7 +364,7 @@ impl<'a> InPod<'a> {
     /// # Errors
     /// As [`Self::curl`].
     pub fn curl_nested(&self, container: &str, target: &str) -> Result<Reply> {
-        reply(self.nested_client(container, "nested/deeper")?.args(["get", &url(target)]))
+        reply(self.nested_client(container, "nested/deeper")?.args(["get", &url(self.cloud, target)]))
     }
 
     /// A `kube2ram-sandbox client …` command in a container, for what is not a GET.
@@ -371,12 +388,8 @@ impl<'a> InPod<'a> {
     }
 }
 
-fn url(target: &str) -> String {
-    format!("http://{}{target}", Node::METADATA_IP)
-}
-
-fn url6(target: &str) -> String {
-    format!("http://[{}]{target}", Node::METADATA_IP6)
+fn url(cloud: Cloud, target: &str) -> String {
+    format!("http://{}{target}", cloud.metadata_ip())
 }
 
 fn reply(command: &mut Command) -> Result<Reply> {

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use uuid::Uuid;
 
 use super::{PodRecord, Qos, netns};
+use crate::Cloud;
 
 /// What network a pod has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct PodSpec {
     pub network: PodNetwork,
     /// Its quality of service class.
     pub qos: Qos,
+    /// The role that [`Self::role`] has named in its annotations.
+    pub role: Option<String>,
     /// Its service account.
     pub service_account: String,
     /// Its UID, by which its cgroup is called.
@@ -65,6 +68,7 @@ impl PodSpec {
             namespace: "default".into(),
             network: PodNetwork::default(),
             qos: Qos::Burstable,
+            role: None,
             service_account: "default".into(),
             uid: Uuid::new_v4().to_string(),
         }
@@ -77,10 +81,20 @@ impl PodSpec {
         self
     }
 
-    /// Adds the annotation that names the role.
+    /// Adds the annotation that names the role, by Alibaba Cloud's key. A sandbox of another cloud replaces
+    /// that by its own key.
     #[must_use]
-    pub fn role(self, role: &str) -> Self {
-        self.annotation("ram.aliyuncs.com/role", role)
+    pub fn role(mut self, role: &str) -> Self {
+        self.role = Some(role.into());
+        self.annotation(&Cloud::Alibaba.annotation(ROLE), role)
+    }
+
+    /// With the annotation that [`Self::role`] has added by a cloud's key.
+    #[must_use]
+    pub(crate) fn of(mut self, cloud: Cloud) -> Self {
+        let Some(role) = self.role.clone() else { return self };
+        self.annotations.remove(&Cloud::Alibaba.annotation(ROLE));
+        self.annotation(&cloud.annotation(ROLE), &role)
     }
 
     /// Sets the containers.
@@ -151,6 +165,9 @@ pub struct Pod {
     record: PodRecord,
     spec: PodSpec,
 }
+
+/// The name of the role's annotation.
+const ROLE: &str = "role";
 
 /// The container that holds the namespaces.
 pub(super) const PAUSE: &str = "pause";

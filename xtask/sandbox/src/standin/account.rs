@@ -1,6 +1,6 @@
-//! One pretended Alibaba Cloud account: its roles, and every access key that was ever valid in it.
-//! Pure state behind a lock. Shared by the metadata server, which issues the node's keys, and STS, which
-//! verifies and issues.
+//! One pretended account of a cloud: its roles, and every access key that was ever valid in it. Pure state
+//! behind a lock. Shared by the metadata server, which issues the node's keys, and STS, which verifies and
+//! issues.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::oidc::{OidcProvider, OidcTrust};
-use crate::{clock::Clock, locked};
+use crate::{Cloud, clock::Clock, locked};
 
 /// Who a key belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,21 +27,22 @@ pub enum Principal {
         /// The session's name.
         session: String,
     },
-    /// The ECS instance's role; it has `sts:AssumeRole` unless it was denied that.
+    /// The instance's role; it has `sts:AssumeRole` unless it was denied that.
     Node,
-    /// A RAM user with `AliyunSTSAssumeRoleAccess`, by name.
+    /// A user who has `sts:AssumeRole`, by name.
     User(String),
 }
 
 /// An access key and what goes with it.
 #[derive(Clone, Debug)]
 pub struct AccessKey {
-    /// `AccessKeyId`. That of an assumed role starts with `STS.<role name>.`, so that tests can see whose it
-    /// is.
+    /// `AccessKeyId`. That of an assumed role is `STS.<role name>.<unique>`, on AWS `ASIA.<role
+    /// name>.<unique>`, so that tests can see whose it is.
     pub id: String,
-    /// `AccessKeySecret`. Contains [`AccessKey::SECRET_MARKER`].
+    /// `AccessKeySecret`, on AWS `SecretAccessKey`. Contains [`AccessKey::SECRET_MARKER`].
     pub secret: String,
-    /// `SecurityToken`, which temporary keys have. Contains [`AccessKey::SECRET_MARKER`].
+    /// `SecurityToken`, on AWS `SessionToken`, which temporary keys have. Contains
+    /// [`AccessKey::SECRET_MARKER`].
     pub security_token: Option<String>,
     /// When the key was issued.
     pub issued: Timestamp,
@@ -56,9 +57,13 @@ impl AccessKey {
     pub const SECRET_MARKER: &str = "SaNdBoXsEcReT";
 }
 
-/// A RAM role.
+/// A role.
 #[derive(Clone, Debug)]
 pub struct Role {
+    /// Whether its trust policy allows `sts:SetSourceIdentity`, on AWS.
+    pub allows_source_identity: bool,
+    /// Whether its trust policy allows `sts:TagSession`, on AWS.
+    pub allows_tags: bool,
     /// Its trust policy's `sts:ExternalId` condition.
     pub external_id: Option<String>,
     /// `MaxSessionDuration`.
@@ -73,9 +78,11 @@ pub struct Role {
 }
 
 impl Default for Role {
-    /// What the RAM console creates: one hour, trusting.
+    /// What the console creates: one hour, trusting, without more.
     fn default() -> Self {
         Self {
+            allows_source_identity: false,
+            allows_tags: false,
             external_id: None,
             max_session: Duration::from_secs(3600),
             may_assume: false,
@@ -89,6 +96,7 @@ impl Default for Role {
 #[derive(Debug, Default)]
 pub struct Accounts {
     clock: Clock,
+    cloud: Cloud,
     keys: Mutex<HashMap<String, AccessKey>>,
     node_is_denied: AtomicBool,
     providers: Mutex<BTreeMap<String, OidcProvider>>,
@@ -96,14 +104,24 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// The account's UID.
-    pub const UID: &str = "1234567890123456";
-    /// The name of the node's role.
+    /// The UID of the account of Alibaba Cloud.
+    pub const UID: &str = Cloud::Alibaba.account();
+    /// The name of the node's role, in any cloud.
     pub const NODE_ROLE: &str = "KubernetesWorkerRole-sandbox";
 
-    /// Makes an account without roles or keys.
+    /// Makes an account of Alibaba Cloud without roles or keys.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, ..Self::default() }
+        Self::of(Cloud::Alibaba, clock)
+    }
+
+    /// Makes an account of a cloud without roles or keys.
+    pub fn of(cloud: Cloud, clock: Clock) -> Self {
+        Self { clock, cloud, ..Self::default() }
+    }
+
+    /// The cloud that it is of.
+    pub fn cloud(&self) -> Cloud {
+        self.cloud
     }
 
     /// The clock that all its servers go by.
@@ -111,9 +129,10 @@ impl Accounts {
         &self.clock
     }
 
-    /// The ARN of a role of this account; `name` may have a path.
+    /// The ARN of a role of the account of Alibaba Cloud; `name` may have a path. That of another cloud is
+    /// [`Cloud::role_arn`].
     pub fn role_arn(name: &str) -> String {
-        format!("acs:ram::{}:role/{name}", Self::UID)
+        Cloud::Alibaba.role_arn(name)
     }
 
     /// Adds or replaces a role, by ARN.
@@ -121,9 +140,10 @@ impl Accounts {
         locked(&self.roles).insert(arn.into(), role);
     }
 
-    /// The ARN of an OIDC provider of this account.
+    /// The ARN of an OIDC provider of the account of Alibaba Cloud. That of another cloud is
+    /// [`Cloud::provider_arn`].
     pub fn provider_arn(name: &str) -> String {
-        format!("acs:ram::{}:oidc-provider/{name}", Self::UID)
+        Cloud::Alibaba.provider_arn(name)
     }
 
     /// Adds or replaces an OIDC provider, by ARN.
@@ -140,7 +160,7 @@ impl Accounts {
     pub(super) fn may_assume(&self, principal: &Principal) -> bool {
         match principal {
             Principal::AssumedRole { role, .. } => {
-                self.role(&Self::role_arn(role)).is_some_and(|role| role.may_assume)
+                self.role(&self.cloud.role_arn(role)).is_some_and(|role| role.may_assume)
             }
             Principal::Node => !self.node_is_denied.load(Ordering::Relaxed),
             Principal::User(_) => true,
@@ -152,7 +172,7 @@ impl Accounts {
         locked(&self.roles).remove(arn);
     }
 
-    /// Makes a key that does not expire, for a RAM user.
+    /// Makes a key that does not expire, for a user.
     pub fn add_user(&self, name: &str) -> AccessKey {
         self.issue(Principal::User(name.to_owned()), None)
     }
@@ -161,15 +181,19 @@ impl Accounts {
     pub(super) fn issue(&self, principal: Principal, lifetime: Option<Duration>) -> AccessKey {
         let issued = self.clock.now();
         let unique = Uuid::new_v4().simple();
+        // With the characters that break a careless signer or header, but for those of XML on AWS.
+        let (temporary, static_, begin, end) = match self.cloud {
+            Cloud::Alibaba => ("STS", "LTAI", "CAIS+/", "=~*"),
+            Cloud::Aws => ("ASIA", "AKIA", "IQoJ+/", "=="),
+        };
         let id = match &principal {
-            Principal::AssumedRole { role, .. } => format!("STS.{role}.{unique}"),
-            Principal::Node => format!("STS.{}.{unique}", Self::NODE_ROLE),
-            Principal::User(name) => format!("LTAI.{name}.{unique}"),
+            Principal::AssumedRole { role, .. } => format!("{temporary}.{}.{unique}", self.id_part(role)),
+            Principal::Node => format!("{temporary}.{}.{unique}", Self::NODE_ROLE),
+            Principal::User(name) => format!("{static_}.{name}.{unique}"),
         };
         let key = AccessKey {
             secret: format!("{}{unique}", AccessKey::SECRET_MARKER),
-            // The characters that break a careless signer or header.
-            security_token: lifetime.map(|_| format!("CAIS+/{}{unique}=~*", AccessKey::SECRET_MARKER)),
+            security_token: lifetime.map(|_| format!("{begin}{}{unique}{end}", AccessKey::SECRET_MARKER)),
             issued,
             expires: lifetime.map(|lifetime| issued.saturating_add(lifetime).unwrap_or(Timestamp::MAX)),
             principal,
@@ -177,6 +201,15 @@ impl Accounts {
         };
         locked(&self.keys).insert(key.id.clone(), key.clone());
         key
+    }
+
+    /// What a key's id has of a role's name with its path. A scope of AWS's signature begins with the id, and
+    /// slashes separate its parts.
+    fn id_part<'a>(&self, role: &'a str) -> &'a str {
+        match self.cloud {
+            Cloud::Alibaba => role,
+            Cloud::Aws => role.rsplit('/').next().unwrap_or(role),
+        }
     }
 
     /// Ends every key of a principal now.
@@ -193,6 +226,11 @@ impl Accounts {
 
     pub(super) fn provider(&self, arn: &str) -> Option<OidcProvider> {
         locked(&self.providers).get(arn).cloned()
+    }
+
+    /// All OIDC providers, by ARN.
+    pub(super) fn providers(&self) -> BTreeMap<String, OidcProvider> {
+        locked(&self.providers).clone()
     }
 
     pub(super) fn role(&self, arn: &str) -> Option<Role> {

@@ -1,4 +1,4 @@
-//! A cluster's OIDC issuer, which signs its service accounts' tokens (ES256), and what RAM knows of it.
+//! A cluster's OIDC issuer, which signs its service accounts' tokens (ES256), and what a cloud knows of it.
 //! Pure but for the key's making. Used by the account and STS stand-ins, and by tests to mint tokens.
 
 use anyhow::{Result, anyhow};
@@ -13,6 +13,8 @@ use ring::{
 };
 use serde_json::{Value, json};
 
+use crate::Cloud;
+
 /// The side of the cluster.
 #[derive(Debug)]
 pub struct OidcIssuer {
@@ -20,7 +22,7 @@ pub struct OidcIssuer {
     url: String,
 }
 
-/// The side of RAM: an OIDC provider.
+/// The side of the cloud: an OIDC provider.
 #[derive(Clone, Debug)]
 pub struct OidcProvider {
     audience: String,
@@ -47,7 +49,7 @@ pub(super) enum TokenFault {
 
 impl OidcIssuer {
     /// The audience of RRSA's tokens.
-    pub const AUDIENCE: &str = "sts.aliyuncs.com";
+    pub const AUDIENCE: &str = Cloud::Alibaba.audience();
 
     /// Makes a cluster's issuer, with its own key.
     ///
@@ -64,8 +66,13 @@ impl OidcIssuer {
 
     /// An administrator's settings of it in RAM.
     pub fn provider(&self) -> OidcProvider {
+        self.provider_in(Cloud::Alibaba)
+    }
+
+    /// An administrator's settings of it in a cloud.
+    pub fn provider_in(&self, cloud: Cloud) -> OidcProvider {
         OidcProvider {
-            audience: Self::AUDIENCE.to_owned(),
+            audience: cloud.audience().to_owned(),
             issuer: self.url.clone(),
             public_key: self.keys.public_key().as_ref().to_vec(),
         }
