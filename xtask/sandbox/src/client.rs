@@ -10,6 +10,8 @@ mod repeat;
 mod storm;
 mod sts;
 
+#[cfg(test)]
+pub(crate) use self::sts::call_v4;
 pub use self::{
     dial::Dial,
     hold::{Hold, Holder},

@@ -1,4 +1,4 @@
-//! STS calls as an application makes them with what it was given.
+//! STS calls as an application makes them with what it was given, in either cloud.
 //! Depends on the stand-ins' signatures, not on the agent's. Called by `show` and tests.
 
 use std::collections::BTreeMap;
@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::{Reply, Request};
 use crate::{
+    Cloud,
     clock::iso8601,
-    standin::{AccessKey, pe, v1_signature},
+    standin::{AccessKey, V4Request, V4Scope, pe, v1_signature, v4_authorization, xml_text},
 };
 
 /// The document that the metadata service serves, or a static key.
@@ -21,10 +22,24 @@ use crate::{
 pub struct Credentials {
     /// `AccessKeyId`.
     pub access_key_id: String,
-    /// `AccessKeySecret`.
+    /// `AccessKeySecret`, on AWS `SecretAccessKey`.
+    #[serde(alias = "SecretAccessKey")]
     pub access_key_secret: String,
-    /// `SecurityToken`.
+    /// `SecurityToken`, on AWS `Token`.
+    #[serde(alias = "Token")]
     pub security_token: Option<String>,
+}
+
+impl Credentials {
+    /// The role that they are of: `STS.<role>.<unique>`, on AWS `ASIA.<role>.<unique>`.
+    pub fn role(&self) -> &str {
+        self.access_key_id.split('.').nth(1).unwrap_or_default()
+    }
+
+    /// The cloud that issued them: all ids of AWS begin with `A`, and none of Alibaba Cloud's.
+    fn cloud(&self) -> Cloud {
+        if self.access_key_id.starts_with('A') { Cloud::Aws } else { Cloud::Alibaba }
+    }
 }
 
 impl From<&AccessKey> for Credentials {
@@ -44,8 +59,11 @@ impl From<&AccessKey> for Credentials {
 pub fn caller_identity(sts_url: &str, credentials: &Credentials) -> Result<String> {
     let reply = call(sts_url, credentials, "GetCallerIdentity", &[])?;
     ensure!(reply.status == 200, "STS says {}: {}", reply.status, reply.body);
-    let answer = serde_json::from_str::<Value>(&reply.body)?;
-    Ok(answer["Arn"].as_str().context("no Arn in the answer")?.to_owned())
+    let arn = match credentials.cloud() {
+        Cloud::Alibaba => serde_json::from_str::<Value>(&reply.body)?["Arn"].as_str().map(str::to_owned),
+        Cloud::Aws => xml_text(&reply.body, "Arn").map(str::to_owned),
+    };
+    arn.context("no Arn in the answer")
 }
 
 /// Asks for a session of a role.
@@ -57,6 +75,13 @@ pub fn assume_role(sts_url: &str, credentials: &Credentials, params: &[(&str, &s
 }
 
 fn call(sts_url: &str, credentials: &Credentials, action: &str, params: &[(&str, &str)]) -> Result<Reply> {
+    match credentials.cloud() {
+        Cloud::Alibaba => call_v1(sts_url, credentials, action, params),
+        Cloud::Aws => call_v4(sts_url, credentials, action, params, Timestamp::now()),
+    }
+}
+
+fn call_v1(sts_url: &str, credentials: &Credentials, action: &str, params: &[(&str, &str)]) -> Result<Reply> {
     let mut all = params
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -83,4 +108,38 @@ fn call(sts_url: &str, credentials: &Credentials, action: &str, params: &[(&str,
     let query = all.iter().map(|(name, value)| format!("{}={}", pe(name), pe(value))).collect::<Vec<_>>();
 
     Request::get(format!("{sts_url}/?{}", query.join("&"))).send()
+}
+
+/// The query protocol of AWS, by POST, signed at this time.
+pub(crate) fn call_v4(
+    sts_url: &str,
+    credentials: &Credentials,
+    action: &str,
+    params: &[(&str, &str)],
+    at: Timestamp,
+) -> Result<Reply> {
+    let all = [("Action", action), ("Version", "2011-06-15")];
+    let pairs = all.iter().chain(params).map(|(name, value)| format!("{}={}", pe(name), pe(value)));
+    let body = pairs.collect::<Vec<_>>().join("&");
+    let date = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let host = sts_url.trim_start_matches("http://");
+    let mut headers = vec![
+        ("content-type", "application/x-www-form-urlencoded; charset=utf-8"),
+        ("host", host),
+        ("x-amz-date", &*date),
+    ];
+    headers.extend(credentials.security_token.as_deref().map(|token| ("x-amz-security-token", token)));
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let headers = headers.collect::<Vec<_>>();
+    let payload = body.as_bytes();
+    let signed = V4Request { method: "POST", path: "/", query: "", headers: &headers, payload };
+    let scope = V4Scope { date: &date, region: Cloud::Aws.region(), service: "sts" };
+    let authorization =
+        v4_authorization(&credentials.access_key_id, &credentials.access_key_secret, scope, &signed);
+
+    let mut request = Request::get(format!("{sts_url}/")).header("authorization", authorization);
+    request.method = "POST".into();
+    request.headers.extend(headers.into_iter().filter(|(name, _)| name != "host"));
+    request.body = body.into_bytes();
+    request.send()
 }

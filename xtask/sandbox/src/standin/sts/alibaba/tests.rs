@@ -1,5 +1,7 @@
 //! Each refusal, next to the same call allowed.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use jiff::SignedDuration;
 
 use super::*;
@@ -7,6 +9,7 @@ use crate::{
     client::{self, Credentials, Reply, assume_role, caller_identity},
     clock::Clock,
     standin::{
+        Bind, Sts, StsMode,
         account::Role,
         signature::{V3Request, hex_sha256, v3_signature},
     },
