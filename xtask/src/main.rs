@@ -71,6 +71,9 @@ enum Task {
     Manifests,
     /// Shows the main job on this machine: pods, each with its own role
     Sandbox {
+        /// The cloud that the machine stands for
+        #[arg(long, value_parser = ["alibaba", "aws"], default_value = "alibaba")]
+        cloud: String,
         /// Leaves everything running until Ctrl-C, to be played with
         #[arg(long)]
         keep: bool,
@@ -132,7 +135,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Image(image) => image.run(),
         Task::Lint => steps::lint(),
         Task::Manifests => manifests::write(),
-        Task::Sandbox { keep } => steps::sandbox(keep),
+        Task::Sandbox { cloud, keep } => steps::sandbox(&cloud, keep),
         Task::Setup => setup::everything(),
         Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
             ensure!(!thorough || image || kernels.is_some(), "--thorough is for --image and --kernels");

@@ -59,7 +59,7 @@ pub(crate) fn docs() -> Result<()> {
 }
 
 /// Builds everything and runs the show.
-pub(crate) fn sandbox(keep: bool) -> Result<()> {
+pub(crate) fn sandbox(cloud: &str, keep: bool) -> Result<()> {
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("the sandbox makes cgroups, network namespaces and eBPF programs: run it as root");
     }
@@ -67,7 +67,7 @@ pub(crate) fn sandbox(keep: bool) -> Result<()> {
     setup::programs()?;
     let programs = build::programs()?;
     let mut show = setup::privileged(programs.sandbox);
-    show.arg("show").arg("--agent").arg(programs.agent);
+    show.arg("show").arg("--agent").arg(programs.agent).arg("--cloud").arg(cloud);
     if keep {
         show.arg("--keep");
     }

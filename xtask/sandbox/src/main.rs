@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
+    Cloud,
     bench::{self, Subject},
     client::{Dial, Family, Hold, Load, Repeat, Request, Storm, raw},
     node::Record,
@@ -67,6 +68,9 @@ enum Command {
         /// The agent's binary.
         #[arg(long)]
         agent: PathBuf,
+        /// The cloud that the node is in.
+        #[arg(long, value_enum, default_value_t)]
+        cloud: Cloud,
         /// Leaves everything running until Ctrl-C.
         #[arg(long)]
         keep: bool,
@@ -147,6 +151,8 @@ enum Client {
     Load {
         #[arg(long)]
         connect: SocketAddr,
+        #[arg(long, value_enum, default_value_t)]
+        cloud: Cloud,
         /// The role that every answer must be of.
         #[arg(long)]
         expect: String,
@@ -168,6 +174,8 @@ enum Client {
     Storm {
         #[arg(long)]
         connects: usize,
+        #[arg(long, value_enum, default_value_t)]
+        cloud: Cloud,
         #[arg(long, default_value_t = 8)]
         concurrency: usize,
         /// The role that every answer must be of.
@@ -199,7 +207,7 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Show { agent, keep } => return run_show(&agent, keep),
+        Command::Show { agent, cloud, keep } => return run_show(&agent, cloud, keep),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -212,16 +220,18 @@ fn refresh(text: &str) -> Result<Refresh, std::num::ParseIntError> {
     })
 }
 
-fn run_show(agent: &Path, keep: bool) -> Result<ExitCode> {
+fn run_show(agent: &Path, cloud: Cloud, keep: bool) -> Result<ExitCode> {
     remove_on_signal(show::NAME)?;
-    let (sandbox, right) = show::show(agent, &mut stdout())?;
+    let (sandbox, right) = show::show(agent, cloud, &mut stdout())?;
     if keep {
         writeln!(
             stdout(),
             "\nThe sandbox is yours until Ctrl-C. In another terminal, as root:\n  \
-             {} exec --sandbox {} orders -- curl -s http://100.100.100.200/latest/meta-data/ram/security-credentials/",
+             {} exec --sandbox {} orders -- curl -s http://{}{}",
             env::current_exe()?.display(),
-            sandbox.node().name()
+            sandbox.node().name(),
+            cloud.metadata_ip(),
+            cloud.list()
         )?;
         loop {
             thread::park();
@@ -270,16 +280,17 @@ fn run_client(client: Client) -> Result<()> {
             return Hold { addr: connect, connections, first: hex::decode(first)?, then: hex::decode(then)? }
                 .run(stdin(), stdout());
         }
-        Client::Load { connect, expect } => {
-            serde_json::to_string(&Load { addr: connect, role: expect }.run(stdin())?)?
+        Client::Load { connect, cloud, expect } => {
+            serde_json::to_string(&Load { addr: connect, cloud, role: expect }.run(stdin())?)?
         }
         Client::Repeat { send_to } => {
             let call = send_to.map_or(Repeat::Option, Repeat::Send);
             return call.run(stdin().lock(), stdout());
         }
         Client::Raw { connect, hex } => hex::encode(raw(connect, &hex::decode(hex)?)?),
-        Client::Storm { connects, concurrency, expect, urls } => {
-            serde_json::to_string(&Storm { base_urls: urls, connects, concurrency, role: expect }.run())?
+        Client::Storm { connects, cloud, concurrency, expect, urls } => {
+            let storm = Storm { base_urls: urls, cloud, connects, concurrency, role: expect };
+            serde_json::to_string(&storm.run())?
         }
     };
     Ok(writeln!(stdout(), "{answer}")?)

@@ -16,31 +16,26 @@ use anyhow::{Context as _, Result};
 
 use self::table::{Row, Table};
 use crate::{
-    Sandbox,
+    Cloud, Sandbox,
     client::{Credentials, Family, Reply, caller_identity},
-    node::{Node, PodSpec},
+    node::PodSpec,
     say,
     standin::{Accounts, Role},
 };
-
-const LIST: &str = "/latest/meta-data/ram/security-credentials/";
-
-/// The annotation of the namespaces' allow-lists.
-const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
 
 /// Makes the sandbox, asks, and prints the answers to `out`. Returns the sandbox, and whether everything was
 /// as it should be.
 ///
 /// # Errors
 /// When the sandbox cannot be made or the agent does not get ready.
-pub fn show(agent: &Path, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool)> {
+pub fn show(agent: &Path, cloud: Cloud, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool)> {
     let started = Instant::now();
     say(
         "making a node: cgroups, network namespaces, stand-ins for the API server, the metadata server and STS",
     );
-    let mut sandbox = Sandbox::create(NAME)?;
+    let mut sandbox = Sandbox::create_in(NAME, cloud)?;
     populate(&mut sandbox)?;
-    let before = sandbox.pod("orders")?.curl(LIST)?;
+    let before = sandbox.pod("orders")?.curl(cloud.list())?;
     say(&format!("without kube2ram, pod orders is given the node's own role: {}", before.body));
     let leaked = packets_from_pods(&sandbox);
 
@@ -58,8 +53,11 @@ pub fn show(agent: &Path, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool
     writeln!(out, "STS: {} calls, {assumed} of them AssumeRole", calls.len())?;
     writeln!(
         out,
-        "{} {arrived} packets from pods reached the metadata server ({leaked} did before kube2ram started)",
-        mark(arrived == 0)
+        "{} {arrived} packets from pods reached the metadata server ({leaked} did before kube2ram started), at \
+         {} and {}",
+        mark(arrived == 0),
+        cloud.metadata_ip(),
+        cloud.metadata_ip6()
     )?;
     writeln!(out, "{:.1?} in all", started.elapsed())?;
 
@@ -70,17 +68,18 @@ pub fn show(agent: &Path, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool
 pub const NAME: &str = "show";
 
 fn populate(sandbox: &mut Sandbox) -> Result<()> {
-    for role in ["orders-role", "billing-role", "daemon-role", "locked-role"] {
-        sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
+    let cloud = sandbox.cloud();
+    // And a node role that trusts itself: if an agent asked for it on a pod's behalf, STS would allow it.
+    for role in ["orders-role", "billing-role", "daemon-role", "locked-role", Accounts::NODE_ROLE] {
+        sandbox.accounts().add_role(cloud.role_arn(role), Role::default());
     }
-    // A node role that trusts itself: if an agent asked for it on a pod's behalf, STS would allow it.
-    sandbox.accounts().add_role(Accounts::role_arn(Accounts::NODE_ROLE), Role::default());
+    let allow_list = cloud.annotation("allowed-roles");
     for (namespace, roles) in [
         ("shop", r#"["orders-role", "billing-role"]"#),
         ("system", r#"["daemon-role"]"#),
         ("vault", r#"["other-*"]"#),
     ] {
-        sandbox.api().apply_namespace(namespace, &[(ALLOW_LIST, roles)])?;
+        sandbox.api().apply_namespace(namespace, &[(&*allow_list, roles)])?;
     }
     for spec in [
         PodSpec::new("orders").namespace("shop").role("orders-role").containers(&["app", "sidecar"]),
@@ -103,12 +102,14 @@ fn packets_from_pods(sandbox: &Sandbox) -> usize {
 }
 
 fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
-    let direct = format!("http://{}{LIST}", sandbox.agent()?.app_addr());
+    let cloud = sandbox.cloud();
+    let list = cloud.list();
+    let direct = format!("http://{}{list}", sandbox.agent()?.app_addr());
     let (orders, billing) = (sandbox.pod("orders")?, sandbox.pod("billing")?);
     let (daemon, plain, locked) = (sandbox.pod("daemon")?, sandbox.pod("plain")?, sandbox.pod("locked")?);
-    let role = |name: &str| format!("{LIST}{name}");
+    let role = |name: &str| format!("{list}{name}");
 
-    table.add("orders", "which role?", "orders-role", || orders.curl(LIST).map(body));
+    table.add("orders", "which role?", "orders-role", || orders.curl(list).map(body));
     let sts = sandbox.sts().url();
     let mut credentials =
         |pod: &'static str, what: &'static str, role: &str, ask: &dyn Fn() -> Result<Reply>| {
@@ -120,15 +121,21 @@ fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
     credentials("billing", "credentials", "billing-role", &|| billing.curl(&role("billing-role")));
     credentials("daemon (hostNetwork)", "credentials", "daemon-role", &|| daemon.curl(&role("daemon-role")));
 
-    let mapped = format!("http://{}{}", Node::METADATA_IP, role("orders-role"));
+    let mapped = format!("http://{}{}", cloud.metadata_ip(), role("orders-role"));
     table.add("orders/sidecar", "credentials, IPv4-mapped socket", "orders-role", || {
         orders.curl_from("sidecar", Family::V6Mapped, &mapped).map(credentials_of)
     });
     table.add("orders", "credentials, nested cgroup", "orders-role", || {
         orders.curl_nested("app", &role("orders-role")).map(credentials_of)
     });
-    table
-        .add("orders", "instance-id", INSTANCE_ID, || orders.curl("/latest/meta-data/instance-id").map(body));
+    if sandbox.node().has_ipv6() {
+        table.add("orders", "credentials, IPv6 address", "orders-role", || {
+            orders.curl6(&role("orders-role")).map(credentials_of)
+        });
+    }
+    table.add("orders", "instance-id", cloud.instance_id(), || {
+        orders.curl("/latest/meta-data/instance-id").map(body)
+    });
     table.add("orders", "billing's credentials", "403", || orders.curl(&role("billing-role")).map(body));
     table
         .add("orders", "the node's credentials", "403", || orders.curl(&role(Accounts::NODE_ROLE)).map(body));
@@ -138,15 +145,15 @@ fn ask(sandbox: &mut Sandbox, table: &mut Table) -> Result<()> {
     table.add("host process", "which role?, the agent dialled", "403", || {
         sandbox.host_curl_url(&direct).map(body)
     });
-    table.add("plain (no role)", "which role?", "404", || plain.curl(LIST).map(body));
+    table.add("plain (no role)", "which role?", "404", || plain.curl(list).map(body));
     table.add("locked (not allowed)", "credentials", "403", || locked.curl(&role("locked-role")).map(body));
-    table.add("host process", "which role?", Accounts::NODE_ROLE, || sandbox.host_curl(LIST).map(body));
+    table.add("host process", "which role?", Accounts::NODE_ROLE, || sandbox.host_curl(list).map(body));
 
     sandbox.agent()?.kill()?;
     let orders = sandbox.pod("orders")?;
-    table.add("orders", "which role?, the agent killed", REFUSED, || refusal(orders.curl(LIST)));
+    table.add("orders", "which role?, the agent killed", REFUSED, || refusal(orders.curl(list)));
     table.add("host process", "which role?, the agent killed", Accounts::NODE_ROLE, || {
-        sandbox.host_curl(LIST).map(body)
+        sandbox.host_curl(list).map(body)
     });
     sandbox.agent()?.start()?;
     let orders = sandbox.pod("orders")?;
@@ -169,8 +176,6 @@ fn refusal(reply: Result<Reply>) -> Result<Answer> {
     }
 }
 
-const INSTANCE_ID: &str = crate::standin::Metadata::INSTANCE_ID;
-
 /// An answer, and how long it took.
 struct Answer {
     latency: Duration,
@@ -188,9 +193,7 @@ fn credentials_of(reply: Reply) -> Answer {
     let given = serde_json::from_str::<Credentials>(&reply.body);
     let mut answer = body(reply);
     if answer.status == 200 {
-        // STS.<role>.<unique>
-        let id = given.map(|given| given.access_key_id).unwrap_or_default();
-        answer.text = id.split('.').nth(1).unwrap_or("no credentials").to_owned();
+        answer.text = given.map_or("no credentials".to_owned(), |given| given.role().to_owned());
     }
     answer
 }
@@ -201,7 +204,7 @@ fn identify(sts_url: &str, reply: &Reply) -> Answer {
         .context("no credentials")
         .and_then(|credentials| caller_identity(sts_url, &credentials));
     let text = match arn {
-        // acs:ram::<uid>:assumed-role/<role>/<session>
+        // acs:ram::<uid>:assumed-role/<role>/<session>, arn:aws:sts::<account>:assumed-role/…
         Ok(arn) => arn
             .rsplit(':')
             .next()

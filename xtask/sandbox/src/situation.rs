@@ -9,7 +9,7 @@ use crate::{
     Sandbox,
     client::Reply,
     node::PodSpec,
-    standin::{Accounts, Role, StsMode},
+    standin::{Role, StsMode},
 };
 
 /// A state of the node and of what it talks to.
@@ -42,9 +42,8 @@ pub enum Situation {
     StsThrottling,
 }
 
-/// The list of the pod's roles; its role's name after it asks for credentials.
-const LIST: &str = "/latest/meta-data/ram/security-credentials/";
-const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
+/// The annotation of namespaces that lists the roles of their pods, but for the cloud's prefix.
+const ALLOW_LIST: &str = "allowed-roles";
 
 impl Situation {
     /// All of them.
@@ -94,10 +93,12 @@ impl Situation {
     /// # Errors
     /// As [`Sandbox::add_pod`].
     pub fn set_the_stage(sandbox: &mut Sandbox) -> Result<()> {
+        let cloud = sandbox.cloud();
         for role in ["admin-role", "late-role", "orders-role"] {
-            sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
+            sandbox.accounts().add_role(cloud.role_arn(role), Role::default());
         }
-        let allowed = [(ALLOW_LIST, r#"["late-role", "orders-role"]"#)];
+        let key = cloud.annotation(ALLOW_LIST);
+        let allowed = [(&*key, r#"["late-role", "orders-role"]"#)];
         sandbox.api().apply_namespace(Self::NAMESPACE, &allowed)?;
         sandbox.add_pod(&PodSpec::new(Self::ORDERS).namespace(Self::NAMESPACE).role("orders-role"))
     }
@@ -133,7 +134,7 @@ impl Situation {
             detach(sandbox)?;
         }
         let Some((pod, role)) = self.victim() else { return Ok(()) };
-        let status = ask(sandbox, pod, &format!("{LIST}{role}"))?.status;
+        let status = ask(sandbox, pod, &format!("{}{role}", sandbox.cloud().list()))?.status;
         let expected = if self == Self::RoleDenied { 403 } else { 503 };
         ensure!(status == expected, "{pod} was answered {status} instead of {expected}");
         Ok(())
@@ -149,7 +150,8 @@ impl Situation {
             Self::ApiServerAway => sandbox.api().up()?,
             Self::BaseCredentialsExpired => sandbox.metadata().rotate(),
             Self::RoleDenied => {
-                let allowed = [(ALLOW_LIST, r#"["admin-role", "late-role", "orders-role"]"#)];
+                let key = sandbox.cloud().annotation(ALLOW_LIST);
+                let allowed = [(&*key, r#"["admin-role", "late-role", "orders-role"]"#)];
                 sandbox.api().apply_namespace(Self::NAMESPACE, &allowed)?;
             }
             Self::StsThrottling => sandbox.sts().set_mode(StsMode::Ok)?,
@@ -164,7 +166,8 @@ fn ask(sandbox: &Sandbox, pod: &str, target: &str) -> Result<Reply> {
 
 /// What an SDK asks for, and what the rest of a pod might.
 fn ask_for_own(sandbox: &Sandbox) -> Result<()> {
-    for target in [LIST, &format!("{LIST}orders-role"), "/latest/meta-data/instance-id"] {
+    let list = sandbox.cloud().list();
+    for target in [list, &format!("{list}orders-role"), "/latest/meta-data/instance-id"] {
         let reply = ask(sandbox, Situation::ORDERS, target)?;
         ensure!(reply.status == 200, "{target} was answered {}: {}", reply.status, reply.body);
     }

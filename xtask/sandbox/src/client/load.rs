@@ -17,12 +17,15 @@ use super::{
     Credentials, Reply,
     http::{Family, connect, parse},
 };
+use crate::Cloud;
 
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// The metadata server.
     pub addr: SocketAddr,
+    /// Its cloud.
+    pub cloud: Cloud,
     /// The role that every answer must be of.
     pub role: String,
 }
@@ -56,7 +59,6 @@ pub struct LoadReport {
 
 /// Of each of the two clients, between two requests: below `--request-rate` together.
 const PAUSE: Duration = Duration::from_millis(11);
-const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
 impl Load {
     /// Asks until `until` ends; then reports the result.
@@ -129,7 +131,8 @@ impl Load {
         report: &mut LoadReport,
     ) -> Result<Reply> {
         let close = if keeps { "" } else { "Connection: close\r\n" };
-        let head = format!("GET {LIST}{role} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", self.addr.ip());
+        let (list, host) = (self.cloud.list(), self.addr.ip());
+        let head = format!("GET {list}{role} HTTP/1.1\r\nHost: {host}\r\n{close}\r\n");
         if let Some(mut stream) = kept.take() {
             match exchange(&mut stream, &head) {
                 Err(error) if is_cut(error.kind()) => report.resent += 1,
@@ -159,8 +162,7 @@ impl Load {
         if role.is_empty() {
             return body == self.role;
         }
-        serde_json::from_str::<Credentials>(body)
-            .is_ok_and(|given| given.access_key_id.starts_with(&format!("STS.{}.", self.role)))
+        serde_json::from_str::<Credentials>(body).is_ok_and(|given| given.role() == self.role)
     }
 }
 

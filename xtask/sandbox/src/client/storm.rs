@@ -10,12 +10,15 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Credentials, Request};
+use crate::Cloud;
 
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Storm {
     /// `http://100.100.100.200` and the like, taken in turns.
     pub base_urls: Vec<String>,
+    /// Their cloud.
+    pub cloud: Cloud,
     /// Connections in all, half of them for the role's name and half for its credentials.
     pub connects: usize,
     /// Connections at a time.
@@ -77,7 +80,7 @@ impl Storm {
             let list = index.is_multiple_of(2);
             let role = if list { "" } else { self.role.as_str() };
             let base_url = &self.base_urls[index / 2 % self.base_urls.len()];
-            let url = format!("{base_url}/latest/meta-data/ram/security-credentials/{role}");
+            let url = format!("{base_url}{}{role}", self.cloud.list());
             match Request::get(url).send() {
                 Ok(reply) => {
                     report.latencies_us.push(reply.latency_us);
@@ -103,8 +106,7 @@ impl Storm {
         if list {
             return body == self.role;
         }
-        serde_json::from_str::<Credentials>(body)
-            .is_ok_and(|given| given.access_key_id.starts_with(&format!("STS.{}.", self.role)))
+        serde_json::from_str::<Credentials>(body).is_ok_and(|given| given.role() == self.role)
     }
 }
 

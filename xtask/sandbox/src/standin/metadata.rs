@@ -1,10 +1,9 @@
-//! The ECS metadata server: its tree, the node role's credentials and hardened mode, as a real instance
-//! answers. Depends on the account. Called over HTTP by agents and pods, and by tests to set its mood and
-//! read what reached it.
-//!
-//! Sources: "Instance metadata" and its FAQ, help.aliyun.com/document_detail/{49122,108460}; cloud-init's
-//! DataSourceAliYun.
+//! The metadata server of a cloud: its tree, the node role's credentials and session tokens, as a real
+//! instance answers. What differs between clouds is a table of each. Depends on the account. Called over HTTP
+//! by agents and pods, and by tests to set its mood and read what reached it.
 
+mod alibaba;
+mod aws;
 mod tree;
 
 use std::{
@@ -12,7 +11,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -21,14 +20,13 @@ use anyhow::Result;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use jiff::Timestamp;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{
     account::{AccessKey, Accounts, Principal},
-    server::{Bind, Body, Handler, Server, reply},
+    server::{Bind, Body, Handler, HopLimit, Server, reply},
 };
-use crate::{clock::iso8601, locked};
+use crate::{Cloud, locked};
 
 /// How the server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +39,12 @@ pub enum MetadataMode {
     Up,
 }
 
-/// `HttpTokens` of ModifyInstanceMetadataOptions.
+/// `HttpTokens` of ModifyInstanceMetadataOptions, which both clouds have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tokens {
     /// A request without a token is answered.
     Optional,
-    /// Hardened mode: it is refused.
+    /// It is refused: Alibaba Cloud's hardened mode.
     Required,
 }
 
@@ -70,22 +68,24 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Its instance id.
-    pub const INSTANCE_ID: &str = tree::INSTANCE_ID;
-    /// Its region.
-    pub const REGION: &str = tree::REGION;
-
     /// Starts serving an instance whose role can assume the account's roles.
     ///
     /// # Errors
     /// When the address cannot be listened on.
     pub fn start(bind: Bind, accounts: Arc<Accounts>) -> Result<Self> {
         let node_key = Mutex::new(accounts.issue(Principal::Node, Some(LIFETIME)));
+        let service = match accounts.cloud() {
+            Cloud::Alibaba => &alibaba::SERVICE,
+            Cloud::Aws => &aws::SERVICE,
+        };
         let state = State {
             accounts,
+            has_profile: AtomicBool::new(true),
+            hop_limit: AtomicU8::new(HOP_LIMIT),
             mode: Mutex::new(MetadataMode::Up),
             node_key,
             renews: AtomicBool::new(true),
+            service,
             seen: Mutex::default(),
             tokens: Mutex::new(Tokens::Optional),
             valid_tokens: Mutex::default(),
@@ -113,7 +113,18 @@ impl Metadata {
         self.server.up()
     }
 
-    /// Turns hardened mode on or off.
+    /// Attaches or detaches the instance profile, by which an instance of AWS has a role.
+    pub fn set_profile(&self, is_attached: bool) {
+        self.server.handler.has_profile.store(is_attached, Ordering::SeqCst);
+    }
+
+    /// `HttpPutResponseHopLimit`: how many hops the answer with a token makes. With 1, only the node's own
+    /// network namespace gets it.
+    pub fn set_hop_limit(&self, hops: u8) {
+        self.server.handler.hop_limit.store(hops, Ordering::SeqCst);
+    }
+
+    /// Whether a request without a token is answered.
     pub fn set_tokens(&self, tokens: Tokens) {
         *locked(&self.server.handler.tokens) = tokens;
     }
@@ -146,16 +157,42 @@ impl Metadata {
 
 /// How long the node role's credentials last.
 const LIFETIME: Duration = Duration::from_secs(6 * 3600);
-/// The real server replaces them this long before their end.
-const RENEW_BEFORE: Duration = Duration::from_secs(30 * 60);
+/// The longest that can be set: without an agent, pods get everything.
+const HOP_LIMIT: u8 = 64;
+
+/// What differs between clouds.
+#[derive(Debug)]
+struct Service {
+    /// The header `Server`.
+    server: &'static str,
+    /// The first segments of paths.
+    versions: &'static [&'static str],
+    /// The one path that issues tokens, where no other spelling does.
+    token_path: Option<&'static str>,
+    /// Whether the answer with a token repeats how long it lasts.
+    echoes_ttl: bool,
+    /// The status of a request without a token, where tokens are required.
+    missing_token: StatusCode,
+    /// How long before their end the node role's credentials are replaced.
+    renew_before: Duration,
+    /// The items that never change.
+    items: &'static [(&'static str, &'static str)],
+    /// The document of credentials.
+    document: fn(&AccessKey) -> String,
+    /// The items that are made for each request, by their path below the version.
+    item: fn(&State, &[&str]) -> Option<Result<Response<Body>, StatusCode>>,
+}
 
 #[derive(Debug)]
 struct State {
     accounts: Arc<Accounts>,
+    has_profile: AtomicBool,
+    hop_limit: AtomicU8,
     mode: Mutex<MetadataMode>,
     node_key: Mutex<AccessKey>,
     /// Whether the node role's credentials are replaced before their end.
     renews: AtomicBool,
+    service: &'static Service,
     seen: Mutex<Vec<Seen>>,
     tokens: Mutex<Tokens>,
     valid_tokens: Mutex<HashMap<String, Timestamp>>,
@@ -175,7 +212,7 @@ impl Handler for State {
         }
 
         let mut response = self.route(&request).unwrap_or_else(error_page);
-        response.headers_mut().insert(header::SERVER, HeaderValue::from_static("ECSws"));
+        response.headers_mut().insert(header::SERVER, HeaderValue::from_static(self.service.server));
         response
     }
 }
@@ -184,7 +221,10 @@ impl State {
     fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
         let path = tree::normalise(request.uri().path());
         let segments = path.iter().map(String::as_str).collect::<Vec<_>>();
-        if let ["latest" | "2016-01-01", "api", "token"] = segments[..] {
+        let versions = self.service.versions;
+        if let [version, "api", "token"] = segments[..]
+            && versions.contains(&version)
+        {
             return self.token(request);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -193,69 +233,46 @@ impl State {
         self.check_token(request.headers())?;
 
         match segments[..] {
-            [] => Ok(text("2016-01-01\nlatest")),
-            ["latest" | "2016-01-01", ref rest @ ..] => self.item(rest),
+            [] => Ok(text(versions.join("\n"))),
+            [version, ref path @ ..] if versions.contains(&version) => self.item(path),
             _ => Err(StatusCode::NOT_FOUND),
         }
     }
 
     fn item(&self, path: &[&str]) -> Result<Response<Body>, StatusCode> {
-        match path {
-            ["meta-data", ram, "security-credentials", role] if ram.eq_ignore_ascii_case("ram") => {
-                if *role != Accounts::NODE_ROLE {
-                    return Err(StatusCode::NOT_FOUND);
-                }
-                Ok(reply(StatusCode::OK, "application/json", self.credentials()))
-            }
-            // Whether the real one includes the credentials is not documented: this one does, so that a test
-            // sees it leak.
-            ["meta-data", "all"] => {
-                let all = format!("{{\"ram\": {{\"security-credentials\": {}}}}}", self.credentials());
-                Ok(reply(StatusCode::OK, "application/json", all))
-            }
-            ["dynamic", "instance-identity", "document"] => {
-                let document = json!({
-                    "account-id": "", "owner-account-id": Accounts::UID, "instance-id": tree::INSTANCE_ID,
-                    "mac": tree::MAC, "region-id": tree::REGION, "serial-number": tree::SERIAL_NUMBER,
-                    "zone-id": tree::ZONE, "instance-type": tree::INSTANCE_TYPE, "image-id": tree::IMAGE_ID,
-                    "private-ipv4": tree::PRIVATE_IPV4,
-                });
-                Ok(reply(StatusCode::OK, "application/json", document.to_string()))
-            }
-            _ => tree::lookup(path).map(text).ok_or(StatusCode::NOT_FOUND),
-        }
+        let constant = || tree::lookup(self.service.items, path).map(text).ok_or(StatusCode::NOT_FOUND);
+        (self.service.item)(self, path).unwrap_or_else(constant)
     }
 
-    /// The document in the real server's order and spacing.
+    fn has_profile(&self) -> bool {
+        self.has_profile.load(Ordering::SeqCst)
+    }
+
+    /// The document of the node role's credentials.
     fn credentials(&self) -> String {
         let now = self.accounts.clock().now();
         let mut key = locked(&self.node_key);
-        let is_due = |end: Timestamp| end.saturating_sub(RENEW_BEFORE).is_ok_and(|renew| renew <= now);
+        let is_due =
+            |end: Timestamp| end.saturating_sub(self.service.renew_before).is_ok_and(|renew| renew <= now);
         if self.renews.load(Ordering::SeqCst) && key.expires.is_none_or(is_due) {
             *key = self.accounts.issue(Principal::Node, Some(LIFETIME));
         }
-        format!(
-            "{{\n  \"AccessKeyId\" : \"{}\",\n  \"AccessKeySecret\" : \"{}\",\n  \"Expiration\" : \"{}\",\n  \
-             \"SecurityToken\" : \"{}\",\n  \"LastUpdated\" : \"{}\",\n  \"Code\" : \"Success\"\n}}",
-            key.id,
-            key.secret,
-            key.expires.map(iso8601).unwrap_or_default(),
-            key.security_token.as_deref().unwrap_or_default(),
-            iso8601(key.issued),
-        )
+        (self.service.document)(&key)
     }
 
     fn token(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
         if request.method() != Method::PUT {
             return Err(StatusCode::METHOD_NOT_ALLOWED);
         }
+        let is_spelt = self.service.token_path.is_none_or(|path| path == request.uri().path());
         // The guard against server-side request forgery through a proxy.
-        if request.headers().contains_key("x-forwarded-for") {
+        if !is_spelt || request.headers().contains_key("x-forwarded-for") {
             return Err(StatusCode::FORBIDDEN);
         }
+        let ttl_header = self.accounts.cloud().token_ttl_header();
         let seconds = request
             .headers()
-            .get("x-aliyun-ecs-metadata-token-ttl-seconds")
+            .get(ttl_header)
             .and_then(|ttl| ttl.to_str().ok()?.parse::<u64>().ok())
             .filter(|ttl| (1..=21_600).contains(ttl))
             .ok_or(StatusCode::BAD_REQUEST)?;
@@ -263,11 +280,16 @@ impl State {
         let end = self.accounts.clock().now().saturating_add(Duration::from_secs(seconds));
         locked(&self.valid_tokens).insert(token.clone(), end.unwrap_or(Timestamp::MAX));
 
-        Ok(text(token))
+        let mut response = text(token);
+        if self.service.echoes_ttl {
+            response.headers_mut().insert(ttl_header, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(HopLimit(self.hop_limit.load(Ordering::SeqCst)));
+        Ok(response)
     }
 
     fn check_token(&self, headers: &HeaderMap) -> Result<(), StatusCode> {
-        match headers.get("x-aliyun-ecs-metadata-token") {
+        match headers.get(self.accounts.cloud().token_header()) {
             Some(token) => {
                 let token = token.to_str().unwrap_or_default();
                 let end = locked(&self.valid_tokens).get(token).copied();
@@ -277,7 +299,7 @@ impl State {
                     Err(StatusCode::UNAUTHORIZED)
                 }
             }
-            None if *locked(&self.tokens) == Tokens::Required => Err(StatusCode::FORBIDDEN),
+            None if *locked(&self.tokens) == Tokens::Required => Err(self.service.missing_token),
             None => Ok(()),
         }
     }

@@ -21,7 +21,7 @@ use super::{
     account::{Accounts, Principal},
     server::{Bind, Body, Handler, Server, reply},
 };
-use crate::clock::iso8601;
+use crate::{Cloud, clock::iso8601};
 
 /// The predecessor's agent.
 #[derive(Debug)]
@@ -65,7 +65,6 @@ impl Predecessor {
 
 /// What the predecessors ask STS for by default.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
-const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 
 #[derive(Debug)]
 struct State {
@@ -89,7 +88,7 @@ impl Handler for State {
                 format!("pod with specificed IP not found {}\n", peer.ip()),
             );
         };
-        match path.strip_prefix(LIST) {
+        match path.strip_prefix(self.accounts.cloud().list()) {
             Some("") => reply(StatusCode::OK, "text/plain; charset=utf-8", role.clone()),
             Some(asked) if asked == role => {
                 reply(StatusCode::OK, "text/plain; charset=utf-8", self.credentials(role))
@@ -104,12 +103,16 @@ impl State {
     fn credentials(&self, role: &str) -> String {
         let principal = Principal::AssumedRole { role: role.to_owned(), session: "predecessor".to_owned() };
         let key = self.accounts.issue(principal, Some(LIFETIME));
+        let (secret, token) = match self.accounts.cloud() {
+            Cloud::Alibaba => ("AccessKeySecret", "SecurityToken"),
+            Cloud::Aws => ("SecretAccessKey", "Token"),
+        };
         let document = json!({
             "Code": "Success",
             "LastUpdated": iso8601(key.issued),
             "AccessKeyId": key.id,
-            "AccessKeySecret": key.secret,
-            "SecurityToken": key.security_token,
+            secret: key.secret,
+            token: key.security_token,
             "Expiration": key.expires.map(iso8601),
         });
         format!("{document}\n")

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::AsFd as _,
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -16,6 +17,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use socket2::Socket;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +70,21 @@ pub(super) trait Handler: Send + Sync + 'static {
         peer: SocketAddr,
         request: Request<Bytes>,
     ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// As an extension of an answer: how many hops its packets may make. With 1, a client in another network
+/// namespace than the next hop's never gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HopLimit(pub(super) u8);
+
+impl HopLimit {
+    /// Bounds all that is sent on a connection from now on.
+    fn apply(self, socket: &Socket, peer: SocketAddr) -> io::Result<()> {
+        match peer {
+            SocketAddr::V4(_) => socket.set_ttl_v4(self.0.into()),
+            SocketAddr::V6(_) => socket.set_unicast_hops_v6(self.0.into()),
+        }
+    }
 }
 
 /// A running (or refusing) server and its handler.
@@ -165,9 +182,12 @@ async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>) {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let handler = Arc::clone(&handler);
+                // The same socket once more, which goes with the connection.
+                let Ok(socket) = stream.as_fd().try_clone_to_owned() else { continue };
+                let socket = Arc::new(Socket::from(socket));
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let handler = Arc::clone(&handler);
-                    async move { Ok::<_, Infallible>(answer(handler, peer, request).await) }
+                    let (handler, socket) = (Arc::clone(&handler), Arc::clone(&socket));
+                    async move { Ok::<_, Infallible>(answer(handler, &socket, peer, request).await) }
                 });
                 connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
                 while connections.try_join_next().is_some() {}
@@ -178,11 +198,20 @@ async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>) {
     }
 }
 
-async fn answer<H: Handler>(handler: Arc<H>, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+async fn answer<H: Handler>(
+    handler: Arc<H>,
+    socket: &Socket,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let (head, body) = request.into_parts();
-    match Limited::new(body, BODY_LIMIT_BYTES).collect().await {
+    let response = match Limited::new(body, BODY_LIMIT_BYTES).collect().await {
         Ok(body) => handler.answer(peer, Request::from_parts(head, body.to_bytes())).await,
         Err(error) => reply(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", error.to_string()),
+    };
+    match response.extensions().get::<HopLimit>().map(|limit| limit.apply(socket, peer)) {
+        None | Some(Ok(())) => response,
+        Some(Err(error)) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
     }
 }
 
