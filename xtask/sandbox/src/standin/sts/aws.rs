@@ -2,8 +2,8 @@
 //! AssumeRoleWithWebIdentity behind a token, with STS's own checks, answers and errors. Depends on the
 //! parent, the account and the signature; called by the parent.
 //!
-//! Sources: STS API 2011-06-15 with "Common errors"; IAM user guide, "Role chaining" and "Passing session tags
-//! in STS"; botocore's model of STS.
+//! Sources: STS API 2011-06-15 with "Common errors"; IAM user guide, "Role chaining" and "Passing session
+//! tags in STS"; botocore's model of STS.
 
 mod parameters;
 mod signed;
