@@ -9,7 +9,7 @@ const FOREIGN: [&str; 7] = ["100.100.100.200", "acs:", "ActionTrail", "Alibaba",
 
 fn assert_of_this_cloud(what: &str, text: &str) {
     // `KUBE2RAM_…` is the agent's own.
-    let begins = |line: &str, word| {
+    let begins = |line: &str, word: &str| {
         line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric()))
     };
     for word in FOREIGN {
