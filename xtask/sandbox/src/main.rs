@@ -82,16 +82,20 @@ enum Command {
         /// The agent's binary.
         #[arg(long)]
         agent: PathBuf,
+        /// Whose SDK it is.
+        #[arg(long, value_enum)]
+        cloud: Cloud,
         /// The requests that it is known to make; recorded when there is no such file.
         #[arg(long)]
         fixture: PathBuf,
         /// What to call it.
         #[arg(long)]
         name: String,
-        /// How many seconds before their end a kept client wants other credentials, `always` or `hourly`.
+        /// How many seconds before their end a kept client wants other credentials; `always`, or `clock` for
+        /// one whose clock is moved.
         #[arg(long, value_parser = refresh)]
         refresh: Refresh,
-        /// The client; the address of STS and the pod's role are appended.
+        /// The client; the address of STS is appended, and the pod's role or AWS's region.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
@@ -201,9 +205,9 @@ fn main() -> Result<ExitCode> {
         }
         Command::Client(client) => run_client(client)?,
         Command::Exec { sandbox, target, command } => return exec(sandbox.as_deref(), &target, &command),
-        Command::Sdk { agent, fixture, name, refresh, command } => {
+        Command::Sdk { agent, cloud, fixture, name, refresh, command } => {
             remove_on_signal(sdk::NAME)?;
-            if !(Sdk { command, fixture, name, refresh }).run(&agent, &mut stdout())? {
+            if !(Sdk { cloud, command, fixture, name, refresh }).run(&agent, &mut stdout())? {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -215,7 +219,7 @@ fn main() -> Result<ExitCode> {
 fn refresh(text: &str) -> Result<Refresh, std::num::ParseIntError> {
     Ok(match text {
         "always" => Refresh::Always,
-        "hourly" => Refresh::Hourly,
+        "clock" => Refresh::Clock,
         seconds => Refresh::Left(Duration::from_secs(seconds.parse()?)),
     })
 }

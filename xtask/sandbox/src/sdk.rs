@@ -18,24 +18,35 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 pub use self::addresses::Addresses;
-use self::client::{Answer, Client, With};
+use self::{
+    client::{Answer, Client, With},
+    requests::Known,
+};
 use crate::{
-    Sandbox,
+    Cloud, Sandbox,
     client::caller_identity,
     node::PodSpec,
     show::mark,
-    standin::{Accounts, Role, Sts, Tokens},
+    standin::{Accounts, Role, Sts, StsMode, Tokens},
 };
 
 /// The client under trial.
 #[derive(Debug)]
 pub struct Sdk {
-    /// The program and its arguments. It is given the address of STS and the pod's role besides; for each
-    /// line of its input, `new` or `kept`, it obtains credentials with a new client of the SDK or the kept
-    /// one, and prints them, in JSON, with its `Version` and, when it can make a signed call, the `Arn` that
-    /// STS told it.
+    /// Whose SDK it is.
+    pub cloud: Cloud,
+    /// The program and its arguments. The address of STS is appended, and the pod's role; on AWS the region
+    /// instead of the role. For each line of its input the program prints a line of JSON, with its `Version`:
+    ///
+    /// * `new`, `kept`, `later`: it obtains credentials with a new client of the SDK or the kept one, and
+    ///   prints them. If it can make a signed call, it prints the `Arn` that STS returned. The programs for
+    ///   AWS print that and `Millis`, how long the call took from the making of the client on, but no
+    ///   credentials.
+    /// * `region`, on AWS only: it prints the `Region` that the SDK finds by itself, or null if the SDK looks
+    ///   for none.
     pub command: Vec<OsString>,
-    /// The requests that it is known to make, one a line.
+    /// The requests that it is known to make, one a line: those for credentials, and after an empty line
+    /// those for the region.
     pub fixture: PathBuf,
     /// What to call it.
     pub name: String,
@@ -48,8 +59,8 @@ pub struct Sdk {
 pub enum Refresh {
     /// At each call.
     Always,
-    /// Less than an hour after it got them, whatever their end: by its own clock alone.
-    Hourly,
+    /// By its own clock, which the test moves: less than an hour after it got them.
+    Clock,
     /// When they last no longer than this.
     Left(Duration),
 }
@@ -59,6 +70,14 @@ pub const NAME: &str = "sdks";
 
 const POD: &str = "orders";
 const ROLE: &str = "orders-role";
+/// Has no annotation. Its role, the default role, is therefore not fetched before it asks.
+const COLD_POD: &str = "cold";
+const COLD_ROLE: &str = "cold-role";
+/// How long STS takes when the cold pod asks.
+const SLOW: Duration = Duration::from_millis(400);
+
+/// The variable by which AWS's SDKs dial the metadata server's IPv6 address.
+const IPV6: (&str, &str) = ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6");
 
 impl Sdk {
     /// Runs the trial and prints a row of the table. Returns whether everything was as it should be.
@@ -66,16 +85,23 @@ impl Sdk {
     /// # Errors
     /// When the sandbox cannot be made or nobody listens.
     pub fn run(&self, agent: &Path, out: &mut dyn Write) -> Result<bool> {
-        let mut sandbox = Sandbox::create(NAME)?;
-        sandbox.accounts().add_role(Accounts::role_arn(ROLE), Role::default());
+        let mut sandbox = Sandbox::create_in(NAME, self.cloud)?;
+        for role in [ROLE, COLD_ROLE] {
+            sandbox.accounts().add_role(self.cloud.role_arn(role), Role::default());
+        }
         sandbox.add_pod(&PodSpec::new(POD).role(ROLE))?;
+        sandbox.add_pod(&PodSpec::new(COLD_POD))?;
         let sts = sandbox.sts_for_pods()?;
 
         let verdict = self.try_out(&mut sandbox, &sts, agent);
         let right = verdict.is_ok();
         let text = match verdict {
-            Ok(Passed { requests, rounds, signature, version }) => {
-                format!("{version:<8}  {signature:<9}  {}", requests::abridged(&requests, rounds))
+            Ok(Passed { known, rounds, signature, times, version }) => {
+                let requests = known.abridged(self.cloud, rounds);
+                let times = times.map_or_else(String::new, |(first, cold)| {
+                    format!("; first call after {first} ms, on a cold miss after {cold} ms")
+                });
+                format!("{version:<8}  {signature:<9}  {requests}{times}")
             }
             Err(error) => format!("{error:#}"),
         };
@@ -84,120 +110,208 @@ impl Sdk {
     }
 
     fn try_out(&self, sandbox: &mut Sandbox, sts: &Sts, agent: &Path) -> Result<Passed> {
-        // Without an agent it talks to the metadata server itself, which shows what a client expects to find
-        // there.
-        let answer = self.start(sandbox, sts, Accounts::NODE_ROLE)?.ask(With::New)?;
-        ensure!(answer.role() == Accounts::NODE_ROLE, "got {:?} without an agent", answer.role());
-        let requests = requests::seen(&sandbox.metadata().seen(), Accounts::NODE_ROLE);
-        self.compare(&requests)?;
+        let known = self.without_agent(sandbox, sts).context("without an agent")?;
+        self.compare(&known)?;
 
-        sandbox.add_agent(agent, &["--auto-discover-base-arn"])?.set_env("KUBE2RAM_LOG_FORMAT", "json");
+        let default_role = format!("--default-role={COLD_ROLE}");
+        let arguments = ["--auto-discover-base-arn", "--metadata-policy=standard", &default_role];
+        sandbox.add_agent(agent, &arguments)?.set_env("KUBE2RAM_LOG_FORMAT", "json");
         sandbox.agent()?.start()?;
         let leaked = packets_from_pods(sandbox);
-        let mut client = self.start(sandbox, sts, ROLE)?;
+        let mut client = self.start(sandbox, sts, POD, ROLE, &[])?;
         let (answer, rounds) =
-            expect_own_role(sandbox, sts, &mut client, With::New, &requests).context("with the agent")?;
+            expect_own_role(sandbox, sts, &mut client, With::New, &known).context("with the agent")?;
+        let cold = self.on_a_cold_miss(sandbox, sts, &known).context("on a cold miss")?;
+        if self.cloud == Cloud::Aws {
+            self.expect_region(sandbox, &mut client, &known).context("the region")?;
+            let mut client = self.start(sandbox, sts, POD, ROLE, &[IPV6])?;
+            expect_own_role(sandbox, sts, &mut client, With::New, &known).context("by IPv6")?;
+        }
         sandbox.agent()?.restart(None)?;
-        expect_own_role(sandbox, sts, &mut client, With::New, &requests)
+        expect_own_role(sandbox, sts, &mut client, With::New, &known)
             .context("after a restart of the agent")?;
         sandbox.agent()?.terminate()?;
         sandbox.metadata().set_tokens(Tokens::Required);
         sandbox.metadata().forget_tokens();
         ensure!(
-            sandbox.host_curl(requests::LIST)?.status == 403,
+            matches!(sandbox.host_curl(self.cloud.list())?.status, 401 | 403),
             "the metadata server is not in token-only mode"
         );
-        if requests.iter().any(|request| request.ends_with(requests::WITH_TOKEN)) {
+        if known.has_tokens() {
             sandbox.agent()?.set_env("KUBE2RAM_REQUIRE_TOKEN", "true");
         }
         sandbox.agent()?.start()?;
-        expect_own_role(sandbox, sts, &mut client, With::New, &requests).context("in token-only mode")?;
-        self.across_a_refresh(sandbox, sts, &mut client, &requests).context("across a refresh")?;
+        expect_own_role(sandbox, sts, &mut client, With::New, &known).context("in token-only mode")?;
+        self.across_a_refresh(sandbox, sts, &mut client, &known).context("across a refresh")?;
         let arrived = packets_from_pods(sandbox) - leaked;
         ensure!(arrived == 0, "{arrived} packets reached the metadata server");
 
         let signature = sts.calls().last().map_or("-", |call| call.signature);
-        Ok(Passed { requests, rounds, signature, version: answer.version })
+        Ok(Passed {
+            known,
+            rounds,
+            signature,
+            times: answer.millis.zip(cold.millis),
+            version: answer.version,
+        })
+    }
+
+    /// Without an agent the client talks to the metadata server itself, which shows what it expects to find
+    /// there.
+    fn without_agent(&self, sandbox: &Sandbox, sts: &Sts) -> Result<Known> {
+        let seen = |from: usize| {
+            let mut seen = sandbox.metadata().seen();
+            seen.drain(..from);
+            seen
+        };
+        let mut client = self.start(sandbox, sts, POD, Accounts::NODE_ROLE, &[])?;
+        let answer = client.ask(With::New)?;
+        check_owner(sandbox, sts, &client, &answer)?;
+        let requests = seen(0);
+        let credentials = requests::seen(&requests, self.cloud, Accounts::NODE_ROLE);
+        if self.cloud == Cloud::Alibaba {
+            return Ok(Known { credentials, region: Vec::new() });
+        }
+
+        let region = client.ask(With::Region)?.region;
+        let look_up = seen(requests.len());
+        let known = Known { credentials, region: requests::seen(&look_up, self.cloud, Accounts::NODE_ROLE) };
+        self.check_region(region.as_deref(), &known)?;
+
+        let mut client = self.start(sandbox, sts, POD, Accounts::NODE_ROLE, &[IPV6])?;
+        let answer = client.ask(With::New)?;
+        check_owner(sandbox, sts, &client, &answer)?;
+        let by_ipv6 = seen(requests.len() + look_up.len());
+        ensure!(by_ipv6.iter().all(|request| request.peer.is_ipv6()), "it dialled IPv4 in IPv6 mode");
+        let same = requests::seen(&by_ipv6, self.cloud, Accounts::NODE_ROLE);
+        ensure!(same == known.credentials, "its requests by IPv6 are others: {same:?}");
+        Ok(known)
+    }
+
+    /// The pod asks for a role that no pod has asked for before, and STS is slow.
+    fn on_a_cold_miss(&self, sandbox: &mut Sandbox, sts: &Sts, known: &Known) -> Result<Answer> {
+        let role = self.cloud.role_arn(COLD_ROLE);
+        let mut client = self.start(sandbox, sts, COLD_POD, COLD_ROLE, &[])?;
+        sandbox.sts().set_mode(StsMode::Slow(SLOW))?;
+        let before = sandbox.sts().assumed(&role).len();
+        ensure!(before == 0, "the agent fetched the role before the pod asked");
+        let (answer, _) = expect_own_role(sandbox, sts, &mut client, With::New, known)?;
+        let calls = sandbox.sts().assumed(&role).len();
+        ensure!(calls == 1, "the agent called STS {calls} times");
+        sandbox.sts().set_mode(StsMode::Ok)?;
+        Ok(answer)
+    }
+
+    /// The SDK finds the region by the agent too, with the known requests.
+    fn expect_region(&self, sandbox: &mut Sandbox, client: &mut Client, known: &Known) -> Result<()> {
+        let logged = sandbox.agent()?.log().len();
+        let region = client.ask(With::Region)?.region;
+        self.check_region(region.as_deref(), known)?;
+        let log = sandbox.agent()?.log();
+        requests::rounds(&log[logged..], client.role(), &known.region)?;
+        Ok(())
+    }
+
+    /// An SDK that asks for the region must find it.
+    fn check_region(&self, region: Option<&str>, known: &Known) -> Result<()> {
+        let expected = (!known.region.is_empty()).then_some(self.cloud.region());
+        ensure!(region == expected, "it found the region {region:?} by {:?}", known.region);
+        Ok(())
     }
 
     /// A kept client has credentials that soon become too old for it, by STS's expiry. Until then it uses
     /// them without a request; then it asks by itself, and signs with what it gets. Clocks are everybody's
-    /// own: what is short is the credentials' life, but for the client that looks at its clock alone, whose
-    /// clock moves. Other credentials are there when it asks because the agent, which keeps none across a
-    /// restart, has been restarted.
+    /// own: what is short is the credentials' life, but for the client whose clock the test moves. Other
+    /// credentials are there when it asks because the agent, which keeps none across a restart, has been
+    /// restarted.
     fn across_a_refresh(
         &self,
         sandbox: &mut Sandbox,
         sts: &Sts,
         client: &mut Client,
-        requests: &[String],
+        known: &Known,
     ) -> Result<()> {
         let left = match self.refresh {
-            Refresh::Always | Refresh::Hourly => Duration::from_secs(3600),
+            Refresh::Always | Refresh::Clock => Duration::from_secs(3600),
             Refresh::Left(left) => left + QUIET,
         };
-        let with = if self.refresh == Refresh::Hourly { With::Later } else { With::Kept };
+        let with = if self.refresh == Refresh::Clock { With::Later } else { With::Kept };
         sandbox.sts().set_lifetime(Some(left));
         sandbox.agent()?.restart(None)?;
         let deadline = Instant::now() + QUIET * 3;
-        let (first, _) = expect_own_role(sandbox, sts, client, With::Kept, requests)?;
+        let (first, _) = expect_own_role(sandbox, sts, client, With::Kept, known)?;
+        let first = key(sts, &first)?;
         sandbox.sts().set_lifetime(None);
         sandbox.agent()?.restart(None)?;
         let logged = sandbox.agent()?.log().len();
 
         if self.refresh != Refresh::Always {
             let quiet = client.ask(With::Kept)?;
-            ensure!(
-                quiet.credentials.access_key_id == first.credentials.access_key_id,
-                "it did not use what it has"
-            );
+            ensure!(key(sts, &quiet)? == first, "it did not use what it has");
             let log = sandbox.agent()?.log();
-            ensure!(requests::rounds(&log[logged..], ROLE, requests).is_err(), "it asked too early");
+            let asked = requests::answered(&log[logged..], client.role())?;
+            ensure!(asked.is_empty(), "it asked too early: {asked:?}");
         }
         loop {
             let answer = client.ask(with)?;
-            if answer.credentials.access_key_id != first.credentials.access_key_id {
-                break check_owner(sandbox, sts, &answer)?;
+            if key(sts, &answer)? != first {
+                break check_owner(sandbox, sts, client, &answer)?;
             }
             ensure!(Instant::now() < deadline, "it keeps using what is too old for it");
             thread::sleep(Duration::from_millis(500));
         }
         let log = sandbox.agent()?.log();
-        requests::rounds(&log[logged..], ROLE, requests)?;
+        let log = &log[logged..];
+        // A kept client may keep its session token as well.
+        requests::rounds(log, client.role(), &known.credentials)
+            .or_else(|_| requests::rounds(log, client.role(), &known.by_a_kept_token()))?;
         Ok(())
     }
 
-    fn start(&self, sandbox: &Sandbox, sts: &Sts, role: &str) -> Result<Client> {
+    fn start(
+        &self,
+        sandbox: &Sandbox,
+        sts: &Sts,
+        pod: &str,
+        role: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Client> {
         let (program, args) = self.command.split_first().context("no command")?;
-        let mut command = sandbox.pod(POD)?.pod().command("app", program)?;
-        command.args(args).arg(sts.url().trim_start_matches("http://")).arg(role);
-        Client::start(command, sandbox.node().directory())
+        let mut command = sandbox.pod(pod)?.pod().command("app", program)?;
+        let given = match self.cloud {
+            Cloud::Alibaba => role,
+            Cloud::Aws => self.cloud.region(),
+        };
+        command.args(args).arg(sts.url().trim_start_matches("http://")).arg(given);
+        Client::start(command, role, environment, sandbox.node().directory())
     }
 
     /// Compares with the fixture. A missing one is recorded, and fails all the same: someone must have looked
     /// at it.
-    fn compare(&self, requests: &[String]) -> Result<()> {
+    fn compare(&self, known: &Known) -> Result<()> {
         let path = self.fixture.display();
-        let made = requests.join("\n") + "\n";
+        let made = known.to_string();
         if !self.fixture.exists() {
             fs::write(&self.fixture, made).with_context(|| format!("cannot write {path}"))?;
             bail!("recorded {path}: look at it and run this again");
         }
-        let known = fs::read_to_string(&self.fixture).with_context(|| format!("cannot read {path}"))?;
+        let recorded = fs::read_to_string(&self.fixture).with_context(|| format!("cannot read {path}"))?;
         ensure!(
-            made == known,
-            "its requests are no longer those of {path} (remove it to record them): {requests:?}"
+            made == recorded,
+            "its requests are no longer those of {path} (remove it to record them): {known:?}"
         );
         Ok(())
     }
 }
 
 struct Passed {
-    requests: Vec<String>,
+    known: Known,
     /// How often it made them for one call: an SDK may want new credentials long before the old ones end.
     rounds: usize,
     /// Of its own call to STS; `-` when it can make none, and the sandbox asks STS with what it got.
     signature: &'static str,
+    /// How many milliseconds its first call took, and the first one of the cold pod, if it measures them.
+    times: Option<(u64, u64)>,
     version: String,
 }
 
@@ -211,32 +325,41 @@ fn expect_own_role(
     sts: &Sts,
     client: &mut Client,
     with: With,
-    requests: &[String],
+    known: &Known,
 ) -> Result<(Answer, usize)> {
     let logged = sandbox.agent()?.log().len();
     let answer = client.ask(with)?;
-    check_owner(sandbox, sts, &answer)?;
+    check_owner(sandbox, sts, client, &answer)?;
     let log = sandbox.agent()?.log();
-    let rounds = requests::rounds(&log[logged..], ROLE, requests)?;
+    let rounds = requests::rounds(&log[logged..], client.role(), &known.credentials)?;
     Ok((answer, rounds))
 }
 
 /// Checks whose credentials these are, by their name and by STS's answer to a call that they signed.
-fn check_owner(sandbox: &Sandbox, sts: &Sts, answer: &Answer) -> Result<()> {
-    ensure!(answer.role() == ROLE, "it got credentials of {:?}", answer.role());
-    let arn = match &answer.arn {
-        Some(arn) => arn.clone(),
-        None => caller_identity(&sandbox.sts().url(), &answer.credentials)?,
+fn check_owner(sandbox: &Sandbox, sts: &Sts, client: &Client, answer: &Answer) -> Result<()> {
+    let (key, role) = (key(sts, answer)?, client.role());
+    // `STS.<role>.<unique>`, on AWS `ASIA.<role>.<unique>`.
+    ensure!(key.split('.').nth(1) == Some(role), "it got the credentials {key}");
+    let arn = match (&answer.arn, &answer.credentials) {
+        (Some(arn), _) => arn.clone(),
+        (None, Some(credentials)) => caller_identity(&sandbox.sts().url(), credentials)?,
+        (None, None) => bail!("it printed neither its identity nor credentials"),
     };
-    ensure!(arn.contains(&format!(":assumed-role/{ROLE}/")), "STS says that it is {arn}");
+    ensure!(arn.contains(&format!(":assumed-role/{role}/")), "STS says that it is {arn}");
     let calls = sts.calls();
     ensure!(calls.iter().all(|call| call.outcome == "OK"), "a call of its own failed: {calls:?}");
     let signer = calls.last().map(|call| &*call.access_key_id);
-    ensure!(
-        answer.arn.is_none() || signer == Some(&*answer.credentials.access_key_id),
-        "it signed with other credentials than it has"
-    );
+    ensure!(answer.arn.is_none() || signer == Some(&*key), "it signed with other credentials than it has");
     Ok(())
+}
+
+/// The key's id in the credentials that it printed, else that of the key which signed its last call.
+fn key(sts: &Sts, answer: &Answer) -> Result<String> {
+    if let Some(credentials) = &answer.credentials {
+        return Ok(credentials.access_key_id.clone());
+    }
+    let calls = sts.calls();
+    Ok(calls.last().context("it printed no credentials and made no call")?.access_key_id.clone())
 }
 
 fn packets_from_pods(sandbox: &Sandbox) -> usize {

@@ -6,9 +6,9 @@ use std::{ffi::OsString, io::Write, path::Path, thread, time::Duration, time::In
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{NAME, packets_from_pods, requests::LIST};
+use super::{NAME, packets_from_pods};
 use crate::{
-    Sandbox,
+    Cloud, Sandbox,
     node::{Node, PodSpec},
     show::mark,
     standin::{Accounts, Role},
@@ -55,8 +55,9 @@ impl Addresses {
     }
 
     fn try_out(&self, sandbox: &mut Sandbox, agent: &Path) -> Result<()> {
-        let by_ipv6 = format!("http://[{}]{LIST}", Node::METADATA_IP6);
-        let by_ipv4 = format!("http://{}{LIST}", Node::METADATA_IP);
+        let list = Cloud::Alibaba.list();
+        let by_ipv6 = format!("http://[{}]{list}", Node::METADATA_IP6);
+        let by_ipv4 = format!("http://{}{list}", Node::METADATA_IP);
         // Without an agent it reaches the server itself, so that what is tried is the client and not the lack
         // of a way.
         self.expect(sandbox, "dual", &[&by_ipv6, &by_ipv4], Accounts::NODE_ROLE)

@@ -23,15 +23,11 @@ pub(super) struct Answer {
     /// Its identity, according to STS.
     pub(super) arn: Option<String>,
     #[serde(flatten)]
-    pub(super) credentials: Credentials,
+    pub(super) credentials: Option<Credentials>,
+    /// How long its signed call took, with all that was necessary for it.
+    pub(super) millis: Option<u64>,
+    pub(super) region: Option<String>,
     pub(super) version: String,
-}
-
-impl Answer {
-    /// Whose the credentials are: `STS.<role>.<unique>`.
-    pub(super) fn role(&self) -> &str {
-        self.credentials.access_key_id.split('.').nth(1).unwrap_or_default()
-    }
 }
 
 /// The running client.
@@ -40,7 +36,9 @@ pub(super) struct Client {
     child: Child,
     input: ChildStdin,
     lines: Receiver<String>,
-    /// What it complains of.
+    /// The role that it should get.
+    role: String,
+    /// What it and the other clients complain of.
     stderr: PathBuf,
 }
 
@@ -49,22 +47,33 @@ pub(super) struct Client {
 pub(super) enum With {
     /// The one that was used the last time.
     Kept,
-    /// As `Kept`, with its process's clock an hour on.
+    /// As `Kept`, with its clock moved so far that it wants other credentials.
     Later,
     /// A new one, which holds nothing yet.
     New,
+    /// None: it asks for the region.
+    Region,
 }
 
 /// How long one answer may take, the start of a JVM on a busy machine included.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Client {
-    /// Starts it with an empty home and no environment but PATH. `directory` goes away with the node.
-    pub(super) fn start(mut command: Command, directory: PathBuf) -> Result<Self> {
+    /// Starts it with an empty home and no environment but PATH and the given one. `directory` goes away with
+    /// the node.
+    pub(super) fn start(
+        mut command: Command,
+        role: &str,
+        environment: &[(&str, &str)],
+        directory: PathBuf,
+    ) -> Result<Self> {
         let (home, stderr) = (directory.join("home"), directory.join("client.log"));
         fs::create_dir_all(&home)?;
+        // Other clients may still write to it.
+        let log = File::options().create(true).append(true).open(&stderr)?;
         command.env_clear().env("HOME", home).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&stderr)?);
+        command.envs(environment.iter().copied());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().context("cannot start the client")?;
         let input = child.stdin.take().context("it has no input")?;
         let output = BufReader::new(child.stdout.take().context("it has no output")?);
@@ -78,15 +87,21 @@ impl Client {
             }
         });
 
-        Ok(Self { child, input, lines, stderr })
+        Ok(Self { child, input, lines, role: role.to_owned(), stderr })
     }
 
-    /// Asks for credentials.
+    /// The role that it should get.
+    pub(super) fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// Asks for credentials, or for the region.
     pub(super) fn ask(&mut self, with: With) -> Result<Answer> {
         let sent = self.input.write_all(match with {
             With::Kept => "kept\n".as_bytes(),
             With::Later => b"later\n",
             With::New => b"new\n",
+            With::Region => b"region\n",
         });
         let line = sent.ok().and_then(|()| self.lines.recv_timeout(DEADLINE).ok()).with_context(|| {
             let complaint = fs::read_to_string(&self.stderr).unwrap_or_default();
