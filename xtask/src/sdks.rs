@@ -2,24 +2,28 @@
 //! of them, and the HTTP clients of their languages. Depends on the package managers of their languages.
 //! Called by `main`.
 
+mod languages;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
+use self::languages::LANGUAGES;
 use crate::{
     build,
-    command::{cargo, root, run, say, target_dir},
+    command::{root, run, say, target_dir},
     counts::Counts,
     setup,
 };
 
-/// SDKs that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy in
-/// `target/sdks/<name>` is where they are installed and built.
+/// SDKs of a cloud that are installed together. Sources and lock files are in `xtask/sdks/<name>`, whose copy
+/// in `target/sdks/<name>` is where they are installed and built.
 struct Language {
+    /// Whose SDKs they are, in the sandbox's words.
+    cloud: &'static str,
     name: &'static str,
     /// What must be on the machine.
     tools: &'static [&'static str],
@@ -43,120 +47,11 @@ enum Trial {
     Addresses,
     /// An SDK: that it obtains credentials.
     Credentials {
-        /// How many seconds before their end it wants other credentials, by its source; `always`, or `hourly`
-        /// for the one that looks at its own clock alone.
+        /// How many seconds before their end it wants other credentials, by its source; `always`, or `clock`
+        /// for one whose clock must be moved, because real time would take too long.
         refresh: &'static str,
     },
 }
-
-const LANGUAGES: [Language; 5] = [
-    Language {
-        name: "python",
-        tools: &["python3"],
-        install: |here| {
-            run(Command::new("python3").current_dir(here).args(["-m", "venv", "venv"]))?;
-            let pip = here.join("venv/bin/pip");
-            run(Command::new(pip)
-                .current_dir(here)
-                .args(["install", "--quiet", "--no-deps", "--disable-pip-version-check"])
-                .args(["--requirement", "requirements.txt"]))
-        },
-        clients: &[
-            Client {
-                name: "python-alibabacloud-credentials",
-                command: &["./venv/bin/python", "./client.py", "alibabacloud-credentials"],
-                trial: Trial::Credentials { refresh: "900" },
-            },
-            Client {
-                name: "python-aliyun-python-sdk-core",
-                command: &["./venv/bin/python", "./client.py", "aliyun-python-sdk-core"],
-                trial: Trial::Credentials { refresh: "hourly" },
-            },
-            // 15 % of their whole life, that is of 24 s.
-            Client {
-                name: "python-oss2",
-                command: &["./venv/bin/python", "./client.py", "oss2"],
-                trial: Trial::Credentials { refresh: "4" },
-            },
-        ],
-    },
-    Language {
-        name: "node",
-        tools: &["node", "npm"],
-        install: |here| {
-            run(Command::new("npm").current_dir(here).args([
-                "ci",
-                "--silent",
-                "--ignore-scripts",
-                "--no-audit",
-                "--no-fund",
-            ]))
-        },
-        clients: &[
-            Client {
-                name: "node-credentials",
-                command: &["node", "./client.js"],
-                trial: Trial::Credentials { refresh: "3600" },
-            },
-            Client { name: "node-http", command: &["node", "./get.js"], trial: Trial::Addresses },
-        ],
-    },
-    Language {
-        name: "go",
-        tools: &["go"],
-        install: |here| {
-            let build = |arguments: &[&str]| {
-                run(Command::new("go").current_dir(here).args(["build", "-buildvcs=false"]).args(arguments))
-            };
-            build(&["-o", "client", "."])?;
-            build(&["-o", "get", "get.go"])
-        },
-        clients: &[
-            Client {
-                name: "go-credentials-go",
-                command: &["./client"],
-                trial: Trial::Credentials { refresh: "180" },
-            },
-            Client { name: "go-net-http", command: &["./get"], trial: Trial::Addresses },
-        ],
-    },
-    Language {
-        name: "java",
-        tools: &["java", "javac", "mvn"],
-        install: |here| {
-            run(Command::new("mvn").current_dir(here).args([
-                "--quiet",
-                "--batch-mode",
-                "compile",
-                "dependency:copy-dependencies",
-            ]))
-        },
-        clients: &[
-            Client {
-                name: "java-credentials-java",
-                command: &["java", "-classpath", "./target/classes:./target/dependency/*", "Client"],
-                trial: Trial::Credentials { refresh: "900" },
-            },
-            Client {
-                name: "java-net-http",
-                command: &["java", "-classpath", "./target/classes", "Get"],
-                trial: Trial::Addresses,
-            },
-        ],
-    },
-    Language {
-        name: "rust",
-        tools: &[],
-        install: |here| {
-            run(cargo().current_dir(here).args(["build", "--quiet", "--locked", "--target-dir", "target"]))
-        },
-        clients: &[Client {
-            name: "rust-reqsign-aliyun-oss",
-            command: &["./target/debug/client"],
-            trial: Trial::Credentials { refresh: "always" },
-        }],
-    },
-];
 
 /// Installs every SDK whose language is on this machine, and tries each in a pod.
 pub(crate) fn test(no_skip: bool) -> Result<Counts> {
@@ -176,7 +71,7 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
         }
         let here = language.installed()?;
         for client in language.clients {
-            commands.push((client, expanded(client.command, &here)));
+            commands.push((language.cloud, client, expanded(client.command, &here)));
         }
     }
 
@@ -184,7 +79,7 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     say(format!("  {:<31}  {:<8}  {:<9}  REQUESTS", "CLIENT", "VERSION", "SIGNATURE"));
     let mut failed = Vec::new();
     let passed = commands.len();
-    for (Client { name, trial, .. }, command) in commands {
+    for (cloud, Client { name, trial, .. }, command) in commands {
         let mut trying = setup::privileged(&sandbox);
         match trial {
             Trial::Addresses => {
@@ -192,7 +87,7 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
             }
             Trial::Credentials { refresh } => {
                 let fixture = root().join("xtask/sdks/fixtures").join(name).with_extension("txt");
-                trying.args(["sdk", "--refresh", refresh, "--fixture"]).arg(fixture);
+                trying.args(["sdk", "--cloud", cloud, "--refresh", refresh, "--fixture"]).arg(fixture);
             }
         }
         if run(trying.args(["--name", name, "--agent"]).arg(&agent).arg("--").args(command)).is_err() {
