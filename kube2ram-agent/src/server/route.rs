@@ -116,7 +116,10 @@ pub fn route(method: &Method, target: &Target, policy: MetadataPolicy, dialect: 
         };
     }
     let bare: Vec<_> = segments.iter().map(|segment| bare(segment)).collect();
-    if contains(&bare, dialect.credentials) || contains(&bare, &[SECURITY_CREDENTIALS]) {
+    if !segments.iter().all(|segment| segment.starts_with(is_name_char))
+        || contains(&bare, dialect.credentials)
+        || contains(&bare, &[SECURITY_CREDENTIALS])
+    {
         return Route::Refuse(Refusal::NotFound);
     }
     // Never passed to the real server: its tokens are the node's, and a pod that reaches the real server by
@@ -163,7 +166,8 @@ fn credential_route(below: &[&str]) -> Route {
 /// Whether a word of a query would complete a closed path for a server that ignores queries and continues to
 /// read behind the `?`.
 fn names_closed(word: &str, items: &Items) -> bool {
-    items.last_names.iter().any(|name| bare(word).eq_ignore_ascii_case(name))
+    let word = bare(word);
+    items::begins_closed(word, items) || items.last_names.iter().any(|name| word.eq_ignore_ascii_case(name))
 }
 
 /// Whether some server could take the path for one at or below `names`, at any depth. The segments are
@@ -176,8 +180,14 @@ fn contains(segments: &[&str], names: &[&str]) -> bool {
 /// or blank (`ram.`, `ram+`) or a stream (`ram::$DATA`), as several do.
 fn bare(segment: &str) -> &str {
     let segment = segment.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-    let end = segment.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_'));
+    let end = segment.find(|c| !is_name_char(c));
     &segment[..end.unwrap_or(segment.len())]
+}
+
+/// What the name of an item begins with. To some servers a segment that begins otherwise is none (`+`, `,1`),
+/// or one up (`..,1`), so that the names before and behind it meet.
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_')
 }
 
 fn starts_with(segments: &[&str], names: &[&str]) -> bool {

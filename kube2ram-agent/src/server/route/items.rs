@@ -33,9 +33,7 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
     if items.dump.iter().any(|names| contains(bare, names)) {
         return Readers::Nobody(Refusal::Sensitive);
     }
-    let begins_closed =
-        |segment: &&str| items.closed_prefixes.iter().any(|prefix| begins_with(segment, prefix));
-    if bare.iter().any(begins_closed) {
+    if bare.iter().any(|segment| begins_closed(segment, items)) {
         return Readers::Nobody(Refusal::NotFound);
     }
     if policy == MetadataPolicy::Open {
@@ -58,9 +56,11 @@ pub(super) fn readers(segments: &[&str], bare: &[&str], policy: MetadataPolicy, 
     }
 }
 
-/// Without regard to case.
-fn begins_with(segment: &str, prefix: &str) -> bool {
-    segment.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+/// Whether a segment begins like one that is closed, without regard to case.
+pub(super) fn begins_closed(segment: &str, items: &Items) -> bool {
+    let begins_with =
+        |prefix: &str| segment.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    items.closed_prefixes.iter().any(|prefix| begins_with(prefix))
 }
 
 /// Exactly as written: it is not known how the real server reads other spellings.
