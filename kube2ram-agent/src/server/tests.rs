@@ -1,5 +1,6 @@
 //! Component tests over real sockets. Row numbers are those of docs/predecessors.md.
 
+mod aws;
 mod conformance;
 mod conformance_credentials;
 mod conformance_paths;

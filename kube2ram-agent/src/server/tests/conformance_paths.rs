@@ -9,8 +9,7 @@ const ORDINARY_HEAD: &str = "GET /latest/meta-data/instance-id HTTP/1.1\r\n";
 
 /// Sends `target` in every way and checks the status of its answer, `0` being none or any refusal of the HTTP
 /// parser.
-async fn never_reaches_the_real_server(target: &str, status: u16) {
-    let harness = Harness::start().await;
+async fn never_reaches_the_real_server(harness: Harness, target: &str, status: u16) {
     let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
 
     let alone = harness.raw(&request).await;
@@ -38,11 +37,30 @@ async fn never_reaches_the_real_server(target: &str, status: u16) {
     assert!(heads.iter().all(|head| head.starts_with(ORDINARY_HEAD)), "{heads:?}");
 }
 
+/// The target as it is on AWS.
+fn translated(target: &str) -> String {
+    [("ram", "iam"), ("Ram", "Iam"), ("RAM", "IAM"), ("100.100.100.200", "169.254.169.254")]
+        .into_iter()
+        .fold(target.to_owned(), |target, (from, to)| target.replace(from, to))
+}
+
+/// Each on both clouds.
 macro_rules! rows {
     ($($name:ident: $target:expr => $status:expr;)*) => {$(
         #[tokio::test]
         async fn $name() {
-            never_reaches_the_real_server(&$target, $status).await;
+            never_reaches_the_real_server(Harness::start().await, $target, $status).await;
+            let on_aws = Harness::start_on_aws(|_| {}).await;
+            never_reaches_the_real_server(on_aws, &translated($target), $status).await;
+        }
+    )*};
+}
+
+macro_rules! rows_on_aws {
+    ($($name:ident: $target:expr => $status:expr;)*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            never_reaches_the_real_server(Harness::start_on_aws(|_| {}).await, $target, $status).await;
         }
     )*};
 }
@@ -86,7 +104,32 @@ rows! {
     row_4b_trailing_dots: "/latest/meta-data/ram./security-credentials./node" => 404;
     row_4b_short_names: "/latest/META-D~1/RAM/SECURI~1/node" => 400;
     row_4b_path_in_query: "/latest/x?/../meta-data/ram/security-credentials/node" => 400;
-    row_4b_whole_tree: "/latest/meta-data/all" => 403;
+    blank_between: "/latest/meta-data/+/ram/" => 404;
+    dot_dot_with_a_parameter: "/latest/meta-data/x/..,1/ram/" => 404;
+}
+
+#[tokio::test]
+async fn row_4b_whole_tree() {
+    never_reaches_the_real_server(Harness::start().await, "/latest/meta-data/all", 403).await;
+}
+
+rows_on_aws! {
+    merged_slashes: "//latest//meta-data///iam//security-credentials//node" => 403;
+    authority_of_ipv6: "http://[fd00:ec2::254]/latest/meta-data/iam/security-credentials/node" => 403;
+    extended_list: "/latest/meta-data/iam/security-credentials-extended/" => 404;
+    extended_credentials: "/latest/meta-data/iam/security-credentials-extended/my-role" => 404;
+    extended_elsewhere: "/latest/meta-data/security-credentials-extended/my-role" => 404;
+    extended_escaped: "/latest/meta-data/iam/security-credentials%2Dextended/my-role" => 404;
+    instance_identity: "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance" => 404;
+    instance_merged: "/latest//meta-data//identity-credentials//ec2//security-credentials//ec2-instance" => 404;
+    instance_case: "/latest/Meta-Data/Identity-Credentials/EC2/Security-Credentials/EC2-instance" => 404;
+    instance_parameter: "/latest/meta-data/identity-credentials;x/ec2/info" => 400;
+    instance_escaped_slash: "/latest/meta-data/identity-credentials%2fec2" => 400;
+    instance_in_query: "/latest/meta-data?/identity-credentials/ec2" => 404;
+    user_data: "/latest//user-data" => 403;
+    ssh_keys: "/latest/meta-data/managed-ssh-keys/signer-key" => 403;
+    signature: "/latest//dynamic//instance-identity//pkcs7" => 403;
+    signature_in_query: "/latest/dynamic/instance-identity/document?/pkcs7" => 404;
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use crate::{
     role::{AnnotationKeys, Attribution},
 };
 use kube2ram_cloud::{
-    alibaba::DIALECT,
+    alibaba, aws,
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::{ArnStyle, BaseArn, RoleSession},
     upstream::{MetadataServer, PassGrant},
@@ -94,6 +94,15 @@ impl Harness {
         Self::start_with(None, |_| {}).await
     }
 
+    /// As [`start`](Self::start), on AWS.
+    pub(super) async fn start_on_aws(configure: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with(None, |config| {
+            (config.dialect, config.metadata) = (&aws::DIALECT, aws::DIALECT.metadata);
+            configure(config);
+        })
+        .await
+    }
+
     pub(super) async fn start_with(
         restrictions: Option<PatternFormat>,
         configure: impl FnOnce(&mut Config),
@@ -129,7 +138,7 @@ impl Harness {
             pass_through_rate: 0,
             request_rate: 0,
             require_token: false,
-            dialect: &DIALECT,
+            dialect: &alibaba::DIALECT,
         };
         configure(&mut config);
         let dialect = config.dialect;
