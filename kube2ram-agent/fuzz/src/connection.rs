@@ -1,18 +1,18 @@
-//! A stream of bytes as one connection of a pod, against the whole metadata service with a real server that
-//! records what reaches it. The first byte selects the caller and the splits of the rest.
+//! A stream of bytes as one connection of a pod, against the whole metadata service of each cloud with a real
+//! server that records what reaches it. The first byte selects the caller and the splits of the rest.
 
 mod framing;
 mod responses;
 mod world;
 
-use std::{net::SocketAddrV4, sync::Arc};
+use std::sync::Arc;
 
 use kube2ram_agent::{
     datapath::Origin,
     identity::CgroupId,
     server::{MetadataPolicy, path::Target},
 };
-use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
+use kube2ram_cloud::Cloud;
 use kube2ram_service::drain::Drain;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
@@ -23,7 +23,7 @@ use self::{
     framing::Framing,
     world::{SECRET, Service, UPSTREAM_BODY},
 };
-use super::model;
+use super::model::{self, Tree};
 
 /// Set in the first byte: no hook has recorded the connection.
 const UNVOUCHED: u8 = 1;
@@ -35,15 +35,21 @@ const CUT: u8 = 4;
 /// Checks one connection.
 pub fn check(data: &[u8]) {
     let Some((&flags, stream)) = data.split_first() else { return };
+    for cloud in Cloud::ALL {
+        check_on(cloud, flags, stream);
+    }
+}
+
+fn check_on(cloud: Cloud, flags: u8, stream: &[u8]) {
     let policy = if flags & OPEN == 0 { MetadataPolicy::Standard } else { MetadataPolicy::Open };
     let origin = (flags & UNVOUCHED == 0).then_some(Origin::Task(CgroupId(7)));
     let cut = if flags & CUT == 0 { 0 } else { usize::from(flags >> 3) * stream.len() / 32 };
 
     let (answer, upstream) =
-        world::with_service(policy, |service| converse(service, stream, cut, origin.clone()));
+        world::with_service(cloud, policy, |service| converse(service, stream, cut, origin.clone()));
 
     let framing = Framing::of(stream);
-    let shown = format!("{} -> {}", stream.escape_ascii(), answer.escape_ascii());
+    let shown = format!("{cloud:?}: {} -> {}", stream.escape_ascii(), answer.escape_ascii());
     let statuses = responses::statuses(&answer, &framing);
     // A request that has two readings, or none, may be answered in one of them or refused; nothing after it
     // is a request.
@@ -55,15 +61,14 @@ pub fn check(data: &[u8]) {
         assert!(!contains(&answer, SECRET) && !contains(&answer, "my-role"), "{shown}");
     }
     let passed: Vec<&str> = upstream.iter().map(|bytes| one_request(bytes)).collect();
+    let tree = Tree::of(cloud);
+    let sensitive = if policy == MetadataPolicy::Open { None } else { Some(tree.sensitive) };
     for target in &passed {
-        assert!(!model::could_mean(target.as_bytes(), model::CREDENTIALS), "{target} passed: {shown}");
-        let closed = policy == MetadataPolicy::Standard;
-        assert!(
-            !(closed && model::could_mean(target.as_bytes(), model::SENSITIVE)),
-            "{target} passed: {shown}"
-        );
+        let is_closed = |items| model::could_mean(target.as_bytes(), items);
+        assert!(!is_closed(tree.credentials), "{target} passed: {shown}");
+        assert!(!sensitive.is_some_and(is_closed), "{target} passed: {shown}");
     }
-    assert!(is_asked_for(&passed, &framing), "{passed:?} were not asked for: {shown}");
+    assert!(is_asked_for(&passed, &framing, cloud), "{passed:?} were not asked for: {shown}");
     assert!(
         answer.windows(UPSTREAM_BODY.len()).filter(|w| *w == UPSTREAM_BODY.as_bytes()).count()
             <= passed.len()
@@ -122,12 +127,12 @@ fn one_request(bytes: &[u8]) -> &str {
 
 /// Whether what passed is, in order, what requests of the stream ask for. Of a last one in doubt nothing is
 /// known.
-fn is_asked_for(passed: &[&str], framing: &Framing<'_>) -> bool {
-    let metadata = MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80));
+fn is_asked_for(passed: &[&str], framing: &Framing<'_>, cloud: Cloud) -> bool {
+    let (metadata, dialect) = (Tree::of(cloud).metadata, cloud.dialect());
     let mut asked = framing
         .requests
         .iter()
-        .filter_map(|request| Target::parse(&as_the_agent_sees(request.target), metadata, &DIALECT).ok());
+        .filter_map(|request| Target::parse(&as_the_agent_sees(request.target), metadata, dialect).ok());
     let mut left = passed.iter().skip_while(|passed| {
         let path = passed.split('?').next().unwrap_or_default();
         asked.any(|target| target.path.as_str() == path)

@@ -1,23 +1,33 @@
-//! Answers of STS and the metadata server: a value that is valid in headers and in pods' documents, or an
-//! error.
+//! Answers of Alibaba Cloud's STS and metadata server: a value that is valid in headers and in pods'
+//! documents, or an error.
 
-use kube2ram_cloud::alibaba::wire::{Issued, parse_assume_role, parse_error, parse_node_credentials};
+use kube2ram_cloud::alibaba::wire::{
+    ErrorDocument, Issued, parse_assume_role, parse_error, parse_node_credentials,
+};
 
 /// Checks one document in all its readings.
 pub fn check(body: &[u8]) {
-    for Issued { access_key_id, expires_at, .. } in
-        [parse_assume_role(body), parse_node_credentials(body)].into_iter().flatten()
-    {
-        assert!(!access_key_id.is_empty() && access_key_id.bytes().all(|c| c.is_ascii_graphic()));
-        // Of 20 characters, as the SDKs read it.
-        assert_eq!(expires_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().len(), 20);
-        assert_eq!(expires_at.subsec_nanosecond(), 0);
+    for issued in [parse_assume_role(body), parse_node_credentials(body)].into_iter().flatten() {
+        check_issued(&issued);
     }
     if let Some(error) = parse_error(body) {
-        for word in [&error.code, &error.request_id] {
-            assert!(word.len() <= 64 && word.bytes().all(|c| c.is_ascii_graphic()), "{word:?}");
-        }
-        assert!(!error.code.is_empty());
-        assert!(error.message.chars().count() <= 256 && !error.message.contains(char::is_control));
+        check_error(&error);
     }
+}
+
+/// On every cloud.
+pub(super) fn check_issued(Issued { access_key_id, expires_at, .. }: &Issued) {
+    assert!(!access_key_id.is_empty() && access_key_id.bytes().all(|c| c.is_ascii_graphic()));
+    // Of 20 characters, as the SDKs read it.
+    assert_eq!(expires_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().len(), 20);
+    assert_eq!(expires_at.subsec_nanosecond(), 0);
+}
+
+/// On every cloud.
+pub(super) fn check_error(ErrorDocument { code, message, request_id }: &ErrorDocument) {
+    for word in [code, request_id] {
+        assert!(word.len() <= 64 && word.bytes().all(|c| c.is_ascii_graphic()), "{word:?}");
+    }
+    assert!(!code.is_empty());
+    assert!(message.chars().count() <= 256 && !message.contains(char::is_control));
 }

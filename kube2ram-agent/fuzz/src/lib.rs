@@ -4,6 +4,7 @@
 
 pub mod allow_list;
 pub mod annotations;
+pub mod aws_documents;
 pub mod cgroup_path;
 pub mod connection;
 pub mod documents;
@@ -23,6 +24,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "allow_list", check: allow_list::check },
     Target { name: "annotations", check: annotations::check },
+    Target { name: "aws_documents", check: aws_documents::check },
     Target { name: "cgroup_path", check: cgroup_path::check },
     Target { name: "connection", check: connection::check },
     Target { name: "documents", check: documents::check },

@@ -3,19 +3,11 @@
 //! is harmless to every server that we know of.
 
 mod fold;
+mod tree;
 
 use std::collections::HashSet;
 
-/// The paths at which a metadata server keeps credentials, with every policy: recognised by two neighbouring
-/// segments, or by one segment.
-pub const CREDENTIALS: &[&[&str]] =
-    &[&["meta-data", "ram"], &["meta-data", "all"], &["security-credentials"]];
-
-/// What is closed to pods by default besides.
-pub const SENSITIVE: &[&[&str]] = &[&["user-data"], &["vendor-data"], &["dynamic", "instance-identity"]];
-
-/// Those of them that are also closed to pods that may have the node's role.
-pub const SECRETS: &[&[&str]] = &[&["user-data"], &["vendor-data"]];
+pub use self::tree::Tree;
 
 /// Whether some server could take `target`, path and query, for an item at or below one of `items`.
 pub fn could_mean(target: &[u8], items: &[&[&str]]) -> bool {
@@ -54,14 +46,27 @@ fn views(target: &[u8]) -> Vec<Vec<u8>> {
     views
 }
 
+/// Whether `target` as it stands is one of `listed` below its version, or a list of versions or directories.
+/// What ends in a slash in `listed` is a directory with all that is in it.
+pub fn is_listed(target: &str, listed: &[&str]) -> bool {
+    let path = target.split('?').next().unwrap_or_default();
+    let below: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).skip(1).collect();
+    let below = below.join("/");
+    below.is_empty()
+        || listed.iter().any(|item| match item.strip_suffix('/') {
+            Some(directory) => below == directory || below.starts_with(*item),
+            None => below == *item,
+        })
+}
+
 /// Dot segments applied.
 fn resolved<'t>(segments: &[&'t str]) -> Vec<&'t str> {
     let mut path = Vec::new();
     for segment in segments {
         match bare_dots(segment) {
-            "" | "." => {}
-            ".." => drop(path.pop()),
-            _ => path.push(*segment),
+            Some("..") => drop(path.pop()),
+            Some(_) => {}
+            None => path.push(*segment),
         }
     }
     path
@@ -69,12 +74,15 @@ fn resolved<'t>(segments: &[&'t str]) -> Vec<&'t str> {
 
 /// Dot segments dropped.
 fn kept<'t>(segments: &[&'t str]) -> Vec<&'t str> {
-    segments.iter().filter(|segment| !matches!(bare_dots(segment), "" | "." | "..")).copied().collect()
+    segments.iter().filter(|segment| bare_dots(segment).is_none()).copied().collect()
 }
 
-/// `..;x` is `..` to Tomcat.
-fn bare_dots(segment: &str) -> &str {
-    segment.split([';', '?', '#', '\0']).next().unwrap_or_default()
+/// The dots, or nothing, that a segment is to a server which drops blanks, parameters and streams: `..;x` is
+/// `..` to Tomcat, and `...` is nothing to Windows. `None` when it is a name.
+fn bare_dots(segment: &str) -> Option<&str> {
+    let is_end = |c: char| c.is_whitespace() || ";,:?#\0".contains(c);
+    let bare = segment.trim_start().split(is_end).next().unwrap_or_default();
+    bare.bytes().all(|byte| byte == b'.').then_some(bare)
 }
 
 fn contains(path: &[&str], item: &[&str]) -> bool {
@@ -83,8 +91,9 @@ fn contains(path: &[&str], item: &[&str]) -> bool {
 
 /// Whether a segment is this name to a server which drops parameters (`;` in most, `,` in RFC 3986), suffixes
 /// (`.json` in Spring), the dots and blanks that Windows does not store, streams (`::$DATA`), or knows short
-/// names (`SECURI~1`).
+/// names (`SECURI~1`). A name that ends in `*` is all that begin so.
 fn is(segment: &str, name: &str) -> bool {
+    let (name, is_whole) = name.strip_suffix('*').map_or((name, true), |start| (start, false));
     let segment = segment.trim_start_matches(|c: char| c.is_whitespace() || c == '.');
     let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let end = segment.find(|c| !is_name_char(c)).unwrap_or(segment.len());
@@ -94,7 +103,7 @@ fn is(segment: &str, name: &str) -> bool {
     let short = segment.split_once('~').is_some_and(|(start, number)| {
         start.len() >= 2 && name.starts_with(start) && number.starts_with(|c: char| c.is_ascii_digit())
     });
-    bare == name || short
+    bare == name || (!is_whole && bare.starts_with(name)) || short
 }
 
 /// More than legitimate input has; bounds the time for hostile input.

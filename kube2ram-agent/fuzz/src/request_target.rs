@@ -1,5 +1,7 @@
-//! A raw request target through the agent's parser and route table: what passes could mean nothing closed to
-//! any server, and what is a credential route is exactly that.
+//! A raw request target through the agent's parser and route table, on each cloud: what passes could mean
+//! nothing closed to any server, and what is a credential route is exactly that.
+
+use std::fmt;
 
 use http::Method;
 use kube2ram_agent::server::{
@@ -7,98 +9,110 @@ use kube2ram_agent::server::{
     path::Target,
     route::{Route, route},
 };
-use kube2ram_cloud::{MetadataAddr, alibaba::DIALECT};
+use kube2ram_cloud::Cloud;
 
-use super::model;
+use super::model::{self, Tree};
 
 const METHODS: [Method; 6] =
     [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE, Method::OPTIONS];
 
 /// Checks one target.
 pub fn check(raw: &[u8]) {
-    for method in METHODS {
-        for policy in [MetadataPolicy::Open, MetadataPolicy::Standard, MetadataPolicy::Strict] {
-            check_one(&method, raw, policy);
-        }
-    }
-}
-
-fn check_one(method: &Method, raw: &[u8], policy: MetadataPolicy) {
-    let routed = routed(method, raw, policy);
-    if let Some(expected) = plain(method, raw) {
-        assert_eq!(routed.as_ref(), Some(&expected), "{method} {}", raw.escape_ascii());
-    }
-    let Some(routed) = routed else { return };
-    let reads = matches!(*method, Method::GET | Method::HEAD);
-    match &routed {
-        Route::PassThrough(upstream) => {
-            let upstream = upstream.as_str();
-            let closed = policy != MetadataPolicy::Open;
-            for target in [raw, upstream.as_bytes()] {
-                assert!(
-                    !model::could_mean(target, model::CREDENTIALS),
-                    "{method} {} passes as {upstream}",
-                    raw.escape_ascii()
-                );
-                assert!(
-                    !(closed && model::could_mean(target, model::SENSITIVE)),
-                    "{method} {} passes as {upstream}",
-                    raw.escape_ascii()
-                );
+    for cloud in Cloud::ALL {
+        for method in METHODS {
+            for policy in [MetadataPolicy::Open, MetadataPolicy::Standard, MetadataPolicy::Strict] {
+                Request { cloud, policy, method: &method, raw }.check();
             }
-            assert!(reads);
-            assert_eq!(
-                self::routed(method, upstream.as_bytes(), policy).as_ref(),
-                Some(&routed),
-                "reads anew"
-            );
         }
-        // For pods that may have the node's role: the identity document, and items that `strict` does not
-        // list. Never the node's secrets.
-        Route::NodeItem { target, .. } => {
-            let upstream = target.as_str();
-            for target in [raw, upstream.as_bytes()] {
-                let is_closed = [model::CREDENTIALS, model::SECRETS];
-                assert!(
-                    !is_closed.iter().any(|items| model::could_mean(target, items)),
-                    "{method} {} passes as {upstream}",
-                    raw.escape_ascii()
-                );
-            }
-            assert!(reads && policy != MetadataPolicy::Open);
-            assert_eq!(
-                self::routed(method, upstream.as_bytes(), policy).as_ref(),
-                Some(&routed),
-                "reads anew"
-            );
-        }
-        Route::Credentials { requested } => {
-            assert!(reads);
-            assert_eq!(below_ram(raw).as_deref(), Some(&*format!("security-credentials/{requested}")));
-        }
-        // Never the real server's own.
-        Route::Token => assert_eq!(method, Method::PUT),
-        Route::RoleList => {
-            assert!(reads);
-            assert_eq!(below_ram(raw).as_deref(), Some("security-credentials"));
-        }
-        Route::CredentialDirectory => {
-            assert!(reads);
-            assert_eq!(below_ram(raw).as_deref(), Some(""));
-        }
-        _ => {}
     }
 }
 
-fn routed(method: &Method, raw: &[u8], policy: MetadataPolicy) -> Option<Route> {
-    let target =
-        Target::parse(raw, MetadataAddr::v4_only("100.100.100.200:80".parse().ok()?), &DIALECT).ok()?;
-    Some(route(method, &target, policy, &DIALECT))
+/// A target, and all else that its route depends on.
+struct Request<'r> {
+    cloud: Cloud,
+    policy: MetadataPolicy,
+    method: &'r Method,
+    raw: &'r [u8],
 }
 
-/// What the target names below `/<version>/meta-data/ram`, by the one reading that is allowed: escapes once,
-/// then no empty segments and no dots. The fixed names are in lower case.
-fn below_ram(raw: &[u8]) -> Option<String> {
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cloud, policy, method, raw } = self;
+        write!(f, "{cloud:?} {policy:?} {method} {}", raw.escape_ascii())
+    }
+}
+
+impl Request<'_> {
+    fn check(&self) {
+        let Self { cloud, policy, method, raw } = *self;
+        let tree = Tree::of(cloud);
+        let routed = self.route();
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if let Some(expected) = plain(raw, tree).filter(|_| reads) {
+            assert_eq!(routed.as_ref(), Some(&expected), "{self}");
+        }
+        if reads && tree.needed.iter().any(|item| item.as_bytes() == raw) {
+            let passes = matches!(&routed, Some(Route::PassThrough(to)) if to.as_str().as_bytes() == raw);
+            assert!(passes, "{self} is not passed on");
+        }
+        let Some(routed) = routed else { return };
+        let below = below(raw, tree);
+        match &routed {
+            Route::PassThrough(upstream) => {
+                let sensitive = if policy == MetadataPolicy::Open { None } else { Some(tree.sensitive) };
+                self.check_passed(upstream.as_str(), [Some(tree.credentials), sensitive], &routed);
+                let listed =
+                    policy != MetadataPolicy::Strict || model::is_listed(upstream.as_str(), tree.listed);
+                assert!(reads && listed, "{self} passes");
+            }
+            // For pods that may have the node's role: the identity, items that `strict` does not list, and
+            // one below the credential directory, whose query is not passed on. Never the node's secrets.
+            Route::NodeItem { target, .. } => {
+                let is_own = tree.node_item.is_some_and(|item| below.as_deref() == Some(item));
+                let (raw, credentials) = match is_own {
+                    true => (target.as_str().as_bytes(), None),
+                    false => (raw, Some(tree.credentials)),
+                };
+                let passed = Request { raw, ..*self };
+                passed.check_passed(target.as_str(), [credentials, Some(tree.secrets)], &routed);
+                assert!(reads && (is_own || policy != MetadataPolicy::Open), "{self} may pass");
+            }
+            Route::Credentials { requested } => {
+                let expected = format!("security-credentials/{requested}");
+                assert!(reads && below.as_deref() == Some(&*expected), "{self} is not {expected}");
+            }
+            // Never the real server's own.
+            Route::Token => assert_eq!(method, Method::PUT),
+            Route::RoleList => {
+                assert!(reads && below.as_deref() == Some("security-credentials"), "{self} is no list");
+            }
+            Route::CredentialDirectory => {
+                assert!(reads && below.as_deref() == Some(""), "{self} is no directory");
+            }
+            Route::Refuse(_) => {}
+        }
+    }
+
+    fn route(&self) -> Option<Route> {
+        let (dialect, tree) = (self.cloud.dialect(), Tree::of(self.cloud));
+        let target = Target::parse(self.raw, tree.metadata, dialect).ok()?;
+        Some(route(self.method, &target, self.policy, dialect))
+    }
+
+    /// What the real server is asked is nothing that is closed, and the same request once more.
+    fn check_passed(&self, upstream: &str, closed: [Option<&[&[&str]]>; 2], routed: &Route) {
+        for target in [self.raw, upstream.as_bytes()] {
+            let is_closed = closed.into_iter().flatten().any(|items| model::could_mean(target, items));
+            assert!(!is_closed, "{self} passes as {upstream}");
+        }
+        let again = Request { raw: upstream.as_bytes(), ..*self };
+        assert_eq!(again.route().as_ref(), Some(routed), "{self} is read again as another request");
+    }
+}
+
+/// What the target names below `/<version>/meta-data/<directory>`, by the one reading that is allowed:
+/// escapes once, then no empty segments and no dots. The fixed names are in lower case.
+fn below(raw: &[u8], tree: &Tree) -> Option<String> {
     let raw = str::from_utf8(raw).ok()?;
     let origin_form = match raw.get(..7) {
         Some(scheme) if scheme.eq_ignore_ascii_case("http://") => {
@@ -117,7 +131,7 @@ fn below_ram(raw: &[u8]) -> Option<String> {
     text.push_str(rest);
     let mut segments = text.split('/').filter(|segment| !segment.is_empty() && *segment != ".").skip(1);
     let mut fixed = |name: &str| segments.next().filter(|segment| segment.eq_ignore_ascii_case(name));
-    fixed("meta-data").and(fixed("ram"))?;
+    fixed("meta-data").and(fixed(tree.directory))?;
     match segments.next() {
         None => Some(String::new()),
         Some(name) => {
@@ -128,22 +142,16 @@ fn below_ram(raw: &[u8]) -> Option<String> {
 }
 
 /// What a client means that writes plainly, or the agent would be safe and useless.
-fn plain(method: &Method, raw: &[u8]) -> Option<Route> {
+fn plain(raw: &[u8], tree: &Tree) -> Option<Route> {
     let raw = str::from_utf8(raw).ok()?;
     let raw = raw.strip_suffix('?').unwrap_or(raw);
     let rest = ["/latest/", "/2016-01-01/"].iter().find_map(|version| raw.strip_prefix(version))?;
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return None;
-    }
-    let below = rest
-        .strip_prefix("meta-data/ram/security-credentials")
-        .or_else(|| rest.strip_prefix("meta-data/Ram/security-credentials"))?;
-    let is_word = |text: &str| {
-        !text.is_empty() && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
-    };
-    let role = match below {
+    let directory = tree.spellings.iter().find_map(|spelling| rest.strip_prefix(spelling))?;
+    let role = match directory.strip_prefix("/security-credentials")? {
         "" | "/" => return Some(Route::RoleList),
-        _ => below.strip_prefix('/')?,
+        below => below.strip_prefix('/')?,
     };
-    is_word(role).then(|| Route::Credentials { requested: role.into() })
+    let is_legal = |c: u8| c.is_ascii_alphanumeric() || tree.role_marks.contains(&c);
+    let is_role = !role.is_empty() && !role.starts_with('.') && role.bytes().all(is_legal);
+    is_role.then(|| Route::Credentials { requested: role.into() })
 }

@@ -54,18 +54,14 @@ impl Metadata {
         Partition::named(text.trim()).ok_or(MetadataError::Malformed("partition"))
     }
 
-    /// The base ARN of the node's account: `arn:<partition>:iam::<account>:role/`. The instance profile has
-    /// them; its path, and its name, which is often the role's and need not be, say nothing.
+    /// The base ARN of the node's account, by its instance profile.
     ///
     /// # Errors
     /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the node has no instance profile.
     pub async fn base_arn(&self) -> Result<BaseArn, MetadataError> {
         let body = self.0.get("/latest/meta-data/iam/info").await?;
         let profile = parse_profile_arn(&body).map_err(MetadataError::Profile)?;
-        let account = profile.split_once(":instance-profile/").map(|(account, _)| account);
-        let base =
-            account.and_then(|account| BaseArn::parse_in(ArnStyle::Aws, &format!("{account}:role/")).ok());
-        base.ok_or(MetadataError::Malformed("instance profile"))
+        base_of_profile(&profile).ok_or(MetadataError::Malformed("instance profile"))
     }
 
     /// The role attached to the node, also the default role of auto-discovery; `None` when there is none.
@@ -88,6 +84,13 @@ impl Metadata {
     pub(super) fn into_client(self) -> Client {
         self.0
     }
+}
+
+/// The base ARN of the account that an instance profile's ARN is in: `arn:<partition>:iam::<account>:role/`.
+/// The profile's path, and its name, which is often the role's and need not be, say nothing.
+pub fn base_of_profile(arn: &str) -> Option<BaseArn> {
+    let (account, _) = arn.split_once(":instance-profile/")?;
+    BaseArn::parse_in(ArnStyle::Aws, &format!("{account}:role/")).ok()
 }
 
 static NODE_ROLE: NodeRole = NodeRole {

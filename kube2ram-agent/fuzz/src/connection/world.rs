@@ -3,7 +3,6 @@
 use std::{
     cell::OnceCell,
     collections::BTreeMap,
-    net::SocketAddrV4,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,8 +24,7 @@ use kube2ram_agent::{
     server::{Config, Entitlements, HostNetworkPods, MetadataPolicy, Pipeline, Server, token::Tokens},
 };
 use kube2ram_cloud::{
-    MetadataAddr,
-    alibaba::DIALECT,
+    Cloud, MetadataAddr,
     credentials::{Credentials, IssueError, Issuer},
     role::{BaseArn, RoleSession},
     upstream::{ResponseBody, Upstream, UpstreamError},
@@ -41,12 +39,16 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::super::model::Tree;
+
 /// What the real metadata server answers everything with.
 pub(super) const UPSTREAM_BODY: &str = "node-answer";
 /// What credentials hold.
 pub(super) const SECRET: &str = "fake-secret";
 const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
-const ROLE_KEY: &str = "ram.aliyuncs.com/role";
+const ROLE_KEY: &str = "role";
+/// One for each cloud and policy.
+const SERVICES_COUNT: usize = 2 * Cloud::ALL.len();
 
 /// The service and what stands around it.
 pub(super) struct Service {
@@ -57,24 +59,28 @@ pub(super) struct Service {
 /// What the service depends on.
 pub(super) struct World {
     pod: Arc<Pod>,
+    metadata: MetadataAddr,
     /// The real server's connections: each ends with what was sent on it.
     upstream: Mutex<Vec<JoinHandle<Vec<u8>>>>,
 }
 
 thread_local! {
-    static SERVICES: [OnceCell<(Runtime, Arc<Service>)>; 2] = const { [OnceCell::new(), OnceCell::new()] };
+    static SERVICES: [OnceCell<(Runtime, Arc<Service>)>; SERVICES_COUNT] =
+        const { [const { OnceCell::new() }; SERVICES_COUNT] };
 }
 
 /// Runs `conversation` with the service of this thread.
 pub(super) fn with_service<F: Future>(
+    cloud: Cloud,
     policy: MetadataPolicy,
     conversation: impl FnOnce(Arc<Service>) -> F,
 ) -> F::Output {
     SERVICES.with(|services| {
-        let (runtime, service) = services[usize::from(policy == MetadataPolicy::Open)].get_or_init(|| {
+        let index = 2 * (cloud as usize) + usize::from(policy == MetadataPolicy::Open);
+        let (runtime, service) = services[index].get_or_init(|| {
             let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
             let runtime = runtime.expect("a runtime without I/O");
-            let service = runtime.block_on(async { Service::new(policy) });
+            let service = runtime.block_on(async { Service::new(cloud, policy) });
             (runtime, service)
         });
         runtime.block_on(conversation(Arc::clone(service)))
@@ -82,7 +88,8 @@ pub(super) fn with_service<F: Future>(
 }
 
 impl Service {
-    fn new(policy: MetadataPolicy) -> Arc<Self> {
+    fn new(cloud: Cloud, policy: MetadataPolicy) -> Arc<Self> {
+        let (dialect, Tree { metadata, base, .. }) = (cloud.dialect(), Tree::of(cloud));
         let annotations: BTreeMap<Box<str>, Box<str>> = BTreeMap::from([(ROLE_KEY.into(), "my-role".into())]);
         let pod = Pod {
             uid: PodUid::parse(UID).expect("a UID"),
@@ -92,15 +99,15 @@ impl Service {
             host_network: false,
             annotations,
         };
-        let world = Arc::new(World { pod: Arc::new(pod), upstream: Mutex::default() });
+        let world = Arc::new(World { pod: Arc::new(pod), metadata: *metadata, upstream: Mutex::default() });
         let [external_id, policy_key, duration, session_name] =
             ["external-id", "policy", "duration", "session-name"].map(Box::from);
         let keys =
             AnnotationKeys { role: ROLE_KEY.into(), external_id, policy: policy_key, duration, session_name };
-        let base = BaseArn::parse("acs:ram::123456789012:role/").expect("a base ARN");
+        let base = BaseArn::parse_in(dialect.arns, base).expect("a base ARN");
         let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
         let roles =
-            Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
+            Roles::try_new(dialect, keys, Some(base), None, duration, attribution).expect("no default role");
         let mut registry = Registry::default();
         let credentials = Cache::new(
             Arc::clone(&world) as _,
@@ -120,17 +127,17 @@ impl Service {
                 credentials,
             }))),
             notices: Arc::clone(&world) as _,
-            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), &DIALECT)),
+            tokens: Arc::new(Tokens::new(Secret::new(Box::new([7; 32])), dialect)),
             upstream: Arc::clone(&world) as _,
         };
         let config = Config {
-            allow_list_annotation: "ram.aliyuncs.com/allowed-roles".into(),
-            metadata: MetadataAddr::v4_only(SocketAddrV4::new([100, 100, 100, 200].into(), 80)),
+            allow_list_annotation: "allowed-roles".into(),
+            metadata: *metadata,
             metadata_policy: policy,
             host_network_pods: HostNetworkPods::Pass,
             pass_through_rate: 0,
             request_rate: 0,
-            dialect: &DIALECT,
+            dialect,
             require_token: false,
         };
         Arc::new(Self { server: Server::new(config, pipeline, TaskTracker::new(), &mut registry), world })
@@ -173,7 +180,8 @@ impl Upstream for World {
         let failed = |error: hyper::Error| UpstreamError::Exchange(error.into());
         let (near, far) = duplex(16 * 1024);
         self.upstream.lock().expect("no panic holds it").push(tokio::spawn(answer(far)));
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static("100.100.100.200"));
+        let host = HeaderValue::from_str(&self.metadata.v4.ip().to_string()).expect("an address");
+        request.headers_mut().insert(header::HOST, host);
         let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.map_err(failed)?;
         tokio::spawn(connection);
         Ok(sender.send_request(request).await.map_err(failed)?.map(ResponseBody::from))

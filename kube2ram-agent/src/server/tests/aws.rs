@@ -1,5 +1,5 @@
-//! What pods meet on EC2 and not on ECS: other headers and statuses of session tokens, another document, other
-//! closed items. Each with its twin on ECS where there is one.
+//! What pods meet on EC2 and not on ECS: other headers and statuses of session tokens, another document,
+//! other closed items. Each with its twin on ECS where there is one.
 
 use http::StatusCode;
 
