@@ -1,6 +1,6 @@
-//! A namespace's allow-list against a pod's role: what it allows, some pattern by itself matches as a whole,
-//! and only an ARN pattern reaches beyond the base. The first byte chooses how patterns are read; the first
-//! line is the role, the rest the list.
+//! A namespace's allow-list against a pod's role, on each cloud: what it allows, some pattern by itself
+//! matches as a whole, and only an ARN pattern reaches beyond the base. The first byte chooses how patterns
+//! are read; the first line is the role, the rest the list.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,15 +10,22 @@ use kube2ram_agent::{
     policy::{PatternFormat, Policy, check_allow_list},
     role::{AnnotationKeys, Attribution, Roles},
 };
-use kube2ram_cloud::{alibaba::DIALECT, role::BaseArn};
+use kube2ram_cloud::{Cloud, role::BaseArn};
 
-const BASE: &str = "acs:ram::123456789012:role/";
+use super::model::Tree;
 
 /// Checks one list.
 pub fn check(data: &[u8]) {
     let Some((&first, text)) = data.split_first() else { return };
     let format = if first & 1 == 0 { PatternFormat::Glob } else { PatternFormat::Regexp };
     let Some((role, list)) = str::from_utf8(text).ok().and_then(|text| text.split_once('\n')) else { return };
+    for cloud in Cloud::ALL {
+        check_on(cloud, format, role, list);
+    }
+}
+
+fn check_on(cloud: Cloud, format: PatternFormat, role: &str, list: &str) {
+    let (dialect, tree) = (cloud.dialect(), Tree::of(cloud));
     let annotations = BTreeMap::from([("role".into(), role.into())]);
     let (namespace, name, service_account) = ("n".into(), "p".into(), "s".into());
     let uid = PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").expect("a UID");
@@ -26,12 +33,12 @@ pub fn check(data: &[u8]) {
     let [role, external_id, policy, duration, session_name] =
         ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
     let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
-    let base = BaseArn::parse(BASE).expect("a base ARN");
+    let base = BaseArn::parse_in(dialect.arns, tree.base).expect("a base ARN");
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
     let roles =
-        Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
+        Roles::try_new(dialect, keys, Some(base), None, duration, attribution).expect("no default role");
 
-    let fault = check_allow_list(list, format, DIALECT.arns).err();
+    let fault = check_allow_list(list, format, dialect.arns).err();
     let Ok(session) = roles.session_for(&pod) else { return };
     let arn = session.role.as_str().to_owned();
     let policy = Policy::new(Some(format), &roles);
@@ -40,8 +47,7 @@ pub fn check(data: &[u8]) {
 
     let patterns = serde_json::from_str::<Vec<String>>(list).unwrap_or_default();
     let matching = patterns.iter().any(|pattern| {
-        let is_arn = pattern.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("acs:"));
-        let subject = if is_arn { Some(&*arn) } else { arn.strip_prefix(BASE) };
+        let subject = if tree.is_arn(pattern) { Some(&*arn) } else { arn.strip_prefix(tree.base) };
         subject.is_some_and(|subject| matches(pattern, subject, format))
     });
     assert!(!allowed || matching, "{list} allows {arn}");

@@ -1,6 +1,6 @@
-//! A pod's annotations, written by users who may create pods: each value is used as a whole or denies the
-//! pod, and none leads out of the base. The fields are separated by line feeds: role, external id, policy,
-//! duration, session name, namespace, service account, and what a client asks for.
+//! A pod's annotations, written by users who may create pods: on each cloud, each value is used as a whole or
+//! denies the pod, and none leads out of the base. The fields are separated by line feeds: role, external id,
+//! policy, duration, session name, namespace, service account, and what a client asks for.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,16 +11,25 @@ use kube2ram_agent::{
     role::{AnnotationKeys, Attribution, Roles},
 };
 use kube2ram_cloud::{
-    alibaba::DIALECT,
+    Cloud,
     role::{BaseArn, Grant},
 };
 
-const BASE: &str = "acs:ram::123456789012:role/team/";
+use super::model::Tree;
+
 const KEYS: [&str; 5] = ["role", "external-id", "policy", "duration", "session-name"];
 
 /// Checks one pod.
 pub fn check(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
+    for cloud in Cloud::ALL {
+        check_on(cloud, text);
+    }
+}
+
+fn check_on(cloud: Cloud, text: &str) {
+    let (dialect, tree) = (cloud.dialect(), Tree::of(cloud));
+    let base = format!("{}team/", tree.base);
     let fields: Vec<&str> = text.split('\n').collect();
     let field = |index: usize| fields.get(index).copied().unwrap_or_default();
     // A tilde alone is an annotation that is absent.
@@ -40,25 +49,24 @@ pub fn check(data: &[u8]) {
     };
     let [role, external_id, policy, duration, session_name] = KEYS.map(Box::from);
     let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
-    let base = BaseArn::parse(BASE).expect("a base ARN");
+    let base_arn = BaseArn::parse_in(dialect.arns, &base).expect("a base ARN");
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
     let roles =
-        Roles::try_new(&DIALECT, keys, Some(base), None, duration, attribution).expect("no default role");
+        Roles::try_new(dialect, keys, Some(base_arn), None, duration, attribution).expect("no default role");
     let Ok(session) = roles.session_for(&pod) else { return };
 
     let annotation = |key: &str| pod.annotations.get(key).map(|value| &**value);
     let role = annotation("role").expect("a pod without role has no session");
-    let is_arn = role.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("acs:"));
-    let expected = if is_arn { role.to_owned() } else { format!("{BASE}{role}") };
+    let expected = if tree.is_arn(role) { role.to_owned() } else { format!("{base}{role}") };
     assert_eq!(session.role.as_str(), expected, "of {role:?}");
-    assert!(is_role_arn(&expected), "{expected:?}");
+    assert!(is_role_arn(&expected, cloud), "{expected:?}");
     let Grant::AssumeRole { external_id } = &session.grant;
     assert_eq!(external_id.as_ref().map(|id| id.as_str()), annotation("external-id"));
     assert_eq!(session.policy.as_ref().map(|policy| policy.as_str()), annotation("policy"));
     assert!(session.policy.is_none_or(|policy| {
         serde_json::from_str::<serde_json::Value>(policy.as_str()).is_ok_and(|policy| policy.is_object())
     }));
-    let is_sts_name = |c: u8| c.is_ascii_alphanumeric() || b".@_-".contains(&c);
+    let is_sts_name = |c: u8| c.is_ascii_alphanumeric() || tree.session_marks.contains(&c);
     let name = session.session_name.as_str();
     assert!((2..=64).contains(&name.len()) && name.bytes().all(is_sts_name), "{name:?}");
     assert!(annotation("session-name").is_none_or(|annotated| annotated == name));
@@ -78,15 +86,20 @@ pub fn check(data: &[u8]) {
     assert_eq!(permitted(requested), own, "{requested:?} of {arn}");
 }
 
-fn is_role_arn(text: &str) -> bool {
-    let Some((account, name)) =
-        text.get(4..).and_then(|rest| rest.strip_prefix("ram::")?.split_once(":role/"))
-    else {
-        return false;
+fn is_role_arn(text: &str, cloud: Cloud) -> bool {
+    let is_word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_lowercase());
+    let is_partition = |text: &str| text.starts_with("aws") && text.split('-').all(is_word);
+    let (rest, account_length) = match cloud {
+        Cloud::Alibaba => (text.get(4..).and_then(|rest| rest.strip_prefix("ram::")), 1..=text.len()),
+        Cloud::Aws => {
+            let parts = text.get(4..).and_then(|rest| rest.split_once(":iam::"));
+            (parts.filter(|(partition, _)| is_partition(partition)).map(|(_, rest)| rest), 12..=12)
+        }
     };
-    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-/".contains(&c);
-    !account.is_empty()
+    let Some((account, name)) = rest.and_then(|rest| rest.split_once(":role/")) else { return false };
+    let is_legal = |c: u8| c.is_ascii_alphanumeric() || c == b'/' || Tree::of(cloud).role_marks.contains(&c);
+    account_length.contains(&account.len())
         && account.bytes().all(|c| c.is_ascii_digit())
-        && name.bytes().all(legal)
+        && name.bytes().all(is_legal)
         && name.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
 }

@@ -11,7 +11,7 @@ use kube2ram_cloud::{Cloud, MetadataAddr};
 pub struct Tree {
     /// Where the metadata server is.
     pub metadata: MetadataAddr,
-    /// What completes a role's name.
+    /// What completes a role's name; begins as all ARNs do.
     pub base: &'static str,
     /// The directory below `meta-data` that the agent answers itself.
     pub directory: &'static str,
@@ -19,6 +19,8 @@ pub struct Tree {
     pub spellings: &'static [&'static str],
     /// What role names hold besides letters and digits.
     pub role_marks: &'static [u8],
+    /// What session names hold besides letters and digits.
+    pub session_marks: &'static [u8],
     /// The node's credentials: closed with every policy.
     pub credentials: &'static [&'static [&'static str]],
     /// What is closed besides, unless the policy is `open`.
@@ -41,6 +43,11 @@ impl Tree {
             Cloud::Aws => &AWS,
         }
     }
+
+    /// Whether a role is written as an ARN of this cloud.
+    pub fn is_arn(&self, role: &str) -> bool {
+        role.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(&self.base[..4]))
+    }
 }
 
 static ALIBABA: Tree = Tree {
@@ -51,7 +58,8 @@ static ALIBABA: Tree = Tree {
     base: "acs:ram::123456789012:role/",
     directory: "ram",
     spellings: &["meta-data/ram", "meta-data/Ram"],
-    role_marks: b"-_",
+    role_marks: b"._-",
+    session_marks: b".@_-",
     credentials: &[&["meta-data", "ram"], &["meta-data", "all"], &["security-credentials"]],
     sensitive: &[&["user-data"], &["vendor-data"], &["dynamic", "instance-identity"]],
     secrets: &[
@@ -97,6 +105,7 @@ static AWS: Tree = Tree {
     directory: "iam",
     spellings: &["meta-data/iam", "meta-data//iam"],
     role_marks: b"+=,.@-_",
+    session_marks: b"+=,.@-_",
     credentials: &[&["meta-data", "iam"], &["identity-credentials"], &["security-credentials*"]],
     sensitive: &[
         &["user-data"],
