@@ -76,6 +76,10 @@ fn every_tree_of_credentials_is_answered_by_the_agent_or_does_not_exist() {
         ("//latest//meta-data///iam//security-credentials//r", credentials("r")),
         ("/1.0/meta-data/iam/security-credentials", Some(Route::RoleList)),
         ("/2021-07-15/meta-data/iam/security-credentials/a+b=c,d.e@f-g_h", credentials("a+b=c,d.e@f-g_h")),
+        (
+            "/latest/meta-data//IAM/security-credentials/arn:aws:iam::123456789012:role%2Fa%2fb",
+            credentials("arn:aws:iam::123456789012:role/a/b"),
+        ),
         ("http://169.254.169.254/latest/meta-data//iam/security-credentials/", Some(Route::RoleList)),
         ("http://[fd00:ec2::254]/latest/meta-data/iam/security-credentials/r", credentials("r")),
         ("http://[fd00:ec2::254]:80/latest/meta-data/iam/security-credentials/r", credentials("r")),
