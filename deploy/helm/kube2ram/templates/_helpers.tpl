@@ -54,6 +54,21 @@ rollingUpdate: {{- toYaml . | nindent 2 }}
 {{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else }}{{ $value }}{{ end -}}
 {{- end -}}
 
+{{- /* The key of an annotation, as it was set or as it usually is in the cloud: (list $ "ram-role-key" "role"). */ -}}
+{{- define "kube2ram.key" -}}
+{{- $domain := ternary "iam.amazonaws.com" "ram.aliyuncs.com" (eq (index . 0).Values.cloud "aws") -}}
+{{- include "kube2ram.flag" (list (index . 0) (index . 1) (printf "%s/%s" $domain (index . 2))) -}}
+{{- end -}}
+
+{{- /* Where a pod asks for its role. */ -}}
+{{- define "kube2ram.list" -}}
+{{- if eq .Values.cloud "aws" -}}
+http://169.254.169.254/latest/meta-data/iam/security-credentials/
+{{- else -}}
+http://100.100.100.200/latest/meta-data/ram/security-credentials/
+{{- end -}}
+{{- end -}}
+
 {{- /* What asks this container's agent: (list $ "ready"). */ -}}
 {{- define "kube2ram.probe" -}}
 command:
@@ -82,7 +97,7 @@ command:
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, rights, the boot guard, the admission policy, the PodMonitor or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|cloud|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags or its own value, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
