@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use self::proof::{Directories, prove};
 use self::{
-    layer::File,
+    layer::Entry,
     layout::{Facts, Layer, Layout},
     name::Name,
 };
@@ -33,6 +33,8 @@ use crate::{
 
 /// Where the manifests and the boot guard's installation expect it.
 const PROGRAM: &str = "usr/local/bin/kube2ram";
+/// Started by this name, the agent has kube2iam's defaults.
+const KUBE2IAM: &str = "kube2iam";
 
 /// What to make.
 #[derive(clap::Args)]
@@ -68,8 +70,14 @@ impl Request {
                 arch,
                 entrypoint: format!("/{PROGRAM}"),
                 layers: vec![
-                    layer(certificates::PATH, 0o644, certificates.as_bytes(), "Mozilla's root certificates")?,
-                    layer(PROGRAM, 0o755, &program, "the agent, one static file")?,
+                    layer(
+                        [file(certificates::PATH, 0o644, certificates.as_bytes())],
+                        "Mozilla's root certificates",
+                    )?,
+                    layer(
+                        [file(PROGRAM, 0o755, &program), (KUBE2IAM.to_owned(), Entry::Link { to: PROGRAM })],
+                        "the agent, one static file",
+                    )?,
                 ],
             });
         }
@@ -87,9 +95,12 @@ impl Request {
     }
 }
 
-fn layer(path: &str, mode: u32, contents: &[u8], brings: &'static str) -> Result<Layer> {
-    let files = BTreeMap::from([(path.to_owned(), File { mode, contents })]);
-    Ok(Layer { tar: layer::tar(&files)?, brings })
+fn file<'a>(path: &str, mode: u32, contents: &'a [u8]) -> (String, Entry<'a>) {
+    (path.to_owned(), Entry::File { mode, contents })
+}
+
+fn layer<const N: usize>(entries: [(String, Entry<'_>); N], brings: &'static str) -> Result<Layer> {
+    Ok(Layer { tar: layer::tar(&BTreeMap::from(entries))?, brings })
 }
 
 fn facts(revision: Option<String>, source: Option<String>) -> Result<Facts> {
@@ -100,7 +111,7 @@ fn facts(revision: Option<String>, source: Option<String>) -> Result<Facts> {
     };
     Ok(Facts {
         version: env!("CARGO_PKG_VERSION"),
-        description: "Gives each Kubernetes pod on an Alibaba Cloud node its own RAM role",
+        description: "Gives each Kubernetes pod on an Alibaba Cloud or AWS node its own cloud role",
         licenses: env!("CARGO_PKG_LICENSE"),
         created: humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(),
         revision,
@@ -120,7 +131,7 @@ fn write(layout: &Layout, dist: &Path) -> Result<[(PathBuf, &'static str); 2]> {
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let files = layout.files.iter();
-    let files = files.map(|(path, contents)| (path.clone(), File { mode: 0o644, contents })).collect();
+    let files = files.map(|(path, contents)| file(path, 0o644, contents)).collect();
     let archive = dist.join("kube2ram.oci.tar");
     fs::write(&archive, layer::tar(&files)?)
         .with_context(|| format!("cannot write {}", archive.display()))?;

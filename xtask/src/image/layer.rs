@@ -15,19 +15,25 @@ const MTIME: u64 = 0;
 /// "Unknown" in a gzip header (RFC 1952, 2.3.1), which else names the system that wrote it.
 const NO_SYSTEM: u8 = 255;
 
-/// A file of root's.
-pub(crate) struct File<'a> {
-    pub(crate) mode: u32,
-    pub(crate) contents: &'a [u8],
+/// What is at a path. It belongs to root.
+pub(crate) enum Entry<'a> {
+    File {
+        mode: u32,
+        contents: &'a [u8],
+    },
+    /// A symbolic link.
+    Link {
+        to: &'a str,
+    },
 }
 
-/// A tar archive of files by their paths, which have no leading slash; the directories above them come with
+/// A tar archive of entries by their paths, which have no leading slash; the directories above them come with
 /// them.
 ///
 /// # Errors
 /// When a path is longer than a plain (ustar) header holds.
-pub(crate) fn tar(files: &BTreeMap<String, File<'_>>) -> io::Result<Vec<u8>> {
-    let directories = files.keys().flat_map(|path| {
+pub(crate) fn tar(entries: &BTreeMap<String, Entry<'_>>) -> io::Result<Vec<u8>> {
+    let directories = entries.keys().flat_map(|path| {
         Path::new(path).ancestors().skip(1).filter(|above| *above != Path::new("")).map(Path::to_owned)
     });
     let mut archive = tar::Builder::new(Vec::new());
@@ -37,11 +43,18 @@ pub(crate) fn tar(files: &BTreeMap<String, File<'_>>) -> io::Result<Vec<u8>> {
         header.set_cksum();
         archive.append(&header, io::empty())?;
     }
-    for (path, file) in files {
-        let mut header = header(EntryType::Regular, file.mode, file.contents.len());
+    for (path, entry) in entries {
+        let (mut header, contents) = match entry {
+            Entry::File { mode, contents } => (header(EntryType::Regular, *mode, contents.len()), *contents),
+            Entry::Link { to } => {
+                let mut header = header(EntryType::Symlink, 0o777, 0);
+                header.set_link_name(to)?;
+                (header, &[][..])
+            }
+        };
         header.set_path(path)?;
         header.set_cksum();
-        archive.append(&header, file.contents)?;
+        archive.append(&header, contents)?;
     }
     archive.into_inner()
 }
@@ -71,16 +84,17 @@ mod tests {
 
     use super::*;
 
-    fn two_files() -> BTreeMap<String, File<'static>> {
+    fn entries() -> BTreeMap<String, Entry<'static>> {
         BTreeMap::from([
-            ("usr/local/bin/agent".to_owned(), File { mode: 0o755, contents: b"program" }),
-            ("etc/roots".to_owned(), File { mode: 0o644, contents: b"certificates" }),
+            ("usr/local/bin/agent".to_owned(), Entry::File { mode: 0o755, contents: b"program" }),
+            ("etc/roots".to_owned(), Entry::File { mode: 0o644, contents: b"certificates" }),
+            ("agent".to_owned(), Entry::Link { to: "usr/local/bin/agent" }),
         ])
     }
 
     #[test]
     fn directories_come_before_what_is_in_them_and_all_in_order() {
-        let archive = tar(&two_files()).unwrap();
+        let archive = tar(&entries()).unwrap();
 
         let mut archive = tar::Archive::new(&*archive);
         let entries = archive.entries().unwrap().map(|entry| {
@@ -94,6 +108,7 @@ mod tests {
                 ("usr/".to_owned(), 0o755),
                 ("usr/local/".to_owned(), 0o755),
                 ("usr/local/bin/".to_owned(), 0o755),
+                ("agent".to_owned(), 0o777),
                 ("etc/roots".to_owned(), 0o644),
                 ("usr/local/bin/agent".to_owned(), 0o755),
             ]
@@ -101,8 +116,21 @@ mod tests {
     }
 
     #[test]
+    fn a_link_has_a_target_and_no_contents() {
+        let archive = tar(&entries()).unwrap();
+
+        let mut archive = tar::Archive::new(&*archive);
+        let links = archive.entries().unwrap().filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = entry.link_name().unwrap()?.display().to_string();
+            Some((entry.path().unwrap().display().to_string(), target, entry.size()))
+        });
+        assert_eq!(links.collect::<Vec<_>>(), [("agent".to_owned(), "usr/local/bin/agent".to_owned(), 0)]);
+    }
+
+    #[test]
     fn entries_are_roots_and_hold_neither_a_time_nor_a_name() {
-        let archive = tar(&two_files()).unwrap();
+        let archive = tar(&entries()).unwrap();
 
         for entry in tar::Archive::new(&*archive).entries().unwrap() {
             let header = entry.unwrap().header().clone();
@@ -115,8 +143,8 @@ mod tests {
     #[test]
     fn a_path_that_a_plain_header_cannot_hold_is_an_error() {
         let contents: &[u8] = b"";
-        let fits = BTreeMap::from([("a".repeat(100), File { mode: 0o644, contents })]);
-        let too_long = BTreeMap::from([("a".repeat(101), File { mode: 0o644, contents })]);
+        let fits = BTreeMap::from([("a".repeat(100), Entry::File { mode: 0o644, contents })]);
+        let too_long = BTreeMap::from([("a".repeat(101), Entry::File { mode: 0o644, contents })]);
 
         tar(&fits).unwrap();
         assert!(tar(&too_long).is_err());

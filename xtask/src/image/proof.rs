@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::PROGRAM;
+use super::{KUBE2IAM, PROGRAM};
 use crate::{
     build::{self as builds, Profile},
     command::{cargo_home, root, run, say, target_dir},
@@ -63,6 +63,7 @@ pub(crate) fn prove(directories: Directories, no_skip: bool) -> Result<Counts> {
     for arch in arches {
         let root = scratch.0.join(arch.name());
         unpack(&scratch.0, &image.with_file_name("kube2ram.oci.tar"), *arch, &root)?;
+        ensure!(fs::read_link(root.join(KUBE2IAM))? == Path::new(PROGRAM), "/{KUBE2IAM} leads elsewhere");
         let program = fs::read(root.join(PROGRAM))?;
         ensure!(
             program.windows(REVISION.len()).any(|bytes| bytes == REVISION.as_bytes()),
