@@ -36,8 +36,9 @@ fn the_charts_schema_knows_the_agents_flags() {
     let schema = fs::read(deploy().join("helm/kube2ram/values.schema.json")).unwrap();
     let schema: Value = serde_json::from_slice(&schema).unwrap();
     let known = schema["properties"]["flags"]["properties"].as_object().unwrap();
-    // A secret is no argument; the taint has its own values, with the rights that it takes.
-    let elsewhere = ["api-token", "help", "startup-taint", "version"];
+    // A secret is no argument; the taint has its own values, with the rights that it takes, and so has the
+    // cloud, from which more follows.
+    let elsewhere = ["api-token", "cloud", "help", "startup-taint", "version"];
 
     let mut flags = flags();
     for name in elsewhere {
@@ -68,6 +69,8 @@ fn a_typing_error_in_values_ends_the_installation() {
         ("startupTaint.enabled=1", "startupTaint"),
         ("image.repository=registry/kube2ram:1", "repository"),
         ("oidc.roleArn=kube2ram", "roleArn"),
+        ("cloud=AWS", "cloud"),
+        ("seLinuxOptions.typ=spc_t", "typ"),
     ];
     for (set, named) in cases {
         let refused = helm(&["--set", set]).unwrap_err();
@@ -87,10 +90,12 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
         [format!("\"{flag}\""), format!("--{flag}=")].iter().any(|text| templates.contains(text))
     };
 
-    let read: Vec<_> = flags().into_keys().filter(|flag| is_read(flag)).collect();
+    let mut read: Vec<_> = flags().into_keys().filter(|flag| is_read(flag)).collect();
     for expected in ["namespace-restrictions", "startup-taint", "state-dir"] {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
+    // By its value, which is a variable of the containers.
+    read.push("cloud".to_owned());
     for flag in read {
         let refused = helm(&["--set", &format!("extraArgs={{--{flag}=x}}")]).unwrap_err();
 
@@ -317,6 +322,40 @@ fn the_notes_have_the_next_command() {
         assert!(text.contains("ram.aliyuncs.com/role="), "{text}");
     }
     assert!(first.contains("allowed-roles") && !own.contains("allowed-roles"), "{own}");
+    let on_aws = notes(&["--set=cloud=aws"]);
+    for named in [
+        "iam.amazonaws.com/role=",
+        "iam.amazonaws.com/allowed-roles=",
+        "http://169.254.169.254/latest/meta-data/iam/",
+    ] {
+        assert!(on_aws.contains(named), "{named}: {on_aws}");
+    }
+    assert!(!on_aws.contains("ram.aliyuncs.com") && !on_aws.contains("100.100.100.200"), "{on_aws}");
+    let own_key = notes(&["--set=cloud=aws,flags.ram-role-key=example.com/role"]);
+    assert!(own_key.contains("example.com/role=") && !own_key.contains("amazonaws.com/role="), "{own_key}");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_admission_policy_guards_the_key_that_is_set_or_those_of_all_clouds() {
+    let policy = |set: &str| {
+        let objects = objects(&helm(&["--set", &format!("allowLists.admissionPolicy=true{set}")]).unwrap());
+        objects["ValidatingAdmissionPolicy /kube2ram-allow-lists"].to_string()
+    };
+
+    for (set, guarded) in [
+        ("", &["ram.aliyuncs.com/allowed-roles", "iam.amazonaws.com/allowed-roles"][..]),
+        (",cloud=aws", &["ram.aliyuncs.com/allowed-roles", "iam.amazonaws.com/allowed-roles"]),
+        (",flags.namespace-key=example.com/roles", &["example.com/roles"]),
+    ] {
+        let policy = policy(set);
+        let keys = policy.matches("/allowed-roles\\\"]").count() + policy.matches("/roles\\\"]").count();
+
+        assert_eq!(keys, 2 * guarded.len(), "{set}: after and before: {policy}");
+        for key in guarded {
+            assert!(policy.contains(key), "{set}: {policy}");
+        }
+    }
 }
 
 /// The first YAML after this text in a document.

@@ -7,12 +7,12 @@ use std::{
 };
 
 use kube2ram_agent::{args::Command, probe::SocketPaths};
-use kube2ram_cloud::alibaba::base::Configured;
+use kube2ram_cloud::{alibaba, aws};
 use serde_json::Value;
 
 use super::support::{
-    AGENT, Objects, TOGETHER, VARIANTS, charted, containers, deploy, helm, helm_lint, kustomize, kustomized,
-    objects, single_file, strings, template, values,
+    AGENT, Objects, TOGETHER, TOGETHER_ON_AWS, VARIANTS, charted, containers, deploy, helm, helm_lint,
+    kustomize, kustomized, objects, single_file, strings, template, values,
 };
 
 /// Without Helm's own labels, and without the order of flags, variables and volumes, which means nothing.
@@ -41,8 +41,8 @@ fn assert_same(kustomized: &str, charted: &str, what: &str) {
     }
 }
 
-/// A kustomization of the base and components, outside of the repository, as a user's is.
-fn composed(components: &[&str]) -> String {
+/// A kustomization of a resource and components, outside of the repository, as a user's is.
+fn composed(resource: &str, components: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
     // kustomize takes relative paths only, from where the directory really is.
     let place = directory.path().canonicalize().unwrap();
@@ -52,7 +52,7 @@ fn composed(components: &[&str]) -> String {
         |path: &str| format!("{up}{}", kustomize_dir.join(path).strip_prefix("/").unwrap().display());
     let components: Vec<_> =
         components.iter().map(|name| format!("  - {}\n", from_root(&format!("components/{name}")))).collect();
-    let text = format!("resources: [{}]\ncomponents:\n{}", from_root("base"), components.concat());
+    let text = format!("resources: [{}]\ncomponents:\n{}", from_root(resource), components.concat());
     fs::write(place.join("kustomization.yaml"), text).unwrap();
     kustomize(&place).unwrap()
 }
@@ -76,7 +76,31 @@ fn each_overlay_has_values_that_render_the_same() {
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn overlays_can_be_had_together() {
-    assert_same(&composed(&TOGETHER), &charted(&TOGETHER), "all together");
+    assert_same(&composed("base", &TOGETHER), &charted(&TOGETHER), "all together");
+    for on_aws in [&TOGETHER_ON_AWS[..], &["bottlerocket", "startup-taint"], &["migration"]] {
+        let values = [&["aws"][..], on_aws].concat();
+        assert_same(&composed("overlays/aws", on_aws), &charted(&values), &format!("on AWS: {on_aws:?}"));
+    }
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn every_container_has_the_cloud_whatever_replaces_its_arguments() {
+    for (resource, components, cloud) in [
+        ("base", &TOGETHER[..], "alibaba"),
+        ("base", &["migration"], "alibaba"),
+        ("overlays/aws", &TOGETHER_ON_AWS, "aws"),
+        ("overlays/aws", &["migration"], "aws"),
+    ] {
+        let objects = objects(&composed(resource, components));
+        for container in containers(template(&objects)) {
+            assert_eq!(
+                variables(container)["KUBE2RAM_CLOUD"],
+                cloud,
+                "{resource} {components:?}: {container}"
+            );
+        }
+    }
 }
 
 /// What the container's process would see.
@@ -104,7 +128,8 @@ fn parsed(container: &Value) -> Result<Command, String> {
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
 fn the_agent_takes_every_flag_of_every_variant() {
     let rendered = VARIANTS.map(|variant| kustomized(Some(variant)));
-    for yaml in rendered.into_iter().chain([kustomized(None), composed(&TOGETHER), single_file()]) {
+    let together = [composed("base", &TOGETHER), composed("overlays/aws", &TOGETHER_ON_AWS)];
+    for yaml in rendered.into_iter().chain(together).chain([kustomized(None), single_file()]) {
         let objects = objects(&yaml);
         for container in containers(template(&objects)) {
             let command = parsed(container).unwrap_or_else(|error| panic!("{error}: {container}"));
@@ -191,18 +216,47 @@ fn oidc_is_rendered_with_both_arns_as_the_agent_takes_them_or_not_at_all() {
     for objects in [rendered, objects(&kustomized(Some("oidc")))] {
         let template = template(&objects);
         let env = variables(&template["containers"][0]);
-        let configured = Configured::from_env(|name| env.get(name).cloned(), "node").unwrap();
-        let Configured::Oidc(settings) = configured else { panic!("{configured:?}") };
-        let volumes = template["volumes"].as_array().unwrap();
-        let volume = volumes.iter().find(|volume| volume["name"] == "rrsa-token").unwrap();
-        let token = &volume["projected"]["sources"][0]["serviceAccountToken"];
-        let mounts = template["containers"][0]["volumeMounts"].as_array().unwrap();
-        let mount = mounts.iter().find(|mount| mount["name"] == "rrsa-token").unwrap();
-        let file = Path::new(mount["mountPath"].as_str().unwrap()).join(token["path"].as_str().unwrap());
-        assert_eq!((&token["audience"], settings.token_file), (&"sts.aliyuncs.com".into(), file));
-        // 0400: of the agent's user, and of nobody else.
-        assert_eq!((&volume["projected"]["defaultMode"], &mount["readOnly"]), (&256.into(), &true.into()));
+        let configured = alibaba::base::Configured::from_env(|name| env.get(name).cloned(), "node").unwrap();
+        let alibaba::base::Configured::Oidc(settings) = configured else { panic!("{configured:?}") };
+        assert_token(template, "rrsa-token", "sts.aliyuncs.com", &settings.token_file);
     }
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn on_aws_oidc_is_rendered_as_the_agent_takes_it_or_not_at_all() {
+    let enabled = "cloud=aws,oidc.enabled=true";
+    let role = "oidc.roleArn=arn:aws-cn:iam::123456789012:role/agents/kube2ram";
+
+    let without_role = helm(&["--set", enabled]).unwrap_err();
+    let with_provider =
+        helm(&["--set", &format!("{enabled},{role},oidc.providerArn=acs:ram::1:oidc-provider/a")]);
+    let rendered = objects(&helm(&["--set", &format!("{enabled},{role}")]).unwrap());
+
+    assert!(without_role.contains("oidc.roleArn"), "{without_role}");
+    assert!(with_provider.unwrap_err().contains("oidc.providerArn is for Alibaba Cloud"));
+    for objects in [rendered, objects(&kustomized(Some("irsa")))] {
+        let template = template(&objects);
+        let env = variables(&template["containers"][0]);
+        assert!(env.keys().all(|name| !name.starts_with("ALIBABA")), "{env:?}");
+        let configured = aws::base::Configured::from_env(|name| env.get(name).cloned(), "node").unwrap();
+        let aws::base::Configured::WebIdentity(identity) = configured else { panic!("{configured:?}") };
+        assert_token(template, "irsa-token", "sts.amazonaws.com", &identity.token_file);
+    }
+}
+
+/// The token of this volume is where the agent reads it, for this audience, and for the agent's user alone.
+fn assert_token(template: &Value, name: &str, audience: &str, read: &Path) {
+    let named = |list: &Value| {
+        let found = list.as_array().unwrap().iter().find(|item| item["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {list}")).clone()
+    };
+    let (volume, mount) = (named(&template["volumes"]), named(&template["containers"][0]["volumeMounts"]));
+    let token = &volume["projected"]["sources"][0]["serviceAccountToken"];
+    let file = Path::new(mount["mountPath"].as_str().unwrap()).join(token["path"].as_str().unwrap());
+    assert_eq!((token["audience"].as_str().unwrap(), &*file), (audience, read));
+    // 0400
+    assert_eq!((&volume["projected"]["defaultMode"], &mount["readOnly"]), (&256.into(), &true.into()));
 }
 
 #[test]

@@ -14,12 +14,25 @@ pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 pub(crate) const NAMESPACE: &str = "kube-system";
 
 /// Each is a kustomize overlay, and a file of Helm values.
-pub(crate) const VARIANTS: [&str; 6] =
-    ["boot-guard", "debug", "migration", "namespace-restrictions", "oidc", "startup-taint"];
+pub(crate) const VARIANTS: [&str; 9] = [
+    "aws",
+    "boot-guard",
+    "bottlerocket",
+    "debug",
+    "irsa",
+    "migration",
+    "namespace-restrictions",
+    "oidc",
+    "startup-taint",
+];
 
 /// What can be had together. Migration's flags are instead of the base's.
 pub(crate) const TOGETHER: [&str; 5] =
     ["boot-guard", "debug", "namespace-restrictions", "oidc", "startup-taint"];
+
+/// The same on AWS.
+pub(crate) const TOGETHER_ON_AWS: [&str; 5] =
+    ["boot-guard", "debug", "irsa", "namespace-restrictions", "startup-taint"];
 
 /// What containers run: cargo's, or the program of an image, which is another build with another C library.
 pub(crate) fn agent() -> PathBuf {

@@ -100,6 +100,12 @@ fn allow_lists_are_changed_by_those_who_may() {
         assert_eq!(answer.status, 403, "{answer:?}");
         assert!(answer.body["message"].as_str().unwrap().contains("allow-ram-roles"), "{answer:?}");
     }
+    // The usual keys of all clouds.
+    let on_aws =
+        json!({ "metadata": { "annotations": { "iam.amazonaws.com/allowed-roles": r#"["a-*"]"# } } });
+    let answer = plane.patch(TENANT, "/api/v1/namespaces/default", &on_aws);
+    assert_eq!(answer.status, 403, "{answer:?}");
+    assert!(answer.body["message"].as_str().unwrap().contains("allow-ram-roles"), "{answer:?}");
     let label = json!({ "metadata": { "labels": { "team": "a" } } });
     assert_eq!(
         plane.patch(TENANT, "/api/v1/namespaces/default", &label).status,
