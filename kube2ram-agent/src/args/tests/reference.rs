@@ -103,7 +103,7 @@ fn repository() -> PathBuf {
 /// The documents at the top, and all below `docs`.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
-    for directory in ["", "docs", "docs/internals", "docs/zh-CN"] {
+    for directory in ["", "docs", "docs/aws", "docs/internals", "docs/zh-CN"] {
         for entry in fs::read_dir(repository().join(directory)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {
