@@ -9,6 +9,7 @@ mod links;
 mod policies;
 mod predecessors;
 mod proofs;
+mod sts_codes;
 mod translation;
 
 use std::{
