@@ -79,7 +79,7 @@ pub static DIALECT: Dialect = Dialect {
     patience: Patience {
         lookup: Duration::from_millis(350),
         start: Duration::from_millis(350),
-        answer: Duration::from_millis(400),
+        answer: Duration::from_millis(440),
         request: Duration::from_millis(450),
     },
     // The first, the second and the last are kube2iam's.
