@@ -51,8 +51,12 @@ fn serve(lab: &Lab) {
     ips.sort_unstable();
     ips.dedup();
     for ip in ips {
-        let add = ["addr", "add", &ip.to_string(), "dev", "lo", "nodad"];
-        assert_eq!(run(lab.node().host_command("ip").args(add)), (Some(0), String::new()), "{ip}");
+        let mut add = lab.node().host_command("ip");
+        add.args(["addr", "add", &ip.to_string(), "dev", "lo"]);
+        if ip.is_ipv6() {
+            add.arg("nodad");
+        }
+        assert_eq!(run(&mut add), (Some(0), String::new()), "{ip}");
     }
     for addr in STREAMS.map(socket_addr) {
         let listener = TcpListener::bind(addr).unwrap();
