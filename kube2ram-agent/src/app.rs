@@ -228,8 +228,8 @@ async fn take_over(
 
 /// How STS is asked, and what the environment says about it.
 fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
-    let settings =
-        CloudSettings::from_env(config.cloud, environment, &config.node).map_err(AppError::BaseCredentials)?;
+    let settings = CloudSettings::from_env(config.cloud, environment, &config.node)
+        .map_err(AppError::BaseCredentials)?;
     let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;
     Ok(StsAccess { client, settings })
 }

@@ -132,7 +132,7 @@ fn check_region(text: &str) {
             let options = EndpointOptions { dual_stack, fips, global };
             for endpoint in sts_endpoints(&region, partition, options).unwrap_or_default() {
                 let name = |suffix: &str| endpoint.host().strip_suffix(suffix)?.strip_suffix('.');
-                let is_sts = SUFFIXES.iter().filter_map(|suffix| name(*suffix)).any(|name| {
+                let is_sts = SUFFIXES.iter().filter_map(|suffix| name(suffix)).any(|name| {
                     name == "sts" || name == format!("sts.{text}") || name == format!("sts-fips.{text}")
                 });
                 assert!(endpoint.is_https() && is_sts, "{text:?} leads to {}", endpoint.host());

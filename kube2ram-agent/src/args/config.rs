@@ -1,5 +1,5 @@
-//! The agent's configuration: what the flags of a [`Command`](super::Command) come to, once they fit together.
-//! Called by the parent.
+//! The agent's configuration: what the flags of a [`Command`](super::Command) come to, once they fit
+//! together. Called by the parent.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 

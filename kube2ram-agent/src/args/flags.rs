@@ -126,8 +126,8 @@ pub(super) struct Flags {
     /// The cluster's name, for session tags
     #[arg(long, value_name = "NAME", help_heading = "Roles")]
     pub(super) cluster_name: Option<Box<str>>,
-    /// Give each session the source identity <namespace>.<service account>, which no annotation changes. Roles
-    /// must allow sts:SetSourceIdentity. AWS only
+    /// Give each session the source identity <namespace>.<service account>, which no annotation changes.
+    /// Roles must allow sts:SetSourceIdentity. AWS only
     #[arg(long, help_heading = "Roles")]
     pub(super) source_identity: bool,
 

@@ -736,10 +736,7 @@ fn refuses_malformed_values() {
         ("--log-format=xml", "'--log-format <FORMAT>': give text or json"),
         ("--log-level=loud", "'--log-level <LEVEL>': give trace, debug, info, warn or error"),
         ("--metadata-addr=::1", "give an IPv4 address, or <address>:<port>"),
-        (
-            "--metadata-addr=100.100.100.200:0",
-            "give an IPv4 address, or <address>:<port>",
-        ),
+        ("--metadata-addr=100.100.100.200:0", "give an IPv4 address, or <address>:<port>"),
         ("--metadata-addr6=::1", "give an IPv6 address without brackets, or an empty value for none"),
         ("--metadata-addr6=[fd00:100::100:200]", "give an IPv6 address without brackets"),
         ("--metadata-addr6=::ffff:10.0.0.1", "give an IPv6 address without brackets"),

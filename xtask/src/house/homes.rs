@@ -26,8 +26,7 @@ const CLOUD_NAMES: [&str; 17] = [
     "EC2ws",
 ];
 /// Where one is chosen, and what operators read of it.
-const CHOOSES_A_CLOUD: [&str; 3] =
-    ["kube2ram-agent/src/args", "kube2ram-agent/src/app", "kube2ram-agent/src/main.rs"];
+const CHOOSES_A_CLOUD: [&str; 1] = ["kube2ram-agent/src/args"];
 
 /// Each foreign crate with few homes, and these: a directory or a file without its ending.
 const HOMES: [(&str, &[&str]); 16] = [

@@ -1,6 +1,6 @@
-//! What each cloud's metadata server keeps where, and what its names are made of, by the cloud's own documents
-//! (ECS and EC2: "Instance metadata", with its categories; RAM and IAM: identifiers; STS: AssumeRole).
-//! Written by hand: a mistake in a `Dialect` must not be repeated here.
+//! What each cloud's metadata server keeps where, and what its names are made of, by the cloud's own
+//! documents (ECS and EC2: "Instance metadata", with its categories; RAM and IAM: identifiers; STS:
+//! AssumeRole). Written by hand: a mistake in a `Dialect` must not be repeated here.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 

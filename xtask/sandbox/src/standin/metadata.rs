@@ -180,8 +180,11 @@ struct Service {
     /// The document of credentials.
     document: fn(&AccessKey) -> String,
     /// The items that are made for each request, by their path below the version.
-    item: fn(&State, &[&str]) -> Option<Result<Response<Body>, StatusCode>>,
+    item: fn(&State, &[&str]) -> Option<ItemAnswer>,
 }
+
+/// An item, or the status of what keeps it.
+type ItemAnswer = Result<Response<Body>, StatusCode>;
 
 #[derive(Debug)]
 struct State {

@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde_json::json;
 
-use super::{Service, State};
+use super::{ItemAnswer, Service, State};
 use crate::{
     Cloud,
     clock::iso8601,
     standin::{
         account::{AccessKey, Accounts},
-        server::{Body, reply},
+        server::reply,
     },
 };
 
@@ -68,7 +68,7 @@ const ITEMS: &[(&str, &str)] = &[
     ("user-data", "#!/bin/bash\necho join --token SaNdBoXsEcReT-bootstrap\n"),
 ];
 
-fn item(state: &State, path: &[&str]) -> Option<Result<Response<Body>, StatusCode>> {
+fn item(state: &State, path: &[&str]) -> Option<ItemAnswer> {
     let json = |body: String| Some(Ok(reply(StatusCode::OK, "application/json", body)));
     match path {
         ["meta-data", ram, "security-credentials", role] if ram.eq_ignore_ascii_case("ram") => {

@@ -6,17 +6,14 @@
 
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde_json::json;
 
-use super::{Service, State, text};
+use super::{ItemAnswer, Service, State, text};
 use crate::{
     Cloud,
     clock::iso8601,
-    standin::{
-        account::{AccessKey, Accounts, Principal},
-        server::Body,
-    },
+    standin::account::{AccessKey, Accounts, Principal},
 };
 
 pub(super) static SERVICE: Service = Service {
@@ -88,7 +85,7 @@ const ITEMS: &[(&str, &str)] = &[
 const PROFILE: [&str; 2] = ["meta-data", "iam"];
 
 /// No spelling is known that the real server forgives besides slashes; this one forgives case as well.
-fn item(state: &State, path: &[&str]) -> Option<Result<Response<Body>, StatusCode>> {
+fn item(state: &State, path: &[&str]) -> Option<ItemAnswer> {
     let folded = path.iter().map(|segment| segment.to_ascii_lowercase()).collect::<Vec<_>>();
     let folded = folded.iter().map(String::as_str).collect::<Vec<_>>();
     if folded.starts_with(&PROFILE) && !state.has_profile() {
