@@ -119,6 +119,7 @@ pub async fn run(
     // Not sooner: the programs deny already, and an agent that ends before leaves a new node's pods the
     // node's role.
     let sts = sts?;
+    state.require_writable().map_err(AppError::StateDir)?;
     let mut service =
         Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut background).await?;
     if matches!(standing, Standing::By(_)) {

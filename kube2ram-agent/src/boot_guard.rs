@@ -88,7 +88,7 @@ pub enum BootGuardError {
     #[error("cannot change the host's files")]
     HostRoot(#[source] HostRootError),
     /// The host has no systemd.
-    #[error("{} has no systemd, the only init system that install supports: let the node's init run `kube2ram boot-guard apply` before the kubelet", .0.display())]
+    #[error("{} has no systemd, the only init system that install supports: let the node's init run `kube2ram boot-guard apply`, with these flags, before the kubelet", .0.display())]
     NoSystemd(PathBuf),
     /// The running binary could not be read.
     #[error("cannot read this binary")]

@@ -13,10 +13,10 @@ use std::{
 use kube2ram_agent::{
     app::{self, AppError},
     args::{self, ArgsError, BootGuardCommand, Command, Config, Output},
-    boot_guard,
+    boot_guard::{self, Guard},
     control::{self, LogLevel, Request, Shown},
     datapath::VERDICTS,
-    preflight::{NodePaths, Preflight},
+    preflight::{self, NodePaths, Preflight},
     probe,
     status::{Explanation, Paint, Status},
     uninstall::uninstall,
@@ -55,9 +55,11 @@ fn main() -> ExitCode {
             Err(error) => return tell(&error),
         },
         Ok(Command::BootGuard(BootGuardCommand::Apply(guard))) => {
+            warn_of_foreign(&guard);
             return conclude(boot_guard::apply(&guard).map_err(Into::into));
         }
         Ok(Command::BootGuard(BootGuardCommand::Install(installation))) => {
+            warn_of_foreign(&installation.guard);
             return conclude(boot_guard::install(&installation).map_err(Into::into));
         }
         Ok(Command::BootGuard(BootGuardCommand::Remove { host_root })) => {
@@ -130,6 +132,13 @@ fn tell(error: &ArgsError) -> ExitCode {
         ArgsError::Usage(line) => writeln!(io::stderr(), "kube2ram: {line}"),
     });
     error.exit_code().into()
+}
+
+/// What guards another cloud's address is done all the same: the machine's vendor is a hint.
+fn warn_of_foreign(guard: &Guard) {
+    if let Some(text) = preflight::foreign_address(guard.metadata) {
+        drop(writeln!(io::stderr(), "kube2ram: {text}"));
+    }
 }
 
 /// Fails with the whole list when one condition is not met.

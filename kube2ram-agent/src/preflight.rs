@@ -66,17 +66,19 @@ pub struct Preflight(Vec<Check>);
 impl Preflight {
     /// Makes the checks for an operator. Nothing is changed.
     pub fn of_node(paths: &NodePaths) -> Self {
-        Self::of(paths, Outcome::Amiss)
+        Self::of(paths, Outcome::Amiss, Outcome::Amiss)
     }
 
     /// Makes the checks for an agent, which runs in a pod: if the pods' cgroup holds no process, it is not
-    /// where pods are.
+    /// where pods are. If the machine is another cloud's, the agent would take protection from the address
+    /// where its metadata server is.
     pub fn of_agent(paths: &NodePaths) -> Self {
-        Self::of(paths, Outcome::Unmet)
+        Self::of(paths, Outcome::Unmet, Outcome::Unmet)
     }
 
-    /// `empty`: what it means that the pods' cgroup holds no process.
-    fn of(paths: &NodePaths, empty: fn(String) -> Outcome) -> Self {
+    /// `empty`: what it means that the pods' cgroup holds no process. `foreign`: that the machine is another
+    /// cloud's, and its metadata server at an address that is not the configured one.
+    fn of(paths: &NodePaths, empty: fn(String) -> Outcome, foreign: fn(String) -> Outcome) -> Self {
         let version = kernel_version();
         let capabilities = read("/proc/self/status").map(|status| effective_capabilities(&status));
         let outcomes = [
@@ -107,12 +109,12 @@ impl Preflight {
         let pods = pods.and_then(|pods| check_pods(&levels?, &pods, empty));
         checks.push(Check { condition: "pods' cgroup", outcome: pods.unwrap_or_else(Outcome::Unmet) });
         checks.push(check("other programs", others));
-        let vendor = read(SYS_VENDOR).ok().and_then(|vendor| check_cloud(paths.cloud, &vendor));
+        let vendor = read(SYS_VENDOR).ok().and_then(|vendor| check_cloud(paths, vendor.trim(), foreign));
         checks.extend(vendor.map(|outcome| Check { condition: "cloud", outcome }));
         checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
         checks.push(check("installations", installations));
         checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
-        checks.push(check("boot guard", Ok(tell_boot_guard(&paths.bpf_dir))));
+        checks.push(check("boot guard", Ok(tell_boot_guard(paths))));
         let predecessors = check_predecessors(*paths.metadata.v4.ip()).into_iter();
         checks.extend(predecessors.map(|outcome| Check { condition: "predecessors", outcome }));
         Self(checks)
@@ -160,18 +162,36 @@ fn read(path: &str) -> Result<String, String> {
 /// What the machine's firmware says who made it.
 const SYS_VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
 
-/// `None` where the vendor is no cloud that is known. It is a hint, and decides nothing.
-fn check_cloud(told: Cloud, vendor: &str) -> Option<Outcome> {
-    let found = Cloud::of_vendor(vendor.trim())?;
-    if found == told {
-        return Some(Outcome::Met(told.name().to_owned()));
+/// `None` where the vendor is no cloud that is known.
+fn check_cloud(paths: &NodePaths, vendor: &str, foreign: fn(String) -> Outcome) -> Option<Outcome> {
+    let (told, found) = (paths.cloud, Cloud::of_vendor(vendor)?);
+    if let Some(text) = foreign_to(vendor, paths.metadata) {
+        return Some(foreign(text));
     }
-    Some(Outcome::Amiss(format!(
-        "--cloud is {}, but this machine's vendor is {}: with the wrong cloud, pods reach the metadata server; set --cloud={}",
-        told.name(),
-        vendor.trim(),
-        found.name()
-    )))
+    Some(match found == told {
+        true => Outcome::Met(told.name().to_owned()),
+        false => Outcome::Amiss(format!(
+            "--cloud is {}, but this machine's vendor is {vendor}: set --cloud={}",
+            told.name(),
+            found.name()
+        )),
+    })
+}
+
+/// Why a guard of these addresses may guard nothing: this machine is of a cloud that has others.
+pub fn foreign_address(guarded: MetadataAddr) -> Option<String> {
+    foreign_to(read(SYS_VENDOR).ok()?.trim(), guarded)
+}
+
+fn foreign_to(vendor: &str, guarded: MetadataAddr) -> Option<String> {
+    let found = Cloud::of_vendor(vendor)?;
+    let usual = found.dialect().metadata;
+    (usual.v4.ip() != guarded.v4.ip()).then(|| {
+        format!(
+            "this machine's vendor is {vendor}, whose metadata server is at {usual}, and what is guarded is {guarded}: set --cloud={}",
+            found.name()
+        )
+    })
 }
 
 fn check_kernel(version: Version) -> Result<String, String> {
@@ -257,8 +277,8 @@ fn tell_wire_guard() -> &'static str {
 }
 
 /// No condition: an agent runs without it.
-fn tell_boot_guard(bpf_dir: &Path) -> String {
-    match datapath::boot_guard(bpf_dir) {
+fn tell_boot_guard(paths: &NodePaths) -> String {
+    match datapath::boot_guard(&paths.bpf_dir) {
         Ok(BootGuard::Active { denied }) => {
             format!("active until an agent takes over; denied {denied} attempts")
         }
@@ -266,11 +286,11 @@ fn tell_boot_guard(bpf_dir: &Path) -> String {
         Ok(BootGuard::Absent) if boot_guard::is_installed() => {
             "installed; active from the next boot on".to_owned()
         }
-        Ok(BootGuard::Absent) => {
+        Ok(BootGuard::Absent) => format!(
             "was not active at this boot: pods that start before the agent of a boot reach the node's role \
-                                  (kube2ram boot-guard install)"
-                .to_owned()
-        }
+             (kube2ram boot-guard install --cloud={})",
+            paths.cloud.name()
+        ),
         Err(error) => format!("unknown: {}", chain(&error)),
     }
 }
@@ -385,17 +405,36 @@ mod tests {
 
     #[test]
     fn a_machine_of_another_cloud_than_was_told_is_a_warning() {
+        let paths = |cloud: Cloud| NodePaths {
+            bpf_dir: PathBuf::new(),
+            cgroup_root: None,
+            cloud,
+            metadata: cloud.dialect().metadata,
+            pods_cgroup: None,
+        };
         for (told, vendor, other) in
-            [(Cloud::Alibaba, "Amazon EC2\n", "aws"), (Cloud::Aws, "Alibaba Cloud\n", "alibaba")]
+            [(Cloud::Alibaba, "Amazon EC2", Cloud::Aws), (Cloud::Aws, "Alibaba Cloud", Cloud::Alibaba)]
         {
-            let Some(Outcome::Amiss(text)) = check_cloud(told, vendor) else { panic!("{vendor}") };
-            assert!(
-                text.contains(vendor.trim()) && text.ends_with(&format!("set --cloud={other}")),
-                "{text}"
-            );
+            let end = format!("set --cloud={}", other.name());
+            for foreign in [Outcome::Amiss, Outcome::Unmet] {
+                let outcome = check_cloud(&paths(told), vendor, foreign).unwrap();
+                let (Outcome::Amiss(text) | Outcome::Unmet(text)) = &outcome else { panic!("{outcome:?}") };
+                assert!(text.contains(vendor) && text.ends_with(&end), "{text}");
+                assert_eq!(outcome, foreign(text.clone()));
+            }
+            // What is guarded is the right address: no reason not to run.
+            let guarded = NodePaths { metadata: other.dialect().metadata, ..paths(told) };
+            let outcome = check_cloud(&guarded, vendor, Outcome::Unmet);
+            assert!(matches!(outcome, Some(Outcome::Amiss(text)) if text.ends_with(&end)));
         }
-        assert_eq!(check_cloud(Cloud::Aws, "Amazon EC2\n"), Some(Outcome::Met("aws".to_owned())));
-        assert_eq!(check_cloud(Cloud::Aws, "QEMU\n"), None);
+        let aws = paths(Cloud::Aws);
+        let met = check_cloud(&aws, "Amazon EC2", Outcome::Unmet);
+        assert_eq!(met, Some(Outcome::Met("aws".to_owned())));
+        assert_eq!(check_cloud(&aws, "QEMU", Outcome::Unmet), None);
+        let [alibaba, aws] = Cloud::ALL.map(|cloud| cloud.dialect().metadata);
+        let foreign = foreign_to("Amazon EC2", alibaba).unwrap();
+        assert!(foreign.contains(&aws.to_string()) && foreign.ends_with("set --cloud=aws"), "{foreign}");
+        assert_eq!((foreign_to("Amazon EC2", aws), foreign_to("QEMU", alibaba)), (None, None));
     }
 
     #[test]

@@ -112,9 +112,9 @@ impl CloudSettings {
 
 impl AwsPlace {
     fn from_env(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, BaseError> {
-        let (variable_of_region, form) = ("AWS_REGION", "a region's name, such as eu-west-1");
+        let form = "a region's name, such as eu-west-1";
         let region = aws::endpoint::Region::from_env(variable)
-            .map_err(|_malformed| BaseError::NotOfForm { variable: variable_of_region, form })?;
+            .map_err(|variable| BaseError::NotOfForm { variable, form })?;
         let endpoints = aws::endpoint::EndpointOptions::from_env(variable).map_err(|variable| {
             let form = if variable == LEGACY { "regional or legacy" } else { "true or false" };
             BaseError::NotOfForm { variable, form }
@@ -187,11 +187,23 @@ impl Provider {
         }
     }
 
-    /// Where the node is, by the environment or else by the metadata server.
+    /// Where the node is, when the environment says so.
+    pub fn configured_location(&self) -> Option<Location> {
+        match &self.metadata {
+            MetadataOf::Alibaba(_) => None,
+            MetadataOf::Aws(_, place) => {
+                let region = place.region.as_ref()?;
+                Some(Location { region: region.as_str().into(), partition: None })
+            }
+        }
+    }
+
+    /// Where the node is, by the metadata server, as far as `choice` depends on it and the environment does
+    /// not say it.
     ///
     /// # Errors
     /// See [`MetadataError`].
-    pub async fn location(&self) -> Result<Location, MetadataError> {
+    pub async fn location(&self, choice: &StsEndpoint) -> Result<Location, MetadataError> {
         match &self.metadata {
             MetadataOf::Alibaba(metadata) => {
                 Ok(Location { region: metadata.region_id().await?.to_string().into(), partition: None })
@@ -201,9 +213,12 @@ impl Provider {
                     Some(region) => region.clone(),
                     None => metadata.region().await?,
                 };
-                let partition = match aws::endpoint::Partition::of_region(&region) {
-                    Some(_) => None,
-                    None => Some(metadata.partition().await?.name.into()),
+                let is_known = aws::endpoint::Partition::of_region(&region).is_some();
+                let partition = match choice {
+                    StsEndpoint::Global | StsEndpoint::Regional if !is_known => {
+                        Some(metadata.partition().await?.name.into())
+                    }
+                    _ => None,
                 };
                 Ok(Location { region: region.as_str().into(), partition })
             }

@@ -83,19 +83,8 @@ impl StateDir {
         let failed = |what| move |source| StateDirError::Io { what, path: path.to_owned(), source };
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("create")(error)),
-            _ => Self::open_made(path)?.writable(),
+            _ => Self::open_made(path),
         }
-    }
-
-    /// Fails at once where a file system is read-only, and not when the first file is to be made.
-    fn writable(self) -> Result<Self, StateDirError> {
-        let writable = accessat(&self.directory, ".", Access::WRITE_OK, AtFlags::empty());
-        writable.map_err(|error| StateDirError::Io {
-            what: "write to",
-            path: self.path.clone(),
-            source: error.into(),
-        })?;
-        Ok(self)
     }
 
     fn open_made(path: &Path) -> Result<Self, StateDirError> {
@@ -116,6 +105,19 @@ impl StateDir {
         let kind = fstatfs(&directory).map_err(|error| failed("examine")(error.into()))?.f_type;
         let is_volatile = u64::try_from(kind).is_ok_and(|kind| VOLATILE_FILE_SYSTEMS.contains(&kind));
         Ok(Self { directory, path: path.to_owned(), is_volatile })
+    }
+
+    /// Fails where nothing can be written, such as on a read-only file system.
+    ///
+    /// # Errors
+    /// [`StateDirError::Io`].
+    pub fn require_writable(&self) -> Result<(), StateDirError> {
+        let writable = accessat(&self.directory, ".", Access::WRITE_OK, AtFlags::empty());
+        writable.map_err(|error| StateDirError::Io {
+            what: "write to",
+            path: self.path.clone(),
+            source: error.into(),
+        })
     }
 
     /// Marks the directory as used by an agent, for as long as it is open, so that [`Self::claim`] fails.

@@ -103,13 +103,9 @@ impl Discovery {
     async fn ask(&self, config: &Config) -> Result<(Roles, StsRoute), DiscoveryError> {
         let mut found = Discovered::default();
         let wants_node_role = matches!(config.default_role, Source::Discover);
-        if wants_node_role || matches!(config.base_arn, Source::Discover) {
-            // The cluster's account, which has its OIDC provider and the agent's own role. The node's role
-            // comes from the metadata server in any case.
-            let arn = match self.provider.base().account().filter(|_| !wants_node_role) {
-                Some(account) => account,
-                None => self.provider.base_arn().await.map_err(DiscoveryError::Metadata)?,
-            };
+        let wants_account = wants_node_role || matches!(config.base_arn, Source::Discover);
+        if wants_account && self.own_account(config).is_none() {
+            let arn = self.provider.base_arn().await.map_err(DiscoveryError::Metadata)?;
             found.account_arn = Some(arn.as_str().into());
         }
         if wants_node_role {
@@ -117,7 +113,7 @@ impl Discovery {
         }
         if self.provider.needs_location(&config.sts_endpoint) {
             let Location { region, partition } =
-                self.provider.location().await.map_err(DiscoveryError::Metadata)?;
+                self.provider.location(&config.sts_endpoint).await.map_err(DiscoveryError::Metadata)?;
             (found.region, found.partition) = (Some(region), partition);
         }
         let known = self.derive(config, &found)?;
@@ -148,14 +144,24 @@ impl Discovery {
         self.pending.ready();
     }
 
+    /// The cluster's account, which has its OIDC provider and the agent's own role. The node's role comes from
+    /// the metadata server in any case.
+    fn own_account(&self, config: &Config) -> Option<BaseArn> {
+        let wants_node_role = matches!(config.default_role, Source::Discover);
+        self.provider.base().account().filter(|_| !wants_node_role)
+    }
+
     /// Makes roles and the way to STS of the flags and of what was discovered for them.
     fn derive(&self, config: &Config, found: &Discovered) -> Result<(Roles, StsRoute), DiscoveryError> {
-        let account = || found.account_arn.as_deref().ok_or(DiscoveryError::Undiscovered("account"));
-        let base = match &config.base_arn {
-            Source::Discover => {
-                let arns = config.cloud.dialect().arns;
-                Some(BaseArn::parse_in(arns, account()?).map_err(DiscoveryError::BaseArn)?)
+        let account = || match self.own_account(config) {
+            Some(account) => Ok(account),
+            None => {
+                let text = found.account_arn.as_deref().ok_or(DiscoveryError::Undiscovered("account"))?;
+                BaseArn::parse_in(config.cloud.dialect().arns, text).map_err(DiscoveryError::BaseArn)
             }
+        };
+        let base = match &config.base_arn {
+            Source::Discover => Some(account()?),
             Source::Given(base) => Some(base.clone()),
             Source::Unset => None,
         };
@@ -163,7 +169,7 @@ impl Discovery {
             // In the node's own account, whatever --base-role-arn says.
             Source::Discover => {
                 let name = found.node_role.as_deref().ok_or(DiscoveryError::NoNodeRole)?;
-                Some(format!("{}{name}", account()?))
+                Some(format!("{}{name}", account()?.as_str()))
             }
             Source::Given(text) => Some(text.clone()),
             Source::Unset => None,
@@ -178,8 +184,15 @@ impl Discovery {
         )
         .map_err(DiscoveryError::DefaultRole)?;
         let location = || {
-            let region = found.region.clone().ok_or(DiscoveryError::Undiscovered("region"))?;
-            Ok(Location { region, partition: found.partition.clone() })
+            let partition = found.partition.clone();
+            // What the environment says now goes before what an agent found before.
+            match self.provider.configured_location() {
+                Some(configured) => Ok(Location { partition, ..configured }),
+                None => {
+                    let region = found.region.clone().ok_or(DiscoveryError::Undiscovered("region"))?;
+                    Ok(Location { region, partition })
+                }
+            }
         };
         let is_needed = self.provider.needs_location(&config.sts_endpoint);
         let location = is_needed.then(location).transpose()?;

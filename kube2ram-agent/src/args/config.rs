@@ -265,12 +265,18 @@ fn base_arn(flags: &flags::Base, style: ArnStyle) -> Result<Source<BaseArn>, Arg
         Some(_) if flags.auto_discover_base_arn => Err(ArgsError::usage(
             "--base-role-arn and --auto-discover-base-arn exclude each other: drop one of them",
         )),
-        Some(text) => BaseArn::parse_in(style, text)
-            .map(Source::Given)
-            .map_err(|reason| ArgsError::usage(format!("--base-role-arn {text:?} {reason}"))),
+        Some(text) => BaseArn::parse_in(style, text).map(Source::Given).map_err(|reason| {
+            ArgsError::usage(format!("--base-role-arn {text:?} {reason}{}", of_other_cloud(style, text)))
+        }),
         None if flags.auto_discover_base_arn || flags.auto_discover_default_role => Ok(Source::Discover),
         None => Ok(Source::Unset),
     }
+}
+
+/// What to add to the error about an ARN of another cloud.
+fn of_other_cloud(style: ArnStyle, text: &str) -> &'static str {
+    let is_other = |cloud: &Cloud| cloud.dialect().arns != style && cloud.dialect().arns.is_arn(text);
+    if Cloud::ALL.iter().any(is_other) { "; check --cloud" } else { "" }
 }
 
 /// Checks the default role as far as it can be without what is discovered.
@@ -292,12 +298,15 @@ fn default_role(
         Source::Discover | Source::Unset if style.is_arn(&text) => RoleArn::parse(&text).map(drop),
         Source::Discover => Ok(()),
         Source::Unset => {
-            return Err(ArgsError::usage(
-                "--default-role is a bare name: add --base-role-arn or --auto-discover-base-arn, or give the role's ARN",
-            ));
+            return Err(ArgsError::usage(format!(
+                "--default-role is a bare name: add --base-role-arn or --auto-discover-base-arn, or give the role's ARN{}",
+                of_other_cloud(style, &text)
+            )));
         }
     };
-    arn.map_err(|reason| ArgsError::usage(format!("--default-role {text:?} {reason}")))?;
+    arn.map_err(|reason| {
+        ArgsError::usage(format!("--default-role {text:?} {reason}{}", of_other_cloud(style, &text)))
+    })?;
     Ok(Source::Given(text))
 }
 

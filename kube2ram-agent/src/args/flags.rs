@@ -410,7 +410,7 @@ pub(super) struct Guard {
     #[arg(
         long,
         value_name = "NAME",
-        default_values = ["init.scope", "system.slice", "user.slice"],
+        default_values = ["init.scope", "runtime.slice", "system.slice", "user.slice"],
         value_parser = value::host_cgroup
     )]
     pub(super) host_cgroup: Vec<PathBuf>,

@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 use super::*;
 use crate::{
     policy::PatternFormat,
-    role::Attribution,
+    role::{Attribution, SessionTags},
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{
@@ -100,7 +100,10 @@ fn the_boot_guard_takes_what_the_agent_takes() {
     let other =
         guard("boot-guard apply --forward-guard=off --host-cgroup=a.slice --host-cgroup b/c", &variable);
 
-    assert_eq!(defaults.host_cgroups, ["init.scope", "system.slice", "user.slice"].map(PathBuf::from));
+    assert_eq!(
+        defaults.host_cgroups,
+        ["init.scope", "runtime.slice", "system.slice", "user.slice"].map(PathBuf::from)
+    );
     assert!(defaults.forward_guard);
     assert_eq!(defaults.metadata.to_string(), "100.100.100.200:80 and [fd00:100::100:200]:80");
     assert_eq!(other.host_cgroups, ["a.slice", "b/c"].map(PathBuf::from));
@@ -414,7 +417,8 @@ fn roles_are_read_in_the_style_of_the_cloud() {
         "--cloud=aws --base-role-arn=acs:ram::1:role/".to_owned(),
         "--cloud=aws --default-role=acs:ram::1:role/a".to_owned(),
     ] {
-        assert!(parsed(&flags).is_err(), "{flags}");
+        let error = parsed(&flags).unwrap_err().to_string();
+        assert!(error.ends_with("; check --cloud"), "{error}");
     }
 }
 
@@ -424,7 +428,9 @@ fn what_a_clouds_sessions_cannot_carry_is_an_error_and_never_left_out() {
     let none = Attribution::default();
 
     let tagged = parsed("--cloud=aws --session-tags=pod --cluster-name=c1 --source-identity").unwrap();
-    assert_ne!(tagged.attribution, none);
+    let rules = &Cloud::Aws.dialect().sessions;
+    let exactly = Attribution::try_new(rules, SessionTags::Pod, Some("c1"), true).unwrap();
+    assert_eq!(tagged.attribution, exactly);
     let named = parsed("--cloud=aws --cluster-name=c1").unwrap();
     assert_eq!((named.attribution, named.notices.len()), (none, 1));
     for (flags, part) in [

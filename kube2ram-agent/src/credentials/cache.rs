@@ -171,6 +171,22 @@ impl Cache {
         self.of_session(permit.into_session(), pod).await
     }
 
+    /// As [`get`](Self::get), for whoever has waited for something else before: until `deadline`.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    ///
+    /// # Cancel safety
+    /// As [`get`](Self::get).
+    pub async fn get_by(
+        &self,
+        permit: Permit,
+        pod: &PodUid,
+        deadline: Instant,
+    ) -> Result<Arc<Credentials>, CredentialError> {
+        self.of_session_by(permit.into_session(), pod, deadline).await
+    }
+
     /// Sets the role sessions of all living pods. A session that none of them may have any longer is dropped
     /// after a while, at most half an hour, its credentials zeroised; the rest is kept fresh until the next
     /// call. What is to be prefetched is fetched within `spread`, earlier when a pod asks.
@@ -253,6 +269,15 @@ impl Cache {
         session: impl Into<Arc<RoleSession>>,
         pod: &PodUid,
     ) -> Result<Arc<Credentials>, CredentialError> {
+        self.of_session_by(session, pod, Instant::now() + self.0.answer).await
+    }
+
+    async fn of_session_by(
+        &self,
+        session: impl Into<Arc<RoleSession>>,
+        pod: &PodUid,
+        deadline: Instant,
+    ) -> Result<Arc<Credentials>, CredentialError> {
         let session = session.into();
         let metrics = &self.0.metrics;
         match self.0.ask(&session, pod) {
@@ -265,7 +290,9 @@ impl Cache {
                 Ok(credentials)
             }
             // Boxed, because most requests do not wait, and would move this future.
-            (Answer::Wait(fallback), fetched) => Box::pin(self.wait(session, pod, fallback, fetched)).await,
+            (Answer::Wait(fallback), fetched) => {
+                Box::pin(self.wait(session, pod, fallback, fetched, deadline)).await
+            }
         }
     }
 
@@ -276,11 +303,11 @@ impl Cache {
         pod: &PodUid,
         fallback: Option<Arc<Credentials>>,
         mut fetched: Option<watch::Receiver<()>>,
+        deadline: Instant,
     ) -> Result<Arc<Credentials>, CredentialError> {
         let metrics = &self.0.metrics;
         if fallback.is_some() { &metrics.refresh } else { &metrics.miss }.inc();
 
-        let deadline = Instant::now() + self.0.answer;
         while let Some(receiver) = &mut fetched
             && let Ok(Ok(())) = timeout_at(deadline, receiver.changed()).await
         {

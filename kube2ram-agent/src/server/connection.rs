@@ -102,8 +102,14 @@ impl Connection {
     ) -> Response<Either<Full<Bytes>, Relayed>> {
         let started = Instant::now();
         let busy = permit.map(ConnectionPermit::busy);
-        let mut record =
-            Record { route: RouteLabel::Refused, target: None, pod: None, session: None, uri: request.uri() };
+        let mut record = Record {
+            route: RouteLabel::Refused,
+            started,
+            target: None,
+            pod: None,
+            session: None,
+            uri: request.uri(),
+        };
         let answered = match self.pay(started) {
             Ok(()) => self.answer_in_time(&request, &mut record).await,
             Err(error) => Err(error),
@@ -112,7 +118,7 @@ impl Connection {
             Ok(response) => (response, None),
             Err(error) => (error.response().map(Either::Left), Some(error)),
         };
-        self.report(request.method(), &record, response.status(), error.as_ref(), started);
+        self.report(request.method(), &record, response.status(), error.as_ref());
         // What is passed through has the real server's own headers.
         if error.is_some() || record.route != RouteLabel::PassThrough {
             let server = HeaderValue::from_static(self.server.config.dialect.server);
@@ -331,7 +337,7 @@ impl Connection {
             Item::Credentials { .. } => {
                 let credentials = entitlements
                     .credentials
-                    .get(permit, &pod.uid)
+                    .get_by(permit, &pod.uid, record.started + self.server.config.dialect.patience.answer)
                     .await
                     .map_err(RequestError::Credentials)?;
                 let write = || (self.server.config.dialect.document)(&credentials);

@@ -185,7 +185,7 @@ fn guards(page: &mut Page, status: &Status) {
     page.row(
         "boot guard",
         match &*status.boot_guard.state {
-            "absent" => "was not active at this boot (kube2ram boot-guard install)",
+            "absent" => "was not active at this boot (kube2ram boot-guard install, with the agent's flags)",
             "in_force" => "still active",
             "taken_over" => "was active at this boot until an agent took over",
             _ => "unknown",

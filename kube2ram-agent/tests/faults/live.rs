@@ -19,6 +19,9 @@ use crate::{
 /// others wait for the next check, for at most a second.
 const SOON: Duration = Duration::from_secs(30);
 
+/// The second between two checks, and what a repair takes.
+const CHECKED: Duration = Duration::from_secs(3);
+
 /// Waits, and returns how long it took.
 #[track_caller]
 fn soon(mut done: impl FnMut() -> bool) -> Duration {
@@ -64,7 +67,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     let guarded = soon(|| nft("list tables").contains("table ip kube2ram\n"));
     soon(|| node.metric("kube2ram_forward_guard_repairs_total") == 1.0);
     nft("delete table ip6 kube2ram");
-    soon(|| nft("list tables").contains("table ip6 kube2ram\n"));
+    let guarded6 = soon(|| nft("list tables").contains("table ip6 kube2ram\n"));
     soon(|| node.metric("kube2ram_forward_guard_repairs_total") == 2.0);
     assert_eq!(node.metric("kube2ram_forward_guard_in_force"), 1.0);
 
@@ -75,7 +78,9 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     assert_eq!(node.leaks()[before..], []);
     let log = node.sandbox.agent().unwrap().log();
     assert_eq!(log.matches("the eBPF programs were changed").count(), 3, "once for each repair");
-    println!("a removed pin was back after {took:?}, the netfilter table after {guarded:?}");
+    println!("a removed pin was back after {took:?}, netfilter tables after {guarded:?} and {guarded6:?}");
+    // Any one may have come late on a busy machine.
+    assert!(took.min(guarded).min(guarded6) < CHECKED, "it is checked each second");
 }
 
 #[test]

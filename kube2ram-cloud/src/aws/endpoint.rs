@@ -31,10 +31,11 @@ impl Region {
     /// Source: AWS SDKs and tools reference guide, "AWS Region".
     ///
     /// # Errors
-    /// [`EndpointError::Region`].
-    pub fn from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, EndpointError> {
-        let mut values = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().filter_map(variable);
-        values.find(|value| !value.is_empty()).map(|value| Self::parse(&value)).transpose()
+    /// The name of the variable, when its value is no region's name.
+    pub fn from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, &'static str> {
+        let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
+        let mut found = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().filter_map(set);
+        found.next().map(|(name, value)| Self::parse(&value).map_err(|_malformed| name)).transpose()
     }
 
     /// The text.

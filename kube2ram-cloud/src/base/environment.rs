@@ -44,7 +44,7 @@ pub(crate) fn all_or_none<const N: usize>(
     }
 }
 
-/// Reads a key pair, and the token that goes with it; `None` when no half of the pair is set.
+/// Reads a key pair, and the token that goes with it; `None` when none of them is set.
 ///
 /// # Errors
 /// Those of [`all_or_none`].
@@ -53,8 +53,13 @@ pub(crate) fn static_keys(
     pair: [&'static str; 2],
     token: Option<&'static str>,
 ) -> Result<Option<BaseCredentials>, BaseError> {
-    let Some([access_key_id, access_key_secret]) = all_or_none(variable, pair)? else { return Ok(None) };
     let security_token = token.map(|name| read(variable, name)).transpose()?.flatten();
+    let Some([access_key_id, access_key_secret]) = all_or_none(variable, pair)? else {
+        return match token.filter(|_| security_token.is_some()) {
+            Some(present) => Err(BaseError::Missing { present, missing: pair[0] }),
+            None => Ok(None),
+        };
+    };
     Ok(Some(BaseCredentials {
         access_key_id: access_key_id.into(),
         access_key_secret: access_key_secret.into(),

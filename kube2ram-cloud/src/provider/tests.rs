@@ -52,7 +52,7 @@ fn hosts(route: &StsRoute) -> Vec<&str> {
 
 /// By the metadata server's word alone.
 async fn regional_hosts(provider: &Provider) -> Vec<String> {
-    let location = provider.location().await.unwrap();
+    let location = provider.location(&StsEndpoint::Regional).await.unwrap();
     let route = provider.sts_route(&StsEndpoint::Regional, Some(&location)).unwrap();
     hosts(&route).into_iter().map(str::to_owned).collect()
 }
@@ -81,17 +81,21 @@ async fn a_region_of_the_environment_needs_no_request() {
 
     assert_eq!(regional_hosts(&provider).await, ["sts.us-east-2.amazonaws.com", "sts.amazonaws.com"]);
     assert_eq!(server.targets(), Vec::<String>::new());
+    assert_eq!(provider.configured_location().unwrap().region.as_ref(), "us-east-2");
 }
 
 #[tokio::test]
 async fn a_region_that_tells_no_partition_makes_the_server_tell_it() {
     let server = serve("new-land-1").await;
 
-    let location = provider(Cloud::Aws, &NOWHERE, &server).location().await.unwrap();
+    let location = provider(Cloud::Aws, &NOWHERE, &server).location(&StsEndpoint::Regional).await.unwrap();
 
     assert_eq!((&*location.region, location.partition.as_deref()), ("new-land-1", Some("aws-eusc")));
     let hosts = regional_hosts(&provider(Cloud::Aws, &NOWHERE, &server)).await;
     assert_eq!(hosts, ["sts.new-land-1.amazonaws.eu"]);
+    let only = StsEndpoint::Only(Endpoint::parse("sts.example.com").unwrap());
+    let location = provider(Cloud::Aws, &NOWHERE, &server).location(&only).await.unwrap();
+    assert_eq!(location.partition, None, "it is not asked for what nothing depends on");
 }
 
 #[tokio::test]
@@ -132,6 +136,8 @@ async fn where_the_node_is_matters_to_whatever_depends_on_it() {
 fn a_variable_that_cannot_be_used_is_named() {
     for (variable, value) in [
         ("AWS_REGION", "eu west 1"),
+        ("AWS_DEFAULT_REGION", "eu west 1"),
+        ("AWS_SESSION_TOKEN", "without keys"),
         ("AWS_USE_FIPS_ENDPOINT", "yes"),
         ("AWS_STS_REGIONAL_ENDPOINTS", "global"),
         ("AWS_ACCESS_KEY_ID", "half"),

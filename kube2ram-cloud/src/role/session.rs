@@ -123,9 +123,15 @@ impl fmt::Display for SessionName {
 pub struct SourceIdentity(SessionName);
 
 impl SourceIdentity {
-    /// Makes one of any text, as [`SessionName::fit`].
+    /// Makes one of a text without `_`, as Kubernetes' names are. One that is not legal as it stands gets
+    /// legal characters, is cut, and ends in `_` and half of its SHA-256: no other text makes the same one.
     pub fn fit(text: &str) -> Self {
-        Self(SessionName::fit(text))
+        Self(SessionName::parse(text).unwrap_or_else(|_| {
+            let hash = hex::encode(&Sha256::digest(text)[..16]);
+            let legal = |c| if is_legal(c, SessionRules::ACS.name_marks) { c } else { '-' };
+            let kept: String = text.chars().map(legal).take(SESSION_NAME_MAX - 1 - hash.len()).collect();
+            SessionName(format!("{kept}_{hash}").into())
+        }))
     }
 
     /// The text.

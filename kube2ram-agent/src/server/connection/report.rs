@@ -30,6 +30,8 @@ const LOGGED_BYTES: usize = 256;
 /// The facts about a request for the access log and the metrics.
 pub(super) struct Record<'a> {
     pub(super) route: RouteLabel,
+    /// When the request's head had arrived.
+    pub(super) started: Instant,
     pub(super) uri: &'a Uri,
     /// `None` when it was not parsed.
     pub(super) target: Option<Result<Target, TargetError>>,
@@ -56,10 +58,9 @@ impl Connection {
         record: &Record<'_>,
         status: StatusCode,
         error: Option<&RequestError>,
-        started: Instant,
     ) {
         let now = Instant::now();
-        let (metrics, took) = (&self.server.metrics, now - started);
+        let (metrics, took) = (&self.server.metrics, now - record.started);
         metrics.observe(record.route, status, took);
         if record.route == RouteLabel::PassThrough {
             let result = match error {
