@@ -14,7 +14,7 @@ use super::{
     support::{AGENT, NAMESPACE, deploy, helm, notes, objects, strings, template},
 };
 
-/// The agent's flags, by its own help: their names, and what they take.
+/// The agent's flags and their aliases, by its own help: their names, and what they take.
 fn flags() -> BTreeMap<String, String> {
     let help = Command::new(AGENT).arg("--help").output().unwrap().stdout;
     let of_line = |line: &str| {
@@ -28,7 +28,18 @@ fn flags() -> BTreeMap<String, String> {
         (takes.is_empty() || takes.starts_with(['[', '<']) && takes.ends_with(['>', ']']))
             .then(|| (name.to_owned(), takes.to_owned()))
     };
-    String::from_utf8(help).unwrap().lines().filter_map(of_line).collect()
+    let mut flags = BTreeMap::new();
+    let mut last = String::new();
+    for line in std::str::from_utf8(&help).unwrap().lines() {
+        if let Some((name, takes)) = of_line(line) {
+            last.clone_from(&takes);
+            flags.insert(name, takes);
+        } else if let Some((_, alias)) = line.split_once("[alias: --") {
+            // At the end of the text of the flag, which takes the same under either name.
+            flags.insert(alias.trim_end_matches(']').to_owned(), last.clone());
+        }
+    }
+    flags
 }
 
 #[test]
@@ -43,6 +54,11 @@ fn the_charts_schema_knows_the_agents_flags() {
     let mut flags = flags();
     for name in elsewhere {
         assert!(flags.remove(name).is_some(), "--{name}");
+    }
+    // kube2iam's names of flags.
+    for (name, alias) in [("ram-role-key", "iam-role-key"), ("ram-role-session-ttl", "iam-role-session-ttl")]
+    {
+        assert!(flags.contains_key(alias) && flags[alias] == flags[name], "--{alias}");
     }
 
     assert_eq!(known.keys().collect::<BTreeSet<_>>(), flags.keys().collect(), "values.schema.json");
@@ -91,7 +107,7 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
     };
 
     let mut read: Vec<_> = flags().into_keys().filter(|flag| is_read(flag)).collect();
-    for expected in ["namespace-restrictions", "startup-taint", "state-dir"] {
+    for expected in ["iam-role-key", "namespace-restrictions", "startup-taint", "state-dir"] {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
     // By its value, which is a variable of the containers.
@@ -104,6 +120,15 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
     let refused =
         helm(&["--set", "extraEnv[0].name=KUBE2RAM_STATE_DIR,extraEnv[0].value=/run/x"]).unwrap_err();
     assert!(refused.contains("KUBE2RAM_STATE_DIR is a flag"), "{refused}");
+    for set in [
+        "extraEnv[0].name=KUBE2RAM_CLOUD,extraEnv[0].value=aws",
+        "bootGuard.enabled=true,bootGuard.args={--cloud=aws}",
+    ] {
+        let refused = helm(&["--set", set]).unwrap_err();
+
+        assert!(refused.contains("follows from the value cloud"), "{set}: {refused}");
+    }
+    helm(&["--set", "bootGuard.enabled=true,bootGuard.args={--required-by-kubelet}"]).unwrap();
     helm(&["--set", "extraArgs={--namespace-restriction-format=regexp,--log-level=debug}"]).unwrap();
 }
 
@@ -331,8 +356,13 @@ fn the_notes_have_the_next_command() {
         assert!(on_aws.contains(named), "{named}: {on_aws}");
     }
     assert!(!on_aws.contains("ram.aliyuncs.com") && !on_aws.contains("100.100.100.200"), "{on_aws}");
-    let own_key = notes(&["--set=cloud=aws,flags.ram-role-key=example.com/role"]);
-    assert!(own_key.contains("example.com/role=") && !own_key.contains("amazonaws.com/role="), "{own_key}");
+    for flag in ["ram-role-key", "iam-role-key"] {
+        let own_key = notes(&[&format!("--set=cloud=aws,flags.{flag}=example.com/role")]);
+        assert!(
+            own_key.contains("example.com/role=") && !own_key.contains("amazonaws.com/role="),
+            "{own_key}"
+        );
+    }
 }
 
 #[test]

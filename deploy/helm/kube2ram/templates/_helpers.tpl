@@ -54,10 +54,16 @@ rollingUpdate: {{- toYaml . | nindent 2 }}
 {{- if kindIs "invalid" $value }}{{ index . 2 }}{{ else }}{{ $value }}{{ end -}}
 {{- end -}}
 
-{{- /* The key of an annotation, as it was set or as it usually is in the cloud: (list $ "ram-role-key" "role"). */ -}}
+{{- /* The key of an annotation, as it was set or as it usually is in the cloud: (list $ "namespace-key" "allowed-roles"). */ -}}
 {{- define "kube2ram.key" -}}
 {{- $domain := ternary "iam.amazonaws.com" "ram.aliyuncs.com" (eq (index . 0).Values.cloud "aws") -}}
 {{- include "kube2ram.flag" (list (index . 0) (index . 1) (printf "%s/%s" $domain (index . 2))) -}}
+{{- end -}}
+
+{{- /* The key of pods' roles, by either name of the flag. The agent uses ram-role-key if both are set. */ -}}
+{{- define "kube2ram.roleKey" -}}
+{{- $usual := include "kube2ram.key" (list . "iam-role-key" "role") -}}
+{{- include "kube2ram.flag" (list . "ram-role-key" $usual) -}}
 {{- end -}}
 
 {{- /* Where a pod asks for its role. */ -}}
@@ -97,15 +103,25 @@ command:
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, rights, the boot guard, the admission policy, the PodMonitor or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|cloud|forward-guard|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
+{{- with regexFind "^--?(bpf-dir|cgroup-root|cloud|forward-guard|iam-role-key|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
 {{- fail (printf "%s is for flags or its own value, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- if hasPrefix "KUBE2RAM_" .name }}
+{{- if eq "KUBE2RAM_CLOUD" .name }}
+{{- fail "KUBE2RAM_CLOUD follows from the value cloud: set cloud, and no variable under extraEnv" }}
+{{- else if hasPrefix "KUBE2RAM_" .name }}
 {{- fail (printf "%s is a flag: set it under flags, not under extraEnv" .name) }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "kube2ram.bootGuardArgs" -}}
+{{- range .Values.bootGuard.args }}
+{{- with regexFind "^--?cloud\\b" . }}
+{{- fail (printf "%s follows from the value cloud: set cloud, and no argument under bootGuard.args" .) }}
+{{- end }}, {{ . | quote }}
 {{- end }}
 {{- end -}}
 
