@@ -89,6 +89,9 @@ fn every_container_has_the_cloud_whatever_replaces_its_arguments() {
     for (resource, components, cloud) in [
         ("base", &TOGETHER[..], "alibaba"),
         ("base", &["migration"], "alibaba"),
+        // These are for AWS only, so they set the cloud themselves.
+        ("base", &["irsa", "boot-guard"], "aws"),
+        ("base", &["bottlerocket"], "aws"),
         ("overlays/aws", &TOGETHER_ON_AWS, "aws"),
         ("overlays/aws", &["migration"], "aws"),
     ] {
