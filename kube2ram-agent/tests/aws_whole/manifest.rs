@@ -1,5 +1,5 @@
-//! kube2iam's published manifests start the agent as they stand, but for the image: under the name of
-//! kube2iam, with its arguments and variables.
+//! The arguments and variables of kube2iam's published manifests start the agent under the name of kube2iam.
+//! The manifests have no `command`: a user adds `command: [/kube2iam]`, or the variable `KUBE2RAM_CLOUD=aws`.
 
 use std::os::unix::fs::symlink;
 
