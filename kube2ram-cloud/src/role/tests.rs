@@ -344,7 +344,7 @@ proptest! {
     fn any_text_makes_a_legal_session_name(text in any::<String>()) {
         let (name, identity) = (SessionName::fit(&text), SourceIdentity::fit(&text));
 
-        prop_assert_eq!(SessionName::parse(identity.as_str()).unwrap().as_str(), identity.as_str());
+        prop_assert!(SessionName::parse(identity.as_str()).is_ok(), "{}", identity.as_str());
         // What fits stays as it is. What does not is marked by what no name in Kubernetes has.
         let fits = SessionName::parse(&text).is_ok();
         prop_assert_eq!(fits, identity.as_str() == text);
