@@ -1,7 +1,9 @@
 //! Alibaba Cloud: STS, request signing, the ECS metadata server. `sign`, `wire`, `endpoint` and `refusal` are
-//! pure; `metadata`, `base` and `sts` talk to the network, by what all clouds share. Composed by `app`.
+//! pure; `metadata`, `base`, `sts` and `caller_identity` talk to the network, by what all clouds share.
+//! Composed by `app`, and by the authenticator.
 
 pub mod base;
+pub mod caller_identity;
 mod dialect;
 mod document;
 pub mod endpoint;

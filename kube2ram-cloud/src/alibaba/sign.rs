@@ -1,5 +1,5 @@
 //! The ACS3-HMAC-SHA256 request signature ("V3"). Pure: no I/O, no clock, no logs.
-//! Source: Alibaba Cloud, "V3 request structure and signature". Called by `sts` only.
+//! Source: Alibaba Cloud, "V3 request structure and signature". Called by `sts` and `caller_identity`.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::InvalidHeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -9,16 +9,16 @@ use crate::canonical::{CanonicalRequest, encode, hmac_sha256, sha256_hex};
 
 /// An RPC-style call: POST to `/` with everything in the query and an empty body.
 pub(super) struct RpcCall<'a> {
-    /// The value of the `Host` header.
-    pub(super) host: &'a str,
+    /// The value of the `Host` header. Without it, the call is valid at every endpoint.
+    pub(super) host: Option<&'a str>,
     pub(super) action: &'static str,
     pub(super) version: &'static str,
     /// What [`canonical_query`] made.
     pub(super) canonical_query: &'a str,
     /// The server takes 15 minutes of difference from its own clock.
     pub(super) date: jiff::Timestamp,
-    /// Never used before.
-    pub(super) nonce: &'a str,
+    /// Never used before. Without it, the call may be sent again for as long as its date is taken.
+    pub(super) nonce: Option<&'a str>,
 }
 
 impl RpcCall<'_> {
@@ -27,15 +27,32 @@ impl RpcCall<'_> {
     /// # Errors
     /// When a credential contains characters that a header may not have.
     pub(super) fn headers(&self, credentials: &BaseCredentials) -> Result<HeaderMap, InvalidHeaderValue> {
+        self.sign(credentials, |signed| -> Result<HeaderMap, InvalidHeaderValue> {
+            let mut headers = HeaderMap::new();
+            for &(name, value) in signed {
+                let mut value = HeaderValue::from_str(value)?;
+                value.set_sensitive(matches!(name, "authorization" | "x-acs-security-token"));
+                headers.insert(HeaderName::from_static(name), value);
+            }
+            Ok(headers)
+        })
+    }
+
+    /// Passes all headers of the signed call to `then`.
+    pub(super) fn sign<T>(
+        &self,
+        credentials: &BaseCredentials,
+        then: impl FnOnce(&[(&'static str, &str)]) -> T,
+    ) -> T {
         let date = self.date.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut signed = vec![
-            ("host", self.host),
             ("x-acs-action", self.action),
             ("x-acs-content-sha256", EMPTY_PAYLOAD),
-            ("x-acs-date", &date),
-            ("x-acs-signature-nonce", self.nonce),
+            ("x-acs-date", &*date),
             ("x-acs-version", self.version),
         ];
+        signed.extend(self.host.map(|host| ("host", host)));
+        signed.extend(self.nonce.map(|nonce| ("x-acs-signature-nonce", nonce)));
         if let Some(token) = &credentials.security_token {
             signed.push(("x-acs-security-token", token.expose_secret()));
         }
@@ -48,14 +65,8 @@ impl RpcCall<'_> {
         };
         let authorization =
             authorization(&request, &credentials.access_key_id, &credentials.access_key_secret);
-
-        let mut headers = HeaderMap::new();
-        for (name, value) in signed.into_iter().chain([("authorization", &*authorization)]) {
-            let mut value = HeaderValue::from_str(value)?;
-            value.set_sensitive(matches!(name, "authorization" | "x-acs-security-token"));
-            headers.insert(HeaderName::from_static(name), value);
-        }
-        Ok(headers)
+        signed.push(("authorization", &*authorization));
+        then(&signed)
     }
 }
 
@@ -80,9 +91,10 @@ pub(super) fn canonical_query(parameters: &[(&str, &str)]) -> String {
 }
 
 /// The SHA-256 of an empty payload, in hex.
-const EMPTY_PAYLOAD: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+pub const EMPTY_PAYLOAD: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-const ALGORITHM: &str = "ACS3-HMAC-SHA256";
+/// The name of the signature.
+pub const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
 #[cfg(test)]
 mod tests {
@@ -188,12 +200,12 @@ mod tests {
     #[test]
     fn rpc_calls_carry_the_token_signed_and_hidden_from_debug_output() {
         let call = RpcCall {
-            host: "sts.aliyuncs.com",
+            host: Some("sts.aliyuncs.com"),
             action: "AssumeRole",
             version: "2015-04-01",
             canonical_query: "",
             date: "2026-11-21T21:30:00.5Z".parse().unwrap(),
-            nonce: "n",
+            nonce: Some("n"),
         };
         let mut credentials = BaseCredentials {
             access_key_id: "id".into(),

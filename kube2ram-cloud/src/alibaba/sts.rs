@@ -50,12 +50,12 @@ impl Protocol for Acs {
     ) -> Result<reqwest::RequestBuilder, Refusal> {
         let query = query(call.session, call.seconds);
         let headers = RpcCall {
-            host: endpoint.host(),
+            host: Some(endpoint.host()),
             action: "AssumeRole",
             version: "2015-04-01",
             canonical_query: &query,
             date: call.now,
-            nonce: &uuid::Uuid::new_v4().to_string(),
+            nonce: Some(&uuid::Uuid::new_v4().to_string()),
         }
         .headers(call.base)
         .map_err(unsendable)?;

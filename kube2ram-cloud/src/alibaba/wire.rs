@@ -1,6 +1,6 @@
 //! What Alibaba Cloud sends: STS answers, STS errors, the metadata server's credentials document. Pure and
-//! total: any bytes in, a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole), ECS
-//! "Instance RAM roles". Called by `sts`, `metadata`.
+//! total: any bytes in, a value or a [`WireError`] out. Sources: STS API 2015-04-01 (AssumeRole,
+//! GetCallerIdentity), ECS "Instance RAM roles". Called by `sts`, `caller_identity`, `metadata`.
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -40,6 +40,38 @@ pub fn parse_node_credentials(body: &[u8]) -> Result<Issued, WireError> {
         return Err(WireError::Unsuccessful);
     }
     document.credential.issued()
+}
+
+/// Who signed a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallerIdentity {
+    /// `AccountId`.
+    pub account_id: Box<str>,
+    /// `Arn`: of a user, of an assumed role with its session, or of the account's root.
+    pub arn: Box<str>,
+    /// `PrincipalId`: the id of the user, or that of the role, `:` and the session's name.
+    pub principal_id: Box<str>,
+    /// `RequestId`; empty when it is missing.
+    pub request_id: Box<str>,
+}
+
+/// Parses the answer of GetCallerIdentity.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn parse_caller_identity(body: &[u8]) -> Result<CallerIdentity, WireError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Document {
+        account_id: Box<str>,
+        arn: Box<str>,
+        principal_id: Box<str>,
+        #[serde(default)]
+        request_id: Box<str>,
+    }
+
+    let Document { account_id, arn, principal_id, request_id } = parse(body)?;
+    Ok(CallerIdentity { account_id, arn, principal_id, request_id })
 }
 
 /// Parses an error of STS; `None` without a usable `Code`: then the answer is not from STS.
@@ -121,6 +153,24 @@ mod tests {
     }
 
     #[test]
+    fn parses_who_called_and_nothing_less() {
+        let body = r#"{"IdentityType":"AssumedRoleUser","AccountId":"196813200012****","RequestId":"2C9BE469",
+            "PrincipalId":"216959339000****:alice","RoleId":"216959339000****",
+            "Arn":"acs:ram::196813200012****:assumed-role/testrole/alice"}"#;
+
+        let caller = parse_caller_identity(body.as_bytes()).unwrap();
+
+        assert_eq!(&*caller.arn, "acs:ram::196813200012****:assumed-role/testrole/alice");
+        assert_eq!(&*caller.principal_id, "216959339000****:alice");
+        assert_eq!((&*caller.account_id, &*caller.request_id), ("196813200012****", "2C9BE469"));
+        for key in ["AccountId", "PrincipalId", "Arn"] {
+            let less = body.replace(&format!("\"{key}\""), "\"Other\"");
+            assert_eq!(parse_caller_identity(less.as_bytes()), Err(WireError::Json), "{key}");
+        }
+        assert_eq!(parse_caller_identity(b"xxxx"), Err(WireError::Json));
+    }
+
+    #[test]
     fn refuses_what_cannot_stand_in_a_header() {
         for (from, to, key) in [
             ("STS.6YSE", "", "AccessKeyId"),
@@ -191,6 +241,7 @@ mod tests {
             drop(parse_assume_role(&body));
             drop(parse_node_credentials(&body));
             drop(parse_error(&body));
+            drop(parse_caller_identity(&body));
             let _ = parse_time(&time);
         }
 
