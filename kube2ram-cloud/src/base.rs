@@ -20,9 +20,10 @@ pub(crate) use self::{
 };
 use crate::{
     credentials::{IssueError, IssueErrorKind},
+    endpoint::Endpoint,
     metadata::MetadataError,
     role::{BaseArn, RoleArn},
-    sts::{refusal::ours, transport::Transport},
+    sts::{StsClient, refusal::ours, transport::Transport},
 };
 use kube2ram_service::clock::Clock;
 
@@ -180,6 +181,24 @@ impl Base {
             expires_at: held.map(|held| held.expires_at),
             failure: self.renewal().and_then(|renewal| renewal.failure().clone()),
         }
+    }
+
+    /// Credentials to sign something else with than a call of AssumeRole, and when they expire, where that is
+    /// known. STS is asked at `endpoints`, where an origin needs it.
+    ///
+    /// # Errors
+    /// See [`BaseError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing but the fetch it may be making.
+    pub async fn credentials(
+        &self,
+        client: StsClient,
+        endpoints: Vec<Endpoint>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Arc<BaseCredentials>, Option<jiff::Timestamp>), BaseError> {
+        let credentials = self.current(&Transport::new(client, endpoints, clock)).await?;
+        Ok((credentials, self.state().expires_at))
     }
 
     /// Credentials to sign with now.

@@ -1,12 +1,18 @@
 //! Base credentials on Alibaba Cloud: the environment's variables, and the two origins, RRSA and the node's
-//! role. Depends on `metadata` and the crate's `base`; called by `sts`, composed by `app`.
+//! role. `uri` has what only clients on a workstation use. Depends on `metadata` and the crate's `base`;
+//! called by `sts`, composed by `app` and by the authenticator's client.
 
 mod environment;
 mod oidc;
+mod uri;
 
 use std::sync::Arc;
 
-pub use self::{environment::Configured, oidc::OidcSettings};
+pub use self::{
+    environment::Configured,
+    oidc::OidcSettings,
+    uri::{CredentialsUri, UriError},
+};
 use super::metadata::Metadata;
 use crate::base::Oidc;
 pub use crate::base::{Base, BaseCredentials, BaseError, BaseSource, BaseState, OidcError};

@@ -265,3 +265,16 @@ async fn a_failed_renewal_keeps_what_is_valid() {
     let other = bench.base.refresh(&held, &bench.sts).await.unwrap().unwrap();
     assert_eq!(&*other.access_key_id, "STS.2");
 }
+
+#[tokio::test]
+async fn a_program_of_another_purpose_gets_them_with_their_end() {
+    let bench = bench(&[]).await;
+    let endpoint = Endpoint::parse(&format!("http://{}", bench.server.address)).unwrap();
+    let clock = Arc::clone(&bench.clock) as Arc<dyn Clock>;
+
+    let fetched = bench.base.credentials(StsClient::try_new(false).unwrap(), vec![endpoint], clock);
+    let (credentials, expires_at) = fetched.await.unwrap();
+
+    assert_eq!(&*credentials.access_key_id, "STS.1");
+    assert_eq!(expires_at.unwrap().to_string(), "2026-11-21T22:30:00Z");
+}
