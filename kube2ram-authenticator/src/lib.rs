@@ -15,3 +15,5 @@ pub mod webhook;
 pub mod tls;
 pub mod serve;
 pub mod client;
+#[cfg(test)]
+mod testing;

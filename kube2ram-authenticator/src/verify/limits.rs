@@ -1,0 +1,215 @@
+//! How often STS is asked. Keys that have logged in before share one budget, and each has a limit of its own;
+//! keys that have not share a smaller one. So somebody who sends tokens of invented keys keeps out only others
+//! who log in for the first time, and somebody who knows a key only its own user. Time is passed in, but to
+//! the limiters of single keys. Depends on the rate limiter; called by the parent.
+//!
+//! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kube2ram_service::rate_limiter::{Rate, RateLimiter, RateLimiters};
+use tokio::time::Instant;
+
+/// Calls of STS for each second; of two seconds at once. Zero is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// For one access key that has logged in before.
+    pub key: u32,
+    /// For all access keys together that have logged in before.
+    pub known: u32,
+    /// For all other access keys together, those of fresh role sessions among them.
+    pub unknown: u32,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { key: 10, known: 60, unknown: 30 }
+    }
+}
+
+/// The limits that there are: a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Budget {
+    /// Of one key.
+    Key,
+    /// Of all keys that have logged in before.
+    Known,
+    /// Of calls that STS has not answered yet.
+    Pending,
+    /// Of all other keys.
+    Unknown,
+}
+
+impl Budget {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Key, Self::Known, Self::Pending, Self::Unknown];
+
+    /// The metrics label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Known => "known_keys",
+            Self::Pending => "pending",
+            Self::Unknown => "unknown_keys",
+        }
+    }
+}
+
+/// A limit was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Over {
+    pub(super) budget: Budget,
+    pub(super) retry_after: Duration,
+}
+
+pub(super) struct Limits {
+    each: RateLimiters<Box<str>>,
+    known: Arc<RateLimiter>,
+    unknown: Arc<RateLimiter>,
+    /// Keys that have logged in, and when last.
+    succeeded: Mutex<HashMap<Box<str>, Instant>>,
+}
+
+impl Limits {
+    pub(super) fn new(rates: Rates) -> Self {
+        let shared = |rate| RateLimiters::<()>::new(Rate::per_second(rate)).of(None);
+        Self {
+            each: RateLimiters::new(Rate::per_second(rates.key)),
+            known: shared(rates.known),
+            unknown: shared(rates.unknown),
+            succeeded: Mutex::default(),
+        }
+    }
+
+    /// Takes what one call for a token of this key costs.
+    pub(super) fn admit(&self, access_key_id: &str, now: Instant) -> Result<(), Over> {
+        let over = |budget| move |retry_after| Over { budget, retry_after };
+        if !self.keys().contains_key(access_key_id) {
+            return self.unknown.admit(now).map(drop).map_err(over(Budget::Unknown));
+        }
+        // A key without tokens must not take one of all others.
+        self.each.of(Some(&access_key_id.into())).admit(now).map_err(over(Budget::Key))?;
+        self.known.admit(now).map(drop).map_err(over(Budget::Known))
+    }
+
+    /// STS has vouched for a token of this key.
+    pub(super) fn succeeded(&self, access_key_id: &str, now: Instant) {
+        let mut succeeded = self.keys();
+        if let Some(last) = succeeded.get_mut(access_key_id) {
+            *last = now;
+            return;
+        }
+        if succeeded.len() >= KEYS {
+            let oldest = succeeded.iter().min_by_key(|(_, last)| **last).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                succeeded.remove(&oldest);
+            }
+        }
+        succeeded.insert(access_key_id.into(), now);
+    }
+
+    /// STS does not know this key any longer.
+    pub(super) fn forget(&self, access_key_id: &str) {
+        drop(self.keys().remove(access_key_id));
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<Box<str>, Instant>> {
+        self.succeeded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many keys are remembered that have logged in.
+const KEYS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATES: Rates = Rates { key: 5, known: 20, unknown: 10 };
+
+    fn admitted(limits: &Limits, key: &str, times: usize) -> usize {
+        (0..times).filter(|_| limits.admit(key, Instant::now()).is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invented_keys_keep_nobody_out_who_has_logged_in_before() {
+        let limits = Limits::new(RATES);
+        limits.succeeded("alice", Instant::now());
+
+        let invented: usize = (0..1000).map(|n| admitted(&limits, &format!("invented{n}"), 1)).sum();
+
+        assert_eq!(invented, 20, "two seconds' worth");
+        let over = limits.admit("another", Instant::now()).unwrap_err();
+        assert_eq!((over.budget, over.retry_after), (Budget::Unknown, Duration::from_millis(100)));
+        assert_eq!(admitted(&limits, "alice", 3), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_key_cannot_use_up_the_share_of_others() {
+        let limits = Limits::new(RATES);
+        for key in ["alice", "bob"] {
+            limits.succeeded(key, Instant::now());
+        }
+
+        assert_eq!(admitted(&limits, "alice", 100), 10);
+
+        assert_eq!(limits.admit("alice", Instant::now()).unwrap_err().budget, Budget::Key);
+        assert_eq!(admitted(&limits, "bob", 5), 5);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(admitted(&limits, "alice", 100), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_known_keys_together_stay_below_the_limit_of_sts() {
+        let limits = Limits::new(RATES);
+        let keys: Vec<String> = (0..50).map(|n| format!("key{n}")).collect();
+        keys.iter().for_each(|key| limits.succeeded(key, Instant::now()));
+
+        let admitted: usize = keys.iter().map(|key| admitted(&limits, key, 10)).sum();
+
+        assert_eq!(admitted, 40);
+        limits.succeeded("late", Instant::now());
+        assert_eq!(limits.admit("late", Instant::now()).unwrap_err().budget, Budget::Known);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zero_is_no_limit() {
+        let limits = Limits::new(Rates { key: 0, known: 0, unknown: 0 });
+
+        assert_eq!(admitted(&limits, "stranger", 1000), 1000);
+        limits.succeeded("alice", Instant::now());
+        assert_eq!(admitted(&limits, "alice", 1000), 1000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_sts_does_not_know_any_longer_is_a_stranger() {
+        let limits = Limits::new(RATES);
+        limits.succeeded("alice", Instant::now());
+        assert_eq!(admitted(&limits, "stranger", 100), 20);
+        assert_eq!(admitted(&limits, "alice", 1), 1);
+
+        limits.forget("alice");
+
+        assert_eq!(limits.admit("alice", Instant::now()).unwrap_err().budget, Budget::Unknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn remembers_a_bounded_number_of_keys_and_those_that_came_last() {
+        let limits = Limits::new(RATES);
+        for n in 0..KEYS {
+            limits.succeeded(&format!("key{n}"), Instant::now());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        limits.succeeded("key0", Instant::now());
+
+        limits.succeeded("another", Instant::now());
+
+        let keys = limits.keys();
+        assert_eq!(keys.len(), KEYS);
+        assert!(keys.contains_key("key0") && keys.contains_key("another") && !keys.contains_key("key1"));
+    }
+}
