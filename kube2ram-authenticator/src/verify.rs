@@ -90,6 +90,20 @@ pub enum Source {
     Sts,
 }
 
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Cached, Self::Joined, Self::Sts];
+
+    /// The label in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cached => "hit",
+            Self::Joined => "joined",
+            Self::Sts => "miss",
+        }
+    }
+}
+
 /// Why a token names nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
