@@ -100,7 +100,9 @@ impl State {
                 "Specified signature is not matched with our calculation.",
             ));
         }
-        if signed.nonce.is_empty() || !locked(&self.nonces).insert(signed.nonce.clone()) {
+        if !signed.is_presigned()
+            && (signed.nonce.is_empty() || !locked(&self.nonces).insert(signed.nonce.clone()))
+        {
             return Err(Failure::bad("SignatureNonceUsed", "Specified signature nonce was used already."));
         }
 

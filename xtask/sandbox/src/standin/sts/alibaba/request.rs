@@ -149,16 +149,32 @@ impl Signed {
         timestamp(&self.date)
     }
 
+    /// Whether it is a call that its signer has given to somebody else to send: then neither the host nor a
+    /// nonce is signed. Only GetCallerIdentity is known to be called so.
+    pub(super) fn is_presigned(&self) -> bool {
+        match &self.signature {
+            Signature::V1 { .. } => false,
+            Signature::V3 { headers, signed, .. } => {
+                text(headers, "x-acs-action") == "GetCallerIdentity"
+                    && self.nonce.is_empty()
+                    && !signed.split(';').any(|name| name == "host")
+            }
+        }
+    }
+
     /// Whether the signature is this secret's, over everything that must be signed.
     pub(super) fn verify(&self, secret: &str) -> bool {
         match &self.signature {
             Signature::V1 { given, params } => *given == v1_signature(secret, &self.method, params),
             Signature::V3 { body_hash, given, headers, query, signed } => {
                 let names = signed.split(';').collect::<Vec<_>>();
-                let must_be_signed =
-                    |name: &str| name.starts_with("x-acs-") || name == "host" || name == "content-type";
+                let must_be_signed = |name: &str| {
+                    let is_host = name == "host" && !self.is_presigned();
+                    name.starts_with("x-acs-") || is_host || name == "content-type"
+                };
+                let required = if self.is_presigned() { &V3_PRESIGNED[..] } else { &V3_REQUIRED[..] };
                 if headers.keys().any(|name| must_be_signed(name.as_str()) && !names.contains(&name.as_str()))
-                    || V3_REQUIRED.iter().any(|name| !headers.contains_key(*name))
+                    || required.iter().any(|name| !headers.contains_key(*name))
                     || text(headers, "x-acs-content-sha256") != body_hash
                 {
                     return false;
@@ -178,6 +194,8 @@ impl Signed {
 
 const V3_REQUIRED: [&str; 6] =
     ["host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"];
+
+const V3_PRESIGNED: [&str; 4] = ["x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-version"];
 
 /// The name in `RoleArn`.
 pub(super) fn role_name(arn: &str) -> Result<&str, Failure> {

@@ -204,3 +204,42 @@ fn fails_as_told() {
     assert_eq!(in_mode(StsMode::Ok), ok());
     assert_eq!(sts.calls()[0].outcome, "Throttling.User");
 }
+
+/// A call that was signed without a host and a nonce.
+fn presigned(sts: &Sts, key: &Credentials, action: &str, cluster: &str) -> (u16, String) {
+    let query = BTreeMap::from([("ACKClusterId".to_owned(), "c1".to_owned())]);
+    let payload_hash = hex_sha256(b"");
+    let mut headers = [
+        ("x-acs-action", action),
+        ("x-acs-content-sha256", &payload_hash),
+        ("x-acs-date", &iso8601(accounts(sts).clock().now())),
+        ("x-acs-security-token", key.security_token.as_deref().unwrap()),
+        ("x-acs-version", "2015-04-01"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec();
+    let signed = V3Request { method: "POST", query: &query, headers: &headers, payload_hash: &payload_hash };
+    let authorization = format!(
+        "ACS3-HMAC-SHA256 Credential={},SignedHeaders={},Signature={}",
+        key.access_key_id,
+        signed.signed_headers(),
+        v3_signature(&key.access_key_secret, &signed)
+    );
+    headers.push(("accept".into(), "application/json".into()));
+    headers.push(("authorization".into(), authorization));
+    let mut request = client::Request::get(format!("{}/?ACKClusterId={cluster}", sts.url()));
+    request.method = "POST".into();
+    request.headers = headers;
+    code(&request.send().unwrap())
+}
+
+#[test]
+fn names_who_signed_a_call_for_others_to_send_and_takes_no_other_action_so() {
+    let (sts, node) = sts();
+
+    for _ in 0..2 {
+        assert_eq!(presigned(&sts, &node, "GetCallerIdentity", "c1"), ok());
+    }
+    assert_eq!(presigned(&sts, &node, "GetCallerIdentity", "c2"), refused(400, "SignatureDoesNotMatch"));
+    assert_eq!(presigned(&sts, &node, "AssumeRole", "c1"), refused(400, "SignatureDoesNotMatch"));
+}
