@@ -1,5 +1,6 @@
 //! The client: an exec credential plugin of kubectl, which prints a token. Looks for credentials as Alibaba
-//! Cloud's own tools do, assumes a role if it is asked to, and signs. Sends nothing to the cluster. Depends on
+//! Cloud's own tools do, assumes a role if it is asked to, and signs. Sends nothing to the cluster. Depends
+//! on
 //! `token` and `files`; called by the command `token`.
 
 mod cache;

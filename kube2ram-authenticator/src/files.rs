@@ -1,5 +1,5 @@
-//! Files that others read while they change: each is there as a whole or not at all. Depends on nothing; called
-//! by `tls` and `client`.
+//! Files that others read while they change: each is there as a whole or not at all. Depends on nothing;
+//! called by `tls` and `client`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},

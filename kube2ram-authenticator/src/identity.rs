@@ -14,7 +14,7 @@ pub struct Identity {
     pub account_id: Box<str>,
     /// The id of the user or role, which a new one of the same name does not get.
     pub user_id: Box<str>,
-    /// The name that the session of a role was given by whoever assumed it; `None` for users.
+    /// The name that the session of a role got from the client that assumed the role; `None` for users.
     pub session_name: Option<Box<str>>,
     /// The access key that signed.
     pub access_key_id: Box<str>,

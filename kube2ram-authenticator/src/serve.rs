@@ -1,5 +1,6 @@
 //! The composition of the server: makes all parts, spawns the long-running ones, and stops when one of them
-//! ends. Depends on all other modules but `client`; called by the command `server`, which brings the mappings.
+//! ends. Depends on all other modules but `client`; called by the command `server`, which brings the
+//! mappings.
 
 use std::{future::ready, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -118,8 +119,8 @@ pub enum ServeError {
     Tls(#[source] TlsError),
 }
 
-/// Serves until `shutdown`, and then drains: it reports that it is not ready, accepts no more, and lets logins
-/// end that have begun.
+/// Serves until `shutdown`, and then drains: it reports that it is not ready, accepts no more, and lets
+/// logins end that have begun.
 ///
 /// # Errors
 /// See [`ServeError`].

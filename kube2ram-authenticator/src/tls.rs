@@ -1,7 +1,8 @@
-//! The server's certificates. Of its own authority: the certificate of the authority is made once and kept, as
-//! the API server reads it at its start only; the server's own is made anew each day, and is never written. Or
-//! from files that somebody else replaces. Both are exchanged while connections are served. The home of rcgen
-//! and of x509-parser; depends on `files`; called by `serve`, and by the command `init`.
+//! The server's certificates. Either they are signed by the server's own authority: the authority's
+//! certificate is made once and kept, because the API server reads it at its start only; the server's
+//! certificate is replaced each day and never written. Or they are read from files that another program
+//! replaces. Both are exchanged while connections are served. The home of rcgen and of x509-parser; depends
+//! on `files`; called by `serve`, and by the command `init`.
 
 mod authority;
 mod init;
@@ -72,7 +73,7 @@ pub enum Source {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The certificate of the authority is that of no authority, or of another key.
-    #[error("{} is not a CA certificate of the key beside it: restore it, or run init in another directory", .0.display())]
+    #[error("{} is not a CA certificate of the key next to it: restore it, or run init in another directory", .0.display())]
     Authority(PathBuf),
     /// A certificate could not be made or used.
     #[error("cannot make a certificate")]

@@ -1,5 +1,6 @@
 //! The webhook that the API server calls for each bearer token that nobody else knows: `POST /authenticate`
-//! with a TokenReview. Verifies, maps and answers. Depends on `verify`, on a mapping and on `review`; called by
+//! with a TokenReview. Verifies, maps and answers. Depends on `verify`, on a mapping and on `review`; called
+//! by
 //! `serve`.
 //!
 //! What is answered decides what the API server does next (`plugin/pkg/authenticator/token/webhook`): it
@@ -40,7 +41,7 @@ use kube2ram_service::{
 /// What the operator decides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
-    /// Whether the reason of a denial is told to the API server, as the predecessor does. The API server logs
+    /// Whether a denial has its reason in `status.error`, as the predecessor's have. The API server logs
     /// it, takes the denial as an error, and so asks again for each attempt of the client.
     pub deny_with_error: bool,
     /// Whether `extra` also has the access key id and the principal id.
@@ -171,7 +172,8 @@ impl Webhook {
         plain(status, text)
     }
 
-    /// One line for each login, none for the tokens of other authenticators, and few for what strangers cause.
+    /// One line for each login, none for the tokens of other authenticators, and few for what strangers
+    /// cause.
     fn log(&self, outcome: &Outcome) {
         let refusal = match outcome {
             Outcome::Granted { user: User { username, groups }, identity, source } => {
@@ -191,12 +193,20 @@ impl Webhook {
                     VerifyError::Sts(error) => error.request_id.as_deref(),
                     VerifyError::Identity(_) | VerifyError::Limited { .. } | VerifyError::Token(_) => None,
                 };
-                warn!(kind, request_id, suppressed, error = chain(error), "access denied");
+                let (is_definite, error) = (error.is_definite(), chain(error));
+                if is_definite {
+                    warn!(kind, request_id, suppressed, error, "access denied");
+                } else {
+                    warn!(kind, request_id, suppressed, error, "no decision on a login");
+                }
             }
             Refusal::Conflict { identity, why } => {
-                warn!(kind, arn = &*identity.arn, suppressed, error = %why, "access denied");
+                warn!(kind, arn = &*identity.arn, suppressed, error = &**why, "access denied");
             }
-            Refusal::NotLoaded(identity) | Refusal::NotMapped(identity) => {
+            Refusal::NotLoaded(identity) => {
+                warn!(kind, arn = &*identity.arn, suppressed, "no decision on a login");
+            }
+            Refusal::NotMapped(identity) => {
                 warn!(kind, arn = &*identity.arn, suppressed, "access denied");
             }
         }

@@ -16,8 +16,9 @@ mod size;
 mod text;
 mod words;
 
-/// The crates that the agent is built of.
-const CRATES: [&str; 3] = ["kube2ram-agent/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
+/// The crates that the agent and the authenticator are built of.
+const CRATES: [&str; 4] =
+    ["kube2ram-agent/src/", "kube2ram-authenticator/src/", "kube2ram-cloud/src/", "kube2ram-service/src/"];
 
 /// A file of the repository.
 struct Source {

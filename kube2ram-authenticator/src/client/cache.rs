@@ -1,6 +1,6 @@
 //! Credentials of assumed roles in files of the user, so that not each run of kubectl assumes a role. Never
-//! anything that lasts: no user's keys. Without a directory that is this user's alone nothing is kept. Depends
-//! on `files`; called by `obtain`.
+//! anything that lasts: no user's keys. Without a directory that is this user's alone nothing is kept.
+//! Depends on `files`; called by `obtain`.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Which source of credentials is used: the first that is configured, in the order of ack-ram-tool. Reads files
-//! of the user, and writes none. Depends on `environment`, `profiles` and `ini`; called by the parent.
+//! Which source of credentials is used: the first that is configured, in the order of ack-ram-tool. Reads
+//! files of the user, and writes none. Depends on `environment`, `profiles` and `ini`; called by the parent.
 
 use std::path::{Path, PathBuf};
 

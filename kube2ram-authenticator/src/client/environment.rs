@@ -21,8 +21,8 @@ pub(super) fn is_set(variable: Variable<'_>, names: &[&'static str]) -> bool {
         .is_some_and(|(_, value)| matches!(&*value.to_ascii_lowercase(), "true" | "1" | "yes"))
 }
 
-/// What the environment configures: a session's keys, then a role by an OIDC token, then a user's keys, with a
-/// role to assume or without, then a URI. Half of something is an error: another source would hide it.
+/// What the environment configures: a session's keys, then a role by an OIDC token, then a user's keys, with
+/// a role to assume or without, then a URI. Half of something is an error: another source would hide it.
 pub(super) fn source(variable: Variable<'_>) -> Result<Option<Source>, SourceError> {
     let (id, secret) = (first(variable, &IDS), first(variable, &SECRETS));
     let token = first(variable, &TOKENS);

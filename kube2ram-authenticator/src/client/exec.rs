@@ -16,7 +16,7 @@ pub enum Version {
     /// `v1`.
     #[serde(rename = "client.authentication.k8s.io/v1")]
     V1,
-    /// `v1beta1`, which ack-ram-tool writes unless it is told otherwise.
+    /// `v1beta1`, the default of ack-ram-tool.
     #[default]
     #[serde(rename = "client.authentication.k8s.io/v1beta1")]
     V1Beta1,

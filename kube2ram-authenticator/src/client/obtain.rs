@@ -1,5 +1,5 @@
-//! Source → keys to sign with: asks the machine's metadata server, a program, a URI or STS, as the source takes.
-//! Depends on `source` and `cache`; called by the parent.
+//! Source → keys to sign with: asks the machine's metadata server, a program, a URI or STS, as the source
+//! takes. Depends on `source` and `cache`; called by the parent.
 
 use std::{
     io,
@@ -142,7 +142,7 @@ async fn assume(assumed: &Assumed, network: &Network, cache: Option<&Cache>) -> 
 async fn node_role(name: Option<&str>, network: &Network) -> Result<Held, ClientError> {
     let server = MetadataServer::new(network.metadata, Arc::new(NoPass));
     let metadata = Metadata::new(Arc::new(hardened_mode(server)));
-    let name = match name {
+    let name: Box<str> = match name {
         Some(name) => name.into(),
         None => match metadata.node_role_name().await {
             Ok(name) => name.ok_or(ClientError::NoCredentials)?,
@@ -169,8 +169,8 @@ impl PassGrant for NoPass {
     }
 }
 
-/// Runs the program of a profile, without a shell, as aliyun-cli does. It may ask the user: standard input and
-/// standard error are the terminal's.
+/// Runs the program of a profile, without a shell, as aliyun-cli does. It may ask the user: standard input
+/// and standard error are the terminal's.
 async fn process(profile: &str, command: &str) -> Result<Held, ClientError> {
     let failed = |why: String| ClientError::Process { profile: profile.into(), why };
     let mut words = command.split_whitespace().map(str::to_owned);

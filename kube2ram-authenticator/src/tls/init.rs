@@ -1,5 +1,6 @@
-//! What must be there before the API server starts: the authority, and the kubeconfig that names it. Made once;
-//! made again, nothing changes. Depends on `authority` and `kubeconfig`; called by the command `init` and by
+//! What must be there before the API server starts: the authority, and the kubeconfig that names it. Made
+//! once; made again, nothing changes. Depends on `authority` and `kubeconfig`; called by the command `init`
+//! and by
 //! `serve`.
 
 use std::{fmt, net::IpAddr, path::PathBuf};

@@ -1,4 +1,5 @@
-//! Handshakes over a pipe, as the API server makes them: it trusts what its kubeconfig names, and nothing else.
+//! Handshakes over a pipe, as the API server makes them: it trusts what its kubeconfig names, and nothing
+//! else.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
 

@@ -1,4 +1,5 @@
-//! The JSON document in a token, read strictly: no key twice, none that is unknown. Pure; called by the parent.
+//! The JSON document in a token, read strictly: no key twice, none that is unknown. Pure; called by the
+//! parent.
 
 use std::fmt;
 
@@ -20,8 +21,8 @@ pub(super) struct Document {
     pub(super) headers: Pairs,
 }
 
-/// `clusterId`, `method` and `path` are there for people: the predecessor's server does not read them. STS
-/// checks a signature over `POST /`, whatever they say, so a token that says otherwise is refused.
+/// `clusterId`, `method` and `path` are for people: the predecessor's server does not read them. STS checks a
+/// signature over `POST /`, so a token with another method or path is refused.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Written {

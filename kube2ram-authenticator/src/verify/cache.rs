@@ -1,5 +1,5 @@
-//! A bounded memory of values, each until its own end, by the digest of a token. Time is passed in. Depends on
-//! nothing; called by the parent.
+//! A bounded memory of values, each until its own end, by the digest of a token. Time is passed in. Depends
+//! on nothing; called by the parent.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,7 +1,7 @@
 //! How often STS is asked. Keys that have logged in before share one budget, and each has a limit of its own;
-//! keys that have not share a smaller one. So somebody who sends tokens of invented keys keeps out only others
-//! who log in for the first time, and somebody who knows a key only its own user. Time is passed in, but to
-//! the limiters of single keys. Depends on the rate limiter; called by the parent.
+//! keys that have not share a smaller one. So somebody who sends tokens of invented keys keeps out only
+//! others who log in for the first time, and somebody who knows a key only its own user. Time is passed in,
+//! but to the limiters of single keys. Depends on the rate limiter; called by the parent.
 //!
 //! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
 

@@ -1,5 +1,5 @@
-//! What a refusal means for the API server: a denial, or a later attempt. The only place that chooses statuses
-//! and texts. Pure, but for the spread of `Retry-After`. Depends on `verify`; called by the parent.
+//! What a refusal means for the API server: a denial, or a later attempt. The only place that chooses
+//! statuses and texts. Pure, but for the spread of `Retry-After`. Depends on `verify`; called by the parent.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ pub(super) enum Refusal {
 /// What the API server reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// A definite no. The reason is for the log of the API server, if it is to be told.
+    /// A definite no. The reason is for the API server's log, where the operator wants it there.
     Denied(Cow<'static, str>),
     /// No decision. With `retry_after` the API server asks again by itself.
     Later { status: StatusCode, text: &'static str, retry_after: Option<Duration> },
@@ -105,7 +105,7 @@ fn of_token(error: TokenError) -> Cow<'static, str> {
     format!("{PREFIX}parse token failed. input token was not properly formatted: {error}").into()
 }
 
-/// The API server repeats such an answer up to ten times, and waits as long as it is told each time; 30 s in
+/// The API server repeats such an answer up to ten times, and waits for `Retry-After` each time; 30 s in
 /// all. Spread, so that those who were refused together do not come back together.
 fn later(status: StatusCode, text: &'static str, wanted: Option<Duration>) -> Said {
     let wanted = wanted.unwrap_or_default().clamp(SHORTEST, LONGEST);

@@ -29,23 +29,33 @@ const CLOUD_NAMES: [&str; 17] = [
 const CHOOSES_A_CLOUD: [&str; 1] = ["kube2ram-agent/src/args"];
 
 /// Each foreign crate with few homes, and these: a directory or a file without its ending.
-const HOMES: [(&str, &[&str]); 16] = [
+const HOMES: [(&str, &[&str]); 19] = [
     ("aya", &["kube2ram-agent/src/datapath"]),
     ("aya_log", &["kube2ram-agent/src/datapath"]),
-    ("clap", &["kube2ram-agent/src/args"]),
+    ("clap", &["kube2ram-agent/src/args", "kube2ram-authenticator/src/args"]),
     ("hyper_util", &["kube2ram-cloud/src/upstream", "kube2ram-service/src/listener"]),
     ("json_event_parser", &["kube2ram-agent/src/kubernetes"]),
-    ("k8s_openapi", &["kube2ram-agent/src/kubernetes"]),
-    ("kube", &["kube2ram-agent/src/kubernetes", "kube2ram-service/src/kubernetes"]),
+    ("k8s_openapi", &["kube2ram-agent/src/kubernetes", "kube2ram-authenticator/src/backend"]),
+    (
+        "kube",
+        &[
+            "kube2ram-agent/src/kubernetes",
+            "kube2ram-authenticator/src/backend",
+            "kube2ram-service/src/kubernetes",
+        ],
+    ),
     ("log", &["kube2ram-agent/src/datapath"]),
     ("percent_encoding", &["kube2ram-cloud/src"]),
     ("prometheus_client::encoding::text", &["kube2ram-service/src/admin"]),
+    ("rcgen", &["kube2ram-authenticator/src/tls"]),
     ("regex", &["kube2ram-agent/src/policy"]),
     ("reqwest", &["kube2ram-cloud/src"]),
     ("ring", &["kube2ram-agent/src/app"]),
     ("socket2", &["kube2ram-agent/src/listeners"]),
     ("tokio_io_timeout", &["kube2ram-service/src/listener"]),
+    ("tokio_rustls", &["kube2ram-authenticator/src/tls"]),
     ("tracing_subscriber", &["kube2ram-service/src/telemetry"]),
+    ("x509_parser", &["kube2ram-authenticator/src/tls"]),
 ];
 
 /// No cloud's name outside of its crate and of what chooses one. Comments may give examples.
