@@ -34,7 +34,7 @@ pub fn presign(
     let query = [(CLUSTER_PARAMETER, cluster.as_str())];
     let signed = caller_identity::presign(&query, credentials, now);
     let mut headers: BTreeMap<&'static str, &str> =
-        signed.iter().map(|(name, value)| (spelled(name), value.as_str())).collect();
+        signed.iter().map(|&(name, ref value)| (spelled(name), value.as_str())).collect();
     headers.insert("user-agent", user_agent);
     // What grows leaves copies behind. Nothing in it takes an escape but what a user agent may hold.
     let values: usize = headers.values().map(|value| value.len()).sum();

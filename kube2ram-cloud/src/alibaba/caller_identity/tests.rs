@@ -26,7 +26,7 @@ fn signed(query: &[(&str, &str)], keys: &BaseCredentials) -> HeaderMap {
     let headers = presign(query, keys, NOW.parse().unwrap());
     headers
         .iter()
-        .map(|(name, value)| (HeaderName::from_static(*name), HeaderValue::from_str(value).unwrap()))
+        .map(|&(name, ref value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
         .collect()
 }
 
