@@ -1,0 +1,146 @@
+//! Mappings as objects of the kind RAMIdentityMapping, kept by a watch. Their spec decides; their status is
+//! only a report. Pure but for its types; the parent runs the watch and writes what [`Objects::patch`] gives.
+
+mod status;
+
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::Timestamp;
+use kube::{
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::watcher::Event,
+};
+use kube2ram_service::kubernetes::Store;
+use serde_json::Value;
+
+use self::status::Observed;
+use crate::mapping::{Entry, Report};
+
+/// How much text of one object is kept.
+const LIMIT_BYTES: usize = 16 * 1024;
+
+/// The resource of ack-ram-authenticator.
+pub(super) fn resource() -> ApiResource {
+    let kind = GroupVersionKind::gvk("ramauthenticator.k8s.alibabacloud", "v1alpha1", "RAMIdentityMapping");
+    ApiResource::from_gvk_with_plural(&kind, "ramidentitymappings")
+}
+
+/// The objects as the watch has shown them.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    store: Store<Box<str>, Object>,
+    /// What became of each of them in the newest index.
+    reports: HashMap<Box<str>, Report>,
+}
+
+/// What is kept of an object.
+#[derive(Debug)]
+struct Object {
+    entry: Entry,
+    generation: i64,
+    observed: Observed,
+}
+
+impl Objects {
+    /// Takes an event of the watch. Returns whether the mappings are to be used from now on.
+    pub(super) fn take(&mut self, event: Event<DynamicObject>) -> bool {
+        match event {
+            Event::Init => {
+                self.store.start_list();
+                false
+            }
+            Event::InitApply(object) => {
+                if let Some((name, object)) = Object::of(object) {
+                    self.store.list(name, object);
+                }
+                false
+            }
+            Event::InitDone => {
+                drop(self.store.finish_list());
+                true
+            }
+            Event::Apply(object) => {
+                let Some((name, object)) = Object::of(object) else { return false };
+                drop(self.store.insert(name, object));
+                self.store.is_listed()
+            }
+            Event::Delete(object) => {
+                let Some(name) = object.metadata.name else { return false };
+                drop(self.store.remove(&name.into()));
+                self.store.is_listed()
+            }
+        }
+    }
+
+    /// All mappings, by the objects' names.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        let by_name: BTreeMap<_, _> = self.store.known().iter().collect();
+        by_name.into_values().map(|object| object.entry.clone()).collect()
+    }
+
+    /// Takes what became of the entries. Returns the names of the objects whose status does not say so yet.
+    pub(super) fn report(&mut self, reports: Vec<Report>) -> Vec<Box<str>> {
+        self.reports = reports.into_iter().map(|report| (report.label.clone(), report)).collect();
+        let mut names: Vec<_> =
+            self.store.known().keys().filter(|name| self.patch(name, Timestamp::UNIX_EPOCH).is_some()).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The merge patch that makes an object's status say what became of it; `None` if it says so, or the
+    /// object no longer exists.
+    pub(super) fn patch(&self, name: &str, now: Timestamp) -> Option<Value> {
+        let object = self.store.known().get(name)?;
+        status::patch(self.reports.get(name)?, object.generation, &object.observed, now)
+    }
+}
+
+impl Object {
+    /// An object without a name is none.
+    fn of(object: DynamicObject) -> Option<(Box<str>, Self)> {
+        let name: Box<str> = object.metadata.name?.into();
+        let generation = object.metadata.generation.unwrap_or_default();
+        let observed = Observed::of(object.data.get("status").unwrap_or(&Value::Null));
+        let entry = entry(&name, object.data.get("spec").unwrap_or(&Value::Null));
+        Some((name, Self { entry, generation, observed }))
+    }
+}
+
+/// The entry of a spec, of which nothing is believed: somebody may have changed the schema.
+fn entry(name: &str, spec: &Value) -> Entry {
+    let mut fault = None;
+    let mut text = |field: &str| match &spec[field] {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        _ => {
+            fault = Some(format!("spec.{field} is not a string"));
+            None
+        }
+    };
+    let (arn, username, user_id) = (text("arn"), text("username"), text("userID"));
+    let groups: Option<Vec<String>> = match &spec["groups"] {
+        Value::Null => Some(Vec::new()),
+        Value::Array(groups) => groups.iter().map(|group| group.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    if groups.is_none() {
+        fault = Some("spec.groups is not a list of strings".to_owned());
+    }
+    let groups = groups.unwrap_or_default();
+    let texts = [&arn, &username, &user_id].into_iter().flatten().chain(&groups);
+    if texts.map(String::len).sum::<usize>() > LIMIT_BYTES {
+        let fault = Some("it has more than 16 KiB of text".into());
+        return Entry { label: name.into(), fault, ..Entry::default() };
+    }
+    Entry {
+        label: name.into(),
+        arn: arn.unwrap_or_default(),
+        username: username.unwrap_or_default(),
+        groups,
+        user_id,
+        fault: fault.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Mappings in a file: the configuration file's, or a file of their own. Read at the start and whenever its
+//! content changes. Depends on `sections`; run by the parent.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use kube2ram_service::telemetry::chain;
+
+use super::sections::{Form, Section, Sections, parse};
+
+/// More than 10,000 mappings have.
+const LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// A file with mappings, and what was last read of it.
+#[derive(Debug)]
+pub(super) struct MappingFile {
+    path: PathBuf,
+    form: Form,
+    /// What the lists were last read from.
+    content: Content,
+    sections: Sections,
+    /// Why the file could not be read the last time.
+    fault: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Content {
+    Missing,
+    /// Nothing was read yet.
+    Never,
+    Text(String),
+}
+
+impl MappingFile {
+    pub(super) fn new(path: PathBuf, form: Form) -> Self {
+        Self { path, form, content: Content::Never, sections: Sections::default(), fault: None }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn sections(&self) -> &Sections {
+        &self.sections
+    }
+
+    /// Whether the file is not there, which is no fault.
+    pub(super) fn is_missing(&self) -> bool {
+        self.content == Content::Missing
+    }
+
+    /// Why the file cannot be read, or the first of its lists that cannot.
+    pub(super) fn fault(&self) -> Option<String> {
+        let broken = || self.sections.broken().iter().next();
+        self.fault.clone().or_else(|| broken().map(|(section, error)| format!("{}: {error}", section.key())))
+    }
+
+    /// Takes what [`read`] has read. Returns whether there is news: other lists, or that they cannot be read,
+    /// or can be read again.
+    ///
+    /// A file of mappings that is not there maps nobody: it was removed, or not written yet. Without its
+    /// configuration file the server would not have started, so that one is only away for a moment.
+    pub(super) fn take(&mut self, content: io::Result<String>) -> bool {
+        let content = match content {
+            Ok(text) => Content::Text(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.form == Form::Json => {
+                Content::Missing
+            }
+            Err(error) => {
+                let fault = Some(chain(&error));
+                let is_news = self.fault != fault;
+                self.fault = fault;
+                return is_news;
+            }
+        };
+        let was_faulty = self.fault.take().is_some();
+        if self.content == content {
+            return was_faulty;
+        }
+        match &content {
+            Content::Missing | Content::Never => self.sections.clear(),
+            Content::Text(text) => {
+                for section in Section::ALL {
+                    let list = parse(self.form, section, text).map_err(|error| chain(&error));
+                    self.sections.take(section, list);
+                }
+            }
+        }
+        self.content = content;
+        true
+    }
+}
+
+/// Reads a file of mappings as a whole.
+///
+/// # Errors
+/// When it is not there, is longer than 4 MiB, or is no text.
+pub(super) fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LIMIT_BYTES + 1).read_to_string(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length <= LIMIT_BYTES) {
+        return Ok(text);
+    }
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 4 MiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const USERS: &str = r#"{"mapUsers": [{"userarn": "a", "username": "x"}]}"#;
+
+    fn json() -> MappingFile {
+        MappingFile::new("mappings.json".into(), Form::Json)
+    }
+
+    fn missing() -> io::Result<String> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn ok(text: &str) -> io::Result<String> {
+        Ok(text.to_owned())
+    }
+
+    #[test]
+    fn a_change_is_seen_once() {
+        let mut file = json();
+
+        assert!(file.take(ok(USERS)) && !file.take(ok(USERS)));
+        assert_eq!(file.sections().entries().len(), 1);
+        assert!(file.take(ok("{}")));
+        assert!(file.sections().entries().is_empty());
+    }
+
+    #[test]
+    fn a_file_of_mappings_that_is_not_there_maps_nobody() {
+        let mut file = json();
+        assert!(file.take(missing()), "it was not known before");
+        assert!(!file.take(missing()));
+        assert!(file.take(ok(USERS)));
+        assert!(!file.is_missing());
+
+        assert!(file.take(missing()));
+
+        assert!(file.is_missing() && file.fault().is_none());
+        assert!(file.sections().entries().is_empty());
+    }
+
+    #[test]
+    fn a_configuration_file_that_is_away_or_broken_keeps_what_it_had() {
+        let config = "server: {mapUsers: [{userarn: a, username: x}]}";
+        let mut file = MappingFile::new("config.yaml".into(), Form::ConfigFile);
+        assert!(file.take(ok(config)));
+
+        let broken: [fn() -> io::Result<String>; 2] = [missing, || ok("server: [")];
+        for broken in broken {
+            assert!(file.take(broken()));
+            assert!(!file.take(broken()), "it is reported once");
+            assert!(file.fault().is_some());
+            assert_eq!(file.sections().entries().len(), 1);
+        }
+        assert!(file.take(ok(config)), "that it can be read again is news");
+        assert_eq!(file.fault(), None);
+    }
+
+    #[test]
+    fn an_error_other_than_a_missing_file_keeps_what_there_was() {
+        let mut file = json();
+        assert!(file.take(ok(USERS)));
+
+        assert!(file.take(Err(io::ErrorKind::PermissionDenied.into())));
+
+        assert_eq!(file.sections().entries().len(), 1);
+        assert!(file.take(ok(USERS)), "that it can be read again is news");
+        assert_eq!(file.fault(), None);
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "x".repeat(4 * 1024 * 1024)).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 4 * 1024 * 1024);
+        fs::write(&path, "x".repeat(4 * 1024 * 1024 + 1)).unwrap();
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        fs::write(&path, [0xff]).unwrap();
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
