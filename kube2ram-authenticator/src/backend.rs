@@ -34,16 +34,16 @@ mod mode;
 mod sections;
 mod status_writer;
 
-pub use self::{
-    metrics::Metrics,
-    mode::{Mode, ModeError},
-};
 use self::{
     config_map::AuthMap,
     crd::Objects,
     file::MappingFile,
     sections::{Form, Sections},
     status_writer::StatusWriter,
+};
+pub use self::{
+    metrics::Metrics,
+    mode::{Mode, ModeError},
 };
 use crate::{
     identity::Map,
@@ -73,7 +73,9 @@ pub enum BackendError {
     #[error("a backend of mappings has ended")]
     Ended(#[source] Option<JoinError>),
     /// A backend's file is not given.
-    #[error("the backend {0} has no file: give --config, or server.dynamicFilePath in the configuration file")]
+    #[error(
+        "the backend {0} has no file: give --config, or server.dynamicFilePath in the configuration file"
+    )]
     FileMissing(Mode),
     /// A file cannot be read.
     #[error("cannot read the mappings of {path}: {fault}")]
@@ -190,8 +192,8 @@ impl Backends {
             if let Source::File(file) = &backend.source {
                 backend.look(file).await?;
                 let file = locked(file);
-                // The configuration file is an operator's, who reads this. The other one is a program's: until
-                // it can be read, the backend is not known.
+                // An operator reads this about the configuration file. A program writes the other file: until
+                // that can be read, the backend is not known.
                 if let Some(fault) = file.fault().filter(|_| mode == Mode::MountedFile) {
                     return Err(BackendError::File { path: file.path().to_owned(), fault });
                 }
@@ -263,7 +265,10 @@ impl Backend {
             },
             Source::Objects(api, objects, writer) => {
                 let patch = |name: &str| locked(objects).patch(name, self.clock.now());
-                tokio::join!(self.follow_objects(api, objects, writer), writer.run(api, &self.metrics, patch));
+                tokio::join!(
+                    self.follow_objects(api, objects, writer),
+                    writer.run(api, &self.metrics, patch)
+                );
             }
         }
     }
@@ -279,15 +284,19 @@ impl Backend {
         follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
     }
 
-    async fn follow_objects(&self, api: &Api<DynamicObject>, objects: &Mutex<Objects>, writer: &StatusWriter) {
+    async fn follow_objects(
+        &self,
+        api: &Api<DynamicObject>,
+        objects: &Mutex<Objects>,
+        writer: &StatusWriter,
+    ) {
         let changed = Notify::new();
         let take = |event| {
             if locked(objects).take(event) {
                 changed.notify_one();
             }
         };
-        let watch =
-            follow(api.clone(), watcher::Config::default(), take, |_| self.metrics.failed(self.mode));
+        let watch = follow(api.clone(), watcher::Config::default(), take, |_| self.metrics.failed(self.mode));
         let publish = async {
             loop {
                 changed.notified().await;
@@ -320,7 +329,10 @@ impl Backend {
         for (section, error) in sections.broken() {
             self.metrics.failed(self.mode);
             let (backend, list) = (self.mode.name(), section.key());
-            warn!(backend, list, error, "a list of mappings cannot be read: what was last read of it is used");
+            warn!(
+                backend,
+                list, error, "a list of mappings cannot be read: what was last read of it is used"
+            );
         }
         self.publish_sections(sections);
     }
@@ -340,7 +352,12 @@ impl Backend {
                     warn!(backend, mapping, other, "two mappings give different users: both map nobody");
                 }
                 State::Mapped { warnings } => {
-                    warn!(backend, mapping, warning = warnings.join("; "), "a mapping may be more than it seems");
+                    warn!(
+                        backend,
+                        mapping,
+                        warning = warnings.join("; "),
+                        "a mapping may be more than it seems"
+                    );
                 }
                 State::Refused(error) => {
                     warn!(backend, mapping, error = chain(error), "a mapping is refused: it maps nobody");

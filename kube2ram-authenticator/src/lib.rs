@@ -7,8 +7,13 @@
 
 #![deny(unsafe_code)]
 
+pub mod args;
+pub mod config;
 mod files;
 pub mod identity;
+pub mod mapping;
+pub mod backend;
+pub mod check;
 pub mod token;
 pub mod verify;
 pub mod webhook;

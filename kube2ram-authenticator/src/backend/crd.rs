@@ -81,8 +81,13 @@ impl Objects {
     /// Takes what became of the entries. Returns the names of the objects whose status does not say so yet.
     pub(super) fn report(&mut self, reports: Vec<Report>) -> Vec<Box<str>> {
         self.reports = reports.into_iter().map(|report| (report.label.clone(), report)).collect();
-        let mut names: Vec<_> =
-            self.store.known().keys().filter(|name| self.patch(name, Timestamp::UNIX_EPOCH).is_some()).cloned().collect();
+        let mut names: Vec<_> = self
+            .store
+            .known()
+            .keys()
+            .filter(|name| self.patch(name, Timestamp::UNIX_EPOCH).is_some())
+            .cloned()
+            .collect();
         names.sort_unstable();
         names
     }

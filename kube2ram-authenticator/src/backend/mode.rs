@@ -25,7 +25,9 @@ pub enum ModeError {
     #[error("at least one backend-mode must be specified")]
     Empty,
     /// A name of no backend.
-    #[error("backend-mode {0:?} is not a valid mode: choose of MountedFile, ACKConfigMap, CRD and DynamicFile")]
+    #[error(
+        "backend-mode {0:?} is not a valid mode: choose of MountedFile, ACKConfigMap, CRD and DynamicFile"
+    )]
     Unknown(Box<str>),
 }
 

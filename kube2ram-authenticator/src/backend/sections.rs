@@ -186,9 +186,9 @@ fn label(section: Section, n: usize) -> Box<str> {
 fn entry(label: Box<str>, written: WrittenEntry) -> Entry {
     let WrittenEntry { rolearn, userarn, username, groups, userid, unknown } = written;
     let fault = match (&rolearn, &userarn, unknown.keys().next()) {
-        (_, _, Some(key)) => {
-            Some(format!("it has the unknown key {key:?}: known are rolearn, userarn, username, groups and userid"))
-        }
+        (_, _, Some(key)) => Some(format!(
+            "it has the unknown key {key:?}: known are rolearn, userarn, username, groups and userid"
+        )),
         (Some(_), Some(_), None) => Some("it has both rolearn and userarn".to_owned()),
         (None, None, None) => Some("it has neither rolearn nor userarn".to_owned()),
         _ => None,
@@ -251,8 +251,7 @@ mod tests {
 
     #[test]
     fn reads_a_list_of_the_config_map_with_keys_in_any_case() {
-        let text =
-            "- uSeRaRn: acs:ram::000000000000:user/Alice\n  UsErNaMe: alice\n  gRoUpS:\n    - system:masters\n";
+        let text = "- uSeRaRn: acs:ram::000000000000:user/Alice\n  UsErNaMe: alice\n  gRoUpS:\n    - system:masters\n";
 
         assert_eq!(entries_of(Form::Yaml, Section::Users, text), [alice("mapUsers[0]")]);
         assert_eq!(accounts_of(Form::Yaml, "- \"555555555555\"\n- 1234567890123456\n").len(), 2);
@@ -300,7 +299,8 @@ mod tests {
     fn a_list_that_cannot_be_read_stays_as_it_was_and_the_others_change() {
         let mut sections = Sections::default();
         let read = |section, text| parse(Form::Yaml, section, text).map_err(|error| error.to_string());
-        let users = "- userarn: acs:ram::000000000000:user/Alice\n  username: alice\n  groups: [system:masters]\n";
+        let users =
+            "- userarn: acs:ram::000000000000:user/Alice\n  username: alice\n  groups: [system:masters]\n";
         sections.take(Section::Users, read(Section::Users, users));
         sections.take(Section::Accounts, read(Section::Accounts, "- 1\n"));
 

@@ -182,7 +182,11 @@ mod tests {
         }
         for name in ["", "a//b", "/a", "a/", "a b", "a:b", "ä", "\u{212a}", "a\0"] {
             let text = format!("acs:ram::1:role/{name}");
-            assert_eq!(Pattern::parse(&text), Err(ArnError::Name(name.to_ascii_lowercase().into())), "{name}");
+            assert_eq!(
+                Pattern::parse(&text),
+                Err(ArnError::Name(name.to_ascii_lowercase().into())),
+                "{name}"
+            );
         }
         assert!(Pattern::parse("acs:ram::1:role/a/b").is_ok(), "the allowed twin");
         assert_eq!(Pattern::parse("acs:ram::1x:role/a"), Err(ArnError::Account("1x".into())));

@@ -121,8 +121,7 @@ impl Mapping {
             return Err(EntryError::Fault(fault.clone()));
         }
         let pattern = Pattern::parse(&entry.arn).map_err(EntryError::Arn)?;
-        let user_id: Option<Box<str>> =
-            entry.user_id.as_deref().filter(|id| !id.is_empty()).map(Into::into);
+        let user_id: Option<Box<str>> = entry.user_id.as_deref().filter(|id| !id.is_empty()).map(Into::into);
         if allowed.needs_user_id && user_id.is_none() {
             return Err(EntryError::UserId);
         }
@@ -196,7 +195,9 @@ impl Mapping {
         let is_master = self.groups.iter().any(|group| group.as_str() == MASTERS);
         [
             is_master.then_some("the group system:masters may do everything, whatever RBAC grants"),
-            self.pattern.is_session().then_some("the ARN is a session's: every session of the role is mapped"),
+            self.pattern
+                .is_session()
+                .then_some("the ARN is a session's: every session of the role is mapped"),
         ]
         .into_iter()
         .flatten()
@@ -239,7 +240,10 @@ mod tests {
 
         assert_eq!(refused, Err(EntryError::SessionGroup("team-{{SessionName}}".into())));
         let mapping = Mapping::try_new(&asked, &trusting).unwrap();
-        assert_eq!(mapping.user(&role("admin", "x"), &trusting).unwrap().groups, [Box::<str>::from("team-x")]);
+        assert_eq!(
+            mapping.user(&role("admin", "x"), &trusting).unwrap().groups,
+            [Box::<str>::from("team-x")]
+        );
     }
 
     #[test]
@@ -275,7 +279,8 @@ mod tests {
         };
         let refused = Mapping::try_new(&entry(ROLE, "a", &["system:masters"]), &strict);
         assert!(matches!(refused, Err(EntryError::GroupReserved { .. })));
-        let mapping = Mapping::try_new(&entry(ROLE, "{{SessionName}}", &["{{SessionName}}"]), &strict).unwrap();
+        let mapping =
+            Mapping::try_new(&entry(ROLE, "{{SessionName}}", &["{{SessionName}}"]), &strict).unwrap();
         assert_eq!(mapping.user(&role("admin", "ops-1"), &strict), None);
         assert!(mapping.user(&role("admin", "dev-1"), &strict).is_some(), "the allowed twin");
     }

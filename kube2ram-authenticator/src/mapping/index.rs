@@ -111,7 +111,9 @@ impl Index {
                 (Ok(_), named) => match named.and_then(|(at, _)| conflicts.get(&at)) {
                     Some(other) => State::Conflict(other.clone()),
                     None => State::Mapped {
-                        warnings: named.map(|(_, named)| named.mapping.warnings().collect()).unwrap_or_default(),
+                        warnings: named
+                            .map(|(_, named)| named.mapping.warnings().collect())
+                            .unwrap_or_default(),
                     },
                 },
             };
@@ -159,7 +161,9 @@ impl Index {
         let by = found.iter().map(|named| named.label.clone()).collect();
         let mapped = match found.split_first() {
             None => return self.decide_by_account(identity),
-            Some((first, others)) if others.iter().all(|named| named.mapping.has_target_of(&first.mapping)) => {
+            Some((first, others))
+                if others.iter().all(|named| named.mapping.has_target_of(&first.mapping)) =>
+            {
                 first.mapping.user(identity, &self.restrictions).map_or_else(
                     || Mapped::Conflict("the session's name gives no username that may be used".into()),
                     Mapped::User,
@@ -291,7 +295,11 @@ impl Named {
 /// What of an identity is compared with patterns. RAM's names are ASCII, and another character would be
 /// several for `?`: such an identity is compared as nothing.
 fn subject_of(identity: &Identity) -> String {
-    if identity.canonical_arn.is_ascii() { identity.canonical_arn.to_ascii_lowercase() } else { String::new() }
+    if identity.canonical_arn.is_ascii() {
+        identity.canonical_arn.to_ascii_lowercase()
+    } else {
+        String::new()
+    }
 }
 
 #[cfg(test)]

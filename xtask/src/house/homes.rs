@@ -29,7 +29,7 @@ const CLOUD_NAMES: [&str; 17] = [
 const CHOOSES_A_CLOUD: [&str; 1] = ["kube2ram-agent/src/args"];
 
 /// Each foreign crate with few homes, and these: a directory or a file without its ending.
-const HOMES: [(&str, &[&str]); 19] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("aya", &["kube2ram-agent/src/datapath"]),
     ("aya_log", &["kube2ram-agent/src/datapath"]),
     ("clap", &["kube2ram-agent/src/args", "kube2ram-authenticator/src/args"]),
@@ -51,6 +51,7 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("regex", &["kube2ram-agent/src/policy"]),
     ("reqwest", &["kube2ram-cloud/src"]),
     ("ring", &["kube2ram-agent/src/app"]),
+    ("serde_saphyr", &["kube2ram-authenticator/src/backend", "kube2ram-authenticator/src/config", "kube2ram-authenticator/src/tls"]),
     ("socket2", &["kube2ram-agent/src/listeners"]),
     ("tokio_io_timeout", &["kube2ram-service/src/listener"]),
     ("tokio_rustls", &["kube2ram-authenticator/src/tls"]),

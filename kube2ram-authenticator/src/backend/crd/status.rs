@@ -55,7 +55,9 @@ impl Observed {
 
     /// Whether a condition says what it should, whenever it began to.
     fn says(&self, wanted: &Condition) -> bool {
-        self.conditions.iter().any(|found| Condition { since: wanted.since.clone(), ..found.clone() } == *wanted)
+        self.conditions
+            .iter()
+            .any(|found| Condition { since: wanted.since.clone(), ..found.clone() } == *wanted)
     }
 
     /// Since when a condition has this status, if it has.
@@ -94,7 +96,12 @@ pub(super) fn patch(report: &Report, generation: i64, observed: &Observed, now: 
 /// The conditions that an object should have, without their time.
 fn conditions(report: &Report, generation: i64) -> [Condition; 2] {
     let (is_ready, is_conflict, reason, message) = match &report.state {
-        State::Conflict(other) => (false, true, "Conflict", format!("{other} maps some of the same identities to another user: they are mapped to nobody")),
+        State::Conflict(other) => (
+            false,
+            true,
+            "Conflict",
+            format!("{other} maps some of the same identities to another user: they are mapped to nobody"),
+        ),
         State::Mapped { warnings } => (true, false, "Mapped", warnings.join("; ")),
         State::Refused(error) => (false, false, "Refused", chain(error)),
     };

@@ -30,7 +30,8 @@ fn mapped() -> State {
 
 #[test]
 fn a_session_is_mapped_as_its_role_in_any_case() {
-    let index = index(&[entry(&arn("role/Admin"), "admin", &["view"]), entry(&arn("user/Alice"), "alice", &[])]);
+    let index =
+        index(&[entry(&arn("role/Admin"), "admin", &["view"]), entry(&arn("user/Alice"), "alice", &[])]);
 
     let decision = index.decide(&role("ADMIN", "s"));
 
@@ -128,7 +129,8 @@ fn an_exact_mapping_hides_a_conflict_of_patterns() {
 
 #[test]
 fn a_user_created_again_under_the_same_name_is_another_one() {
-    let strict = Entry { user_id: Some("id-of-user-alice".into()), ..entry(&arn("user/alice"), "alice", &[]) };
+    let strict =
+        Entry { user_id: Some("id-of-user-alice".into()), ..entry(&arn("user/alice"), "alice", &[]) };
     let index = index(&[strict]);
     let again = Identity { user_id: "another".into(), ..user("alice") };
 
@@ -138,10 +140,8 @@ fn a_user_created_again_under_the_same_name_is_another_one() {
 
 #[test]
 fn mappings_of_one_arn_with_different_ids_are_no_conflict() {
-    let with = |id: &str, username| Entry {
-        user_id: Some(id.into()),
-        ..entry(&arn("user/alice"), username, &[])
-    };
+    let with =
+        |id: &str, username| Entry { user_id: Some(id.into()), ..entry(&arn("user/alice"), username, &[]) };
     let entries = [with("1", "first"), with("2", "second")];
     let is_second = Identity { user_id: "2".into(), ..user("alice") };
 
@@ -181,10 +181,8 @@ fn a_reserved_prefix_holds_for_mapped_accounts_too() {
 
 #[test]
 fn a_refused_entry_maps_nobody_and_keeps_no_other_from_it() {
-    let entries = [
-        entry(&arn("role/admin"), "system:admin", &[]),
-        entry(&arn("role/dev"), "dev", &["system:masters"]),
-    ];
+    let entries =
+        [entry(&arn("role/admin"), "system:admin", &[]), entry(&arn("role/dev"), "dev", &["system:masters"])];
 
     let (index, reports) = Index::new(&entries, &[], Arc::default());
 

@@ -1,0 +1,268 @@
+//! Command line and environment → [`Command`]: parsed, checked and typed; no file is opened. The only home of
+//! clap. Depends on `config` for what goes on to it; called by `main`.
+
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{FromArgMatches as _, ValueEnum};
+use kube2ram_cloud::alibaba::endpoint::{Endpoint, Region};
+use kube2ram_service::telemetry::LogFormat;
+use tracing::level_filters::LevelFilter;
+
+use self::flags::{Flags, Subcommand};
+use crate::config::Given;
+
+mod flags;
+mod value;
+
+/// What the process is for, and how it logs.
+#[derive(Debug)]
+pub struct Args {
+    /// What it is for.
+    pub command: Command,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// One line for each flag that was given and does nothing.
+    pub notices: Vec<String>,
+}
+
+/// What the process is for.
+#[derive(Debug)]
+pub enum Command {
+    /// Show what an ARN is mapped to, and why, and exit.
+    Check(Check),
+    /// Make or check the files of the webhook, and exit.
+    Init(Init),
+    /// Be the webhook.
+    Server(Box<Server>),
+    /// Print a token for kubectl, and exit.
+    Token(Token),
+    /// Show who a token is, and exit.
+    Verify(Verify),
+    /// Print the version, and exit.
+    Version {
+        /// Whether it is the version alone.
+        is_short: bool,
+        /// The output format.
+        output: Output,
+    },
+}
+
+/// How a document is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For programs.
+    Json,
+    /// For people.
+    Text,
+    /// For programs that read YAML.
+    Yaml,
+}
+
+/// For `check`.
+#[derive(Debug)]
+pub struct Check {
+    /// What goes on to the configuration.
+    pub given: Given,
+    /// The ARN, as `aliyun sts GetCallerIdentity` shows it or as mappings name it.
+    pub arn: String,
+    /// The name of the role's session.
+    pub session_name: Option<Box<str>>,
+    /// The id of the user or role.
+    pub user_id: Option<Box<str>>,
+    /// The output format.
+    pub output: Output,
+}
+
+/// For `init`.
+#[derive(Debug)]
+pub struct Init {
+    /// What goes on to the configuration.
+    pub given: Given,
+    /// Whether the files are only compared with what they should be.
+    pub is_check: bool,
+}
+
+/// For `server`.
+#[derive(Debug)]
+pub struct Server {
+    /// What goes on to the configuration.
+    pub given: Given,
+    /// STS, if the region's is not asked.
+    pub sts_endpoint: Option<Endpoint>,
+    /// How long a token's identity is remembered; not at all if zero.
+    pub sts_cache_ttl: Duration,
+    /// How often STS is asked in a second.
+    pub sts_rates: StsRates,
+    /// Whose certificate the API server must show, if it must.
+    pub client_ca: Option<PathBuf>,
+    /// Whether the API server is told why somebody is denied.
+    pub deny_with_error: bool,
+    /// Whether the audit log gets the access key's and the principal's id.
+    pub extended_extra: bool,
+    /// The address of health checks and metrics.
+    pub metrics_address: IpAddr,
+    /// The port of health checks and metrics.
+    pub metrics_port: u16,
+    /// The webhook's own certificate and its key, if its own CA does not issue it.
+    pub tls_files: Option<(PathBuf, PathBuf)>,
+}
+
+/// How often STS is asked in a second. Zero is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StsRates {
+    /// For one access key that has logged in before.
+    pub key: u32,
+    /// For all of these together.
+    pub known: u32,
+    /// For all others together.
+    pub unknown: u32,
+}
+
+/// For `token`.
+#[derive(Debug)]
+pub struct Token {
+    /// What the token is for.
+    pub cluster_id: String,
+    /// `v1` or `v1beta1`, if it is not what kubectl asks for.
+    pub api_version: Option<ApiVersion>,
+    /// The role to assume first.
+    pub role_arn: Option<String>,
+    /// The name of its session.
+    pub session_name: Option<String>,
+    /// The external id that its trust policy may ask for.
+    pub external_id: Option<String>,
+    /// Whether only the token is printed.
+    pub is_bare: bool,
+    /// Whether credentials of an assumed role are kept in a file.
+    pub is_cached: bool,
+    /// The profile of the credential files.
+    pub profile: Option<String>,
+    /// The region whose STS is asked.
+    pub region: Option<Region>,
+    /// STS, if the region's is not asked.
+    pub sts_endpoint: Option<Endpoint>,
+}
+
+/// The version of client.authentication.k8s.io.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ApiVersion {
+    /// `v1`.
+    V1,
+    /// `v1beta1`.
+    V1beta1,
+}
+
+/// For `verify`.
+#[derive(Debug)]
+pub struct Verify {
+    /// What goes on to the configuration.
+    pub given: Given,
+    /// The token.
+    pub token: String,
+    /// STS, if the region's is not asked.
+    pub sts_endpoint: Option<Endpoint>,
+    /// The output format.
+    pub output: Output,
+}
+
+/// Why there is no [`Command`]. `Display` is the whole message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// `--help` or `--version` was asked for: clap's text, for standard output.
+    #[error("{0}")]
+    Help(String),
+    /// One line: what is wrong, and what to do.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl ArgsError {
+    /// What the process should exit with: 0 or, after sysexits.h, `EX_USAGE`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Help(_) => 0,
+            Self::Usage(_) => 64,
+        }
+    }
+}
+
+impl From<clap::Error> for ArgsError {
+    fn from(error: clap::Error) -> Self {
+        if error.exit_code() == 0 {
+            return Self::Help(error.to_string());
+        }
+        // What is wrong and perhaps a tip, without the usage; user text in them may hold line breaks.
+        let text = error.to_string();
+        let (text, _) =
+            text.split_once("\n\nUsage:").or(text.split_once("\n\nFor more")).unwrap_or((&text, ""));
+        let words: Vec<_> = text.split_whitespace().collect();
+        let line = words.join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
+        Self::Usage(format!("{line} (see kube2ram-authenticator --help)"))
+    }
+}
+
+impl Args {
+    /// Parses the command line (`args` begins with the program's name) and the variables that
+    /// ack-ram-authenticator reads (`env` looks one up). Flags go before variables.
+    ///
+    /// # Errors
+    /// [`ArgsError::Usage`] about the first thing that is wrong; [`ArgsError::Help`] when that was asked for.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ArgsError> {
+        let matches = flags::command().try_get_matches_from(args)?;
+        let Flags { global, subcommand } = Flags::from_arg_matches(&matches)?;
+        let variable = |name: &str| env(name).filter(|value| !value.is_empty());
+        let mut notices = Vec::new();
+        if global.feature_gates.is_some() {
+            notices.push("--feature-gates has no effect".to_owned());
+        }
+        let given = Given {
+            cluster_id: global.cluster_id,
+            config: global.config,
+            region: variable("STS_REGION"),
+            ..Given::default()
+        };
+        let command = match subcommand {
+            Subcommand::Check(check) => Command::Check(Check {
+                given: check.mappings.add_to(given),
+                arn: check.arn,
+                session_name: check.session_name.map(Into::into),
+                user_id: check.user_id.map(Into::into),
+                output: check.output,
+            }),
+            Subcommand::Init(init) => {
+                Command::Init(Init { given: init.webhook.add_to(given), is_check: init.check })
+            }
+            Subcommand::Server(server) => {
+                if server.bind.is_some() {
+                    notices.push("--bind has no effect: set --address, or server.address".to_owned());
+                }
+                if variable("STS_MAX_IDLE_CONNS_PER_HOST").is_some() {
+                    notices.push("STS_MAX_IDLE_CONNS_PER_HOST has no effect".to_owned());
+                }
+                Command::Server((*server).with(given).into())
+            }
+            Subcommand::Token(token) => {
+                let region = given.region.as_deref().map(value::region).transpose();
+                let region = region.map_err(|problem| ArgsError::Usage(format!("STS_REGION: {problem}")))?;
+                Command::Token(token.with(given.cluster_id, region)?)
+            }
+            Subcommand::Verify(verify) => Command::Verify(Verify {
+                given: Given { region: verify.region.or(given.region.clone()), ..given },
+                token: verify.token,
+                sts_endpoint: verify.sts_endpoint,
+                output: verify.output,
+            }),
+            Subcommand::Version { short, output } => Command::Version { is_short: short, output },
+        };
+        Ok(Self { command, log_format: global.log_format, log_level: global.log_level, notices })
+    }
+}
+
+#[cfg(test)]
+mod tests;

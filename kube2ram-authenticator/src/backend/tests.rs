@@ -1,0 +1,323 @@
+//! The backends on real files, and against an API server over real connections.
+
+mod api_server;
+
+use std::fs;
+
+use kube2ram_service::clock::SystemClock;
+use prometheus_client::encoding::text;
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
+
+use self::api_server::ApiServer;
+use super::*;
+use crate::{
+    identity::{Identity, Mapped},
+    mapping::testing::{ACCOUNT, role, user},
+};
+
+const CONFIG_MAPS: &str = "configmaps";
+const OBJECTS: &str = "ramidentitymappings";
+
+struct Running {
+    backends: Arc<Backends>,
+    registry: Registry,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), BackendError>>,
+}
+
+fn settings(modes: &[Mode], url: &str) -> Settings {
+    Settings {
+        backends: modes.iter().map(|mode| (*mode, Restrictions::default())).collect(),
+        config_file: None,
+        dynamic_file: None,
+        client: ClientConfig::Server { url: url.to_owned(), token: None, insecure: false },
+    }
+}
+
+async fn connect(settings: Settings) -> Result<(Arc<Backends>, Registry), BackendError> {
+    let mut registry = Registry::default();
+    let backends = Backends::connect(settings, Arc::new(SystemClock), &mut registry).await?;
+    Ok((Arc::new(backends), registry))
+}
+
+impl Running {
+    async fn start(settings: Settings) -> Self {
+        let (backends, registry) = connect(settings).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let running = (Arc::clone(&backends), shutdown.clone());
+        let task = tokio::spawn(async move { running.0.run(running.1).await });
+        Self { backends, registry, shutdown, task }
+    }
+
+    /// A backend of the cluster that has been listed.
+    async fn listed(api: &ApiServer, mode: Mode) -> Self {
+        let running = Self::start(settings(&[mode], &api.url())).await;
+        eventually("the first list", || running.is_loaded()).await;
+        running
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.backends.map().is_loaded()
+    }
+
+    fn username(&self, identity: &Identity) -> Option<String> {
+        username(&self.backends, identity)
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let mut metrics = String::new();
+        text::encode(&mut metrics, &self.registry).unwrap();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(10), self.task).await.unwrap().unwrap().unwrap();
+    }
+}
+
+fn username(backends: &Backends, identity: &Identity) -> Option<String> {
+    match backends.map().map(identity) {
+        Mapped::User(user) => Some(user.username.into()),
+        Mapped::Conflict(_) | Mapped::Nobody => None,
+    }
+}
+
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn object(role: &str, username: &str) -> Value {
+    json!({
+        "apiVersion": "ramauthenticator.k8s.alibabacloud/v1alpha1", "kind": "RAMIdentityMapping",
+        "metadata": { "generation": 1 },
+        "spec": { "arn": format!("acs:ram::{ACCOUNT}:role/{role}"), "username": username, "groups": ["g"] },
+    })
+}
+
+fn config_map(users: &str) -> Value {
+    json!({ "metadata": { "namespace": "kube-system" }, "data": { "mapUsers": users } })
+}
+
+fn users(name: &str) -> String {
+    format!("- userarn: acs:ram::{ACCOUNT}:user/{name}\n  username: {name}\n")
+}
+
+#[tokio::test]
+async fn objects_count_from_the_moment_they_change() {
+    let api = ApiServer::start();
+    api.put(OBJECTS, "a", object("admin", "one"));
+    let running = Running::listed(&api, Mode::Crd).await;
+    assert_eq!(running.username(&role("Admin", "s")).as_deref(), Some("one"));
+
+    api.put(OBJECTS, "a", object("admin", "two"));
+    eventually("the change", || running.username(&role("admin", "s")).as_deref() == Some("two")).await;
+    api.put(OBJECTS, "b", object("dev", "dev"));
+    eventually("another object", || running.username(&role("dev", "s")).is_some()).await;
+    api.delete(OBJECTS, "a");
+    eventually("the end", || running.username(&role("admin", "s")).is_none()).await;
+
+    assert_eq!(running.metric("mappings{backend=\"CRD\"}"), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_status_is_written_once_and_says_what_became_of_the_object() {
+    let api = ApiServer::start();
+    api.put(OBJECTS, "a", object("admin", "one"));
+    api.put(OBJECTS, "b", object("admin", "other"));
+    let running = Running::listed(&api, Mode::Crd).await;
+    eventually("both", || api.patches().len() >= 2).await;
+
+    api.delete(OBJECTS, "b");
+
+    let ready = || api.get(OBJECTS, "a")["status"]["conditions"][1]["status"].clone();
+    eventually("no conflict any more", || ready() == "True").await;
+    assert_eq!(api.get(OBJECTS, "a")["status"]["canonicalARN"], format!("acs:ram::{ACCOUNT}:role/admin"));
+    // The watch shows the server its own write, which is no reason for another one.
+    let written = api.patches().len();
+    api.put(OBJECTS, "c", object("dev", "dev"));
+    eventually("another object's", || api.get(OBJECTS, "c")["status"]["conditions"].is_array()).await;
+    assert_eq!(api.patches().len(), written + 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn mappings_count_without_the_right_to_say_so() {
+    let api = ApiServer::start();
+    api.forbid_patches(true);
+    api.put(OBJECTS, "a", object("admin", "one"));
+    let running = Running::listed(&api, Mode::Crd).await;
+
+    eventually("an attempt", || !api.patches().is_empty()).await;
+
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("one"));
+    eventually("its count", || running.metric("mapping_status_writes_total{result=\"forbidden\"}") == 1)
+        .await;
+    api.put(OBJECTS, "a", object("admin", "two"));
+    eventually("the change", || running.username(&role("admin", "s")).as_deref() == Some("two")).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_config_map_counts_from_the_moment_it_changes() {
+    let api = ApiServer::start();
+    let running = Running::listed(&api, Mode::AckConfigMap).await;
+    assert_eq!(running.username(&user("alice")), None, "there is no such ConfigMap");
+
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map(&users("alice")));
+    eventually("the ConfigMap", || running.username(&user("Alice")).is_some()).await;
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map("x: ["));
+    eventually("the fault", || running.metric("mapping_sections_broken{backend=\"ACKConfigMap\"}") == 1)
+        .await;
+    assert!(running.username(&user("alice")).is_some(), "what was last read counts");
+    api.delete(CONFIG_MAPS, "alibabacloud-auth");
+    eventually("the end", || running.username(&user("alice")).is_none()).await;
+
+    assert_eq!(running.metric("mapping_sections_broken{backend=\"ACKConfigMap\"}"), 0);
+    let is_named = |request: &String| request.contains("/namespaces/kube-system/configmaps?");
+    assert!(api.requests().iter().all(is_named), "no other namespace is asked for");
+    assert!(api.requests().iter().all(|request| request.contains("metadata.name%3Dalibabacloud-auth")));
+    running.stop().await;
+}
+
+/// The API server starts after its webhook, or has no such resource.
+#[tokio::test]
+async fn an_api_server_that_does_not_answer_holds_up_its_own_backends_only() {
+    let api = ApiServer::start();
+    api.fail_with(Some(500));
+    api.put(OBJECTS, "a", object("admin", "admin"));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mappings.json");
+    fs::write(
+        &file,
+        json!({ "mapUsers": [{ "userarn": format!("acs:ram::{ACCOUNT}:user/alice"), "username": "alice" }] })
+            .to_string(),
+    )
+    .unwrap();
+    let settings =
+        Settings { dynamic_file: Some(file), ..settings(&[Mode::DynamicFile, Mode::Crd], &api.url()) };
+
+    let running = Running::start(settings).await;
+
+    eventually("a failure", || running.metric("mapping_failures_total{backend=\"CRD\"}") > 0).await;
+    assert_eq!(running.username(&user("alice")).as_deref(), Some("alice"));
+    assert_eq!(running.username(&role("admin", "s")), None);
+    assert!(!running.is_loaded(), "so it is no denial");
+    api.fail_with(None);
+    eventually("the list", || running.is_loaded()).await;
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("admin"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn mappings_stay_while_the_api_server_is_away() {
+    let api = ApiServer::start();
+    api.put(OBJECTS, "a", object("admin", "admin"));
+    let running = Running::listed(&api, Mode::Crd).await;
+
+    api.fail_with(Some(503));
+    eventually("a failure", || running.metric("mapping_failures_total{backend=\"CRD\"}") > 0).await;
+
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("admin"));
+    assert!(running.is_loaded());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn all_backends_can_be_read_once() {
+    let api = ApiServer::start();
+    api.put(OBJECTS, "a", object("admin", "admin"));
+    api.put(OBJECTS, "b", json!({ "spec": { "arn": "nonsense", "username": "x" } }));
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map(&users("alice")));
+    let (backends, _) = connect(settings(&[Mode::Crd, Mode::AckConfigMap], &api.url())).await.unwrap();
+
+    backends.read_once().await.unwrap();
+
+    assert_eq!(username(&backends, &role("admin", "s")).as_deref(), Some("admin"));
+    assert_eq!(username(&backends, &user("alice")).as_deref(), Some("alice"));
+    assert!(matches!(backends.reports(Mode::Crd)["b"], State::Refused(_)));
+    assert!(api.patches().is_empty(), "looking changes nothing");
+    api.fail_with(Some(403));
+    assert!(matches!(backends.read_once().await, Err(BackendError::Request { mode: Mode::Crd, .. })));
+}
+
+fn config_file(directory: &tempfile::TempDir, username: &str) -> PathBuf {
+    let path = directory.path().join("config.yaml");
+    let text = format!(
+        "clusterID: c\nserver:\n  mapUsers:\n  - {{userARN: 'acs:ram::{ACCOUNT}:user/alice', username: '{username}'}}\n"
+    );
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lists_of_the_configuration_file_count_when_it_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config_file(&directory, "one");
+    let settings = Settings { config_file: Some(config.clone()), ..settings(&[Mode::MountedFile], "") };
+    let running = Running::start(settings).await;
+    assert!(running.is_loaded(), "from the start");
+    assert_eq!(running.username(&user("alice")).as_deref(), Some("one"));
+
+    let _rewritten = config_file(&directory, "two");
+    sleep(LOOK_EVERY * 2).await;
+    assert_eq!(running.username(&user("alice")).as_deref(), Some("two"));
+    fs::write(&config, "server: [").unwrap();
+    sleep(LOOK_EVERY * 2).await;
+    assert_eq!(running.username(&user("alice")).as_deref(), Some("two"), "what was last read counts");
+    assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 3);
+    fs::remove_file(&config).unwrap();
+    sleep(LOOK_EVERY * 2).await;
+    assert_eq!(running.username(&user("alice")).as_deref(), Some("two"));
+    fs::write(&config, "server: {mapUsers: []}").unwrap();
+    sleep(LOOK_EVERY * 2).await;
+    assert_eq!(running.username(&user("alice")), None);
+    assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 0);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_mappings_may_come_later_and_is_not_known_while_it_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mappings.json");
+    let dynamic = || Settings { dynamic_file: Some(path.clone()), ..settings(&[Mode::DynamicFile], "") };
+    let running = Running::start(dynamic()).await;
+    assert!(running.is_loaded(), "a file that is not there maps nobody");
+    running.stop().await;
+    fs::write(&path, "{").unwrap();
+
+    let running = Running::start(dynamic()).await;
+
+    assert!(!running.is_loaded());
+    fs::write(&path, json!({ "mapAccounts": [ACCOUNT] }).to_string()).unwrap();
+    sleep(LOOK_EVERY * 2).await;
+    assert!(running.is_loaded());
+    assert_eq!(running.username(&user("Bob")), Some(format!("acs:ram::{ACCOUNT}:user/Bob")));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_backend_from_starting_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("config.yaml");
+    fs::write(&broken, "server: {mapRoles: x}").unwrap();
+    let with = |config_file| Settings { config_file, ..settings(&[Mode::MountedFile], "") };
+
+    let missing = connect(with(None)).await.err();
+    let elsewhere = connect(with(Some(directory.path().join("other")))).await.err();
+    let broken = connect(with(Some(broken))).await.err();
+
+    assert!(matches!(missing, Some(BackendError::FileMissing(Mode::MountedFile))));
+    assert!(matches!(elsewhere, Some(BackendError::File { .. })));
+    assert!(broken.unwrap().to_string().contains("mapRoles"));
+    let no_url = connect(settings(&[Mode::Crd], "nonsense")).await.err();
+    assert!(matches!(no_url, Some(BackendError::Client(_))));
+    assert!(connect(with(Some(config_file(&directory, "x")))).await.is_ok(), "the allowed twin");
+}

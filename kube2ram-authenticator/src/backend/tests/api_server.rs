@@ -1,0 +1,217 @@
+//! A stand-in for the API server: lists, watches and patches of the status, of two resources; one connection
+//! for each request. Its own code, on threads, so that it shares no assumption with what is tested.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+pub(super) struct ApiServer {
+    url: String,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// By resource and name.
+    objects: BTreeMap<(String, String), Value>,
+    /// Version, resource, one line of a watch.
+    log: Vec<(u64, String, String)>,
+    requests: Vec<String>,
+    patches: Vec<Value>,
+    /// The status of every answer, if it is not the right one.
+    fails_with: Option<u16>,
+    forbids_patches: bool,
+}
+
+impl ApiServer {
+    pub(super) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State { version: 1, ..State::default() }));
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, state) = (stream.unwrap(), Arc::clone(&shared));
+                // A client that has gone away is no failure.
+                thread::spawn(move || drop(serve(stream, &state)));
+            }
+        });
+        Self { url, state }
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn put(&self, resource: &str, name: &str, object: Value) {
+        self.state().put(resource, name, object);
+    }
+
+    pub(super) fn delete(&self, resource: &str, name: &str) {
+        let mut state = self.state();
+        let object = state.objects.remove(&(resource.to_owned(), name.to_owned())).unwrap();
+        state.log(resource, "DELETED", object);
+    }
+
+    pub(super) fn get(&self, resource: &str, name: &str) -> Value {
+        self.state().objects[&(resource.to_owned(), name.to_owned())].clone()
+    }
+
+    pub(super) fn fail_with(&self, status: Option<u16>) {
+        self.state().fails_with = status;
+    }
+
+    pub(super) fn forbid_patches(&self, forbid: bool) {
+        self.state().forbids_patches = forbid;
+    }
+
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.state().requests.clone()
+    }
+
+    pub(super) fn patches(&self) -> Vec<Value> {
+        self.state().patches.clone()
+    }
+}
+
+impl State {
+    fn put(&mut self, resource: &str, name: &str, mut object: Value) {
+        object["metadata"]["name"] = name.into();
+        object["metadata"]["resourceVersion"] = (self.version + 1).to_string().into();
+        let before = self.objects.insert((resource.to_owned(), name.to_owned()), object.clone());
+        self.log(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
+    }
+
+    fn log(&mut self, resource: &str, kind: &str, mut object: Value) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let line = json!({ "type": kind, "object": object }).to_string() + "\n";
+        self.log.push((self.version, resource.to_owned(), line));
+    }
+
+    /// A merge patch of the status; what is there already changes nothing.
+    fn patch(&mut self, name: &str, patch: &Value) -> (u16, Value) {
+        self.patches.push(patch.clone());
+        if self.forbids_patches {
+            return (403, status(403));
+        }
+        let key = ("ramidentitymappings".to_owned(), name.to_owned());
+        let Some(mut object) = self.objects.get(&key).cloned() else { return (404, status(404)) };
+        let before = object.clone();
+        for (field, value) in patch["status"].as_object().unwrap() {
+            object["status"][field] = value.clone();
+        }
+        if object != before {
+            self.put("ramidentitymappings", name, object.clone());
+        }
+        (200, object)
+    }
+}
+
+fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        if line.trim_end().is_empty() {
+            break;
+        }
+        head.push(line.trim_end().to_owned());
+    }
+    let Some((method, target)) = head.first().and_then(|line| {
+        let mut words = line.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    }) else {
+        return Ok(());
+    };
+    let length = head.iter().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+    });
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body)?;
+
+    let mut locked = state.lock().unwrap();
+    locked.requests.push(format!("{method} {target}"));
+    let (path, query) = target.split_once('?').unwrap_or((target.as_str(), ""));
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let is_watch = query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1");
+    let (code, answer) = match (&*method, &*segments) {
+        _ if locked.fails_with.is_some() => {
+            let code = locked.fails_with.unwrap();
+            (code, status(code))
+        }
+        ("PATCH", [.., "ramidentitymappings", name, "status"]) => {
+            locked.patch(name, &serde_json::from_slice(&body).unwrap())
+        }
+        ("GET", [.., resource @ ("configmaps" | "ramidentitymappings")]) if is_watch => {
+            let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion=")).unwrap();
+            let (from, resource) = (from.parse().unwrap(), (*resource).to_owned());
+            drop(locked);
+            return watch(stream, state, from, &resource);
+        }
+        ("GET", [.., resource @ ("configmaps" | "ramidentitymappings")]) => {
+            let of_resource = locked.objects.iter().filter(|((of, _), _)| of == resource);
+            let items: Vec<_> = of_resource.map(|(_, object)| object).collect();
+            let version = locked.version.to_string();
+            (200, json!({ "metadata": { "resourceVersion": version }, "items": items }))
+        }
+        ("GET", [.., "configmaps", name]) => {
+            match locked.objects.get(&("configmaps".to_owned(), (*name).to_owned())) {
+                Some(object) => (200, object.clone()),
+                None => (404, status(404)),
+            }
+        }
+        _ => (404, status(404)),
+    };
+    drop(locked);
+    let answer = answer.to_string();
+    let mut stream = stream;
+    write!(
+        stream,
+        "HTTP/1.1 {code} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
+        answer.len()
+    )
+}
+
+/// Sends what happens until the client has gone away, or requests fail.
+fn watch(mut stream: TcpStream, state: &Mutex<State>, mut from: u64, resource: &str) -> std::io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 200 x\r\ncontent-type: application/json\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    )?;
+    loop {
+        let (lines, version, has_failed) = {
+            let state = state.lock().unwrap();
+            let news = state.log.iter().filter(|(version, of, _)| *version > from && of == resource);
+            let lines: String = news.map(|(_, _, line)| line.as_str()).collect();
+            (lines, state.version, state.fails_with.is_some())
+        };
+        if has_failed {
+            return write!(stream, "0\r\n\r\n");
+        }
+        if !lines.is_empty() {
+            write!(stream, "{:x}\r\n{lines}\r\n", lines.len())?;
+            stream.flush()?;
+        }
+        from = version;
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn status(code: u16) -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "the stand-in says no", "code": code })
+}
