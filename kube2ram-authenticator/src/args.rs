@@ -4,11 +4,14 @@
 use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{FromArgMatches as _, ValueEnum};
-use kube2ram_cloud::alibaba::endpoint::{Endpoint, Region};
+use kube2ram_cloud::{
+    alibaba::endpoint::{Endpoint, Region},
+    role::{ExternalId, RoleArn, SessionName},
+};
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
-use self::flags::{Flags, Subcommand};
+use self::flags::{Flags, InitFlags, Subcommand};
 use crate::config::Given;
 
 mod flags;
@@ -82,6 +85,8 @@ pub struct Init {
     pub given: Given,
     /// Whether the files are only compared with what they should be.
     pub is_check: bool,
+    /// The user and the group that the CA and its key are given to.
+    pub owner: Option<u32>,
 }
 
 /// For `server`.
@@ -125,24 +130,56 @@ pub struct StsRates {
 pub struct Token {
     /// What the token is for.
     pub cluster_id: String,
-    /// `v1` or `v1beta1`, if it is not what kubectl asks for.
-    pub api_version: Option<ApiVersion>,
+    /// The version that the kubeconfig names, for a kubectl that does not name it itself.
+    pub api_version: ApiVersion,
     /// The role to assume first.
-    pub role_arn: Option<String>,
-    /// The name of its session.
-    pub session_name: Option<String>,
-    /// The external id that its trust policy may ask for.
-    pub external_id: Option<String>,
+    pub role: Option<AssumedRole>,
+    /// Where credentials are looked for.
+    pub credentials: Credentials,
     /// Whether only the token is printed.
     pub is_bare: bool,
     /// Whether credentials of an assumed role are kept in a file.
     pub is_cached: bool,
-    /// The profile of the credential files.
-    pub profile: Option<String>,
     /// The region whose STS is asked.
     pub region: Option<Region>,
     /// STS, if the region's is not asked.
     pub sts_endpoint: Option<Endpoint>,
+}
+
+/// A role to assume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssumedRole {
+    /// Its ARN.
+    pub arn: RoleArn,
+    /// The name of its session.
+    pub session: SessionName,
+    /// The external id that its trust policy may ask for.
+    pub external_id: Option<ExternalId>,
+}
+
+/// Where credentials are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Only the role attached to the machine.
+    pub node_role: bool,
+    /// Not in the environment.
+    pub ignore_environment: bool,
+    /// Not in the file of the Alibaba Cloud CLI.
+    pub ignore_profiles: bool,
+    /// A profile by its name.
+    pub profile: Option<String>,
+    /// The file of profiles.
+    pub profile_file: Option<PathBuf>,
+}
+
+/// Where credentials are looked for, by ack-ram-tool's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CredentialType {
+    /// Wherever they can be.
+    Auto,
+    /// The role attached to the machine.
+    #[value(alias = "imds")]
+    EcsRole,
 }
 
 /// The version of client.authentication.k8s.io.
@@ -236,7 +273,8 @@ impl Args {
                 output: check.output,
             }),
             Subcommand::Init(init) => {
-                Command::Init(Init { given: init.webhook.add_to(given), is_check: init.check })
+                let InitFlags { check, owner, webhook } = init;
+                Command::Init(Init { given: webhook.add_to(given), is_check: check, owner })
             }
             Subcommand::Server(server) => {
                 if server.bind.is_some() {
@@ -250,7 +288,8 @@ impl Args {
             Subcommand::Token(token) => {
                 let region = given.region.as_deref().map(value::region).transpose();
                 let region = region.map_err(|problem| ArgsError::Usage(format!("STS_REGION: {problem}")))?;
-                Command::Token(token.with(given.cluster_id, region)?)
+                let session = variable("ALIBABA_CLOUD_ROLE_SESSION_NAME");
+                Command::Token(token.with(given.cluster_id, region, session)?)
             }
             Subcommand::Verify(verify) => Command::Verify(Verify {
                 given: Given { region: verify.region.or(given.region.clone()), ..given },

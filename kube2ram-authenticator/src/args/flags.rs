@@ -10,12 +10,15 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Command, CommandFactory, Parser};
-use kube2ram_cloud::alibaba::endpoint::{Endpoint, Region};
+use kube2ram_cloud::alibaba::endpoint::Endpoint;
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
-use super::{ApiVersion, ArgsError, Output, Server, StsRates, Token, value};
+use self::client::{TokenFlags, VerifyFlags};
+use super::{Output, Server, StsRates, value};
 use crate::config::Given;
+
+mod client;
 
 /// The command, whose switches take `=<boolean>`, as in Go.
 pub(super) fn command() -> Command {
@@ -195,6 +198,9 @@ pub(super) struct InitFlags {
     /// API server could not use them
     #[arg(long)]
     pub(super) check: bool,
+    /// Id of the user and of the group that the server runs as. They become the owners of the CA and its key
+    #[arg(long, value_name = "ID", conflicts_with = "check")]
+    pub(super) owner: Option<u32>,
     #[command(flatten)]
     pub(super) webhook: WebhookFlags,
 }
@@ -285,56 +291,6 @@ pub(super) struct ServerFlags {
     metrics_port: u16,
 }
 
-/// Flags of `token`.
-#[derive(Args)]
-pub(super) struct TokenFlags {
-    /// Version of client.authentication.k8s.io: v1 or v1beta1 [default: what kubectl asks for, or v1beta1]
-    #[arg(long, value_enum, value_name = "VERSION", hide_possible_values = true)]
-    api_version: Option<ApiVersion>,
-    /// ARN of a role to assume first. The token is then the role's
-    #[arg(short, long, value_name = "ARN", visible_alias = "role")]
-    role_arn: Option<String>,
-    /// Name of the role's session, which the audit log shows
-    #[arg(short, long, value_name = "NAME", requires = "role_arn")]
-    session_name: Option<String>,
-    /// External id that the role's trust policy asks for
-    #[arg(short, long, value_name = "ID", requires = "role_arn")]
-    external_id: Option<String>,
-    /// Print the token alone
-    #[arg(long)]
-    token_only: bool,
-    /// Keep the credentials of the assumed role in a file that only you can read, until they expire. Keys
-    /// that do not expire are never kept
-    #[arg(long, requires = "role_arn")]
-    cache: bool,
-    /// Profile of ~/.aliyun/config.json or ~/.alibabacloud/credentials
-    #[arg(short, long, value_name = "NAME", visible_alias = "profile-name")]
-    profile: Option<String>,
-    /// Region whose STS is asked for the role [default: $STS_REGION, or else the endpoint of no region]
-    #[arg(long, value_name = "REGION", visible_alias = "region-id", value_parser = value::region)]
-    region: Option<Region>,
-    /// The only STS endpoint to use for the role
-    #[arg(long, value_name = "URL", value_parser = value::sts_endpoint)]
-    sts_endpoint: Option<Endpoint>,
-}
-
-/// Flags of `verify`.
-#[derive(Args)]
-pub(super) struct VerifyFlags {
-    /// The token. Every process of this machine can read a command line
-    #[arg(short, long, value_name = "TOKEN")]
-    pub(super) token: String,
-    /// Output format: text, or json
-    #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
-    pub(super) output: Output,
-    /// Region whose STS is asked [default: $STS_REGION, or else the endpoint of no region]
-    #[arg(long, value_name = "REGION")]
-    pub(super) region: Option<String>,
-    /// The only STS endpoint to use
-    #[arg(long, value_name = "URL", value_parser = value::sts_endpoint)]
-    pub(super) sts_endpoint: Option<Endpoint>,
-}
-
 impl MappingFlags {
     /// What these flags add.
     pub(super) fn add_to(self, given: Given) -> Given {
@@ -386,25 +342,5 @@ impl ServerFlags {
             metrics_address: self.metrics_address,
             metrics_port: self.metrics_port,
         }
-    }
-}
-
-impl TokenFlags {
-    pub(super) fn with(self, cluster_id: Option<String>, region: Option<Region>) -> Result<Token, ArgsError> {
-        let cluster_id = cluster_id
-            .filter(|id| !id.is_empty())
-            .ok_or_else(|| ArgsError::Usage("give --cluster-id: what the token is for".to_owned()))?;
-        Ok(Token {
-            cluster_id,
-            api_version: self.api_version,
-            role_arn: self.role_arn,
-            session_name: self.session_name,
-            external_id: self.external_id,
-            is_bare: self.token_only,
-            is_cached: self.cache,
-            profile: self.profile,
-            region: self.region.or(region),
-            sts_endpoint: self.sts_endpoint,
-        })
     }
 }

@@ -143,6 +143,8 @@ fn init_takes_the_webhook_flags_of_the_server() {
         assert_eq!(generate_kubeconfig, Some("k".into()));
         assert_eq!(client_files, Some(("c.pem".into(), "k.pem".into())));
     }
+    let Command::Init(init) = parse("init --owner 65532").unwrap().command else { panic!() };
+    assert_eq!((init.owner, init.is_check), (Some(65532), false));
     assert!(parse("init --client-certificate c.pem").is_err() && parse("server --tls-key k").is_err());
     let tls = server("server --tls-certificate c --tls-key k").tls_files;
     assert_eq!(tls, Some(("c".into(), "k".into())));
@@ -153,19 +155,55 @@ fn a_token_is_for_a_cluster() {
     let error = parse("token").unwrap_err();
     assert_eq!((error.exit_code(), error.to_string().contains("--cluster-id")), (64, true));
 
-    let token = token("token -i c -r acs:ram::1:role/x --api-version v1 --session-name s");
+    let token =
+        token("token -i c -r acs:ram::1:role/x --api-version v1 -s alice -e xy --cache --profile-name p");
 
-    assert_eq!(token.cluster_id, "c");
-    assert_eq!(token.role_arn.as_deref(), Some("acs:ram::1:role/x"));
-    assert_eq!((token.api_version, token.session_name.as_deref()), (Some(ApiVersion::V1), Some("s")));
-    assert!(!token.is_cached && !token.is_bare);
+    assert_eq!((&*token.cluster_id, token.api_version), ("c", ApiVersion::V1));
+    let role = token.role.unwrap();
+    assert_eq!((role.arn.as_str(), role.session.as_str()), ("acs:ram::1:role/x", "alice"));
+    assert!(role.external_id.is_some() && token.is_cached && !token.is_bare);
+    assert_eq!(token.credentials.profile.as_deref(), Some("p"));
+}
+
+#[test]
+fn a_token_is_of_what_is_found_unless_it_is_told_otherwise() {
+    let plain = token("token -i c");
+    assert_eq!((plain.role, plain.api_version), (None, ApiVersion::V1beta1));
+    let Credentials { node_role, ignore_environment, ignore_profiles, profile, profile_file } =
+        plain.credentials;
+    assert!(!node_role && !ignore_environment && !ignore_profiles);
+    assert_eq!((profile, profile_file), (None, None));
+
+    for name in ["ecs-role", "imds"] {
+        assert!(token(&format!("token -i c --credential-type {name}")).credentials.node_role, "{name}");
+    }
+    let narrow =
+        token("token -i c --ignore-env-credentials --ignore-aliyun-cli-credentials --profile-file f");
+    assert!(narrow.credentials.ignore_environment && narrow.credentials.ignore_profiles);
+    assert_eq!(narrow.credentials.profile_file, Some("f".into()));
+}
+
+#[test]
+fn a_session_has_the_variables_name_unless_the_flag_says_another() {
+    let session = |line: &str, variable: &str| {
+        let args = parse_with(line, &[("ALIBABA_CLOUD_ROLE_SESSION_NAME", variable)]).unwrap();
+        let Command::Token(token) = args.command else { panic!() };
+        token.role.unwrap().session.as_str().to_owned()
+    };
+
+    assert_eq!(session("token -i c -r acs:ram::1:role/x", "alice"), "alice");
+    assert_eq!(session("token -i c -r acs:ram::1:role/x", ""), "kube2ram-authenticator");
+    assert_eq!(session("token -i c -r acs:ram::1:role/x -s bob", "alice"), "bob");
 }
 
 #[test]
 fn what_belongs_to_a_role_needs_one() {
-    for flag in ["--session-name s", "--external-id x", "--cache"] {
+    for flag in ["--session-name alice", "--external-id xyz"] {
         assert!(parse(&format!("token -i c {flag}")).is_err(), "{flag}");
-        assert!(parse(&format!("token -i c -r arn {flag}")).is_ok(), "{flag}: the allowed twin");
+        assert!(
+            parse(&format!("token -i c -r acs:ram::1:role/x {flag}")).is_ok(),
+            "{flag}: the allowed twin"
+        );
     }
 }
 
@@ -190,6 +228,9 @@ fn values_that_are_none_are_refused() {
         "server --log-format xml",
         "server --log-level loud",
         "token -i c --region x/y",
+        "token -i c -r arn:aws:iam::123456789012:role/x",
+        "token -i c -r x",
+        "token -i c -r acs:ram::1:role/x -s a:b",
         "nonsense",
         "",
     ] {

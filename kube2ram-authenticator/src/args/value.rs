@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use clap::{Arg, ArgAction};
-use kube2ram_cloud::alibaba::endpoint::{Endpoint, Region};
+use kube2ram_cloud::{
+    alibaba::endpoint::{Endpoint, Region},
+    role::{ArnStyle, ExternalId, RoleArn, SessionName},
+};
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
@@ -60,4 +63,20 @@ pub(super) fn region(text: &str) -> Result<Region, &'static str> {
 
 pub(super) fn sts_endpoint(text: &str) -> Result<Endpoint, &'static str> {
     Endpoint::parse(text).ok().ok_or("give https://<host>[:<port>]; http:// for loopback addresses only")
+}
+
+pub(super) fn role(text: &str) -> Result<RoleArn, String> {
+    match RoleArn::parse(text) {
+        Ok(role) if role.style() == ArnStyle::Acs => Ok(role),
+        Ok(_) => Err("give acs:ram::<account>:role/<name>".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(super) fn session_name(text: &str) -> Result<SessionName, String> {
+    SessionName::parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn external_id(text: &str) -> Result<ExternalId, String> {
+    ExternalId::parse(text).map_err(|error| error.to_string())
 }
