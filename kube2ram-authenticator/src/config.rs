@@ -102,6 +102,7 @@ struct ServerSection {
 
 /// What a backend may not map to, besides what none may.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ReservedPrefixes {
     backendmode: String,
     usernameprefixreservelist: Option<Vec<Box<str>>>,

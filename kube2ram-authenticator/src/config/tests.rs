@@ -170,6 +170,8 @@ fn usernames_of_the_system_are_reserved_and_more_can_be() {
     assert_eq!(reserved(0), ("x".to_owned(), String::new()));
     assert_eq!(reserved(1), ("system: ops:".to_owned(), "system:".to_owned()));
     assert_eq!(reserved(2), ("system:".to_owned(), String::new()));
+    let misspelt = "server: {reservedPrefixConfig: [{backendMode: CRD, usernamePrefixes: ['x']}]}";
+    assert!(matches!(ConfigFile::parse(misspelt), Err(ParseError::Yaml(_))), "it would reserve nothing");
     let unknown = "clusterID: c\nserver: {reservedPrefixConfig: [{backendMode: X}]}";
     assert!(matches!(
         super::Config::try_new(Given::default(), ConfigFile::parse(unknown).unwrap()),
