@@ -138,12 +138,12 @@ impl Webhook {
             Ok(verified) => verified,
             Err(error) => return Outcome::Refused(Refusal::Unverified(error)),
         };
-        // Not before: a mapping that is not there yet must not hide a token that is not valid.
-        if !self.map.is_loaded() {
-            return Outcome::Refused(Refusal::NotLoaded(identity));
-        }
+        // Asked first: what is loaded in between has nobody denied. A source of mappings that is not there yet
+        // keeps those from no login whom a source before it maps.
+        let is_loaded = self.map.is_loaded();
         match self.map.map(&identity) {
             Mapped::User(user) => Outcome::Granted { user, identity, source },
+            Mapped::Nobody if !is_loaded => Outcome::Refused(Refusal::NotLoaded(identity)),
             Mapped::Nobody => Outcome::Refused(Refusal::NotMapped(identity)),
             Mapped::Conflict(why) => Outcome::Refused(Refusal::Conflict { identity, why }),
         }
