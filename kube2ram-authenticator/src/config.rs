@@ -252,7 +252,7 @@ impl Config {
     /// # Errors
     /// Whatever is wrong with either, or with both.
     pub fn try_new(given: Given, file: ConfigFile) -> Result<Self, ConfigError> {
-        let cluster_id = given.cluster_id.or(file.clusterid).filter(|id| !id.is_empty());
+        let cluster_id = given.cluster_id.clone().or(file.clusterid).filter(|id| !id.is_empty());
         let server = file.server.unwrap_or_default();
         let notices = notices(file.defaultrole.is_some(), &server);
         let webhook = Webhook::try_new(&given, &server, STATE_DIR, GENERATE_KUBECONFIG)?;

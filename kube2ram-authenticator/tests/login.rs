@@ -231,6 +231,8 @@ async fn a_user_and_a_session_of_a_role_become_whom_they_are_mapped_to() {
         policy: None,
         session_name: SessionName::parse("alice@laptop").unwrap(),
         duration: Duration::from_secs(3600),
+        tags: Box::default(),
+        source_identity: None,
     };
     let issued = issuer.issue(&session).await.unwrap();
     let admin = BaseCredentials {

@@ -74,7 +74,7 @@ impl Running {
 
     async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(10), self.task).await.unwrap().unwrap().unwrap();
+        timeout(Duration::from_secs(10), self.task).await.unwrap().unwrap().unwrap();
     }
 }
 
@@ -222,7 +222,7 @@ async fn mappings_stay_while_the_api_server_is_away() {
     api.put(OBJECTS, "a", object("admin", "admin"));
     let running = Running::listed(&api, Mode::Crd).await;
 
-    api.fail_with(Some(503));
+    api.fail_with(Some(500));
     eventually("a failure", || running.metric("mapping_failures_total{backend=\"CRD\"}") > 0).await;
 
     assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("admin"));

@@ -127,6 +127,8 @@ async fn assume(assumed: &Assumed, network: &Network, cache: Option<&Cache>) -> 
         grant: Grant::AssumeRole { external_id: external_id.clone() },
         policy: None,
         session_name: session.clone(),
+        tags: Box::default(),
+        source_identity: None,
         duration: *duration,
     };
     let failed = |source| ClientError::Assume { role: role.as_str().into(), source };

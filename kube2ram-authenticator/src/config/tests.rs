@@ -174,7 +174,7 @@ fn usernames_of_the_system_are_reserved_and_more_can_be() {
     assert!(matches!(ConfigFile::parse(misspelt), Err(ParseError::Yaml(_))), "it would reserve nothing");
     let unknown = "clusterID: c\nserver: {reservedPrefixConfig: [{backendMode: X}]}";
     assert!(matches!(
-        super::Config::try_new(Given::default(), ConfigFile::parse(unknown).unwrap()),
+        Config::try_new(Given::default(), ConfigFile::parse(unknown).unwrap()),
         Err(ConfigError::ReservedPrefixes(_))
     ));
 }
@@ -214,11 +214,11 @@ fn a_file_that_is_missing_or_malformed_is_named() {
 
     let missing = Config::load(given.clone()).unwrap_err().to_string();
     assert_eq!(missing, format!("cannot read the configuration file {}", path.display()));
-    std::fs::write(&path, "server: [").unwrap();
+    fs::write(&path, "server: [").unwrap();
     assert!(matches!(Config::load(given.clone()), Err(ConfigError::Yaml { .. })));
-    std::fs::write(&path, "clusterID: c\nother: 1").unwrap();
+    fs::write(&path, "clusterID: c\nother: 1").unwrap();
     assert!(matches!(Config::load(given.clone()), Err(ConfigError::UnknownKey(key)) if &*key == "other"));
-    std::fs::write(&path, EXAMPLE).unwrap();
+    fs::write(&path, EXAMPLE).unwrap();
     assert_eq!(Config::load(given).unwrap().config_file, Some(path));
 }
 
@@ -226,7 +226,7 @@ fn a_file_that_is_missing_or_malformed_is_named() {
 fn init_writes_here_without_a_file_and_where_the_server_looks_with_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.yaml");
-    std::fs::write(&path, "server: {stateDir: /s, hostname: h, port: 3}").unwrap();
+    fs::write(&path, "server: {stateDir: /s, hostname: h, port: 3}").unwrap();
 
     let here = Webhook::load(&Given::default()).unwrap();
     let there = Webhook::load(&Given { config: Some(path), port: Some(4), ..Given::default() }).unwrap();

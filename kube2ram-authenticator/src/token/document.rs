@@ -45,8 +45,12 @@ impl Document {
         let mut json = Zeroizing::new(vec![0; encoded.len() / 4 * 3 + 3]);
         let length = STANDARD.decode_slice(encoded, &mut json).or(Err(TokenError::Base64))?;
         // serde_json's error quotes values. It also refuses what follows the document, and deep nesting.
-        let written: Written =
-            serde_json::from_slice(json.get(..length).unwrap_or_default()).or(Err(TokenError::Json))?;
+        let json = json.get(..length).unwrap_or_default();
+        // serde would take an array for an object, by the order of its fields.
+        if !json.trim_ascii_start().starts_with(b"{") {
+            return Err(TokenError::Json);
+        }
+        let written: Written = serde_json::from_slice(json).or(Err(TokenError::Json))?;
         let Written { cluster_id, method, path, query, headers } = written;
         if method.is_some_and(|method| method != "POST") || path.is_some_and(|path| path != "/") {
             return Err(TokenError::Target);

@@ -114,7 +114,7 @@ impl Limits {
 
     /// STS does not know this key any longer.
     pub(super) fn forget(&self, access_key_id: &str) {
-        drop(self.keys().remove(access_key_id));
+        self.keys().remove(access_key_id);
     }
 
     fn keys(&self) -> MutexGuard<'_, HashMap<Box<str>, Instant>> {

@@ -51,7 +51,14 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("regex", &["kube2ram-agent/src/policy"]),
     ("reqwest", &["kube2ram-cloud/src"]),
     ("ring", &["kube2ram-agent/src/app"]),
-    ("serde_saphyr", &["kube2ram-authenticator/src/backend", "kube2ram-authenticator/src/config", "kube2ram-authenticator/src/tls"]),
+    (
+        "serde_saphyr",
+        &[
+            "kube2ram-authenticator/src/backend",
+            "kube2ram-authenticator/src/config",
+            "kube2ram-authenticator/src/tls",
+        ],
+    ),
     ("socket2", &["kube2ram-agent/src/listeners"]),
     ("tokio_io_timeout", &["kube2ram-service/src/listener"]),
     ("tokio_rustls", &["kube2ram-authenticator/src/tls"]),

@@ -117,9 +117,8 @@ fn refused(status: u16, code: &str, message: &str) -> Response<Full<bytes::Bytes
 async fn error_of(answer: impl Fn() -> Response<Full<bytes::Bytes>> + Send + Sync + 'static) -> CallError {
     let server = Server::start(move |_| answer()).await;
     let query = [("ACKClusterId", CLUSTER)];
-    let asked =
-        client(vec![at(server.address)]).ask(&query, &signed(&query, &keys(Some("a-security-token-of-sts"))));
-    asked.await.outcome.unwrap_err()
+    let signed = signed(&query, &keys(Some("a-security-token-of-sts")));
+    client(vec![at(server.address)]).ask(&query, &signed).await.outcome.unwrap_err()
 }
 
 #[tokio::test]
