@@ -57,11 +57,11 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and what.
         #[source]
-        source: serde_saphyr::Error,
+        source: Box<serde_saphyr::Error>,
     },
 }
 
-/// The configuration file. Field names are in lower case for [`AnyCase`].
+/// The configuration file. Field names are in lower case here, and in any case in the file.
 #[derive(Debug, Default, Deserialize)]
 pub struct ConfigFile {
     clusterid: Option<String>,
@@ -211,7 +211,7 @@ impl ConfigFile {
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|error| match error {
             ParseError::UnknownKey(key) => ConfigError::UnknownKey(key),
-            ParseError::Yaml(source) => ConfigError::Yaml { path: path.to_owned(), source },
+            ParseError::Yaml(source) => ConfigError::Yaml { path: path.to_owned(), source: source.into() },
         })
     }
 

@@ -138,8 +138,8 @@ impl Webhook {
             Ok(verified) => verified,
             Err(error) => return Outcome::Refused(Refusal::Unverified(error)),
         };
-        // Asked first: what is loaded in between has nobody denied. A source of mappings that is not there yet
-        // keeps those from no login whom a source before it maps.
+        // Asked first: what is loaded in between has nobody denied. A source of mappings that is not there
+        // yet keeps those from no login whom a source before it maps.
         let is_loaded = self.map.is_loaded();
         match self.map.map(&identity) {
             Mapped::User(user) => Outcome::Granted { user, identity, source },

@@ -144,8 +144,8 @@ impl Discovery {
         self.pending.ready();
     }
 
-    /// The cluster's account, which has its OIDC provider and the agent's own role. The node's role comes from
-    /// the metadata server in any case.
+    /// The cluster's account, which has its OIDC provider and the agent's own role. The node's role comes
+    /// from the metadata server in any case.
     fn own_account(&self, config: &Config) -> Option<BaseArn> {
         let wants_node_role = matches!(config.default_role, Source::Discover);
         self.provider.base().account().filter(|_| !wants_node_role)

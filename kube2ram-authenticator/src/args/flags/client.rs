@@ -1,5 +1,5 @@
-//! The flags of the commands for users: `token` and `verify`. Doc comments are the help text. Depends on clap;
-//! read by the parent's parent.
+//! The flags of the commands for users: `token` and `verify`. Doc comments are the help text. Depends on
+//! clap; read by the parent's parent.
 
 use std::path::PathBuf;
 
