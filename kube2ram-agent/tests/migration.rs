@@ -1,6 +1,6 @@
 //! Rung 2: from an iptables predecessor to kube2ram and back, under load, by the commands of
-//! docs/migration.md: the page is read, and a command that nobody here knows fails the test. Needs root,
-//! iptables, and `kube2ram-sandbox` with its stand-in for the predecessor.
+//! docs/migration.md and docs/aws/migration.md: the pages are read, and a command that nobody here knows
+//! fails the test. Needs root, iptables, and `kube2ram-sandbox` with its stand-in for the predecessor.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -13,14 +13,13 @@ use std::{
 };
 
 use kube2ram_sandbox::{
-    Sandbox,
+    Cloud, Sandbox,
     client::LoadReport,
     node::PodSpec,
-    standin::{Accounts, Predecessor, Role},
+    standin::{Predecessor, Role},
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
-const PAGE: &str = include_str!("../../docs/migration.md");
 const OVERLAY: &str = include_str!("../../deploy/kustomize/components/migration/kustomization.yaml");
 const WAYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bypass/ways.py");
 /// No hostNetwork pods: the predecessors never redirected those.
@@ -38,10 +37,25 @@ struct Step {
     command: &'static str,
 }
 
+fn page(cloud: Cloud) -> &'static str {
+    match cloud {
+        Cloud::Alibaba => include_str!("../../docs/migration.md"),
+        Cloud::Aws => include_str!("../../docs/aws/migration.md"),
+    }
+}
+
+/// How the page calls it.
+fn preflight(cloud: Cloud) -> &'static str {
+    match cloud {
+        Cloud::Alibaba => "kube2ram preflight",
+        Cloud::Aws => "kube2ram preflight --cloud=aws",
+    }
+}
+
 /// What stands in `console` blocks.
-fn steps() -> Vec<Step> {
+fn steps(cloud: Cloud) -> Vec<Step> {
     let (mut section, mut is_console, mut steps) = ("", false, Vec::new());
-    for line in PAGE.lines() {
+    for line in page(cloud).lines() {
         if let Some(fence) = line.strip_prefix("```") {
             is_console = fence == "console";
         } else if let Some(title) = line.strip_prefix("## ") {
@@ -56,8 +70,8 @@ fn steps() -> Vec<Step> {
 }
 
 /// The arguments in the page's manifest.
-fn manifest() -> Vec<&'static str> {
-    let (_, manifest) = PAGE.split_once("```yaml").unwrap();
+fn manifest(cloud: Cloud) -> Vec<&'static str> {
+    let (_, manifest) = page(cloud).split_once("```yaml").unwrap();
     let (manifest, _) = manifest.split_once("```").unwrap();
     flags(manifest)
 }
@@ -69,12 +83,13 @@ fn flags(yaml: &str) -> Vec<&str> {
 }
 
 /// Those arguments, but for the port: the sandbox has its own.
-fn args() -> Vec<&'static str> {
-    manifest().into_iter().filter(|arg| !arg.starts_with("--app-port")).collect()
+fn args(cloud: Cloud) -> Vec<&'static str> {
+    manifest(cloud).into_iter().filter(|arg| !arg.starts_with("--app-port")).collect()
 }
 
 /// The node, between two agents.
 struct Rehearsal {
+    cloud: Cloud,
     sandbox: Sandbox,
     predecessor: Predecessor,
     load: Vec<Child>,
@@ -92,15 +107,15 @@ fn role(pod: &str) -> String {
 
 impl Rehearsal {
     /// Pods that the predecessor serves, and clients that ask it without an end.
-    fn begin(name: &str) -> Self {
-        let mut sandbox = Sandbox::create(name).unwrap();
+    fn begin(name: &str, cloud: Cloud) -> Self {
+        let mut sandbox = Sandbox::create_in(name, cloud).unwrap();
         for pod in PODS {
-            sandbox.accounts().add_role(Accounts::role_arn(&role(pod)), Role::default());
+            sandbox.accounts().add_role(cloud.role_arn(&role(pod)), Role::default());
             sandbox.add_pod(&PodSpec::new(pod).role(&role(pod))).unwrap();
         }
         let predecessor = sandbox.predecessor().unwrap();
-        let mut rehearsal = Self { sandbox, predecessor, load: Vec::new() };
-        rehearsal.sandbox.add_agent(AGENT.as_ref(), &args()).unwrap();
+        let mut rehearsal = Self { cloud, sandbox, predecessor, load: Vec::new() };
+        rehearsal.sandbox.add_agent(AGENT.as_ref(), &args(cloud)).unwrap();
         iptables(&format!("-t nat -A {}", rehearsal.rule()));
         rehearsal.load = PODS.map(|pod| rehearsal.client(pod)).into();
         eventually("the predecessor serves", || rehearsal.predecessor.served() > 100);
@@ -110,7 +125,8 @@ impl Rehearsal {
     /// What both predecessors add (iptables.go).
     fn rule(&self) -> String {
         format!(
-            "PREROUTING -p tcp -d 100.100.100.200 --dport 80 -j DNAT --to-destination {} -i {DEVICES}",
+            "PREROUTING -p tcp -d {} --dport 80 -j DNAT --to-destination {} -i {DEVICES}",
+            self.cloud.metadata_ip(),
             self.led_to()
         )
     }
@@ -121,14 +137,16 @@ impl Rehearsal {
 
     fn client(&self, pod: &str) -> Child {
         let mut client = self.sandbox.pod(pod).unwrap().client("app").unwrap();
-        client.args(["load", "--connect=100.100.100.200:80", &format!("--expect={}", role(pod))]);
+        let (cloud, ip) = (self.cloud.name(), self.cloud.metadata_ip());
+        client.args(["load", &format!("--cloud={cloud}"), &format!("--connect={ip}:80")]);
+        client.arg(format!("--expect={}", role(pod)));
         client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     /// Performs a step of the page, and returns what it said.
     fn perform(&mut self, Step { section, on_node, command }: &Step) -> String {
         match (*on_node, *command) {
-            (true, "kube2ram preflight") => self.preflight(),
+            (true, command) if command == preflight(self.cloud) => self.preflight(),
             (true, command) if command.starts_with("curl ") => {
                 let admin = self.sandbox.agent().unwrap().admin_addr().to_string();
                 shell(&command.replace("localhost:9181", &admin))
@@ -193,6 +211,7 @@ impl Rehearsal {
     fn preflight(&self) -> String {
         let node = self.sandbox.node();
         let mut command = self.on_host("preflight");
+        command.arg(format!("--cloud={}", self.cloud.name()));
         command.arg("--cgroup-root").arg(node.cgroup_root()).arg("--pods-cgroup").arg(node.pods_cgroup());
         said(&command.output().unwrap())
     }
@@ -245,6 +264,7 @@ impl Rehearsal {
             [("raw_syn", vec![ip.as_str()]), ("udp_sendto", vec![]), ("icmp_sendto", vec![])]
         {
             let mut command = pod.command("app", "python3").unwrap();
+            command.env("METADATA", self.cloud.metadata_ip().to_string());
             let output = command.arg(WAYS).arg(way).args(arguments).output().unwrap();
             assert_eq!(said(&output).trim(), "EPERM", "{way}");
         }
@@ -293,24 +313,36 @@ fn serve_some(rehearsal: &mut Rehearsal) {
 #[test]
 fn the_overlay_has_the_flags_of_the_page() {
     let of_the_migration = ["--app-port=8182", "--open-connections=keep"];
-    let (page, overlay) = (manifest(), flags(OVERLAY));
+    let (of_page, overlay) = (manifest(Cloud::Alibaba), flags(OVERLAY));
 
     for flag in of_the_migration {
-        assert!(page.contains(&flag) && overlay.contains(&flag), "{flag}: {page:?}, {overlay:?}");
+        assert!(of_page.contains(&flag) && overlay.contains(&flag), "{flag}: {of_page:?}, {overlay:?}");
     }
     // The rest of either is a predecessor's.
-    assert_eq!(page, [&["--auto-discover-base-arn"], &of_the_migration[..]].concat());
-    let (_, close_up) = PAGE.split_once("\n## 5. ").unwrap();
-    assert!(close_up.contains("Remove `--open-connections=keep` from"), "{close_up}");
+    assert_eq!(of_page, [&["--auto-discover-base-arn"], &of_the_migration[..]].concat());
+    for cloud in [Cloud::Alibaba, Cloud::Aws] {
+        let (_, close_up) = page(cloud).split_once("\n## 5. ").unwrap();
+        assert!(close_up.contains("Remove `--open-connections=keep`"), "{close_up}");
+    }
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_page_leads_from_a_predecessor_to_kube2ram_without_a_failed_request() {
-    let mut rehearsal = Rehearsal::begin("migration");
+    leads_there("migration", Cloud::Alibaba);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_page_leads_from_kube2iam_to_kube2ram_on_aws_without_a_failed_request() {
+    leads_there("migration-aws", Cloud::Aws);
+}
+
+fn leads_there(name: &str, cloud: Cloud) {
+    let mut rehearsal = Rehearsal::begin(name, cloud);
     let mut told = String::new();
 
-    for step in steps().iter().filter(|step| step.section != "Roll back") {
+    for step in steps(cloud).iter().filter(|step| step.section != "Roll back") {
         let said = rehearsal.perform(step);
         match (step.section, step.command) {
             ("1", _) => {
@@ -346,9 +378,10 @@ fn the_page_leads_from_a_predecessor_to_kube2ram_without_a_failed_request() {
                 // The last packets of the connections' end.
                 assert!(rehearsal.metric("kept_open") < kept + 100.0);
             }
-            ("4", "kube2ram preflight") => {
+            ("4", command) if command == preflight(cloud) => {
                 assert_eq!(rehearsal.removal(), None);
-                assert!(!iptables("-t nat -S PREROUTING").contains("100.100.100.200"), "{said}");
+                let ip = cloud.metadata_ip().to_string();
+                assert!(!iptables("-t nat -S PREROUTING").contains(&ip), "{said}");
             }
             ("5", _) => {
                 serve_some(&mut rehearsal);
@@ -376,11 +409,21 @@ fn the_page_leads_from_a_predecessor_to_kube2ram_without_a_failed_request() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn the_page_leads_back_with_refusals_alone() {
-    let all = steps();
+    leads_back("roll-back", Cloud::Alibaba);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_page_leads_back_on_aws_with_refusals_alone() {
+    leads_back("roll-back-aws", Cloud::Aws);
+}
+
+fn leads_back(name: &str, cloud: Cloud) {
+    let all = steps(cloud);
     let (back, there): (Vec<_>, Vec<_>) = all.iter().partition(|step| step.section == "Roll back");
     // From where both run, and from the end.
     for last in ["2", "5"] {
-        let mut rehearsal = Rehearsal::begin("roll-back");
+        let mut rehearsal = Rehearsal::begin(name, cloud);
         for step in there.iter().filter(|step| step.section <= last) {
             rehearsal.perform(step);
         }
@@ -405,12 +448,7 @@ fn the_page_leads_back_with_refusals_alone() {
         assert_eq!((report.wrong, report.failed), (0, 0), "{:?}", report.samples);
         assert_eq!(rehearsal.leaks(), 0);
         for pod in PODS {
-            let reply = rehearsal
-                .sandbox
-                .pod(pod)
-                .unwrap()
-                .curl("/latest/meta-data/ram/security-credentials/")
-                .unwrap();
+            let reply = rehearsal.sandbox.pod(pod).unwrap().curl(cloud.list()).unwrap();
             assert_eq!((reply.status, reply.body), (200, role(pod)), "{pod}");
         }
     }

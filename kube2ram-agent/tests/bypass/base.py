@@ -1,7 +1,7 @@
 """What the ways have in common: the metadata server, sockets and requests."""
-import ctypes, errno, socket, struct, subprocess
+import ctypes, errno, os, socket, struct, subprocess
 
-M = ("100.100.100.200", 80)
+M = (os.environ.get("METADATA", "100.100.100.200"), 80)
 MAPPED = ("::ffff:" + M[0], M[1])
 M6 = ("fd00:100::100:200", 80)
 REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
