@@ -39,6 +39,9 @@ struct Cli {
 enum Task {
     /// Measures what kube2ram costs next to what it is compared with, all in one run
     Bench {
+        /// The cloud that the machine stands for
+        #[arg(long, value_parser = ["alibaba", "aws"], default_value = "alibaba")]
+        cloud: String,
         /// connect, kernel, scale, service or wire; all of them when none is named
         subjects: Vec<String>,
     },
@@ -123,7 +126,7 @@ fn main() -> ExitCode {
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Bench { subjects } => steps::bench(&subjects),
+        Task::Bench { cloud, subjects } => steps::bench(&cloud, &subjects),
         Task::Build { release: true } => build::release().map(drop),
         Task::Build { release: false } => {
             build::programs().map(|programs| command::say(format!("built {}", programs.agent.display())))

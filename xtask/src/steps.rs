@@ -75,7 +75,7 @@ pub(crate) fn sandbox(cloud: &str, keep: bool) -> Result<()> {
 }
 
 /// Measures optimised builds.
-pub(crate) fn bench(subjects: &[String]) -> Result<()> {
+pub(crate) fn bench(cloud: &str, subjects: &[String]) -> Result<()> {
     const ALL: [&str; 5] = ["connect", "kernel", "service", "scale", "wire"];
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("a bench makes cgroups, network namespaces and eBPF programs: run it as root");
@@ -85,7 +85,7 @@ pub(crate) fn bench(subjects: &[String]) -> Result<()> {
     setup::bench()?;
     let agent = build::release()?;
     let mut bench = setup::privileged(build::release_sandbox()?);
-    bench.args(["bench", "--agent"]).arg(agent);
+    bench.args(["bench", "--cloud", cloud, "--agent"]).arg(agent);
     match subjects {
         [] => bench.args(ALL),
         named => bench.args(named),

@@ -21,11 +21,7 @@ use std::{
 use anyhow::{Result, ensure};
 
 pub use self::hello::hello;
-use crate::{
-    Sandbox,
-    node::PodSpec,
-    standin::{Accounts, Role},
-};
+use crate::{Cloud, Sandbox, node::PodSpec, standin::Role};
 
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -49,10 +45,10 @@ pub const NAME: &str = "bench";
 ///
 /// # Errors
 /// When the sandbox cannot be made, or something that is measured fails; never because of a number.
-pub fn bench(agent: &Path, subjects: &[Subject], out: &mut dyn Write) -> Result<()> {
+pub fn bench(agent: &Path, cloud: Cloud, subjects: &[Subject], out: &mut dyn Write) -> Result<()> {
     writeln!(out, "medians; ratios of rounds in turn: median (lowest–highest)")?;
     for subject in subjects {
-        let mut sandbox = Sandbox::create(NAME)?;
+        let mut sandbox = Sandbox::create_in(NAME, cloud)?;
         add_role(&sandbox, "orders-role");
         match subject {
             Subject::Connect => {
@@ -86,7 +82,7 @@ fn programs(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<
     sandbox.add_pod(&PodSpec::new("dialer").role("orders-role"))?;
     sandbox.start_agent(agent, &["--auto-discover-base-arn"])?;
     let elsewhere = connect::sink(std::net::TcpListener::bind((sandbox.node().ip(), 0))?)?;
-    for (what, addr) in [("elsewhere", elsewhere), ("metadata server", connect::METADATA)] {
+    for (what, addr) in [("elsewhere", elsewhere), ("metadata server", connect::metadata(sandbox))] {
         let mut worker = connect::Worker::start(sandbox.pod("dialer")?.client("app")?, addr, false)?;
         let counting = kernel::Counting::start()?;
         worker.dial(CONNECTS)?;
@@ -112,5 +108,5 @@ fn listeners_in(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
 }
 
 fn add_role(sandbox: &Sandbox, name: &str) {
-    sandbox.accounts().add_role(Accounts::role_arn(name), Role::default());
+    sandbox.accounts().add_role(sandbox.cloud().role_arn(name), Role::default());
 }

@@ -55,6 +55,9 @@ enum Command {
         /// The agent's binary.
         #[arg(long)]
         agent: PathBuf,
+        /// The cloud that the machine stands for.
+        #[arg(long, value_enum, default_value = "alibaba")]
+        cloud: Cloud,
         /// What to measure.
         #[arg(required = true)]
         subjects: Vec<Subject>,
@@ -199,9 +202,9 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Bench { agent, subjects } => {
+        Command::Bench { agent, cloud, subjects } => {
             remove_on_signal(bench::NAME)?;
-            bench::bench(&agent, &subjects, &mut stdout())?;
+            bench::bench(&agent, cloud, &subjects, &mut stdout())?;
         }
         Command::Client(client) => run_client(client)?,
         Command::Exec { sandbox, target, command } => return exec(sandbox.as_deref(), &target, &command),

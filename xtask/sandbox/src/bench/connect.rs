@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::table::{Rounds, Target, row};
 use crate::{
     Sandbox,
-    node::{Node, PodSpec, Router},
+    node::{PodSpec, Router},
 };
 
 /// Interleaved, so that what else the machine does falls on all of them alike.
@@ -23,7 +23,9 @@ const ROUNDS: usize = 15;
 const CONNECTS: usize = 1500;
 /// Of datagram sockets, which cost a hundredth.
 const UDP_CONNECTS: usize = 100_000;
-pub(super) const METADATA: SocketAddrV4 = SocketAddrV4::new(Node::METADATA_IP, 80);
+pub(super) fn metadata(sandbox: &Sandbox) -> SocketAddrV4 {
+    SocketAddrV4::new(sandbox.cloud().metadata_ip(), 80)
+}
 /// How many rules there are before the one that matches.
 const RULES: [u16; 3] = [0, 1000, 5000];
 
@@ -40,9 +42,9 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
     let mut workers = Workers {
         unrelated: pod(outside, false)?,
         datagram: pod(SocketAddrV4::new(sandbox.node().ip(), 9), true)?,
-        redirected: pod(METADATA, false)?,
+        redirected: pod(metadata(sandbox), false)?,
         routed: Worker::start(client(&router)?, behind, false)?,
-        rewritten: Worker::start(client(&router)?, METADATA, false)?,
+        rewritten: Worker::start(client(&router)?, metadata(sandbox), false)?,
     };
     let mut took = Took::default();
     for _ in 0..ROUNDS {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    connect::{METADATA, Worker},
+    connect::{Worker, metadata},
     process::Process,
     table::{Target, number},
 };
@@ -29,14 +29,14 @@ const IDLE: Duration = Duration::from_secs(35);
 
 /// Prints what the agent takes with more and more pods.
 pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
+    let key = sandbox.cloud().annotation("allowed-roles");
+    let shared = sandbox.cloud().role_arn("shared/*");
     for index in 0..NAMESPACES {
-        let allowed = format!(r#"["team-{index}-*", "acs:ram::*:role/shared/*"]"#);
-        sandbox
-            .api()
-            .apply_namespace(&format!("team-{index}"), &[("ram.aliyuncs.com/allowed-roles", &allowed)])?;
+        let allowed = format!(r#"["team-{index}-*", "{shared}"]"#);
+        sandbox.api().apply_namespace(&format!("team-{index}"), &[(&key, &allowed)])?;
     }
     // The pods' own.
-    sandbox.api().apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["crowd-*"]"#)])?;
+    sandbox.api().apply_namespace("default", &[(&key, r#"["crowd-*"]"#)])?;
     for index in 0..ROLES {
         super::add_role(sandbox, &format!("crowd-{index}"));
     }
@@ -76,7 +76,7 @@ fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Wr
     number(out, &what("processor, nobody asking"), cpu / IDLE.as_secs_f64() * 100.0, "%", Target::None)?;
 
     let client = sandbox.pod("crowd-0")?.client("app")?;
-    let connect = Worker::start(client, METADATA, false)?.dial(CONNECTS)?;
+    let connect = Worker::start(client, metadata(sandbox), false)?.dial(CONNECTS)?;
     number(out, &what("TCP, metadata server"), connect / 1000.0, "µs", Target::None)?;
     sandbox.agent()?.terminate()?;
     Ok(())

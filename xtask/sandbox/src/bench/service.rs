@@ -17,11 +17,7 @@ use super::{
     table::{Rounds, Target, number, row},
     wrk::{Load, Seen},
 };
-use crate::{
-    Sandbox,
-    client::Family,
-    node::{Node, PodSpec},
-};
+use crate::{Sandbox, client::Family, node::PodSpec};
 
 const ROUNDS: usize = 5;
 const ROLE: &str = "orders-role";
@@ -39,7 +35,7 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
             .add_agent(agent, &["--auto-discover-base-arn", "--pass-through-rate=0", "--request-rate=0"])?;
     }
     sandbox.agent()?.start()?;
-    let url = format!("http://{}/latest/meta-data/ram/security-credentials/{ROLE}", Node::METADATA_IP);
+    let url = format!("{}{ROLE}", list(sandbox));
     let hello = Hello::start(sandbox, &url)?;
     let process = Process(sandbox.agent()?.pid().context("the agent does not run")?);
     let ours = Server { url: &url, process };
@@ -104,13 +100,17 @@ fn in_turn(sandbox: &Sandbox, load: Load, ours: &Server<'_>, others: &Server<'_>
     Ok(compared)
 }
 
+fn list(sandbox: &Sandbox) -> String {
+    format!("http://{}{}", sandbox.cloud().metadata_ip(), sandbox.cloud().list())
+}
+
 fn pod_load(sandbox: &Sandbox, load: Load, url: &str) -> Result<Seen> {
     load.run(sandbox.pod("client")?.pod().command("app", "wrk")?, &sandbox.node().directory(), url)
 }
 
 /// The stand-in is what limits both; what the way through the agent adds is the difference.
 fn pass_through(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
-    let url = format!("http://{}/latest/meta-data/instance-id", Node::METADATA_IP);
+    let url = format!("http://{}/latest/meta-data/instance-id", sandbox.cloud().metadata_ip());
     let load = Load { connections: 8, close: false, pause_ms: 0, seconds: 2 };
     let agent = Process(sandbox.agent()?.pid().context("the agent does not run")?);
     let (mut through, mut direct, mut cpu_us) = (Rounds::default(), Rounds::default(), Rounds::default());
@@ -136,7 +136,7 @@ fn pass_through(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
 /// From a pod's first connect(2) to its credentials, the pod having existed for some milliseconds and its
 /// role being new.
 fn cold_pods(sandbox: &mut Sandbox, out: &mut dyn Write) -> Result<()> {
-    let list = format!("http://{}/latest/meta-data/ram/security-credentials/", Node::METADATA_IP);
+    let list = list(sandbox);
     let mut took = Rounds::default();
     for index in 0..COLD_PODS {
         let (name, role) = (format!("cold-{index}"), format!("cold-{index}-role"));
