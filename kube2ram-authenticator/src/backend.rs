@@ -278,7 +278,7 @@ impl Backend {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
         let take = |event| {
             if locked(map).take(event) {
-                self.publish_config_map(locked(map).sections());
+                self.publish_config_map(&locked(map));
             }
         };
         follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
@@ -325,7 +325,8 @@ impl Backend {
         self.publish(index, &reports, sections.broken().len());
     }
 
-    fn publish_config_map(&self, sections: &Sections) {
+    fn publish_config_map(&self, map: &AuthMap) {
+        let sections = map.sections();
         for (section, error) in sections.broken() {
             self.metrics.failed(self.mode);
             let (backend, list) = (self.mode.name(), section.key());
@@ -334,7 +335,10 @@ impl Backend {
                 list, error, "a list of mappings cannot be read: what was last read of it is used"
             );
         }
-        self.publish_sections(sections);
+        if map.is_known() {
+            self.publish_sections(sections);
+        }
+        self.metrics.broken(self.mode, sections.broken().len());
     }
 
     fn publish(&self, index: Index, reports: &[Report], broken: usize) {
@@ -403,7 +407,7 @@ impl Backend {
                 let data = found.map_err(refused)?.and_then(config_map::data_of);
                 let mut map = locked(map);
                 map.set(data);
-                self.publish_config_map(map.sections());
+                self.publish_config_map(&map);
             }
             Source::File(_) => {}
             Source::Objects(api, objects, _) => {

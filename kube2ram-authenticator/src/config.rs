@@ -353,7 +353,7 @@ impl ReservedPrefixes {
     /// What no backend may map to stays reserved, unless the entry allows it.
     fn add_to(&self, allowed: &mut Restrictions) {
         if self.allowsystemusernames.unwrap_or_default() {
-            allowed.reserved_usernames.clear();
+            allowed.reserved_usernames.retain(|prefix| &**prefix != "system:");
         }
         let lists = [
             (&mut allowed.reserved_usernames, &self.usernameprefixreservelist),

@@ -158,6 +158,9 @@ pub struct Tls {
 #[derive(Clone)]
 struct Current {
     config: Arc<ServerConfig>,
+    /// It is valid from here,
+    from: Timestamp,
+    /// to here.
     until: Timestamp,
     /// When another one is made; `None` where files decide.
     renew_at: Option<Timestamp>,
@@ -208,7 +211,8 @@ impl Tls {
 
     /// Whether clients can take the certificate for valid.
     pub fn is_valid(&self) -> bool {
-        self.clock.now() < self.current().until
+        let (now, current) = (self.clock.now(), self.current());
+        current.from <= now && now < current.until
     }
 
     /// Makes or reads another certificate when it is time, or when a file has changed; whether it did. What
@@ -220,7 +224,8 @@ impl Tls {
         let now = self.clock.now();
         let inputs = Inputs::read(&self.settings)?;
         let current = self.current();
-        let is_due = current.renew_at.is_some_and(|renew_at| renew_at <= now);
+        // Made while this machine's clock was ahead, it is not valid yet.
+        let is_due = current.renew_at.is_some_and(|renew_at| renew_at <= now || now < current.from);
         if !is_due && inputs.digest() == current.made_of {
             return Ok(false);
         }
@@ -329,9 +334,11 @@ fn make(
             (chain, key, until, None)
         }
     };
+    let first = chain.first().ok_or_else(|| TlsError::X509(PathBuf::new()))?;
+    let (from, _) = validity(Path::new(""), first)?;
     let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Config)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Current { config: Arc::new(config), until, renew_at, made_of })
+    Ok(Current { config: Arc::new(config), from, until, renew_at, made_of })
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -340,13 +347,17 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     if found.is_empty() { Err(failed(pem::Error::NoItemsFound)) } else { Ok(found) }
 }
 
-/// The end of a certificate that is valid now.
-fn valid_until(path: &Path, der: &[u8], now: Timestamp) -> Result<Timestamp, TlsError> {
+fn validity(path: &Path, der: &[u8]) -> Result<(Timestamp, Timestamp), TlsError> {
     let malformed = || TlsError::X509(path.to_owned());
     let (_, certificate) = x509_parser::parse_x509_certificate(der).or(Err(malformed()))?;
     let validity = certificate.validity();
     let time = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-    let (from, until) = (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()));
+    Ok((time(validity.not_before.timestamp()), time(validity.not_after.timestamp())))
+}
+
+/// The end of a certificate that is valid now.
+fn valid_until(path: &Path, der: &[u8], now: Timestamp) -> Result<Timestamp, TlsError> {
+    let (from, until) = validity(path, der)?;
     if (from..until).contains(&now) {
         return Ok(until);
     }

@@ -142,7 +142,10 @@ impl Webhook {
         // yet keeps those from no login whom a source before it maps.
         let is_loaded = self.map.is_loaded();
         match self.map.map(&identity) {
-            Mapped::User(user) => Outcome::Granted { user, identity, source },
+            Mapped::User(user) => {
+                self.verifier.trust(&identity.access_key_id);
+                Outcome::Granted { user, identity, source }
+            }
             Mapped::Nobody if !is_loaded => Outcome::Refused(Refusal::NotLoaded(identity)),
             Mapped::Nobody => Outcome::Refused(Refusal::NotMapped(identity)),
             Mapped::Conflict(why) => Outcome::Refused(Refusal::Conflict { identity, why }),

@@ -270,7 +270,7 @@ pub(super) struct ServerFlags {
     #[arg(long, value_name = "NUMBER", default_value = "60", help_heading = "STS")]
     sts_rate: u32,
     /// The same for each of these access keys
-    #[arg(long, value_name = "NUMBER", default_value = "10", help_heading = "STS")]
+    #[arg(long, value_name = "NUMBER", default_value = "2", help_heading = "STS")]
     sts_rate_per_key: u32,
     /// The same for all other access keys together. Anybody who reaches the API server can use this up; those
     /// who have logged in before are not concerned

@@ -61,8 +61,12 @@ impl Objects {
             }
             Event::Apply(object) => {
                 let Some((name, object)) = Object::of(object) else { return false };
+                // A status that somebody has written changes no mapping, and is not fought over.
+                let is_news =
+                    |known: &Object| known.entry != object.entry || known.generation != object.generation;
+                let is_news = self.store.known().get(&name).is_none_or(is_news);
                 drop(self.store.insert(name, object));
-                self.store.is_listed()
+                is_news && self.store.is_listed()
             }
             Event::Delete(object) => {
                 let Some(name) = object.metadata.name else { return false };

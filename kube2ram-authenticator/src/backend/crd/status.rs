@@ -35,7 +35,9 @@ const KINDS: [&str; 2] = ["Conflict", "Ready"];
 impl Observed {
     /// Reads a status, of which nothing is believed.
     pub(super) fn of(status: &Value) -> Self {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
+        // What is longer is none of ours, and is written again.
+        let text =
+            |value: &Value| value.as_str().filter(|text| text.len() <= MESSAGE_MAX_BYTES).map(str::to_owned);
         let listed = status["conditions"].as_array();
         let read = |condition: &Value| {
             let kind = text(&condition["type"]).filter(|kind| KINDS.contains(&kind.as_str()))?;
@@ -43,7 +45,7 @@ impl Observed {
                 kind,
                 status: text(&condition["status"])?,
                 reason: text(&condition["reason"])?,
-                message: text(&condition["message"]).filter(|text| text.len() <= MESSAGE_MAX_BYTES)?,
+                message: text(&condition["message"])?,
                 generation: condition["observedGeneration"].as_i64()?,
                 since: text(&condition["lastTransitionTime"])?,
             })
