@@ -69,7 +69,7 @@ fn what_is_not_given_is_left_to_the_file() {
     );
     assert!(backend_modes.is_empty());
     assert_eq!(sts_cache_ttl, Duration::from_mins(1));
-    assert_eq!(sts_rates, StsRates { key: 10, known: 60, unknown: 30 });
+    assert_eq!(sts_rates, StsRates { key: 2, known: 60, unknown: 30 });
     assert!(metrics_address.is_loopback());
     assert_eq!(metrics_port, 21363);
 }
