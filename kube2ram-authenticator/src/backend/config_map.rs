@@ -28,8 +28,8 @@ impl AuthMap {
         &self.sections
     }
 
-    /// Whether all lists could be read once. Before, one that cannot be read would count as empty, and whoever
-    /// is in it as nobody, or as whom a later backend maps.
+    /// Whether all lists could be read once. Before, one that cannot be read would count as empty, and
+    /// whoever is in it as nobody, or as whom a later backend maps.
     pub(super) fn is_known(&self) -> bool {
         self.was_read
     }

@@ -1,6 +1,6 @@
 //! STS's clock, by the `Date` of its answers: a token is judged by it, so that a wrong clock of this machine
-//! neither refuses valid tokens nor keeps expired ones. From an answer on it runs by the monotonic clock: what
-//! sets this machine's clock right must not set STS's wrong. Depends on nothing; called by the parent.
+//! neither refuses valid tokens nor keeps expired ones. From an answer on it runs by the monotonic clock:
+//! what sets this machine's clock right must not set STS's wrong. Depends on nothing; called by the parent.
 
 use std::sync::{Mutex, PoisonError};
 
