@@ -338,6 +338,7 @@ fn the_page_leads_from_kube2iam_to_kube2ram_on_aws_without_a_failed_request() {
     leads_there("migration-aws", Cloud::Aws);
 }
 
+#[expect(clippy::print_stdout, reason = "tells what was measured")]
 fn leads_there(name: &str, cloud: Cloud) {
     let mut rehearsal = Rehearsal::begin(name, cloud);
     let mut told = String::new();
@@ -418,6 +419,7 @@ fn the_page_leads_back_on_aws_with_refusals_alone() {
     leads_back("roll-back-aws", Cloud::Aws);
 }
 
+#[expect(clippy::print_stdout, reason = "tells what was measured")]
 fn leads_back(name: &str, cloud: Cloud) {
     let all = steps(cloud);
     let (back, there): (Vec<_>, Vec<_>) = all.iter().partition(|step| step.section == "Roll back");
