@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::identity::{Identity, User};
 
@@ -38,6 +38,9 @@ struct Asked {
     #[serde(rename = "kind")]
     _kind: Kind,
     spec: Spec,
+    /// With it, serde takes no array for an object.
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
 }
 
 /// `audiences` are not looked at: an answer without `status.audiences` is for the API server itself, never
@@ -45,14 +48,15 @@ struct Asked {
 #[derive(Deserialize)]
 struct Spec {
     token: SecretString,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
 }
 
 impl Review {
     /// `None` for everything else, also for another version.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
-        let Asked { api_version: version, _kind: _, spec: Spec { token } } =
-            serde_json::from_slice(body).ok()?;
-        Some(Self { version, token })
+        let Asked { api_version: version, spec, .. } = serde_json::from_slice(body).ok()?;
+        Some(Self { version, token: spec.token })
     }
 
     pub(super) fn token(&self) -> &str {
@@ -172,7 +176,10 @@ mod tests {
             good.replace(r#""a token""#, "1"),
             good.replace(r#""token":"a token""#, r#""token":"a token","token":"b""#),
             format!("{good}x"),
+            r#"["authentication.k8s.io/v1","TokenReview",{"token":"a token"}]"#.into(),
+            good.replace(r#"{"token":"a token","audiences":["https://api"]}"#, r#"["a token"]"#),
         ] {
+            assert_ne!(bad, good);
             assert!(Review::parse(bad.as_bytes()).is_none(), "{bad}");
         }
     }
