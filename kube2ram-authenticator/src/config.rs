@@ -209,29 +209,26 @@ impl ConfigFile {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|error| match error {
-            ParseError::UnknownKey(key) => ConfigError::UnknownKey(key),
-            ParseError::Yaml(source) => ConfigError::Yaml { path: path.to_owned(), source: source.into() },
-        })
+        Self::parse(&text, path)
     }
 
-    fn parse(text: &str) -> Result<Self, ParseError> {
+    /// Reads the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Yaml`] and [`ConfigError::UnknownKey`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! { with_snippet: false };
         let read = serde_saphyr::from_str_with_options::<AnyCase<Option<Self>>>(text, options);
-        let file = read.map_err(ParseError::Yaml)?.0.unwrap_or_default();
+        let failed =
+            |source: serde_saphyr::Error| ConfigError::Yaml { path: path.to_owned(), source: source.into() };
+        let file = read.map_err(failed)?.0.unwrap_or_default();
         let of_server = file.server.iter().flat_map(|server| server.unknown.keys());
         let unknown = file.unknown.keys().cloned().chain(of_server.map(|key| format!("server.{key}")));
         match unknown.min() {
             None => Ok(file),
-            Some(key) => Err(ParseError::UnknownKey(key.into())),
+            Some(key) => Err(ConfigError::UnknownKey(key.into())),
         }
     }
-}
-
-#[derive(Debug)]
-enum ParseError {
-    UnknownKey(Box<str>),
-    Yaml(serde_saphyr::Error),
 }
 
 impl Config {

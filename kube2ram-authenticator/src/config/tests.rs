@@ -28,8 +28,12 @@ fn example_flags() -> Given {
     }
 }
 
+fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
+    ConfigFile::parse(text, Path::new("config.yaml"))
+}
+
 fn config(given: Given, file: &str) -> Result<Config, ConfigError> {
-    Config::try_new(given, ConfigFile::parse(file).unwrap())
+    Config::try_new(given, parse(file).unwrap())
 }
 
 fn of_file(file: &str) -> Config {
@@ -148,8 +152,8 @@ fn an_unknown_key_is_refused_and_one_without_effect_is_noticed() {
         ("clusterId: c\nclusterName: x", "clustername"),
         ("clusterID: c\nserver: {mapRole: []}", "server.maprole"),
     ] {
-        let error = ConfigFile::parse(file).unwrap_err();
-        assert!(matches!(&error, ParseError::UnknownKey(key) if &**key == named), "{error:?}");
+        let error = parse(file).unwrap_err();
+        assert!(matches!(&error, ConfigError::UnknownKey(key) if &**key == named), "{error:?}");
     }
     let config = of_file("server: {bind: 0.0.0.0, master: x, scrubbedAccounts: ['1']}");
     assert_eq!(config.notices.len(), 3);
@@ -171,10 +175,10 @@ fn usernames_of_the_system_are_reserved_and_more_can_be() {
     assert_eq!(reserved(1), ("system: ops:".to_owned(), "system:".to_owned()));
     assert_eq!(reserved(2), ("system:".to_owned(), String::new()));
     let misspelt = "server: {reservedPrefixConfig: [{backendMode: CRD, usernamePrefixes: ['x']}]}";
-    assert!(matches!(ConfigFile::parse(misspelt), Err(ParseError::Yaml(_))), "it would reserve nothing");
+    assert!(matches!(parse(misspelt), Err(ConfigError::Yaml { .. })), "it would reserve nothing");
     let unknown = "clusterID: c\nserver: {reservedPrefixConfig: [{backendMode: X}]}";
     assert!(matches!(
-        Config::try_new(Given::default(), ConfigFile::parse(unknown).unwrap()),
+        Config::try_new(Given::default(), parse(unknown).unwrap()),
         Err(ConfigError::ReservedPrefixes(_))
     ));
 }
@@ -241,7 +245,7 @@ fn init_writes_here_without_a_file_and_where_the_server_looks_with_one() {
 proptest! {
     #[test]
     fn never_panics(text in any::<String>(), lines in "([a-zA-Z:\\[\\]{}&*!| -]{0,16}\n){0,8}") {
-        drop(ConfigFile::parse(&text));
-        drop(ConfigFile::parse(&lines));
+        drop(parse(&text));
+        drop(parse(&lines));
     }
 }
