@@ -23,10 +23,14 @@ const MAX_LENGTH: &str = "2048";
 /// How long one input may take, in seconds. Regular expressions of hostile size must not.
 const INPUT_TIMEOUT: &str = "10";
 
+/// The fuzz crates; they stand outside of the workspace. Names of targets are unique among them.
+const CRATES: [&str; 2] = ["kube2ram-agent/fuzz", "kube2ram-authenticator/fuzz"];
+
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
-    /// Only this target (a file of kube2ram-agent/fuzz/fuzz_targets, without .rs)
+    /// Only this target (a file of fuzz_targets in kube2ram-agent/fuzz or kube2ram-authenticator/fuzz, without
+    /// .rs)
     target: Option<String>,
     /// How long, over all targets
     #[arg(long, default_value_t = 60)]
@@ -50,26 +54,28 @@ impl Fuzz {
         setup::building()?;
         ebpf::build()?;
         let all = targets()?;
-        let chosen: Vec<&String> =
-            all.iter().filter(|name| self.target.as_ref().is_none_or(|target| target == *name)).collect();
-        ensure!(!chosen.is_empty(), "no such target; there are {}", all.join(", "));
+        let is_chosen = |target: &&Target| self.target.as_ref().is_none_or(|name| *name == target.name);
+        let chosen: Vec<&Target> = all.iter().filter(is_chosen).collect();
+        let names: Vec<&str> = all.iter().map(|target| &*target.name).collect();
+        ensure!(!chosen.is_empty(), "no such target; there are {}", names.join(", "));
         let counts = Counts::passed(chosen.len());
         let seconds = (self.seconds / u64::try_from(chosen.len())?).max(1);
-        for name in chosen {
+        for target in chosen {
+            let name = &target.name;
             say(format!("fuzzing {name} for {seconds} s"));
             let found = target_dir().join("fuzz/corpus").join(name);
             fs::create_dir_all(&found)?;
             let limits = ["-max_len", MAX_LENGTH, "-timeout", INPUT_TIMEOUT, "-print_final_stats", "1"];
             let limits = limits.chunks(2).map(|flag| flag.join("="));
-            let dictionary = format!("-dict={}", crate_dir().join("dictionary").display());
+            let dictionary = format!("-dict={}", target.crate_dir.join("dictionary").display());
             // The first corpus is the one that grows.
-            run(self.cargo_fuzz(name, &[&found, &corpus(name)])?.args(limits).args([
+            run(self.cargo_fuzz(target, &[&found, &target.corpus()])?.args(limits).args([
                 format!("-max_total_time={seconds}"),
                 format!("-seed={}", self.seed),
                 dictionary,
             ]))?;
             if self.keep {
-                self.keep(name, &found)?;
+                self.keep(target, &found)?;
             }
         }
         Ok(counts)
@@ -77,14 +83,14 @@ impl Fuzz {
 
     /// Rebuilds the committed corpus from itself and from what was found: the smallest inputs that reach all
     /// that is reached.
-    fn keep(&self, name: &str, found: &Path) -> Result<()> {
-        let (corpus, merged) = (corpus(name), found.with_extension("merged"));
+    fn keep(&self, target: &Target, found: &Path) -> Result<()> {
+        let (corpus, merged) = (target.corpus(), found.with_extension("merged"));
         if merged.exists() {
             fs::remove_dir_all(&merged)?;
         }
         fs::create_dir_all(&merged)?;
         run(self
-            .cargo_fuzz(name, &[&merged, &corpus, found])?
+            .cargo_fuzz(target, &[&merged, &corpus, found])?
             .args(["-merge=1", &format!("-max_len={MAX_LENGTH}")]))?;
         fs::remove_dir_all(&corpus)?;
         fs::create_dir_all(&corpus)?;
@@ -92,20 +98,20 @@ impl Fuzz {
             let input = input?;
             fs::copy(input.path(), corpus.join(input.file_name()))?;
         }
-        say(format!("{name} has {} inputs", fs::read_dir(&corpus)?.count()));
+        say(format!("{} has {} inputs", target.name, fs::read_dir(&corpus)?.count()));
         Ok(())
     }
 
     /// `cargo fuzz run`; what is added are libFuzzer's own flags.
-    fn cargo_fuzz(&self, target: &str, corpora: &[&Path]) -> Result<Command> {
+    fn cargo_fuzz(&self, target: &Target, corpora: &[&Path]) -> Result<Command> {
         let mut command = Command::new(program()?);
         command
             .current_dir(root())
             .args(["fuzz", "run", "--sanitizer", &self.sanitizer, "--fuzz-dir"])
-            .arg(crate_dir())
+            .arg(&target.crate_dir)
             .arg("--target-dir")
             .arg(target_dir().join("fuzz"))
-            .arg(target)
+            .arg(&target.name)
             .args(corpora)
             .arg("--")
             // Sanitizers are unstable options; the pinned compiler takes them, for this child only.
@@ -115,27 +121,34 @@ impl Fuzz {
     }
 }
 
-/// Where the fuzz crate is; it stands outside of the workspace.
-fn crate_dir() -> PathBuf {
-    root().join("kube2ram-agent/fuzz")
+/// A target of one of the crates.
+struct Target {
+    crate_dir: PathBuf,
+    name: String,
 }
 
-fn corpus(target: &str) -> PathBuf {
-    crate_dir().join("corpus").join(target)
+impl Target {
+    fn corpus(&self) -> PathBuf {
+        self.crate_dir.join("corpus").join(&self.name)
+    }
 }
 
 fn program() -> Result<PathBuf> {
     setup::crate_program("cargo-fuzz", VERSION, "cargo-fuzz", |_| Ok(()))
 }
 
-fn targets() -> Result<Vec<String>> {
-    let sources = fs::read_dir(crate_dir().join("fuzz_targets")).context("cannot list the fuzz targets")?;
-    let mut names = Vec::new();
-    for source in sources {
-        let path = source?.path();
-        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { bail!("{}", path.display()) };
-        names.push(name.to_owned());
+fn targets() -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for crate_dir in CRATES.map(|path| root().join(path)) {
+        let sources = fs::read_dir(crate_dir.join("fuzz_targets")).context("cannot list the fuzz targets")?;
+        for source in sources {
+            let path = source?.path();
+            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+                bail!("{}", path.display())
+            };
+            targets.push(Target { crate_dir: crate_dir.clone(), name: name.to_owned() });
+        }
     }
-    names.sort();
-    Ok(names)
+    targets.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(targets)
 }
