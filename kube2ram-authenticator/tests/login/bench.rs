@@ -1,0 +1,212 @@
+//! The server with the STS stand-in, and a client that is an API server to it.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use kube2ram_authenticator::{
+    identity::{Identity, Map, Mapped, User},
+    serve::{self, Listeners, Parts, ServeError, Settings},
+    tls,
+    token::{ClusterId, presign},
+    verify::{self, MAX_TTL, Rates},
+    webhook,
+};
+use kube2ram_cloud::{BaseCredentials, Endpoint};
+use kube2ram_sandbox::{
+    clock::Clock as SandboxClock,
+    standin::{AccessKey, Accounts, Bind, Sts},
+};
+use kube2ram_service::{admin::Readiness, clock::SystemClock};
+use prometheus_client::registry::Registry;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const CLUSTER: &str = "c0123456789abcdef0123456789abcdef";
+
+/// The user alice, all engineers, and everybody with the role admin under the name of the session.
+struct Mappings;
+
+impl Map for Mappings {
+    fn map(&self, identity: &Identity) -> Mapped {
+        let resource = identity.canonical_arn.rsplit(':').next().unwrap_or_default();
+        let username = match (resource, &identity.session_name) {
+            ("user/alice", None) => "alice".to_owned(),
+            (user, None) if user.starts_with("user/engineer-") => user.replacen("user/", "", 1),
+            ("role/admin", Some(session)) => format!("admin:{session}"),
+            _ => return Mapped::Nobody,
+        };
+        Mapped::User(User { username: username.into(), groups: vec!["developers".into()] })
+    }
+
+    fn is_loaded(&self) -> bool {
+        true
+    }
+}
+
+pub(crate) struct Bench {
+    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) sts: Sts,
+    pub(crate) webhook: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    tls: TlsConnector,
+    shutdown: CancellationToken,
+    serving: JoinHandle<Result<(), ServeError>>,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+pub(crate) async fn bench() -> Bench {
+    let accounts = Arc::new(Accounts::new(SandboxClock::default()));
+    let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let listeners = Listeners::bind(free(), free()).await.unwrap();
+    let (webhook, admin) = listeners.addresses().unwrap();
+    let init = tls::Init {
+        directory: directory.path().join("state"),
+        kubeconfig: directory.path().join("kubeconfig.yaml"),
+        hostname: "localhost".into(),
+        address: webhook.ip(),
+        port: webhook.port(),
+        client: None,
+    };
+    let certificate = tls::Source::Own { directory: init.directory.clone(), names: init.names() };
+    let settings = Settings {
+        cluster: ClusterId::parse(CLUSTER).unwrap(),
+        sts: vec![Endpoint::parse(&sts.url()).unwrap()],
+        tls: tls::Settings { certificate, client_ca: None },
+        init: Some(init),
+        verify: verify::Settings { cache_ttl: MAX_TTL, rates: Rates::default() },
+        webhook: webhook::Settings::default(),
+        grace: Duration::from_secs(10),
+    };
+    let parts = Parts {
+        map: Arc::new(Mappings),
+        clock: Arc::new(SystemClock),
+        readiness: Readiness::default(),
+        registry: Registry::with_prefix("kube2ram_authenticator"),
+        background: JoinSet::new(),
+        listeners,
+    };
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(serve::run(settings, parts, shutdown.clone()));
+    let ca = directory.path().join("state/cert.pem");
+    eventually(|| ca.exists()).await;
+    let tls = trusting(&ca);
+    Bench { accounts, sts, webhook, admin, tls, shutdown, serving, directory }
+}
+
+fn free() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+fn trusting(ca: &Path) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&fs::read(ca).unwrap()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn eventually(holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not come");
+}
+
+pub(crate) fn keys(key: &AccessKey) -> BaseCredentials {
+    BaseCredentials {
+        access_key_id: key.id.as_str().into(),
+        access_key_secret: key.secret.as_str().into(),
+        security_token: key.security_token.as_deref().map(Into::into),
+    }
+}
+
+pub(crate) fn token_at(keys: &BaseCredentials, at: Timestamp) -> String {
+    let cluster = ClusterId::parse(CLUSTER).unwrap();
+    presign(&cluster, keys, at, "a test").unwrap().expose_secret().to_owned()
+}
+
+pub(crate) fn token(keys: &BaseCredentials) -> String {
+    token_at(keys, Timestamp::now())
+}
+
+/// The status and the whole text of an answer.
+async fn exchange(mut stream: impl Stream, request: String) -> (u16, String) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    // A server may end a connection without TLS's own end.
+    drop(stream.read_to_string(&mut answer).await);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or_else(|| panic!("no answer: {answer:?}")), answer)
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for S {}
+
+impl Bench {
+    /// A new connection, as an API server makes it.
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TcpStream::connect(self.webhook).await.unwrap();
+        self.tls.connect(name, stream).await.unwrap()
+    }
+
+    pub(crate) async fn login(&self, token: &str) -> (u16, String) {
+        exchange(self.connect().await, review(token, "close")).await
+    }
+
+    /// The `status` of a review that was decided.
+    pub(crate) async fn decided(&self, token: &str) -> Value {
+        let (status, answer) = self.login(token).await;
+        assert_eq!(status, 200, "{answer}");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        serde_json::from_str::<Value>(body).unwrap()["status"].take()
+    }
+
+    pub(crate) async fn ask_admin(&self, path: &str) -> (u16, String) {
+        let stream = TcpStream::connect(self.admin).await.unwrap();
+        exchange(stream, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+    }
+
+    pub(crate) async fn end(self) {
+        self.shutdown.cancel();
+        self.serving.await.unwrap().unwrap();
+        assert!(TcpStream::connect(self.webhook).await.is_err(), "nobody listens any longer");
+    }
+}
+
+/// A request with a review of a token.
+pub(crate) fn review(token: &str, connection: &str) -> String {
+    let review = json!({
+        "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": { "token": token },
+    })
+    .to_string();
+    let length = review.len();
+    format!(
+        "POST /authenticate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: {connection}\r\n\r\n{review}"
+    )
+}

@@ -1,0 +1,211 @@
+//! Many logins at once, and a flood of garbage next to them. Figures are printed, for they depend on the
+//! machine; asserted are counts.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use kube2ram_authenticator::verify::Rates;
+use kube2ram_cloud::BaseCredentials;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_rustls::client::TlsStream;
+
+use super::bench::{Bench, bench, keys, review, token, token_at};
+
+/// A connection that is kept, as the API server keeps it, until the server ends it after many requests.
+struct Connection {
+    bench: Arc<Bench>,
+    stream: TlsStream<TcpStream>,
+}
+
+impl Connection {
+    async fn new(bench: Arc<Bench>) -> Self {
+        let stream = bench.connect().await;
+        Self { bench, stream }
+    }
+
+    /// The status and the text of the answer to a review of this token.
+    async fn login(&mut self, token: &str) -> (u16, String) {
+        self.stream.write_all(review(token, "keep-alive").as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        let answer = loop {
+            let mut chunk = [0; 4096];
+            let length = self.stream.read(&mut chunk).await.unwrap();
+            assert_ne!(length, 0, "an answer is complete");
+            read.extend_from_slice(&chunk[..length]);
+            let text = str::from_utf8(&read).unwrap();
+            if is_complete(text) {
+                break text.to_owned();
+            }
+        };
+        if answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
+            self.stream = self.bench.connect().await;
+        }
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+}
+
+/// Whether an answer has all of its body.
+fn is_complete(answer: &str) -> bool {
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
+    let head = head.to_ascii_lowercase();
+    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
+    body.len() >= length.unwrap().parse().unwrap()
+}
+
+/// Times that logins took.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn quantile(&self, of_100: usize) -> Duration {
+        self.0[(self.0.len() - 1) * of_100 / 100]
+    }
+
+    fn print(&self, what: &str) {
+        let (p50, p99, max) = (self.quantile(50), self.quantile(99), self.quantile(100));
+        println!("{what}: {} logins, p50 {p50:?}, p99 {p99:?}, longest {max:?}", self.0.len());
+    }
+}
+
+/// Logs each of the tokens in, `rate` times a second, for `seconds`. All logins must be granted. A login counts
+/// from the time it was due, so that a late client does not hide a slow server.
+async fn logins(bench: &Arc<Bench>, tokens: &Arc<[String]>, rate: u32, seconds: u32) -> Times {
+    let begun = Instant::now();
+    let mut clients = JoinSet::new();
+    for client in 0..CONNECTIONS {
+        let (bench, tokens) = (Arc::clone(bench), Arc::clone(tokens));
+        clients.spawn(async move {
+            let mut connection = Connection::new(bench).await;
+            let mut times = Vec::new();
+            for n in (client..rate * seconds).step_by(CONNECTIONS as usize) {
+                let due = begun + Duration::from_secs(1) * n / rate;
+                sleep_until(due).await;
+                let (status, answer) = connection.login(&tokens[n as usize % tokens.len()]).await;
+                times.push(due.elapsed());
+                assert!(status == 200 && answer.contains(r#""authenticated":true"#), "{status} {answer}");
+            }
+            times
+        });
+    }
+    let mut times = clients.join_all().await.concat();
+    times.sort_unstable();
+    Times(times)
+}
+
+/// Sends tokens that are none, one after the other, until `stop`.
+async fn flood(
+    bench: Arc<Bench>,
+    victim: BaseCredentials,
+    number: u32,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+) {
+    let mut connection = Connection::new(bench).await;
+    let mut n = 0;
+    while !stop.load(Ordering::Relaxed) {
+        n += 1;
+        let token = match n % 4 {
+            0 => format!("eyJhbGciOiJSUzI1NiJ9.{}.c2ln", "e30".repeat(300)),
+            1 => format!("k8s-ack-v2.{}", "bm9uc2Vuc2U".repeat(n % 1000)),
+            2 => token(&BaseCredentials {
+                access_key_id: format!("LTAI{number}.{n}").into(),
+                ..victim.clone()
+            }),
+            _ => token(&BaseCredentials {
+                access_key_secret: format!("{number}.{n}").into(),
+                ..victim.clone()
+            }),
+        };
+        let (status, answer) = connection.login(&token).await;
+        assert!(!answer.contains(r#""authenticated":true"#));
+        assert!([200, 429].contains(&status), "{status} {answer}");
+        sent.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The resident memory of this process: of the server, the clients and the stand-in together.
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+async fn metric(bench: &Bench, name: &str) -> u64 {
+    let metrics = bench.ask_admin("/metrics").await.1;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().parse().unwrap()
+}
+
+/// Each of the engineers' tokens costs one call of STS, however often it is used. A flood of garbage next to
+/// them costs what strangers may, and no engineer's login, not even one with a new token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
+    let bench = Arc::new(bench().await);
+    let engineers: Vec<_> =
+        (0..ENGINEERS).map(|n| keys(&bench.accounts.add_user(&format!("engineer-{n}")))).collect();
+    let tokens: Arc<[String]> = engineers.iter().map(token).collect();
+    let begun = Instant::now();
+
+    logins(&bench, &tokens, ENGINEERS, 1).await.print("first logins");
+    assert_eq!(bench.sts.calls().len(), ENGINEERS as usize);
+    logins(&bench, &tokens, RATE, SECONDS).await.print("remembered");
+    assert_eq!(bench.sts.calls().len(), ENGINEERS as usize, "one call for a token");
+    let memory_before = resident_kib();
+
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let victim = keys(&bench.accounts.add_user("bob"));
+    let mut floods = JoinSet::new();
+    for number in 0..FLOODS {
+        floods.spawn(flood(Arc::clone(&bench), victim.clone(), number, Arc::clone(&stop), Arc::clone(&sent)));
+    }
+    let new_tokens: Arc<[String]> = {
+        // A date is in whole seconds: another one makes another token.
+        let at = Timestamp::now() - SignedDuration::from_secs(60);
+        engineers.iter().map(|engineer| token_at(engineer, at)).collect()
+    };
+    let (remembered, new) =
+        tokio::join!(logins(&bench, &tokens, RATE, SECONDS), logins(&bench, &new_tokens, 10, SECONDS));
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = floods.join_next().await {
+        ended.unwrap();
+    }
+    let took = begun.elapsed();
+    remembered.print("remembered, in a flood");
+    new.print("new tokens, in a flood");
+    let garbage = sent.load(Ordering::Relaxed);
+    println!("flood: {garbage} tokens of garbage in {SECONDS} s");
+    println!("memory: {memory_before} KiB before the flood, {} KiB after", resident_kib());
+
+    // Of whom nobody has logged in with before, two seconds' worth at once.
+    let strangers = u64::from(Rates::default().unknown) * (took.as_secs() + 3);
+    let of_users = u64::from(ENGINEERS + 10 * SECONDS);
+    let calls = bench.sts.calls().len() as u64;
+    println!("STS: {calls} calls, of which {of_users} for users");
+    assert!((of_users..=of_users + strangers).contains(&calls), "{calls} calls");
+    assert!(garbage > strangers, "a flood is more than what is let through: {garbage}");
+    let entries = metric(&bench, "kube2ram_authenticator_remembered_answers").await;
+    assert!(entries <= calls, "{entries} answers are remembered of {calls}");
+    let Some(bench) = Arc::into_inner(bench) else { panic!("every login has ended") };
+    bench.end().await;
+}
+
+const CONNECTIONS: u32 = 16;
+const ENGINEERS: u32 = 50;
+/// Connections with garbage.
+const FLOODS: u32 = 8;
+/// Logins for each second.
+const RATE: u32 = 500;
+/// How long each phase takes. All of them must end before an identity is forgotten.
+const SECONDS: u32 = 4;
