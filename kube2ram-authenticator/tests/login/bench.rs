@@ -65,7 +65,7 @@ pub(crate) struct Bench {
     pub(crate) sts: Sts,
     pub(crate) webhook: SocketAddr,
     pub(crate) admin: SocketAddr,
-    tls: TlsConnector,
+    pub(crate) client: Client,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), ServeError>>,
     pub(crate) directory: tempfile::TempDir,
@@ -107,26 +107,42 @@ pub(crate) async fn bench() -> Bench {
     let serving = tokio::spawn(serve::run(settings, parts, shutdown.clone()));
     let ca = directory.path().join("state/cert.pem");
     eventually(|| ca.exists()).await;
-    let tls = trusting(&ca);
-    Bench { accounts, sts, webhook, admin, tls, shutdown, serving, directory }
+    let client = Client::trusting(&ca, webhook);
+    Bench { accounts, sts, webhook, admin, client, shutdown, serving, directory }
 }
 
 fn free() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
 
-fn trusting(ca: &Path) -> TlsConnector {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(&fs::read(ca).unwrap()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    TlsConnector::from(Arc::new(config))
+/// An API server, as far as the webhook can see.
+pub(crate) struct Client {
+    webhook: SocketAddr,
+    tls: TlsConnector,
 }
 
-async fn eventually(holds: impl Fn() -> bool) {
+impl Client {
+    /// Trusts one CA alone, as the API server does.
+    pub(crate) fn trusting(ca: &Path, webhook: SocketAddr) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&fs::read(ca).unwrap()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { webhook, tls: TlsConnector::from(Arc::new(config)) }
+    }
+
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TcpStream::connect(self.webhook).await.unwrap();
+        self.tls.connect(name, stream).await.unwrap()
+    }
+}
+
+pub(crate) async fn eventually(holds: impl Fn() -> bool) {
     for _ in 0..1000 {
         if holds() {
             return;
@@ -154,7 +170,7 @@ pub(crate) fn token(keys: &BaseCredentials) -> String {
 }
 
 /// The status and the whole text of an answer.
-async fn exchange(mut stream: impl Stream, request: String) -> (u16, String) {
+pub(crate) async fn exchange(mut stream: impl Stream, request: String) -> (u16, String) {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     // A server may end a connection without TLS's own end.
@@ -163,19 +179,12 @@ async fn exchange(mut stream: impl Stream, request: String) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("no answer: {answer:?}")), answer)
 }
 
-trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+pub(crate) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
 impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for S {}
 
 impl Bench {
-    /// A new connection, as an API server makes it.
-    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = TcpStream::connect(self.webhook).await.unwrap();
-        self.tls.connect(name, stream).await.unwrap()
-    }
-
     pub(crate) async fn login(&self, token: &str) -> (u16, String) {
-        exchange(self.connect().await, review(token, "close")).await
+        exchange(self.client.connect().await, review(token, "close")).await
     }
 
     /// The `status` of a review that was decided.

@@ -31,7 +31,7 @@ struct Connection {
 
 impl Connection {
     async fn new(bench: Arc<Bench>) -> Self {
-        let stream = bench.connect().await;
+        let stream = bench.client.connect().await;
         Self { bench, stream }
     }
 
@@ -50,7 +50,7 @@ impl Connection {
             }
         };
         if answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
-            self.stream = self.bench.connect().await;
+            self.stream = self.bench.client.connect().await;
         }
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (status, answer)

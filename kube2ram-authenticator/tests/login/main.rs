@@ -5,6 +5,7 @@
 
 mod bench;
 mod load;
+mod process;
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -23,8 +24,13 @@ use kube2ram_sandbox::standin::{Accounts, Role, StsMode};
 use kube2ram_service::clock::SystemClock;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
-use self::bench::{bench, keys, token, token_at};
+use self::bench::{CLUSTER, bench, keys, review, token, token_at};
 
 #[tokio::test]
 async fn a_user_and_a_session_of_a_role_become_whom_they_are_mapped_to() {
@@ -102,6 +108,9 @@ async fn an_outage_of_sts_is_503_and_ends_and_throttling_is_429() {
         let (answered, answer) = bench.login(&token).await;
         assert_eq!(answered, status, "{answer}");
         assert!(answer.to_ascii_lowercase().contains("\r\nretry-after: "), "{answer}");
+        for path in ["/healthz", "/readyz"] {
+            assert_eq!(bench.ask_admin(path).await.0, 200, "a restart would not help: {path}");
+        }
     }
 
     bench.sts.set_mode(StsMode::Ok).unwrap();
@@ -156,5 +165,35 @@ async fn a_restart_keeps_what_the_api_server_trusts() {
     assert!(!again.made_authority && !again.wrote_kubeconfig);
     assert_eq!(fs::read(state.join("cert.pem")).unwrap(), made);
     assert!(kubeconfig.contains(&format!("https://localhost:{}/authenticate", bench.webhook.port())));
+    bench.end().await;
+}
+
+/// ack-ram-authenticator has no time-outs: connections that do nothing stay for ever.
+#[tokio::test]
+async fn a_client_that_does_not_go_on_is_cut_off() {
+    let bench = bench().await;
+    let alice = keys(&bench.accounts.add_user("alice"));
+    let request = review(&token(&alice), "keep-alive");
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let half_a_body = format!("{head}\r\n\r\n{}", &body[..body.len() / 2]);
+    let until_the_end = async |sent: &str| {
+        let mut stream = bench.client.connect().await;
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        drop(stream.read_to_end(&mut answer).await);
+        String::from_utf8(answer).unwrap()
+    };
+    let without_handshake = async {
+        let mut stream = TcpStream::connect(bench.webhook).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await
+    };
+
+    let cut_off = async { tokio::join!(without_handshake, until_the_end(head), until_the_end(&half_a_body)) };
+    let (handshake, head, body) = timeout(Duration::from_secs(30), cut_off).await.unwrap();
+
+    assert!(handshake.is_ok_and(|length| length == 0));
+    assert!(!head.contains("200 OK"), "{head}");
+    assert!(body.starts_with("HTTP/1.1 408 "), "{body}");
+    assert_eq!(bench.decided(&token(&alice)).await["authenticated"], true, "the allowed twin");
     bench.end().await;
 }
