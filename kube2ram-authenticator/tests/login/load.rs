@@ -1,6 +1,8 @@
 //! Many logins at once, and a flood of garbage next to them. Figures are printed, for they depend on the
 //! machine; asserted are counts.
 
+#![expect(clippy::print_stdout, reason = "the figures are for who runs it")]
+
 use std::{
     fs,
     sync::{

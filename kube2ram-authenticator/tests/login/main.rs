@@ -30,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::bench::{CLUSTER, bench, keys, review, token, token_at};
+use self::bench::{bench, exchange, keys, review, token, token_at};
 
 #[tokio::test]
 async fn a_user_and_a_session_of_a_role_become_whom_they_are_mapped_to() {
@@ -195,5 +195,35 @@ async fn a_client_that_does_not_go_on_is_cut_off() {
     assert!(!head.contains("200 OK"), "{head}");
     assert!(body.starts_with("HTTP/1.1 408 "), "{body}");
     assert_eq!(bench.decided(&token(&alice)).await["authenticated"], true, "the allowed twin");
+    bench.end().await;
+}
+
+/// ack-ram-authenticator has no deadline for STS. The API server gives up after 30 s, and then asks again.
+#[tokio::test]
+async fn a_silent_sts_is_503_before_the_api_server_gives_up() {
+    let bench = bench().await;
+    let alice = keys(&bench.accounts.add_user("alice"));
+    bench.sts.set_mode(StsMode::Slow(Duration::from_mins(1))).unwrap();
+
+    let token = token(&alice);
+    let (status, answer) = timeout(Duration::from_secs(15), bench.login(&token)).await.unwrap();
+
+    assert_eq!(status, 503, "{answer}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused() {
+    let bench = bench().await;
+    let alice = keys(&bench.accounts.add_user("alice"));
+    let request = |header: usize| {
+        let filler = format!("X-Filler: {}\r\nHost: ", "x".repeat(header));
+        review(&token(&alice), "close").replacen("Host: ", &filler, 1)
+    };
+
+    let (status, answer) = exchange(bench.client.connect().await, request(16 * 1024)).await;
+
+    assert_eq!(status, 431, "{answer}");
+    assert_eq!(exchange(bench.client.connect().await, request(1024)).await.0, 200, "the allowed twin");
     bench.end().await;
 }
