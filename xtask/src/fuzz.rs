@@ -29,8 +29,8 @@ const CRATES: [&str; 2] = ["kube2ram-agent/fuzz", "kube2ram-authenticator/fuzz"]
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
-    /// Only this target (a file of fuzz_targets in kube2ram-agent/fuzz or kube2ram-authenticator/fuzz, without
-    /// .rs)
+    /// Only this target (a file of fuzz_targets in kube2ram-agent/fuzz or kube2ram-authenticator/fuzz,
+    /// without .rs)
     target: Option<String>,
     /// How long, over all targets
     #[arg(long, default_value_t = 60)]

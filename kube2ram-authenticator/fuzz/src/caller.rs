@@ -1,5 +1,5 @@
-//! Answers of STS to GetCallerIdentity: an identity never says more than the answer. The judge reads the answer
-//! by itself.
+//! Answers of STS to GetCallerIdentity: an identity has nothing that is not in the answer. The judge reads the
+//! answer by itself.
 
 use kube2ram_authenticator::identity::Identity;
 use kube2ram_cloud::alibaba::wire::parse_caller_identity;

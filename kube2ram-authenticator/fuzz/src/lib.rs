@@ -1,6 +1,6 @@
 //! Properties that must hold for every input of the authenticator. `fuzz_targets` lets libFuzzer search for
-//! counterexamples; a test of the authenticator replays `corpus` without libFuzzer. Each module is one target:
-//! its `check` panics when a property does not hold, and returns whether the input was accepted.
+//! counterexamples; a test of the authenticator replays `corpus` without libFuzzer. Each module is one
+//! target: its `check` panics when a property does not hold, and returns whether the input was accepted.
 
 pub mod caller;
 pub mod config;

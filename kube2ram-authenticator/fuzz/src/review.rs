@@ -1,5 +1,5 @@
-//! Bodies of requests to the webhook: nobody logs in without an answer of STS, as anybody else, or in an answer
-//! of another version. STS, the mapping and the clock are stand-ins; all else is the real webhook.
+//! Bodies of requests to the webhook: nobody logs in without an answer of STS, as anybody else, or in an
+//! answer of another version. STS, the mapping and the clock are stand-ins; all else is the real webhook.
 
 use std::sync::{
     Arc,

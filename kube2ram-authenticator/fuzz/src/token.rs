@@ -1,5 +1,5 @@
-//! Bearer tokens: the call of an accepted token has exactly the allowed headers, with the values in the token,
-//! and all that STS receives is signed. The judge reads the JSON document by itself.
+//! Bearer tokens: the call of an accepted token has exactly the allowed headers, with the values in the
+//! token, and all that STS receives is signed. The judge reads the JSON document by itself.
 
 use std::collections::BTreeMap;
 

@@ -81,8 +81,8 @@ impl Times {
     }
 }
 
-/// Logs each of the tokens in, `rate` times a second, for `seconds`. All logins must be granted. A login counts
-/// from the time it was due, so that a late client does not hide a slow server.
+/// Logs in with the tokens in turn, `rate` times a second, for `seconds`. All logins must be granted. A login
+/// counts from the time it was due, so that a late client does not hide a slow server.
 async fn logins(bench: &Arc<Bench>, tokens: &Arc<[String]>, rate: u32, seconds: u32) -> Times {
     let begun = Instant::now();
     let mut clients = JoinSet::new();
