@@ -96,8 +96,8 @@ enum Task {
         /// (downloads Debian packages once)
         #[arg(long, conflicts_with_all = ["kernels", "sdks"])]
         reboot: bool,
-        /// Instead applies the manifests to a real API server, and runs the agent against it (builds
-        /// kube-apiserver and etcd once)
+        /// Instead applies the manifests to a real API server, runs the agent against it, and logs in to it
+        /// by the authenticator (builds kube-apiserver, etcd and kubectl once)
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         api_server: bool,
         /// Counts a test that cannot run here as failed

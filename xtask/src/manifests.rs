@@ -1,6 +1,6 @@
 //! `cargo xtask manifests`, and what the tests of `deploy` need: kustomize, Helm, the API server's schemas,
-//! and for `cargo xtask test --api-server` an API server. All of it is built by Go, from modules of pinned
-//! versions. Called by `main`, `setup` and `steps`.
+//! and for `cargo xtask test --api-server` an API server and kubectl. All of it is built by Go, from modules
+//! of pinned versions. Called by `main`, `setup` and `steps`.
 
 use std::{
     fs,
@@ -149,16 +149,22 @@ fn schemas() -> Result<()> {
     Tool { name: "openapi", version: &version }.directory(make).map(drop)
 }
 
-/// The API server and its store.
+/// The API server with its store, and kubectl.
 pub(crate) fn api_server() -> Result<()> {
+    build(
+        "kube-apiserver",
+        &[("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"), ("etcd", "go.etcd.io/etcd/server/v3")],
+    )?;
+    build("kubectl", &[("kubectl", "k8s.io/kubernetes/cmd/kubectl")])
+}
+
+/// A tool of Kubernetes' version: programs and their packages.
+fn build(tool: &str, programs: &[(&str, &str)]) -> Result<()> {
     let version = kubernetes()?;
     let make = |directory: &Path| {
-        say(format!("building kube-apiserver {version} and etcd (once on this machine)"));
+        say(format!("building {tool} {version} (once on this machine)"));
         let bin = directory.join("bin");
-        for (name, package) in [
-            ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-            ("etcd", "go.etcd.io/etcd/server/v3"),
-        ] {
+        for (name, package) in programs {
             let mut go = Command::new("go");
             go.current_dir(module()).env("CGO_ENABLED", "0").args([
                 "build",
@@ -170,5 +176,5 @@ pub(crate) fn api_server() -> Result<()> {
         }
         Ok(())
     };
-    Tool { name: "kube-apiserver", version: &version }.directory(make).map(drop)
+    Tool { name: tool, version: &version }.directory(make).map(drop)
 }

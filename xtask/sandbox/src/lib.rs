@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 mod cloud;
 pub mod container;
+pub mod control_plane;
 pub mod kernel;
 mod log_writer;
 pub mod node;

@@ -1,6 +1,6 @@
 //! The admission policies: who may write allow-lists, and what an agent may change of nodes.
 
-use kube2ram_sandbox::Sandbox;
+use kube2ram_sandbox::{Sandbox, control_plane::ControlPlane as Processes};
 use serde_json::{Value, json};
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     control_plane::{ADMIN, ControlPlane},
 };
 
-const TENANT: &str = "tenant-token";
+const TENANT: &str = Processes::TENANT;
 const ALLOW_LIST: &str = "ram.aliyuncs.com/allowed-roles";
 
 #[test]

@@ -1,31 +1,26 @@
-//! A real API server and its etcd on the loopback device, as `cargo xtask test --api-server` builds them, and
-//! requests to it by curl.
+//! Requests by curl to a real API server.
 
 use std::{
-    fs::{self, File},
-    net::TcpListener,
-    process::{Child, Command, Stdio},
+    fs,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use kube2ram_sandbox::standin::Authority;
+use kube2ram_sandbox::{control_plane::ControlPlane as Processes, standin::Authority};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::tools;
 
-pub(crate) const ADMIN: &str = "admin-token";
+pub(crate) const ADMIN: &str = Processes::ADMIN;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) struct ControlPlane {
     pub(crate) authority: Authority,
+    processes: Processes,
     directory: TempDir,
-    port: u16,
-    _processes: Vec<Process>,
 }
-
-struct Process(Child);
 
 /// An answer.
 #[derive(Debug)]
@@ -44,54 +39,9 @@ impl ControlPlane {
     /// The same, for clients that know this authority.
     pub(crate) fn of(authority: Authority) -> Self {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let [port, client, peer] = free_ports();
-        let at = |name: &str| directory.path().join(name).display().to_string();
-        let (certificate, key) = authority.certificate(&["127.0.0.1", "localhost"]).unwrap();
-        let (verifying_key, signing_key) = authority.certificate(&["service-accounts"]).unwrap();
-        let files = [
-            ("ca.crt", authority.pem()),
-            ("tls.crt", &certificate),
-            ("tls.key", &key),
-            // A certificate does for a public key.
-            ("sa.crt", &verifying_key),
-            ("sa.key", &signing_key),
-            // Who they are is written here; what they may do is RBAC's.
-            ("tokens.csv", "admin-token,admin,admin,system:masters\ntenant-token,tenant,tenant,\n"),
-        ];
-        for (name, text) in files {
-            fs::write(at(name), text).unwrap();
-        }
-        let etcd = [
-            format!("--data-dir={}", at("etcd")),
-            format!("--listen-client-urls=http://127.0.0.1:{client}"),
-            format!("--advertise-client-urls=http://127.0.0.1:{client}"),
-            format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
-            "--unsafe-no-fsync".to_owned(),
-        ];
-        let api_server = [
-            format!("--etcd-servers=http://127.0.0.1:{client}"),
-            "--bind-address=127.0.0.1".to_owned(),
-            "--advertise-address=127.0.0.1".to_owned(),
-            "--endpoint-reconciler-type=none".to_owned(),
-            format!("--secure-port={port}"),
-            format!("--tls-cert-file={}", at("tls.crt")),
-            format!("--tls-private-key-file={}", at("tls.key")),
-            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-key-file={}", at("sa.crt")),
-            format!("--service-account-signing-key-file={}", at("sa.key")),
-            "--service-cluster-ip-range=10.255.0.0/24".to_owned(),
-            "--authorization-mode=RBAC".to_owned(),
-            "--allow-privileged=true".to_owned(),
-            format!("--token-auth-file={}", at("tokens.csv")),
-        ];
-        let run = |name: &str, args: &[String]| {
-            let log = File::create(at(&format!("{name}.log"))).unwrap();
-            let mut command = Command::new(tools().join("kube-apiserver/bin").join(name));
-            command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-            Process(command.spawn().unwrap_or_else(|error| panic!("{name}: {error}")))
-        };
-        let processes = vec![run("etcd", &etcd), run("kube-apiserver", &api_server)];
-        let plane = Self { authority, directory, port, _processes: processes };
+        let programs = tools().join("kube-apiserver/bin");
+        let processes = Processes::start(&programs, directory.path(), &authority, &[]).unwrap();
+        let plane = Self { authority, processes, directory };
         plane.await_ready();
         plane
     }
@@ -100,7 +50,7 @@ impl ControlPlane {
         let deadline = Instant::now() + DEADLINE;
         // A namespace that the API server makes itself, late in its start.
         while self.get("/readyz").status != 200 || self.get("/api/v1/namespaces/kube-system").status != 200 {
-            let log = fs::read_to_string(self.directory.path().join("kube-apiserver.log")).unwrap();
+            let log = self.processes.log();
             let end: Vec<_> = log.lines().rev().take(20).collect();
             assert!(Instant::now() < deadline, "the API server is not ready: {end:#?}");
             thread::sleep(Duration::from_millis(200));
@@ -108,7 +58,7 @@ impl ControlPlane {
     }
 
     pub(crate) fn address(&self) -> (String, u16) {
-        ("127.0.0.1".to_owned(), self.port)
+        ("127.0.0.1".to_owned(), self.processes.port())
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {
@@ -138,13 +88,13 @@ impl ControlPlane {
         fs::write(&body_file, body.to_string()).unwrap();
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--http1.1", "--include", "--max-time", "30", "--request", method]);
-        curl.arg("--cacert").arg(self.directory.path().join("ca.crt"));
+        curl.arg("--cacert").arg(self.processes.ca());
         curl.arg("--header").arg(format!("Authorization: Bearer {token}"));
         if !body.is_null() {
             curl.arg("--header").arg(format!("Content-Type: {kind}"));
             curl.arg("--data-binary").arg(format!("@{}", body_file.display()));
         }
-        let output = curl.arg(format!("https://127.0.0.1:{}{path}", self.port)).output().unwrap();
+        let output = curl.arg(format!("https://127.0.0.1:{}{path}", self.processes.port())).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let (mut head, mut rest) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
         if head.contains(" 100 ") {
@@ -176,13 +126,6 @@ impl ControlPlane {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 /// Where an object is.
 pub(crate) fn path_of(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -196,10 +139,4 @@ pub(crate) fn path_of(object: &Value) -> String {
     let namespace = text(&object["metadata"]["namespace"]);
     let within = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
     format!("{prefix}{within}/{plural}/{}", text(&object["metadata"]["name"]))
-}
-
-/// Open all at once, so that they differ.
-fn free_ports() -> [u16; 3] {
-    let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
