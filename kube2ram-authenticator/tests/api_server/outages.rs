@@ -1,0 +1,83 @@
+//! STS does not answer or throttles, and the webhook is started again: nobody is denied for it, and the API
+//! server asks again by itself.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use kube2ram_sandbox::standin::StsMode;
+
+use super::cluster::{Cluster, UNAUTHORIZED, eventually, user_info};
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn a_login_outlives_an_outage_of_sts() {
+    survives(StsMode::Refuse, "sts_unavailable");
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn a_login_outlives_throttling_by_sts() {
+    survives(StsMode::Throttle, "sts_throttled");
+}
+
+/// One kubectl logs in while STS fails, and waits until it does not.
+fn survives(mode: StsMode, result: &str) {
+    let cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
+    let alice = cluster.accounts.add_user("alice");
+    assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice");
+    // A token of another second is another token.
+    thread::sleep(Duration::from_secs(1));
+    cluster.sts.set_mode(mode.clone()).unwrap();
+
+    let kubeconfig = cluster.plugin(&alice, "v1", &[]);
+    let started = Instant::now();
+    let mut waiting = cluster.whoami(&kubeconfig).spawn().unwrap();
+    eventually("the API server asks again", || cluster.logins(result) >= 2);
+    assert!(waiting.try_wait().unwrap().is_none(), "kubectl waits");
+    cluster.sts.set_mode(StsMode::Ok).unwrap();
+    let user = user_info(waiting.wait_with_output().unwrap()).unwrap();
+
+    assert_eq!(user["username"], "alice");
+    eprintln!("{mode:?}: one login took {:?}", started.elapsed());
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn a_long_outage_is_401_at_last_and_is_not_remembered() {
+    let cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
+    let alice = cluster.accounts.add_user("alice");
+    let token = cluster.token(&alice, &[]);
+    cluster.sts.set_mode(StsMode::Unavailable).unwrap();
+
+    let started = Instant::now();
+    let refused = cluster.login_with(&token).unwrap_err();
+    let waited = started.elapsed();
+
+    assert!(refused.contains(UNAUTHORIZED), "{refused}");
+    let attempts = cluster.logins("sts_unavailable");
+    eprintln!("a long outage: 401 after {waited:?} and {attempts} questions");
+    assert!((2..=11).contains(&attempts), "{attempts}");
+    let log = cluster.api_server_log();
+    assert!(log.contains("Unable to authenticate the request"), "{log}");
+    cluster.sts.set_mode(StsMode::Ok).unwrap();
+    assert_eq!(cluster.login_with(&token).unwrap()["username"], "alice", "the same token");
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn a_restart_of_the_webhook_takes_none_of_the_api_server() {
+    let mut cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
+    let alice = cluster.accounts.add_user("alice");
+    assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice");
+
+    cluster.stop_server();
+    thread::sleep(Duration::from_secs(1));
+    let refused = cluster.login(&alice, &[]).unwrap_err();
+    cluster.start_server();
+
+    assert!(refused.contains(UNAUTHORIZED), "{refused}");
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice", "by the CA that it knows");
+}

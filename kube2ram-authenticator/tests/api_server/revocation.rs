@@ -1,0 +1,41 @@
+//! A mapping is removed: new tokens are denied at once, and those that the API server remembers when it has
+//! forgotten them.
+
+use std::time::{Duration, Instant};
+
+use super::cluster::{Cluster, UNAUTHORIZED, eventually};
+
+/// Two minutes unless the flag says otherwise.
+const CACHE_TTL: Duration = Duration::from_secs(20);
+/// What the API server remembers of every kind of token, in front of the webhook's cache.
+const SUCCESS_CACHE_TTL: Duration = Duration::from_secs(10);
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn a_removed_mapping_ends_new_logins_at_once_and_others_with_the_api_servers_cache() {
+    let ttl = format!("--authentication-token-webhook-cache-ttl={}s", CACHE_TTL.as_secs());
+    let cluster = Cluster::start(&["--authentication-token-webhook-version=v1", &ttl]);
+    let alice = cluster.accounts.add_user("alice");
+    let assume = cluster.assume("dev-orders", "alice");
+    let assume = assume.each_ref().map(String::as_str);
+    let remembered = cluster.token(&alice, &assume);
+    cluster.login_with(&remembered).unwrap();
+    let logged_in = Instant::now();
+
+    cluster.admin(&["delete", "ramidentitymapping", "developers"]).unwrap();
+
+    // Each kubectl makes a token of its own.
+    let new = eventually("a new token is denied", || cluster.login(&alice, &assume).is_err());
+    let still = cluster.login_with(&remembered);
+    assert!(logged_in.elapsed() < CACHE_TTL, "this machine is too slow for this test");
+    still.unwrap();
+    eventually("the remembered token is denied", || {
+        cluster.login_with(&remembered).is_err_and(|error| error.contains(UNAUTHORIZED))
+    });
+    let old = logged_in.elapsed();
+    eprintln!("removed: a new token was denied after {new:?}, the remembered one after {old:?}");
+    let spare = Duration::from_secs(5);
+    assert!(new < spare, "{new:?}");
+    assert!(old < CACHE_TTL + SUCCESS_CACHE_TTL + spare, "{old:?}");
+    assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice", "another mapping of the same user");
+}
