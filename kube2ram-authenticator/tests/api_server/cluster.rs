@@ -11,15 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
-use kube2ram_authenticator::token::{ClusterId, presign};
-use kube2ram_cloud::BaseCredentials;
 use kube2ram_sandbox::{
     clock::Clock,
     control_plane::ControlPlane,
     standin::{AccessKey, Accounts, Authority, Bind, Role, Sts},
 };
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -272,17 +268,6 @@ impl Drop for Server {
 
 pub(crate) fn user_arn(name: &str) -> String {
     format!("acs:ram::{}:user/{name}", Accounts::UID)
-}
-
-/// A token that was signed at this time, for this cluster.
-pub(crate) fn token_of(cluster: &str, key: &AccessKey, at: Timestamp) -> String {
-    let keys = BaseCredentials {
-        access_key_id: key.id.as_str().into(),
-        access_key_secret: key.secret.as_str().into(),
-        security_token: key.security_token.as_deref().map(Into::into),
-    };
-    let token = presign(&ClusterId::parse(cluster).unwrap(), &keys, at, "a test").unwrap();
-    token.expose_secret().to_owned()
 }
 
 /// The `userInfo` of a SelfSubjectReview.

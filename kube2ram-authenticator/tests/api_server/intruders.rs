@@ -1,20 +1,12 @@
 //! Tokens that must not be taken: 401, and one question to the webhook at most.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};
 use kube2ram_sandbox::standin::{AccessKey, Principal};
 
-use super::cluster::{CLUSTER, Cluster, UNAUTHORIZED, token_of};
-
-const PREFIX: &str = "k8s-ack-v2.";
-
-/// The token with this text in the place of that.
-fn tampered(token: &str, from: &str, to: &str) -> String {
-    let document = STANDARD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
-    let document = String::from_utf8(document).unwrap();
-    assert!(document.contains(from), "{document}");
-    format!("{PREFIX}{}", STANDARD.encode(document.replace(from, to)))
-}
+use super::{
+    cluster::{CLUSTER, Cluster, UNAUTHORIZED},
+    tokens::{tampered, token_of},
+};
 
 #[test]
 #[ignore = "needs an API server: cargo xtask test --api-server"]

@@ -1,9 +1,13 @@
 //! Users and roles become whom they are mapped to, by each version of the webhook's API.
 
+use jiff::Timestamp;
+use kube2ram_sandbox::standin::Accounts;
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, UNAUTHORIZED, eventually, printed, user_arn, user_info};
-use kube2ram_sandbox::standin::Accounts;
+use super::{
+    cluster::{CLUSTER, Cluster, UNAUTHORIZED, eventually, printed, user_arn, user_info},
+    tokens::token_of,
+};
 
 #[test]
 #[ignore = "needs an API server: cargo xtask test --api-server"]
@@ -55,15 +59,23 @@ fn logins_by(version: &str) {
         })
     );
 
+    // The same by a token in the form of ack-ram-tool, with keys that STS has issued.
+    let issued = cluster.accounts.add_session("dev-orders", "alice@laptop");
+    let by_another_client = cluster.login_with(&token_of(CLUSTER, &issued, Timestamp::now())).unwrap();
+    assert_eq!(by_another_client, user);
+
     // By the ConfigMap.
     assert_eq!(login(&carol, &[]).unwrap()["groups"], json!(["auditors", "system:authenticated"]));
 
-    // RBAC knows the groups, and the audit log the ARN.
+    // RBAC knows the groups, and the audit log the ARN. Nobody fills the aggregated role view here.
+    cluster.admin(&["create", "clusterrole", "pods", "--verb=list", "--resource=pods"]).unwrap();
+    let binding = ["create", "clusterrolebinding", "pods", "--clusterrole=pods", "--group=developers"];
+    cluster.admin(&binding).unwrap();
     let pods = |key| {
         let kubeconfig = cluster.plugin(key, version, &[]);
         printed(cluster.kubectl(&kubeconfig, &["get", "pods"]).output().unwrap())
     };
-    pods(&alice).unwrap();
+    eventually("the right", || pods(&alice).is_ok());
     let forbidden = pods(&carol).unwrap_err();
     assert!(forbidden.contains("User \"carol\" cannot list resource \"pods\""), "{forbidden}");
     let audited = cluster.audit_log().into_iter().any(|event| {

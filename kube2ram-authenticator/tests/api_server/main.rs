@@ -8,3 +8,4 @@ mod intruders;
 mod logins;
 mod outages;
 mod revocation;
+mod tokens;

@@ -1,0 +1,48 @@
+//! Tokens in the form of ack-ram-tool, signed by the stand-in's own code: at any time, for any cluster, and
+//! changed afterwards. Used by `intruders` and `logins`.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use kube2ram_sandbox::standin::{AccessKey, V3Request, v3_signature};
+use serde_json::json;
+
+const PREFIX: &str = "k8s-ack-v2.";
+/// SHA-256 of nothing.
+const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// What `ack-ram-tool credential-plugin get-token` prints at this time with this key.
+pub(crate) fn token_of(cluster: &str, key: &AccessKey, at: Timestamp) -> String {
+    let query = BTreeMap::from([("ACKClusterId".to_owned(), cluster.to_owned())]);
+    let mut headers = vec![
+        ("x-acs-action".to_owned(), "GetCallerIdentity".to_owned()),
+        ("x-acs-content-sha256".to_owned(), NO_BODY.to_owned()),
+        ("x-acs-date".to_owned(), at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        ("x-acs-version".to_owned(), "2015-04-01".to_owned()),
+    ];
+    if let Some(token) = &key.security_token {
+        headers.push(("x-acs-security-token".to_owned(), token.clone()));
+    }
+    let request = V3Request { method: "POST", query: &query, headers: &headers, payload_hash: NO_BODY };
+    let authorization = format!(
+        "ACS3-HMAC-SHA256 Credential={},SignedHeaders={},Signature={}",
+        key.id,
+        request.signed_headers(),
+        v3_signature(&key.secret, &request)
+    );
+    let mut sent: BTreeMap<_, _> = headers.into_iter().collect();
+    sent.insert("Authorization".to_owned(), authorization);
+    sent.insert("user-agent".to_owned(), "ack-ram-tool/v0.0.0 (linux/amd64)".to_owned());
+    let document =
+        json!({ "clusterId": cluster, "method": "POST", "path": "/", "query": query, "headers": sent });
+    format!("{PREFIX}{}", STANDARD.encode(document.to_string()))
+}
+
+/// The token with `to` in the place of `from`.
+pub(crate) fn tampered(token: &str, from: &str, to: &str) -> String {
+    let document = STANDARD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
+    let document = String::from_utf8(document).unwrap();
+    assert!(document.contains(from), "{document}");
+    format!("{PREFIX}{}", STANDARD.encode(document.replace(from, to)))
+}
