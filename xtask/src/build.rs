@@ -19,6 +19,7 @@ use crate::{
 /// Programs that are not optimised, which all tests use.
 pub(crate) struct Programs {
     pub(crate) agent: PathBuf,
+    pub(crate) authenticator: PathBuf,
     pub(crate) sandbox: PathBuf,
 }
 
@@ -32,7 +33,11 @@ pub(crate) fn programs() -> Result<Programs> {
     build.args(["build", "--locked", "--workspace", "--bins"]);
     run(ebpf::embed(&mut build, &objects))?;
     let built = |name| target_dir().join("debug").join(name);
-    Ok(Programs { agent: built("kube2ram"), sandbox: built("kube2ram-sandbox") })
+    Ok(Programs {
+        agent: built("kube2ram"),
+        authenticator: built("kube2ram-authenticator"),
+        sandbox: built("kube2ram-sandbox"),
+    })
 }
 
 /// Builds the agent as it is released, one static file, the very one that the image holds; tells where it is.

@@ -74,6 +74,10 @@ enum Task {
     Manifests,
     /// Shows the main job on this machine: pods, each with its own role
     Sandbox {
+        /// Instead shows the authenticator's: users and roles that log in to a real API server (builds
+        /// kube-apiserver, etcd and kubectl once)
+        #[arg(long, conflicts_with_all = ["cloud", "keep"])]
+        authenticator: bool,
         /// The cloud that the machine stands for
         #[arg(long, value_parser = ["alibaba", "aws"], default_value = "alibaba")]
         cloud: String,
@@ -138,7 +142,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Image(image) => image.run(),
         Task::Lint => steps::lint(),
         Task::Manifests => manifests::write(),
-        Task::Sandbox { cloud, keep } => steps::sandbox(&cloud, keep),
+        Task::Sandbox { authenticator: true, .. } => steps::logins(),
+        Task::Sandbox { cloud, keep, .. } => steps::sandbox(&cloud, keep),
         Task::Setup => setup::everything(),
         Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
             ensure!(!thorough || image || kernels.is_some(), "--thorough is for --image and --kernels");

@@ -60,7 +60,7 @@ pub(crate) fn test(no_skip: bool) -> Result<Counts> {
     }
     setup::building()?;
     setup::programs()?;
-    let build::Programs { agent, sandbox } = build::programs()?;
+    let build::Programs { agent, sandbox, .. } = build::programs()?;
     let mut skipped = Vec::new();
     let mut commands = Vec::new();
     for language in &LANGUAGES {

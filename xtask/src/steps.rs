@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::{
     build,
-    command::{cargo, root, run, say},
+    command::{cargo, root, run, say, target_dir},
     counts::Counts,
-    house, setup,
+    house, manifests, setup,
 };
 
 /// rustfmt, the dependencies, clippy and rustdoc, with warnings as errors.
@@ -72,6 +72,21 @@ pub(crate) fn sandbox(cloud: &str, keep: bool) -> Result<()> {
         show.arg("--keep");
     }
     run(&mut show)
+}
+
+/// Builds everything and lets users log in to an API server.
+pub(crate) fn logins() -> Result<()> {
+    if !setup::in_path("go") {
+        bail!("the API server and kubectl are built by Go: install that first");
+    }
+    setup::building()?;
+    manifests::api_server()?;
+    let programs = build::programs()?;
+    let mut logins = Command::new(programs.sandbox);
+    logins.arg("logins").arg("--authenticator").arg(programs.authenticator);
+    logins.arg("--tools").arg(target_dir().join("tools"));
+    logins.arg("--deploy").arg(root().join("deploy/authenticator"));
+    run(logins.arg("--directory").arg(target_dir().join("tmp/logins")))
 }
 
 /// Measures optimised builds.

@@ -1,13 +1,13 @@
 //! Users and roles become whom they are mapped to, by each version of the webhook's API.
 
 use jiff::Timestamp;
-use kube2ram_sandbox::standin::Accounts;
+use kube2ram_sandbox::{
+    login::{self, UNAUTHORIZED, token_of, user_arn},
+    standin::Accounts,
+};
 use serde_json::{Value, json};
 
-use super::{
-    cluster::{CLUSTER, Cluster, UNAUTHORIZED, eventually, printed, user_arn, user_info},
-    tokens::token_of,
-};
+use super::cluster::{Cluster, eventually};
 
 #[test]
 #[ignore = "needs an API server: cargo xtask test --api-server"]
@@ -25,13 +25,12 @@ fn users_and_roles_become_whom_they_are_mapped_to_by_v1beta1() {
 /// Both by the webhook's API and by the plugin's.
 fn logins_by(version: &str) {
     let cluster = Cluster::start(&[&format!("--authentication-token-webhook-version={version}")]);
-    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| cluster.accounts.add_user(name));
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| cluster.accounts().add_user(name));
     let account = Accounts::UID;
     let assume = cluster.assume("dev-orders", "alice@laptop");
     let assume = assume.each_ref().map(String::as_str);
     let login = |key, flags: &[&str]| {
-        let kubeconfig = cluster.plugin(key, version, flags);
-        user_info(cluster.whoami(&kubeconfig).output().unwrap())
+        cluster.begin_login(&cluster.plugin(key, version, flags).unwrap()).unwrap().user()
     };
 
     // By the configuration file.
@@ -60,8 +59,9 @@ fn logins_by(version: &str) {
     );
 
     // The same by a token in the form of ack-ram-tool, with keys that STS has issued.
-    let issued = cluster.accounts.add_session("dev-orders", "alice@laptop");
-    let by_another_client = cluster.login_with(&token_of(CLUSTER, &issued, Timestamp::now())).unwrap();
+    let issued = cluster.accounts().add_session("dev-orders", "alice@laptop");
+    let by_another_client =
+        cluster.login_with(&token_of(login::Cluster::ID, &issued, Timestamp::now())).unwrap();
     assert_eq!(by_another_client, user);
 
     // By the ConfigMap.
@@ -71,14 +71,11 @@ fn logins_by(version: &str) {
     cluster.admin(&["create", "clusterrole", "pods", "--verb=list", "--resource=pods"]).unwrap();
     let binding = ["create", "clusterrolebinding", "pods", "--clusterrole=pods", "--group=developers"];
     cluster.admin(&binding).unwrap();
-    let pods = |key| {
-        let kubeconfig = cluster.plugin(key, version, &[]);
-        printed(cluster.kubectl(&kubeconfig, &["get", "pods"]).output().unwrap())
-    };
+    let pods = |key| cluster.kubectl(&cluster.plugin(key, version, &[]).unwrap(), &["get", "pods"]);
     eventually("the right", || pods(&alice).is_ok());
-    let forbidden = pods(&carol).unwrap_err();
+    let forbidden = pods(&carol).unwrap_err().to_string();
     assert!(forbidden.contains("User \"carol\" cannot list resource \"pods\""), "{forbidden}");
-    let audited = cluster.audit_log().into_iter().any(|event| {
+    let audited = cluster.audit_log().unwrap().into_iter().any(|event| {
         event["objectRef"]["resource"] == "pods"
             && event["user"]["username"] == "alice"
             && event["user"]["extra"]["canonicalArn"] == json!([user_arn("alice")])
@@ -86,7 +83,7 @@ fn logins_by(version: &str) {
     assert!(audited, "the audit log has no request for pods with alice's ARN");
 
     // A user who is not mapped: the twin.
-    assert!(login(&bob, &[]).unwrap_err().contains(UNAUTHORIZED));
+    assert!(login(&bob, &[]).unwrap_err().to_string().contains(UNAUTHORIZED));
 
     // The rights of the manifests are enough for the report.
     let ready = || {
@@ -98,7 +95,7 @@ fn logins_by(version: &str) {
     eventually("the mapping's status", ready);
 
     // A token is a bearer's: who has a copy of it is taken for its owner, until its time is over.
-    let token = cluster.token(&alice, &[]);
+    let token = cluster.token(&alice, &[]).unwrap();
     assert_eq!(cluster.login_with(&token).unwrap()["username"], "alice");
     assert_eq!(cluster.login_with(&token).unwrap()["username"], "alice");
 

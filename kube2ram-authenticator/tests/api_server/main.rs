@@ -8,4 +8,3 @@ mod intruders;
 mod logins;
 mod outages;
 mod revocation;
-mod tokens;

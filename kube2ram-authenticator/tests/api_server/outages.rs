@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube2ram_sandbox::standin::StsMode;
+use kube2ram_sandbox::{login::UNAUTHORIZED, standin::StsMode};
 
-use super::cluster::{Cluster, UNAUTHORIZED, eventually, user_info};
+use super::cluster::{Cluster, eventually};
 
 #[test]
 #[ignore = "needs an API server: cargo xtask test --api-server"]
@@ -25,19 +25,19 @@ fn a_login_outlives_throttling_by_sts() {
 /// One kubectl logs in while STS fails, and waits until it does not.
 fn survives(mode: StsMode, result: &str) {
     let cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
-    let alice = cluster.accounts.add_user("alice");
+    let alice = cluster.accounts().add_user("alice");
     assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice");
     // A token of another second is another token.
     thread::sleep(Duration::from_secs(1));
-    cluster.sts.set_mode(mode.clone()).unwrap();
+    cluster.sts().set_mode(mode.clone()).unwrap();
 
-    let kubeconfig = cluster.plugin(&alice, "v1", &[]);
+    let kubeconfig = cluster.plugin(&alice, "v1", &[]).unwrap();
     let started = Instant::now();
-    let mut waiting = cluster.whoami(&kubeconfig).spawn().unwrap();
-    eventually("the API server asks again", || cluster.logins(result) >= 2);
-    assert!(waiting.try_wait().unwrap().is_none(), "kubectl waits");
-    cluster.sts.set_mode(StsMode::Ok).unwrap();
-    let user = user_info(waiting.wait_with_output().unwrap()).unwrap();
+    let mut waiting = cluster.begin_login(&kubeconfig).unwrap();
+    eventually("the API server asks again", || cluster.logins(result).unwrap() >= 2);
+    assert!(!waiting.has_ended().unwrap(), "kubectl waits");
+    cluster.sts().set_mode(StsMode::Ok).unwrap();
+    let user = waiting.user().unwrap();
 
     assert_eq!(user["username"], "alice");
     eprintln!("{mode:?}: one login took {:?}", started.elapsed());
@@ -47,21 +47,21 @@ fn survives(mode: StsMode, result: &str) {
 #[ignore = "needs an API server: cargo xtask test --api-server"]
 fn a_long_outage_is_401_at_last_and_is_not_remembered() {
     let cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
-    let alice = cluster.accounts.add_user("alice");
-    let token = cluster.token(&alice, &[]);
-    cluster.sts.set_mode(StsMode::Unavailable).unwrap();
+    let alice = cluster.accounts().add_user("alice");
+    let token = cluster.token(&alice, &[]).unwrap();
+    cluster.sts().set_mode(StsMode::Unavailable).unwrap();
 
     let started = Instant::now();
-    let refused = cluster.login_with(&token).unwrap_err();
+    let refused = cluster.login_with(&token).unwrap_err().to_string();
     let waited = started.elapsed();
 
     assert!(refused.contains(UNAUTHORIZED), "{refused}");
-    let attempts = cluster.logins("sts_unavailable");
+    let attempts = cluster.logins("sts_unavailable").unwrap();
     eprintln!("a long outage: 401 after {waited:?} and {attempts} questions");
     assert!((2..=11).contains(&attempts), "{attempts}");
     let log = cluster.api_server_log();
     assert!(log.contains("Unable to authenticate the request"), "{log}");
-    cluster.sts.set_mode(StsMode::Ok).unwrap();
+    cluster.sts().set_mode(StsMode::Ok).unwrap();
     assert_eq!(cluster.login_with(&token).unwrap()["username"], "alice", "the same token");
 }
 
@@ -69,15 +69,15 @@ fn a_long_outage_is_401_at_last_and_is_not_remembered() {
 #[ignore = "needs an API server: cargo xtask test --api-server"]
 fn a_missing_webhook_is_401_at_once_and_its_return_takes_no_restart_of_the_api_server() {
     let mut cluster = Cluster::start(&["--authentication-token-webhook-version=v1"]);
-    let alice = cluster.accounts.add_user("alice");
+    let alice = cluster.accounts().add_user("alice");
     assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice");
 
-    cluster.stop_server();
+    cluster.stop_server().unwrap();
     thread::sleep(Duration::from_secs(1));
     let started = Instant::now();
-    let refused = cluster.login(&alice, &[]).unwrap_err();
+    let refused = cluster.login(&alice, &[]).unwrap_err().to_string();
     let waited = started.elapsed();
-    cluster.start_server();
+    cluster.start_server().unwrap();
 
     assert!(refused.contains(UNAUTHORIZED), "{refused}");
     // Nothing listens: the API server does not ask again, as docs/authenticator/install.md says.

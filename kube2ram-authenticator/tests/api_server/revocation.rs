@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, UNAUTHORIZED, eventually};
+use kube2ram_sandbox::login::UNAUTHORIZED;
+
+use super::cluster::{Cluster, eventually};
 
 /// Two minutes unless the flag says otherwise.
 const CACHE_TTL: Duration = Duration::from_secs(20);
@@ -15,10 +17,10 @@ const SUCCESS_CACHE_TTL: Duration = Duration::from_secs(10);
 fn a_removed_mapping_ends_new_logins_at_once_and_others_with_the_api_servers_cache() {
     let ttl = format!("--authentication-token-webhook-cache-ttl={}s", CACHE_TTL.as_secs());
     let cluster = Cluster::start(&["--authentication-token-webhook-version=v1", &ttl]);
-    let alice = cluster.accounts.add_user("alice");
+    let alice = cluster.accounts().add_user("alice");
     let assume = cluster.assume("dev-orders", "alice");
     let assume = assume.each_ref().map(String::as_str);
-    let remembered = cluster.token(&alice, &assume);
+    let remembered = cluster.token(&alice, &assume).unwrap();
     cluster.login_with(&remembered).unwrap();
     let logged_in = Instant::now();
 
@@ -30,7 +32,7 @@ fn a_removed_mapping_ends_new_logins_at_once_and_others_with_the_api_servers_cac
     assert!(logged_in.elapsed() < CACHE_TTL, "this machine is too slow for this test");
     still.unwrap();
     eventually("the remembered token is denied", || {
-        cluster.login_with(&remembered).is_err_and(|error| error.contains(UNAUTHORIZED))
+        cluster.login_with(&remembered).is_err_and(|error| error.to_string().contains(UNAUTHORIZED))
     });
     let old = logged_in.elapsed();
     eprintln!("removed: a new token was denied after {new:?}, the remembered one after {old:?}");

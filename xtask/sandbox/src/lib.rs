@@ -11,6 +11,7 @@ pub mod container;
 pub mod control_plane;
 pub mod kernel;
 mod log_writer;
+pub mod login;
 pub mod node;
 pub mod prometheus;
 mod sandbox;

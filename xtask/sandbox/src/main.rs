@@ -1,10 +1,11 @@
-//! `kube2ram-sandbox`: the shop window (`show`), trials of real clients (`sdk`), a way into its pods (`exec`)
+//! `kube2ram-sandbox`: the shop windows (`show` and `logins`), trials of real clients (`sdk`), a way into its pods (`exec`)
 //! and the client that runs inside them (`client`). Depends on the library. Called by `cargo xtask sandbox`,
 //! people, and tests.
 
 use std::{
     env,
     ffi::OsString,
+    fs,
     io::{Read as _, Write as _, stdin, stdout},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
@@ -20,6 +21,7 @@ use kube2ram_sandbox::{
     Cloud,
     bench::{self, Subject},
     client::{Dial, Family, Hold, Load, Repeat, Request, Storm, raw},
+    login,
     node::Record,
     sdk::{self, Addresses, Refresh, Sdk},
     show,
@@ -65,6 +67,22 @@ enum Command {
     /// Runs one request or many from where it is started; prints JSON.
     #[command(hide = true, subcommand)]
     Client(Client),
+    /// Lets users, roles and intruders log in to a real API server by the authenticator, and shows who became
+    /// whom; exits with 1 when that is not what it should be.
+    Logins {
+        /// `deploy/authenticator`.
+        #[arg(long)]
+        deploy: PathBuf,
+        /// Where files are put. It is emptied before and removed afterwards.
+        #[arg(long)]
+        directory: PathBuf,
+        /// The authenticator's binary.
+        #[arg(long)]
+        authenticator: PathBuf,
+        /// The directory of the tools, with kube-apiserver, etcd and kubectl.
+        #[arg(long)]
+        tools: PathBuf,
+    },
     /// Makes a node with pods, runs the agent on it and shows what each pod gets; exits with 1 when that is
     /// not what it should be.
     Show {
@@ -214,6 +232,12 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Logins { authenticator, deploy, directory, tools } => {
+            // kubectl looks for a plugin next to its kubeconfig.
+            let authenticator = authenticator.canonicalize()?;
+            let programs = login::Programs { authenticator, tools, deploy };
+            return run_logins(programs, &directory);
+        }
         Command::Show { agent, cloud, keep } => return run_show(&agent, cloud, keep),
     }
     Ok(ExitCode::SUCCESS)
@@ -225,6 +249,17 @@ fn refresh(text: &str) -> Result<Refresh, std::num::ParseIntError> {
         "clock" => Refresh::Clock,
         seconds => Refresh::Left(Duration::from_secs(seconds.parse()?)),
     })
+}
+
+fn run_logins(programs: login::Programs, directory: &Path) -> Result<ExitCode> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::create_dir_all(directory)?;
+    // The cluster ends before its files are removed.
+    let (_, is_right) = login::show::show(programs, directory, &mut stdout())?;
+    fs::remove_dir_all(directory)?;
+    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_show(agent: &Path, cloud: Cloud, keep: bool) -> Result<ExitCode> {

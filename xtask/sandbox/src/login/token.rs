@@ -1,24 +1,25 @@
 //! Tokens in the form of ack-ram-tool, signed by the stand-in's own code: at any time, for any cluster, and
-//! changed afterwards. Used by `intruders` and `logins`.
+//! changed afterwards. Pure. Used by `show` and by tests.
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use kube2ram_sandbox::standin::{AccessKey, V3Request, v3_signature};
 use serde_json::json;
 
-const PREFIX: &str = "k8s-ack-v2.";
-/// SHA-256 of nothing.
-const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+use crate::{
+    clock::iso8601,
+    standin::{AccessKey, V3Request, v3_signature},
+};
 
 /// What `ack-ram-tool credential-plugin get-token` prints at this time with this key.
-pub(crate) fn token_of(cluster: &str, key: &AccessKey, at: Timestamp) -> String {
+pub fn token_of(cluster: &str, key: &AccessKey, at: Timestamp) -> String {
     let query = BTreeMap::from([("ACKClusterId".to_owned(), cluster.to_owned())]);
     let mut headers = vec![
         ("x-acs-action".to_owned(), "GetCallerIdentity".to_owned()),
         ("x-acs-content-sha256".to_owned(), NO_BODY.to_owned()),
-        ("x-acs-date".to_owned(), at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        ("x-acs-date".to_owned(), iso8601(at)),
         ("x-acs-version".to_owned(), "2015-04-01".to_owned()),
     ];
     if let Some(token) = &key.security_token {
@@ -40,9 +41,16 @@ pub(crate) fn token_of(cluster: &str, key: &AccessKey, at: Timestamp) -> String 
 }
 
 /// The token with `to` in the place of `from`.
-pub(crate) fn tampered(token: &str, from: &str, to: &str) -> String {
-    let document = STANDARD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
-    let document = String::from_utf8(document).unwrap();
-    assert!(document.contains(from), "{document}");
-    format!("{PREFIX}{}", STANDARD.encode(document.replace(from, to)))
+///
+/// # Errors
+/// When `from` is not in the token, or the token is none.
+pub fn tampered(token: &str, from: &str, to: &str) -> Result<String> {
+    let document = STANDARD.decode(token.strip_prefix(PREFIX).context("the token has no prefix")?)?;
+    let document = String::from_utf8(document)?;
+    ensure!(document.contains(from), "no {from} in {document}");
+    Ok(format!("{PREFIX}{}", STANDARD.encode(document.replace(from, to))))
 }
+
+const PREFIX: &str = "k8s-ack-v2.";
+/// SHA-256 of nothing.
+const NO_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
