@@ -29,10 +29,9 @@ fn survives(mode: StsMode, result: &str) {
     assert_eq!(cluster.login(&alice, &[]).unwrap()["username"], "alice");
     // A token of another second is another token.
     thread::sleep(Duration::from_secs(1));
-    cluster.sts().set_mode(mode.clone()).unwrap();
+    cluster.sts().set_mode(mode).unwrap();
 
     let kubeconfig = cluster.plugin(&alice, "v1", &[]).unwrap();
-    let started = Instant::now();
     let mut waiting = cluster.begin_login(&kubeconfig).unwrap();
     eventually("the API server asks again", || cluster.logins(result).unwrap() >= 2);
     assert!(!waiting.has_ended().unwrap(), "kubectl waits");
@@ -40,7 +39,6 @@ fn survives(mode: StsMode, result: &str) {
     let user = waiting.user().unwrap();
 
     assert_eq!(user["username"], "alice");
-    eprintln!("{mode:?}: one login took {:?}", started.elapsed());
 }
 
 #[test]
@@ -57,7 +55,8 @@ fn a_long_outage_is_401_at_last_and_is_not_remembered() {
 
     assert!(refused.contains(UNAUTHORIZED), "{refused}");
     let attempts = cluster.logins("sts_unavailable").unwrap();
-    eprintln!("a long outage: 401 after {waited:?} and {attempts} questions");
+    // The API server's own limit for a token is 30 s.
+    assert!(waited > Duration::from_secs(25), "{waited:?}");
     assert!((2..=11).contains(&attempts), "{attempts}");
     let log = cluster.api_server_log();
     assert!(log.contains("Unable to authenticate the request"), "{log}");
