@@ -1,6 +1,6 @@
-//! `kube2ram-sandbox`: the shop windows (`show` and `logins`), trials of real clients (`sdk`), a way into its pods (`exec`)
-//! and the client that runs inside them (`client`). Depends on the library. Called by `cargo xtask sandbox`,
-//! people, and tests.
+//! `kube2ram-sandbox`: the shop windows (`show` and `logins`), trials of real clients (`sdk`), a way into its
+//! pods (`exec`) and the client that runs inside them (`client`). Depends on the library. Called by
+//! `cargo xtask sandbox`, people, and tests.
 
 use std::{
     env,
