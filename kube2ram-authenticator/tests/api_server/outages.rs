@@ -33,8 +33,10 @@ fn survives(mode: StsMode, result: &str) {
 
     let kubeconfig = cluster.plugin(&alice, "v1", &[]).unwrap();
     let mut waiting = cluster.begin_login(&kubeconfig).unwrap();
-    eventually("the API server asks again", || cluster.logins(result).unwrap() >= 2);
-    assert!(!waiting.has_ended().unwrap(), "kubectl waits");
+    eventually("the API server asks again", || {
+        assert!(!waiting.has_ended().unwrap(), "kubectl waits");
+        cluster.logins(result).unwrap() >= 2
+    });
     cluster.sts().set_mode(StsMode::Ok).unwrap();
     let user = waiting.user().unwrap();
 
