@@ -32,12 +32,9 @@ fn intruders_get_401_and_the_webhook_is_asked_once() {
         ("a user who is not mapped", token_of(login::Cluster::ID, &bob, now()), "unknown_user"),
         ("a role that is not mapped", cluster.token(&alice, &assume).unwrap(), "unknown_user"),
         ("a token of another cluster", token_of("another-cluster", &alice, now()), "other_cluster"),
-        ("a token that is replayed after its window", too_late, "expired_token"),
-        (
-            "a token from the future",
-            token_of(login::Cluster::ID, &alice, now() + minutes(16)),
-            "expired_token",
-        ),
+        // STS judges the first few: the wrong clock might be the server's.
+        ("a token that is replayed after its window", too_late, "sts_refused"),
+        ("a token from the future", token_of(login::Cluster::ID, &alice, now() + minutes(16)), "sts_refused"),
         ("a wrong secret", token_of(login::Cluster::ID, &guessed, now()), "sts_refused"),
         ("an invented key", token_of(login::Cluster::ID, &invented, now()), "sts_refused"),
         ("the key of another user", tampered(&genuine, &alice.id, &bob.id).unwrap(), "sts_refused"),
