@@ -209,6 +209,7 @@ impl Command {
                 cgroup_root: flags.cgroup_root,
                 cloud: flags.address.cloud,
                 metadata: metadata(&flags.address),
+                metadata_is_set: flags.address.metadata_addr.is_some(),
                 pods_cgroup: flags.pods_cgroup,
             })),
             Some(Subcommand::Ready) => Ok(Self::Ready(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),

@@ -34,6 +34,8 @@ pub struct NodePaths {
     pub cloud: Cloud,
     /// The metadata server's addresses.
     pub metadata: MetadataAddr,
+    /// Whether an operator has set them, so that the machine's vendor says nothing about them.
+    pub metadata_is_set: bool,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
 }
@@ -77,7 +79,7 @@ impl Preflight {
     }
 
     /// `empty`: what it means that the pods' cgroup holds no process. `foreign`: that the machine is another
-    /// cloud's, and its metadata server at an address that is not the configured one.
+    /// cloud's.
     fn of(paths: &NodePaths, empty: fn(String) -> Outcome, foreign: fn(String) -> Outcome) -> Self {
         let version = kernel_version();
         let capabilities = read("/proc/self/status").map(|status| effective_capabilities(&status));
@@ -109,8 +111,9 @@ impl Preflight {
         let pods = pods.and_then(|pods| check_pods(&levels?, &pods, empty));
         checks.push(Check { condition: "pods' cgroup", outcome: pods.unwrap_or_else(Outcome::Unmet) });
         checks.push(check("other programs", others));
-        let vendor = read(SYS_VENDOR).ok().and_then(|vendor| check_cloud(paths, vendor.trim(), foreign));
-        checks.extend(vendor.map(|outcome| Check { condition: "cloud", outcome }));
+        // Some machines tell no vendor.
+        let vendor = read(SYS_VENDOR).unwrap_or_default();
+        checks.push(Check { condition: "cloud", outcome: check_cloud(paths, vendor.trim(), foreign) });
         checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
         checks.push(check("installations", installations));
         checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
@@ -162,20 +165,13 @@ fn read(path: &str) -> Result<String, String> {
 /// What the machine's firmware says who made it.
 const SYS_VENDOR: &str = "/sys/class/dmi/id/sys_vendor";
 
-/// `None` where the vendor is no cloud that is known.
-fn check_cloud(paths: &NodePaths, vendor: &str, foreign: fn(String) -> Outcome) -> Option<Outcome> {
-    let (told, found) = (paths.cloud, Cloud::of_vendor(vendor)?);
-    if let Some(text) = foreign_to(vendor, paths.metadata) {
-        return Some(foreign(text));
+fn check_cloud(paths: &NodePaths, vendor: &str, foreign: fn(String) -> Outcome) -> Outcome {
+    match foreign_to(vendor, paths.metadata) {
+        Some(text) if !paths.metadata_is_set => {
+            foreign(format!("{text}, or --metadata-addr where that is another machine's"))
+        }
+        _ => Outcome::Met(paths.cloud.name().to_owned()),
     }
-    Some(match found == told {
-        true => Outcome::Met(told.name().to_owned()),
-        false => Outcome::Amiss(format!(
-            "--cloud is {}, but this machine's vendor is {vendor}: set --cloud={}",
-            told.name(),
-            found.name()
-        )),
-    })
 }
 
 /// Why a guard of these addresses may guard nothing: this machine is of a cloud that has others.
@@ -410,27 +406,28 @@ mod tests {
             cgroup_root: None,
             cloud,
             metadata: cloud.dialect().metadata,
+            metadata_is_set: false,
             pods_cgroup: None,
         };
         for (told, vendor, other) in
             [(Cloud::Alibaba, "Amazon EC2", Cloud::Aws), (Cloud::Aws, "Alibaba Cloud", Cloud::Alibaba)]
         {
-            let end = format!("set --cloud={}", other.name());
+            let remedy = format!("set --cloud={}, or --metadata-addr", other.name());
             for foreign in [Outcome::Amiss, Outcome::Unmet] {
-                let outcome = check_cloud(&paths(told), vendor, foreign).unwrap();
+                let outcome = check_cloud(&paths(told), vendor, foreign);
                 let (Outcome::Amiss(text) | Outcome::Unmet(text)) = &outcome else { panic!("{outcome:?}") };
-                assert!(text.contains(vendor) && text.ends_with(&end), "{text}");
+                assert!(text.contains(vendor) && text.contains(&remedy), "{text}");
                 assert_eq!(outcome, foreign(text.clone()));
             }
-            // What is guarded is the right address: no reason not to run.
-            let guarded = NodePaths { metadata: other.dialect().metadata, ..paths(told) };
-            let outcome = check_cloud(&guarded, vendor, Outcome::Unmet);
-            assert!(matches!(outcome, Some(Outcome::Amiss(text)) if text.ends_with(&end)));
+            // An operator knows better than the firmware.
+            let set = NodePaths { metadata_is_set: true, ..paths(told) };
+            let met = Outcome::Met(told.name().to_owned());
+            assert_eq!(check_cloud(&set, vendor, Outcome::Unmet), met);
         }
-        let aws = paths(Cloud::Aws);
-        let met = check_cloud(&aws, "Amazon EC2", Outcome::Unmet);
-        assert_eq!(met, Some(Outcome::Met("aws".to_owned())));
-        assert_eq!(check_cloud(&aws, "QEMU", Outcome::Unmet), None);
+        for vendor in ["Amazon EC2", "QEMU", ""] {
+            let met = Outcome::Met("aws".to_owned());
+            assert_eq!(check_cloud(&paths(Cloud::Aws), vendor, Outcome::Unmet), met, "{vendor}");
+        }
         let [alibaba, aws] = Cloud::ALL.map(|cloud| cloud.dialect().metadata);
         let foreign = foreign_to("Amazon EC2", alibaba).unwrap();
         assert!(foreign.contains(&aws.to_string()) && foreign.ends_with("set --cloud=aws"), "{foreign}");

@@ -61,6 +61,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The real metadata server.
     pub metadata: MetadataAddr,
+    /// Whether a flag has set its IPv4 address, which then counts whatever the machine's vendor is.
+    pub metadata_is_set: bool,
     /// Which sensitive items of the real metadata server pods may read.
     pub metadata_policy: MetadataPolicy,
     /// The TCP port of health and metrics.
@@ -171,6 +173,7 @@ impl Config {
             cgroup_root: self.cgroup_root.clone(),
             cloud: self.cloud,
             metadata: self.metadata,
+            metadata_is_set: self.metadata_is_set,
             pods_cgroup: self.pods_cgroup.clone(),
         }
     }
@@ -235,6 +238,7 @@ impl Config {
                 LevelFilter::INFO
             }),
             metadata: metadata(&flags.address),
+            metadata_is_set: flags.address.metadata_addr.is_some(),
             metadata_policy: flags.metadata_policy,
             metrics_port: flags.metrics_port,
             namespace_key: or_usual(flags.namespace_key, usual.allowed_roles),

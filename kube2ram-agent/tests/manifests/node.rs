@@ -13,13 +13,13 @@ use std::{
 };
 
 use kube2ram_sandbox::{
-    Sandbox,
+    Cloud, Sandbox,
     client::{Credentials, Reply, Request, caller_identity},
     container::{Container, Image, Surroundings},
     node::{Pod, PodSpec},
     standin::{Accounts, Authority, Role, TlsFront},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::support::{agent, strings};
@@ -121,7 +121,15 @@ impl Node {
         self.containers += 1;
         let pod = self.sandbox.add_agent_pod(&format!("kube2ram-{}", self.containers))?;
         let directory = self.directory.path().join(format!("container-{}", self.containers));
-        let container = Container::create(&pod, template, name, &self.image, &self.surroundings, &directory);
+        let mut template = template.clone();
+        // This machine may be one of another cloud than the node that it stands for.
+        let addr = json!({ "name": "KUBE2RAM_METADATA_ADDR", "value": Cloud::Alibaba.metadata_ip() });
+        for kind in ["containers", "initContainers"] {
+            for container in template[kind].as_array_mut().into_iter().flatten() {
+                container["env"].as_array_mut().unwrap().push(addr.clone());
+            }
+        }
+        let container = Container::create(&pod, &template, name, &self.image, &self.surroundings, &directory);
         self.pods.push(pod);
         container
     }

@@ -67,6 +67,8 @@ impl Agent {
             format!("--app-port={}", app_addr.port()),
             format!("--metrics-port={}", metrics_addr.port()),
             format!("--sts-endpoint={sts_url}"),
+            // This machine may be one of another cloud than the node that it stands for.
+            format!("--metadata-addr={}", node.cloud().metadata_ip()),
             format!("--cgroup-root={}", node.cgroup_root().display()),
             format!("--pods-cgroup={}", node.pods_cgroup().display()),
             format!("--bpf-dir={}", node.bpffs().join("kube2ram").display()),

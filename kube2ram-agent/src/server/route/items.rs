@@ -10,7 +10,7 @@ use kube2ram_cloud::dialect::Items;
 pub enum MetadataPolicy {
     /// All others.
     Open,
-    /// All but user data, vendor data and the identity document: a node's user data carries its join secrets.
+    /// All but what holds secrets of the node, such as its user data, and what proves to be the node.
     Standard,
     /// Those of a list: where the pod runs, and the network there.
     Strict,
