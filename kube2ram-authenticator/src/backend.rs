@@ -278,7 +278,7 @@ impl Backend {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
         let take = |event| {
             if locked(map).take(event) {
-                self.publish_config_map(&locked(map));
+                self.publish_config_map(locked(map).sections());
             }
         };
         follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
@@ -325,8 +325,13 @@ impl Backend {
         self.publish(index, &reports, sections.broken().len());
     }
 
-    fn publish_config_map(&self, map: &AuthMap) {
-        let sections = map.sections();
+    /// Whether mappings of this backend were ever published. Before, a list that cannot be read would count
+    /// as empty, and whoever is in it as nobody, or as whom a later backend maps.
+    fn is_loaded(&self) -> bool {
+        self.mappings.indexes().get(self.number).is_some_and(Option::is_some)
+    }
+
+    fn publish_config_map(&self, sections: &Sections) {
         for (section, error) in sections.broken() {
             self.metrics.failed(self.mode);
             let (backend, list) = (self.mode.name(), section.key());
@@ -335,7 +340,7 @@ impl Backend {
                 list, error, "a list of mappings cannot be read: what was last read of it is used"
             );
         }
-        if map.is_known() {
+        if self.is_loaded() || sections.broken().is_empty() {
             self.publish_sections(sections);
         }
         self.metrics.broken(self.mode, sections.broken().len());
@@ -374,7 +379,6 @@ impl Backend {
     async fn look(&self, file: &Mutex<MappingFile>) -> Result<(), BackendError> {
         let path = locked(file).path().to_owned();
         let content = spawn_blocking(move || file::read(&path)).await.map_err(BackendError::Reader)?;
-        let is_known = self.mappings.indexes().get(self.number).is_some_and(Option::is_some);
         let mut file = locked(file);
         if !file.take(content) {
             return Ok(());
@@ -388,7 +392,7 @@ impl Backend {
             self.metrics.failed(self.mode);
             warn!(backend, %path, error, "the file of mappings cannot be read: what was last read is used");
         }
-        if is_known || fault.is_none() {
+        if self.is_loaded() || fault.is_none() {
             self.publish_sections(file.sections());
         }
         // All of its lists, if it cannot be read at all.
@@ -407,7 +411,7 @@ impl Backend {
                 let data = found.map_err(refused)?.and_then(config_map::data_of);
                 let mut map = locked(map);
                 map.set(data);
-                self.publish_config_map(&map);
+                self.publish_config_map(map.sections());
             }
             Source::File(_) => {}
             Source::Objects(api, objects, _) => {

@@ -19,19 +19,11 @@ pub(super) struct AuthMap {
     sections: Sections,
     /// What a list has shown so far.
     incoming: Option<BTreeMap<String, String>>,
-    /// Whether all lists could be read once.
-    was_read: bool,
 }
 
 impl AuthMap {
     pub(super) fn sections(&self) -> &Sections {
         &self.sections
-    }
-
-    /// Whether all lists could be read once. Before, one that cannot be read would count as empty, and
-    /// whoever is in it as nobody, or as whom a later backend maps.
-    pub(super) fn is_known(&self) -> bool {
-        self.was_read
     }
 
     /// Takes an event of the watch. Returns whether the lists are to be used from now on; they are known
@@ -58,16 +50,12 @@ impl AuthMap {
 
     /// Takes the ConfigMap's data; `None` if there is no such ConfigMap.
     pub(super) fn set(&mut self, data: Option<BTreeMap<String, String>>) {
-        let Some(data) = data else {
-            self.was_read = true;
-            return self.sections.clear();
-        };
+        let Some(data) = data else { return self.sections.clear() };
         for section in Section::ALL {
             let text = data.get(section.key()).map_or("", String::as_str);
             let list = parse(Form::Yaml, section, text).map_err(|error| chain(&error));
             self.sections.take(section, list);
         }
-        self.was_read |= self.sections.broken().is_empty();
     }
 }
 
@@ -168,20 +156,5 @@ mod tests {
         assert!(!map.take(Event::Delete(config_map("other", &[]))));
 
         assert_eq!(map.sections().entries().len(), 1);
-    }
-
-    #[test]
-    fn lists_of_which_one_was_never_readable_are_not_known() {
-        let mut map = listed(&[("mapUsers", USERS), ("mapRoles", "[")]);
-        assert!(!map.is_known(), "it would count as empty");
-
-        assert!(map.take(Event::Apply(ours(&[("mapUsers", USERS), ("mapRoles", "")]))));
-        assert!(map.is_known());
-        assert!(map.take(Event::Apply(ours(&[("mapUsers", USERS), ("mapRoles", "[")]))));
-
-        assert!(map.is_known(), "what was last read of it is used");
-        let mut without = AuthMap::default();
-        without.set(None);
-        assert!(without.is_known(), "there is none");
     }
 }

@@ -187,6 +187,31 @@ async fn the_config_map_counts_from_the_moment_it_changes() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn lists_of_which_one_was_never_readable_are_not_loaded() {
+    let api = ApiServer::start();
+    let with_roles = |roles: &str| {
+        let mut map = config_map(&users("alice"));
+        map["data"]["mapRoles"] = roles.into();
+        map
+    };
+    let broken = "mapping_sections_broken{backend=\"ACKConfigMap\"}";
+    api.put(CONFIG_MAPS, "alibabacloud-auth", with_roles("["));
+    let running = Running::start(settings(&[Mode::AckConfigMap], &api.url())).await;
+    eventually("the fault", || running.metric(broken) == 1).await;
+    assert!(!running.is_loaded(), "the list would count as empty");
+    assert_eq!(running.username(&user("alice")), None);
+
+    api.put(CONFIG_MAPS, "alibabacloud-auth", with_roles(""));
+    eventually("the mended list", || running.is_loaded()).await;
+    assert!(running.username(&user("alice")).is_some());
+    api.put(CONFIG_MAPS, "alibabacloud-auth", with_roles("["));
+    eventually("the fault again", || running.metric(broken) == 1).await;
+
+    assert!(running.is_loaded() && running.username(&user("alice")).is_some(), "what was last read counts");
+    running.stop().await;
+}
+
 /// The API server starts after its webhook, or has no such resource.
 #[tokio::test]
 async fn an_api_server_that_does_not_answer_holds_up_its_own_backends_only() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{
     DIALECT,
     endpoint::{Partition, Region},
-    wire::{Issued, parse_node_credentials, parse_profile_arn},
+    wire::{parse_node_credentials, parse_profile_arn},
 };
 pub use crate::metadata::MetadataError;
 use crate::{
@@ -70,15 +70,6 @@ impl Metadata {
     /// See [`MetadataError`].
     pub async fn node_role_name(&self) -> Result<Option<Box<str>>, MetadataError> {
         self.0.node_role_name().await
-    }
-
-    /// The credentials of the role attached to the node, as [`node_role_name`](Self::node_role_name) told it.
-    ///
-    /// # Errors
-    /// See [`MetadataError`]; [`Status`](MetadataError::Status) 404 when the role has been detached or
-    /// replaced.
-    pub async fn node_credentials(&self, role: &str) -> Result<Issued, MetadataError> {
-        self.0.node_credentials(role).await
     }
 
     pub(super) fn into_client(self) -> Client {

@@ -77,7 +77,7 @@ async fn reports_what_the_node_is() {
     assert_eq!(metadata.base_arn().await.unwrap().as_str(), "arn:aws-cn:iam::123456789012:role/");
     let role = metadata.node_role_name().await.unwrap().unwrap();
     assert_eq!(&*role, "node+role=a,b@c_d", "the list's, not the profile's");
-    let issued = metadata.node_credentials(&role).await.unwrap();
+    let issued = metadata.0.node_credentials(&role).await.unwrap();
 
     assert_eq!(
         (&*issued.access_key_id, issued.expires_at.to_string().as_str()),
@@ -183,7 +183,7 @@ async fn takes_no_value_of_another_form() {
         assert!(metadata.region().await.is_err(), "{body}");
         assert!(metadata.partition().await.is_err(), "{body}");
         assert!(metadata.base_arn().await.is_err(), "{body}");
-        assert!(metadata.node_credentials("r").await.is_err(), "{body}");
+        assert!(metadata.0.node_credentials("r").await.is_err(), "{body}");
     }
     for arn in [
         "arn:aws:iam::123456789012:role/x",
@@ -207,7 +207,7 @@ async fn a_failure_document_of_status_200_brings_no_credentials() {
         r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"m","LastUpdated":"2026-11-28T10:00:00Z"}"#;
     let server = serve(200, move |_| answer(200, failed)).await;
 
-    let error = metadata(&server).node_credentials("node").await.unwrap_err();
+    let error = metadata(&server).0.node_credentials("node").await.unwrap_err();
 
     assert!(matches!(error, MetadataError::Credentials(crate::wire::WireError::Unsuccessful)), "{error:?}");
 }
