@@ -21,6 +21,7 @@ use crate::{
     probe::SocketPaths,
 };
 use kube2ram_cloud::Cloud;
+pub use kube2ram_service::command_line::ArgsError;
 
 mod config;
 mod environment;
@@ -103,44 +104,9 @@ pub enum BootGuardCommand {
     },
 }
 
-/// Why there is no [`Command`]. `Display` is the whole message.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArgsError {
-    /// `--help` or `--version` was asked for: clap's text, for standard output.
-    #[error("{0}")]
-    Help(String),
-    /// One line: what is wrong, and what to do.
-    #[error("{0}")]
-    Usage(String),
-}
-
-impl ArgsError {
-    /// What the process should exit with: 0 or, after sysexits.h, `EX_USAGE`.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Help(_) => 0,
-            Self::Usage(_) => 64,
-        }
-    }
-
-    fn usage(line: impl Into<String>) -> Self {
-        Self::Usage(line.into())
-    }
-}
-
-impl From<clap::Error> for ArgsError {
-    fn from(error: clap::Error) -> Self {
-        if error.exit_code() == 0 {
-            return Self::Help(error.to_string());
-        }
-        // What is wrong and perhaps a tip, without the usage; user text in them may hold line breaks.
-        let text = error.to_string();
-        let (text, _) =
-            text.split_once("\n\nUsage:").or(text.split_once("\n\nFor more")).unwrap_or((&text, ""));
-        let words: Vec<_> = text.split_whitespace().collect();
-        let line = words.join(" ");
-        Self::Usage(format!("{} (see kube2ram --help)", line.strip_prefix("error: ").unwrap_or(&line)))
-    }
+/// What clap says, as this program says it.
+fn of_clap(error: clap::Error) -> ArgsError {
+    ArgsError::of_parser("kube2ram", error.exit_code(), error.to_string())
 }
 
 impl Command {
@@ -158,10 +124,10 @@ impl Command {
         let program = args.next().unwrap_or_else(|| "kube2ram".into());
         let by_program = cloud_of(&program).map(|cloud| format!("--cloud={}", cloud.name()).into());
         let from_environment = environment::args(&command, env);
-        let matches = command.try_get_matches_from(
-            [program].into_iter().chain(by_program).chain(from_environment).chain(args),
-        )?;
-        let flags = Flags::from_arg_matches(&matches)?;
+        let matches = command
+            .try_get_matches_from([program].into_iter().chain(by_program).chain(from_environment).chain(args))
+            .map_err(of_clap)?;
+        let flags = Flags::from_arg_matches(&matches).map_err(of_clap)?;
         match flags.subcommand {
             None => {
                 let notices = retired::notices(&matches).into_iter().chain(environment::proxy_notice(env));

@@ -8,6 +8,7 @@ use kube2ram_cloud::{
     alibaba::endpoint::{Endpoint, Region},
     role::{ExternalId, RoleArn, SessionName},
 };
+pub use kube2ram_service::command_line::ArgsError;
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
@@ -204,41 +205,9 @@ pub struct Verify {
     pub output: Output,
 }
 
-/// Why there is no [`Command`]. `Display` is the whole message.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArgsError {
-    /// `--help` or `--version` was asked for: clap's text, for standard output.
-    #[error("{0}")]
-    Help(String),
-    /// One line: what is wrong, and what to do.
-    #[error("{0}")]
-    Usage(String),
-}
-
-impl ArgsError {
-    /// What the process should exit with: 0 or, after sysexits.h, `EX_USAGE`.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Help(_) => 0,
-            Self::Usage(_) => 64,
-        }
-    }
-}
-
-impl From<clap::Error> for ArgsError {
-    fn from(error: clap::Error) -> Self {
-        if error.exit_code() == 0 {
-            return Self::Help(error.to_string());
-        }
-        // What is wrong and perhaps a tip, without the usage; user text in them may hold line breaks.
-        let text = error.to_string();
-        let (text, _) =
-            text.split_once("\n\nUsage:").or(text.split_once("\n\nFor more")).unwrap_or((&text, ""));
-        let words: Vec<_> = text.split_whitespace().collect();
-        let line = words.join(" ");
-        let line = line.strip_prefix("error: ").unwrap_or(&line);
-        Self::Usage(format!("{line} (see kube2ram-authenticator --help)"))
-    }
+/// What clap says, as this program says it.
+fn of_clap(error: clap::Error) -> ArgsError {
+    ArgsError::of_parser("kube2ram-authenticator", error.exit_code(), error.to_string())
 }
 
 impl Args {
@@ -251,8 +220,8 @@ impl Args {
         args: impl IntoIterator<Item = OsString>,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ArgsError> {
-        let matches = flags::command().try_get_matches_from(args)?;
-        let Flags { global, subcommand } = Flags::from_arg_matches(&matches)?;
+        let matches = flags::command().try_get_matches_from(args).map_err(of_clap)?;
+        let Flags { global, subcommand } = Flags::from_arg_matches(&matches).map_err(of_clap)?;
         let variable = |name: &str| env(name).filter(|value| !value.is_empty());
         let mut notices = Vec::new();
         if global.feature_gates.is_some() {

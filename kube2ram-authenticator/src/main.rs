@@ -39,6 +39,7 @@ use kube2ram_service::{
     admin::Readiness,
     clock::{Clock, SystemClock},
     dump,
+    named_tasks::NamedTasks,
     telemetry::{Log, Verbosity},
 };
 use prometheus_client::registry::Registry;
@@ -46,7 +47,6 @@ use serde_json::{Value, json};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
-    task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
@@ -352,16 +352,15 @@ async fn serve(server: Server, log: &Log, shutdown: CancellationToken) -> anyhow
     log.register(&mut registry);
     let backends = Arc::new(connect(config, Arc::clone(&clock), &mut registry).await?);
     let map = backends.map();
-    let mut background = JoinSet::new();
+    let mut background = NamedTasks::default();
     let until = shutdown.clone();
-    background.spawn(async move {
+    background.spawn("mappings", async move {
         if let Err(error) = backends.run(until).await {
             tracing::error!(
                 error = format!("{:#}", anyhow::Error::new(error)),
                 "mappings are not read any more"
             );
         }
-        "mappings"
     });
     let settings = serve::Settings {
         cluster,

@@ -10,7 +10,7 @@ use kube2ram_cloud::{Endpoint, StsClient, StsClientError, alibaba::caller_identi
 use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinError, JoinSet},
+    task::JoinError,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,6 +29,7 @@ use kube2ram_service::{
     connection_limiter::{ConnectionLimiter, ConnectionPermit},
     drain::Drain,
     listener,
+    named_tasks::{Ended, NamedTasks},
     telemetry::chain,
 };
 
@@ -88,7 +89,7 @@ pub struct Parts {
     /// All metrics.
     pub registry: Registry,
     /// Tasks without which the server must not go on, such as those that read mappings, by name.
-    pub background: JoinSet<&'static str>,
+    pub background: NamedTasks,
     /// The sockets.
     pub listeners: Listeners,
 }
@@ -151,23 +152,19 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
     let (drain, admin_drain) = (Drain::new(), Drain::new());
     let server = Server { webhook, tls: Arc::clone(&tls), tasks: tasks.clone(), drain: drain.clone() };
     let loaded = readiness.wait_for("mappings");
-    spawn(&mut background, "the certificate", tls.keep(readiness.clone()));
-    spawn(&mut background, "mappings", await_mappings(map, loaded));
-    spawn(&mut background, "the webhook", accept(Arc::new(server), listeners.webhook));
+    background.spawn("the certificate", tls.keep(readiness.clone()));
+    background.spawn("mappings", await_mappings(map, loaded));
+    background.spawn("the webhook", accept(Arc::new(server), listeners.webhook));
     let admin_tasks = TaskTracker::new();
     let admin_service = Arc::new(Admin { readiness: readiness.clone(), registry });
-    spawn(
-        &mut background,
-        "the admin listener",
-        admin_service.serve(listeners.admin, admin_tasks, admin_drain),
-    );
+    background.spawn("the admin listener", admin_service.serve(listeners.admin, admin_tasks, admin_drain));
     starting.ready();
     info!("serving");
 
     tokio::select! {
         biased;
         () = shutdown.cancelled() => {}
-        Some(ended) = background.join_next() => return Err(why(ended)),
+        Some(ended) = background.ended() => return Err(why(ended)),
     }
     // It stays pending.
     drop(readiness.wait_for("the shutdown"));
@@ -249,21 +246,10 @@ async fn listen(address: SocketAddr) -> Result<Arc<TcpListener>, ServeError> {
     Ok(Arc::new(listening))
 }
 
-fn spawn(
-    background: &mut JoinSet<&'static str>,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    background.spawn(async move {
-        task.await;
-        name
-    });
-}
-
-fn why(ended: Result<&'static str, JoinError>) -> ServeError {
+fn why(ended: Ended) -> ServeError {
     match ended {
-        Ok(name) => ServeError::Ended(name),
-        Err(error) => ServeError::Panicked(error),
+        Ended::Panicked(error) => ServeError::Panicked(error),
+        Ended::Returned(name) => ServeError::Ended(name),
     }
 }
 

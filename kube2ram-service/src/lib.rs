@@ -6,10 +6,12 @@
 
 pub mod clock;
 pub mod drain;
+pub mod named_tasks;
 pub mod dump;
 pub mod glob;
 pub mod rate_limiter;
 pub mod telemetry;
+pub mod command_line;
 pub mod state_dir;
 pub mod connection_limiter;
 pub mod listener;

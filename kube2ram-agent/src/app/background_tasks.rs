@@ -1,25 +1,25 @@
 //! The background tasks of the agent, none of which may end before the shutdown. Called by `app`.
 
-use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::AppError;
+use kube2ram_service::named_tasks::{Ended, NamedTasks};
 
 /// All of them; dropping it ends them.
 #[derive(Default)]
 pub(super) struct BackgroundTasks {
     /// Tasks that write to what agents share, and end by themselves after `stop`.
-    blocking_writers: JoinSet<&'static str>,
+    blocking_writers: NamedTasks,
     /// Tells them to.
     stop: CancellationToken,
     /// Tasks that write to what agents share, and can be aborted.
-    writers: JoinSet<&'static str>,
-    others: JoinSet<&'static str>,
+    writers: NamedTasks,
+    others: NamedTasks,
 }
 
 impl BackgroundTasks {
     pub(super) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        spawn(&mut self.others, name, task);
+        self.others.spawn(name, task);
     }
 
     /// A task that writes to what the agents of a node share: the eBPF programs, or netfilter.
@@ -28,7 +28,7 @@ impl BackgroundTasks {
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        spawn(&mut self.writers, name, task);
+        self.writers.spawn(name, task);
     }
 
     /// A task that writes there from threads that may block, and that cannot be aborted: it must return soon
@@ -38,13 +38,13 @@ impl BackgroundTasks {
         name: &'static str,
         task: impl FnOnce(CancellationToken) -> P,
     ) {
-        spawn(&mut self.blocking_writers, name, task(self.stop.clone()));
+        self.blocking_writers.spawn(name, task(self.stop.clone()));
     }
 
     /// Ends the tasks that write, and waits until they have ended.
     pub(super) async fn stop_writing(&mut self) {
         self.stop.cancel();
-        while self.blocking_writers.join_next().await.is_some() {}
+        while self.blocking_writers.ended().await.is_some() {}
         self.writers.shutdown().await;
     }
 
@@ -53,27 +53,16 @@ impl BackgroundTasks {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Ok(()),
-            Some(ended) = blocking_writers.join_next() => Err(why(ended)),
-            Some(ended) = writers.join_next() => Err(why(ended)),
-            Some(ended) = others.join_next() => Err(why(ended)),
+            Some(ended) = blocking_writers.ended() => Err(why(ended)),
+            Some(ended) = writers.ended() => Err(why(ended)),
+            Some(ended) = others.ended() => Err(why(ended)),
         }
     }
 }
 
-fn spawn(
-    background: &mut JoinSet<&'static str>,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    background.spawn(async move {
-        task.await;
-        name
-    });
-}
-
-fn why(ended: Result<&'static str, JoinError>) -> AppError {
+fn why(ended: Ended) -> AppError {
     match ended {
-        Ok(name) => AppError::Ended(name),
-        Err(error) => AppError::Panicked(error),
+        Ended::Panicked(error) => AppError::Panicked(error),
+        Ended::Returned(name) => AppError::Ended(name),
     }
 }

@@ -19,7 +19,8 @@ use crate::{
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{Cloud, Endpoint};
-use kube2ram_service::telemetry::LogFormat;
+use kube2ram_service::command_line::boolean;
+pub(super) use kube2ram_service::command_line::log_format;
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
 pub(super) fn switch(arg: Arg) -> Arg {
@@ -29,23 +30,6 @@ pub(super) fn switch(arg: Arg) -> Arg {
         .default_missing_value("true")
         .value_name("BOOL")
         .value_parser(boolean)
-}
-
-/// Go's strconv.ParseBool.
-fn boolean(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
-        "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
-        _ => Err("give true or false"),
-    }
-}
-
-pub(super) fn log_format(text: &str) -> Result<LogFormat, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "json" => Ok(LogFormat::Json),
-        "text" => Ok(LogFormat::Text),
-        _ => Err("give text or json"),
-    }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {

@@ -8,7 +8,7 @@ use kube2ram_cloud::{
     alibaba::endpoint::{Endpoint, Region},
     role::{ArnStyle, ExternalId, RoleArn, SessionName},
 };
-use kube2ram_service::telemetry::LogFormat;
+pub(super) use kube2ram_service::command_line::{boolean, log_format};
 use tracing::level_filters::LevelFilter;
 
 /// Makes a flag a switch as Go's pflag has them: `--x`, or `--x=<boolean>`, but not `--x <boolean>`.
@@ -19,23 +19,6 @@ pub(super) fn switch(arg: Arg) -> Arg {
         .default_missing_value("true")
         .value_name("BOOL")
         .value_parser(boolean)
-}
-
-/// Go's strconv.ParseBool.
-pub(super) fn boolean(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
-        "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
-        _ => Err("give true or false"),
-    }
-}
-
-pub(super) fn log_format(text: &str) -> Result<LogFormat, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "json" => Ok(LogFormat::Json),
-        "text" => Ok(LogFormat::Text),
-        _ => Err("give text or json"),
-    }
 }
 
 pub(super) fn log_level(text: &str) -> Result<LevelFilter, &'static str> {

@@ -22,7 +22,7 @@ use kube2ram_sandbox::{
     clock::Clock as SandboxClock,
     standin::{AccessKey, Accounts, Bind, Sts},
 };
-use kube2ram_service::{admin::Readiness, clock::SystemClock};
+use kube2ram_service::{admin::Readiness, clock::SystemClock, named_tasks::NamedTasks};
 use prometheus_client::registry::Registry;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -100,7 +100,7 @@ pub(crate) async fn bench() -> Bench {
         clock: Arc::new(SystemClock),
         readiness: Readiness::default(),
         registry: Registry::with_prefix("kube2ram_authenticator"),
-        background: JoinSet::new(),
+        background: NamedTasks::default(),
         listeners,
     };
     let shutdown = CancellationToken::new();
