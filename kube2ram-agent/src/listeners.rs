@@ -215,13 +215,13 @@ impl PodListeners {
             // It panicked, which ends this part, or the runtime ends.
             let Ok(passed) = pass.await else { return };
             self = passed;
+            let is_polling = self.is_blind || watch.is_none();
+            self.metrics.polling.set(is_polling.into());
             if is_full {
                 full_at = Instant::now() + RECONCILE_EVERY;
                 opened.take().into_iter().for_each(tell);
             }
             let next_at = self.pods.values().filter_map(|pod| pod.again_at).fold(full_at, Instant::min);
-            let is_polling = self.is_blind || watch.is_none();
-            self.metrics.polling.set(is_polling.into());
             let next_at = if is_polling { next_at.min(Instant::now() + POLL_EVERY) } else { next_at };
             let happens = async {
                 match &mut watch {

@@ -107,7 +107,8 @@ fn link(pin: &Path) -> Value {
 #[ignore = "needs root: cargo xtask test"]
 fn a_device_that_appears_later_is_covered_and_so_is_a_pod() {
     let mut sandbox = started("wire-later");
-    assert_eq!((metric(&mut sandbox, OF_NODE), metric(&mut sandbox, OF_PODS)), (1.0, 0.0));
+    sandbox.agent().unwrap().await_metric(OF_NODE, 1.0).unwrap();
+    assert_eq!(metric(&mut sandbox, OF_PODS), 0.0);
 
     let card = sandbox.node().add_card(sandbox.pod("pod").unwrap().pod()).unwrap();
     eventually("a card of a pod that is there", || metric(&mut sandbox, OF_PODS) == 1.0);
@@ -120,7 +121,7 @@ fn a_device_that_appears_later_is_covered_and_so_is_a_pod() {
 
     sandbox.remove_pod("late").unwrap();
     eventually("a pod that is gone", || metric(&mut sandbox, OF_PODS) == 1.0);
-    assert_eq!(metric(&mut sandbox, "kube2ram_wire_guard_in_force"), 1.0);
+    sandbox.agent().unwrap().await_metric("kube2ram_wire_guard_in_force", 1.0).unwrap();
     assert_eq!(metric(&mut sandbox, "kube2ram_wire_guard_repairs_total"), 0.0);
 }
 
@@ -220,7 +221,7 @@ fn a_pods_pair_whose_other_end_leaves_the_node_is_covered() {
     run("ip", &["link", "set", peer, "netns", elsewhere.to_str().unwrap()]);
 
     eventually("both ends of a pair between two pods", || metric(&mut sandbox, OF_PODS) == 2.0);
-    assert_eq!(metric(&mut sandbox, "kube2ram_wire_guard_in_force"), 1.0);
+    sandbox.agent().unwrap().await_metric("kube2ram_wire_guard_in_force", 1.0).unwrap();
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     let mut node = Node::new("live-drift", "auto");
     node.start_plainly("at first");
     let before = node.leaks_so_far();
-    assert_eq!(node.metric("kube2ram_datapath_in_force"), 1.0);
+    node.sandbox.agent().unwrap().await_metric("kube2ram_datapath_in_force", 1.0).unwrap();
     let pins = node.links();
 
     for name in ["k2r_connect4", "k2r_egress"] {
@@ -69,7 +69,7 @@ fn what_somebody_detaches_or_removes_is_back_and_counted() {
     nft("delete table ip6 kube2ram");
     let guarded6 = soon(|| nft("list tables").contains("table ip6 kube2ram\n"));
     soon(|| node.metric("kube2ram_forward_guard_repairs_total") == 2.0);
-    assert_eq!(node.metric("kube2ram_forward_guard_in_force"), 1.0);
+    node.sandbox.agent().unwrap().await_metric("kube2ram_forward_guard_in_force", 1.0).unwrap();
 
     assert_eq!(node.role(), ROLE);
     node.tries_again();
@@ -109,7 +109,7 @@ fn a_pods_cgroup_made_again_is_protected_and_served_at_once() {
     assert_eq!(node.role(), ROLE);
     soon(|| node.metric(listeners) == 1.0);
     assert_eq!(node.role(), ROLE, "by its own listener");
-    assert!(node.metric(r#"kube2ram_datapath_repairs_total{kind="cgroup"}"#) >= 8.0);
+    soon(|| node.metric(r#"kube2ram_datapath_repairs_total{kind="cgroup"}"#) >= 8.0);
     soon(|| node.sandbox.agent().unwrap().admin("/readyz").unwrap().status == 200);
     assert_eq!(node.leaks(), []);
     println!("programs were on the new cgroup after {took:?}");
@@ -137,7 +137,7 @@ fn without_the_bpf_file_system_the_agent_serves_on_and_is_unready_until_it_is_ba
 
     soon(|| status(&mut node) == 503);
     assert_eq!(node.role(), ROLE);
-    assert_eq!(node.metric("kube2ram_datapath_in_force"), 0.0);
+    node.sandbox.agent().unwrap().await_metric("kube2ram_datapath_in_force", 0.0).unwrap();
     assert!(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status().unwrap().success());
     soon(|| status(&mut node) == 200);
 

@@ -73,7 +73,7 @@ fn without_inotify_pods_are_looked_for_every_second_and_it_is_reported() {
     lab.agent().unwrap().set_wrapper(&["python3", "-c", WITHOUT_INOTIFY]);
     lab.agent().unwrap().start().unwrap();
     lab.own_target("orders");
-    assert_eq!(lab.metric("kube2ram_pod_cgroups_polled"), 1.0);
+    lab.agent().unwrap().await_metric("kube2ram_pod_cgroups_polled", 1.0).unwrap();
     assert!(lab.agent().unwrap().log().contains("raise fs.inotify.max_user_instances"));
 
     // Well after the looks that every new pod gets for a while.
@@ -91,7 +91,7 @@ fn without_inotify_pods_are_looked_for_every_second_and_it_is_reported() {
     lab.agent().unwrap().set_wrapper(&[]);
     lab.agent().unwrap().restart(None).unwrap();
     lab.own_target("orders");
-    assert_eq!(lab.metric("kube2ram_pod_cgroups_polled"), 0.0);
+    lab.agent().unwrap().await_metric("kube2ram_pod_cgroups_polled", 0.0).unwrap();
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn a_pod_that_cannot_reach_the_host_gets_its_role_from_its_own_listener() {
     }
     lab.remove_target("orders");
     assert_ne!(lab.role("orders"), "orders-role", "the control: the host listener is out of reach");
-    assert_eq!(lab.metric("kube2ram_pod_listeners"), 2.0, "none for the hostNetwork pod");
+    // None for the hostNetwork pod.
+    lab.agent().unwrap().await_metric("kube2ram_pod_listeners", 2.0).unwrap();
     assert_eq!(lab.role("daemon"), "daemon-role");
     assert_eq!(lab.target("daemon"), None);
 }

@@ -38,7 +38,7 @@ fn an_agent_that_meets_itself_is_ready_and_counts_as_no_pod() {
 
     assert!(lab.metric(ARRIVED) >= 1.0);
     assert_eq!(lab.metric(r#"kube2ram_interceptions_total{result="lost"}"#), 0.0);
-    assert_eq!(lab.metric("kube2ram_connections"), 0.0);
+    lab.agent().unwrap().await_metric("kube2ram_connections", 0.0).unwrap();
     assert_eq!(lab.metric("kube2ram_unvouched_connections_total"), 0.0);
     assert!(!lab.agent().unwrap().log().contains("request answered"));
     assert_eq!(lab.leaks(), []);

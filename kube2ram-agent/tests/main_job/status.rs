@@ -114,7 +114,7 @@ fn a_boot_guard_that_could_not_be_installed_is_a_problem_and_keeps_no_agent_away
     let (code, status) = lab.document(&["status"]);
     assert_eq!((code, parts(&status)), (Some(1), vec!["boot_guard"]), "{status:#}");
     assert_says(&show(&mut lab, &[]), &["could not be installed: cannot create opt/kube2ram"]);
-    assert_eq!(lab.metric("kube2ram_boot_guard_installation_failed"), 1.0);
+    lab.agent().unwrap().await_metric("kube2ram_boot_guard_installation_failed", 1.0).unwrap();
     assert_says(&lab.agent().unwrap().log(), &["the boot guard could not be installed on this node"]);
 }
 

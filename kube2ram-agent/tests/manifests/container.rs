@@ -54,7 +54,7 @@ fn the_manifests_container_does_the_main_job() {
     assert_eq!((status(&node, "NoNewPrivs").as_str(), status(&node, "Seccomp").as_str()), ("1", "2"));
     eventually("pods have their listeners", || agent.metric("kube2ram_pod_listeners") == 3.0);
     for gauge in ["kube2ram_datapath_in_force", "kube2ram_forward_guard_in_force"] {
-        assert_eq!(agent.metric(gauge), 1.0, "{gauge}");
+        eventually(gauge, || agent.metric(gauge) == 1.0);
     }
     node.assert_served();
     assert!(node.node().sniffer().packets().iter().all(|packet| node.node().owns(packet.source.ip())));

@@ -40,7 +40,7 @@ fn twenty_upgrades_cost_no_request() {
     let log = lab.agent().unwrap().log();
     assert_eq!(log.matches("another agent serves; waiting for connections").count(), ROUNDS);
     assert!(!log.contains("did not take over") && !log.contains("drain deadline reached"), "{log}");
-    assert_eq!(lab.metric("kube2ram_pod_listeners"), POD_LISTENERS);
+    lab.agent().unwrap().await_metric("kube2ram_pod_listeners", POD_LISTENERS).unwrap();
     lab.assert_served();
 }
 

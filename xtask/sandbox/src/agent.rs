@@ -333,6 +333,16 @@ impl Agent {
         Ok(line.map_or(Ok(0.0), str::parse)?)
     }
 
+    /// Waits until a sample of its metrics has this value: what the agent does can be seen before it is
+    /// counted.
+    ///
+    /// # Errors
+    /// When it has not after the time of [`Self::start`], or the agent ended.
+    pub fn await_metric(&mut self, sample: &str, value: f64) -> Result<()> {
+        let has_value = |agent: &Self| agent.metric(sample).is_ok_and(|now| now.total_cmp(&value).is_eq());
+        self.wait_until(&format!("at {value} by {sample}"), has_value)
+    }
+
     /// Where redirected connections arrive in the node's namespace.
     pub fn app_addr(&self) -> SocketAddrV4 {
         self.app_addr
