@@ -10,6 +10,7 @@ use std::{
 use clap::{FromArgMatches, ValueEnum};
 
 pub use self::config::{ApiServer, Config, ForwardGuardMode, OpenConnections, Source, WireGuardMode};
+pub use self::credentials_from::{CredentialsFrom, TokenRequestsAs};
 use self::{
     config::metadata,
     flags::{Flags, Subcommand},
@@ -24,6 +25,7 @@ use kube2ram_cloud::Cloud;
 pub use kube2ram_service::command_line::ArgsError;
 
 mod config;
+mod credentials_from;
 mod environment;
 mod flags;
 mod retired;

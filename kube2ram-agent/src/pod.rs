@@ -17,6 +17,9 @@ pub struct Pod {
     pub name: Box<str>,
     /// `spec.serviceAccountName`; `default` when unset.
     pub service_account: Box<str>,
+    /// Those of the ServiceAccount's annotations that the agent is configured to keep; `None` when they are
+    /// not asked for, or not known yet. A pod's own take precedence.
+    pub account_annotations: Option<BTreeMap<Box<str>, Box<str>>>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// Those of `metadata.annotations` that the agent is configured to keep.

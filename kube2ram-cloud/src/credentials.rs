@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use crate::role::RoleSession;
+use crate::role::{RoleSession, ServiceAccount};
 
 /// Temporary credentials of one role session. Secrets print as redacted.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Credentials {
     pub issued_at: Timestamp,
     /// `Expiration`.
     pub expires_at: Timestamp,
+    /// STS's request id, by which the cloud's trail of actions has the call that issued them.
+    pub request_id: Option<Box<str>>,
     /// What the wire makes of them.
     pub document: Document,
 }
@@ -59,6 +61,9 @@ pub enum IssueErrorKind {
     /// The agent's own (base) credentials are missing or refused, after one refresh. No fault of the role, so
     /// transient to it.
     BaseCredentials,
+    /// The cluster's configuration is wrong: the agent may not ask for tokens of ServiceAccounts, or STS
+    /// accepts none of this cluster's. No fault of the pod or of its role, so transient to it.
+    ClusterConfiguration,
     /// STS denies the role: no permission, or the role does not trust the node. Not transient.
     Denied,
     /// STS calls the request wrong. Not transient.
@@ -67,6 +72,8 @@ pub enum IssueErrorKind {
     NoSuchRole,
     /// STS throttles. Transient.
     Throttled,
+    /// The API server gives no token of the ServiceAccount now. Transient.
+    Token,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
     /// STS refuses with a code that is not known to concern the role: it may concern the account, the agent,
@@ -79,18 +86,25 @@ impl IssueErrorKind {
     /// Whether asking again later may help, and valid credentials stay in use meanwhile.
     pub fn is_transient(self) -> bool {
         match self {
-            Self::BaseCredentials | Self::Throttled | Self::Unavailable | Self::Unexpected => true,
+            Self::BaseCredentials
+            | Self::ClusterConfiguration
+            | Self::Throttled
+            | Self::Token
+            | Self::Unavailable
+            | Self::Unexpected => true,
             Self::Denied | Self::Invalid | Self::NoSuchRole => false,
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::BaseCredentials,
+        Self::ClusterConfiguration,
         Self::Denied,
         Self::Invalid,
         Self::NoSuchRole,
         Self::Throttled,
+        Self::Token,
         Self::Unavailable,
         Self::Unexpected,
     ];
@@ -99,10 +113,12 @@ impl IssueErrorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BaseCredentials => "base_credentials",
+            Self::ClusterConfiguration => "cluster_configuration",
             Self::Denied => "denied",
             Self::Invalid => "invalid",
             Self::NoSuchRole => "no_such_role",
             Self::Throttled => "throttled",
+            Self::Token => "token",
             Self::Unavailable => "unavailable",
             Self::Unexpected => "unexpected",
         }
@@ -126,6 +142,33 @@ pub struct IssueError {
     /// The transport's error.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// A token of a ServiceAccount, for one exchange. Prints as redacted.
+#[derive(Debug)]
+pub struct AccountToken {
+    /// The token: base64url and dots.
+    pub token: SecretString,
+    /// When it expires, by the API server's clock.
+    pub expires_at: Timestamp,
+}
+
+/// Where tokens of ServiceAccounts come from: the API server, in production. The agent's `kubernetes`
+/// implements it.
+#[async_trait]
+pub trait TokenSource: Send + Sync + 'static {
+    /// Asks for a token of `account`, for `audience` alone, which lives for `lifetime` if the API server
+    /// lets it. Bounds the time itself.
+    ///
+    /// # Errors
+    /// [`IssueErrorKind::Token`], [`IssueErrorKind::Throttled`] with the time to wait, and
+    /// [`IssueErrorKind::ClusterConfiguration`] when no repetition helps.
+    async fn token(
+        &self,
+        account: &ServiceAccount,
+        audience: &str,
+        lifetime: Duration,
+    ) -> Result<AccountToken, IssueError>;
 }
 
 /// Issues credentials: AssumeRole, in production.

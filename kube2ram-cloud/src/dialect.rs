@@ -37,6 +37,8 @@ pub struct Dialect {
     pub annotations: Annotations,
     /// How roles' ARNs are written.
     pub arns: ArnStyle,
+    /// Whom a ServiceAccount's token is to be for: the client id of the cluster's provider.
+    pub audience: &'static str,
     /// What STS accepts in a session's parameters.
     pub sessions: SessionRules,
 }
@@ -114,6 +116,8 @@ pub struct Patience {
 pub struct Annotations {
     /// Of a pod: its role.
     pub role: &'static str,
+    /// Of a ServiceAccount, besides [`role`](Self::role) and after it: those of the cloud's own webhook.
+    pub account_role: &'static str,
     /// Of a pod: the external id.
     pub external_id: &'static str,
     /// Of a pod: the session policy.

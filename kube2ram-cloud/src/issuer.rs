@@ -190,6 +190,7 @@ impl AssumeRole {
             security_token: issued.security_token,
             issued_at,
             expires_at: issued.expires_at,
+            request_id: None,
             document: Default::default(),
         })
     }

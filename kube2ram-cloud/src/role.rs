@@ -43,6 +43,18 @@ pub enum Grant {
         /// The external id, when the pod is annotated with one.
         external_id: Option<ExternalId>,
     },
+    /// The role trusts a ServiceAccount of the cluster: a token of it is exchanged (AssumeRoleWithOIDC on
+    /// Alibaba Cloud, AssumeRoleWithWebIdentity on AWS). The agent's own identity has no part in it.
+    ServiceAccount(ServiceAccount),
+}
+
+/// A ServiceAccount of the cluster, by its name; one that is made again under its name is the same to a cloud.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name in there.
+    pub name: Box<str>,
 }
 
 impl Grant {

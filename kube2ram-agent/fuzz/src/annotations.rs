@@ -43,6 +43,7 @@ fn check_on(cloud: Cloud, text: &str) {
         uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").expect("a UID"),
         namespace: field(5).into(),
         name: "web-0".into(),
+        account_annotations: None,
         service_account: field(6).into(),
         host_network: false,
         annotations,

@@ -242,6 +242,7 @@ mod tests {
             uid: uid(),
             namespace: "shop".into(),
             name: "orders".into(),
+            account_annotations: None,
             service_account: "default".into(),
             host_network: true,
             annotations: [].into(),

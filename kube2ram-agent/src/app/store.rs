@@ -83,6 +83,7 @@ mod tests {
             uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
             namespace: "shop".into(),
             name: name.into(),
+            account_annotations: None,
             service_account: "default".into(),
             host_network: false,
             annotations: role.map(|role| ("role".into(), role.into())).into_iter().collect(),

@@ -87,6 +87,7 @@ impl Issuer for ScriptedIssuer {
             security_token: "hush".into(),
             issued_at: self.clock.now(),
             expires_at: self.clock.now() + session.duration,
+            request_id: None,
             document: Default::default(),
         })
     }

@@ -90,6 +90,7 @@ mod tests {
             uid: uid(n),
             namespace: format!("n{}", n % 3).into(),
             name: "p".into(),
+            account_annotations: None,
             service_account: "default".into(),
             host_network: n == 2,
             annotations: [("role".into(), annotation.into())].into(),

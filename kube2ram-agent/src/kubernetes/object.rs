@@ -135,6 +135,7 @@ pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<P
         uid,
         namespace: object.metadata.namespace?.into(),
         name: object.metadata.name?.into(),
+        account_annotations: None,
         service_account: spec
             .service_account_name
             .filter(|name| !name.is_empty())
@@ -185,6 +186,7 @@ pub(super) mod testing {
             uid: uid(n),
             namespace: "n".into(),
             name: name.into(),
+            account_annotations: None,
             service_account: "default".into(),
             host_network: false,
             annotations: [].into(),

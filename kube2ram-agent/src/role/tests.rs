@@ -38,6 +38,7 @@ fn pod(annotations: &[(&str, &str)]) -> Pod {
         uid: PodUid::parse(UID).unwrap(),
         namespace: "web".into(),
         name: "shop-0".into(),
+        account_annotations: None,
         service_account: "shop".into(),
         host_network: false,
         annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),

@@ -51,6 +51,7 @@ mod tests {
             uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
             namespace: "kube-system".into(),
             name: "cni".into(),
+            account_annotations: None,
             service_account: "cni".into(),
             host_network,
             annotations: annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),

@@ -70,6 +70,8 @@ pub static DIALECT: Dialect = Dialect {
     },
     annotations: Annotations {
         role: "ram.aliyuncs.com/role",
+        // RRSA's, of ack-pod-identity-webhook: a name, of the cluster's account.
+        account_role: "pod-identity.alibabacloud.com/role-name",
         external_id: "ram.aliyuncs.com/external-id",
         policy: "ram.aliyuncs.com/policy",
         duration: "ram.aliyuncs.com/session-duration",
@@ -77,5 +79,6 @@ pub static DIALECT: Dialect = Dialect {
         allowed_roles: "ram.aliyuncs.com/allowed-roles",
     },
     arns: ArnStyle::Acs,
+    audience: "sts.aliyuncs.com",
     sessions: SessionRules::ACS,
 };

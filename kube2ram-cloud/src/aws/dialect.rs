@@ -85,6 +85,8 @@ pub static DIALECT: Dialect = Dialect {
     // The first, the second and the last are kube2iam's.
     annotations: Annotations {
         role: "iam.amazonaws.com/role",
+        // IRSA's, of amazon-eks-pod-identity-webhook: an ARN.
+        account_role: "eks.amazonaws.com/role-arn",
         external_id: "iam.amazonaws.com/external-id",
         policy: "iam.amazonaws.com/policy",
         duration: "iam.amazonaws.com/session-duration",
@@ -92,6 +94,7 @@ pub static DIALECT: Dialect = Dialect {
         allowed_roles: "iam.amazonaws.com/allowed-roles",
     },
     arns: ArnStyle::Aws,
+    audience: "sts.amazonaws.com",
     sessions: SessionRules::AWS,
 };
 

@@ -52,6 +52,7 @@ mod tests {
             security_token: "IQoJ/fake+token==\"\\".into(),
             issued_at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
             expires_at: "2026-01-02T12:04:05.999+08:00".parse().unwrap(),
+            request_id: None,
             document: Default::default(),
         }
     }

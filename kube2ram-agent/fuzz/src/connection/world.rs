@@ -95,6 +95,7 @@ impl Service {
             uid: PodUid::parse(UID).expect("a UID"),
             namespace: "team-a".into(),
             name: "web-0".into(),
+            account_annotations: None,
             service_account: "web".into(),
             host_network: false,
             annotations,
@@ -233,6 +234,7 @@ impl Issuer for World {
             security_token: SECRET.into(),
             issued_at: now,
             expires_at: now + Duration::from_hours(1),
+            request_id: None,
             document: Default::default(),
         })
     }

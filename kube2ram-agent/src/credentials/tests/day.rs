@@ -52,6 +52,7 @@ impl Issuer for Sts {
                     security_token: "hush".into(),
                     issued_at,
                     expires_at: issued_at + session.duration,
+                    request_id: None,
                     document: Default::default(),
                 });
             }

@@ -59,6 +59,7 @@ impl Issuer for Account {
             security_token: "hush".into(),
             issued_at,
             expires_at: issued_at + session.duration,
+            request_id: None,
             document: Default::default(),
         })
     }

@@ -77,6 +77,7 @@ pub(super) fn pod(annotations: &[(&str, &str)]) -> Pod {
         uid: PodUid::parse(UID).unwrap(),
         namespace: "team-a".into(),
         name: "web-0".into(),
+        account_annotations: None,
         service_account: "web".into(),
         host_network: false,
         annotations: annotations
@@ -381,6 +382,7 @@ impl Issuer for World {
             security_token: "fake-token".into(),
             issued_at: now,
             expires_at: now + jiff::SignedDuration::from_hours(1),
+            request_id: None,
             document: Default::default(),
         })
     }
