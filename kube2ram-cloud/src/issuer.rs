@@ -190,7 +190,7 @@ impl AssumeRole {
             security_token: issued.security_token,
             issued_at,
             expires_at: issued.expires_at,
-            request_id: None,
+            request_id: issued.request_id,
             document: Default::default(),
         })
     }

@@ -60,6 +60,24 @@ pub struct ServiceAccount {
 impl Grant {
     /// By AssumeRole, without an external id.
     pub const ASSUME_ROLE: Self = Self::AssumeRole { external_id: None };
+
+    /// The external id, which only AssumeRole has.
+    pub fn external_id(&self) -> Option<&ExternalId> {
+        match self {
+            Self::AssumeRole { external_id } => external_id.as_ref(),
+            Self::ServiceAccount(_) => None,
+        }
+    }
+}
+
+impl ServiceAccount {
+    /// The subject of its tokens, which a role's trust policy names:
+    /// `system:serviceaccount:<namespace>:<name>`.
+    ///
+    /// Source: Kubernetes, "Managing Service Accounts" (the claim `sub`).
+    pub fn subject(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
 }
 
 /// What is wrong with a value. The text continues a sentence that names the value.
@@ -104,6 +122,9 @@ pub enum ValueError {
     /// Not what a role's ARN can begin with, on AWS.
     #[error("is not a base ARN, arn:<partition>:iam::<12 digits>:role/, with or without a path")]
     NotIamBaseArn,
+    /// Not an OIDC provider's ARN.
+    #[error("is not an OIDC provider's ARN, acs:ram::<account>:oidc-provider/<name>")]
+    NotProviderArn,
     /// An empty or dot segment in the role's path.
     #[error("has an empty, '.' or '..' segment in the role's path")]
     Segment,

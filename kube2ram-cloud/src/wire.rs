@@ -40,6 +40,20 @@ pub struct Issued {
     pub security_token: SecretString,
     /// `Expiration`.
     pub expires_at: Timestamp,
+    /// STS's `RequestId`: at most 64 characters of `[A-Za-z0-9._-]`. `None` from a metadata server, which has
+    /// none, and when it is missing or no such word.
+    pub request_id: Option<Box<str>>,
+    /// For whom they are, as far as STS says so.
+    pub holder: Holder,
+}
+
+/// Whose credentials STS issued, in its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// The ARN of the session: `AssumedRoleUser.Arn`.
+    pub session_arn: Option<Box<str>>,
+    /// The token's subject, after an exchange: `OIDCTokenInfo.Subject`; on AWS `SubjectFromWebIdentityToken`.
+    pub subject: Option<Box<str>>,
 }
 
 impl Issued {
@@ -60,7 +74,14 @@ impl Issued {
         if let Some((key, _)) = keys.into_iter().zip(values).find(|(_, value)| !word(value)) {
             return Err(WireError::Credential(key));
         }
-        Ok(Self { access_key_id: access_key_id.into(), access_key_secret, security_token, expires_at })
+        let (access_key_id, holder) = (access_key_id.into(), Holder::default());
+        Ok(Self { access_key_id, access_key_secret, security_token, expires_at, request_id: None, holder })
+    }
+
+    /// Adds what STS says besides.
+    pub(crate) fn of_sts(self, request_id: Option<String>, holder: Holder) -> Self {
+        let request_id = request_id.filter(|id| is_word(id)).map(Into::into);
+        Self { request_id, holder, ..self }
     }
 }
 
@@ -78,16 +99,18 @@ pub struct ErrorDocument {
 impl ErrorDocument {
     /// `None` without a usable `code`: then the answer is not from STS.
     pub(crate) fn of(code: String, message: &str, request_id: Option<String>) -> Option<Self> {
-        let word = |text: &str| {
-            let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-            (1..=64).contains(&text.len()) && text.bytes().all(legal)
-        };
-        word(&code).then(|| Self {
+        is_word(&code).then(|| Self {
             code,
             message: message.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect(),
-            request_id: request_id.filter(|id| word(id)).unwrap_or_default(),
+            request_id: request_id.filter(|id| is_word(id)).unwrap_or_default(),
         })
     }
+}
+
+/// A code or an id of STS, which may stand in logs, labels and files.
+fn is_word(text: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    (1..=64).contains(&text.len()) && text.bytes().all(legal)
 }
 
 /// Exactly `YYYY-MM-DDThh:mm:ssZ`: the format that the servers are documented to send, and the only one that

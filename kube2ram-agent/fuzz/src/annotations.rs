@@ -10,10 +10,7 @@ use kube2ram_agent::{
     policy::Policy,
     role::{AnnotationKeys, Attribution, Roles},
 };
-use kube2ram_cloud::{
-    Cloud,
-    role::{BaseArn, Grant},
-};
+use kube2ram_cloud::{Cloud, role::BaseArn};
 
 use super::model::Tree;
 
@@ -61,8 +58,7 @@ fn check_on(cloud: Cloud, text: &str) {
     let expected = if tree.is_arn(role) { role.to_owned() } else { format!("{base}{role}") };
     assert_eq!(session.role.as_str(), expected, "of {role:?}");
     assert!(is_role_arn(&expected, cloud), "{expected:?}");
-    let Grant::AssumeRole { external_id } = &session.grant;
-    assert_eq!(external_id.as_ref().map(|id| id.as_str()), annotation("external-id"));
+    assert_eq!(session.grant.external_id().map(|id| id.as_str()), annotation("external-id"));
     assert_eq!(session.policy.as_ref().map(|policy| policy.as_str()), annotation("policy"));
     assert!(session.policy.is_none_or(|policy| {
         serde_json::from_str::<serde_json::Value>(policy.as_str()).is_ok_and(|policy| policy.is_object())

@@ -50,7 +50,7 @@ pub(super) struct Held {
 
 impl Held {
     fn of_issued(issued: Issued) -> Self {
-        let Issued { access_key_id, access_key_secret, security_token, expires_at } = issued;
+        let Issued { access_key_id, access_key_secret, security_token, expires_at, .. } = issued;
         let security_token = Some(security_token);
         let keys = BaseCredentials { access_key_id, access_key_secret, security_token };
         Self { keys, expires_at: Some(expires_at) }

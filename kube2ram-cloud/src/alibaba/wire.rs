@@ -6,9 +6,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::wire::parse_time;
-pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Issued, WireError};
+pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Holder, Issued, WireError};
 
-/// Parses the answer of AssumeRole.
+/// Parses the answer of AssumeRole, and of AssumeRoleWithOIDC, which says more of the token.
 ///
 /// # Errors
 /// See [`WireError`].
@@ -16,10 +16,31 @@ pub fn parse_assume_role(body: &[u8]) -> Result<Issued, WireError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Document {
+        request_id: Option<String>,
+        assumed_role_user: Option<User>,
+        #[serde(rename = "OIDCTokenInfo")]
+        token_info: Option<TokenInfo>,
         credentials: Credential,
     }
 
-    parse::<Document>(body)?.credentials.issued()
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct User {
+        arn: Option<Box<str>>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct TokenInfo {
+        subject: Option<Box<str>>,
+    }
+
+    let Document { request_id, assumed_role_user, token_info, credentials } = parse(body)?;
+    let holder = Holder {
+        session_arn: assumed_role_user.and_then(|user| user.arn),
+        subject: token_info.and_then(|info| info.subject),
+    };
+    Ok(credentials.issued()?.of_sts(request_id, holder))
 }
 
 /// Parses the metadata server's `ram/security-credentials/<role>`.
@@ -142,6 +163,34 @@ mod tests {
         assert_eq!(issued.access_key_secret.expose_secret(), "wyLTSm");
         assert_eq!(issued.security_token.expose_secret(), "CAISng+/=");
         assert_eq!(issued.expires_at.to_string(), "2015-04-09T11:52:19Z");
+        assert_eq!(issued.request_id.as_deref(), Some("6894B13B-6D71-4EF5-88FA-F32781734A7F"));
+        let arn = "acs:ram::123456789012:role/adminrole/alice";
+        assert_eq!(issued.holder, Holder { session_arn: Some(arn.into()), subject: None });
+    }
+
+    #[test]
+    fn parses_for_whom_a_token_was_exchanged() {
+        let info = r#""OIDCTokenInfo":{"Subject":"system:serviceaccount:shop:web","ClientIds":"sts.aliyuncs.com",
+            "Issuer":"https://oidc.example.com/c0","IssuanceTime":"t","VerificationInfo":"Success"},"Credentials""#;
+        let body = ASSUME_ROLE.replace("\"Credentials\"", info);
+
+        let issued = parse_assume_role(body.as_bytes()).unwrap();
+
+        assert_eq!(issued.holder.subject.as_deref(), Some("system:serviceaccount:shop:web"));
+        // What is no text is no subject that could be compared.
+        let other = body.replace("\"system:serviceaccount:shop:web\"", "7");
+        assert_eq!(parse_assume_role(other.as_bytes()).unwrap_err(), WireError::Json);
+    }
+
+    #[test]
+    fn credentials_without_a_request_id_are_as_good_and_a_strange_one_is_left_out() {
+        for id in ["\"\"", "\"a b\"", "\"a\\nb\"", "null", &format!("\"{}\"", "x".repeat(65))] {
+            let body = ASSUME_ROLE.replace("\"6894B13B-6D71-4EF5-88FA-F32781734A7F\"", id);
+            assert_eq!(parse_assume_role(body.as_bytes()).unwrap().request_id, None, "{id}");
+        }
+        let none = ASSUME_ROLE.replace("RequestId", "Other");
+        assert_eq!(parse_assume_role(none.as_bytes()).unwrap().request_id, None);
+        assert_eq!(parse_node_credentials(NODE.as_bytes()).unwrap().request_id, None);
     }
 
     #[test]

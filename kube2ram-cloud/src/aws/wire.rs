@@ -9,14 +9,14 @@ use serde::Deserialize;
 
 use super::xml::Leaves;
 use crate::wire::parse_time;
-pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Issued, WireError};
+pub use crate::wire::{BODY_LIMIT_BYTES, ErrorDocument, Holder, Issued, WireError};
 
 /// Parses the answer of AssumeRole.
 ///
 /// # Errors
 /// See [`WireError`].
 pub fn parse_assume_role(body: &[u8]) -> Result<Issued, WireError> {
-    issued(body, "AssumeRoleResponse/AssumeRoleResult")
+    issued(body, "AssumeRole")
 }
 
 /// Parses the answer of AssumeRoleWithWebIdentity.
@@ -24,7 +24,7 @@ pub fn parse_assume_role(body: &[u8]) -> Result<Issued, WireError> {
 /// # Errors
 /// See [`WireError`].
 pub fn parse_web_identity(body: &[u8]) -> Result<Issued, WireError> {
-    issued(body, "AssumeRoleWithWebIdentityResponse/AssumeRoleWithWebIdentityResult")
+    issued(body, "AssumeRoleWithWebIdentity")
 }
 
 /// Parses an error of STS; `None` without a usable `Code`: then the answer is not from STS.
@@ -85,9 +85,10 @@ pub fn parse_profile_arn(body: &[u8]) -> Result<String, WireError> {
     instance_profile_arn.ok_or(WireError::Json)
 }
 
-/// The credentials in the result of a call.
-fn issued(body: &[u8], result: &str) -> Result<Issued, WireError> {
+/// The credentials in the answer to an action.
+fn issued(body: &[u8], action: &str) -> Result<Issued, WireError> {
     let leaves = leaves(body)?;
+    let result = format!("{action}Response/{action}Result");
     let raw = |name: &str| leaves.raw(&format!("{result}/Credentials/{name}")).ok_or(WireError::Xml);
     let keys = ["AccessKeyId", "SecretAccessKey", "SessionToken"];
     let [id, secret, token] = keys;
@@ -97,7 +98,22 @@ fn issued(body: &[u8], result: &str) -> Result<Issued, WireError> {
         return Err(WireError::Xml);
     }
     let expires_at = time(raw("Expiration")?)?;
-    Issued::try_new(keys, id, secret.into(), token.into(), expires_at)
+    let issued = Issued::try_new(keys, id, secret.into(), token.into(), expires_at)?;
+    let request_id = leaves.text(&format!("{action}Response/ResponseMetadata/RequestId"));
+    let holder = Holder {
+        session_arn: optional(&leaves, &format!("{result}/AssumedRoleUser/Arn"))?,
+        subject: optional(&leaves, &format!("{result}/SubjectFromWebIdentityToken"))?,
+    };
+    Ok(issued.of_sts(request_id, holder))
+}
+
+/// The text at a path, if the document has one. One that is there twice, or cannot be read, must not pass
+/// for one that is not there.
+fn optional(leaves: &Leaves<'_>, path: &str) -> Result<Option<Box<str>>, WireError> {
+    if !leaves.has(path) {
+        return Ok(None);
+    }
+    leaves.text(path).map(|text| Some(text.into())).ok_or(WireError::Xml)
 }
 
 fn leaves(body: &[u8]) -> Result<Leaves<'_>, WireError> {

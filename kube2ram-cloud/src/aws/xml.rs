@@ -57,6 +57,11 @@ impl<'a> Leaves<'a> {
         }
     }
 
+    /// Whether there is a leaf at this path.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.0.iter().any(|leaf| leaf.path == path)
+    }
+
     /// The text at this path as it stands; `None` when it is not there, or twice.
     pub(super) fn raw(&self, path: &str) -> Option<&'a str> {
         let mut found = self.0.iter().filter(|leaf| leaf.path == path);

@@ -1,5 +1,7 @@
 //! Row numbers are those of docs/predecessors.md.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -339,7 +341,47 @@ fn session_names_are_made_fit_and_stay_distinct() {
     assert_ne!(replaced, SessionName::fit("web.a/b"));
 }
 
+fn session_by(grant: Grant) -> RoleSession {
+    RoleSession {
+        role: arn("acs:ram::123456789012:role/app"),
+        grant,
+        policy: None,
+        session_name: SessionName::parse("shop.web").unwrap(),
+        duration: MIN_DURATION,
+        tags: [].into(),
+        source_identity: None,
+    }
+}
+
+fn account(namespace: &str, name: &str) -> ServiceAccount {
+    ServiceAccount { namespace: namespace.into(), name: name.into() }
+}
+
+#[test]
+fn a_session_by_a_service_account_is_never_one_by_the_agents_own_identity() {
+    let own = Grant::AssumeRole { external_id: Some(ExternalId::parse("id").unwrap()) };
+    let by_account = Grant::ServiceAccount(account("shop", "web"));
+
+    assert_eq!(own.external_id().map(ExternalId::as_str), Some("id"));
+    assert_eq!((Grant::ASSUME_ROLE.external_id(), by_account.external_id()), (None, None));
+    assert_ne!(session_by(Grant::ASSUME_ROLE), session_by(by_account));
+    assert_eq!(account("shop", "web").subject(), "system:serviceaccount:shop:web");
+}
+
 proptest! {
+    #[test]
+    fn two_service_accounts_never_share_a_session(first in "[a-z-]{1,3}", second in "[a-z.-]{1,3}", third in "[a-z-]{1,3}", fourth in "[a-z.-]{1,3}") {
+        let (one, other) = (account(&first, &second), account(&third, &fourth));
+        let is_same = (&first, &second) == (&third, &fourth);
+
+        let keys = [&one, &other].map(|account| session_by(Grant::ServiceAccount(account.clone())));
+
+        prop_assert_eq!(keys[0] == keys[1], is_same);
+        prop_assert_eq!(HashSet::from(keys).len() == 1, is_same);
+        // No namespace and no name holds a colon.
+        prop_assert_eq!(one.subject() == other.subject(), is_same);
+    }
+
     #[test]
     fn any_text_makes_a_legal_session_name(text in any::<String>()) {
         let (name, identity) = (SessionName::fit(&text), SourceIdentity::fit(&text));

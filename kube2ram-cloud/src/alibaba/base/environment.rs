@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{BaseCredentials, BaseError, OidcSettings};
 use crate::{
+    alibaba::OidcProviderArn,
     base::environment::{all_or_none, read, static_keys},
     role::{ArnStyle, RoleArn, SessionName},
 };
@@ -48,7 +49,7 @@ fn oidc(variable: &impl Fn(&str) -> Option<String>, node: &str) -> Result<Option
     };
     let role = RoleArn::parse(&role).ok().filter(|role| role.style() == ArnStyle::Acs);
     let role = role.ok_or(BaseError::NotOfForm { variable: ROLE, form: "acs:ram::<account>:role/<name>" })?;
-    if !is_provider(&provider) {
+    if OidcProviderArn::parse(&provider).is_err() {
         let form = "acs:ram::<account>:oidc-provider/<name>";
         return Err(BaseError::NotOfForm { variable: PROVIDER, form });
     }
@@ -62,18 +63,6 @@ fn oidc(variable: &impl Fn(&str) -> Option<String>, node: &str) -> Result<Option
         None => SessionName::fit(&format!("kube2ram@{node}")),
     };
     Ok(Some(OidcSettings { role, provider: provider.into(), token_file, session }))
-}
-
-/// `acs:ram::<account>:oidc-provider/<name>`; names as of RAM's CreateOIDCProvider, and a little more.
-fn is_provider(arn: &str) -> bool {
-    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-    let parts = arn.strip_prefix("acs:ram::").and_then(|rest| rest.split_once(":oidc-provider/"));
-    parts.is_some_and(|(account, name)| {
-        (1..=32).contains(&account.len())
-            && account.bytes().all(|c| c.is_ascii_digit())
-            && (1..=128).contains(&name.len())
-            && name.bytes().all(legal)
-    })
 }
 
 /// Pairs of keys, and the token that goes with one.

@@ -81,6 +81,9 @@ fn parses_the_documented_assume_role_answer() {
     assert!(issued.security_token.expose_secret().starts_with("AQoDYXdzEPT"));
     assert!(issued.security_token.expose_secret().ends_with("oLxBA=="));
     assert_eq!(issued.expires_at.to_string(), "2019-11-09T13:34:41Z");
+    assert_eq!(issued.request_id.as_deref(), Some("c6104cbe-af31-11e0-8154-cbc7ccf896c7"));
+    let arn = "arn:aws:sts::123456789012:assumed-role/demo/TestAR";
+    assert_eq!(issued.holder, Holder { session_arn: Some(arn.into()), subject: None });
     // The namespace and white space say nothing.
     let flat: String = ASSUME_ROLE.lines().map(str::trim).collect();
     let flat = flat.replace(r#" xmlns="https://sts.amazonaws.com/doc/2011-06-15/""#, "");
@@ -93,6 +96,10 @@ fn one_calls_answer_is_not_taken_for_another_calls() {
 
     assert_eq!(&*issued.access_key_id, "ASgeIAIOSFODNN7EXAMPLE");
     assert_eq!(issued.security_token.expose_secret(), "AQoDYXdzEE0a8ANXXXXXXXXNO1ewxE5TijQyp+IEXAMPLE");
+    assert_eq!(issued.request_id.as_deref(), Some("ad4156e9-bce1-11e2-82e6-6b6efEXAMPLE"));
+    assert_eq!(issued.holder.subject.as_deref(), Some("system:serviceaccount:kube-system:kube2ram"));
+    let arn = "arn:aws:sts::123456789012:assumed-role/kube2ram/node-1";
+    assert_eq!(issued.holder.session_arn.as_deref(), Some(arn));
     for other in [
         parse_web_identity(ASSUME_ROLE.as_bytes()),
         parse_assume_role(WEB_IDENTITY.as_bytes()),
@@ -100,6 +107,22 @@ fn one_calls_answer_is_not_taken_for_another_calls() {
     ] {
         assert_eq!(other.unwrap_err(), WireError::Xml);
     }
+}
+
+#[test]
+fn a_request_id_may_be_missing_and_a_subject_may_not_be_there_twice() {
+    let without = WEB_IDENTITY.replace("RequestId", "Other").replace("SubjectFromWebIdentityToken", "Other");
+    let issued = parse_web_identity(without.as_bytes()).unwrap();
+    assert_eq!((issued.request_id, issued.holder.subject), (None, None));
+    let strange = WEB_IDENTITY.replace("ad4156e9-bce1", "ad4156e9 bce1");
+    assert_eq!(parse_web_identity(strange.as_bytes()).unwrap().request_id, None);
+
+    let subject =
+        "<SubjectFromWebIdentityToken>system:serviceaccount:a:b</SubjectFromWebIdentityToken><Audience>";
+    let twice = WEB_IDENTITY.replace("<Audience>", subject);
+    assert_eq!(parse_web_identity(twice.as_bytes()).unwrap_err(), WireError::Xml);
+    let entity = WEB_IDENTITY.replace("kube-system:kube2ram", "&own;");
+    assert_eq!(parse_web_identity(entity.as_bytes()).unwrap_err(), WireError::Xml);
 }
 
 #[test]
