@@ -15,7 +15,7 @@ use secrecy::SecretString;
 pub use self::oidc::OidcError;
 use self::renewal::Renewal;
 pub(crate) use self::{
-    oidc::{Exchange, Oidc, TokenFile, form_with_token},
+    oidc::{Exchange, Oidc, TokenFile, form_with_token, is_token, withhold},
     renewal::Origin,
 };
 use crate::{

@@ -64,7 +64,8 @@ pub enum IssueErrorKind {
     /// The cluster's configuration is wrong: the agent may not ask for tokens of ServiceAccounts, or STS
     /// accepts none of this cluster's. No fault of the pod or of its role, so transient to it.
     ClusterConfiguration,
-    /// STS denies the role: no permission, or the role does not trust the node. Not transient.
+    /// STS denies the role: no permission, or the role does not trust the node or the ServiceAccount. Not
+    /// transient.
     Denied,
     /// STS calls the request wrong. Not transient.
     Invalid,
@@ -72,7 +73,8 @@ pub enum IssueErrorKind {
     NoSuchRole,
     /// STS throttles. Transient.
     Throttled,
-    /// The API server gives no token of the ServiceAccount now. Transient.
+    /// The API server gives no token of the ServiceAccount now, or STS calls each token expired, because the
+    /// clocks of the two differ. Transient.
     Token,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,
@@ -171,7 +173,8 @@ pub trait TokenSource: Send + Sync + 'static {
     ) -> Result<AccountToken, IssueError>;
 }
 
-/// Issues credentials: AssumeRole, in production.
+/// Issues credentials: in production by AssumeRole, or by the exchange of a ServiceAccount's token. Each refuses
+/// a session of the other's [`Grant`](crate::role::Grant).
 #[async_trait]
 pub trait Issuer: Send + Sync + 'static {
     /// Asks once (with the error table's own single retries). The caller bounds the time.

@@ -10,7 +10,7 @@ use http::{HeaderName, StatusCode};
 use crate::{
     MetadataAddr,
     credentials::{Credentials, IssueErrorKind},
-    role::{ArnStyle, SessionRules},
+    role::{ArnStyle, Grant, SessionRules},
 };
 
 /// How one cloud's metadata service speaks. Paths are segments below `/<version>/`, without regard to case.
@@ -31,6 +31,8 @@ pub struct Dialect {
     pub document: fn(&Credentials) -> serde_json::Result<Bytes>,
     /// The remedy for a refusal of STS: the end of a sentence that names the role and the code.
     pub advice: fn(IssueErrorKind) -> &'static str,
+    /// The same where roles are assumed by ServiceAccounts' tokens ([`Grant::ServiceAccount`]).
+    pub exchange_advice: fn(IssueErrorKind) -> &'static str,
     /// How long the cloud's SDKs wait.
     pub patience: Patience,
     /// The usual keys of annotations.
@@ -41,6 +43,16 @@ pub struct Dialect {
     pub audience: &'static str,
     /// What STS accepts in a session's parameters.
     pub sessions: SessionRules,
+}
+
+impl Dialect {
+    /// The remedy for a refusal of STS, by the right that the role was to be assumed by.
+    pub fn advice_by(&self, grant: &Grant, kind: IssueErrorKind) -> &'static str {
+        match grant {
+            Grant::AssumeRole { .. } => (self.advice)(kind),
+            Grant::ServiceAccount(_) => (self.exchange_advice)(kind),
+        }
+    }
 }
 
 /// The directory of a role's credentials, by the same name in all clouds.

@@ -1,7 +1,11 @@
-//! AssumeRole, with each refusal's remedy tried once: the loop that is the same in all clouds.
-//! Depends on `base`, `sts` and a cloud's [`Protocol`]; called by each cloud's `sts`.
+//! Sessions of roles from STS, with each refusal's remedy tried once: the loop that is the same in all clouds
+//! and for each right by which a role is assumed. Depends on `sts` and a cloud's [`Protocol`]; called by each
+//! cloud's `sts` and `exchange`.
 
+mod assume_role;
+mod exchange;
 pub(crate) mod memory;
+mod skew;
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,8 +15,11 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use self::memory::Memory;
+pub(crate) use self::{
+    assume_role::AssumeRole,
+    exchange::{ProvenAccount, TokenExchange},
+};
 use crate::{
-    base::{Base, BaseCredentials, BaseError},
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     endpoint::Endpoint,
     role::RoleSession,
@@ -25,14 +32,14 @@ use crate::{
 };
 use kube2ram_service::clock::Clock;
 
-/// What a cloud's STS is sent, and how its answers are read.
-pub(crate) trait Protocol: Send + Sync + 'static {
-    /// The signed call.
+/// What a cloud's STS is sent, and how its answers are read. `Proof` is what proves the right to the role.
+pub(crate) trait Protocol<Proof>: Send + Sync + 'static {
+    /// The call.
     fn request(
         &self,
         client: &reqwest::Client,
         endpoint: &Endpoint,
-        call: &Call<'_>,
+        call: &Call<'_, Proof>,
     ) -> Result<reqwest::RequestBuilder, Refusal>;
 
     /// Reads the answer.
@@ -42,22 +49,51 @@ pub(crate) trait Protocol: Send + Sync + 'static {
     fn refusals(&self) -> &Table;
 }
 
-/// One call of AssumeRole.
-pub(crate) struct Call<'a> {
+/// One call.
+pub(crate) struct Call<'a, Proof> {
     pub(crate) session: &'a RoleSession,
     /// `DurationSeconds`.
     pub(crate) seconds: u64,
-    /// What to sign with.
-    pub(crate) base: &'a BaseCredentials,
+    pub(crate) proof: &'a Proof,
     /// STS's time.
     pub(crate) now: Timestamp,
 }
 
-/// Issues credentials through AssumeRole.
-pub(crate) struct AssumeRole {
-    protocol: Box<dyn Protocol>,
+/// By what right roles are assumed. An issuer has one, and never uses another.
+#[async_trait]
+pub(crate) trait Right: Send + Sync + 'static {
+    /// What proves the right in a call.
+    type Proof: Send + Sync + 'static;
+
+    /// A proof for a session, which must be by this right.
+    async fn proof(&self, session: &RoleSession, sts: &Transport) -> Result<Self::Proof, IssueError>;
+
+    /// Another proof than the one that STS `refused` with `error`; `None` when there is none.
+    async fn another(
+        &self,
+        session: &RoleSession,
+        refused: &Self::Proof,
+        error: &IssueError,
+        sts: &Transport,
+    ) -> Result<Option<Self::Proof>, IssueError>;
+
+    /// STS answered a call with this proof, at that time by its own clock.
+    fn answered(&self, _proof: &Self::Proof, _date: Timestamp) {}
+
+    /// Fails with what is wrong when the answer is to another call.
+    fn check(&self, _session: &RoleSession, _issued: &Issued) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// Removes from an error what it repeats of the proof.
+    fn withhold(&self, _proof: &Self::Proof, _error: &mut IssueError) {}
+}
+
+/// Issues credentials of roles through a protocol, by a right.
+pub(crate) struct RoleIssuer<P, R> {
+    protocol: P,
+    right: R,
     pub(crate) transport: Transport,
-    base: Base,
     clock: Arc<dyn Clock>,
     /// Roles that refused a session as long as was asked for, and the seconds they are asked for next.
     pub(crate) shorter: Memory<u64>,
@@ -66,26 +102,26 @@ pub(crate) struct AssumeRole {
     first_endpoints: Memory<usize>,
 }
 
-impl AssumeRole {
+impl<P: Protocol<R::Proof>, R: Right> RoleIssuer<P, R> {
     /// Connects on first use only. Tries `endpoints` in order.
     pub(crate) fn new(
-        protocol: impl Protocol,
+        protocol: P,
+        right: R,
         client: StsClient,
         endpoints: Vec<Endpoint>,
-        base: Base,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let transport = Transport::new(client, endpoints, Arc::clone(&clock));
         let (shorter, first_endpoints) = (Memory::default(), Memory::default());
-        Self { protocol: Box::new(protocol), transport, base, clock, shorter, first_endpoints }
+        Self { protocol, right, transport, clock, shorter, first_endpoints }
     }
 
     /// Calls, and remembers at which endpoint the role could be assumed. An endpoint that does not answer is
     /// not remembered: STS may have been activated in the region meanwhile.
-    async fn assume_role(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
+    async fn assume(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
         let known = self.first_endpoints.known(&session.role);
         let mut first = known.unwrap_or_default();
-        let outcome = self.assume_role_from(&mut first, session).await;
+        let outcome = self.assume_from(&mut first, session).await;
         match &outcome {
             Ok(_) if Some(first) != known && first > 0 => {
                 let (role, endpoint) = (session.role.as_str(), self.transport.host(first));
@@ -102,32 +138,24 @@ impl AssumeRole {
 
     /// Calls, and once for each remedy that STS's refusals ask for, again. Leaves in `first` the first
     /// endpoint that it may call.
-    async fn assume_role_from(
-        &self,
-        first: &mut usize,
-        session: &RoleSession,
-    ) -> Result<Credentials, IssueError> {
-        let mut base = self.base.current(&self.transport).await.map_err(BaseError::into_issue_error)?;
+    async fn assume_from(&self, first: &mut usize, session: &RoleSession) -> Result<Credentials, IssueError> {
+        let mut proof = self.right.proof(session, &self.transport).await?;
         let mut tried = Vec::new();
         let mut seconds = self.seconds_of(session);
         loop {
-            let refusal = match self.call(*first, session, seconds, &base).await {
+            let mut refusal = match self.call(*first, session, seconds, &proof).await {
                 Ok(credentials) => return Ok(credentials),
                 Err(refusal) => refusal,
             };
+            self.right.withhold(&proof, &mut refusal.error);
             let Some(remedy) = refusal.remedy().filter(|remedy| !tried.contains(remedy)) else {
                 return Err(refusal.error);
             };
             let applied = match remedy {
                 Remedy::FreshBase => {
-                    match self
-                        .base
-                        .refresh(&base, &self.transport)
-                        .await
-                        .map_err(BaseError::into_issue_error)?
-                    {
-                        Some(fresh) => {
-                            base = fresh;
+                    match self.right.another(session, &proof, &refusal.error, &self.transport).await? {
+                        Some(another) => {
+                            proof = another;
                             true
                         }
                         None => false,
@@ -168,19 +196,23 @@ impl AssumeRole {
         first: usize,
         session: &RoleSession,
         seconds: u64,
-        base: &BaseCredentials,
+        proof: &R::Proof,
     ) -> Result<Credentials, Refusal> {
         let request = |client: &reqwest::Client, endpoint: &Endpoint| {
-            let call = Call { session, seconds, base, now: self.transport.now() };
+            let call = Call { session, seconds, proof, now: self.transport.now() };
             self.protocol.request(client, endpoint, &call)
         };
         let response = self.transport.send(first, request).await?;
-        let date = response.headers().get(http::header::DATE).cloned();
+        let date = response.headers().get(http::header::DATE).and_then(refusal::parse_date);
+        if let Some(date) = date {
+            self.right.answered(proof, date);
+        }
         let body = self.transport.read(response, self.protocol.refusals()).await?;
         let issued = self.protocol.read(&body);
         let issued =
             issued.map_err(|error| refusal::nonsense("answer not understood", Some(error.into())))?;
-        let issued_at = self.issued_at(issued.expires_at, date.as_ref(), session);
+        self.right.check(session, &issued).map_err(|wrong| refusal::nonsense(wrong, None))?;
+        let issued_at = self.issued_at(issued.expires_at, date, session);
         if issued.expires_at <= issued_at {
             return Err(refusal::nonsense("credentials that have already expired", None));
         }
@@ -197,16 +229,10 @@ impl AssumeRole {
 
     /// When STS answered, by its own `Date`, so that a wrong local clock neither lengthens nor shortens the
     /// lifetime of credentials; the local time if `Date` is missing or impossible.
-    fn issued_at(
-        &self,
-        expires_at: Timestamp,
-        date: Option<&http::HeaderValue>,
-        session: &RoleSession,
-    ) -> Timestamp {
+    fn issued_at(&self, expires_at: Timestamp, date: Option<Timestamp>, session: &RoleSession) -> Timestamp {
         let lifetime = |issued_at: &Timestamp| expires_at.duration_since(*issued_at);
         let longest = session.duration + DATE_TOLERANCE;
-        date.and_then(refusal::parse_date)
-            .filter(|date| Duration::try_from(lifetime(date)).is_ok_and(|lifetime| lifetime <= longest))
+        date.filter(|date| Duration::try_from(lifetime(date)).is_ok_and(|lifetime| lifetime <= longest))
             .unwrap_or_else(|| self.clock.now())
     }
 
@@ -234,17 +260,10 @@ impl AssumeRole {
 }
 
 #[async_trait]
-impl Issuer for AssumeRole {
+impl<P: Protocol<R::Proof>, R: Right> Issuer for RoleIssuer<P, R> {
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
-        timeout(CALL_DEADLINE, self.assume_role(session)).await.unwrap_or_else(|_elapsed| {
-            Err(IssueError {
-                kind: IssueErrorKind::Unavailable,
-                code: "Timeout".into(),
-                message: "no answer from STS in time".into(),
-                request_id: None,
-                retry_after: None,
-                source: None,
-            })
+        timeout(CALL_DEADLINE, self.assume(session)).await.unwrap_or_else(|_elapsed| {
+            Err(refusal::ours(IssueErrorKind::Unavailable, "Timeout", "no answer from STS in time", None))
         })
     }
 }

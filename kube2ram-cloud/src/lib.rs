@@ -26,11 +26,12 @@ mod provider;
 mod testing;
 
 pub use self::{
+    alibaba::OidcProviderArn,
     base::{Base, BaseCredentials, BaseError, BaseSource, BaseState},
     cloud::Cloud,
     endpoint::{Endpoint, EndpointError, StsEndpoint},
     metadata::MetadataError,
     metadata_addr::MetadataAddr,
-    provider::{CloudSettings, Location, Provider, StsRoute},
+    provider::{CloudSettings, ExchangeSettings, Location, Provider, StsRoute},
     sts::{StsClient, StsClientError},
 };

@@ -8,7 +8,7 @@ use crate::{
     alibaba, aws,
     base::{Base, BaseError},
     cloud::Cloud,
-    credentials::Issuer,
+    credentials::{Issuer, TokenSource},
     endpoint::{Endpoint, EndpointError, StsEndpoint},
     metadata::MetadataError,
     role::BaseArn,
@@ -54,6 +54,13 @@ pub struct Location {
     pub region: Box<str>,
     /// The cloud's partition, where the region's id does not tell it.
     pub partition: Option<Box<str>>,
+}
+
+/// What the exchange of ServiceAccounts' tokens takes besides the tokens.
+#[derive(Clone, Debug, Default)]
+pub struct ExchangeSettings {
+    /// The cluster, as the cloud knows it. Required on Alibaba Cloud; on AWS the role's trust policy names it.
+    pub provider: Option<alibaba::OidcProviderArn>,
 }
 
 /// How STS is reached: endpoints, to try in their order, and what a signature for them takes.
@@ -251,7 +258,26 @@ impl Provider {
         }))
     }
 
-    /// Issues credentials. Connects on first use only.
+    /// Issues credentials of roles that trust ServiceAccounts, by their tokens alone. Connects on first use
+    /// only. Without a provider where one is required, it issues none.
+    pub fn exchange(
+        &self,
+        client: StsClient,
+        route: StsRoute,
+        exchange: ExchangeSettings,
+        tokens: Arc<dyn TokenSource>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<dyn Issuer> {
+        match route.0 {
+            RouteOf::Alibaba(endpoints) => {
+                Arc::new(alibaba::exchange::issuer(client, endpoints, exchange.provider, tokens, clock))
+            }
+            // The call is not signed, so that it is for no region.
+            RouteOf::Aws(endpoints, _) => Arc::new(aws::exchange::issuer(client, endpoints, tokens, clock)),
+        }
+    }
+
+    /// Issues credentials of roles that trust the agent's own identity. Connects on first use only.
     pub fn issuer(&self, client: StsClient, route: StsRoute, clock: Arc<dyn Clock>) -> Arc<dyn Issuer> {
         let base = self.base.clone();
         match route.0 {

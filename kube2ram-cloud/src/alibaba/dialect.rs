@@ -61,6 +61,7 @@ pub static DIALECT: Dialect = Dialect {
     },
     document: document::write,
     advice: refusal::advice,
+    exchange_advice: refusal::exchange_advice,
     // The SDKs give up after 1 s.
     patience: Patience {
         lookup: Duration::from_millis(700),

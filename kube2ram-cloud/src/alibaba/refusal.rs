@@ -12,8 +12,14 @@ use crate::{
     wire::ErrorDocument,
 };
 
-/// Alibaba Cloud's.
+/// Alibaba Cloud's, of signed calls and of the exchange of the agent's own token.
 pub(super) static TABLE: Table = Table { parse: parse_error, judge, time_left };
+
+/// The same for exchanges of ServiceAccounts' tokens for pods' roles.
+pub(super) static EXCHANGE: Table = Table { parse: parse_error, judge: judge_exchange, time_left };
+
+/// STS's codes for a token that has expired.
+pub(super) const EXPIRED_TOKEN: [&str; 1] = ["AuthenticationFail.OIDCToken.Expired"];
 
 fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<Remedy>) {
     (kind_of(status, &error.code), remedy(&error.code))
@@ -49,11 +55,43 @@ fn kind_of(status: StatusCode, code: &str) -> IssueErrorKind {
     }
 }
 
+/// Nothing is signed, so no code is about the agent's own credentials. What is wrong with a token is never
+/// the pod's fault, nor that of its role: the cluster made the token. Sources: RAM, "FAQ about OIDC-based
+/// SSO"; STS API 2015-04-01, "AssumeRoleWithOIDC".
+fn judge_exchange(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<Remedy>) {
+    use IssueErrorKind::*;
+    // It is not documented with which statuses these come.
+    if let Some(fault) = error.code.strip_prefix("AuthenticationFail.OIDCToken.") {
+        return match fault {
+            "Expired" => (Token, Some(Remedy::FreshBase)),
+            // The signing key may just have been replaced.
+            "Invalid" => (ClusterConfiguration, Some(Remedy::FreshBase)),
+            "IssuerConfigurationBroken" => (Unavailable, None),
+            // AudienceNotMatch, IssuerNotMatch, PublicKeyFingerprintMismatch.
+            _ => (ClusterConfiguration, None),
+        };
+    }
+    match (judge(status, error), &*error.code) {
+        ((Unexpected, _), "EntityNotExist.OIDCProvider") => (ClusterConfiguration, None),
+        ((Unexpected, _), "AuthenticationFail.NoPermission") if error.message.contains(NO_PROVIDER) => {
+            (ClusterConfiguration, None)
+        }
+        ((Unexpected, _), "AuthenticationFail.NoPermission") => (Denied, None),
+        // No annotation of a pod has any part in these.
+        ((Invalid, _), code) if code.starts_with("InvalidParameter.OIDC") => (ClusterConfiguration, None),
+        ((BaseCredentials, _), _) => (Unexpected, None),
+        (judged, _) => judged,
+    }
+}
+
 /// The remedy: the end of a sentence that names the role and STS's code.
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
             "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
+        }
+        IssueErrorKind::ClusterConfiguration => {
+            "the cluster's configuration is wrong, not the pod's. Compare the RAM OIDC provider (issuer, client id sts.aliyuncs.com, fingerprints) with the cluster and with --oidc-provider-arn; check that the issuer's JWKS is public and has the signing key, and that the agent may create tokens of ServiceAccounts (RBAC, admission policies)"
         }
         IssueErrorKind::Denied => {
             "let the role's trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; if the trust policy requires an external id, annotate the pod with it"
@@ -62,6 +100,9 @@ pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
         IssueErrorKind::NoSuchRole => "create the role, or correct the pod's annotation",
         IssueErrorKind::Throttled => {
             "the account calls STS too often; the agent tries again by itself. Find the caller (ActionTrail), or have the limit raised"
+        }
+        IssueErrorKind::Token => {
+            "the agent has no valid token of the pod's ServiceAccount; it tries again by itself. Check that the node reaches the API server, and that the API server's clock is right"
         }
         IssueErrorKind::Unavailable => {
             "STS does not answer the node; the agent tries again by itself. Check that the node reaches the STS endpoint"
@@ -72,10 +113,32 @@ pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     }
 }
 
+/// The same where roles are assumed by ServiceAccounts' tokens.
+pub(super) fn exchange_advice(kind: IssueErrorKind) -> &'static str {
+    match kind {
+        IssueErrorKind::Denied => {
+            "let the role's trust policy trust the cluster's RAM OIDC provider, with the client id sts.aliyuncs.com as oidc:aud and the pod's ServiceAccount as oidc:sub (system:serviceaccount:<namespace>:<name>)"
+        }
+        IssueErrorKind::Invalid => {
+            "correct the annotation that the code names, of the pod or of its ServiceAccount"
+        }
+        IssueErrorKind::NoSuchRole => {
+            "create the role, or correct the annotation of the pod or of its ServiceAccount"
+        }
+        IssueErrorKind::Unavailable => {
+            "STS does not answer the node, or cannot read the cluster's signing keys; the agent tries again by itself. Check that the node reaches the STS endpoint; after IssuerConfigurationBroken, that the cluster's issuer and its JWKS are public"
+        }
+        _ => advice(kind),
+    }
+}
+
 /// `Throttling` and `Throttling.User`, not `ThrottlingX`.
 fn is_or_below(code: &str, family: &str) -> bool {
     code.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
+
+/// "No such OIDC Provider registered."
+const NO_PROVIDER: &str = "No such OIDC Provider";
 
 fn is_base(code: &str) -> bool {
     ["InvalidAccessKeyId", "InvalidSecurityToken", "MissingSecurityToken", "SignatureDoesNotMatch"]
@@ -104,12 +167,16 @@ mod tests {
     use crate::sts::refusal::Refusal;
 
     fn parse(status: u16, code: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
+        parse_in(&TABLE, status, code, headers)
+    }
+
+    fn parse_in(table: &Table, status: u16, code: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
         let headers = headers
             .iter()
             .map(|&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
         let body = format!(r#"{{"Code":"{code}","Message":"m","RequestId":"r"}}"#);
-        TABLE.refusal(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+        table.refusal(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
     }
 
     #[test]
@@ -156,13 +223,71 @@ mod tests {
     }
 
     #[test]
-    fn advice_is_there_for_each_kind_and_names_no_other_cloud() {
-        for kind in IssueErrorKind::ALL {
-            let text = advice(kind);
+    fn follows_the_error_table_of_the_exchange() {
+        use IssueErrorKind::*;
+        use Remedy::*;
 
+        for (status, code, kind, remedy) in [
+            (400, "AuthenticationFail.OIDCToken.Expired", Token, Some(FreshBase)),
+            (400, "AuthenticationFail.OIDCToken.AudienceNotMatch", ClusterConfiguration, None),
+            (400, "AuthenticationFail.OIDCToken.IssuerNotMatch", ClusterConfiguration, None),
+            (400, "AuthenticationFail.OIDCToken.IssuerConfigurationBroken", Unavailable, None),
+            (400, "AuthenticationFail.OIDCToken.PublicKeyFingerprintMismatch", ClusterConfiguration, None),
+            (400, "AuthenticationFail.OIDCToken.Invalid", ClusterConfiguration, Some(FreshBase)),
+            (400, "AuthenticationFail.OIDCToken.UnheardOf", ClusterConfiguration, None),
+            // With whatever status.
+            (403, "AuthenticationFail.OIDCToken.Invalid", ClusterConfiguration, Some(FreshBase)),
+            (500, "AuthenticationFail.OIDCToken.IssuerConfigurationBroken", Unavailable, None),
+            (403, "AuthenticationFail.NoPermission", Denied, None),
+            (403, "NoPermission", Denied, None),
+            (404, "EntityNotExist.OIDCProvider", ClusterConfiguration, None),
+            (404, "EntityNotExist.Role", NoSuchRole, None),
+            (400, "InvalidParameter.OIDCToken", ClusterConfiguration, None),
+            (400, "InvalidParameter.OIDCProviderArn", ClusterConfiguration, None),
+            (400, "InvalidParameter.RoleArn", Invalid, None),
+            (400, "InvalidParameter.PolicyGrammar", Invalid, None),
+            (400, "InvalidParameter.DurationSeconds", Invalid, Some(ShorterSession)),
+            (400, "InvalidTimeStamp.Expired", Unavailable, Some(ServerTime)),
+            (400, "SignatureNonceUsed", Unavailable, Some(FreshNonce)),
+            (400, "Throttling", Throttled, None),
+            (400, "Throttling.User", Throttled, None),
+            (400, "Throttling.Api", Throttled, None),
+            (429, "AuthenticationFail.NoPermission", Throttled, None),
+            (500, "AuthenticationFail.NoPermission", Unavailable, None),
+            (500, "InternalError", Unavailable, None),
+            // Nothing is signed.
+            (400, "InvalidSecurityToken.Expired", Unexpected, None),
+            (400, "SignatureDoesNotMatch", Unexpected, None),
+            (400, "MissingParameter", Unexpected, None),
+            (403, "AuthenticationFail", Unexpected, None),
+            (403, "AuthenticationFail.NoPermissions", Unexpected, None),
+            (400, "UnheardOf", Unexpected, None),
+        ] {
+            let refusal = parse_in(&EXCHANGE, status, code, &[]);
+            assert_eq!((refusal.error.kind, refusal.remedy()), (kind, remedy), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn a_provider_that_is_not_there_is_not_the_roles_fault() {
+        let body =
+            br#"{"Code":"AuthenticationFail.NoPermission","Message":"No such OIDC Provider registered."}"#;
+
+        let refusal = EXCHANGE.refusal(StatusCode::FORBIDDEN, &HeaderMap::new(), body);
+
+        assert_eq!((refusal.error.kind, refusal.remedy()), (IssueErrorKind::ClusterConfiguration, None));
+    }
+
+    #[test]
+    fn advice_is_there_for_each_kind_and_names_no_other_cloud() {
+        for text in IssueErrorKind::ALL.into_iter().flat_map(|kind| [advice(kind), exchange_advice(kind)]) {
             assert!(text.len() > 20 && !text.ends_with('.'), "{text}");
             assert!(!["IAM", "CloudTrail", "AWS"].iter().any(|word| text.contains(word)), "{text}");
+            // An Event has 1,024 bytes, with an ARN of up to 512, the code and a few words.
+            assert!(text.len() <= 400, "{} bytes: {text}", text.len());
         }
+        // By a token, nothing of the node's is involved.
+        assert!(!exchange_advice(IssueErrorKind::Denied).contains("node"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    base::Base,
+    base::{Base, BaseCredentials},
     endpoint::Endpoint,
     refusal,
     sign::{RpcCall, canonical_query},
@@ -15,19 +15,19 @@ use super::{
 pub use crate::sts::{StsClient, StsClientError};
 use crate::{
     credentials::{Credentials, IssueError, Issuer},
-    issuer::{AssumeRole, Call, Protocol},
-    role::{Grant, RoleSession},
+    issuer::{AssumeRole, Call, Protocol, RoleIssuer},
+    role::RoleSession,
     sts::refusal::{Refusal, Table, unsendable},
 };
 use kube2ram_service::clock::Clock;
 
 /// Issues credentials through AssumeRole.
-pub struct StsIssuer(AssumeRole);
+pub struct StsIssuer(RoleIssuer<Acs, AssumeRole>);
 
 impl StsIssuer {
     /// Connects on first use only. Tries `endpoints` in order.
     pub fn new(client: StsClient, endpoints: Vec<Endpoint>, base: Base, clock: Arc<dyn Clock>) -> Self {
-        Self(AssumeRole::new(Acs, client, endpoints, base, clock))
+        Self(RoleIssuer::new(Acs, AssumeRole(base), client, endpoints, clock))
     }
 }
 
@@ -41,12 +41,12 @@ impl Issuer for StsIssuer {
 /// RPC style, version 2015-04-01, JSON.
 struct Acs;
 
-impl Protocol for Acs {
+impl Protocol<Arc<BaseCredentials>> for Acs {
     fn request(
         &self,
         client: &reqwest::Client,
         endpoint: &Endpoint,
-        call: &Call<'_>,
+        call: &Call<'_, Arc<BaseCredentials>>,
     ) -> Result<reqwest::RequestBuilder, Refusal> {
         let query = query(call.session, call.seconds);
         let headers = RpcCall {
@@ -57,7 +57,7 @@ impl Protocol for Acs {
             date: call.now,
             nonce: Some(&uuid::Uuid::new_v4().to_string()),
         }
-        .headers(call.base)
+        .headers(call.proof)
         .map_err(unsendable)?;
         let mut url = endpoint.url().clone();
         url.set_query(Some(&query));
@@ -82,8 +82,7 @@ fn query(session: &RoleSession, seconds: u64) -> String {
         ("RoleArn", session.role.as_str()),
         ("RoleSessionName", session.session_name.as_str()),
     ];
-    let Grant::AssumeRole { external_id } = &session.grant;
-    parameters.extend(external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
+    parameters.extend(session.grant.external_id().map(|id| ("ExternalId", id.as_str())));
     parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
     canonical_query(&parameters)
 }

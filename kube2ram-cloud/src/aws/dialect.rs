@@ -75,6 +75,7 @@ pub static DIALECT: Dialect = Dialect {
     },
     document: document::write,
     advice: refusal::advice,
+    exchange_advice: refusal::exchange_advice,
     // Go v2 gives up after 500 ms without a response's head, and most others after 1 s.
     patience: Patience {
         lookup: Duration::from_millis(350),

@@ -11,8 +11,16 @@ use crate::{
     wire::ErrorDocument,
 };
 
-/// AWS's. STS itself sends no `Retry-After`; a gateway in between may.
+/// AWS's, of signed calls and of the exchange of the agent's own token. STS itself sends no `Retry-After`; a
+/// gateway in between may.
 pub(super) static TABLE: Table = Table { parse: parse_error, judge, time_left: retry_after };
+
+/// The same for exchanges of ServiceAccounts' tokens for pods' roles.
+pub(super) static EXCHANGE: Table =
+    Table { parse: parse_error, judge: judge_exchange, time_left: retry_after };
+
+/// STS's codes for a token that has expired.
+pub(super) const EXPIRED_TOKEN: [&str; 2] = ["ExpiredToken", "ExpiredTokenException"];
 
 /// Only a code that is known to mean "this role, no" is a denial: a denial takes valid credentials from pods.
 fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<Remedy>) {
@@ -49,11 +57,34 @@ fn judge(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<R
     }
 }
 
+/// Nothing is signed, so no code is about the agent's own credentials. What is wrong with a token is never
+/// the pod's fault, nor that of its role: the cluster made the token.
+fn judge_exchange(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind, Option<Remedy>) {
+    use IssueErrorKind::*;
+    match (judge(status, error), &*error.code) {
+        ((BaseCredentials, _), code) if EXPIRED_TOKEN.contains(&code) => (Token, Some(Remedy::FreshBase)),
+        // IAM has no provider for the issuer or the audience; STS cannot read the issuer's keys; or the
+        // signing key was just replaced.
+        ((BaseCredentials, _), "InvalidIdentityToken" | "IDPRejectedClaim") => {
+            (ClusterConfiguration, Some(Remedy::FreshBase))
+        }
+        ((BaseCredentials, _), _) => (Unexpected, None),
+        // No annotation of a pod has any part in it.
+        ((Invalid, _), "ValidationError") if error.message.contains(TOKEN_PARAMETER) => {
+            (ClusterConfiguration, None)
+        }
+        (judged, _) => judged,
+    }
+}
+
 /// The remedy: the end of a sentence that names the role and STS's code.
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
             "the agent has no valid credentials of its own; attach an instance profile to the node, renew the agent's static keys, or repair its web identity configuration"
+        }
+        IssueErrorKind::ClusterConfiguration => {
+            "the cluster's configuration is wrong, not the pod's. Compare the IAM OIDC provider (issuer, audience sts.amazonaws.com) with the cluster; check that the issuer's JWKS is public and has the signing key, and that the agent may create tokens of ServiceAccounts (RBAC, admission policies)"
         }
         IssueErrorKind::Denied => {
             "create the IAM role, or let its trust policy trust the node's role (or the other identity that the agent signs with), and allow that identity sts:AssumeRole on the role; with --session-tags both also need sts:TagSession, with --source-identity sts:SetSourceIdentity; if the trust policy requires an external id, annotate the pod with it"
@@ -66,12 +97,34 @@ pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
         IssueErrorKind::Throttled => {
             "the account calls STS in this region too often; the agent tries again by itself. Find the caller (CloudTrail)"
         }
+        IssueErrorKind::Token => {
+            "the agent has no valid token of the pod's ServiceAccount; it tries again by itself. Check that the node reaches the API server, and that the API server's clock is right"
+        }
         IssueErrorKind::Unavailable => {
             "STS does not answer the node, or is off in its region; the agent tries again by itself. Check that the node reaches the STS endpoint"
         }
         IssueErrorKind::Unexpected => {
             "the agent does not know this code of STS; it tries again by itself. Look up the code (STS API reference, \"Common errors\"): it may concern the account"
         }
+    }
+}
+
+/// The same where roles are assumed by ServiceAccounts' tokens.
+pub(super) fn exchange_advice(kind: IssueErrorKind) -> &'static str {
+    match kind {
+        IssueErrorKind::Denied => {
+            "create the IAM role, or let its trust policy allow sts:AssumeRoleWithWebIdentity to the cluster's OIDC provider, with the audience sts.amazonaws.com and the pod's ServiceAccount as subject (system:serviceaccount:<namespace>:<name>)"
+        }
+        IssueErrorKind::Invalid => {
+            "correct the annotation that STS's message names (kube2ram explain shows it), of the pod or of its ServiceAccount; after PackedPolicyTooLarge shorten the session policy"
+        }
+        IssueErrorKind::NoSuchRole => {
+            "create the IAM role, or correct the annotation of the pod or of its ServiceAccount"
+        }
+        IssueErrorKind::Unavailable => {
+            "STS does not answer the node, is off in its region, or cannot read the cluster's signing keys; the agent tries again by itself. Check that the node reaches the STS endpoint; after IDPCommunicationError, that the cluster's issuer and its JWKS are public"
+        }
+        _ => advice(kind),
     }
 }
 
@@ -93,6 +146,8 @@ const THROTTLING: [&str; 8] = [
 const CHAINING: &str = "role chaining";
 /// "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
 const DURATION: &str = "DurationSeconds exceeds";
+/// "1 validation error detected: Value at 'webIdentityToken' failed to satisfy constraint: …"
+const TOKEN_PARAMETER: &str = "webIdentityToken";
 /// "Signature expired: … is now earlier than …", "Signature not yet current: … is still later than …".
 const SKEWED: [&str; 2] = ["Signature expired", "Signature not yet current"];
 /// Not registered; AWS's services send it for throttling.
@@ -108,6 +163,16 @@ mod tests {
     use crate::sts::refusal::Refusal;
 
     fn parse(status: u16, code: &str, message: &str, headers: &[(&'static str, &'static str)]) -> Refusal {
+        parse_in(&TABLE, status, code, message, headers)
+    }
+
+    fn parse_in(
+        table: &Table,
+        status: u16,
+        code: &str,
+        message: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> Refusal {
         let headers = headers
             .iter()
             .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
@@ -116,7 +181,7 @@ mod tests {
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
              <Code>{code}</Code><Message>{message}</Message></Error><RequestId>r-1</RequestId></ErrorResponse>"
         );
-        TABLE.refusal(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+        table.refusal(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
     }
 
     #[test]
@@ -176,10 +241,54 @@ mod tests {
     }
 
     #[test]
-    fn advice_is_there_for_each_kind_and_names_no_other_cloud() {
-        for kind in IssueErrorKind::ALL {
-            let text = advice(kind);
+    fn follows_the_error_table_of_the_exchange() {
+        use IssueErrorKind::*;
+        use Remedy::*;
+        let denied = "Not authorized to perform sts:AssumeRoleWithWebIdentity";
+        let longest = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+        let malformed =
+            "1 validation error detected: Value at 'webIdentityToken' failed to satisfy constraint";
 
+        for (status, code, message, kind, remedy) in [
+            (403, "AccessDenied", denied, Denied, None),
+            (
+                400,
+                "InvalidIdentityToken",
+                "No OpenIDConnect provider found",
+                ClusterConfiguration,
+                Some(FreshBase),
+            ),
+            (403, "IDPRejectedClaim", "", ClusterConfiguration, Some(FreshBase)),
+            (400, "ExpiredTokenException", "", Token, Some(FreshBase)),
+            (400, "ExpiredToken", "", Token, Some(FreshBase)),
+            (400, "IDPCommunicationError", "", Unavailable, Some(FreshNonce)),
+            (400, "MalformedPolicyDocument", "", Invalid, None),
+            (400, "PackedPolicyTooLarge", "", Invalid, None),
+            (400, "ValidationError", longest, Invalid, Some(ShorterSession)),
+            (400, "ValidationError", "1 validation error detected: roleArn", Invalid, None),
+            (400, "ValidationError", malformed, ClusterConfiguration, None),
+            (403, "RegionDisabledException", "", Unavailable, Some(NextEndpoint)),
+            (400, "Throttling", "Rate exceeded", Throttled, None),
+            (429, "AccessDenied", "", Throttled, None),
+            (500, "AccessDenied", "", Unavailable, None),
+            (500, "InvalidIdentityToken", "", Unavailable, None),
+            (500, "InternalFailure", "", Unavailable, None),
+            // Nothing is signed.
+            (403, "InvalidClientTokenId", "", Unexpected, None),
+            (403, "SignatureDoesNotMatch", "", Unexpected, None),
+            (403, "MissingAuthenticationToken", "", Unexpected, None),
+            (418, "Teapot", "", Unexpected, None),
+        ] {
+            let refusal = parse_in(&EXCHANGE, status, code, message, &[]);
+
+            let result = (refusal.error.kind, refusal.remedy());
+            assert_eq!(result, (kind, remedy), "{status} {code} {message}");
+        }
+    }
+
+    #[test]
+    fn advice_is_there_for_each_kind_and_names_no_other_cloud() {
+        for text in IssueErrorKind::ALL.into_iter().flat_map(|kind| [advice(kind), exchange_advice(kind)]) {
             assert!(text.len() > 20 && !text.ends_with('.'), "{text}");
             assert!(!["RAM", "ActionTrail", "aliyun"].iter().any(|word| text.contains(word)), "{text}");
             // An Event has 1,024 bytes, with an ARN of up to 512, the code and a few words.
@@ -189,6 +298,8 @@ mod tests {
         for right in ["sts:TagSession", "sts:SetSourceIdentity"] {
             assert!(advice(IssueErrorKind::Denied).contains(right));
         }
+        // By a token, nothing of the node's is involved.
+        assert!(!exchange_advice(IssueErrorKind::Denied).contains("node"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    base::Base,
+    base::{Base, BaseCredentials},
     endpoint::{Endpoint, Region, signing_region},
     refusal,
     sign::FormCall,
@@ -16,14 +16,14 @@ pub use crate::sts::{StsClient, StsClientError};
 use crate::{
     canonical::encode,
     credentials::{Credentials, IssueError, Issuer},
-    issuer::{AssumeRole, Call, Protocol},
-    role::{Grant, RoleSession, SourceIdentity, Tag},
+    issuer::{AssumeRole, Call, Protocol, RoleIssuer},
+    role::{RoleSession, SourceIdentity, Tag},
     sts::refusal::{Refusal, Table, unsendable},
 };
 use kube2ram_service::clock::Clock;
 
 /// Issues credentials through AssumeRole.
-pub struct StsIssuer(AssumeRole);
+pub struct StsIssuer(RoleIssuer<Query, AssumeRole>);
 
 impl StsIssuer {
     /// Connects on first use only. Tries `endpoints` in order. Signs for the region that an endpoint's host
@@ -35,7 +35,7 @@ impl StsIssuer {
         base: Base,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self(AssumeRole::new(Query { region }, client, endpoints, base, clock))
+        Self(RoleIssuer::new(Query { region }, AssumeRole(base), client, endpoints, clock))
     }
 }
 
@@ -51,12 +51,12 @@ struct Query {
     region: Region,
 }
 
-impl Protocol for Query {
+impl Protocol<Arc<BaseCredentials>> for Query {
     fn request(
         &self,
         client: &reqwest::Client,
         endpoint: &Endpoint,
-        call: &Call<'_>,
+        call: &Call<'_, Arc<BaseCredentials>>,
     ) -> Result<reqwest::RequestBuilder, Refusal> {
         let form = form(call.session, call.seconds);
         let headers = FormCall {
@@ -65,7 +65,7 @@ impl Protocol for Query {
             form: form.as_bytes(),
             date: call.now,
         }
-        .headers(call.base)
+        .headers(call.proof)
         .map_err(unsendable)?;
         Ok(client.post(endpoint.url().clone()).headers(headers).body(form))
     }
@@ -89,8 +89,7 @@ fn form(session: &RoleSession, seconds: u64) -> String {
         ("RoleSessionName", session.session_name.as_str()),
         ("DurationSeconds", &*seconds),
     ];
-    let Grant::AssumeRole { external_id } = &session.grant;
-    parameters.extend(external_id.as_ref().map(|id| ("ExternalId", id.as_str())));
+    parameters.extend(session.grant.external_id().map(|id| ("ExternalId", id.as_str())));
     parameters.extend(session.policy.as_ref().map(|policy| ("Policy", policy.as_str())));
     let source_identity = session.source_identity.as_ref().map(SourceIdentity::as_str);
     parameters.extend(source_identity.map(|identity| ("SourceIdentity", identity)));

@@ -108,6 +108,21 @@ pub(crate) fn form_with_token(others: &str, parameter: &str, token: &SecretStrin
     Bytes::from_owner(Zeroizing::new(form.into_bytes()))
 }
 
+/// STS's message may repeat parts of the token: then it is not used.
+pub(crate) fn withhold(error: &mut IssueError, token: &SecretString) {
+    let is_repeated = |part: &str| error.message.contains(part.get(..BEGINNING).unwrap_or(part));
+    // Header, claims and signature.
+    if token.expose_secret().split('.').filter(|part| !part.is_empty()).any(is_repeated) {
+        error.message = "withheld, because it repeats the token".into();
+    }
+}
+
+/// Whether a text may be a token: base64url, and the dots of a JWS in its compact form (RFC 7515, 7.1).
+pub(crate) fn is_token(text: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    (MIN_TOKEN_LENGTH..=MAX_TOKEN_LENGTH).contains(&text.len()) && text.bytes().all(legal)
+}
+
 /// Exchanges tokens for credentials.
 pub(crate) struct Oidc<E>(pub(crate) E);
 
@@ -153,11 +168,7 @@ impl<E: Exchange> Oidc<E> {
         };
         let outcome = if is_worth_another { self.call(&form, sts).await } else { Err(refusal) };
         outcome.map_err(|Refusal { mut error, .. }| {
-            // STS's message may repeat parts of the token: then it is not used.
-            let beginning: String = token.expose_secret().chars().take(BEGINNING).collect();
-            if error.message.contains(&beginning) {
-                error.message = "withheld, because it repeats the token".into();
-            }
+            withhold(&mut error, &token);
             OidcError::Sts { remedy: self.0.advice(&error), source: Box::new(error) }
         })
     }
@@ -187,10 +198,7 @@ impl TokenFile<'_> {
         })?;
         let text = bytes.and_then(|bytes| {
             let text = std::str::from_utf8(&bytes).ok()?.trim_end();
-            let fits = (MIN_TOKEN_LENGTH..=MAX_TOKEN_LENGTH).contains(&text.len());
-            // base64url, and the dots of a JWS in its compact form (RFC 7515, 7.1).
-            let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-            (fits && text.bytes().all(legal)).then(|| SecretString::from(text))
+            is_token(text).then(|| SecretString::from(text))
         });
         text.ok_or_else(|| OidcError::Token { path: path.to_owned() })
     }
@@ -216,5 +224,5 @@ const MIN_TOKEN_LENGTH: usize = 4;
 const MAX_TOKEN_LENGTH: usize = 20_000;
 /// With a few line ends.
 const FILE_LIMIT_BYTES: usize = MAX_TOKEN_LENGTH + 16;
-/// The first characters of a token; no other text begins with them.
+/// The first characters of a token's part; no other text has them.
 const BEGINNING: usize = 16;

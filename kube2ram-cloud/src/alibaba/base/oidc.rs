@@ -1,20 +1,19 @@
-//! AssumeRoleWithOIDC (RRSA). Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `sign`, `wire` and
+//! The agent's own role by AssumeRoleWithOIDC (RRSA). Depends on `exchange`, which has the call, `wire` and
 //! the crate's `base`; called by the parent.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
     alibaba::{
+        exchange::{OidcCall, request},
         refusal,
-        sign::canonical_query,
         wire::{Issued, WireError, parse_assume_role},
     },
-    base::{Exchange, TokenFile, form_with_token},
+    base::{Exchange, TokenFile},
     credentials::{IssueError, IssueErrorKind},
     endpoint::Endpoint,
     role::{RoleArn, SessionName},
@@ -45,13 +44,8 @@ impl Exchange for OidcSettings {
     }
 
     fn form(&self, token: &SecretString) -> Bytes {
-        let others = canonical_query(&[
-            ("DurationSeconds", "3600"),
-            ("OIDCProviderArn", &self.provider),
-            ("RoleArn", self.role.as_str()),
-            ("RoleSessionName", self.session.as_str()),
-        ]);
-        form_with_token(&others, "OIDCToken", token)
+        let Self { role, provider, session, .. } = self;
+        OidcCall { provider, role, session, policy: None, seconds: 3600 }.form(token)
     }
 
     fn request(
@@ -61,10 +55,7 @@ impl Exchange for OidcSettings {
         form: &Bytes,
         now: Timestamp,
     ) -> reqwest::RequestBuilder {
-        let mut url = endpoint.url().clone();
-        url.set_query(Some(&query(now, &uuid::Uuid::new_v4().to_string())));
-        let request = client.post(url).header(ACCEPT, "application/json");
-        request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone())
+        request(client, endpoint, form.clone(), now)
     }
 
     fn read(&self, body: &[u8]) -> Result<Issued, WireError> {
@@ -78,19 +69,6 @@ impl Exchange for OidcSettings {
     fn advice(&self, error: &IssueError) -> &'static str {
         advice(error)
     }
-}
-
-/// The public parameters.
-fn query(now: Timestamp, nonce: &str) -> String {
-    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    canonical_query(&[
-        ("Action", "AssumeRoleWithOIDC"),
-        // The default is XML.
-        ("Format", "JSON"),
-        ("SignatureNonce", nonce),
-        ("Timestamp", &now),
-        ("Version", "2015-04-01"),
-    ])
 }
 
 /// Which side of the trust is to be mended. Codes: RAM, "FAQ about OIDC-based SSO".

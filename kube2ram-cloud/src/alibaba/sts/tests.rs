@@ -27,7 +27,7 @@ use crate::{
     },
     credentials::IssueErrorKind,
     issuer::{CALL_DEADLINE, memory},
-    role::{ExternalId, RoleArn, SessionName, SessionPolicy},
+    role::{ExternalId, Grant, RoleArn, SessionName, SessionPolicy},
     sts::transport::ANSWER_TIMEOUT,
     testing::{Asked, CountingPass, Server, SetClock, answer},
     upstream::MetadataServer,

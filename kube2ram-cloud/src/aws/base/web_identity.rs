@@ -1,21 +1,19 @@
-//! AssumeRoleWithWebIdentity (IRSA). Source: STS API 2011-06-15, "AssumeRoleWithWebIdentity". Depends on
-//! `wire`, `refusal` and the crate's `base`; called by the parent.
+//! The agent's own role by AssumeRoleWithWebIdentity (IRSA). Depends on `exchange`, which has the call, `wire`,
+//! `refusal` and the crate's `base`; called by the parent.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
     aws::{
+        exchange::{WebIdentityCall, request},
         refusal,
-        sign::FORM,
         wire::{Issued, WireError, parse_web_identity},
     },
-    base::{Exchange, TokenFile, form_with_token},
-    canonical::encode,
+    base::{Exchange, TokenFile},
     credentials::{IssueError, IssueErrorKind},
     endpoint::Endpoint,
     role::{RoleArn, SessionName},
@@ -44,14 +42,8 @@ impl Exchange for WebIdentity {
     }
 
     fn form(&self, token: &SecretString) -> Bytes {
-        let others = encode(&[
-            ("Action", "AssumeRoleWithWebIdentity"),
-            ("Version", "2011-06-15"),
-            ("DurationSeconds", "3600"),
-            ("RoleArn", self.role.as_str()),
-            ("RoleSessionName", self.session.as_str()),
-        ]);
-        form_with_token(&others, "WebIdentityToken", token)
+        let Self { role, session, .. } = self;
+        WebIdentityCall { role, session, policy: None, seconds: 3600 }.form(token)
     }
 
     fn request(
@@ -61,7 +53,7 @@ impl Exchange for WebIdentity {
         form: &Bytes,
         _: Timestamp,
     ) -> reqwest::RequestBuilder {
-        client.post(endpoint.url().clone()).header(CONTENT_TYPE, FORM).body(form.clone())
+        request(client, endpoint, form.clone())
     }
 
     fn read(&self, body: &[u8]) -> Result<Issued, WireError> {

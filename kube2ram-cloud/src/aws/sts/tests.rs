@@ -18,7 +18,9 @@ use super::*;
 use crate::{
     aws::{base::BaseCredentials, sign::tests::verify},
     credentials::IssueErrorKind,
-    role::{ArnStyle, BaseArn, ExternalId, SessionName, SessionPolicy, SessionRules, TagKeys, TagValue},
+    role::{
+        ArnStyle, BaseArn, ExternalId, Grant, SessionName, SessionPolicy, SessionRules, TagKeys, TagValue,
+    },
     testing::{Asked, Server, SetClock, answer, body},
     wire::BODY_LIMIT_BYTES,
 };

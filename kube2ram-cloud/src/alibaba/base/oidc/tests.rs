@@ -17,6 +17,7 @@ use crate::{
     alibaba::{
         base::{Base, BaseError, of_oidc},
         endpoint::Endpoint,
+        exchange::query,
     },
     sts::{StsClient, transport::Transport},
     testing::{Server, SetClock, answer},

@@ -14,6 +14,7 @@ use http_body_util::Full;
 
 use super::*;
 use crate::{
+    aws::sign::FORM,
     base::{Base, BaseSource, Oidc},
     role::BaseArn,
     sts::{StsClient, transport::Transport},
