@@ -173,8 +173,8 @@ pub trait TokenSource: Send + Sync + 'static {
     ) -> Result<AccountToken, IssueError>;
 }
 
-/// Issues credentials: in production by AssumeRole, or by the exchange of a ServiceAccount's token. Each refuses
-/// a session of the other's [`Grant`](crate::role::Grant).
+/// Issues credentials: in production by AssumeRole, or by the exchange of a ServiceAccount's token. Each
+/// refuses a session of the other's [`Grant`](crate::role::Grant).
 #[async_trait]
 pub trait Issuer: Send + Sync + 'static {
     /// Asks once (with the error table's own single retries). The caller bounds the time.

@@ -59,7 +59,8 @@ pub struct Location {
 /// What the exchange of ServiceAccounts' tokens takes besides the tokens.
 #[derive(Clone, Debug, Default)]
 pub struct ExchangeSettings {
-    /// The cluster, as the cloud knows it. Required on Alibaba Cloud; on AWS the role's trust policy names it.
+    /// The cluster, as the cloud knows it. Required on Alibaba Cloud. On AWS, only the role's trust policy
+    /// names it.
     pub provider: Option<alibaba::OidcProviderArn>,
 }
 

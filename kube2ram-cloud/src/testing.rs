@@ -1,6 +1,7 @@
-//! A scripted HTTP server on its own port, for the tests of this crate.
+//! A scripted HTTP server on its own port, and a scripted source of tokens, for the tests of this crate.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::BorrowedFd,
@@ -8,8 +9,10 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -17,7 +20,12 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use crate::upstream::PassGrant;
+use crate::{
+    credentials::{AccountToken, IssueError, IssueErrorKind, TokenSource},
+    role::ServiceAccount,
+    sts::refusal::ours,
+    upstream::PassGrant,
+};
 use kube2ram_service::clock::Clock;
 
 /// What a server was asked: the request without its body, which [`body`] has.
@@ -103,6 +111,58 @@ impl PassGrant for CountingPass {
         }
         self.granted.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+/// Gives tokens of ServiceAccounts, each another one, after what the script says.
+pub(crate) struct Tokens {
+    clock: Arc<SetClock>,
+    script: Mutex<VecDeque<Result<String, IssueErrorKind>>>,
+    asked: Mutex<Vec<(String, String, u64)>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(clock: &Arc<SetClock>, script: Vec<Result<String, IssueErrorKind>>) -> Arc<Self> {
+        let (script, asked) = (Mutex::new(script.into()), Mutex::default());
+        Arc::new(Self { clock: Arc::clone(clock), script, asked })
+    }
+
+    /// The token that is given as an answer of that number, from 1 on.
+    pub(crate) fn numbered(number: usize) -> String {
+        format!("eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW0i{number:04}In0.c2lnbmF0dXJlX29m{number:04}")
+    }
+
+    /// For whom tokens were requested so far, for which audience, and for how many seconds.
+    pub(crate) fn asked(&self) -> Vec<(String, String, u64)> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// For how many seconds tokens were requested so far.
+    pub(crate) fn lifetimes(&self) -> Vec<u64> {
+        self.asked().into_iter().map(|(_, _, seconds)| seconds).collect()
+    }
+}
+
+#[async_trait]
+impl TokenSource for Tokens {
+    async fn token(
+        &self,
+        account: &ServiceAccount,
+        audience: &str,
+        lifetime: Duration,
+    ) -> Result<AccountToken, IssueError> {
+        let number = {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push((account.subject(), audience.to_owned(), lifetime.as_secs()));
+            asked.len()
+        };
+        let scripted = self.script.lock().unwrap().pop_front();
+        let token = scripted.unwrap_or_else(|| Ok(Self::numbered(number)));
+        let token = token.map_err(|kind| IssueError {
+            retry_after: Some(Duration::from_secs(7)),
+            ..ours(kind, "Scripted", "no token", None)
+        })?;
+        Ok(AccountToken { token: token.into(), expires_at: self.clock.now() + lifetime })
     }
 }
 

@@ -146,7 +146,7 @@ const THROTTLING: [&str; 8] = [
 const CHAINING: &str = "role chaining";
 /// "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
 const DURATION: &str = "DurationSeconds exceeds";
-/// "1 validation error detected: Value at 'webIdentityToken' failed to satisfy constraint: …"
+/// "1 validation error detected: Value at 'webIdentityToken' failed to satisfy constraint"
 const TOKEN_PARAMETER: &str = "webIdentityToken";
 /// "Signature expired: … is now earlier than …", "Signature not yet current: … is still later than …".
 const SKEWED: [&str; 2] = ["Signature expired", "Signature not yet current"];

@@ -79,11 +79,8 @@ impl Right for TokenExchange {
         self.token(session, lifetime).await.map(Some)
     }
 
-    /// The token was made within the last seconds: what is missing to its lifetime is a difference of clocks.
     fn answered(&self, proof: &Self::Proof, date: Timestamp) {
-        let requested = SignedDuration::try_from(proof.lifetime).unwrap_or(SignedDuration::MAX);
-        let left = proof.expires_at.duration_since(date);
-        self.skew.note(left.saturating_sub(requested).as_secs());
+        self.skew.note(proof.ahead_seconds(date));
     }
 
     fn check(&self, session: &RoleSession, issued: &Issued) -> Result<(), &'static str> {
@@ -100,6 +97,15 @@ impl Right for TokenExchange {
 
     fn withhold(&self, proof: &Self::Proof, error: &mut IssueError) {
         withhold(error, &proof.token);
+    }
+}
+
+impl ProvenAccount {
+    /// How far the API server's clock is ahead of that of STS, which answered at `date`. The token was made
+    /// within the last seconds: if more or less than its lifetime is left, the clocks differ.
+    fn ahead_seconds(&self, date: Timestamp) -> i64 {
+        let requested = SignedDuration::try_from(self.lifetime).unwrap_or(SignedDuration::MAX);
+        self.expires_at.duration_since(date).saturating_sub(requested).as_secs()
     }
 }
 
@@ -136,6 +142,26 @@ const LONGER_TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_token_seems_to_live_longer_or_shorter_is_a_difference_of_clocks() {
+        let made: Timestamp = "2026-11-28T10:00:00Z".parse().unwrap();
+        let token = ProvenAccount {
+            token: "eyJ.e30.c2ln".into(),
+            expires_at: made + TOKEN_LIFETIME,
+            lifetime: TOKEN_LIFETIME,
+        };
+
+        for (date, ahead) in [
+            ("2026-11-28T10:00:00Z", 0),
+            ("2026-11-28T10:00:02Z", -2),
+            ("2026-11-28T10:20:00Z", -1200),
+            ("2026-11-28T09:58:00Z", 120),
+        ] {
+            assert_eq!(token.ahead_seconds(date.parse().unwrap()), ahead, "{date}");
+        }
+        assert!(token.ahead_seconds(Timestamp::MIN) > 0 && token.ahead_seconds(Timestamp::MAX) < 0);
+    }
 
     #[test]
     fn a_session_is_of_the_role_that_its_arn_names() {

@@ -5,8 +5,9 @@ use http_body_util::Full;
 
 use super::*;
 use crate::{
-    MetadataAddr,
-    testing::{Asked, CountingPass, Server, SetClock, answer},
+    MetadataAddr, OidcProviderArn,
+    role::{Grant, RoleArn, RoleSession, ServiceAccount, SessionName},
+    testing::{Asked, CountingPass, Server, SetClock, Tokens, answer, body},
     upstream::MetadataServer,
 };
 
@@ -130,6 +131,49 @@ async fn where_the_node_is_matters_to_whatever_depends_on_it() {
         // A signature names the region.
         assert!(aws.needs_location(choice) && aws.sts_route(choice, None).is_err());
     }
+}
+
+#[tokio::test]
+async fn an_exchange_asks_sts_alone_and_needs_nothing_of_the_agents_own() {
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let metadata = serve("eu-west-1").await;
+    let location = Location { region: "eu-west-1".into(), partition: None };
+    let arn = "acs:ram::1234567890123456:oidc-provider/ack-rrsa-c0123";
+
+    for (cloud, role, action) in [
+        (Cloud::Alibaba, "acs:ram::1234567890123456:role/app", "AssumeRoleWithOIDC"),
+        (Cloud::Aws, "arn:aws:iam::123456789012:role/app", "AssumeRoleWithWebIdentity"),
+    ] {
+        let sts = Server::start(|_| answer(503, "")).await;
+        let provider = provider(cloud, &NOWHERE, &metadata);
+        let only = StsEndpoint::Only(Endpoint::parse(&format!("http://{}", sts.address)).unwrap());
+        let clock = SetClock::at("2026-11-28T10:00:00Z");
+        let tokens = Tokens::new(&clock, vec![]);
+        let exchange = ExchangeSettings { provider: Some(OidcProviderArn::parse(arn).unwrap()) };
+        let route = provider.sts_route(&only, Some(&location)).unwrap();
+        let client = StsClient::try_new(false).unwrap();
+        let issuer = provider.exchange(client, route, exchange, Arc::clone(&tokens) as _, clock);
+        let session = RoleSession {
+            role: RoleArn::parse(role).unwrap(),
+            grant: Grant::ServiceAccount(ServiceAccount { namespace: "shop".into(), name: "web".into() }),
+            policy: None,
+            session_name: SessionName::parse("shop.web").unwrap(),
+            duration: std::time::Duration::from_hours(1),
+            tags: [].into(),
+            source_identity: None,
+        };
+
+        issuer.issue(&session).await.unwrap_err();
+
+        let asked = &sts.asked()[0];
+        // In the query on one cloud, in the body on the other.
+        let said = format!("{} {}", asked.uri(), String::from_utf8_lossy(body(asked)));
+        assert!(said.contains(&format!("Action={action}&")), "{said}");
+        let audience = cloud.dialect().audience;
+        let subject = "system:serviceaccount:shop:web";
+        assert_eq!(tokens.asked(), [(subject.to_owned(), audience.to_owned(), 600)]);
+    }
+    assert_eq!(metadata.targets(), Vec::<String>::new());
 }
 
 #[test]

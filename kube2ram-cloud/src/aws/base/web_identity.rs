@@ -1,5 +1,5 @@
-//! The agent's own role by AssumeRoleWithWebIdentity (IRSA). Depends on `exchange`, which has the call, `wire`,
-//! `refusal` and the crate's `base`; called by the parent.
+//! The agent's own role by AssumeRoleWithWebIdentity (IRSA). Depends on `exchange`, which has the call,
+//! `wire`, `refusal` and the crate's `base`; called by the parent.
 
 use std::path::PathBuf;
 
