@@ -69,6 +69,16 @@ fn check_xml(body: &[u8], issued: &Issued, [response, result]: [&str; 2]) {
         let is_word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
         assert!(credential(secret).is_some_and(is_word), "{xml}");
     }
+    let holder = &issued.holder;
+    for (path, said) in [
+        (vec![response, result, "AssumedRoleUser", "Arn"], &holder.session_arn),
+        (vec![response, result, "SubjectFromWebIdentityToken"], &holder.subject),
+    ] {
+        let written = only(xml, &path);
+        let is_written =
+            |said: &str| written.is_some_and(|written| written == said.trim() || written.contains('&'));
+        assert!(said.as_deref().is_none_or(is_written), "{xml}");
+    }
     // To the minute: a leap second is cut off.
     let expires_at = issued.expires_at.strftime("%Y-%m-%dT%H:%M:").to_string();
     assert!(credential("Expiration").is_some_and(|text| text.starts_with(&expires_at)), "{xml}");

@@ -16,7 +16,9 @@ pub fn check(body: &[u8]) {
 }
 
 /// On every cloud.
-pub(super) fn check_issued(Issued { access_key_id, expires_at, .. }: &Issued) {
+pub(super) fn check_issued(Issued { access_key_id, expires_at, request_id, .. }: &Issued) {
+    let is_word = |id: &str| (1..=64).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_graphic());
+    assert!(request_id.as_deref().is_none_or(is_word), "{request_id:?}");
     assert!(!access_key_id.is_empty() && access_key_id.bytes().all(|c| c.is_ascii_graphic()));
     // Of 20 characters, as the SDKs read it.
     assert_eq!(expires_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().len(), 20);
