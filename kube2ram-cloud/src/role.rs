@@ -48,7 +48,8 @@ pub enum Grant {
     ServiceAccount(ServiceAccount),
 }
 
-/// A ServiceAccount of the cluster, by its name; one that is made again under its name is the same to a cloud.
+/// A ServiceAccount of the cluster, by its name. One that is made again under its name is the same to a
+/// cloud.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceAccount {
     /// Its namespace.

@@ -1,6 +1,6 @@
 //! AssumeRoleWithOIDC: a token for a session of a role. `base` calls it for the agent's own role, the issuer
-//! here for pods' roles. Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `sign`, `wire`, `refusal`
-//! and the crate's `base` and `issuer`; called by `base`, composed by the crate's `provider`.
+//! here for pods' roles. Source: STS API 2015-04-01, "AssumeRoleWithOIDC". Depends on `sign`, `wire`,
+//! `refusal` and the crate's `base` and `issuer`; called by `base`, composed by the crate's `provider`.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! AssumeRoleWithWebIdentity: a token for a session of a role. `base` calls it for the agent's own role, the
 //! issuer here for pods' roles. Source: STS API 2011-06-15, "AssumeRoleWithWebIdentity". Depends on `sign`,
-//! `wire`, `refusal` and the crate's `base` and `issuer`; called by `base`, composed by the crate's `provider`.
+//! `wire`, `refusal` and the crate's `base` and `issuer`; called by `base`, composed by the crate's
+//! `provider`.
 
 use std::sync::Arc;
 
