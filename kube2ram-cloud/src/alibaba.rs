@@ -1,6 +1,6 @@
 //! Alibaba Cloud: STS, request signing, the ECS metadata server. `sign`, `wire`, `endpoint`, `provider_arn`
-//! and `refusal` are pure; `metadata`, `base`, `sts`, `exchange` and `caller_identity` talk to the network, by
-//! what all clouds share. Composed by `app`, and by the authenticator.
+//! and `refusal` are pure; `metadata`, `base`, `sts`, `exchange` and `caller_identity` talk to the network,
+//! by what all clouds share. Composed by `app`, and by the authenticator.
 
 pub mod base;
 pub mod caller_identity;

@@ -164,6 +164,29 @@ mod tests {
     }
 
     #[test]
+    fn no_part_of_a_token_is_repeated() {
+        let parts = ["eyJhbGciOiJSUzI1NiJ9", "eyJzdWIiOiJzeXN0ZW0ifQ", "c2lnbmF0dXJlX29mX2l0"];
+        let token = SecretString::from(parts.join("."));
+        let said = |text: &str| {
+            let mut error = ours(IssueErrorKind::Denied, "Code", text, None);
+            withhold(&mut error, &token);
+            error.message
+        };
+
+        for part in parts {
+            for repeated in [part, &part[..16]] {
+                assert_eq!(
+                    &*said(&format!("cannot read '{repeated}'")),
+                    "withheld, because it repeats the token"
+                );
+            }
+        }
+        assert_eq!(&*said("This JsonWebToken is expired."), "This JsonWebToken is expired.");
+        let granted = AccountToken { token: token.clone(), expires_at: Timestamp::UNIX_EPOCH };
+        assert!(parts.iter().all(|part| !format!("{granted:?}").contains(part)));
+    }
+
+    #[test]
     fn a_session_is_of_the_role_that_its_arn_names() {
         let alibaba = RoleArn::parse("acs:ram::1234567890123456:role/pod-role").unwrap();
         let aws = RoleArn::parse("arn:aws:iam::123456789012:role/team/app").unwrap();

@@ -11,12 +11,12 @@ pub(super) struct Skew(AtomicI64);
 impl Skew {
     /// Notes how many seconds the API server's clock is ahead of that of STS. Returns whether that is logged.
     pub(super) fn note(&self, seconds: i64) -> bool {
-        let seconds = match seconds.unsigned_abs() {
-            0..=AGREE_SECONDS => 0,
-            // Around one limit alone, each call could log another state.
-            ..=TOLERANCE_SECONDS => return false,
-            _ => seconds,
-        };
+        let apart = seconds.unsigned_abs();
+        // With one limit alone, a difference around it could be logged at each call.
+        if apart > AGREE_SECONDS && apart <= TOLERANCE_SECONDS {
+            return false;
+        }
+        let seconds = if apart > TOLERANCE_SECONDS { seconds } else { 0 };
         let logged = self.0.load(Ordering::Relaxed);
         let is_news = seconds.abs_diff(logged) > TOLERANCE_SECONDS;
         // Of several calls at once, one logs it.
