@@ -1,7 +1,7 @@
-//! Pod → the role session it is entitled to by its annotations and the flags. Pure: no I/O, no clock, no
-//! logs. Called by `server`, and by `policy` and `args` for the types.
+//! Pod → the role session it is entitled to by its annotations, those of its ServiceAccount, and the flags.
+//! Pure: no I/O, no clock, no logs. Called by `server`, and by `policy` and `args` for the types.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use crate::pod::Pod;
 use kube2ram_cloud::{
@@ -14,15 +14,25 @@ use kube2ram_cloud::{
 };
 
 mod attribution;
+mod credentials_from;
+mod setting;
 
-pub use self::attribution::{Attribution, AttributionError, SessionTags};
+use self::setting::{Found, account_of};
+pub use self::{
+    attribution::{Attribution, AttributionError, SessionTags},
+    credentials_from::CredentialsFrom,
+    setting::Setting,
+};
 
-/// The pod annotations that are read. `kubernetes` keeps these and drops the others.
+/// The annotations that are read. `kubernetes` keeps these and drops the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnotationKeys {
     /// The role: a name, a path and name, or an ARN.
     pub role: Box<str>,
-    /// The [`ExternalId`].
+    /// The role of a ServiceAccount without an annotation of the key above. `None` where annotations of
+    /// ServiceAccounts are not read at all.
+    pub account_role: Option<Box<str>>,
+    /// The [`ExternalId`]; of a pod only.
     pub external_id: Box<str>,
     /// The [`SessionPolicy`].
     pub policy: Box<str>,
@@ -33,12 +43,24 @@ pub struct AnnotationKeys {
 }
 
 impl AnnotationKeys {
-    /// Lists all keys.
+    /// Lists all keys of a pod's annotations.
     pub fn all(&self) -> [&str; 5] {
         self.bounded().map(|(key, _)| key)
     }
 
-    /// All keys, and how many bytes the longest legal value of each has.
+    /// All keys of a ServiceAccount's annotations, and how many bytes the longest legal value of each has;
+    /// `None` where they are not read.
+    pub fn account_bounded(&self) -> Option<[(&str, usize); 5]> {
+        Some([
+            (&*self.role, ARN_MAX_BYTES),
+            (self.account_role.as_deref()?, ARN_MAX_BYTES),
+            (&*self.policy, POLICY_MAX_BYTES),
+            (&*self.duration, DURATION_MAX_BYTES),
+            (&*self.session_name, SESSION_NAME_MAX),
+        ])
+    }
+
+    /// All keys of a pod's annotations, and how many bytes the longest legal value of each has.
     pub fn bounded(&self) -> [(&str, usize); 5] {
         [
             (&self.role, ARN_MAX_BYTES),
@@ -53,18 +75,29 @@ impl AnnotationKeys {
 /// Why a pod has no role session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
+    /// The annotations of the pod's ServiceAccount count, and are not known (yet).
+    #[error("the annotations of the pod's ServiceAccount are not known")]
+    AccountUnknown,
     /// An annotation (or `--default-role`) has an unusable value. It is never ignored: the pod is denied.
     #[error("the value of {key} {reason}")]
     Malformed {
-        /// The annotation's key, or the flag.
-        key: Box<str>,
+        /// The annotation, or the flag.
+        key: Setting,
         /// What is wrong.
         reason: ValueError,
     },
     /// The role is a bare name, and no base ARN is known.
     #[error("the value of {key} is a bare role name, and the agent knows no base ARN to complete it with")]
     NoBaseArn {
-        /// The annotation's key, or the flag.
+        /// The annotation, or the flag.
+        key: Setting,
+    },
+    /// The pod is annotated with an external id, and its ServiceAccount is to be what its role trusts.
+    #[error(
+        "the annotation {key} has no place in --credentials-from=service-account: an external id cannot be sent with a ServiceAccount's token. Remove the annotation, and have the role's trust policy name the ServiceAccount in its condition on the token's subject (oidc:sub)"
+    )]
+    NoExternalId {
+        /// The annotation's key.
         key: Box<str>,
     },
     /// There is neither an annotation nor a default role.
@@ -81,6 +114,7 @@ pub struct Roles {
     default_role: Option<RoleArn>,
     default_duration: Duration,
     attribution: Attribution,
+    credentials_from: CredentialsFrom,
 }
 
 impl Roles {
@@ -96,10 +130,11 @@ impl Roles {
         default_role: Option<&str>,
         default_duration: Duration,
         attribution: Attribution,
+        credentials_from: CredentialsFrom,
     ) -> Result<Self, RoleError> {
-        let resolved = |text| resolve("--default-role", text, base.as_ref(), dialect.arns);
+        let resolved = |text| resolve(Found::in_flag("--default-role", text), base.as_ref(), dialect.arns);
         let default_role = default_role.map(resolved).transpose()?;
-        Ok(Self { dialect, keys, base, default_role, default_duration, attribution })
+        Ok(Self { dialect, keys, base, default_role, default_duration, attribution, credentials_from })
     }
 
     /// How the cloud writes ARNs.
@@ -122,39 +157,89 @@ impl Roles {
         &self.keys.role
     }
 
-    /// Whether `pod` is annotated with a role, usable or not.
-    pub fn is_asked_for_by(&self, pod: &Pod) -> bool {
-        pod.annotations.contains_key(&self.keys.role)
+    /// Whether annotations of ServiceAccounts count.
+    pub fn reads_accounts(&self) -> bool {
+        self.keys.account_role.is_some()
     }
 
-    /// Returns the role session that `pod` is entitled to by its annotations. An annotation that cannot be
-    /// used is an error, an empty one too: it never means the default.
+    /// The annotation that gives `pod` its role, usable or not, and its value. `None`: the default role
+    /// counts.
+    pub fn role_annotation<'p>(&'p self, pod: &'p Pod) -> Option<(Setting, &'p str)> {
+        self.role_of(pod).map(|found| (found.setting(), found.text))
+    }
+
+    /// The annotation that gives the session of `pod` its duration.
+    pub fn duration_annotation(&self, pod: &Pod) -> Option<Setting> {
+        self.annotation(pod, &self.keys.duration).map(Found::setting)
+    }
+
+    /// Whether `pod` or its ServiceAccount is annotated with a role, usable or not. While the annotations of
+    /// its ServiceAccount count and are not known, it is: it must not be taken for a pod without a role.
+    pub fn is_asked_for_by(&self, pod: &Pod) -> bool {
+        self.awaits_account(pod) || self.role_of(pod).is_some()
+    }
+
+    /// Returns the role session that `pod` is entitled to by its annotations, and by those of its
+    /// ServiceAccount where it has none itself. An annotation that cannot be used is an error, an empty one
+    /// too: it never means the default, nor the ServiceAccount's.
     ///
     /// # Errors
     /// Every error must end in a denial. The text is fit for an Event on the pod.
     pub fn session_for(&self, pod: &Pod) -> Result<RoleSession, RoleError> {
+        if self.awaits_account(pod) {
+            return Err(RoleError::AccountUnknown);
+        }
         let Self { keys, dialect: Dialect { arns, sessions: rules, .. }, .. } = self;
-        let annotations = &pod.annotations;
-        let role = match annotations.get(&keys.role) {
-            Some(text) => resolve(&keys.role, text, self.base.as_ref(), *arns)?,
+        let role = match self.role_of(pod) {
+            Some(found) => resolve(found, self.base.as_ref(), *arns)?,
             None => self.default_role.clone().ok_or(RoleError::NoRole)?,
         };
         let workload = [&*pod.namespace, &*pod.service_account].join(".");
-        let session_name =
-            parsed(annotations, &keys.session_name, |text| SessionName::parse_in(rules, text))?
-                .unwrap_or_else(|| SessionName::fit(&workload));
+        let session_name = self.annotation(pod, &keys.session_name);
+        let session_name = parsed(session_name, |text| SessionName::parse_in(rules, text))?
+            .unwrap_or_else(|| SessionName::fit(&workload));
+        let policy = self.annotation(pod, &keys.policy);
+        let duration = self.annotation(pod, &keys.duration);
 
         Ok(RoleSession {
             role,
-            grant: Grant::AssumeRole {
-                external_id: parsed(annotations, &keys.external_id, ExternalId::parse)?,
-            },
-            policy: parsed(annotations, &keys.policy, |text| SessionPolicy::parse_in(rules, text))?,
+            grant: self.grant_for(pod)?,
+            policy: parsed(policy, |text| SessionPolicy::parse_in(rules, text))?,
             session_name,
-            duration: parsed(annotations, &keys.duration, parse_duration)?.unwrap_or(self.default_duration),
+            duration: parsed(duration, parse_duration)?.unwrap_or(self.default_duration),
             tags: self.attribution.tags_of(pod)?,
             source_identity: self.attribution.source_identity_of(&workload),
         })
+    }
+
+    fn grant_for(&self, pod: &Pod) -> Result<Grant, RoleError> {
+        let external_id = Found::on_pod(pod, &self.keys.external_id);
+        match (self.credentials_from, external_id) {
+            (CredentialsFrom::Node, external_id) => {
+                Ok(Grant::AssumeRole { external_id: parsed(external_id, ExternalId::parse)? })
+            }
+            (CredentialsFrom::ServiceAccount, Some(found)) => {
+                Err(RoleError::NoExternalId { key: found.key.into() })
+            }
+            (CredentialsFrom::ServiceAccount, None) => Ok(Grant::ServiceAccount(account_of(pod))),
+        }
+    }
+
+    /// The pod's own annotation first, then those of its ServiceAccount.
+    fn role_of<'p>(&'p self, pod: &'p Pod) -> Option<Found<'p>> {
+        let alias = || Found::on_account(pod, self.keys.account_role.as_deref()?);
+        self.annotation(pod, &self.keys.role).or_else(alias)
+    }
+
+    /// The pod's own annotation, or its ServiceAccount's.
+    fn annotation<'p>(&self, pod: &'p Pod, key: &'p str) -> Option<Found<'p>> {
+        // A snapshot may hold annotations that were read with other flags.
+        let of_account = || Found::on_account(pod, key).filter(|_| self.reads_accounts());
+        Found::on_pod(pod, key).or_else(of_account)
+    }
+
+    fn awaits_account(&self, pod: &Pod) -> bool {
+        self.reads_accounts() && pod.account_annotations.is_none()
     }
 
     /// The name by which the list route calls `role`, and by which SDKs ask back: without the base ARN when
@@ -166,22 +251,24 @@ impl Roles {
 }
 
 /// An ARN is used as it is; any other value is a name below the base.
-fn resolve(key: &str, text: &str, base: Option<&BaseArn>, style: ArnStyle) -> Result<RoleArn, RoleError> {
+fn resolve(found: Found<'_>, base: Option<&BaseArn>, style: ArnStyle) -> Result<RoleArn, RoleError> {
+    let text = found.text;
     let arn = match base {
         Some(base) => base.arn_for(text),
         None if text.is_empty() || style.is_arn(text) => RoleArn::parse(text),
-        None => return Err(RoleError::NoBaseArn { key: key.into() }),
+        None => return Err(RoleError::NoBaseArn { key: found.setting() }),
     };
-    arn.map_err(|reason| RoleError::Malformed { key: key.into(), reason })
+    arn.map_err(|reason| RoleError::Malformed { key: found.setting(), reason })
 }
 
 fn parsed<T>(
-    annotations: &BTreeMap<Box<str>, Box<str>>,
-    key: &str,
+    found: Option<Found<'_>>,
     parse: impl Fn(&str) -> Result<T, ValueError>,
 ) -> Result<Option<T>, RoleError> {
-    let malformed = |reason| RoleError::Malformed { key: key.into(), reason };
-    annotations.get(key).map(|text| parse(text)).transpose().map_err(malformed)
+    let value = |found: Found<'_>| {
+        parse(found.text).map_err(|reason| RoleError::Malformed { key: found.setting(), reason })
+    };
+    found.map(value).transpose()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use kube2ram_agent::{
     identity::PodUid,
     pod::Pod,
     policy::{PatternFormat, Policy, check_allow_list},
-    role::{AnnotationKeys, Attribution, Roles},
+    role::{AnnotationKeys, Attribution, CredentialsFrom, Roles},
 };
 use kube2ram_cloud::{Cloud, role::BaseArn};
 
@@ -28,15 +28,17 @@ fn check_on(cloud: Cloud, format: PatternFormat, role: &str, list: &str) {
     let (dialect, tree) = (cloud.dialect(), Tree::of(cloud));
     let annotations = BTreeMap::from([("role".into(), role.into())]);
     let (namespace, name, service_account) = ("n".into(), "p".into(), "s".into());
+    let account_annotations = None;
     let uid = PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").expect("a UID");
-    let pod = Pod { uid, namespace, name, service_account, host_network: false, annotations };
+    let pod =
+        Pod { uid, namespace, name, account_annotations, service_account, host_network: false, annotations };
     let [role, external_id, policy, duration, session_name] =
         ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
-    let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
+    let keys = AnnotationKeys { role, account_role: None, external_id, policy, duration, session_name };
     let base = BaseArn::parse_in(dialect.arns, tree.base).expect("a base ARN");
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
-    let roles =
-        Roles::try_new(dialect, keys, Some(base), None, duration, attribution).expect("no default role");
+    let roles = Roles::try_new(dialect, keys, Some(base), None, duration, attribution, CredentialsFrom::Node)
+        .expect("no default role");
 
     let fault = check_allow_list(list, format, dialect.arns).err();
     let Ok(session) = roles.session_for(&pod) else { return };

@@ -8,7 +8,7 @@ use kube2ram_agent::{
     identity::PodUid,
     pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, Attribution, Roles},
+    role::{AnnotationKeys, Attribution, CredentialsFrom, Roles},
 };
 use kube2ram_cloud::{Cloud, role::BaseArn};
 
@@ -46,11 +46,12 @@ fn check_on(cloud: Cloud, text: &str) {
         annotations,
     };
     let [role, external_id, policy, duration, session_name] = KEYS.map(Box::from);
-    let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
+    let keys = AnnotationKeys { role, account_role: None, external_id, policy, duration, session_name };
     let base_arn = BaseArn::parse_in(dialect.arns, &base).expect("a base ARN");
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
     let roles =
-        Roles::try_new(dialect, keys, Some(base_arn), None, duration, attribution).expect("no default role");
+        Roles::try_new(dialect, keys, Some(base_arn), None, duration, attribution, CredentialsFrom::Node)
+            .expect("no default role");
     let Ok(session) = roles.session_for(&pod) else { return };
 
     let annotation = |key: &str| pod.annotations.get(key).map(|value| &**value);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::role::{AnnotationKeys, Attribution};
+use crate::role::{AnnotationKeys, Attribution, CredentialsFrom};
 use kube2ram_cloud::{
     alibaba, aws,
     dialect::Dialect,
@@ -18,10 +18,11 @@ const NEITHER: Option<Option<&str>> = None;
 fn roles(dialect: &'static Dialect, base: Option<&str>, default_role: Option<&str>) -> Roles {
     let keys = ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
     let [role, external_id, policy, duration, session_name] = keys;
-    let keys = AnnotationKeys { role, external_id, policy, duration, session_name };
+    let keys = AnnotationKeys { role, account_role: None, external_id, policy, duration, session_name };
     let base = base.map(|base| BaseArn::parse_in(dialect.arns, base).unwrap());
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
-    Roles::try_new(dialect, keys, base, default_role, duration, attribution).unwrap()
+    let from = CredentialsFrom::Node;
+    Roles::try_new(dialect, keys, base, default_role, duration, attribution, from).unwrap()
 }
 
 fn policy(restrictions: Option<PatternFormat>, base: Option<&str>, default_role: Option<&str>) -> Policy {

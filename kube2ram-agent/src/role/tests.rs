@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::identity::PodUid;
-use kube2ram_cloud::{alibaba, aws, role::SessionRules};
+use kube2ram_cloud::{
+    alibaba, aws,
+    role::{ServiceAccount, SessionRules},
+};
 
 const BASE: &str = "acs:ram::123456789012:role/";
 const AWS_BASE: &str = "arn:aws:iam::123456789012:role/";
@@ -11,6 +14,7 @@ const UID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 fn keys() -> AnnotationKeys {
     AnnotationKeys {
         role: "role".into(),
+        account_role: None,
         external_id: "external-id".into(),
         policy: "policy".into(),
         duration: "duration".into(),
@@ -25,7 +29,7 @@ fn try_roles(
 ) -> Result<Roles, RoleError> {
     let base = base.map(|base| BaseArn::parse_in(dialect.arns, base).unwrap());
     let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
-    Roles::try_new(dialect, keys(), base, default_role, duration, attribution)
+    Roles::try_new(dialect, keys(), base, default_role, duration, attribution, CredentialsFrom::Node)
 }
 
 fn roles(base: Option<&str>, default_role: Option<&str>) -> Roles {
@@ -43,6 +47,24 @@ fn pod(annotations: &[(&str, &str)]) -> Pod {
         host_network: false,
         annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
     }
+}
+
+/// Roles that also come from ServiceAccounts, with a base ARN and a default role.
+fn reading(from: CredentialsFrom) -> Roles {
+    let keys = AnnotationKeys { account_role: Some("alias".into()), ..keys() };
+    let base = BaseArn::parse(BASE).unwrap();
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    Roles::try_new(&alibaba::DIALECT, keys, Some(base), Some("usual"), duration, attribution, from).unwrap()
+}
+
+/// The same pod, whose ServiceAccount has these annotations.
+fn pod_of(annotations: &[(&str, &str)], account: &[(&str, &str)]) -> Pod {
+    Pod { account_annotations: Some(pod(account).annotations), ..pod(annotations) }
+}
+
+fn setting_of_account(key: &str) -> Setting {
+    let pod = pod_of(&[], &[(key, "")]);
+    Found::on_account(&pod, key).unwrap().setting()
 }
 
 /// The session of a pod `web/shop` with these annotations.
@@ -306,7 +328,8 @@ fn attributed(tags: SessionTags, cluster: Option<&str>, has_source_identity: boo
     let dialect = &aws::DIALECT;
     let attribution = Attribution::try_new(&dialect.sessions, tags, cluster, has_source_identity).unwrap();
     let base = BaseArn::parse_in(dialect.arns, AWS_BASE).unwrap();
-    Roles::try_new(dialect, keys(), Some(base), None, Duration::from_secs(3600), attribution).unwrap()
+    let (duration, from) = (Duration::from_secs(3600), CredentialsFrom::Node);
+    Roles::try_new(dialect, keys(), Some(base), None, duration, attribution, from).unwrap()
 }
 
 fn tags(session: &RoleSession) -> Vec<(&str, &str)> {
@@ -421,4 +444,201 @@ fn flags_that_the_cloud_does_not_have_are_errors() {
         assert_eq!(result.err(), error, "{tags:?} {cluster:?}");
     }
     assert_eq!("Pod".parse::<SessionTags>(), Err("give none, workload or pod"));
+}
+
+#[test]
+fn a_role_is_the_pods_own_then_its_service_accounts_then_the_default() {
+    let both = [CredentialsFrom::Node, CredentialsFrom::ServiceAccount];
+    // By whether the pod, its ServiceAccount, and its ServiceAccount by the other key have one.
+    let all = (0..8_u8).map(|bits| [bits & 4 != 0, bits & 2 != 0, bits & 1 != 0]);
+    for ([on_pod, on_account, by_alias], from) in all.flat_map(|has| both.map(|from| (has, from))) {
+        let own: &[_] = if on_pod { &[("role", "own")] } else { &[] };
+        let of_account = [(on_account, ("role", "accounts")), (by_alias, ("alias", "other"))];
+        let of_account: Vec<_> = of_account.into_iter().filter(|(is, _)| *is).map(|(_, pair)| pair).collect();
+        let (pod, roles) = (pod_of(own, &of_account), reading(from));
+
+        let session = roles.session_for(&pod).unwrap();
+        let source = roles.role_annotation(&pod);
+
+        let (name, setting) = match (on_pod, on_account, by_alias) {
+            (true, ..) => ("own", Some(("role".into(), "own"))),
+            (false, true, _) => ("accounts", Some((setting_of_account("role"), "accounts"))),
+            (false, false, true) => ("other", Some((setting_of_account("alias"), "other"))),
+            (false, false, false) => ("usual", None),
+        };
+        assert_eq!(session.role.name(), name, "{own:?} {of_account:?}");
+        assert_eq!(source, setting, "{own:?} {of_account:?}");
+        assert_eq!(roles.is_asked_for_by(&pod), name != "usual");
+    }
+}
+
+#[test]
+fn the_other_parameters_are_the_pods_own_or_its_service_accounts() {
+    let roles = reading(CredentialsFrom::Node);
+    let policy = |version: u8| format!("{{\"Version\":\"{version}\"}}");
+    let (first, second) = (policy(1), policy(2));
+    let account = [("policy", &*second), ("duration", "2h"), ("session-name", "accounts")];
+    let own = [("policy", &*first), ("duration", "1h30m"), ("session-name", "own")];
+
+    for (annotations, policy, minutes, name, is_own) in
+        [(&own[..], &first, 90, "own", true), (&[], &second, 120, "accounts", false)]
+    {
+        let pod = pod_of(annotations, &account);
+        let session = roles.session_for(&pod).unwrap();
+
+        assert_eq!(session.policy.unwrap().as_str(), policy);
+        assert_eq!(session.duration, Duration::from_secs(minutes * 60));
+        assert_eq!(session.session_name.as_str(), name);
+        let setting = roles.duration_annotation(&pod).unwrap();
+        assert_eq!(setting.account().is_none(), is_own, "{setting}");
+    }
+    assert_eq!(roles.duration_annotation(&pod_of(&[], &[])), None);
+}
+
+#[test]
+fn an_unusable_annotation_of_a_service_account_denies_its_pods_and_is_named() {
+    let roles = reading(CredentialsFrom::Node);
+
+    for (account, message) in [
+        (("role", ""), "the value of role of ServiceAccount web/shop is empty"),
+        (("alias", ""), "the value of alias of ServiceAccount web/shop is empty"),
+        (
+            ("alias", "a//b"),
+            "the value of alias of ServiceAccount web/shop has an empty, '.' or '..' segment in the role's path",
+        ),
+        (("policy", "["), "the value of policy of ServiceAccount web/shop is not a JSON object"),
+        (
+            ("session-name", "x"),
+            "the value of session-name of ServiceAccount web/shop has 1 characters instead of 2 to 64",
+        ),
+    ] {
+        assert_eq!(roles.session_for(&pod_of(&[], &[account])).unwrap_err().to_string(), message);
+        // It does not count where the pod has its own, except that the alias and the role are one value.
+        let own = match account.0 {
+            "role" | "alias" => ("role", "own"),
+            "policy" => ("policy", "{}"),
+            key => (key, "own"),
+        };
+        assert!(roles.session_for(&pod_of(&[own], &[account])).is_ok(), "{account:?}");
+    }
+    // Nor does one of the pod's lead to the ServiceAccount's.
+    let error = roles.session_for(&pod_of(&[("role", "")], &[("role", "accounts")])).unwrap_err();
+    assert_eq!(error, RoleError::Malformed { key: "role".into(), reason: ValueError::Empty });
+    let error = roles.session_for(&pod_of(&[], &[("role", ""), ("alias", "other")])).unwrap_err();
+    assert_eq!(error, RoleError::Malformed { key: setting_of_account("role"), reason: ValueError::Empty });
+}
+
+#[test]
+fn a_bare_name_of_a_service_account_needs_a_base_arn_too() {
+    let keys = AnnotationKeys { account_role: Some("alias".into()), ..keys() };
+    let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
+    let from = CredentialsFrom::Node;
+    let roles = Roles::try_new(&alibaba::DIALECT, keys, None, None, duration, attribution, from).unwrap();
+
+    let error = roles.session_for(&pod_of(&[], &[("alias", "orders")])).unwrap_err();
+
+    assert_eq!(error, RoleError::NoBaseArn { key: setting_of_account("alias") });
+    assert!(error.to_string().contains("alias of ServiceAccount web/shop is a bare role name"), "{error}");
+    assert!(roles.session_for(&pod_of(&[], &[("alias", "acs:ram::1:role/orders")])).is_ok());
+}
+
+#[test]
+fn what_is_not_known_of_a_service_account_denies_the_pod_and_is_no_missing_role() {
+    for from in [CredentialsFrom::Node, CredentialsFrom::ServiceAccount] {
+        let roles = reading(from);
+
+        for annotations in [&[][..], &[("role", "own")]] {
+            assert_eq!(roles.session_for(&pod(annotations)), Err(RoleError::AccountUnknown));
+            assert!(roles.is_asked_for_by(&pod(annotations)));
+            assert!(roles.session_for(&pod_of(annotations, &[])).is_ok());
+        }
+        assert!(!roles.is_asked_for_by(&pod_of(&[], &[])));
+    }
+}
+
+#[test]
+fn annotations_of_service_accounts_count_only_where_they_are_read() {
+    let roles = roles(Some(BASE), Some("usual"));
+    let account = [("role", "accounts"), ("alias", "other"), ("session-name", "accounts"), ("policy", "[")];
+
+    let session = roles.session_for(&pod_of(&[], &account)).unwrap();
+
+    assert_eq!((session.role.name(), session.session_name.as_str()), ("usual", "web.shop"));
+    assert!(!roles.is_asked_for_by(&pod_of(&[], &account)) && !roles.reads_accounts());
+    assert_eq!(keys().account_bounded(), None);
+}
+
+#[test]
+fn each_way_has_its_own_grant_and_neither_leads_to_the_other() {
+    let account = ServiceAccount { namespace: "web".into(), name: "shop".into() };
+    let tenant = [("role", "own"), ("external-id", "tenant:7")];
+    let by_node = reading(CredentialsFrom::Node);
+    let by_account = reading(CredentialsFrom::ServiceAccount);
+
+    for annotations in [&[][..], &tenant[..1]] {
+        let pod = pod_of(annotations, &[("alias", "other")]);
+
+        let [first, second] = [&by_node, &by_account].map(|roles| roles.session_for(&pod).unwrap());
+
+        assert_eq!(first.grant, Grant::ASSUME_ROLE);
+        assert_eq!(second.grant, Grant::ServiceAccount(account.clone()));
+        assert_eq!(first.role, second.role);
+    }
+    let external_id = Some(ExternalId::parse("tenant:7").unwrap());
+    let session = by_node.session_for(&pod_of(&tenant, &[])).unwrap();
+    assert_eq!(session.grant, Grant::AssumeRole { external_id });
+}
+
+#[test]
+fn an_external_id_is_of_the_pod_and_refused_with_a_service_accounts_token() {
+    let (by_node, by_account) = (reading(CredentialsFrom::Node), reading(CredentialsFrom::ServiceAccount));
+    let own = |value| pod_of(&[("role", "own"), ("external-id", value)], &[]);
+
+    for value in ["tenant:7", ""] {
+        let error = by_account.session_for(&own(value)).unwrap_err();
+
+        assert_eq!(error, RoleError::NoExternalId { key: "external-id".into() });
+        let text = error.to_string();
+        assert!(text.contains("external-id") && text.contains("oidc:sub"), "{text}");
+    }
+    assert!(by_node.session_for(&own("tenant:7")).is_ok());
+    // A ServiceAccount's has no meaning: it is not even kept.
+    let of_account = pod_of(&[], &[("role", "r"), ("external-id", "")]);
+    for roles in [by_node, by_account] {
+        assert!(roles.session_for(&of_account).is_ok());
+    }
+}
+
+#[test]
+fn pods_of_two_service_accounts_never_share_a_session() {
+    let roles = reading(CredentialsFrom::ServiceAccount);
+    let annotations = [("role", "own"), ("session-name", "one-name")];
+    let first = pod_of(&annotations, &[]);
+    let uid = PodUid::parse("0a1b2c3d-0000-4000-8000-000000000002").unwrap();
+    let twin = Pod { uid, name: "shop-1".into(), ..first.clone() };
+    let others = [
+        Pod { service_account: "other".into(), ..first.clone() },
+        Pod { namespace: "other".into(), ..first.clone() },
+    ];
+    let session = |pod| roles.session_for(pod).unwrap();
+
+    assert_eq!(session(&first), session(&twin));
+    for other in &others {
+        assert_ne!(session(&first), session(other), "{}/{}", other.namespace, other.service_account);
+    }
+}
+
+#[test]
+fn the_keys_of_a_service_account_are_those_that_count_with_their_bounds() {
+    let keys = AnnotationKeys { account_role: Some("alias".into()), ..keys() };
+    let of_pod = keys.bounded();
+
+    let of_account = keys.account_bounded().unwrap();
+
+    for (key, bytes) in of_account {
+        let role = of_pod[0].1;
+        assert!(of_pod.contains(&(key, bytes)) || (key, bytes) == ("alias", role), "{key}");
+    }
+    assert!(!of_account.iter().any(|(key, _)| *key == "external-id"));
+    assert_eq!(of_account.len(), of_pod.len());
 }

@@ -20,7 +20,7 @@ use kube2ram_agent::{
     kubernetes::{Directory, Notice, Notices, PodError},
     pod::Pod,
     policy::Policy,
-    role::{AnnotationKeys, Attribution, Roles},
+    role::{AnnotationKeys, Attribution, CredentialsFrom, Roles},
     server::{Config, Entitlements, HostNetworkPods, MetadataPolicy, Pipeline, Server, token::Tokens},
 };
 use kube2ram_cloud::{
@@ -103,12 +103,19 @@ impl Service {
         let world = Arc::new(World { pod: Arc::new(pod), metadata: *metadata, upstream: Mutex::default() });
         let [external_id, policy_key, duration, session_name] =
             ["external-id", "policy", "duration", "session-name"].map(Box::from);
-        let keys =
-            AnnotationKeys { role: ROLE_KEY.into(), external_id, policy: policy_key, duration, session_name };
+        let keys = AnnotationKeys {
+            role: ROLE_KEY.into(),
+            account_role: None,
+            external_id,
+            policy: policy_key,
+            duration,
+            session_name,
+        };
         let base = BaseArn::parse_in(dialect.arns, base).expect("a base ARN");
         let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
         let roles =
-            Roles::try_new(dialect, keys, Some(base), None, duration, attribution).expect("no default role");
+            Roles::try_new(dialect, keys, Some(base), None, duration, attribution, CredentialsFrom::Node)
+                .expect("no default role");
         let mut registry = Registry::default();
         let credentials = Cache::new(
             Arc::clone(&world) as _,

@@ -22,7 +22,7 @@ use crate::{
     kubernetes::{Notice, PodError},
     pod::Pod,
     policy::PatternFormat,
-    role::{AnnotationKeys, Attribution},
+    role::{AnnotationKeys, Attribution, CredentialsFrom},
 };
 use kube2ram_cloud::{
     alibaba, aws,
@@ -126,6 +126,7 @@ impl Harness {
         let (tasks, drain) = (TaskTracker::new(), Drain::new());
         let keys = AnnotationKeys {
             role: ROLE_KEY.into(),
+            account_role: None,
             external_id: "external-id".into(),
             policy: "policy".into(),
             duration: "duration".into(),
@@ -149,7 +150,8 @@ impl Harness {
         };
         let base = BaseArn::parse_in(dialect.arns, base).unwrap();
         let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
-        let roles = Roles::try_new(dialect, keys, Some(base), None, duration, attribution).unwrap();
+        let from = CredentialsFrom::Node;
+        let roles = Roles::try_new(dialect, keys, Some(base), None, duration, attribution, from).unwrap();
         let entitlements = Entitlements {
             policy: Policy::new(restrictions, &roles),
             roles,
