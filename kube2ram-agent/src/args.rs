@@ -11,6 +11,7 @@ use clap::{FromArgMatches, ValueEnum};
 
 pub use self::config::{ApiServer, Config, ForwardGuardMode, OpenConnections, Source, WireGuardMode};
 pub use self::credentials_from::{CredentialsFrom, TokenRequestsAs};
+pub use self::environment::is_of_own_credentials;
 use self::{
     config::metadata,
     flags::{Flags, Subcommand},
@@ -132,7 +133,10 @@ impl Command {
         let flags = Flags::from_arg_matches(&matches).map_err(of_clap)?;
         match flags.subcommand {
             None => {
-                let notices = retired::notices(&matches).into_iter().chain(environment::proxy_notice(env));
+                let is_unsigned = flags.credentials.is_by_service_account();
+                let unused = is_unsigned.then(|| environment::own_credentials_notice(env)).flatten();
+                let notices = retired::notices(&matches).into_iter();
+                let notices = notices.chain(environment::proxy_notice(env)).chain(unused);
                 Ok(Self::Agent(Config::try_new(flags, notices.collect())?.into()))
             }
             Some(Subcommand::BootGuard(command)) => {

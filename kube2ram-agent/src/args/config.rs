@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use super::{
-    ArgsError,
+    ArgsError, CredentialsFrom, TokenRequestsAs,
     flags::{self, Flags},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     server::{HostNetworkPods, MetadataPolicy},
 };
 use kube2ram_cloud::{
-    Cloud, MetadataAddr, StsEndpoint,
+    Cloud, MetadataAddr, OidcProviderArn, StsEndpoint,
     role::{ArnStyle, BaseArn, MAX_DURATION, MIN_DURATION, RoleArn},
 };
 use kube2ram_service::telemetry::LogFormat;
@@ -38,12 +38,16 @@ pub struct Config {
     pub attribution: Attribution,
     /// The TCP port at which redirected connections arrive.
     pub app_port: u16,
+    /// The file of the audit trail, by its absolute path; `None` where the log alone has it.
+    pub audit_file: Option<PathBuf>,
     /// What completes bare role names.
     pub base_arn: Source<BaseArn>,
     /// The bpffs directory of the pins.
     pub bpf_dir: PathBuf,
     /// The cgroup2 mount; found by looking when `None`.
     pub cgroup_root: Option<PathBuf>,
+    /// By whose right pods' roles are assumed.
+    pub credentials_from: CredentialsFrom,
     /// Whether the eBPF programs log each verdict.
     pub debug: bool,
     /// The role of pods without annotation, as it was written: it may need a base ARN that is discovered
@@ -75,6 +79,9 @@ pub struct Config {
     pub node: String,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
+    /// The cluster's OIDC provider, of which tokens of ServiceAccounts are. There is one where the cloud's
+    /// exchange takes it and `credentials_from` is [`CredentialsFrom::ServiceAccount`].
+    pub oidc_provider: Option<OidcProviderArn>,
     /// How connections to the metadata server are treated that pods opened before the programs were attached.
     pub open_connections: OpenConnections,
     /// How many requests a second each pod may make of the real metadata server; zero is no limit.
@@ -85,6 +92,8 @@ pub struct Config {
     pub pod_dir: PathBuf,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
+    /// Whether annotations of ServiceAccounts are read.
+    pub reads_service_accounts: bool,
     /// Whether requests without a session token are refused.
     pub require_token: bool,
     /// `DurationSeconds` of pods that are not annotated with one: 15 min – 12 h.
@@ -93,6 +102,8 @@ pub struct Config {
     pub startup_taint: Option<StartupTaint>,
     /// The directory that the agents of this node share.
     pub state_dir: PathBuf,
+    /// As whom the API server is asked for tokens of ServiceAccounts.
+    pub token_requests_as: TokenRequestsAs,
     /// Whether network devices are guarded.
     pub wire_guard: WireGuardMode,
     /// Where STS is.
@@ -203,6 +214,9 @@ impl Config {
         if flags.cluster_name.is_some() && flags.session_tags == SessionTags::None {
             notices.push("--cluster-name has no effect without --session-tags".to_owned());
         }
+        let credentials = flags.credentials;
+        notices.extend(credentials.check(cloud, flags.session_tags, flags.source_identity)?);
+        let reads_service_accounts = credentials.reads_service_accounts();
         let attribution = Attribution::try_new(
             &dialect.sessions,
             flags.session_tags,
@@ -215,6 +229,7 @@ impl Config {
             cloud,
             annotation_keys: AnnotationKeys {
                 role: or_usual(flags.ram_role_key, usual.role),
+                account_role: reads_service_accounts.then(|| usual.account_role.into()),
                 external_id: or_usual(flags.ram_external_id, usual.external_id),
                 policy: or_usual(flags.ram_policy_key, usual.policy),
                 duration: or_usual(flags.ram_session_duration_key, usual.duration),
@@ -223,9 +238,11 @@ impl Config {
             api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
             app_port: flags.app_port,
             attribution,
+            audit_file: credentials.audit_file,
             base_arn,
             bpf_dir: flags.bpf_dir,
             cgroup_root: flags.cgroup_root,
+            credentials_from: credentials.credentials_from,
             debug: flags.debug,
             default_role,
             forward_guard: flags.forward_guard,
@@ -245,15 +262,18 @@ impl Config {
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
             node,
             notices,
+            oidc_provider: credentials.oidc_provider_arn,
             open_connections: flags.open_connections,
             pass_through_rate: flags.pass_through_rate,
             request_rate: flags.request_rate,
             pods_cgroup: flags.pods_cgroup,
+            reads_service_accounts,
             require_token: flags.require_token,
             session_duration: session_duration(flags.ram_role_session_ttl)?,
             startup_taint: flags.startup_taint,
             pod_dir: flags.pod_dir,
             state_dir: flags.state_dir,
+            token_requests_as: credentials.token_requests_as,
             wire_guard: flags.wire_guard,
             sts_endpoint: match (flags.sts_endpoint, flags.use_regional_sts_endpoint) {
                 (Some(endpoint), _) => StsEndpoint::Only(endpoint),

@@ -7,8 +7,31 @@ use clap::{Arg, Command};
 
 const PREFIX: &str = "KUBE2RAM_";
 
-/// Variables that the manifests of kube2iam and the Go kube2ram set from the downward API.
-const OTHER_NAMES: [(&str, &str); 2] = [("host-ip", "HOST_IP"), ("node", "NODE_NAME")];
+/// Variables that the manifests of kube2iam and the Go kube2ram set from the downward API, and the one that
+/// ACK's webhook sets.
+const OTHER_NAMES: [(&str, &str); 3] =
+    [("host-ip", "HOST_IP"), ("node", "NODE_NAME"), ("oidc-provider-arn", OIDC_PROVIDER)];
+const OIDC_PROVIDER: &str = "ALIBABA_CLOUD_OIDC_PROVIDER_ARN";
+
+/// Variables that name the agent's own credentials, of all clouds.
+const OWN_CREDENTIALS: [&str; 15] = [
+    "ACCESS_KEY_ID",
+    "ACCESS_KEY_SECRET",
+    "ALIBABA_CLOUD_ACCESS_KEY_ID",
+    "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+    "ALIBABA_CLOUD_OIDC_TOKEN_FILE",
+    "ALIBABA_CLOUD_ROLE_ARN",
+    "ALIBABA_CLOUD_ROLE_SESSION_NAME",
+    "ALIBABA_CLOUD_SECURITY_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    // It stays in use as a flag's.
+    OIDC_PROVIDER,
+];
 
 /// The arguments that the environment stands for. Empty variables count as unset.
 pub(super) fn args(command: &Command, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<OsString> {
@@ -57,6 +80,25 @@ pub(super) fn proxy_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<Str
         format!(
             "{} has no effect: the agent uses no proxy, which would see its signed requests; where STS cannot be reached without one, \
              give --sts-endpoint",
+            set.join(", ")
+        )
+    })
+}
+
+/// Whether a variable is about the agent's own credentials.
+pub fn is_of_own_credentials(name: &str) -> bool {
+    OWN_CREDENTIALS.contains(&name)
+}
+
+/// One line about the variables that name the agent's own credentials, if one is set, for an agent that signs
+/// nothing: its author may rely on it.
+pub(super) fn own_credentials_notice(env: &dyn Fn(&str) -> Option<OsString>) -> Option<String> {
+    let is_set = |name: &&str| env(name).is_some_and(|value| !value.is_empty());
+    let set: Vec<_> =
+        OWN_CREDENTIALS.into_iter().filter(|name| *name != OIDC_PROVIDER).filter(is_set).collect();
+    (!set.is_empty()).then(|| {
+        format!(
+            "{} has no effect with --credentials-from=service-account: the agent exchanges tokens of ServiceAccounts, and signs nothing",
             set.join(", ")
         )
     })

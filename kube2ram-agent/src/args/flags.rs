@@ -14,7 +14,9 @@ use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
 use url::Url;
 
-use super::{ForwardGuardMode, OpenConnections, Output, WireGuardMode, value};
+use super::{
+    ForwardGuardMode, OpenConnections, Output, WireGuardMode, credentials_from::CredentialFlags, value,
+};
 use crate::{
     kubernetes::StartupTaint,
     policy::PatternFormat,
@@ -44,7 +46,7 @@ pub(super) fn command() -> Command {
     disable_help_subcommand = true,
     subcommand_value_name = "COMMAND",
     next_line_help = true,
-    after_help = "Every flag is also a variable: --app-port is KUBE2RAM_APP_PORT. --node is NODE_NAME and --host-ip is HOST_IP, too. \
+    after_help = "Every flag is also a variable: --app-port is KUBE2RAM_APP_PORT. --node is NODE_NAME, --host-ip is HOST_IP, and --oidc-provider-arn is ALIBABA_CLOUD_OIDC_PROVIDER_ARN, too. \
                   The command line takes precedence. Durations are written like 90s, 15m or 1h30m."
 )]
 pub(super) struct Flags {
@@ -322,6 +324,9 @@ pub(super) struct Flags {
     /// The same as --log-level=debug, unless that is given
     #[arg(long, help_heading = "Observability")]
     pub(super) verbose: bool,
+
+    #[command(flatten)]
+    pub(super) credentials: CredentialFlags,
 }
 
 /// The subcommands.

@@ -797,3 +797,133 @@ fn help_and_version_are_no_failures() {
     assert_eq!(version.to_string(), concat!("kube2ram ", env!("CARGO_PKG_VERSION"), "\n"));
     insta::assert_snapshot!(help);
 }
+
+const BY_ACCOUNT: &str = "--credentials-from=service-account";
+const PROVIDER: &str = "acs:ram::1234567890123456:oidc-provider/ack-rrsa-c0123";
+
+#[test]
+fn roles_are_the_nodes_to_assume_unless_a_flag_says_otherwise() {
+    let config = config("").unwrap();
+
+    assert_eq!(config.credentials_from, CredentialsFrom::Node);
+    assert_eq!(config.token_requests_as, TokenRequestsAs::Node);
+    assert!(!config.reads_service_accounts && config.notices.is_empty());
+    assert_eq!((config.oidc_provider, config.audit_file), (None, None));
+    assert_eq!(config.annotation_keys.account_bounded(), None);
+}
+
+#[test]
+fn service_accounts_are_read_where_a_flag_says_so_and_by_their_tokens_always() {
+    let by_tokens = format!("{BY_ACCOUNT} --oidc-provider-arn={PROVIDER}");
+    for (flags, from, key) in [
+        ("--service-account-roles", CredentialsFrom::Node, "pod-identity.alibabacloud.com/role-name"),
+        ("--cloud=aws --service-account-roles", CredentialsFrom::Node, "eks.amazonaws.com/role-arn"),
+        (&*by_tokens, CredentialsFrom::ServiceAccount, "pod-identity.alibabacloud.com/role-name"),
+        (
+            "--cloud=aws --credentials-from=service-account --service-account-roles=false",
+            CredentialsFrom::ServiceAccount,
+            "eks.amazonaws.com/role-arn",
+        ),
+    ] {
+        let config = config(flags).unwrap();
+
+        assert!(config.reads_service_accounts, "{flags}");
+        assert_eq!(config.credentials_from, from, "{flags}");
+        assert_eq!(config.annotation_keys.account_role.as_deref(), Some(key), "{flags}");
+        assert!(config.notices.is_empty(), "{flags}: {:?}", config.notices);
+    }
+}
+
+#[test]
+fn the_keys_of_service_accounts_are_the_flags_too() {
+    let config = config("--service-account-roles --ram-role-key=a/b --ram-policy-key=c/d").unwrap();
+
+    let keys = config.annotation_keys.account_bounded().unwrap().map(|(key, _)| key);
+
+    assert_eq!(keys[..3], ["a/b", "pod-identity.alibabacloud.com/role-name", "c/d"]);
+}
+
+#[test]
+fn the_provider_is_a_flag_or_the_variable_of_the_clouds_webhook() {
+    let variable = ("ALIBABA_CLOUD_OIDC_PROVIDER_ARN", PROVIDER);
+    let own = format!("{BY_ACCOUNT} --oidc-provider-arn=acs:ram::1:oidc-provider/own");
+    for (flags, variables, provider) in [
+        (BY_ACCOUNT, &[variable][..], PROVIDER),
+        (&own, &[variable], "acs:ram::1:oidc-provider/own"),
+        (&own, &[], "acs:ram::1:oidc-provider/own"),
+    ] {
+        let variables: Vec<_> = [("NODE_NAME", "n")].into_iter().chain(variables.iter().copied()).collect();
+        let config = parse(flags, &variables).unwrap();
+
+        assert_eq!(config.oidc_provider.unwrap().as_str(), provider);
+        assert!(config.notices.is_empty(), "{:?}", config.notices);
+    }
+    // Where nothing is exchanged, and on a cloud whose exchange takes none, it does no harm.
+    for flags in ["", "--cloud=aws", "--cloud=aws --credentials-from=service-account"] {
+        assert!(parse(flags, &[("NODE_NAME", "n"), variable]).is_ok(), "{flags}");
+    }
+}
+
+#[test]
+fn what_the_exchange_of_a_token_cannot_carry_is_refused() {
+    let on_aws = "--cloud=aws --credentials-from=service-account";
+    let cases = [
+        (
+            BY_ACCOUNT.to_owned(),
+            "--credentials-from=service-account needs the cluster's OIDC provider: add --oidc-provider-arn, or the variable ALIBABA_CLOUD_OIDC_PROVIDER_ARN",
+        ),
+        (
+            format!("{on_aws} --session-tags=workload"),
+            "--session-tags and --credentials-from=service-account exclude each other, because session tags cannot be sent with a ServiceAccount's token: drop one of them",
+        ),
+        (
+            format!("{on_aws} --source-identity"),
+            "--source-identity and --credentials-from=service-account exclude each other, because a source identity cannot be sent with a ServiceAccount's token: drop one of them",
+        ),
+    ];
+
+    for (flags, line) in cases {
+        assert_eq!(refusal(&flags), line);
+    }
+    assert!(config(on_aws).is_ok());
+    assert!(config("--cloud=aws --session-tags=workload --source-identity").is_ok());
+    for (flags, part) in [
+        ("--credentials-from=pod", "'--credentials-from <SOURCE>': give node or service-account"),
+        ("--token-requests-as=kubelet", "'--token-requests-as <REQUESTER>': give node or agent"),
+        ("--oidc-provider-arn=acs:ram::1:role/x", "give acs:ram::<account>:oidc-provider/<name>"),
+        ("--audit-file=audit.jsonl", "'--audit-file <PATH>': give the absolute path of a file"),
+        ("--audit-file=/", "give the absolute path of a file"),
+        ("--audit-file=/var/log/", "give the absolute path of a file"),
+    ] {
+        let line = refusal(flags);
+        assert!(line.contains(part), "{flags}: {line}");
+    }
+    let file = config("--audit-file=/run/kube2ram/audit.jsonl").unwrap().audit_file;
+    assert_eq!(file, Some(PathBuf::from("/run/kube2ram/audit.jsonl")));
+}
+
+#[test]
+fn what_has_no_effect_with_the_other_way_is_noticed() {
+    let unused = config("--token-requests-as=agent").unwrap().notices;
+    assert_eq!(unused, ["--token-requests-as has no effect without --credentials-from=service-account"]);
+    let used = config("--cloud=aws --credentials-from=service-account --token-requests-as=agent").unwrap();
+    assert_eq!(used.token_requests_as, TokenRequestsAs::Agent);
+    assert!(used.notices.is_empty(), "{:?}", used.notices);
+
+    let keys = [
+        ("NODE_NAME", "n"),
+        ("ALIBABA_CLOUD_ROLE_ARN", "acs:ram::1:role/agent"),
+        ("ALIBABA_CLOUD_OIDC_PROVIDER_ARN", PROVIDER),
+        ("ALIBABA_CLOUD_OIDC_TOKEN_FILE", "/token"),
+        ("AWS_ACCESS_KEY_ID", ""),
+    ];
+    let notices = parse(BY_ACCOUNT, &keys).unwrap().notices;
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    let names = "ALIBABA_CLOUD_OIDC_TOKEN_FILE, ALIBABA_CLOUD_ROLE_ARN has no effect with --credentials-from";
+    assert!(notices[0].starts_with(names), "{notices:?}");
+    assert!(parse("", &keys).unwrap().notices.is_empty());
+    for (name, _) in &keys[1..] {
+        assert!(is_of_own_credentials(name), "{name}");
+    }
+    assert!(!is_of_own_credentials("AWS_REGION") && !is_of_own_credentials("NODE_NAME"));
+}

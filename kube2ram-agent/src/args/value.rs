@@ -18,7 +18,7 @@ use crate::{
     policy::PatternFormat,
     server::{HostNetworkPods, MetadataPolicy},
 };
-use kube2ram_cloud::{Cloud, Endpoint};
+use kube2ram_cloud::{Cloud, Endpoint, OidcProviderArn};
 use kube2ram_service::command_line::boolean;
 pub(super) use kube2ram_service::command_line::log_format;
 
@@ -143,6 +143,19 @@ pub(super) fn pattern_format(text: &str) -> Result<PatternFormat, &'static str> 
         "regexp" => Ok(PatternFormat::Regexp),
         _ => Err("give glob or regexp"),
     }
+}
+
+pub(super) fn oidc_provider(text: &str) -> Result<OidcProviderArn, &'static str> {
+    OidcProviderArn::parse(text).ok().ok_or("give acs:ram::<account>:oidc-provider/<name>")
+}
+
+/// A file by its whole path: the agent's working directory is nobody's choice.
+pub(super) fn file(text: &str) -> Result<PathBuf, &'static str> {
+    let path = Path::new(text);
+    if path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') {
+        return Ok(path.to_owned());
+    }
+    Err("give the absolute path of a file, such as /run/kube2ram/audit.jsonl")
 }
 
 pub(super) fn cloud(text: &str) -> Result<Cloud, &'static str> {
