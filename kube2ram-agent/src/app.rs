@@ -35,7 +35,7 @@ use self::{
     service::{Opened, Service, StsAccess},
 };
 use crate::{
-    args::Config,
+    args::{Config, CredentialsFrom, is_of_own_credentials},
     control::Control,
     datapath::Datapath,
     handover::{self, LockOutcome, OutgoingAgent, StandbyListener},
@@ -229,6 +229,12 @@ async fn take_over(
 
 /// How STS is asked, and what the environment says about it.
 fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
+    let signs = config.credentials_from == CredentialsFrom::Node;
+    // Where nothing is signed, what is said of the agent's own credentials must not keep it from starting.
+    let environment = |name: &str| match signs || !is_of_own_credentials(name) {
+        true => environment(name),
+        false => None,
+    };
     let settings = CloudSettings::from_env(config.cloud, environment, &config.node)
         .map_err(AppError::BaseCredentials)?;
     let client = StsClient::try_new(config.sts_endpoint.is_https()).map_err(AppError::StsClient)?;

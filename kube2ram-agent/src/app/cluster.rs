@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::node::Node;
 use crate::{
-    args::{ApiServer, Config},
+    args::{ApiServer, Config, CredentialsFrom, TokenRequestsAs},
     identity::live_pods,
-    kubernetes::{AllowLists, ClusterConfig},
+    kubernetes::{AllowLists, ClusterConfig, ServiceAccountConfig, TokenRequester},
     policy::check_allow_list,
 };
 use kube2ram_service::kubernetes::ClientConfig;
@@ -28,11 +28,20 @@ pub(super) fn cluster_config(config: &Config, node: &Node) -> ClusterConfig {
         role_annotation: config.annotation_keys.role.clone(),
         check: Arc::new(move |text| check_allow_list(text, format, arn_style)),
     });
+    let service_accounts = config.annotation_keys.account_bounded().map(|keys| ServiceAccountConfig {
+        annotations: keys.map(|(key, bytes)| (key.into(), bytes)).into(),
+        tokens: match (config.credentials_from, config.token_requests_as) {
+            (CredentialsFrom::Node, _) => None,
+            (CredentialsFrom::ServiceAccount, TokenRequestsAs::Agent) => Some(TokenRequester::Agent),
+            (CredentialsFrom::ServiceAccount, TokenRequestsAs::Node) => Some(TokenRequester::Node),
+        },
+    });
     let (cgroup_root, pods) = (node.settings.cgroup_root.clone(), node.settings.pods_cgroups());
     ClusterConfig {
         node: config.node.as_str().into(),
         pod_annotations: config.annotation_keys.bounded().map(|(key, bytes)| (key.into(), bytes)).into(),
         allow_lists,
+        service_accounts,
         live_pods: Arc::new(move || live_pods(&cgroup_root, &pods)),
         lookup: config.cloud.dialect().patience.lookup,
     }

@@ -1,5 +1,5 @@
 //! What must be asked of the metadata server before the first credential can be issued: account, node role,
-//! region. Retried until it answers; pods get 503 meanwhile. Called by `app`.
+//! region. Then by what right roles are assumed. Retried until it answers; pods get 503 meanwhile. Called by `app`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    args::{Config, Source},
+    args::{Config, CredentialsFrom, Source},
     credentials::{self, Cache, Limits},
     policy::Policy,
     role::{RoleError, Roles},
@@ -16,7 +16,8 @@ use crate::{
     snapshot::Discovered,
 };
 use kube2ram_cloud::{
-    EndpointError, Location, MetadataError, Provider, StsClient, StsRoute,
+    EndpointError, ExchangeSettings, Location, MetadataError, OidcProviderArn, Provider, StsClient, StsRoute,
+    credentials::{Issuer, TokenSource},
     role::{BaseArn, ValueError},
 };
 use kube2ram_service::{admin::Pending, clock::Clock, telemetry::chain};
@@ -56,6 +57,8 @@ pub(super) struct Discovery {
     pub(super) provider: Provider,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) sts: StsClient,
+    /// Of tokens of ServiceAccounts. Asked only where roles are assumed by those.
+    pub(super) tokens: Arc<dyn TokenSource>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) cache_metrics: credentials::Metrics,
@@ -123,10 +126,11 @@ impl Discovery {
     }
 
     fn finish(self, config: &Config, roles: Roles, route: StsRoute, entitlements: &SetOnce<Entitlements>) {
-        let issuer = self.provider.issuer(self.sts, route, Arc::clone(&self.clock));
+        let issuer = issuer(&self.provider, config, self.sts, route, self.tokens, &self.clock);
         info!(
             base_arn = roles.base().map(tracing::field::display),
             default_role = roles.default_role().map(tracing::field::display),
+            credentials_from = config.credentials_from.as_str(),
             "issuing credentials"
         );
         let policy = Policy::new(config.namespace_restrictions, &roles);
@@ -147,8 +151,12 @@ impl Discovery {
     /// The cluster's account, which has its OIDC provider and the agent's own role. The node's role comes
     /// from the metadata server in any case.
     fn own_account(&self, config: &Config) -> Option<BaseArn> {
+        let account = match config.credentials_from {
+            CredentialsFrom::Node => self.provider.base().account(),
+            CredentialsFrom::ServiceAccount => config.oidc_provider.as_ref().map(OidcProviderArn::of_account),
+        };
         let wants_node_role = matches!(config.default_role, Source::Discover);
-        self.provider.base().account().filter(|_| !wants_node_role)
+        account.filter(|_| !wants_node_role)
     }
 
     /// Makes roles and the way to STS of the flags and of what was discovered for them.
@@ -181,6 +189,7 @@ impl Discovery {
             default_role.as_deref(),
             config.session_duration,
             config.attribution.clone(),
+            config.credentials_from,
         )
         .map_err(DiscoveryError::DefaultRole)?;
         let location = || {
@@ -198,5 +207,23 @@ impl Discovery {
         let location = is_needed.then(location).transpose()?;
         let route = self.provider.sts_route(&config.sts_endpoint, location.as_ref());
         Ok((roles, route.map_err(DiscoveryError::Endpoint)?))
+    }
+}
+
+/// What issues credentials by the right that the flags say. There is no other way when that one fails.
+fn issuer(
+    provider: &Provider,
+    config: &Config,
+    sts: StsClient,
+    route: StsRoute,
+    tokens: Arc<dyn TokenSource>,
+    clock: &Arc<dyn Clock>,
+) -> Arc<dyn Issuer> {
+    match config.credentials_from {
+        CredentialsFrom::Node => provider.issuer(sts, route, Arc::clone(clock)),
+        CredentialsFrom::ServiceAccount => {
+            let exchange = ExchangeSettings { provider: config.oidc_provider.clone() };
+            provider.exchange(sts, route, exchange, tokens, Arc::clone(clock))
+        }
     }
 }

@@ -53,15 +53,17 @@ pub(super) fn of_boot_guard(registry: &mut Registry, failure: Option<&str>) {
     registry.register("boot_guard_installation_failed", help, gauge);
 }
 
-/// Collects the credentials for pods, and those that the agent signs with.
+/// Collects the credentials for pods, and those that the agent signs with (`base`), if it signs anything.
 pub(super) fn of_credentials(
     registry: &mut Registry,
     entitlements: &Arc<SetOnce<Entitlements>>,
-    base: &Base,
+    base: Option<&Base>,
     clock: &Arc<dyn Clock>,
 ) {
     registry.register_collector(Box::new(Sessions(Arc::clone(entitlements))));
-    registry.register_collector(Box::new(OwnCredentials { base: base.clone(), clock: Arc::clone(clock) }));
+    if let Some(base) = base.cloned() {
+        registry.register_collector(Box::new(OwnCredentials { base, clock: Arc::clone(clock) }));
+    }
 }
 
 /// The role sessions in the cache.

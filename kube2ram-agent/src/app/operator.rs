@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::level_filters::LevelFilter;
 
-pub(super) use self::duration::notice as duration_notice;
+pub(super) use self::duration::{is_chained, notice as duration_notice};
 use self::explain::Judge;
 use super::{host_port::HostPort, log_level::LogLevel, outside, store::store_of};
 use crate::{
@@ -103,7 +103,7 @@ impl Operator {
         Judge {
             config: &self.config,
             cluster: &self.cluster,
-            is_chained: self.base.source().is_role(),
+            is_chained: is_chained(&self.config, &self.base),
             entitlements: self.entitlements.get(),
         }
     }

@@ -23,14 +23,14 @@ use super::{
     log_level::LogLevel,
     metrics,
     node::{HostAddress, Node},
-    operator::{Kernel, Operator, duration_notice, pod_name},
+    operator::{Kernel, Operator, duration_notice, is_chained, pod_name},
     outside::Outside,
     prefetch::Prefetch,
     snapshot,
     warm_up::warm_up,
 };
 use crate::{
-    args::{Config, ForwardGuardMode, WireGuardMode},
+    args::{Config, CredentialsFrom, ForwardGuardMode, WireGuardMode},
     boot_guard, credentials,
     datapath::{Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
@@ -148,7 +148,7 @@ impl Service {
         let activity = metadata.activity();
         let provider = sts.settings.connect(metadata, &clock);
         let base = provider.base().clone();
-        let (rules, is_chained) = (&config.cloud.dialect().sessions, base.source().is_role());
+        let (rules, is_chained) = (&config.cloud.dialect().sessions, is_chained(&config, &base));
         if let Some(notice) = duration_notice(rules, config.session_duration, is_chained) {
             warn!("{notice}");
         }
@@ -176,7 +176,8 @@ impl Service {
         }
 
         let entitlements = Arc::new(SetOnce::new());
-        metrics::of_credentials(registry, &entitlements, &base, &clock);
+        let signs_with = (config.credentials_from == CredentialsFrom::Node).then_some(&base);
+        metrics::of_credentials(registry, &entitlements, signs_with, &clock);
         let pipeline = Pipeline {
             clock: Arc::clone(&clock),
             cgroups: Arc::clone(&node.cgroups) as _,
@@ -201,6 +202,7 @@ impl Service {
             provider,
             clock: Arc::clone(&clock),
             sts: sts.client,
+            tokens: Arc::clone(&cluster) as _,
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             cache_metrics: credentials::Metrics::new(registry),

@@ -808,7 +808,7 @@ fn roles_are_the_nodes_to_assume_unless_a_flag_says_otherwise() {
     assert_eq!(config.credentials_from, CredentialsFrom::Node);
     assert_eq!(config.token_requests_as, TokenRequestsAs::Node);
     assert!(!config.reads_service_accounts && config.notices.is_empty());
-    assert_eq!((config.oidc_provider, config.audit_file), (None, None));
+    assert!(config.oidc_provider.is_none() && config.audit_file.is_none());
     assert_eq!(config.annotation_keys.account_bounded(), None);
 }
 
@@ -849,8 +849,8 @@ fn the_provider_is_a_flag_or_the_variable_of_the_clouds_webhook() {
     let own = format!("{BY_ACCOUNT} --oidc-provider-arn=acs:ram::1:oidc-provider/own");
     for (flags, variables, provider) in [
         (BY_ACCOUNT, &[variable][..], PROVIDER),
-        (&own, &[variable], "acs:ram::1:oidc-provider/own"),
-        (&own, &[], "acs:ram::1:oidc-provider/own"),
+        (&*own, &[variable], "acs:ram::1:oidc-provider/own"),
+        (&*own, &[], "acs:ram::1:oidc-provider/own"),
     ] {
         let variables: Vec<_> = [("NODE_NAME", "n")].into_iter().chain(variables.iter().copied()).collect();
         let config = parse(flags, &variables).unwrap();

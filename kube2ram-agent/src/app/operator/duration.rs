@@ -6,7 +6,13 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use kube2ram_cloud::role::SessionRules;
+use crate::args::{Config, CredentialsFrom};
+use kube2ram_cloud::{Base, role::SessionRules};
+
+/// Whether roles are assumed with another role's credentials. A ServiceAccount's token is no role's.
+pub(in crate::app) fn is_chained(config: &Config, base: &Base) -> bool {
+    config.credentials_from == CredentialsFrom::Node && base.source().is_role()
+}
 
 /// For the log at the start, if the sessions of pods without an annotation (`default`) are to be too long.
 /// `is_chained`: the agent signs with a role's credentials.
