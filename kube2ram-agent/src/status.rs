@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 mod explanation;
 mod paint;
 mod problems;
+mod service_accounts;
 mod text;
 
 pub use self::{
     explanation::{Explanation, Outcome, Stage, Step, Verdict},
     paint::Paint,
     problems::problems_of,
+    service_accounts::{RoleFrom, ServiceAccounts},
 };
 
 /// The version of the documents. It changes when a field is removed or changes its meaning, not when one is
@@ -47,6 +49,9 @@ pub struct Status {
     /// The real one.
     #[serde(default)]
     pub metadata_server: MetadataServer,
+    /// Roles by ServiceAccount.
+    #[serde(default)]
+    pub service_accounts: ServiceAccounts,
     /// What the agent signs with.
     pub base_credentials: BaseCredentials,
     /// Issuing.
@@ -284,9 +289,10 @@ pub struct MetadataServer {
 }
 
 /// What the agent signs with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseCredentials {
-    /// `node_role`, `oidc` or `static_keys`.
+    /// `node_role`, `oidc` or `static_keys`; `unused` if the agent signs nothing, because roles are assumed
+    /// by ServiceAccounts.
     pub source: String,
     /// The name of the node's role, or with OIDC of the agent's own.
     pub role: Option<String>,
@@ -322,7 +328,8 @@ pub struct Sts {
 pub struct StsFailure {
     /// When.
     pub at: Timestamp,
-    /// Which kind: `base_credentials`, `denied`, `invalid`, `no_such_role`, `throttled` or `unavailable`.
+    /// Which kind: `base_credentials`, `cluster_configuration`, `denied`, `invalid`, `no_such_role`,
+    /// `throttled`, `token`, `unavailable` or `unexpected`.
     pub kind: String,
     /// STS's code, or one of ours.
     pub code: String,
@@ -357,6 +364,12 @@ pub struct Pod {
     pub listener: Option<String>,
     /// The role's ARN.
     pub role: Option<String>,
+    /// What gives it the role; absent where it has none.
+    #[serde(default)]
+    pub role_from: Option<RoleFrom>,
+    /// The key of the annotation that does so, if one does.
+    #[serde(default)]
+    pub role_annotation: Option<String>,
     /// What it gets.
     pub verdict: Verdict,
     /// Why, in a line.

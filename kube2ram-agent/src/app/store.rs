@@ -68,6 +68,7 @@ fn shown(view: &PodView) -> Value {
     json!({
         "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
         "hostNetwork": pod.host_network, "ip": view.ip, "annotations": pod.annotations,
+        "serviceAccountAnnotations": pod.account_annotations,
     })
 }
 
@@ -118,5 +119,6 @@ mod tests {
         assert_eq!(store["rolesByNamespace"], lists);
         assert_eq!(store["pods"].as_array().map(Vec::len), Some(5));
         assert_eq!(store["pods"][0]["annotations"], json!({"role": "reader"}));
+        assert_eq!(store["pods"][0]["serviceAccountAnnotations"], json!(null));
     }
 }

@@ -49,14 +49,15 @@ pub enum Stage {
     Answer,
     /// Cgroup → pod, and where its connections go.
     Identity,
-    /// Is the pod known. Facts: `uid`, `presence`, `node`.
+    /// Is the pod known. Facts: `uid`, `presence`, `service_account`, `node`.
     Pod,
-    /// Annotation → ARN. Facts: `annotation`, `value`, `role`, `completed_by`, `base_arn`.
+    /// Annotation → ARN. Facts: `annotation`, `value`, `annotation_of` if it is a ServiceAccount's, `role`,
+    /// `completed_by`, `base_arn`.
     Role,
     /// What permits or denies the role. Facts: `rule`, `pattern`.
     Rule,
     /// The answer of STS. Facts: `code`, `message`, `failed_at`, `request_id`, `issued_at`, `expires_at`,
-    /// `session`, `source_identity`, `tags`.
+    /// `session`, `subject` of the ServiceAccount's token if one is exchanged, `source_identity`, `tags`.
     Sts,
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Problem, Status, Verdict, text::ago};
+use super::{Problem, Status, Verdict, service_accounts, text::ago};
 
 /// The problems, the worst first. A denied pod is no fault of the agent, and not among them.
 pub fn problems_of(status: &Status) -> Vec<Problem> {
@@ -15,6 +15,8 @@ pub fn problems_of(status: &Status) -> Vec<Problem> {
         wire_guard,
         api_server,
         metadata_server,
+        service_accounts::annotations,
+        service_accounts::tokens,
         base_credentials,
         sts,
         pods_without_credentials,
@@ -24,7 +26,7 @@ pub fn problems_of(status: &Status) -> Vec<Problem> {
     parts.into_iter().filter_map(|look| look(status)).collect()
 }
 
-fn problem(part: &str, what: String, remedy: &str) -> Option<Problem> {
+pub(super) fn problem(part: &str, what: String, remedy: &str) -> Option<Problem> {
     Some(Problem { part: part.to_owned(), what, remedy: remedy.to_owned() })
 }
 
@@ -211,7 +213,8 @@ fn sts(status: &Status) -> Option<Problem> {
 
 /// Problems of one role, while STS answers for others: otherwise STS is the problem.
 fn pods_without_credentials(status: &Status) -> Option<Problem> {
-    if [api_server, base_credentials, sts].iter().any(|look| look(status).is_some()) {
+    let others = [api_server, service_accounts::annotations, service_accounts::tokens, base_credentials, sts];
+    if others.iter().any(|look| look(status).is_some()) {
         return None;
     }
     let mut pods = status.pods.iter().filter(|pod| pod.verdict == Verdict::Unavailable);
@@ -250,9 +253,9 @@ fn pending(status: &Status) -> Option<Problem> {
     )
 }
 
-fn is_last_word(succeeded_at: Option<Timestamp>, failed_at: Timestamp) -> bool {
+pub(super) fn is_last_word(succeeded_at: Option<Timestamp>, failed_at: Timestamp) -> bool {
     succeeded_at.is_none_or(|succeeded_at| succeeded_at < failed_at)
 }
 
 /// An older failure, of a role or a server that is no longer used, does not count.
-const RECENT: SignedDuration = SignedDuration::from_mins(10);
+pub(super) const RECENT: SignedDuration = SignedDuration::from_mins(10);

@@ -21,6 +21,8 @@ fn pod(name: &str, verdict: Verdict) -> Pod {
         identified_by: text("uid"),
         listener: text("127.64.0.1:4000"),
         role: text("acs:ram::1234567890123456:role/team/orders"),
+        role_from: Some(RoleFrom::Pod),
+        role_annotation: text("ram.aliyuncs.com/role"),
         verdict,
         summary: "why".to_owned(),
         issued_at: Some(at(-600)),
@@ -104,6 +106,12 @@ fn healthy() -> Status {
             failing_since: None,
             failed_at: None,
             failure: None,
+        },
+        service_accounts: ServiceAccounts {
+            credentials_from: "node".to_owned(),
+            own_token: "unknown".to_owned(),
+            pods: [(RoleFrom::Pod, 2)].into(),
+            ..ServiceAccounts::default()
         },
         base_credentials: BaseCredentials {
             source: "node_role".to_owned(),
@@ -319,6 +327,156 @@ fn each_fault_is_a_problem_with_a_remedy_and_health_is_none() {
         status.sts.succeeded_at = Some(at(-1));
     };
     assert_eq!(problems(&recovered), []);
+}
+
+/// An agent whose pods' roles are assumed by ServiceAccounts.
+fn by_service_accounts() -> Status {
+    let mut status = healthy();
+    status.service_accounts = ServiceAccounts {
+        credentials_from: "service-account".to_owned(),
+        are_read: true,
+        token_requester: text("node"),
+        own_token: "this_node".to_owned(),
+        pods: [(RoleFrom::DefaultRole, 1), (RoleFrom::Pod, 2), (RoleFrom::ServiceAccount, 3)].into(),
+        ..ServiceAccounts::default()
+    };
+    status.base_credentials = BaseCredentials {
+        source: "unused".to_owned(),
+        account: text("1234567890123456"),
+        ..BaseCredentials::default()
+    };
+    status
+}
+
+#[test]
+fn each_fault_of_service_accounts_is_one_problem_with_the_remedy_of_its_requester() {
+    let one = |change: &dyn Fn(&mut Status)| {
+        let mut status = by_service_accounts();
+        change(&mut status);
+        let mut problems = problems_of(&status);
+        assert!(problems.len() == 1 && problems[0].part == "service_accounts", "{problems:?}");
+        problems.remove(0)
+    };
+    let no_token = |status: &mut Status| {
+        status.service_accounts.token_failed_at = Some(at(-5));
+        status.service_accounts.token_failure = text("403 Forbidden");
+        // The same failure, as issuing met it.
+        status.sts.last_failure = Some(failure("cluster_configuration"));
+        status.sts.succeeded_at = None;
+        status.pods[0].verdict = Verdict::Unavailable;
+    };
+    let unread = |status: &mut Status| {
+        status.service_accounts.read_failed_at = Some(at(-5));
+        status.service_accounts.read_failure = text("403 Forbidden");
+        status.pods[0].verdict = Verdict::Unavailable;
+    };
+    let as_agent = |status: &mut Status| status.service_accounts.token_requester = text("agent");
+
+    assert_eq!(problems_of(&by_service_accounts()), []);
+    let problem = one(&no_token);
+    assert!(
+        problem.what.contains("no tokens of ServiceAccounts (last 5s ago): 403 Forbidden"),
+        "{problem:?}"
+    );
+    for object in ["impersonate:associated-node", "impersonate-on:associated-node:create", "1.36"] {
+        assert!(problem.remedy.contains(object), "{problem:?}");
+    }
+    let problem = one(&|status| {
+        no_token(status);
+        as_agent(status);
+    });
+    assert!(problem.remedy.contains("may create serviceaccounts/token"), "{problem:?}");
+    assert!(!problem.remedy.contains("impersonate"), "{problem:?}");
+
+    assert!(one(&unread).remedy.contains("impersonate-on:associated-node:get"));
+    let problem = one(&|status| {
+        unread(status);
+        as_agent(status);
+    });
+    assert!(problem.what.contains("cannot be read (5s ago): 403"), "{problem:?}");
+    assert!(problem.remedy.contains("may get serviceaccounts"), "{problem:?}");
+    let problem = one(&|status| {
+        unread(status);
+        status.service_accounts.token_requester = None;
+    });
+    assert!(problem.remedy.contains("may get serviceaccounts"), "{problem:?}");
+
+    let problem = one(&|status| status.service_accounts.own_token = "no_node".to_owned());
+    assert!(problem.remedy.contains("--token-requests-as=agent"), "{problem:?}");
+    let problem = one(&|status| {
+        status.service_accounts.own_token = "other_node".to_owned();
+        status.service_accounts.own_token_node = text("node-2");
+    });
+    assert!(problem.what.contains("bound to node node-2, and the agent runs as node-1"), "{problem:?}");
+    let problem = one(&|status| {
+        status.sts.last_failure = Some(failure("cluster_configuration"));
+        status.sts.succeeded_at = None;
+    });
+    assert!(problem.what.contains("the cluster's configuration: Code: words"), "{problem:?}");
+    assert_eq!(problem.remedy, "do this");
+}
+
+#[test]
+fn what_is_no_fault_of_service_accounts_is_no_problem() {
+    let mut status = by_service_accounts();
+    status.service_accounts.token_requester = text("agent");
+    status.service_accounts.own_token = "no_node".to_owned();
+    assert_eq!(problems_of(&status), [], "as itself, the agent needs no bound token");
+    status.service_accounts.token_failed_at = Some(at(-600));
+    status.service_accounts.token_failure = text("404");
+    assert_eq!(problems_of(&status), [], "an old failure");
+
+    let mut status = healthy();
+    status.service_accounts.own_token = "other_node".to_owned();
+    assert_eq!(problems_of(&status), [], "nothing asks for tokens");
+    let mut recovered = by_service_accounts();
+    recovered.sts.last_failure = Some(failure("cluster_configuration"));
+    recovered.sts.succeeded_at = Some(at(-1));
+    assert_eq!(problems_of(&recovered), []);
+}
+
+#[test]
+fn the_text_has_the_way_to_roles_and_what_fails_of_it() {
+    assert!(!healthy().to_text(Paint::Plain).contains("ServiceAccounts"));
+    let mut status = by_service_accounts();
+
+    let shown = status.to_text(Paint::Plain);
+
+    for line in [
+        "ServiceAccounts   roles are assumed by their tokens, which the agent asks for as its node\n",
+        "                  the agent's own token is bound to this node\n",
+        "                  pods with a role: 1 by default, 2 by their own annotation, 3 by their ServiceAccount\n",
+        "base credentials  not used: the agent signs nothing, account 1234567890123456\n",
+    ] {
+        assert!(shown.contains(line), "{line}{shown}");
+    }
+    status.service_accounts.token_failed_at = Some(at(-60));
+    status.service_accounts.token_failure = text("403");
+    assert!(status.to_text(Paint::Plain).contains("✗ no token, 1m ago: 403\n"));
+    status.service_accounts.token_requester = None;
+    let shown = status.to_text(Paint::Plain);
+    assert!(
+        shown.contains("their annotations are read; roles are assumed by the agent's own right"),
+        "{shown}"
+    );
+    assert!(!shown.contains("the agent's own token"), "{shown}");
+}
+
+#[test]
+fn documents_of_older_agents_are_read() {
+    let mut json = serde_json::to_value(healthy()).unwrap();
+    json.as_object_mut().unwrap().remove("service_accounts").unwrap();
+    for pod in json["pods"].as_array_mut().unwrap() {
+        pod.as_object_mut().unwrap().retain(|key, _| !key.starts_with("role_"));
+    }
+
+    let status: Status = serde_json::from_value(json).unwrap();
+
+    assert_eq!(status.service_accounts, ServiceAccounts::default());
+    assert!(!status.to_text(Paint::Plain).contains("ServiceAccounts"));
+    let by_accounts = by_service_accounts();
+    let json = serde_json::to_string(&by_accounts).unwrap();
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), by_accounts);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Explanation, Outcome, Paint, Pod, Status, Verdict, paint::Tone};
+use super::{Explanation, Outcome, Paint, Pod, ServiceAccounts, Status, Verdict, paint::Tone};
 
 /// The width of the names of parts.
 const LABEL: usize = 17;
@@ -70,6 +70,7 @@ pub(super) fn status(status: &Status, paint: Paint) -> String {
     guards(&mut page, status);
     api_server(&mut page, status);
     metadata_server(&mut page, status);
+    service_accounts(&mut page, status);
     cloud(&mut page, status);
     pods(&mut page, status);
     page.text
@@ -226,9 +227,45 @@ fn metadata_server(page: &mut Page, status: &Status) {
     page.row("metadata server", &format!("{}: {answered}{failing}", server.address));
 }
 
+fn service_accounts(page: &mut Page, status: &Status) {
+    let ServiceAccounts { are_read, token_requester, own_token, pods, .. } = &status.service_accounts;
+    if !are_read {
+        return;
+    }
+    let way = match token_requester.as_deref() {
+        Some("node") => "roles are assumed by their tokens, which the agent asks for as its node",
+        Some(_) => "roles are assumed by their tokens, which the agent asks for as itself",
+        None => "their annotations are read; roles are assumed by the agent's own right",
+    };
+    page.row("ServiceAccounts", way);
+    if token_requester.is_some() {
+        page.more(match &**own_token {
+            "this_node" => "the agent's own token is bound to this node",
+            "other_node" => "✗ the agent's own token is bound to another node",
+            "no_node" => "the agent's own token is bound to no node",
+            _ => "it is not known yet what the agent's own token is bound to",
+        });
+    }
+    let counted: Vec<_> = pods.iter().map(|(from, count)| format!("{count} {}", from.as_text())).collect();
+    if !counted.is_empty() {
+        page.more(&format!("pods with a role: {}", counted.join(", ")));
+    }
+    let accounts = &status.service_accounts;
+    let failures = [
+        ("annotations cannot be read", accounts.read_failed_at, &accounts.read_failure),
+        ("no token", accounts.token_failed_at, &accounts.token_failure),
+    ];
+    for (what, at, failure) in failures {
+        if let (Some(at), Some(failure)) = (at, failure) {
+            page.more(&format!("✗ {what}, {}: {failure}", ago(status.at, at)));
+        }
+    }
+}
+
 fn cloud(page: &mut Page, status: &Status) {
     let Status { base_credentials: base, sts, at, .. } = status;
     let source = match (&*base.source, &base.role) {
+        ("unused", _) => "not used: the agent signs nothing".to_owned(),
         ("static_keys", _) => "static keys".to_owned(),
         ("oidc", role) => format!("the agent's own role {} (OIDC)", role.as_deref().unwrap_or_default()),
         (_, Some(role)) => format!("the node's role {role}"),
@@ -236,11 +273,12 @@ fn cloud(page: &mut Page, status: &Status) {
     };
     let account = base.account.as_ref().map(|account| format!(", account {account}")).unwrap_or_default();
     let expiry = match base.expires_at {
-        Some(end) => left(*at, end),
-        None if base.source == "static_keys" => "expiry unknown to the agent, if they have one".to_owned(),
-        None => "not needed yet".to_owned(),
+        _ if base.source == "unused" => String::new(),
+        Some(end) => format!("; {}", left(*at, end)),
+        None if base.source == "static_keys" => "; expiry unknown to the agent, if they have one".to_owned(),
+        None => "; not needed yet".to_owned(),
     };
-    page.row("base credentials", &format!("{source}{account}; {expiry}"));
+    page.row("base credentials", &format!("{source}{account}{expiry}"));
     if let (Some(failure), Some(failed)) = (&base.failure, base.failed_at) {
         page.more(&format!("✗ {}: {failure}", ago(*at, failed)));
     }

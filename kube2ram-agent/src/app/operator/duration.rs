@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use crate::args::{Config, CredentialsFrom};
+use crate::{
+    args::{Config, CredentialsFrom},
+    role::Setting,
+};
 use kube2ram_cloud::{Base, role::SessionRules};
 
 /// Whether roles are assumed with another role's credentials. A ServiceAccount's token is no role's.
@@ -26,17 +29,17 @@ pub(in crate::app) fn notice(rules: &SessionRules, default: Duration, is_chained
     ))
 }
 
-/// For `explain`, the end of a sentence about a pod's session, which is to last `wanted` by an annotation of
-/// this key, or by the flag.
+/// For `explain`, the end of a sentence about a pod's session, which is to last `wanted` by this annotation,
+/// or by the flag.
 pub(super) fn remark(
     rules: &SessionRules,
     wanted: Duration,
-    annotation: Option<&str>,
+    annotation: Option<&Setting>,
     is_chained: bool,
 ) -> Option<String> {
     let longest = format_duration(rules.limit(wanted, is_chained)?);
     let wanted = format_duration(wanted);
-    let by = annotation.map_or_else(|| TTL.to_owned(), |key| format!("annotation {key}"));
+    let by = annotation.map_or_else(|| TTL.to_owned(), |setting| format!("annotation {setting}"));
     Some(format!(
         "STS limits the session to {longest} instead of {wanted} ({by}), because the agent signs with a role's credentials (role chaining)"
     ))
@@ -56,13 +59,13 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_named_with_its_cause_and_all_else_is_not() {
         let aws = &SessionRules::AWS;
-        let key = "iam.amazonaws.com/session-duration";
+        let key = Setting::from("iam.amazonaws.com/session-duration");
 
         assert_eq!(
             notice(aws, hours(4), true).unwrap(),
             "--iam-role-session-ttl 2h has no effect above 30m: STS limits sessions to 1h because the agent signs with a role's credentials (role chaining); set it to 30m"
         );
-        let annotated = remark(aws, hours(12), Some(key), true).unwrap();
+        let annotated = remark(aws, hours(12), Some(&key), true).unwrap();
         assert_eq!(
             annotated,
             "STS limits the session to 1h instead of 12h (annotation iam.amazonaws.com/session-duration), because the agent signs with a role's credentials (role chaining)"
@@ -72,7 +75,7 @@ mod tests {
             [(aws, hours(1), true), (aws, hours(12), false), (&SessionRules::ACS, hours(12), true)]
         {
             assert_eq!(notice(rules, wanted, is_chained), None);
-            assert_eq!(remark(rules, wanted, Some(key), is_chained), None);
+            assert_eq!(remark(rules, wanted, Some(&key), is_chained), None);
         }
     }
 }

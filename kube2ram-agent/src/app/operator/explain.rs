@@ -9,13 +9,13 @@ use jiff::Timestamp;
 
 use super::{Operator, duration, pods::Identification, pods::presence_of};
 use crate::{
-    args::{Config, Source},
+    args::{Config, CredentialsFrom, Source},
     kubernetes::{Cluster, Directory as _, Elsewhere, PodView, Presence},
     pod::Pod,
     policy::{Denial, Rule},
-    role::RoleError,
+    role::{RoleError, Roles, Setting},
     server::{Entitlements, NodeRole, RequestError},
-    status::{Explanation, Outcome, SCHEMA, Stage, Step, Verdict},
+    status::{Explanation, Outcome, RoleFrom, SCHEMA, Stage, Step, Verdict},
 };
 use kube2ram_cloud::role::{RoleArn, RoleSession};
 use kube2ram_service::telemetry::chain;
@@ -37,6 +37,9 @@ pub(super) struct Judged {
     pub(super) summary: String,
     pub(super) remedy: Option<String>,
     pub(super) role: Option<RoleArn>,
+    /// What gives it the role, and the annotation that does so.
+    pub(super) role_from: Option<RoleFrom>,
+    pub(super) role_annotation: Option<String>,
     /// When its credentials were issued, and when they expire.
     pub(super) held: Option<(Timestamp, Timestamp)>,
 }
@@ -103,9 +106,18 @@ fn pod_step(view: &PodView) -> Step {
     Step::new(
         Stage::Pod,
         Outcome::Passed,
-        format!("{says}; UID {}, service account {}{network}", pod.uid, pod.service_account),
-        &[("uid", Some(pod.uid.to_string())), ("presence", Some(presence_of(view).to_owned()))],
+        format!("{says}; UID {}, {}{network}", pod.uid, subject_of(&pod.namespace, &pod.service_account)),
+        &[
+            ("uid", Some(pod.uid.to_string())),
+            ("presence", Some(presence_of(view).to_owned())),
+            ("service_account", Some(pod.service_account.to_string())),
+        ],
     )
+}
+
+/// The user that a ServiceAccount is to the API server, and to STS by its token.
+fn subject_of(namespace: &str, service_account: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{service_account}")
 }
 
 fn identity_step(pod: &Pod, identification: Option<Identification>) -> Step {
@@ -146,7 +158,17 @@ fn identity_step(pod: &Pod, identification: Option<Identification>) -> Step {
 
 impl Judged {
     fn stop(steps: Vec<Step>, verdict: Verdict, summary: impl Into<String>, remedy: Option<String>) -> Self {
-        Self { steps, verdict, summary: summary.into(), remedy, role: None, held: None }
+        let summary = summary.into();
+        Self {
+            steps,
+            verdict,
+            summary,
+            remedy,
+            role: None,
+            role_from: None,
+            role_annotation: None,
+            held: None,
+        }
     }
 
     /// Ends with the answer to the pod.
@@ -180,9 +202,12 @@ impl Judge<'_> {
         match entitlements.roles.session_for(pod) {
             Ok(session) => {
                 let step = self.role_step(pod, &session, entitlements);
-                let role = session.role.clone();
+                let role = Some(session.role.clone());
                 let judged = self.judge_session(pod, session, step, entitlements);
-                Judged { role: Some(role), ..judged }
+                let source = entitlements.roles.role_annotation(pod).map(|(setting, _)| setting);
+                let role_from = Some(role_from(source.as_ref()));
+                let role_annotation = source.map(|setting| setting.key().to_owned());
+                Judged { role, role_from, role_annotation, ..judged }
             }
             Err(error) => self.without_role(pod, error, entitlements),
         }
@@ -202,19 +227,24 @@ impl Judge<'_> {
     }
 
     fn without_role(&self, pod: &Pod, error: RoleError, entitlements: &Entitlements) -> Judged {
-        let key = entitlements.roles.annotation_key();
-        let value = pod.annotations.get(key).map(ToString::to_string);
+        let roles = &entitlements.roles;
+        let found = roles.role_annotation(pod);
         let says = chain(&error);
         let step = Step::new(
             Stage::Role,
             Outcome::Failed,
-            match &value {
-                Some(value) => format!("annotation {key} is {value:?}: {says}"),
+            match &found {
+                Some((setting, value)) => format!("annotation {setting} is {value:?}: {says}"),
                 None => says.clone(),
             },
-            &[("annotation", Some(key.to_owned())), ("value", value)],
+            &annotation_facts(found.as_ref(), roles),
         );
         let (verdict, remedy) = match &error {
+            RoleError::AccountUnknown => (
+                Verdict::Unavailable,
+                "check the ServiceAccounts in kube2ram status: the agent waits for what the API server answers"
+                    .to_owned(),
+            ),
             RoleError::Malformed { key, .. } => (Verdict::Denied, format!("correct {key}")),
             RoleError::NoBaseArn { key } => (
                 Verdict::Denied,
@@ -222,8 +252,16 @@ impl Judge<'_> {
                     "give the agent --auto-discover-base-arn or --base-role-arn, or write the role's ARN in {key}"
                 ),
             ),
+            RoleError::NoExternalId { key } => (
+                Verdict::Denied,
+                format!(
+                    "remove {key} from the pod; have the role's trust policy name {} in its condition on the token's subject",
+                    subject_of(&pod.namespace, &pod.service_account)
+                ),
+            ),
             RoleError::NoRole => {
-                (Verdict::NoRole, no_role_remedy(pod, key, self.cluster.has_misplaced_role(&pod.namespace)))
+                let is_namespace_annotated = self.cluster.has_misplaced_role(&pod.namespace);
+                (Verdict::NoRole, no_role_remedy(pod, roles, is_namespace_annotated))
             }
         };
         Judged::stop(vec![step], verdict, says, Some(remedy)).refused(&RequestError::Role(error))
@@ -231,10 +269,8 @@ impl Judge<'_> {
 
     fn role_step(&self, pod: &Pod, session: &RoleSession, entitlements: &Entitlements) -> Step {
         let roles = &entitlements.roles;
-        let key = roles.annotation_key();
-        let value = pod.annotations.get(key);
+        let found = roles.role_annotation(pod);
         let role = &session.role;
-        let is_arn = value.is_some_and(|value| **value == *role.as_str());
         let base_flag = match &self.config.base_arn {
             Source::Given(_) => "--base-role-arn",
             Source::Discover | Source::Unset if matches!(self.config.default_role, Source::Discover) => {
@@ -246,39 +282,38 @@ impl Judge<'_> {
             Source::Discover => "--auto-discover-default-role",
             Source::Given(_) | Source::Unset => "--default-role",
         };
-        let (says, completed_by) = match (value, is_arn) {
-            (Some(value), true) => (format!("annotation {key} is the ARN {value}"), None),
-            (Some(value), false) => {
+        let (says, completed_by) = match &found {
+            Some((setting, value)) if *value == role.as_str() => {
+                (format!("annotation {setting} is the ARN {value}"), None)
+            }
+            Some((setting, value)) => {
                 let base = roles.base().map(ToString::to_string).unwrap_or_default();
                 (
-                    format!("annotation {key} is {value:?}; {base} ({base_flag}) makes it {role}"),
+                    format!("annotation {setting} is {value:?}; {base} ({base_flag}) makes it {role}"),
                     Some(base_flag),
                 )
             }
-            (None, _) => (
-                format!("no annotation {key}; the default role ({default_flag}) is {role}"),
-                Some(default_flag),
-            ),
+            None => {
+                let key = roles.annotation_key();
+                (
+                    format!("no annotation {key}; the default role ({default_flag}) is {role}"),
+                    Some(default_flag),
+                )
+            }
         };
-        let duration_key = &self.config.annotation_keys.duration;
-        let annotation = pod.annotations.contains_key(duration_key).then_some(&**duration_key);
+        let duration = roles.duration_annotation(pod);
         let rules = &self.config.cloud.dialect().sessions;
-        let says = match duration::remark(rules, session.duration, annotation, self.is_chained) {
+        let says = match duration::remark(rules, session.duration, duration.as_ref(), self.is_chained) {
             Some(limited) => format!("{says}; {limited}"),
             None => says,
         };
-        Step::new(
-            Stage::Role,
-            Outcome::Passed,
-            says,
-            &[
-                ("annotation", Some(key.to_owned())),
-                ("value", value.map(ToString::to_string)),
-                ("role", Some(role.to_string())),
-                ("completed_by", completed_by.map(ToOwned::to_owned)),
-                ("base_arn", roles.base().map(ToString::to_string)),
-            ],
-        )
+        let mut facts = annotation_facts(found.as_ref(), roles);
+        facts.extend([
+            ("role", Some(role.to_string())),
+            ("completed_by", completed_by.map(ToOwned::to_owned)),
+            ("base_arn", roles.base().map(ToString::to_string)),
+        ]);
+        Step::new(Stage::Role, Outcome::Passed, says, &facts)
     }
 
     fn judge_session(
@@ -306,10 +341,24 @@ impl Judge<'_> {
             Rule::DefaultRole => ("every pod may use the default role".to_owned(), "default_role", None),
             Rule::Pattern(pattern) => {
                 let key = &self.config.namespace_key;
-                (format!("namespace {} allows it: {pattern:?} in its annotation {key}", pod.namespace), "pattern", Some(pattern.clone()))
+                (
+                    format!("namespace {} allows it: {pattern:?} in its annotation {key}", pod.namespace),
+                    "pattern",
+                    Some(pattern.clone()),
+                )
             }
             Rule::Unrestricted => {
-                ("namespaces are not restricted (no --namespace-restrictions): every pod may use every role that trusts the agent".to_owned(), "unrestricted", None)
+                let trusts = match self.config.credentials_from {
+                    CredentialsFrom::Node => "the agent",
+                    CredentialsFrom::ServiceAccount => "its ServiceAccount",
+                };
+                (
+                    format!(
+                        "namespaces are not restricted (no --namespace-restrictions): every pod may use every role that trusts {trusts}"
+                    ),
+                    "unrestricted",
+                    None,
+                )
             }
         };
         Step::new(
@@ -346,17 +395,42 @@ impl Judge<'_> {
     }
 }
 
-/// The agent may read no service accounts and no Deployments (ARCHITECTURE.md, "What it may do"), so the text
-/// names all objects on which the annotation has no effect.
-fn no_role_remedy(pod: &Pod, key: &str, is_namespace_annotated: bool) -> String {
-    let Pod { namespace, service_account, .. } = pod;
+/// What gives a pod its role, by the annotation that does so.
+fn role_from(annotation: Option<&Setting>) -> RoleFrom {
+    match annotation {
+        None => RoleFrom::DefaultRole,
+        Some(setting) if setting.account().is_some() => RoleFrom::ServiceAccount,
+        Some(_) => RoleFrom::Pod,
+    }
+}
+
+/// About the annotation that gives the role, or would.
+fn annotation_facts(found: Option<&(Setting, &str)>, roles: &Roles) -> Vec<(&'static str, Option<String>)> {
+    let setting = found.map(|(setting, _)| setting);
+    let account = setting.and_then(Setting::account);
+    vec![
+        ("annotation", Some(setting.map_or(roles.annotation_key(), Setting::key).to_owned())),
+        ("value", found.map(|(_, value)| (*value).to_owned())),
+        ("annotation_of", account.map(|account| subject_of(&account.namespace, &account.name))),
+    ]
+}
+
+/// The agent may read no Deployments, and ServiceAccounts only where they count (ARCHITECTURE.md, "What it may
+/// do"), so the text names all objects on which the annotation has no effect.
+fn no_role_remedy(pod: &Pod, roles: &Roles, is_namespace_annotated: bool) -> String {
+    let (Pod { namespace, service_account, .. }, key) = (pod, roles.annotation_key());
     let found = if is_namespace_annotated {
         format!("namespace {namespace} has the annotation {key}, which has no effect there: ")
     } else {
         String::new()
     };
+    let (account, without_effect) = if roles.reads_accounts() {
+        (format!("; or annotate its service account ({service_account})"), String::new())
+    } else {
+        (String::new(), format!("its service account ({service_account}), "))
+    };
     format!(
-        "{found}if the pod should have a role, annotate the pod itself with {key}, in a Deployment spec.template.metadata.annotations; \
-         on its service account ({service_account}), its namespace or its Deployment the annotation has no effect"
+        "{found}if the pod should have a role, annotate the pod itself with {key}, in a Deployment spec.template.metadata.annotations{account}; \
+         on {without_effect}its namespace or its Deployment the annotation has no effect"
     )
 }

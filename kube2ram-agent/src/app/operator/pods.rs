@@ -71,6 +71,8 @@ impl Operator {
                 .map(|identification| identification.named_after.to_owned()),
             listener: identification.and_then(|identification| identification.listener),
             role: judged.role.map(|role| role.to_string()),
+            role_from: judged.role_from,
+            role_annotation: judged.role_annotation,
             verdict: judged.verdict,
             summary: judged.summary,
             issued_at: judged.held.map(|(issued, _)| super::rounded(issued)),

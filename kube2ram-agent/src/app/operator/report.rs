@@ -1,17 +1,18 @@
 //! `kube2ram status`: every part's state, in one document. Called by the parent.
 
-use std::process;
+use std::{collections::BTreeMap, process};
 
 use super::{Operator, pod_name, rounded};
 use crate::{
-    args::{Config, Source},
+    args::{Config, CredentialsFrom, Source},
     boot_guard::installation_failure,
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
-    kubernetes::{Presence, Resource},
+    kubernetes::{OwnNode, Presence, Resource, TokenRequester, TokenState},
     status::{
         Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, MetadataServer,
-        Program, Repair, SCHEMA, Status, Sts, StsFailure, Watch, WireGuard, problems_of,
+        Pod, Program, Repair, SCHEMA, ServiceAccounts, Status, Sts, StsFailure, Watch, WireGuard,
+        problems_of,
     },
 };
 use kube2ram_cloud::BaseState;
@@ -30,6 +31,7 @@ impl Operator {
             boot_guard: self.boot_guard(),
             api_server: self.api_server(),
             metadata_server: self.metadata_server(),
+            service_accounts: self.service_accounts(&pods),
             base_credentials: self.base_credentials(),
             sts: self.sts(),
             pods,
@@ -162,9 +164,45 @@ impl Operator {
         }
     }
 
+    fn service_accounts(&self, pods: &[Pod]) -> ServiceAccounts {
+        let TokenState { requester, failure, own_node, accounts_failure } = self.cluster.token_state();
+        let (token_failed_at, token_failure) = failure.unzip();
+        let (read_failed_at, read_failure) = accounts_failure.unzip();
+        let requester = requester.map(|requester| match requester {
+            TokenRequester::Agent => "agent",
+            TokenRequester::Node => "node",
+        });
+        let mut counted = BTreeMap::<_, usize>::new();
+        for from in pods.iter().filter_map(|pod| pod.role_from) {
+            *counted.entry(from).or_default() += 1;
+        }
+        let (own_token, own_token_node) = match own_node {
+            OwnNode::Bound => ("this_node", None),
+            OwnNode::NotBound => ("no_node", None),
+            OwnNode::Other(node) => ("other_node", Some(node.into())),
+            OwnNode::Unknown => ("unknown", None),
+        };
+        ServiceAccounts {
+            credentials_from: self.config.credentials_from.as_str().to_owned(),
+            are_read: self.config.reads_service_accounts,
+            read_failed_at: read_failed_at.map(rounded),
+            read_failure: read_failure.map(Into::into),
+            token_requester: requester.map(str::to_owned),
+            own_token: own_token.to_owned(),
+            own_token_node,
+            token_failed_at: token_failed_at.map(rounded),
+            token_failure: token_failure.map(Into::into),
+            pods: counted,
+        }
+    }
+
     fn base_credentials(&self) -> BaseCredentials {
         let roles = self.entitlements.get().map(|entitlements| &entitlements.roles);
         let account = roles.and_then(|roles| roles.base()).map(|base| base.account().to_owned());
+        if self.config.credentials_from == CredentialsFrom::ServiceAccount {
+            let source = "unused".to_owned();
+            return BaseCredentials { source, account, ..BaseCredentials::default() };
+        }
         let BaseState { source, role, expires_at, failure } = self.base.state();
         let (failed_at, failure) = failure.unzip();
         BaseCredentials {
@@ -211,9 +249,9 @@ fn hints(config: &Config) -> Vec<String> {
         }
         Source::Given(_) | Source::Unset => None,
     };
-    let restrictions = config
-        .namespace_restrictions
-        .is_none()
+    // A role that trusts a ServiceAccount names its namespace.
+    let trusts_node = config.credentials_from == CredentialsFrom::Node;
+    let restrictions = (trusts_node && config.namespace_restrictions.is_none())
         .then_some("any namespace may use any role (no --namespace-restrictions)");
     role.into_iter().chain(restrictions).map(str::to_owned).collect()
 }
@@ -239,5 +277,7 @@ mod tests {
         assert!(hinted(&["--auto-discover-default-role", restricted])[0].contains("the node's own role"));
         assert!(hinted(&["--auto-discover-base-arn"])[0].contains("any namespace"));
         assert!(hinted(&["--auto-discover-base-arn", restricted]).is_empty());
+        let by_account = ["--cloud=aws", "--credentials-from=service-account"];
+        assert!(hinted(&by_account).is_empty(), "the roles' trust policies restrict namespaces");
     }
 }

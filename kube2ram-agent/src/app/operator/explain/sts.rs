@@ -2,14 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Judged;
+use super::{Judged, subject_of};
 use crate::{
     app::operator::rounded,
     credentials::{CredentialError, Failure, SessionState},
     server::RequestError,
     status::{Outcome, Stage, Step, Verdict},
 };
-use kube2ram_cloud::{credentials::IssueError, dialect::Dialect, role::RoleSession};
+use kube2ram_cloud::{
+    credentials::{IssueError, IssueErrorKind},
+    dialect::Dialect,
+    role::{Grant, RoleSession},
+};
 
 /// The last step, where nothing was asked of STS.
 pub(super) fn not_requested(mut steps: Vec<Step>, session: &RoleSession) -> Judged {
@@ -47,7 +51,11 @@ pub(super) fn issued_or_not(
             ("request_id", failure.request_id.as_ref().map(ToString::to_string)),
         ]);
         let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
-        format!("answered {} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
+        let who = match (failure.kind, subject(session)) {
+            (IssueErrorKind::Token, Some(subject)) => format!("was not asked without a token of {subject}: "),
+            _ => "answered ".to_owned(),
+        };
+        format!("{who}{} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
     });
     let remedy = failure.as_ref().map(|failure| (dialect.advice)(failure.kind).to_owned());
     let role = &session.role;
@@ -55,9 +63,10 @@ pub(super) fn issued_or_not(
         (Some((issued, expires)), None) => (
             Outcome::Passed,
             format!(
-                "issued {} as session {}, until {}",
+                "issued {} as session {}{}, until {}",
                 rounded(issued),
                 session.session_name,
+                subject(session).map(|subject| format!(" for a token of {subject}")).unwrap_or_default(),
                 rounded(expires)
             ),
         ),
@@ -109,9 +118,18 @@ fn facts_of(session: &RoleSession) -> Vec<(&'static str, Option<String>)> {
     let source_identity = session.source_identity.as_ref().map(|identity| identity.as_str().to_owned());
     vec![
         ("session", Some(session.session_name.to_string())),
+        ("subject", subject(session)),
         ("source_identity", source_identity),
         ("tags", (!tags.is_empty()).then(|| tags.join(", "))),
     ]
+}
+
+/// The subject of the token that is exchanged, where one is.
+fn subject(session: &RoleSession) -> Option<String> {
+    match &session.grant {
+        Grant::AssumeRole { .. } => None,
+        Grant::ServiceAccount(account) => Some(subject_of(&account.namespace, &account.name)),
+    }
 }
 
 #[cfg(test)]
@@ -121,8 +139,7 @@ mod tests {
     use super::*;
     use kube2ram_cloud::{
         Cloud,
-        credentials::IssueErrorKind,
-        role::{Grant, RoleArn, SessionName, SourceIdentity, Tag, TagValue},
+        role::{RoleArn, ServiceAccount, SessionName, SourceIdentity, Tag, TagValue},
     };
 
     fn session() -> RoleSession {
@@ -169,5 +186,34 @@ mod tests {
         let expected = [("session", "mine"), ("source_identity", "shop.web"), ("tags", "a=shop, b=web")];
         assert_eq!(full, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
         assert_eq!(plain.into_keys().collect::<Vec<_>>(), ["session"]);
+    }
+
+    #[test]
+    fn a_token_is_named_by_its_subject_and_a_missing_one_is_not_called_sts_answer() {
+        let account = ServiceAccount { namespace: "shop".into(), name: "web".into() };
+        let session = RoleSession { grant: Grant::ServiceAccount(account), ..session() };
+        let dialect = Cloud::Aws.dialect();
+        let state = |held, kind: Option<IssueErrorKind>| {
+            let failure = kind.map(|kind| {
+                let (code, message) = ("Forbidden".into(), "some words".into());
+                Failure { at: Timestamp::UNIX_EPOCH, kind, code, message, request_id: None }
+            });
+            SessionState { held, failure, is_fetching: false, next_in: None }
+        };
+        let says = |state| {
+            let judged = issued_or_not(Vec::new(), &session, state, dialect);
+            (judged.steps[0].says.clone(), judged.steps[0].facts["subject"].clone())
+        };
+        let epoch = Timestamp::UNIX_EPOCH;
+
+        let (issued, subject) = says(state(Some((epoch, epoch)), None));
+        let (no_token, _) = says(state(None, Some(IssueErrorKind::Token)));
+        let (refused, _) = says(state(None, Some(IssueErrorKind::ClusterConfiguration)));
+
+        assert_eq!(subject, "system:serviceaccount:shop:web");
+        assert!(issued.contains(" for a token of system:serviceaccount:shop:web, until "), "{issued}");
+        let expected = "was not asked without a token of system:serviceaccount:shop:web: Forbidden at ";
+        assert!(no_token.starts_with(expected), "{no_token}");
+        assert!(refused.starts_with("answered Forbidden at "), "{refused}");
     }
 }
