@@ -1,5 +1,6 @@
 //! What must be asked of the metadata server before the first credential can be issued: account, node role,
-//! region. Then by what right roles are assumed. Retried until it answers; pods get 503 meanwhile. Called by `app`.
+//! region. Retried until it answers; pods get 503 meanwhile. Then makes the issuer that the flags name.
+//! Called by `app`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -355,7 +355,13 @@ impl Entry {
             None if self.wanted => BACK_OFF_LIMIT,
             None => QUIET_BACK_OFF_LIMIT,
         };
-        let doubled = BACK_OFF.saturating_mul(1 << failures.min(16));
+        // The cluster's configuration changes when a person changes it. Jitter halves the first back-off.
+        let first = match (error.kind, left) {
+            (IssueErrorKind::ClusterConfiguration, Some(_)) => 2 * CONFIGURATION_QUIET_BACK_OFF,
+            (IssueErrorKind::ClusterConfiguration, None) => 2 * CONFIGURATION_BACK_OFF,
+            _ => BACK_OFF,
+        };
+        let doubled = first.saturating_mul(1 << failures.min(16));
         let wait = doubled.min(limit).mul_f64(0.5 + 0.5 * jitter);
         wait.max(asked.unwrap_or_default())
     }
@@ -379,6 +385,10 @@ const CONFIRMATION: Duration = Duration::from_secs(60);
 const RETURN_SPREAD: Duration = Duration::from_secs(10);
 /// The first back-off after a transient failure; it doubles.
 const BACK_OFF: Duration = Duration::from_secs(1);
+/// The least back-off after a fault of the cluster's configuration, while there are no credentials.
+const CONFIGURATION_BACK_OFF: Duration = Duration::from_secs(10);
+/// The same while held credentials are valid, unless they end sooner.
+const CONFIGURATION_QUIET_BACK_OFF: Duration = Duration::from_secs(60);
 /// The longest back-off while there are no credentials for pods that ask.
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// The longest back-off while held credentials are valid, or no pod asks.

@@ -610,6 +610,43 @@ async fn a_transient_failure_with_nothing_valid_backs_off() {
     assert!((8..40).contains(&calls), "{calls}");
 }
 
+/// Nobody is quick to correct the cluster's configuration, and all pods of all nodes would ask.
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_the_clusters_configuration_is_asked_about_slowly() {
+    let cold = bench();
+    cold.issuer.fail(IssueErrorKind::ClusterConfiguration, 1000);
+    let mut failed_at = Vec::new();
+
+    // A pod that asks twice a second for five minutes.
+    for _ in 0..600 {
+        let error = cold.error(&session("a")).await;
+        assert!(error.retry_after().is_some_and(|wait| wait <= Duration::from_secs(30)), "{error:?}");
+        if cold.issuer.calls() > failed_at.len() {
+            failed_at.push(Instant::now());
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+
+    assert!((10..31).contains(&failed_at.len()), "{}", failed_at.len());
+    for pair in failed_at.windows(2) {
+        assert!(pair[1] - pair[0] > Duration::from_secs(9), "{:?}", pair[1] - pair[0]);
+    }
+
+    let held = bench();
+    held.ask(&session("a")).await.unwrap();
+    held.claim(&["a"]);
+    held.issuer.fail(IssueErrorKind::ClusterConfiguration, 1000);
+
+    let answered = held.answered_for(&session("a")).await;
+
+    assert!((minutes(59)..LIFE - Duration::from_secs(3)).contains(&answered), "{answered:?}");
+    // At most one a minute from its refresh to its last minute, and a few in that one.
+    assert!((5..40).contains(&held.issuer.calls()), "{}", held.issuer.calls());
+    held.issuer.failures.lock().unwrap().clear();
+    sleep(Duration::from_secs(31)).await;
+    assert!(held.ask(&session("a")).await.is_ok(), "it recovers");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_denial_is_remembered_and_then_asked_about_again() {
     for kind in [IssueErrorKind::Denied, IssueErrorKind::NoSuchRole, IssueErrorKind::Invalid] {

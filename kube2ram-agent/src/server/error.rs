@@ -205,8 +205,17 @@ impl RequestError {
             Self::Refused(Refusal::NotFound) => (404, Kind::NotFound, "not found"),
             Self::Refused(Refusal::NotListed) => (403, Kind::NotListed, "this item is closed to pods"),
             Self::Refused(Refusal::Sensitive) => (403, Kind::Sensitive, "this item is closed to pods"),
+            // Its ServiceAccount is read when the pod appears; a final answer would be kept by the client.
+            Self::Role(RoleError::AccountUnknown) => {
+                (503, Kind::PodUnavailable, "the caller's pod is not known yet")
+            }
             Self::Role(RoleError::Malformed { key, .. }) => {
-                let message = format!("the pod's annotation {key} is malformed");
+                let whose = key.account().map_or("the pod's", |_| "the pod's service account's");
+                let message = format!("{whose} annotation {} is malformed", key.key());
+                return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
+            }
+            Self::Role(RoleError::NoExternalId { key }) => {
+                let message = format!("the pod's annotation {key} cannot be used with this agent");
                 return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
             }
             Self::Role(RoleError::NoBaseArn { .. }) => {

@@ -18,9 +18,9 @@ pub enum HostNetworkPods {
 pub struct NodeRole(());
 
 impl NodeRole {
-    /// Gives the right to a hostNetwork pod that asks for no role, nor has its ServiceAccount do so. A default
-    /// role does not change that: it is for pods that would otherwise have nothing. An annotation that cannot
-    /// be used has asked for a role, so such a pod does not fall back to the node's.
+    /// Gives the right to a hostNetwork pod if neither the pod nor its ServiceAccount asks for a role. A
+    /// default role does not change that: it is for pods that would otherwise have nothing. An annotation
+    /// that cannot be used has asked for a role, so such a pod does not fall back to the node's.
     pub fn of(pod: &Pod, roles: &Roles, host_network_pods: HostNetworkPods) -> Option<Self> {
         (pod.host_network && !roles.is_asked_for_by(pod) && host_network_pods == HostNetworkPods::Pass)
             .then_some(Self(()))

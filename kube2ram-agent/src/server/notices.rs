@@ -1,4 +1,5 @@
-//! The Events that a failed request raises on the pod or its namespace. Pure; called by `connection`.
+//! The Events that a failed request raises on the pod, its namespace or the node. Pure; called by
+//! `connection`.
 
 use super::{Config, error::RequestError};
 use crate::{
@@ -8,6 +9,7 @@ use crate::{
     policy::Denial,
     role::RoleError,
 };
+use kube2ram_cloud::credentials::IssueErrorKind;
 
 /// That a pod without role asks for one, while its namespace carries the annotation `key`, which would give
 /// it one.
@@ -37,6 +39,15 @@ pub(super) fn notices_of(
     };
     let role = role.unwrap_or("the pod's role");
     match error {
+        // The same for all pods, and no fault of theirs.
+        RequestError::Credentials(CredentialError::Issue { source, .. })
+            if source.kind == IssueErrorKind::ClusterConfiguration =>
+        {
+            let advice = (config.dialect.advice)(source.kind);
+            let message =
+                format!("ServiceAccounts' tokens bring pods no credentials ({}): {advice}", source.code);
+            vec![Notice { about: About::Node, reason: "ClusterConfigurationBroken", message }]
+        }
         RequestError::Credentials(CredentialError::Issue { source, .. }) => {
             let (kind, code) = (source.kind, &source.code);
             let (reason, what) = match kind.is_transient() {
@@ -70,6 +81,9 @@ pub(super) fn notices_of(
         }
         RequestError::Role(error @ RoleError::Malformed { .. }) => {
             vec![on_pod("MalformedAnnotation", format!("{error}: the pod is denied until it is corrected"))]
+        }
+        RequestError::Role(error @ RoleError::NoExternalId { .. }) => {
+            vec![on_pod("MalformedAnnotation", error.to_string())]
         }
         RequestError::Role(error @ RoleError::NoBaseArn { .. }) => {
             let remedy =

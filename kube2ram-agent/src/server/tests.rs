@@ -7,6 +7,7 @@ mod conformance_paths;
 mod harness;
 mod hostile;
 mod pass_through;
+mod service_accounts;
 mod serving;
 mod tokens;
 

@@ -108,6 +108,17 @@ impl Harness {
         restrictions: Option<PatternFormat>,
         configure: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::start_from(CredentialsFrom::Node, None, restrictions, configure).await
+    }
+
+    /// As [`start_with`](Self::start_with); annotations of ServiceAccounts are read if `account_role` is a
+    /// key.
+    pub(super) async fn start_from(
+        from: CredentialsFrom,
+        account_role: Option<&str>,
+        restrictions: Option<PatternFormat>,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let world = Arc::new(World {
             cgroup: Mutex::new(Some(POD_CGROUP)),
             pod: Mutex::new(Ok(pod(&[(ROLE_KEY, "my-role")]))),
@@ -126,7 +137,7 @@ impl Harness {
         let (tasks, drain) = (TaskTracker::new(), Drain::new());
         let keys = AnnotationKeys {
             role: ROLE_KEY.into(),
-            account_role: None,
+            account_role: account_role.map(Box::from),
             external_id: "external-id".into(),
             policy: "policy".into(),
             duration: "duration".into(),
@@ -150,7 +161,6 @@ impl Harness {
         };
         let base = BaseArn::parse_in(dialect.arns, base).unwrap();
         let (duration, attribution) = (Duration::from_secs(3600), Attribution::default());
-        let from = CredentialsFrom::Node;
         let roles = Roles::try_new(dialect, keys, Some(base), None, duration, attribution, from).unwrap();
         let entitlements = Entitlements {
             policy: Policy::new(restrictions, &roles),
