@@ -183,6 +183,9 @@ impl Command {
                 metadata: metadata(&flags.address),
                 metadata_is_set: flags.address.metadata_addr.is_some(),
                 pods_cgroup: flags.pods_cgroup,
+                impersonates_node: flags.credentials.impersonates_node()
+                    && flags.api_server.is_none()
+                    && flags.kubeconfig.is_none(),
             })),
             Some(Subcommand::Ready) => Ok(Self::Ready(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::Uninstall) => {

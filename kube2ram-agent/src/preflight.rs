@@ -2,6 +2,8 @@
 //! checks at its start, and refuses to run if one fails. Depends on `datapath`, `boot_guard`, `predecessors`
 //! and `identity`, and on procfs; called by `main` and `app`.
 
+mod own_token;
+
 use std::{
     fmt, fs,
     net::Ipv4Addr,
@@ -38,6 +40,8 @@ pub struct NodePaths {
     pub metadata_is_set: bool,
     /// The cgroup of all pods; found by looking when `None`.
     pub pods_cgroup: Option<PathBuf>,
+    /// Whether the agent impersonates its node, with the token that is mounted into its pod.
+    pub impersonates_node: bool,
 }
 
 /// One condition: what is the case, or what is wrong and what to do.
@@ -115,6 +119,9 @@ impl Preflight {
         let vendor = read(SYS_VENDOR).unwrap_or_default();
         checks.push(Check { condition: "cloud", outcome: check_cloud(paths, vendor.trim(), foreign) });
         checks.push(check("wire guard", Ok(tell_wire_guard().to_owned())));
+        if paths.impersonates_node {
+            checks.push(Check { condition: "own token", outcome: own_token::check() });
+        }
         checks.push(check("installations", installations));
         checks.extend(cilium.map(|outcome| Check { condition: "Cilium", outcome }));
         checks.push(check("boot guard", Ok(tell_boot_guard(paths))));
@@ -408,6 +415,7 @@ mod tests {
             metadata: cloud.dialect().metadata,
             metadata_is_set: false,
             pods_cgroup: None,
+            impersonates_node: false,
         };
         for (told, vendor, other) in
             [(Cloud::Alibaba, "Amazon EC2", Cloud::Aws), (Cloud::Aws, "Alibaba Cloud", Cloud::Alibaba)]

@@ -186,6 +186,9 @@ impl Config {
             metadata: self.metadata,
             metadata_is_set: self.metadata_is_set,
             pods_cgroup: self.pods_cgroup.clone(),
+            impersonates_node: matches!(self.api_server, ApiServer::InCluster)
+                && self.credentials_from == CredentialsFrom::ServiceAccount
+                && self.token_requests_as == TokenRequestsAs::Node,
         }
     }
 

@@ -109,6 +109,11 @@ impl CredentialFlags {
         }
     }
 
+    /// Whether the agent asks for tokens as its node.
+    pub(super) fn impersonates_node(&self) -> bool {
+        self.is_by_service_account() && self.token_requests_as == TokenRequestsAs::Node
+    }
+
     pub(super) fn is_by_service_account(&self) -> bool {
         self.credentials_from == CredentialsFrom::ServiceAccount
     }

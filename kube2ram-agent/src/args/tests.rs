@@ -903,6 +903,29 @@ fn what_the_exchange_of_a_token_cannot_carry_is_refused() {
 }
 
 #[test]
+fn preflight_checks_the_token_with_which_the_node_is_impersonated() {
+    let by_account = format!("{BY_ACCOUNT} --oidc-provider-arn={PROVIDER}");
+    for (flags, expected) in [
+        ("", false),
+        ("--token-requests-as=node", false),
+        (&*by_account, true),
+        (&*format!("{by_account} --token-requests-as=agent"), false),
+        (&*format!("{by_account} --kubeconfig=/k"), false),
+        (&*format!("{by_account} --api-server=https://api"), false),
+    ] {
+        let paths = match command(&format!("{flags} preflight"), &|_| None).unwrap() {
+            Command::Preflight(paths) => paths,
+            other => panic!("{flags}: {other:?}"),
+        };
+
+        assert_eq!(paths.impersonates_node, expected, "{flags}");
+        assert_eq!(config(flags).unwrap().node_paths().impersonates_node, expected, "{flags}");
+    }
+    let line = "preflight --credentials-from=service-account --token-requests-as=agent";
+    assert!(matches!(command(line, &|_| None), Ok(Command::Preflight(_))), "both are global");
+}
+
+#[test]
 fn what_has_no_effect_with_the_other_way_is_noticed() {
     let unused = config("--token-requests-as=agent").unwrap().notices;
     assert_eq!(unused, ["--token-requests-as has no effect without --credentials-from=service-account"]);
