@@ -249,3 +249,27 @@ fn raise_descriptor_limit() {
         warn!(%error, "cannot raise the limit of open files");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+
+    #[test]
+    fn what_is_said_of_own_credentials_does_not_count_where_nothing_is_signed() {
+        let half = |name: &str| {
+            (name == "ALIBABA_CLOUD_OIDC_PROVIDER_ARN").then(|| "acs:ram::1:oidc-provider/ack".to_owned())
+        };
+        let access = |flags: &[&str]| {
+            let args = ["kube2ram", "--node=n"].iter().chain(flags).map(Into::into);
+            match Command::from_args(args, &|name| half(name).map(Into::into)).unwrap() {
+                Command::Agent(config) => sts_access(half, &config).map(drop),
+                other => panic!("{other:?}"),
+            }
+        };
+
+        assert!(access(&["--credentials-from=service-account"]).is_ok());
+        let error = access(&[]).unwrap_err();
+        assert!(matches!(error, AppError::BaseCredentials(_)), "half of what the agent's own role takes");
+    }
+}

@@ -84,9 +84,9 @@ pub trait Directory: Send + Sync + 'static {
 pub struct Notice {
     /// The object it is about.
     pub about: About,
-    /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `ClusterConfigurationBroken`,
-    /// `CredentialsUnavailable`, `DatapathBroken`, `DatapathRepaired`, `MalformedAllowList`,
-    /// `MalformedAnnotation`, `MisplacedAnnotation`, `OutsidePodsCgroup`, `RoleDenied`.
+    /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`,
+    /// `DatapathRepaired`, `MalformedAllowList`, `MalformedAnnotation`, `MisplacedAnnotation`,
+    /// `OutsidePodsCgroup`, `RoleDenied`.
     pub reason: &'static str,
     /// The text for people: the problem and the remedy. Names no secret and no other pod.
     pub message: String,

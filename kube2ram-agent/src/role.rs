@@ -17,11 +17,11 @@ mod attribution;
 mod credentials_from;
 mod setting;
 
-use self::setting::{Found, account_of};
+use self::setting::Found;
 pub use self::{
     attribution::{Attribution, AttributionError, SessionTags},
     credentials_from::CredentialsFrom,
-    setting::Setting,
+    setting::{Setting, account_of},
 };
 
 /// The annotations that are read. `kubernetes` keeps these and drops the others.

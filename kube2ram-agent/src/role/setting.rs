@@ -76,6 +76,6 @@ impl<'a> Found<'a> {
 }
 
 /// The ServiceAccount of a pod.
-pub(super) fn account_of(pod: &Pod) -> ServiceAccount {
+pub fn account_of(pod: &Pod) -> ServiceAccount {
     ServiceAccount { namespace: pod.namespace.clone(), name: pod.service_account.clone() }
 }

@@ -238,11 +238,11 @@ fn service_accounts(page: &mut Page, status: &Status) {
         None => "their annotations are read; roles are assumed by the agent's own right",
     };
     page.row("ServiceAccounts", way);
-    if token_requester.is_some() {
+    if token_requester.as_deref() == Some("node") {
         page.more(match &**own_token {
             "this_node" => "the agent's own token is bound to this node",
             "other_node" => "✗ the agent's own token is bound to another node",
-            "no_node" => "the agent's own token is bound to no node",
+            "no_node" => "✗ the agent's own token is bound to no node",
             _ => "it is not known yet what the agent's own token is bound to",
         });
     }

@@ -13,11 +13,11 @@ use crate::{
     kubernetes::{Cluster, Directory as _, Elsewhere, PodView, Presence},
     pod::Pod,
     policy::{Denial, Rule},
-    role::{RoleError, Roles, Setting},
+    role::{RoleError, Roles, Setting, account_of},
     server::{Entitlements, NodeRole, RequestError},
     status::{Explanation, Outcome, RoleFrom, SCHEMA, Stage, Step, Verdict},
 };
-use kube2ram_cloud::role::{RoleArn, RoleSession};
+use kube2ram_cloud::role::{RoleArn, RoleSession, ServiceAccount};
 use kube2ram_service::telemetry::chain;
 
 /// Takes the steps after the pod is known.
@@ -106,18 +106,13 @@ fn pod_step(view: &PodView) -> Step {
     Step::new(
         Stage::Pod,
         Outcome::Passed,
-        format!("{says}; UID {}, {}{network}", pod.uid, subject_of(&pod.namespace, &pod.service_account)),
+        format!("{says}; UID {}, {}{network}", pod.uid, account_of(pod).subject()),
         &[
             ("uid", Some(pod.uid.to_string())),
             ("presence", Some(presence_of(view).to_owned())),
             ("service_account", Some(pod.service_account.to_string())),
         ],
     )
-}
-
-/// The user that a ServiceAccount is to the API server, and to STS by its token.
-fn subject_of(namespace: &str, service_account: &str) -> String {
-    format!("system:serviceaccount:{namespace}:{service_account}")
 }
 
 fn identity_step(pod: &Pod, identification: Option<Identification>) -> Step {
@@ -256,7 +251,7 @@ impl Judge<'_> {
                 Verdict::Denied,
                 format!(
                     "remove {key} from the pod; have the role's trust policy name {} in its condition on the token's subject",
-                    subject_of(&pod.namespace, &pod.service_account)
+                    account_of(pod).subject()
                 ),
             ),
             RoleError::NoRole => {
@@ -411,7 +406,7 @@ fn annotation_facts(found: Option<&(Setting, &str)>, roles: &Roles) -> Vec<(&'st
     vec![
         ("annotation", Some(setting.map_or(roles.annotation_key(), Setting::key).to_owned())),
         ("value", found.map(|(_, value)| (*value).to_owned())),
-        ("annotation_of", account.map(|account| subject_of(&account.namespace, &account.name))),
+        ("annotation_of", account.map(ServiceAccount::subject)),
     ]
 }
 

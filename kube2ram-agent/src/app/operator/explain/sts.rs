@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Judged, subject_of};
+use super::Judged;
 use crate::{
     app::operator::rounded,
     credentials::{CredentialError, Failure, SessionState},
@@ -51,8 +51,11 @@ pub(super) fn issued_or_not(
             ("request_id", failure.request_id.as_ref().map(ToString::to_string)),
         ]);
         let id = failure.request_id.as_ref().map(|id| format!(" (request id {id})")).unwrap_or_default();
+        // The API server may be what refused, or STS.
         let who = match (failure.kind, subject(session)) {
-            (IssueErrorKind::Token, Some(subject)) => format!("was not asked without a token of {subject}: "),
+            (IssueErrorKind::ClusterConfiguration | IssueErrorKind::Token, Some(subject)) => {
+                format!("no credentials by a token of {subject}: ")
+            }
             _ => "answered ".to_owned(),
         };
         format!("{who}{} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
@@ -128,7 +131,7 @@ fn facts_of(session: &RoleSession) -> Vec<(&'static str, Option<String>)> {
 fn subject(session: &RoleSession) -> Option<String> {
     match &session.grant {
         Grant::AssumeRole { .. } => None,
-        Grant::ServiceAccount(account) => Some(subject_of(&account.namespace, &account.name)),
+        Grant::ServiceAccount(account) => Some(account.subject()),
     }
 }
 
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_named_by_its_subject_and_a_missing_one_is_not_called_sts_answer() {
+    fn a_token_is_named_by_its_subject_and_its_failure_is_not_called_an_answer_of_sts() {
         let account = ServiceAccount { namespace: "shop".into(), name: "web".into() };
         let session = RoleSession { grant: Grant::ServiceAccount(account), ..session() };
         let dialect = Cloud::Aws.dialect();
@@ -207,13 +210,15 @@ mod tests {
         let epoch = Timestamp::UNIX_EPOCH;
 
         let (issued, subject) = says(state(Some((epoch, epoch)), None));
-        let (no_token, _) = says(state(None, Some(IssueErrorKind::Token)));
-        let (refused, _) = says(state(None, Some(IssueErrorKind::ClusterConfiguration)));
+        let (denied, _) = says(state(None, Some(IssueErrorKind::Denied)));
 
         assert_eq!(subject, "system:serviceaccount:shop:web");
         assert!(issued.contains(" for a token of system:serviceaccount:shop:web, until "), "{issued}");
-        let expected = "was not asked without a token of system:serviceaccount:shop:web: Forbidden at ";
-        assert!(no_token.starts_with(expected), "{no_token}");
-        assert!(refused.starts_with("answered Forbidden at "), "{refused}");
+        assert!(denied.starts_with("answered Forbidden at "), "{denied}");
+        for kind in [IssueErrorKind::ClusterConfiguration, IssueErrorKind::Token] {
+            let (failed, _) = says(state(None, Some(kind)));
+            let expected = "no credentials by a token of system:serviceaccount:shop:web: Forbidden at ";
+            assert!(failed.starts_with(expected), "{failed}");
+        }
     }
 }
