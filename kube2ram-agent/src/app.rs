@@ -262,7 +262,7 @@ mod tests {
         };
         let access = |flags: &[&str]| {
             let args = ["kube2ram", "--node=n"].iter().chain(flags).map(Into::into);
-            match Command::from_args(args, &|name| half(name).map(Into::into)).unwrap() {
+            match Command::from_args(args, &|name: &str| half(name).map(Into::into)).unwrap() {
                 Command::Agent(config) => sts_access(half, &config).map(drop),
                 other => panic!("{other:?}"),
             }

@@ -79,8 +79,8 @@ pub struct Config {
     pub node: String,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
-    /// The cluster's OIDC provider, of which tokens of ServiceAccounts are. There is one where the cloud's
-    /// exchange takes it and `credentials_from` is [`CredentialsFrom::ServiceAccount`].
+    /// The cluster's OIDC provider, by which STS knows who signed a ServiceAccount's token. Always present if
+    /// `credentials_from` is [`CredentialsFrom::ServiceAccount`] and the cloud's exchange needs it.
     pub oidc_provider: Option<OidcProviderArn>,
     /// How connections to the metadata server are treated that pods opened before the programs were attached.
     pub open_connections: OpenConnections,

@@ -149,7 +149,7 @@ pub(super) fn oidc_provider(text: &str) -> Result<OidcProviderArn, &'static str>
     OidcProviderArn::parse(text).ok().ok_or("give acs:ram::<account>:oidc-provider/<name>")
 }
 
-/// A file by its whole path: the agent's working directory is nobody's choice.
+/// A relative path would depend on the agent's working directory.
 pub(super) fn file(text: &str) -> Result<PathBuf, &'static str> {
     let path = Path::new(text);
     if path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') {
