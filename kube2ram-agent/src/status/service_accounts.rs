@@ -24,8 +24,8 @@ pub struct ServiceAccounts {
     pub read_failure: Option<String>,
     /// As whom tokens are asked for: `node` or `agent`; absent where none are.
     pub token_requester: Option<String>,
-    /// What the agent's own token is bound to: `this_node`, `other_node`, `no_node`, or `unknown`. It is asked
-    /// of the API server only if tokens are asked for as the node.
+    /// What the agent's own token is bound to: `this_node`, `other_node`, `no_node`, or `unknown`. The agent
+    /// asks the API server only if it asks for tokens as its node.
     pub own_token: String,
     /// The other node, if it is bound to one.
     pub own_token_node: Option<String>,

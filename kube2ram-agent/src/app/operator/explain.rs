@@ -410,8 +410,8 @@ fn annotation_facts(found: Option<&(Setting, &str)>, roles: &Roles) -> Vec<(&'st
     ]
 }
 
-/// The agent may read no Deployments, and ServiceAccounts only where their annotations count (ARCHITECTURE.md,
-/// "What it may do"), so the text names all objects on which the annotation has no effect.
+/// The agent may read no Deployments, and ServiceAccounts only where their annotations count
+/// (ARCHITECTURE.md, "What it may do"), so the text names all objects on which the annotation has no effect.
 fn no_role_remedy(pod: &Pod, roles: &Roles, is_namespace_annotated: bool) -> String {
     let (Pod { namespace, service_account, .. }, key) = (pod, roles.annotation_key());
     let found = if is_namespace_annotated {
