@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::standin::Authority;
+use crate::{Sandbox, standin::Authority};
 
 /// Both programs, until it is dropped.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ struct Process(Child);
 impl ControlPlane {
     /// The token of a user in `system:masters`.
     pub const ADMIN: &str = "admin-token";
+    /// The token of the kubelet of [`Sandbox::NODE`]: user and group are as in its client certificate.
+    pub const KUBELET: &str = "kubelet-token";
     /// The token of the user `tenant`, who has no rights.
     pub const TENANT: &str = "tenant-token";
 
@@ -40,8 +42,14 @@ impl ControlPlane {
         let at = |name: &str| directory.join(name).display().to_string();
         let (certificate, key) = authority.certificate(&["127.0.0.1", "localhost"])?;
         let (verifying_key, signing_key) = authority.certificate(&["service-accounts"])?;
-        // Authentication is decided here, authorization by RBAC.
-        let tokens = format!("{},admin,admin,system:masters\n{},tenant,tenant,\n", Self::ADMIN, Self::TENANT);
+        // Authentication is decided here, authorization by RBAC and, for nodes, by the Node authorizer.
+        let tokens = format!(
+            "{},admin,admin,system:masters\n{},system:node:{},kubelet,system:nodes\n{},tenant,tenant,\n",
+            Self::ADMIN,
+            Self::KUBELET,
+            Sandbox::NODE,
+            Self::TENANT
+        );
         let files = [
             (CA, authority.pem()),
             ("tls.crt", &certificate),
@@ -73,7 +81,9 @@ impl ControlPlane {
             format!("--service-account-key-file={}", at("sa.crt")),
             format!("--service-account-signing-key-file={}", at("sa.key")),
             "--service-cluster-ip-range=10.255.0.0/24".to_owned(),
-            "--authorization-mode=RBAC".to_owned(),
+            // As every cluster has it: the kubelet's requests concern its own node's objects only.
+            "--authorization-mode=Node,RBAC".to_owned(),
+            "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--allow-privileged=true".to_owned(),
             format!("--token-auth-file={}", at("tokens.csv")),
         ];

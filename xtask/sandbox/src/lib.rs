@@ -9,6 +9,7 @@ pub mod clock;
 mod cloud;
 pub mod container;
 pub mod control_plane;
+pub mod jwks;
 pub mod kernel;
 mod log_writer;
 pub mod login;

@@ -38,9 +38,14 @@ impl ControlPlane {
 
     /// The same, for clients that know this authority.
     pub(crate) fn of(authority: Authority) -> Self {
+        Self::with_flags(authority, &[])
+    }
+
+    /// The same, with more flags of the API server.
+    pub(crate) fn with_flags(authority: Authority, flags: &[String]) -> Self {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let programs = tools().join("kube-apiserver/bin");
-        let processes = Processes::start(&programs, directory.path(), &authority, &[]).unwrap();
+        let processes = Processes::start(&programs, directory.path(), &authority, flags).unwrap();
         let plane = Self { authority, processes, directory };
         plane.await_ready();
         plane
@@ -84,14 +89,21 @@ impl ControlPlane {
     }
 
     pub(crate) fn request(&self, token: &str, method: &str, path: &str, kind: &str, body: &Value) -> Answer {
+        let headers = [("Authorization", format!("Bearer {token}")), ("Content-Type", kind.to_owned())];
+        self.send(&headers, method, path, body)
+    }
+
+    /// The same, with these headers alone.
+    pub(crate) fn send(&self, headers: &[(&str, String)], method: &str, path: &str, body: &Value) -> Answer {
         let body_file = self.directory.path().join("body.json");
         fs::write(&body_file, body.to_string()).unwrap();
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--http1.1", "--include", "--max-time", "30", "--request", method]);
         curl.arg("--cacert").arg(self.processes.ca());
-        curl.arg("--header").arg(format!("Authorization: Bearer {token}"));
+        for (name, value) in headers {
+            curl.arg("--header").arg(format!("{name}: {value}"));
+        }
         if !body.is_null() {
-            curl.arg("--header").arg(format!("Content-Type: {kind}"));
             curl.arg("--data-binary").arg(format!("@{}", body_file.display()));
         }
         let output = curl.arg(format!("https://127.0.0.1:{}{path}", self.processes.port())).output().unwrap();
