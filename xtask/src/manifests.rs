@@ -30,7 +30,7 @@ const SCHEMAS: [&str; 5] = [
     "apis__rbac.authorization.k8s.io__v1_openapi.json",
 ];
 /// Below `deploy/kustomize`, and what Helm makes them of.
-const OF_THE_CHART: [(&str, &[&str]); 3] = [
+const OF_THE_CHART: [(&str, &[&str]); 6] = [
     ("base/kube2ram.yaml", &[]),
     (
         "components/namespace-restrictions/admission.yaml",
@@ -40,7 +40,20 @@ const OF_THE_CHART: [(&str, &[&str]); 3] = [
         "components/startup-taint/admission.yaml",
         &["--show-only=templates/startup-taint.yaml", "--set=startupTaint.enabled=true"],
     ),
+    ("components/service-accounts/rights.yaml", &[OF_SERVICE_ACCOUNTS, BY_SERVICE_ACCOUNTS]),
+    (
+        "components/service-accounts-by-policy/admission.yaml",
+        &[OF_SERVICE_ACCOUNTS, BY_SERVICE_ACCOUNTS, "--set=tokenRequests=agent"],
+    ),
+    (
+        "components/service-accounts-by-namespace/admission.yaml",
+        &[OF_SERVICE_ACCOUNTS, BY_SERVICE_ACCOUNTS, "--set=tokenRequests=namespaces"],
+    ),
 ];
+const OF_SERVICE_ACCOUNTS: &str = "--show-only=templates/service-accounts.yaml";
+/// With an ARN that the chart requires, and that is not in these files.
+const BY_SERVICE_ACCOUNTS: &str =
+    "--set=credentialsFrom=service-account,oidcProviderArn=acs:ram::1:oidc-provider/any";
 const HEAD_OF_THE_CHART: &str = "\
 # Made of deploy/helm/kube2ram, whose templates and values tell what each line is for, by `cargo xtask manifests`.
 ";

@@ -101,9 +101,21 @@ command:
 {{- if .Values.startupTaint.enabled }}
 - {{ printf "--startup-taint=%s" .Values.startupTaint.taint | quote }}
 {{- end }}
+{{- if eq .Values.credentialsFrom "service-account" }}
+{{- if .Values.oidc.enabled }}
+{{- fail "oidc gives the agent a role of its own, which it does not use with credentialsFrom: service-account. Set oidc.enabled: false" }}
+{{- end }}
+- --credentials-from=service-account
+- --token-requests-as={{ if include "kube2ram.asAgent" . }}agent{{ else }}node{{ end }}
+{{- else if .Values.serviceAccountRoles }}
+- --service-account-roles
+{{- end }}
+{{- with .Values.auditFile }}
+- {{ printf "--audit-file=%s" . | quote }}
+{{- end }}
 {{- range .Values.extraArgs }}
 {{- /* Probes, mounts, rights, the boot guard, the admission policy, the PodMonitor or the notes go by these. */ -}}
-{{- with regexFind "^--?(bpf-dir|cgroup-root|cloud|forward-guard|iam-role-key|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|pod-dir|ram-role-key|startup-taint|state-dir)\\b" . }}
+{{- with regexFind "^--?(audit-file|bpf-dir|cgroup-root|cloud|credentials-from|forward-guard|iam-role-key|metadata-addr6?|metrics-port|namespace-key|namespace-restrictions|oidc-provider-arn|pod-dir|ram-role-key|service-account-roles|startup-taint|state-dir|token-requests-as)\\b" . }}
 {{- fail (printf "%s is for flags or its own value, not for extraArgs: more than the agent's arguments follows from it" .) }}
 {{- end }}
 - {{ . | quote }}
@@ -123,6 +135,59 @@ command:
 {{- fail (printf "%s follows from the value cloud: set cloud, and no argument under bootGuard.args" .) }}
 {{- end }}, {{ . | quote }}
 {{- end }}
+{{- end -}}
+
+{{- /* The audience of tokens that the cloud's STS takes. */ -}}
+{{- define "kube2ram.audience" -}}
+{{- ternary "sts.amazonaws.com" "sts.aliyuncs.com" (eq .Values.cloud "aws") -}}
+{{- end -}}
+
+{{- /* Whether tokens are requested by the agent's own right, and not by that of its node: "yes" or nothing. */ -}}
+{{- define "kube2ram.asAgent" -}}
+{{- if has .Values.tokenRequests (list "agent" "namespaces") }}yes{{ end -}}
+{{- end -}}
+
+{{- /* Whether the agent gets ServiceAccounts by its own right: "yes" or nothing. */ -}}
+{{- define "kube2ram.getsServiceAccounts" -}}
+{{- if eq .Values.credentialsFrom "service-account" -}}
+{{- include "kube2ram.asAgent" . -}}
+{{- else if .Values.serviceAccountRoles }}yes{{ end -}}
+{{- end -}}
+
+{{- /* The requests that the policies on tokens judge. */ -}}
+{{- define "kube2ram.tokenConstraints" -}}
+resourceRules:
+  - apiGroups: [""]
+    apiVersions: ["v1"]
+    resources: ["serviceaccounts/token"]
+    operations: ["CREATE"]
+{{- end -}}
+
+{{- /* Whose requests these policies judge. */ -}}
+{{- define "kube2ram.tokenConditions" -}}
+{{- $account := include "kube2ram.serviceAccount" . -}}
+- name: by-the-agent
+  # In whatever namespace.
+  {{- if contains "kube2ram" $account }} A prefix or suffix of kustomize's stays confined, too.
+  expression: >-
+    request.userInfo.username.startsWith("system:serviceaccount:") && request.userInfo.username.split(":")[3].contains("kube2ram")
+  {{- else }}
+  expression: >-
+    request.userInfo.username.startsWith("system:serviceaccount:") && request.userInfo.username.endsWith(":{{ $account }}")
+  {{- end }}
+{{- end -}}
+
+{{- /* What the token is bound to. Its field is null in a request without a binding. */ -}}
+{{- define "kube2ram.tokenBinding" -}}
+has(object.spec.boundObjectRef) && object.spec.boundObjectRef != null ? object.spec.boundObjectRef : {}
+{{- end -}}
+
+{{- /* Where the audit trail is, unless that is mounted anyway. */ -}}
+{{- define "kube2ram.auditDir" -}}
+{{- with .Values.auditFile }}
+{{- $directory := dir . }}
+{{- if ne $directory (include "kube2ram.flag" (list $ "state-dir" "/run/kube2ram")) }}{{ $directory }}{{ end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* AppArmor is a field since 1.30. */ -}}
