@@ -5,6 +5,7 @@ mod admission;
 mod cluster;
 mod control_plane;
 mod rights;
+mod service_accounts;
 
 use std::fs;
 
