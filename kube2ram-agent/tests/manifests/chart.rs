@@ -47,9 +47,19 @@ fn the_charts_schema_knows_the_agents_flags() {
     let schema = fs::read(deploy().join("helm/kube2ram/values.schema.json")).unwrap();
     let schema: Value = serde_json::from_slice(&schema).unwrap();
     let known = schema["properties"]["flags"]["properties"].as_object().unwrap();
-    // A secret is no argument; the taint has its own values, with the rights that it takes, and so has the
-    // cloud, from which more follows.
-    let elsewhere = ["api-token", "cloud", "help", "startup-taint", "version"];
+    // A secret is no argument; what rights or mounts follow from has its own value.
+    let elsewhere = [
+        "api-token",
+        "audit-file",
+        "cloud",
+        "credentials-from",
+        "help",
+        "oidc-provider-arn",
+        "service-account-roles",
+        "startup-taint",
+        "token-requests-as",
+        "version",
+    ];
 
     let mut flags = flags();
     for name in elsewhere {
@@ -87,6 +97,12 @@ fn a_typing_error_in_values_ends_the_installation() {
         ("oidc.roleArn=kube2ram", "roleArn"),
         ("cloud=AWS", "cloud"),
         ("seLinuxOptions.typ=spc_t", "typ"),
+        ("credentialsFrom=pod", "credentialsFrom"),
+        ("tokenRequests=namespace", "tokenRequests"),
+        ("oidcProviderArn=acs:ram::1:role/a", "oidcProviderArn"),
+        ("optInLabel=a b", "optInLabel"),
+        // Its directory is mounted over the container's own.
+        ("auditFile=/etc/audit.log", "auditFile"),
     ];
     for (set, named) in cases {
         let refused = helm(&["--set", set]).unwrap_err();
@@ -110,8 +126,8 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
     for expected in ["iam-role-key", "namespace-restrictions", "startup-taint", "state-dir"] {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
-    // By its value, which is a variable of the containers.
-    read.push("cloud".to_owned());
+    // By their values: variables of the containers, and a right.
+    read.extend(["cloud", "oidc-provider-arn", "service-account-roles"].map(str::to_owned));
     for flag in read {
         let refused = helm(&["--set", &format!("extraArgs={{--{flag}=x}}")]).unwrap_err();
 
@@ -232,6 +248,97 @@ fn a_roll_out_surges_or_goes_without_and_not_both() {
     }
     let nonsense = helm(&["--set", &of("maxSurge=most")]).unwrap_err();
     assert!(nonsense.contains("maxSurge") && nonsense.contains("schema"), "{nonsense}");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_audit_trail_is_on_the_node_and_its_directory_mounted_once() {
+    let mounted = |set: &str| {
+        let objects = objects(&helm(&["--set", set]).unwrap());
+        let container = &template(&objects)["containers"][0];
+        let named = |list: &Value| {
+            let found = list.as_array().unwrap().iter().find(|item| item["name"] == "audit");
+            found.cloned().unwrap_or(Value::Null)
+        };
+        let flag = strings(&container["args"]).into_iter().find(|arg| arg.starts_with("--audit-file="));
+        let volume = named(&template(&objects)["volumes"])["hostPath"]["path"].clone();
+        (flag.unwrap_or_default(), volume, named(&container["volumeMounts"])["mountPath"].clone())
+    };
+
+    let (flag, volume, mount) = mounted("auditFile=/var/log/kube2ram/audit.log");
+    assert_eq!(flag, "--audit-file=/var/log/kube2ram/audit.log");
+    assert_eq!((volume, mount), ("/var/log/kube2ram".into(), "/var/log/kube2ram".into()));
+    let (flag, volume, mount) = mounted("auditFile=/run/kube2ram/audit.log");
+    assert_eq!(flag, "--audit-file=/run/kube2ram/audit.log");
+    assert_eq!((volume, mount), (Value::Null, Value::Null), "the state directory is mounted anyway");
+    assert_eq!(mounted("cloud=alibaba"), (String::new(), Value::Null, Value::Null), "off");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn roles_by_service_account_are_rendered_for_clusters_that_have_what_confines_them() {
+    let set = "credentialsFrom=service-account,oidcProviderArn=acs:ram::1:oidc-provider/a";
+    let render = |version: &str, more: &str| {
+        helm(&[&format!("--kube-version={version}"), "--set", &format!("{set},{more}")])
+    };
+    for (version, mode, next) in [
+        ("1.34.9", "node", "tokenRequests: agent"),
+        ("1.29.9", "node", "tokenRequests: agent"),
+        ("1.29.9", "agent", "tokenRequests: namespaces"),
+    ] {
+        let refused = render(version, &format!("tokenRequests={mode}")).unwrap_err();
+        assert!(refused.contains(next), "{version} {mode}: {refused}");
+    }
+    for (version, mode) in [
+        ("1.36.0", "node"),
+        ("1.36.1-aliyun.1", "node"),
+        // With the feature gate.
+        ("1.35.0", "node"),
+        ("1.30.0-aliyun.1", "agent"),
+        ("1.30.0", "namespaces"),
+        ("1.25.0", "namespaces"),
+    ] {
+        let objects = objects(&render(version, &format!("tokenRequests={mode}")).unwrap());
+        let args = strings(&template(&objects)["containers"][0]["args"]);
+        let by = if mode == "node" { "node" } else { "agent" };
+        assert!(args.contains(&"--credentials-from=service-account".to_owned()), "{args:?}");
+        assert!(args.contains(&format!("--token-requests-as={by}")), "{mode}: {args:?}");
+        let policies = objects.keys().filter(|name| name.starts_with("ValidatingAdmissionPolicy ")).count();
+        let expected = if mode == "node" || version == "1.25.0" { 0 } else { 2 };
+        assert_eq!(policies, expected, "{version} {mode}");
+    }
+
+    let without_provider = helm(&["--set=credentialsFrom=service-account"]).unwrap_err();
+    assert!(without_provider.contains("oidcProviderArn"), "{without_provider}");
+    helm(&["--set=credentialsFrom=service-account,cloud=aws"]).unwrap();
+    let own_role = render(
+        "1.36.0",
+        "oidc.enabled=true,oidc.roleArn=acs:ram::1:role/a,oidc.providerArn=acs:ram::1:oidc-provider/a",
+    );
+    assert!(own_role.unwrap_err().contains("oidc.enabled: false"));
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_policies_on_tokens_go_by_the_releases_names_and_label() {
+    let set =
+        "credentialsFrom=service-account,tokenRequests=agent,oidcProviderArn=acs:ram::1:oidc-provider/a";
+    let policy = |more: &str| {
+        let objects = objects(&helm(&["--set", &format!("{set}{more}")]).unwrap());
+        objects["ValidatingAdmissionPolicy /kube2ram-token-requests"].to_string()
+    };
+
+    let own = policy(",serviceAccount.name=identities,optInLabel=example.com/roles");
+
+    assert!(own.contains(r#"endsWith(\":identities\")"#), "{own}");
+    assert!(own.contains(r#"labels[\"example.com/roles\"]"#), "{own}");
+    assert!(own.contains("kubectl label namespace <namespace> example.com/roles=true"), "{own}");
+    let usual = policy("");
+    assert!(usual.contains(r#"split(\":\")[3].contains(\"kube2ram\")"#), "{usual}");
+    assert!(
+        notes(&["--set", set])
+            .contains("kubectl label namespace default kube2ram/service-account-tokens=true")
+    );
 }
 
 fn shipped(name: &str) -> String {

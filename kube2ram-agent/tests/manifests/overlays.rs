@@ -16,7 +16,7 @@ fn overlay(variant: &str) -> Value {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn each_overlays_container_does_the_main_job() {
-    for variant in ["debug", "namespace-restrictions", "startup-taint"] {
+    for variant in ["debug", "namespace-restrictions", "service-account-roles", "startup-taint"] {
         let mut node = Node::new(&format!("overlay-{variant}"));
 
         let agent = node.start(&overlay(variant)).unwrap();

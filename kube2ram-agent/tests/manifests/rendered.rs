@@ -81,7 +81,19 @@ fn overlays_can_be_had_together() {
         let values = [&["aws"][..], on_aws].concat();
         assert_same(&composed("overlays/aws", on_aws), &charted(&values), &format!("on AWS: {on_aws:?}"));
     }
+    for mode in SERVICE_ACCOUNTS {
+        let others = ["namespace-restrictions", "startup-taint"];
+        let on_alibaba = [&others[..], &[mode]].concat();
+        assert_same(&composed("base", &on_alibaba), &charted(&on_alibaba), mode);
+        let on_aws = [&others[..], &[mode, "service-accounts-aws"]].concat();
+        let values = [&others[..], &[mode, "aws"]].concat();
+        assert_same(&composed("overlays/aws", &on_aws), &charted(&values), &format!("on AWS: {mode}"));
+    }
 }
+
+/// The components with roles by ServiceAccount: one for each right to request tokens.
+const SERVICE_ACCOUNTS: [&str; 3] =
+    ["service-accounts", "service-accounts-by-namespace", "service-accounts-by-policy"];
 
 #[test]
 #[ignore = "needs kustomize and Helm: cargo xtask test"]
@@ -94,6 +106,7 @@ fn every_container_has_the_cloud_whatever_replaces_its_arguments() {
         ("base", &["bottlerocket"], "aws"),
         ("overlays/aws", &TOGETHER_ON_AWS, "aws"),
         ("overlays/aws", &["migration"], "aws"),
+        ("overlays/aws", &["service-accounts", "service-accounts-aws", "boot-guard"], "aws"),
     ] {
         let objects = objects(&composed(resource, components));
         for container in containers(template(&objects)) {
@@ -174,6 +187,110 @@ fn the_right_to_read_namespaces_comes_with_the_restrictions_that_need_it() {
         found.insert(granted.is_some());
     }
     assert_eq!(found.len(), 2, "with and without");
+}
+
+/// Everything that the variants, and values that no variant has, make of the chart and of kustomize.
+fn renderings() -> Vec<String> {
+    let modes = [
+        "--set=credentialsFrom=service-account,tokenRequests=agent,cloud=aws",
+        "--set=credentialsFrom=service-account,tokenRequests=agent,cloud=aws,rbac.create=false",
+        "--set=credentialsFrom=service-account,tokenRequests=namespaces,cloud=aws,rbac.create=false",
+        "--set=credentialsFrom=service-account,tokenRequests=namespaces,serviceAccountRoles=true,cloud=aws",
+        "--set=credentialsFrom=node,tokenRequests=agent",
+        "--set=serviceAccountRoles=true,tokenRequests=namespaces",
+    ];
+    let set = modes.map(|set| helm(&[set]).unwrap());
+    let before_policies = helm(&["--kube-version=1.29", modes[3]]).unwrap();
+    let variants = VARIANTS.iter().flat_map(|variant| [kustomized(Some(variant)), charted(&[variant])]);
+    variants.chain(set).chain([before_policies, single_file(), charted(&[])]).collect()
+}
+
+/// Whether a rule lets somebody create tokens of ServiceAccounts.
+fn lets_create_tokens(rule: &Value) -> bool {
+    let has =
+        |list: &str, names: &[&str]| strings(&rule[list]).iter().any(|name| names.contains(&name.as_str()));
+    has("verbs", &["create", "*"])
+        && has("apiGroups", &["", "*"])
+        && has("resources", &["serviceaccounts/token", "serviceaccounts/*", "*/token", "*"])
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_right_to_create_tokens_never_comes_without_both_policies() {
+    let (mut with, mut without) = (0, 0);
+    for yaml in renderings() {
+        let objects = objects(&yaml);
+        let roles = objects.values().filter(|object| {
+            let is_role = object["kind"] == "ClusterRole" || object["kind"] == "Role";
+            is_role && object["rules"].as_array().into_iter().flatten().any(lets_create_tokens)
+        });
+        let roles: Vec<_> = roles.collect();
+        if roles.is_empty() {
+            without += 1;
+            continue;
+        }
+        with += 1;
+        for policy in ["kube2ram-token-requests", "kube2ram-token-pods"] {
+            let binding = &objects[&format!("ValidatingAdmissionPolicyBinding /{policy}")]["spec"];
+            assert_eq!(binding["policyName"], policy);
+            assert_eq!(binding["validationActions"], serde_json::json!(["Deny"]), "{policy}");
+            assert!(binding["matchResources"].is_null(), "{policy}: no request is left out");
+            let spec = &objects[&format!("ValidatingAdmissionPolicy /{policy}")]["spec"];
+            assert_eq!(spec["failurePolicy"], "Fail", "{policy}");
+            let judged = &spec["matchConstraints"]["resourceRules"][0]["resources"];
+            assert_eq!(judged, &serde_json::json!(["serviceaccounts/token"]), "{policy}");
+        }
+        let parameters =
+            &objects["ValidatingAdmissionPolicyBinding /kube2ram-token-pods"]["spec"]["paramRef"];
+        let of_all_pods = serde_json::json!({ "selector": {}, "parameterNotFoundAction": "Deny" });
+        assert_eq!(parameters, &of_all_pods);
+    }
+    assert!(with >= 3 && without > 10, "with it {with}, without it {without}");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn the_right_to_get_service_accounts_comes_with_what_reads_them() {
+    let mut found = BTreeSet::new();
+    for yaml in renderings() {
+        let objects = objects(&yaml);
+        let args = strings(&template(&objects)["containers"][0]["args"]);
+        let Some(role) = objects.get("ClusterRole /kube2ram") else { continue };
+        let of_accounts = |rule: &&Value| rule["resources"] == serde_json::json!(["serviceaccounts"]);
+        let granted = role["rules"].as_array().unwrap().iter().find(of_accounts);
+        let granted = granted.map(|rule| strings(&rule["verbs"]));
+
+        let reads = ["--service-account-roles", "--token-requests-as=agent"];
+        let needed = args.iter().any(|arg| reads.contains(&arg.as_str())).then(|| vec!["get".to_owned()]);
+        assert_eq!(granted, needed, "{args:?}");
+        found.insert(granted.is_some());
+    }
+    assert_eq!(found.len(), 2, "with and without");
+}
+
+#[test]
+#[ignore = "needs kustomize and Helm: cargo xtask test"]
+fn rights_and_policies_have_the_audience_that_the_agent_requests() {
+    let (ours, theirs) = (alibaba::DIALECT.audience, aws::DIALECT.audience);
+    for (resource, components, audience, other) in [
+        ("base", &["service-accounts"][..], ours, theirs),
+        ("base", &["service-accounts-by-policy"], ours, theirs),
+        ("base", &["service-accounts-by-namespace"], ours, theirs),
+        ("overlays/aws", &["service-accounts", "service-accounts-aws"], theirs, ours),
+        ("overlays/aws", &["service-accounts-by-policy", "service-accounts-aws"], theirs, ours),
+        ("overlays/aws", &["service-accounts-by-namespace", "service-accounts-aws"], theirs, ours),
+    ] {
+        let objects = objects(&composed(resource, components));
+        let of_tokens = objects.iter().filter(|(name, _)| {
+            ["ClusterRole /kube2ram-audience", "ValidatingAdmissionPolicy /kube2ram-token-requests"]
+                .contains(&name.as_str())
+        });
+        let of_tokens: Vec<_> = of_tokens.map(|(_, object)| object.to_string()).collect();
+        assert_eq!(of_tokens.len(), 1, "{components:?}");
+        assert!(of_tokens[0].contains(audience) && !of_tokens[0].contains(other), "{}", of_tokens[0]);
+        let env = variables(&template(&objects)["containers"][0]);
+        assert_eq!(env.contains_key("KUBE2RAM_OIDC_PROVIDER_ARN"), audience == ours, "{components:?}");
+    }
 }
 
 #[test]

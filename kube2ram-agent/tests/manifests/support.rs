@@ -14,7 +14,7 @@ pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 pub(crate) const NAMESPACE: &str = "kube-system";
 
 /// Each is a kustomize overlay, and a file of Helm values.
-pub(crate) const VARIANTS: [&str; 9] = [
+pub(crate) const VARIANTS: [&str; 14] = [
     "aws",
     "boot-guard",
     "bottlerocket",
@@ -23,6 +23,11 @@ pub(crate) const VARIANTS: [&str; 9] = [
     "migration",
     "namespace-restrictions",
     "oidc",
+    "service-account-roles",
+    "service-accounts",
+    "service-accounts-aws",
+    "service-accounts-by-namespace",
+    "service-accounts-by-policy",
     "startup-taint",
 ];
 
@@ -127,7 +132,7 @@ pub(crate) fn notes(args: &[&str]) -> String {
 
 pub(crate) fn helm_lint(variant: &str) -> Result<String, String> {
     let mut helm = Command::new(tools().join("helm/bin/helm"));
-    helm.args(["lint", "--strict", "--values"]).arg(values(variant));
+    helm.args(["lint", "--strict", "--kube-version=1.36", "--values"]).arg(values(variant));
     run(helm.arg(deploy().join("helm/kube2ram")))
 }
 

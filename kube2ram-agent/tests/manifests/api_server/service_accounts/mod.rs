@@ -1,5 +1,5 @@
-//! Tokens of pods' ServiceAccounts on a real API server, with the rights of each mode of the manifests: what an
-//! agent gets, what it is refused, and what root on a node gets.
+//! Tokens of pods' ServiceAccounts on a real API server, with the rights of each mode of the manifests: what
+//! an agent gets, what it is refused, and what root on a node gets.
 
 mod as_node;
 mod by_namespace;
@@ -30,8 +30,8 @@ const AGENT: &str = "system:serviceaccount:kube-system:kube2ram";
 const OPT_IN: &str = "kube2ram/service-account-tokens";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
-/// Namespace, name, ServiceAccount and node. They are created in this order, and the API server learns of them in
-/// this order: one that grants the last one's token knows all.
+/// Namespace, name, ServiceAccount and node. The API server's cache gets them in this order, so it has all
+/// of them when a token of the last one is granted.
 const PODS: [(&str, &str, &str, &str); 8] = [
     ("shop", "web-1", "web", OTHER_NODE),
     ("shop", "far-0", "far", OTHER_NODE),
