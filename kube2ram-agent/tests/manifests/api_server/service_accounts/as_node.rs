@@ -1,5 +1,7 @@
 //! Constrained impersonation of the own node (KEP-5284): the overlay `service-accounts`.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -101,7 +103,7 @@ fn tokens_of_other_pods_bindings_and_audiences_are_refused() {
         (cluster.request("kube-system", "controller-0"), 403, "no relationship found"),
         (own.clone().of("empty", "lonely"), 403, "no relationship found"),
         (cluster.request("shop", "web-1"), 403, "scheduled on a different node"),
-        (own.clone().bound("uid", uid.clone()), 403, "does not match the UID in record"),
+        (own.clone().bound("uid", uid), 403, "does not match the UID in record"),
         (own.clone().bound("uid", "".into()), 403, "without a uid"),
         (own.clone().bound("name", "web-9".into()), 404, "not found"),
         (own.clone().with("boundObjectRef", Value::Null), 403, pod),
@@ -244,4 +246,40 @@ fn an_api_server_without_the_feature_refuses() {
 
     assert_eq!(answer.status, 403, "{answer:?}");
     assert!(message(&answer).contains(r#"cannot impersonate resource "users""#), "{answer:?}");
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test --api-server"]
+fn the_audit_log_of_the_api_server_names_the_agent_its_node_and_the_token() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [policy, log] = ["policy.yaml", "audit.log"].map(|name| directory.path().join(name));
+    let of_tokens = json!([{ "group": "", "resources": ["serviceaccounts/token"] }]);
+    let rules = json!([{ "level": "Metadata", "resources": of_tokens }]);
+    let text = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules }).to_string();
+    fs::write(&policy, text).unwrap();
+    let flags =
+        [format!("--audit-policy-file={}", policy.display()), format!("--audit-log-path={}", log.display())];
+    let cluster = Cluster::with_flags("service-accounts", &flags);
+
+    let answer = cluster.await_granted(&agent(&cluster), &cluster.request("shop", "web-0"));
+
+    let id = format!("JTI={}", cluster.claims(&answer)["jti"].as_str().unwrap());
+    let mut record = Value::Null;
+    eventually("its record", || {
+        let log = fs::read_to_string(&log).unwrap();
+        let mut records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_it = |record: &Value| {
+            record["annotations"]["authentication.kubernetes.io/issued-credential-id"] == id.as_str()
+        };
+        record = records.find(is_it).unwrap_or_default();
+        !record.is_null()
+    });
+    assert_eq!(record["user"]["username"], AGENT);
+    assert_eq!(record["user"]["extra"][NODE_NAME], json!([NODE]));
+    assert_eq!(record["impersonatedUser"]["username"], format!("system:node:{NODE}"));
+    let metadata = &record["authenticationMetadata"];
+    assert_eq!(metadata["impersonationConstraint"], "impersonate:associated-node");
+    let object = &record["objectRef"];
+    assert_eq!((&object["namespace"], &object["name"]), (&"shop".into(), &"web".into()));
+    assert!(!fs::read_to_string(&log).unwrap().contains(token_of(&answer)), "the token is in the log");
 }

@@ -19,14 +19,18 @@ const OPTED_IN: &str = "kubectl label namespace <namespace> kube2ram/service-acc
 const OTHER_UID: &str = "the pod has another UID";
 const ITS_NODE: &str = "pods of the node only";
 
+/// The UID of no pod.
+const ANOTHER: &str = "0a1b2c3d-0000-4000-8000-000000000001";
+
 /// The overlay's cluster, and the agent of this node when right and policies are active.
 fn confined() -> (Cluster, Caller) {
     let cluster = Cluster::new("service-accounts-by-policy");
     let agent = Caller::new(&cluster.token_on(NODE));
     let own = cluster.request("shop", "cart-0");
     cluster.await_granted(&agent, &own);
-    cluster.await_refused(&agent, &own.with("audiences", json!([API])), AUDIENCE);
-    cluster.await_refused(&agent, &cluster.request("shop", "web-1"), ITS_NODE);
+    cluster.await_refused(&agent, &own.clone().with("audiences", json!([API])), AUDIENCE);
+    // The second policy knows this pod, so it knows all.
+    cluster.await_refused(&agent, &own.bound("uid", ANOTHER.into()), OTHER_UID);
     (cluster, agent)
 }
 
@@ -58,7 +62,6 @@ fn all_other_tokens_are_refused_and_the_error_names_the_next_step() {
     let own = cluster.request("shop", "web-0");
     let node = json!({ "apiVersion": "v1", "kind": "Node", "name": NODE });
     let absent = own.clone().bound("name", "web-9".into());
-    let uid = json!("0a1b2c3d-0000-4000-8000-000000000001");
 
     let refused = [
         (own.clone().with("audiences", json!([STS, API])), 403, AUDIENCE),
@@ -75,7 +78,7 @@ fn all_other_tokens_are_refused_and_the_error_names_the_next_step() {
         (cluster.request("quiet", "batch-0"), 403, OPTED_IN),
         (cluster.request("shop", "web-1"), 403, ITS_NODE),
         (cluster.request("shop", "far-0"), 403, ITS_NODE),
-        (own.clone().bound("uid", uid), 403, OTHER_UID),
+        (own.clone().bound("uid", ANOTHER.into()), 403, OTHER_UID),
         // No pod is there that the second policy could judge.
         (own.clone().of("empty", "lonely"), 422, "no params found"),
         // The API server's own checks.
