@@ -1,5 +1,6 @@
 //! Against a real API server (`cargo xtask test --api-server`): its verdict on every manifest, that the
-//! agent's rights are enough, that each is needed, and what the admission policies deny.
+//! agent's rights are enough, that each is needed, what the admission policies deny, and which tokens of
+//! ServiceAccounts an agent gets.
 
 mod admission;
 mod cluster;
