@@ -213,8 +213,8 @@ struct Document<P, S> {
 /// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent
 /// itself has no limit, but one that has been away for a day has nothing to continue.
 pub const MAX_AGE: Duration = Duration::from_hours(24);
-/// 250 pods with every annotation at its longest, and 1 MiB of allow-lists; a thousand ordinary pods take 300
-/// KiB.
+/// 250 pods with every annotation at its longest (half as many if those of their ServiceAccounts are, too),
+/// and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
 pub const LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";

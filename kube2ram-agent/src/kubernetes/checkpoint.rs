@@ -25,16 +25,20 @@ struct CheckpointPod {
 }
 
 impl Checkpoint {
-    /// Stores pods up to the bounds, and their namespaces. Pods whose annotations are longer than any valid
-    /// ones are left out: they have no role anyway, and must not use the room of others.
+    /// Stores pods up to the bounds, and their namespaces. Pods whose annotations, or whose ServiceAccount's,
+    /// are longer than any valid ones are left out: they have no role anyway, and must not use the room of
+    /// others.
     pub(super) fn of<'p>(
         pods: impl Iterator<Item = &'p Known>,
         allow_list: impl Fn(&str) -> Option<Option<Arc<str>>>,
     ) -> Self {
-        let annotated =
-            |known: &Known| known.pod.annotations.values().map(|value| value.len()).sum::<usize>();
+        let fits = |annotations: &BTreeMap<_, Box<str>>| {
+            annotations.values().map(|value| value.len()).sum::<usize>() <= ANNOTATIONS_LIMIT_BYTES
+        };
         let mut pods: Vec<_> = pods
-            .filter(|known| annotated(known) <= ANNOTATIONS_LIMIT_BYTES)
+            .filter(|known| {
+                fits(&known.pod.annotations) && known.pod.account_annotations.as_ref().is_none_or(fits)
+            })
             .take(PODS_LIMIT)
             .map(|known| CheckpointPod {
                 pod: Pod::clone(&known.pod),
@@ -63,6 +67,7 @@ impl Checkpoint {
             pod: Arc::new(pod),
             config_hash: config_hash.filter(PodUid::is_config_hash),
             ip: None,
+            created_at: None,
             is_terminating: false,
             is_running: false,
         });
@@ -71,8 +76,8 @@ impl Checkpoint {
     }
 }
 
-/// More than the longest legal values together: a session policy of 2,048 characters of four bytes, an
-/// external id, and so on.
+/// More than the longest legal values of a pod, or of a ServiceAccount, together: a session policy of 2,048
+/// characters of four bytes, an external id, and so on.
 const ANNOTATIONS_LIMIT_BYTES: usize = 16 * 1024;
 /// More pods than any node has.
 const PODS_LIMIT: usize = 2048;
@@ -96,7 +101,14 @@ mod tests {
             annotations: [("role".into(), annotation.into())].into(),
         };
         let config_hash = (n == 2).then(|| PodUid::parse("9f86d081884c7d659a2feaa0c55ad015").unwrap());
-        Known { pod: Arc::new(pod), config_hash, ip: None, is_terminating: false, is_running: false }
+        Known {
+            pod: Arc::new(pod),
+            config_hash,
+            ip: None,
+            created_at: None,
+            is_terminating: false,
+            is_running: false,
+        }
     }
 
     #[test]
@@ -124,5 +136,26 @@ mod tests {
 
         assert_eq!(checkpoint.pods.len(), PODS_LIMIT);
         assert!(checkpoint.pods.iter().all(|checkpoint| checkpoint.pod.annotations["role"].len() == 1));
+    }
+
+    #[test]
+    fn carries_the_annotations_of_the_service_account_within_the_same_bound() {
+        let annotated = |n, value: &str| {
+            let mut known = known(n, "a");
+            Arc::make_mut(&mut known.pod).account_annotations = Some([("role".into(), value.into())].into());
+            known
+        };
+        let pods = [
+            annotated(1, "of the account"),
+            annotated(3, &"x".repeat(ANNOTATIONS_LIMIT_BYTES + 1)),
+            known(4, "not known yet"),
+        ];
+
+        let text = serde_json::to_string(&Checkpoint::of(pods.iter(), |_| None)).unwrap();
+        let live = [uid(1), uid(3), uid(4)].into();
+        let (restored, _) = serde_json::from_str::<Checkpoint>(&text).unwrap().restore(&live);
+
+        let accounts: Vec<_> = restored.iter().map(|known| known.pod.account_annotations.clone()).collect();
+        assert_eq!(accounts, [Some([("role".into(), "of the account".into())].into()), None]);
     }
 }

@@ -1,8 +1,13 @@
 //! API objects as they come over the wire, cut down to what is used while they are parsed.
 //! Pure; called by `kubernetes::cluster` and `kubernetes::namespaces`.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use jiff::Timestamp;
 use kube::core::{ApiResource, ObjectMeta, object::Object};
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -81,6 +86,8 @@ pub(super) struct Known {
     pub(super) pod: Arc<Pod>,
     pub(super) config_hash: Option<PodUid>,
     pub(super) ip: Option<IpAddr>,
+    /// When it was created, by the API server's clock; `None` for one from a checkpoint.
+    pub(super) created_at: Option<Timestamp>,
     /// Whether it was deleted; its processes may still run.
     pub(super) is_terminating: bool,
     /// Whether one of its containers runs.
@@ -111,13 +118,14 @@ pub(super) fn is_sound(pod: &ApiPod) -> bool {
 pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<PodUpdate> {
     let uid = uid_of(&object.metadata)?;
     let is_terminating = object.metadata.deletion_timestamp.is_some();
+    let created_at = object.metadata.creation_timestamp.map(|time| time.0);
     let spec = object.spec.sound()?;
     let PodStatus { phase, pod_ip, container_statuses } = object.status.unwrap_or_default().sound()?;
     // kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle: a pod never leaves these two phases.
     if matches!(phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Some(PodUpdate::Ended(uid));
     }
-    let mut annotations = object.metadata.annotations.unwrap_or_default();
+    let annotations = object.metadata.annotations.unwrap_or_default();
     // For mirror pods only. The kubelet deletes a mirror pod that is not its own. But every user who may
     // create pods can write both annotations, so two claims to one name are both refused.
     let [mirror, hash] = MIRROR_ANNOTATIONS;
@@ -127,10 +135,7 @@ pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<P
         .filter(|_| mirror)
         .and_then(|hash| PodUid::parse(hash))
         .filter(PodUid::is_config_hash);
-    let kept = |(key, limit_bytes): &(Box<str>, usize)| {
-        Some((key.clone(), cut(annotations.remove(&**key)?, *limit_bytes)))
-    };
-    let annotations = keep.iter().filter_map(kept).collect();
+    let annotations = kept_annotations(annotations, keep);
     let pod = Pod {
         uid,
         namespace: object.metadata.namespace?.into(),
@@ -145,11 +150,29 @@ pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<P
     };
     let ip = pod_ip.and_then(|ip| ip.parse().ok());
     let is_running = container_statuses.iter().any(|status| status.state.running.is_some());
-    Some(PodUpdate::Live(Known { pod: Arc::new(pod), config_hash, ip, is_terminating, is_running }))
+    Some(PodUpdate::Live(Known {
+        pod: Arc::new(pod),
+        config_hash,
+        ip,
+        created_at,
+        is_terminating,
+        is_running,
+    }))
 }
 
 pub(super) fn uid_of(metadata: &ObjectMeta) -> Option<PodUid> {
     PodUid::parse(metadata.uid.as_deref()?)
+}
+
+/// The annotations named in `keep`, with this many bytes of each.
+pub(super) fn kept_annotations(
+    mut annotations: BTreeMap<String, String>,
+    keep: &[(Box<str>, usize)],
+) -> BTreeMap<Box<str>, Box<str>> {
+    let kept = |(key, limit_bytes): &(Box<str>, usize)| {
+        Some((key.clone(), cut(annotations.remove(&**key)?, *limit_bytes)))
+    };
+    keep.iter().filter_map(kept).collect()
 }
 
 /// A truncated value ends in a mark that no valid annotation may have, so that `role` refuses it whatever the
@@ -195,6 +218,7 @@ pub(super) mod testing {
             pod: Arc::new(pod),
             config_hash: None,
             ip: None,
+            created_at: None,
             is_terminating: false,
             is_running: false,
         })
@@ -223,7 +247,8 @@ mod tests {
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": "team-a", "name": "web", "uid": UID.to_uppercase(),
-                "annotations": {"role": "reader", "other": "x"}, "managedFields": [{"fieldsV1": {"f:x": {}}}]},
+                "creationTimestamp": "2026-01-01T00:00:00Z", "annotations": {"role": "reader", "other": "x"},
+                "managedFields": [{"fieldsV1": {"f:x": {}}}]},
             "spec": {"containers": [{"name": "c", "image": "i"}], "serviceAccountName": "sa", "hostNetwork": true},
             "status": {"phase": "Running", "podIP": "10.0.0.1"},
         });
@@ -232,6 +257,7 @@ mod tests {
         let pod = known.pod;
 
         assert_eq!((known.ip, known.is_terminating), (Some([10, 0, 0, 1].into()), false));
+        assert_eq!(known.created_at, Some("2026-01-01T00:00:00Z".parse().unwrap()));
 
         assert_eq!(pod.uid.as_str(), UID);
         assert_eq!((&*pod.namespace, &*pod.name, &*pod.service_account), ("team-a", "web", "sa"));

@@ -1,6 +1,7 @@
-//! Reduces lists, as they arrive, to the fields that are used, before kube collects them: users who may
-//! create pods decide how large the lists are, and kube holds each list twice as a whole. The only module
-//! that uses json-event-parser. Depends on kube's client; called by `kubernetes::client`.
+//! Reduces answers, as they arrive, to the fields that are used, before they are collected: users who may
+//! create pods or ServiceAccounts decide how large these are, and kube holds each list twice as a whole. The
+//! only module that uses json-event-parser. Depends on kube's client; called by `kubernetes::cluster` and
+//! `kubernetes::account_api`.
 
 use std::{
     borrow::Cow,
@@ -31,14 +32,31 @@ const VALUE_LIMIT_BYTES: usize = 64 * 1024 + 4;
 /// 1.5 MiB.
 const TOKEN_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Cuts down the lists that a client is given. Clones share the annotations' names.
+/// Cuts down the answers that a client is given. Clones share the annotations' names.
 #[derive(Clone, Debug)]
-pub(super) struct Projection(Arc<[Box<str>]>);
+pub(super) struct Projection {
+    annotations: Arc<[Box<str>]>,
+    answers: Answers,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+enum Answers {
+    /// Lists of pods and namespaces; what has no `items` stays as it is.
+    Lists,
+    /// Single objects, of which only the annotations are used.
+    Objects,
+}
 
 impl Projection {
-    /// Keeps the annotations that are named, and no others.
+    /// Of lists: keeps the annotations that are named, and no others.
     pub(super) fn new(annotations: impl IntoIterator<Item = Box<str>>) -> Self {
-        Self(annotations.into_iter().collect())
+        Self { annotations: annotations.into_iter().collect(), answers: Answers::Lists }
+    }
+
+    /// Of single objects: keeps the annotations that are named, and nothing else.
+    pub(super) fn of_objects(annotations: impl IntoIterator<Item = Box<str>>) -> Self {
+        Self { annotations: annotations.into_iter().collect(), answers: Answers::Objects }
     }
 }
 
@@ -50,7 +68,7 @@ impl<S> Layer<S> for Projection {
     }
 }
 
-/// A client whose lists are reduced.
+/// A client whose answers are reduced.
 #[derive(Clone)]
 pub(super) struct Projecting<S> {
     inner: S,
@@ -72,14 +90,14 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_list = request.method() == http::Method::GET && !is_watch(request.uri());
+        let is_read = request.method() == http::Method::GET && !is_watch(request.uri());
         let projection = self.projection.clone();
         let project = move |answer: Response<B>| {
             let is_json = answer
                 .headers()
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-            if is_list && is_json && answer.status().is_success() {
+            if is_read && is_json && answer.status().is_success() {
                 answer.map(|body| projected(body, projection))
             } else {
                 answer.map(BodyExt::boxed_unsync)
@@ -234,15 +252,25 @@ impl Sieve {
     fn kept(&self) -> Kept {
         let path: Vec<&str> = self.path.iter().filter_map(Option::as_deref).collect();
         let any = |is_any: bool| if is_any { Kept::AsItIs } else { Kept::No };
+        let annotation = |key: &str| {
+            let is_named = self.projection.annotations.iter().any(|name| **name == *key);
+            if is_named { Kept::Text(JsonEvent::String("".into())) } else { Kept::No }
+        };
+        if matches!(self.projection.answers, Answers::Objects) {
+            return match path[..] {
+                ["metadata", "annotations", key] => annotation(key),
+                [] | ["metadata"] | ["metadata", "annotations"] => Kept::AsItIs,
+                _ => Kept::No,
+            };
+        }
         match path[..] {
-            ["items", "metadata", "annotations", key] => {
-                let is_named = self.projection.0.iter().any(|name| **name == *key);
-                if is_named { Kept::Text(JsonEvent::String("".into())) } else { Kept::No }
-            }
+            ["items", "metadata", "annotations", key] => annotation(key),
             ["items", "metadata", "annotations"] => Kept::AsItIs,
-            ["items", "metadata", "deletionTimestamp" | "name" | "namespace" | "uid"] => {
-                Kept::Text(JsonEvent::Null)
-            }
+            [
+                "items",
+                "metadata",
+                "creationTimestamp" | "deletionTimestamp" | "name" | "namespace" | "uid",
+            ] => Kept::Text(JsonEvent::Null),
             ["items", key] => any(["apiVersion", "kind", "metadata", "spec", "status"].contains(&key)),
             ["items", "spec", key] => any(["hostNetwork", "nodeName", "serviceAccountName"].contains(&key)),
             ["items", "status", key] => any(["containerStatuses", "phase", "podIP"].contains(&key)),
@@ -268,7 +296,10 @@ mod tests {
     use super::*;
 
     fn project_in_pieces(text: &str, size: usize) -> Result<Value, BoxError> {
-        let projection = Projection::new(["role".into()]);
+        project_by(Projection::new(["role".into()]), text, size)
+    }
+
+    fn project_by(projection: Projection, text: &str, size: usize) -> Result<Value, BoxError> {
         let body = StreamBody::new(stream::iter(
             text.as_bytes()
                 .chunks(size)
@@ -287,7 +318,8 @@ mod tests {
         let full = json!({
             "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": "x"},
             "items": [{
-                "metadata": {"name": "a", "namespace": "n", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "2025-12-01T00:00:00Z",
+                    "deletionTimestamp": "2026-01-01T00:00:00Z",
                     "annotations": {"role": "r\u{00e9}\n", "other": "x"}, "managedFields": [{"fieldsV1": {"f:x": {}}}], "labels": {"name": "l"}},
                 "spec": {"nodeName": "m", "hostNetwork": true, "serviceAccountName": "s", "containers": [{"name": "c", "env": [{"name": "metadata", "value": "secret"}]}]},
                 "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{}],
@@ -297,7 +329,8 @@ mod tests {
         let kept = json!({
             "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": "x"},
             "items": [{
-                "metadata": {"name": "a", "namespace": "n", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": {"role": "r\u{00e9}\n"}},
+                "metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "2025-12-01T00:00:00Z",
+                    "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": {"role": "r\u{00e9}\n"}},
                 "spec": {"nodeName": "m", "hostNetwork": true, "serviceAccountName": "s"},
                 "status": {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"state": {"running": {}}}, {"state": {}}]},
             }, {"metadata": {"name": "b", "annotations": {}}, "spec": {}}],
@@ -329,6 +362,34 @@ mod tests {
             json!("x"),
         ] {
             assert_eq!(project(&value), value);
+        }
+    }
+
+    #[test]
+    fn keeps_of_a_single_object_the_annotations_that_are_named_and_nothing_else() {
+        let full = json!({
+            "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "items": [{"metadata": {"name": "x"}}],
+            "metadata": {"name": "a", "labels": {"role": "l"}, "managedFields": [{"fieldsV1": {"f:metadata": {}}}],
+                "annotations": {"role": "r", "other": "x", "kubectl.kubernetes.io/last-applied-configuration": "{}"}},
+            "secrets": [{"name": "s"}],
+        });
+        let kept = json!({"metadata": {"annotations": {"role": "r"}}});
+        let text = full.to_string();
+
+        for size in [1, 7, 64, usize::MAX] {
+            let projected = project_by(Projection::of_objects(["role".into()]), &text, size).unwrap();
+            assert_eq!(projected, kept, "in pieces of {size} bytes");
+        }
+        for (odd, kept) in [
+            (
+                json!({"metadata": {"annotations": {"role": {"a": [1]}}}}),
+                json!({"metadata": {"annotations": {"role": ""}}}),
+            ),
+            (json!({"metadata": {}}), json!({"metadata": {}})),
+            (json!({"kind": "Status"}), json!({})),
+        ] {
+            let projection = Projection::of_objects(["role".into()]);
+            assert_eq!(project_by(projection, &odd.to_string(), 64).unwrap(), kept);
         }
     }
 
