@@ -1,7 +1,10 @@
 //! The API server's data: the pods of this node and, where they are restricted, the namespaces' allow-lists,
-//! kept by watches; and Events to it. The only module that uses kube and k8s-openapi. Called by `server`
-//! (look-ups) and `app` (watches).
+//! kept by watches; where roles are given to ServiceAccounts, these, read one by one, and their tokens; and
+//! Events to it. The only module that uses kube and k8s-openapi. Called by `server` (look-ups), `app`
+//! (watches), and the issuer of credentials (tokens).
 
+mod account_api;
+mod accounts;
 mod cluster;
 mod events;
 mod api_activity;
@@ -9,11 +12,14 @@ mod lookup;
 mod metrics;
 mod namespaces;
 mod object;
+mod own_node;
 mod pods;
 mod projection;
 mod checkpoint;
 mod pod_view;
+mod service_accounts;
 mod taint;
+mod token_request;
 
 use std::sync::Arc;
 
@@ -24,8 +30,11 @@ pub use self::{
     checkpoint::Checkpoint,
     cluster::{AllowLists, Cluster, ClusterConfig},
     metrics::Metrics,
+    own_node::OwnNode,
     pod_view::{Elsewhere, PodView, Presence},
+    service_accounts::ServiceAccountConfig,
     taint::{StartupTaint, TaintError},
+    token_request::{TokenRequester, TokenState},
 };
 use crate::{identity::PodUid, pod::Pod};
 
@@ -56,8 +65,8 @@ pub enum PodError {
 /// The pods and namespaces, as the rest of the agent sees them.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// The pod with this UID, when it is known already. Nearly always it is, and nothing has to be waited
-    /// for.
+    /// The pod with this UID, when it is known already, with its ServiceAccount's annotations where these
+    /// count. Nearly always it is, and nothing has to be waited for.
     fn known_pod(&self, uid: &PodUid) -> Option<Arc<Pod>>;
 
     /// The pod with this UID. A pod that is not known yet is waited for (event-driven, within the directory's
@@ -86,7 +95,7 @@ pub struct Notice {
     pub about: About,
     /// `UpperCamelCase`, for machines: `AssumeRoleDenied`, `CredentialsUnavailable`, `DatapathBroken`,
     /// `DatapathRepaired`, `MalformedAllowList`, `MalformedAnnotation`, `MisplacedAnnotation`,
-    /// `OutsidePodsCgroup`, `RoleDenied`.
+    /// `OutsidePodsCgroup`, `RoleDenied`, `TokensUnavailable`.
     pub reason: &'static str,
     /// The text for people: the problem and the remedy. Names no secret and no other pod.
     pub message: String,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    error::Error,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    About, Directory, Metrics, Notice, Notices, PodError,
+    About, Directory, Metrics, Notice, Notices, PodError, ServiceAccountConfig,
+    account_api::AccountApi,
     api_activity::{ApiActivity, Resource, WatchState},
     checkpoint::Checkpoint,
     events::Events,
@@ -55,6 +57,9 @@ pub struct ClusterConfig {
     /// What counts of namespaces; `None` where they are not restricted. Then none is asked for, and the right
     /// to is not needed.
     pub allow_lists: Option<AllowLists>,
+    /// What is asked about ServiceAccounts; `None` where they give no roles. Then none is asked for, and no
+    /// pod waits for one.
+    pub service_accounts: Option<ServiceAccountConfig>,
     /// Returns the pods that have a cgroup now: only they are believed when the API server does not know
     /// them, or cannot be asked.
     pub live_pods: Arc<dyn Fn() -> io::Result<HashSet<PodUid>> + Send + Sync>,
@@ -76,14 +81,17 @@ pub struct AllowLists {
 
 /// The pods and namespaces that the API server knows, and the queue of Events for it.
 pub struct Cluster {
-    client: Client,
+    pub(super) client: Client,
     /// Of the API server.
     address: Box<str>,
-    config: ClusterConfig,
+    pub(super) config: ClusterConfig,
+    pub(super) clock: Arc<dyn Clock>,
     lookups: Mutex<Lookups>,
     namespaces: Mutex<Namespaces>,
-    /// Marked at each change of the two above, and after each direct list.
-    changed: watch::Sender<()>,
+    /// `None` where nothing is asked about ServiceAccounts.
+    pub(super) account_api: Option<AccountApi>,
+    /// Marked at each change of pods and namespaces, and after each direct list.
+    pub(super) changed: watch::Sender<()>,
     list_wanted: Notify,
     events: Events,
     /// The checkpoint of an earlier agent, used if the API server is unavailable.
@@ -116,14 +124,22 @@ impl Cluster {
         let projection = Projection::new(annotations.chain(of_namespaces));
         let client = client_config(client).await?;
         let address = client.cluster_url.to_string().trim_end_matches('/').into();
+        let mut lookups = Lookups::new();
+        let mut account_api = None;
+        if let Some(accounts) = &config.service_accounts {
+            lookups.pods.with_accounts();
+            account_api = Some(AccountApi::connect(client.clone(), &config.node, accounts)?);
+        }
         let client = ClientBuilder::try_from(client).map_err(ClientError::Client)?;
         let client = client.with_layer(&activity).with_layer(&projection).build();
         Ok(Arc::new(Self {
             client,
             address,
-            events: Events::new(config.node.clone(), clock, metrics.clone()),
+            events: Events::new(config.node.clone(), Arc::clone(&clock), metrics.clone()),
             config,
-            lookups: Mutex::new(Lookups::new()),
+            clock,
+            lookups: Mutex::new(lookups),
+            account_api,
             namespaces: Mutex::new(Namespaces::new()),
             changed: watch::Sender::new(()),
             list_wanted: Notify::new(),
@@ -141,6 +157,8 @@ impl Cluster {
                 self.watch_pods(),
                 self.watch_namespaces(),
                 self.list_wanted_pods(),
+                self.read_accounts(),
+                self.check_own_node(),
                 self.forget_departed_pods(),
                 self.restore_late(),
                 self.events.post_all(&self.client)
@@ -252,14 +270,22 @@ impl Cluster {
         }
     }
 
-    /// Whether the pod's namespace is known, if it is needed. Without it every rule would deny, and SDKs
-    /// treat a 403 as final.
-    fn knows_namespace_of(&self, pod: &Pod) -> bool {
+    /// Whether all is known that decides on the pod's role: its ServiceAccount and its namespace, if they are
+    /// needed. Without its account it would get another role; without its namespace every rule would deny,
+    /// and SDKs treat a 403 as final.
+    fn knows_all_of(&self, pod: &Pod) -> bool {
+        if !self.knows_account_of(pod) {
+            return false;
+        }
         if self.config.allow_lists.is_none() {
             return true;
         }
         let namespaces = self.namespaces();
         namespaces.is_listed() || namespaces.known().contains_key(&pod.namespace)
+    }
+
+    fn knows_account_of(&self, pod: &Pod) -> bool {
+        self.config.service_accounts.is_none() || pod.account_annotations.is_some()
     }
 
     /// Resolves when [`Self::is_synced`].
@@ -281,9 +307,12 @@ impl Cluster {
         while !self.is_listed(resource) && changed.changed().await.is_ok() {}
     }
 
-    /// The pods of this node that are known, in no order.
+    /// The pods of this node that are known, in no order. Where ServiceAccounts give roles, those whose
+    /// account is not known yet are left out.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.lookups().pods.all().map(|known| Arc::clone(&known.pod)).collect()
+        let lookups = self.lookups();
+        let pods = lookups.pods.all().map(|known| &known.pod);
+        pods.filter(|pod| self.knows_account_of(pod)).map(Arc::clone).collect()
     }
 
     /// The same pods with what only people ask for, in no order.
@@ -342,7 +371,7 @@ impl Cluster {
         self.changed.subscribe()
     }
 
-    fn lookups(&self) -> MutexGuard<'_, Lookups> {
+    pub(super) fn lookups(&self) -> MutexGuard<'_, Lookups> {
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -514,6 +543,17 @@ impl Cluster {
         Ok(list.items.into_iter().filter_map(|object| self.pod_update(object)).collect())
     }
 
+    /// What kept a pod waiting: its ServiceAccount, if the pod was found and that could not be read; else the
+    /// last direct list.
+    fn reason_for_waiting(&self, found: Option<&Pod>) -> Option<Box<dyn Error + Send + Sync>> {
+        let lookups = self.lookups();
+        let of_account = found.filter(|pod| !self.knows_account_of(pod)).and_then(|pod| {
+            let error = lookups.pods.accounts()?.error_of(pod)?;
+            Some(Box::new(error) as Box<dyn Error + Send + Sync>)
+        });
+        of_account.or_else(|| lookups.last_error().map(|error| Box::new(error) as _))
+    }
+
     /// Looks once, and wants the pod from a direct list if it is not there.
     fn look(&self, uid: &PodUid) -> Look {
         let look = self.lookups().look(uid);
@@ -526,10 +566,12 @@ impl Cluster {
     async fn wait_for(&self, uid: &PodUid, mut changed: watch::Receiver<()>) -> Result<Arc<Pod>, PodError> {
         let deadline = Instant::now() + self.config.lookup;
         let mut absent = false;
+        let mut found = None;
         loop {
             match self.look(uid) {
-                Look::Found(pod) if self.knows_namespace_of(&pod) => return Ok(pod),
-                Look::Found(_) | Look::Wanted => {}
+                Look::Found(pod) if self.knows_all_of(&pod) => return Ok(pod),
+                Look::Found(pod) => found = Some(pod),
+                Look::Wanted => {}
                 Look::Ambiguous => return Err(PodError::Ambiguous(uid.clone())),
                 // A kubelet makes a pod's cgroup after it has the pod from the API server, except a static
                 // pod's: its mirror is made later, and may still come.
@@ -540,7 +582,7 @@ impl Cluster {
                 Ok(Ok(())) => {}
                 _ if absent => return Err(PodError::Unknown(uid.clone())),
                 _ => {
-                    let source = self.lookups().last_error().map(|error| Box::new(error) as _);
+                    let source = self.reason_for_waiting(found.as_deref());
                     return Err(PodError::Unavailable { uid: uid.clone(), source });
                 }
             }
@@ -563,7 +605,7 @@ const DEPARTED_INTERVAL: Duration = Duration::from_secs(5);
 impl Directory for Cluster {
     fn known_pod(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         match self.look(uid) {
-            Look::Found(pod) if self.knows_namespace_of(&pod) => Some(pod),
+            Look::Found(pod) if self.knows_all_of(&pod) => Some(pod),
             _ => None,
         }
     }

@@ -185,6 +185,7 @@ impl Events {
         };
         let namespace = namespace_of(&notice.about);
         let (of_object, action) = match notice.about {
+            About::Node if notice.reason == "TokensUnavailable" => (None, "RequestToken"),
             About::Node => (None, "RepairDatapath"),
             About::Namespace(_) | About::Pod(..) => (Some(namespace.to_owned()), "IssueCredentials"),
         };

@@ -28,6 +28,8 @@ pub struct Metrics {
     pub(super) pod_waits: Labelled,
     pub(super) pod_lists: Labelled,
     pub(super) events: Labelled,
+    pub(super) token_requests: Labelled,
+    pub(super) service_account_reads: Labelled,
 }
 
 impl Metrics {
@@ -96,6 +98,16 @@ impl Metrics {
             "Kubernetes Events, by result (counted, dropped, duplicate, failed, forbidden, posted)",
             metrics.events.clone(),
         );
+        registry.register(
+            "token_requests",
+            "Requests for a ServiceAccount's token with --credentials-from=service-account, by outcome (cluster_configuration, issued, throttled, token)",
+            metrics.token_requests.clone(),
+        );
+        registry.register(
+            "service_account_reads",
+            "Reads of a ServiceAccount's annotations, by result (absent, error, forbidden, ok)",
+            metrics.service_account_reads.clone(),
+        );
         metrics.start_at_zero(resources);
         metrics
     }
@@ -112,8 +124,12 @@ impl Metrics {
             (&self.pod_waits, &["ambiguous", "found", "unavailable", "unknown"][..]),
             (&self.pod_lists, &["error", "ok"]),
             (&self.events, &["counted", "dropped", "duplicate", "failed", "forbidden", "posted"]),
+            (&self.service_account_reads, &["absent", "error", "forbidden", "ok"]),
         ] {
             results.iter().for_each(|result| drop(family.get_or_create(&[("result", *result)])));
+        }
+        for outcome in ["cluster_configuration", "issued", "throttled", "token"] {
+            drop(self.token_requests.get_or_create(&[("outcome", outcome)]));
         }
     }
 
@@ -143,6 +159,14 @@ impl Metrics {
 
     pub(super) fn event(&self, result: &'static str) {
         self.events.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub(super) fn token_request(&self, outcome: &'static str) {
+        self.token_requests.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    pub(super) fn service_account_read(&self, result: &'static str) {
+        self.service_account_reads.get_or_create(&[("result", result)]).inc();
     }
 }
 

@@ -1,13 +1,21 @@
 //! The pods of the node, from two sources: the watch, and direct lists for pods that it has not shown yet.
-//! Pure; called by `kubernetes::cluster` and `kubernetes::lookup`.
+//! Each gets the annotations of its ServiceAccount, once these are known. Pure; called by
+//! `kubernetes::cluster`, `kubernetes::lookup`, `kubernetes::service_accounts` and
+//! `kubernetes::token_request`.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
-use super::object::{Known, PodUpdate};
+use tokio::time::Instant;
+
+use super::{
+    accounts::Accounts,
+    object::{Known, PodUpdate},
+};
 use crate::{identity::PodUid, pod::Pod};
+use kube2ram_cloud::role::ServiceAccount;
 use kube2ram_service::kubernetes::Store;
 
 #[derive(Debug)]
@@ -22,6 +30,8 @@ pub(super) struct Pods {
     gone: Gone,
     /// Whether a relist has arrived since the direct list in flight was requested.
     relisted: bool,
+    /// The ServiceAccounts of the pods; `None` where their annotations are not asked for.
+    accounts: Option<Accounts>,
 }
 
 /// The last deleted UIDs, enough of them that no direct list has an earlier one. UIDs are not reused.
@@ -61,7 +71,48 @@ impl Pods {
             ended: HashSet::new(),
             gone: Gone::default(),
             relisted: false,
+            accounts: None,
         }
+    }
+
+    /// From now on pods get the annotations of their ServiceAccounts.
+    pub(super) fn with_accounts(&mut self) {
+        self.accounts = Some(Accounts::default());
+    }
+
+    pub(super) fn accounts(&self) -> Option<&Accounts> {
+        self.accounts.as_ref()
+    }
+
+    /// The ServiceAccounts, once they follow the present pods.
+    pub(super) fn follow_accounts(&mut self, now: Instant) -> Option<&mut Accounts> {
+        let accounts = self.accounts.as_mut()?;
+        accounts.follow(self.store.known().values(), self.departed.values(), now);
+        Some(accounts)
+    }
+
+    /// Gives the pods what is known of their ServiceAccounts. Returns whether that has changed any: only
+    /// those become other objects.
+    pub(super) fn fill(&mut self) -> bool {
+        let Some(accounts) = &self.accounts else { return false };
+        let pods = self.store.known_mut().chain(self.departed.values_mut());
+        pods.fold(false, |has_changed, known| accounts.fill(known) || has_changed)
+    }
+
+    /// The pods to which a token of the ServiceAccount can be bound, the newest first, so many at most. Those
+    /// that terminate come last: they are about to be deleted, and keep their role until then. The API server
+    /// has no departed pod any more, and a static pod's mirror has no ServiceAccount.
+    pub(super) fn with_account(&self, account: &ServiceAccount, limit: usize) -> Vec<Arc<Pod>> {
+        let is_bindable = |known: &&Known| {
+            let pod = &known.pod;
+            let has_account = pod.namespace == account.namespace && pod.service_account == account.name;
+            has_account && known.config_hash.is_none()
+        };
+        let mut pods: Vec<_> = self.store.known().values().filter(is_bindable).collect();
+        // The UID decides between pods of the same second, so that each attempt has the same order.
+        let rank = |known: &Known| (!known.is_terminating, known.created_at);
+        pods.sort_by(|a, b| (rank(b), &b.pod.uid).cmp(&(rank(a), &a.pod.uid)));
+        pods.into_iter().take(limit).map(|known| Arc::clone(&known.pod)).collect()
     }
 
     pub(super) fn is_listed(&self) -> bool {
@@ -91,10 +142,22 @@ impl Pods {
 
     /// Adds the pods of a checkpoint, until a list replaces them.
     pub(super) fn restore(&mut self, pods: Vec<Known>) {
-        for known in pods {
-            if !self.store.is_listed() && !self.store.known().contains_key(&known.pod.uid) {
-                self.store.insert(known.pod.uid.clone(), known);
+        for mut known in pods {
+            if self.store.is_listed() || self.store.known().contains_key(&known.pod.uid) {
+                continue;
             }
+            match &mut self.accounts {
+                Some(accounts) => {
+                    accounts.restore(&known);
+                    accounts.fill(&mut known);
+                }
+                // Of an agent that was configured otherwise.
+                None if known.pod.account_annotations.is_some() => {
+                    Arc::make_mut(&mut known.pod).account_annotations = None;
+                }
+                None => {}
+            }
+            self.store.insert(known.pod.uid.clone(), known);
         }
     }
 
@@ -125,7 +188,10 @@ impl Pods {
         }
     }
 
-    fn insert(&mut self, known: Known) {
+    fn insert(&mut self, mut known: Known) {
+        if let Some(accounts) = &self.accounts {
+            accounts.fill(&mut known);
+        }
         self.departed.remove(&known.pod.uid);
         if known.config_hash.is_some() {
             self.departed.retain(|_, departed| departed.config_hash != known.config_hash);
@@ -179,6 +245,7 @@ impl Pods {
         });
         self.ended.clear();
         self.relisted = true;
+        self.fill();
     }
 
     /// A direct list is about to be asked for.

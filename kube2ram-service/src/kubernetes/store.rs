@@ -29,6 +29,11 @@ impl<K: Eq + Hash, V> Store<K, V> {
         &self.known
     }
 
+    /// The same, to change what the watch does not show. A relist replaces it.
+    pub fn known_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.known.values_mut()
+    }
+
     /// Keeps the latest value of an object; gives the one before.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         self.known.insert(key, value)
