@@ -487,4 +487,102 @@ mod tests {
 
         assert_eq!((name(&pods, 1).as_deref(), name(&pods, 2), name(&pods, 3)), (Some("listed"), None, None));
     }
+
+    fn of_account(n: u8, created_at: Option<&str>) -> Known {
+        let PodUpdate::Live(known) = pod_update(n, "p") else { unreachable!() };
+        Known { created_at: created_at.map(|at| at.parse().unwrap()), ..known }
+    }
+
+    fn account(name: &str) -> ServiceAccount {
+        ServiceAccount { namespace: "n".into(), name: name.into() }
+    }
+
+    #[test]
+    fn tokens_are_bound_to_the_newest_pods_of_the_account_and_to_terminating_ones_last() {
+        let mut pods = Pods::new();
+        for known in [
+            of_account(1, None),
+            of_account(2, Some("2026-01-01T00:00:01Z")),
+            of_account(3, Some("2026-01-01T00:00:03Z")),
+            of_account(4, Some("2026-01-01T00:00:02Z")),
+            Known { is_terminating: true, ..of_account(5, Some("2026-01-01T00:00:09Z")) },
+            Known { config_hash: Some(hash()), ..of_account(6, Some("2026-01-01T00:00:09Z")) },
+            of_account(7, Some("2026-01-01T00:00:09Z")),
+        ] {
+            pods.apply(PodUpdate::Live(known));
+        }
+        pods.remove(uid(7));
+        assert_eq!(pods.departed(), 1);
+
+        let chosen = |limit| -> Vec<_> {
+            pods.with_account(&account("default"), limit).iter().map(|pod| pod.uid.clone()).collect()
+        };
+        assert_eq!(chosen(9), [3, 4, 2, 1, 5].map(uid));
+        assert_eq!(chosen(3), [3, 4, 2].map(uid));
+        assert!(pods.with_account(&account("other"), 9).is_empty());
+        let elsewhere = ServiceAccount { namespace: "m".into(), name: "default".into() };
+        assert!(pods.with_account(&elsewhere, 9).is_empty());
+    }
+
+    /// The annotations that are known of pod `n`'s account.
+    fn annotations(pods: &Pods, n: u8) -> Option<String> {
+        let Found::One(pod) = pods.find(&uid(n)) else { return None };
+        pod.account_annotations.as_ref().map(|known| known["role"].to_string())
+    }
+
+    fn read(pods: &mut Pods, role: &str) {
+        let now = Instant::now();
+        let accounts = pods.follow_accounts(now).unwrap();
+        let read = [("role".into(), role.into())].into();
+        accounts.finish(&account("default"), Ok(read), (now, jiff::Timestamp::UNIX_EPOCH), 0.5);
+    }
+
+    #[test]
+    fn pods_have_their_accounts_annotations_whichever_way_they_come() {
+        let mut pods = Pods::new();
+        pods.with_accounts();
+        pods.apply(pod_update(1, "watched"));
+        assert_eq!(annotations(&pods, 1), None);
+        read(&mut pods, "one");
+        assert!(pods.fill());
+
+        pods.apply(pod_update(1, "watched again"));
+        pods.start_direct();
+        pods.finish_direct([pod_update(2, "listed")]);
+        assert_eq!([1, 2].map(|n| annotations(&pods, n)), [Some("one".into()), Some("one".into())]);
+        pods.start_relist();
+        pods.relist(pod_update(2, "relisted"));
+        pods.relist(pod_update(3, "relisted"));
+        read(&mut pods, "two");
+        pods.finish_relist();
+
+        let all = [1, 2, 3].map(|n| annotations(&pods, n).unwrap());
+        assert_eq!(all, ["two"; 3], "the departed one, too");
+        assert!(!pods.fill(), "nothing is left to change");
+    }
+
+    #[test]
+    fn what_a_checkpoint_has_of_accounts_counts_where_they_are_asked_for_only() {
+        let saved = || {
+            let mut known = of_account(1, None);
+            Arc::make_mut(&mut known.pod).account_annotations =
+                Some([("role".into(), "saved".into())].into());
+            vec![known]
+        };
+        let (mut with, mut without) = (Pods::new(), Pods::new());
+        with.with_accounts();
+
+        with.restore(saved());
+        without.restore(saved());
+        assert_eq!([&with, &without].map(|pods| annotations(pods, 1)), [Some("saved".into()), None]);
+        with.start_relist();
+        with.relist(pod_update(1, "listed"));
+        with.finish_relist();
+
+        assert_eq!(name(&with, 1).as_deref(), Some("listed"));
+        assert_eq!(annotations(&with, 1).as_deref(), Some("saved"), "until the account is read");
+        read(&mut with, "read");
+        assert!(with.fill());
+        assert_eq!(annotations(&with, 1).as_deref(), Some("read"));
+    }
 }

@@ -1,5 +1,6 @@
 //! The cluster against an API server with list, watch and create over real connections.
 
+mod accounts;
 mod api_server;
 
 use std::time::Duration;
@@ -57,10 +58,20 @@ impl Running {
         checkpoint: Option<Checkpoint>,
         allow_lists: Option<AllowLists>,
     ) -> Self {
+        Self::start_all(api, checkpoint, allow_lists, None).await
+    }
+
+    async fn start_all(
+        api: ApiServer,
+        checkpoint: Option<Checkpoint>,
+        allow_lists: Option<AllowLists>,
+        service_accounts: Option<ServiceAccountConfig>,
+    ) -> Self {
         let config = ClusterConfig {
             node: "node-1".into(),
             pod_annotations: vec![(ROLE.into(), 512)],
             allow_lists,
+            service_accounts,
             live_pods: Arc::new(|| Ok([LIVE].map(uid).into())),
             lookup: LOOKUP_DEADLINE,
         };

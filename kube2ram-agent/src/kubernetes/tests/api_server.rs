@@ -1,8 +1,8 @@
-//! A stand-in for the API server: lists, watches that resume from a resource version, creates; and ways to
-//! fail.
+//! A stand-in for the API server: lists, watches that resume from a resource version, creates,
+//! ServiceAccounts and their tokens; and ways to fail.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     convert::Infallible,
     io,
     sync::{Arc, Mutex, MutexGuard},
@@ -62,7 +62,32 @@ struct State {
     patched: Vec<(String, Value)>,
     /// What writes of Events are answered, by method.
     refusals: Vec<(Method, Value)>,
+    /// Annotations, by path.
+    accounts: BTreeMap<String, Value>,
+    /// What reads of accounts are answered instead.
+    account_refusal: Option<Value>,
+    account_reads: Vec<AccountRequest>,
+    /// What the next requests for tokens are answered instead, in this order.
+    token_refusals: VecDeque<(Value, Option<u64>)>,
+    token_answer: String,
+    token_requests: Vec<AccountRequest>,
+    /// The `extra` of the agent's own login; `None`: there is no such resource.
+    own_extra: Option<Value>,
+    reviews: Vec<AccountRequest>,
 }
+
+/// A request about a ServiceAccount, or about the agent's own login.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct AccountRequest {
+    pub(super) path: String,
+    /// The `Impersonate-` headers: names and values.
+    pub(super) impersonate: Vec<(String, String)>,
+    pub(super) accept: Option<String>,
+    pub(super) body: Value,
+}
+
+/// A token as the API server makes it, in its form.
+pub(super) const TOKEN: &str = "aGVhZGVy.cGF5bG9hZA.c2lnbmF0dXJl";
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
@@ -91,6 +116,15 @@ impl ApiServer {
             posted: Vec::new(),
             patched: Vec::new(),
             refusals: Vec::new(),
+            accounts: BTreeMap::new(),
+            account_refusal: None,
+            account_reads: Vec::new(),
+            token_refusals: VecDeque::new(),
+            token_answer: json!({"status": {"token": TOKEN, "expirationTimestamp": "2026-01-01T00:10:00Z"}})
+                .to_string(),
+            token_requests: Vec::new(),
+            own_extra: None,
+            reviews: Vec::new(),
         }));
         let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
@@ -120,7 +154,45 @@ impl ApiServer {
         }
     }
 
-    /// Leaves the requests for `what` (`namespaces`, `pods`, `direct lists`) unanswered.
+    /// Makes a ServiceAccount, or changes its annotations.
+    pub(super) fn put_account(&self, namespace: &str, name: &str, annotations: Value) {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        self.state().accounts.insert(path, annotations);
+    }
+
+    /// Answers reads of ServiceAccounts with a `Status` from now on, or as it should.
+    pub(super) fn refuse_accounts(&self, status: Option<Value>) {
+        self.state().account_refusal = status;
+    }
+
+    pub(super) fn account_reads(&self) -> Vec<AccountRequest> {
+        self.state().account_reads.clone()
+    }
+
+    /// Answers the next request for a token, after those that are refused already, with a `Status`.
+    pub(super) fn refuse_token(&self, status: Value, retry_after: Option<u64>) {
+        self.state().token_refusals.push_back((status, retry_after));
+    }
+
+    /// Answers requests for tokens with this text, as a success.
+    pub(super) fn answer_tokens(&self, text: String) {
+        self.state().token_answer = text;
+    }
+
+    pub(super) fn token_requests(&self) -> Vec<AccountRequest> {
+        self.state().token_requests.clone()
+    }
+
+    /// What the API server reads of the agent's own token.
+    pub(super) fn set_own_extra(&self, extra: Value) {
+        self.state().own_extra = Some(extra);
+    }
+
+    pub(super) fn reviews(&self) -> Vec<AccountRequest> {
+        self.state().reviews.clone()
+    }
+
+    /// Leaves the requests for `what` (`accounts`, `namespaces`, `pods`, `direct lists`) unanswered.
     pub(super) fn stall(&self, what: &'static str) {
         self.state().stalled.push(what);
     }
@@ -252,6 +324,8 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
     let kind = match request.uri().path() {
         "/api/v1/namespaces" => "namespaces",
         "/api/v1/pods" => "pods",
+        path if path.contains("/serviceaccounts/") => "accounts",
+        path if path.ends_with("/selfsubjectreviews") => "reviews",
         _ => "events",
     };
     let watch = query.contains_key("watch");
@@ -269,6 +343,9 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         Mode::Down => return Err(io::ErrorKind::ConnectionReset.into()),
         Mode::Stalled => future::pending().await,
         Mode::Up => {}
+    }
+    if ["accounts", "reviews"].contains(&kind) {
+        return Ok(answer_account(&state, request).await);
     }
     if [Method::POST, Method::PATCH].contains(request.method()) {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -314,6 +391,58 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
     }
     state.watches.push((kind, sender));
     Ok(Response::new(BodyExt::boxed(StreamBody::new(receiver.map(|line| Ok(Frame::data(line)))))))
+}
+
+async fn answer_account(state: &Mutex<State>, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let text = |value: &http::HeaderValue| value.to_str().unwrap().to_owned();
+    let impersonate = head.headers.iter().filter(|(name, _)| name.as_str().starts_with("impersonate-"));
+    let asked = AccountRequest {
+        path: head.uri.path().to_owned(),
+        impersonate: impersonate.map(|(name, value)| (name.to_string(), text(value))).collect(),
+        accept: head.headers.get("accept").map(text),
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+    };
+    let refuse = |status: &Value| {
+        let code = u16::try_from(status["code"].as_u64().unwrap()).unwrap();
+        respond(StatusCode::from_u16(code).unwrap(), status)
+    };
+    let not_found = |kind: &str| {
+        json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
+            "message": format!("{kind} not found"), "details": {"kind": kind}})
+    };
+    let mut state = state.lock().unwrap();
+    if asked.path.ends_with("/selfsubjectreviews") {
+        state.reviews.push(asked);
+        return match &state.own_extra {
+            Some(extra) => respond(StatusCode::CREATED, &json!({"status": {"userInfo": {"extra": extra}}})),
+            None => refuse(&json!({"kind": "Status", "code": 404})),
+        };
+    }
+    if asked.path.ends_with("/token") {
+        state.token_requests.push(asked);
+        if let Some((status, retry_after)) = state.token_refusals.pop_front() {
+            let mut response = refuse(&status);
+            if let Some(seconds) = retry_after {
+                response.headers_mut().insert("retry-after", seconds.into());
+            }
+            return response;
+        }
+        return Response::new(Full::from(state.token_answer.clone()).boxed());
+    }
+    let annotations = state.accounts.get(&asked.path).cloned();
+    state.account_reads.push(asked);
+    if let Some(status) = &state.account_refusal {
+        return refuse(status);
+    }
+    let Some(annotations) = annotations else { return refuse(&not_found("serviceaccounts")) };
+    let mut response = respond(
+        StatusCode::OK,
+        &json!({"kind": "PartialObjectMetadata", "metadata": {"name": "sa", "annotations": annotations}}),
+    );
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+    response
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response<Body> {
