@@ -98,6 +98,7 @@ pub struct Cluster {
     offered: Mutex<Option<Checkpoint>>,
     /// Whether it is used.
     restored: AtomicBool,
+    has_been_known: AtomicBool,
     activity: ApiActivity,
     pub(super) metrics: Metrics,
 }
@@ -145,6 +146,7 @@ impl Cluster {
             list_wanted: Notify::new(),
             offered: Mutex::default(),
             restored: AtomicBool::new(false),
+            has_been_known: AtomicBool::new(false),
             activity,
             metrics,
         }))
@@ -193,9 +195,25 @@ impl Cluster {
         resources(&self.config)
     }
 
-    /// Whether [`Self::pods`] returns all existing pods.
+    /// Whether [`Self::pods`] returns all existing pods, but those whose ServiceAccount cannot be read. Once it
+    /// is so, it stays so: pods that wait for their account then are new ones.
     pub fn is_known(&self) -> bool {
-        self.is_synced() || self.restored.load(Ordering::Relaxed)
+        if self.has_been_known.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_listed = self.is_synced() || self.restored.load(Ordering::Relaxed);
+        let is_known = is_listed && self.lookups().pods.has_tried_accounts();
+        self.has_been_known.fetch_or(is_known, Ordering::Relaxed);
+        is_known
+    }
+
+    /// Resolves when [`Self::is_known`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn known(&self) {
+        let mut changed = self.changed.subscribe();
+        while !self.is_known() && changed.changed().await.is_ok() {}
     }
 
     /// Offers the checkpoint of an earlier agent. It is used when the API server fails to answer, or has not

@@ -68,9 +68,10 @@ impl Cluster {
             match self.review().await {
                 Ok(own_node) => {
                     let node = &self.config.node;
-                    let mut known = api.own_node.lock().unwrap_or_else(PoisonError::into_inner);
-                    let is_new = replace(&mut *known, own_node.clone()) != own_node;
-                    drop(known);
+                    let is_new = {
+                        let mut known = api.own_node.lock().unwrap_or_else(PoisonError::into_inner);
+                        replace(&mut *known, own_node.clone()) != own_node
+                    };
                     match own_node {
                         OwnNode::NotBound if is_new => warn!(
                             %node,

@@ -99,6 +99,14 @@ impl Pods {
         pods.fold(false, |has_changed, known| accounts.fill(known) || has_changed)
     }
 
+    /// Whether each pod's ServiceAccount is known, or could not be read. Those of departed pods do not count:
+    /// they are not read any more.
+    pub(super) fn has_tried_accounts(&self) -> bool {
+        let Some(accounts) = &self.accounts else { return true };
+        let mut pods = self.store.known().values().map(|known| &known.pod);
+        pods.all(|pod| pod.account_annotations.is_some() || accounts.error_of(pod).is_some())
+    }
+
     /// The pods to which a token of the ServiceAccount can be bound, the newest first, so many at most. Those
     /// that terminate come last: they are about to be deleted, and keep their role until then. The API server
     /// has no departed pod any more, and a static pod's mirror has no ServiceAccount.
@@ -286,7 +294,10 @@ const GONE_LIMIT: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::{
-        super::object::testing::{pod_update, uid},
+        super::{
+            account_api::CallError,
+            object::testing::{pod_update, uid},
+        },
         *,
     };
 
@@ -559,6 +570,23 @@ mod tests {
         let all = [1, 2, 3].map(|n| annotations(&pods, n).unwrap());
         assert_eq!(all, ["two"; 3], "the departed one, too");
         assert!(!pods.fill(), "nothing is left to change");
+    }
+
+    #[test]
+    fn accounts_are_tried_once_each_is_read_or_has_failed() {
+        let mut pods = Pods::new();
+        pods.apply(pod_update(1, "p"));
+        assert!(pods.has_tried_accounts(), "none is asked for");
+        pods.with_accounts();
+        assert!(!pods.has_tried_accounts());
+
+        let now = (Instant::now(), jiff::Timestamp::UNIX_EPOCH);
+        let accounts = pods.follow_accounts(now.0).unwrap();
+        accounts.finish(&account("default"), Err(CallError::Unreadable), now, 0.5);
+        assert!(pods.has_tried_accounts());
+        read(&mut pods, "r");
+        assert!(!pods.has_tried_accounts(), "the pod does not have it yet");
+        assert!(pods.fill() && pods.has_tried_accounts());
     }
 
     #[test]

@@ -98,11 +98,9 @@ impl Cluster {
         let was_failing = accounts.failure().is_some();
         accounts.finish(account, result, (now, at), jitter());
         let failure = accounts.failure();
-        let has_changed = lookups.pods.fill();
+        lookups.pods.fill();
         drop(lookups);
-        if has_changed {
-            self.changed.send_replace(());
-        }
+        self.changed.send_replace(());
         match failure {
             Some(failure) if !was_failing => warn!(
                 namespace = &*account.namespace,

@@ -128,6 +128,26 @@ async fn a_pod_waits_for_its_account_and_is_unavailable_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn the_pods_are_known_when_their_accounts_have_been_tried() {
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.refuse_accounts(Some(forbidden("no right to get it")));
+    let running = Running::with_accounts(api, None).await;
+    within(running.cluster.known()).await;
+    assert!(running.reads("forbidden") > 0 && running.cluster.is_synced());
+    running.stop().await;
+    let api = ApiServer::start().await;
+    api.put("pods", pod(1, "one"));
+    api.stall("accounts");
+
+    let running = Running::with_accounts(api, None).await;
+    within(running.cluster.synced()).await;
+
+    assert!(!running.cluster.is_known(), "it may still be read");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn an_account_that_does_not_exist_has_no_annotations() {
     let api = ApiServer::start().await;
     api.put("pods", pod(1, "one"));
