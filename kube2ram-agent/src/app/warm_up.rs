@@ -35,6 +35,7 @@ pub(super) async fn warm_up(
     pending: Pending,
 ) {
     cluster.synced().await;
+    cluster.known().await;
     let entitlements = entitlements.wait().await;
     let pods = cluster.pods();
     let fetching = stream::iter(&pods).for_each_concurrent(AT_ONCE, async |pod| {
