@@ -66,8 +66,8 @@ pub(super) struct Refusal {
     pub(super) retry_after: Option<Duration>,
 }
 
-/// Of a message: more than any that the API server makes itself; an admission policy's may be longer.
-const MESSAGE_LIMIT: usize = 256;
+/// Of a message. The API server's own have up to three names of 253 bytes, and what is recognised comes last.
+const MESSAGE_LIMIT: usize = 1024;
 const RETRY_AFTER_LIMIT: Duration = Duration::from_mins(5);
 /// Of a `Status`, and more than a token has.
 pub(super) const ANSWER_LIMIT_BYTES: usize = 64 * 1024;
@@ -215,7 +215,7 @@ mod tests {
         headers.insert(RETRY_AFTER, "86400".parse().unwrap());
         let body = serde_json::json!({
             "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
-            "message": format!("pods\n{}", "x".repeat(1000)), "details": {"kind": "pods", "name": "web"},
+            "message": format!("pods\n{}", "x".repeat(2000)), "details": {"kind": "pods", "name": "web"},
         });
 
         let refusal = Refusal::of(StatusCode::NOT_FOUND, &headers, body.to_string().as_bytes());

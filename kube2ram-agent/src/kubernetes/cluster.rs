@@ -195,8 +195,8 @@ impl Cluster {
         resources(&self.config)
     }
 
-    /// Whether [`Self::pods`] returns all existing pods, but those whose ServiceAccount cannot be read. Once it
-    /// is so, it stays so: pods that wait for their account then are new ones.
+    /// Whether [`Self::pods`] returns all existing pods, but those whose ServiceAccount cannot be read. Once
+    /// it is so, it stays so: pods that wait for their account then are new ones.
     pub fn is_known(&self) -> bool {
         if self.has_been_known.load(Ordering::Relaxed) {
             return true;

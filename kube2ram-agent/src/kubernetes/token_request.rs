@@ -105,7 +105,7 @@ const PODS: usize = 3;
 const LAG: Duration = Duration::from_millis(100);
 /// AssumeRoleWithOIDC takes 20,000 characters, AssumeRoleWithWebIdentity as many.
 const TOKEN_LIMIT_BYTES: usize = 20_000;
-/// What `IssueError` has for a message is in logs and status.
+/// Of an error's message, which is in logs and status: what is missing, and most of the API server's own text.
 const MESSAGE_LIMIT: usize = 512;
 
 #[async_trait]
