@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use self::series::{Count, Heard, Said, SeriesTable};
-use super::{About, Metrics, Notice};
+use super::{About, Metrics, Notice, token_request::TOKENS_UNAVAILABLE};
 use kube2ram_service::{
     clock::Clock,
     rate_limiter::{Rate, TokenBucket},
@@ -185,7 +185,7 @@ impl Events {
         };
         let namespace = namespace_of(&notice.about);
         let (of_object, action) = match notice.about {
-            About::Node if notice.reason == "TokensUnavailable" => (None, "RequestToken"),
+            About::Node if notice.reason == TOKENS_UNAVAILABLE => (None, "RequestToken"),
             About::Node => (None, "RepairDatapath"),
             About::Namespace(_) | About::Pod(..) => (Some(namespace.to_owned()), "IssueCredentials"),
         };

@@ -97,6 +97,8 @@ struct TokenStatus {
     expiration_timestamp: Timestamp,
 }
 
+/// The reason of the node's Event.
+pub(super) const TOKENS_UNAVAILABLE: &str = "TokensUnavailable";
 /// Of one token, with all attempts.
 const DEADLINE: Duration = Duration::from_secs(1);
 /// How many pods are tried.
@@ -105,7 +107,7 @@ const PODS: usize = 3;
 const LAG: Duration = Duration::from_millis(100);
 /// AssumeRoleWithOIDC takes 20,000 characters, AssumeRoleWithWebIdentity as many.
 const TOKEN_LIMIT_BYTES: usize = 20_000;
-/// Of an error's message, which is in logs and status: what is missing, and most of the API server's own text.
+/// Of an error's message, which is in logs and status: what is missing, and most of the API server's text.
 const MESSAGE_LIMIT: usize = 512;
 
 #[async_trait]
@@ -230,7 +232,7 @@ impl Cluster {
                 let advice = self.advice(missing);
                 self.warn(Notice {
                     about: About::Node,
-                    reason: "TokensUnavailable",
+                    reason: TOKENS_UNAVAILABLE,
                     message: format!(
                         "Cannot get tokens of ServiceAccounts, so pods get no new credentials by them: {advice}."
                     ),
