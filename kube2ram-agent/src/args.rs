@@ -50,6 +50,15 @@ pub enum Command {
         /// The directory that the agents of this node share.
         state_dir: PathBuf,
     },
+    /// Show which pods were given the credentials with an AccessKeyId, and exit.
+    ExplainAccessKey {
+        /// The AccessKeyId.
+        access_key_id: String,
+        /// The output format.
+        output: Output,
+        /// The directory that the agents of this node share.
+        state_dir: PathBuf,
+    },
     /// Check whether this container's agent answers, and exit.
     Live(SocketPaths),
     /// Show or change the running agent's log level, and exit.
@@ -161,8 +170,19 @@ impl Command {
                     flags::BootGuard::Remove(host) => BootGuardCommand::Remove { host_root: host.host_root },
                 }))
             }
-            Some(Subcommand::Explain { pod: (namespace, name), output }) => {
-                Ok(Self::Explain { namespace, name, output, state_dir: flags.state_dir })
+            Some(Subcommand::Explain { pod, access_key_id, output }) => {
+                let state_dir = flags.state_dir;
+                match (access_key_id, pod) {
+                    (Some(access_key_id), _) => {
+                        Ok(Self::ExplainAccessKey { access_key_id, output, state_dir })
+                    }
+                    (None, Some((namespace, name))) => {
+                        Ok(Self::Explain { namespace, name, output, state_dir })
+                    }
+                    (None, None) => {
+                        Err(ArgsError::usage("explain needs <namespace>/<pod> or --access-key-id"))
+                    }
+                }
             }
             Some(Subcommand::Live) => Ok(Self::Live(SocketPaths::new(&flags.pod_dir, &flags.state_dir))),
             Some(Subcommand::LogLevel { level, span }) => Ok(Self::LogLevel {

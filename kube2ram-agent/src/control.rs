@@ -28,6 +28,12 @@ pub enum Request {
         /// The pod's name.
         name: String,
     },
+    /// Which pods were given the credentials with an AccessKeyId: an
+    /// [`AccessKeyReport`](crate::status::AccessKeyReport).
+    ExplainAccessKey {
+        /// The AccessKeyId.
+        access_key_id: String,
+    },
     /// What is logged, perhaps from now on: a [`LogLevel`].
     LogLevel(Option<ChangeLogLevel>),
     /// All that the agent knows of itself: a [`Status`](crate::status::Status).

@@ -4,6 +4,7 @@
 mod account;
 mod cache;
 mod entry;
+mod issued;
 mod sts_scheduler;
 mod metrics;
 mod survey;
@@ -25,6 +26,10 @@ pub use kube2ram_service::rate_limiter::Rate;
 /// hardly more calls to STS than any other hour (`tests/fleet.rs`). A pod that asks earlier waits for STS
 /// once, about 50 ms.
 pub const WARM_UP: Duration = Duration::from_mins(26);
+
+/// The memory that the pods with credentials take, besides their claims.
+#[cfg(test)]
+pub(crate) const HOLDERS_LIMIT_BYTES: usize = issued::HOLDERS_LIMIT_BYTES;
 
 /// Why the cache has no credentials to give.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ pub mod pod;
 pub mod kubernetes;
 pub mod role;
 pub mod policy;
+pub mod audit;
 pub mod credentials;
 pub mod server;
 

@@ -18,7 +18,7 @@ use kube2ram_agent::{
     datapath::VERDICTS,
     preflight::{self, NodePaths, Preflight},
     probe,
-    status::{Explanation, Paint, Status},
+    status::{AccessKeyReport, Explanation, Paint, Status},
     uninstall::uninstall,
 };
 use kube2ram_service::{
@@ -68,6 +68,12 @@ fn main() -> ExitCode {
         Ok(Command::Explain { namespace, name, output, state_dir }) => {
             let request = Request::Explain { namespace, name };
             return tell_of(&state_dir, &request, output, |text: &Explanation| {
+                (text.to_text(paint()), text.exit_code())
+            });
+        }
+        Ok(Command::ExplainAccessKey { access_key_id, output, state_dir }) => {
+            let request = Request::ExplainAccessKey { access_key_id };
+            return tell_of(&state_dir, &request, output, |text: &AccessKeyReport| {
                 (text.to_text(paint()), text.exit_code())
             });
         }

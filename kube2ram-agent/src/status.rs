@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod access_key;
 mod explanation;
 mod paint;
 mod problems;
@@ -14,6 +15,7 @@ mod service_accounts;
 mod text;
 
 pub use self::{
+    access_key::{AccessKeyReport, Holder, IssuedSession, Source},
     explanation::{Explanation, Outcome, Stage, Step, Verdict},
     paint::Paint,
     problems::problems_of,

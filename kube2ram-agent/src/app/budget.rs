@@ -5,7 +5,7 @@
 use kube2ram_common::abi::{MAX_HANDSHAKES, MAX_LEASES, MAX_TARGETS};
 
 use crate::{
-    control, kubernetes,
+    audit, control, credentials, kubernetes,
     server::{self, pass_through_limiter::EXCHANGES},
     snapshot,
 };
@@ -38,7 +38,7 @@ const SMALL: usize = 96 + 16;
 const SESSIONS: usize = 1000 + server::CONNECTIONS;
 
 /// Purpose and number of bytes. The first and the last are not limits, but measured values with a margin.
-const PARTS: [(&str, usize); 10] = [
+const PARTS: [(&str, usize); 11] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
     ("session tags, with `--session-tags=pod`", SESSIONS * TAGS_MAX_BYTES),
     ("namespaces' allow-lists, while they are listed again", 2 * kubernetes::ALLOW_LISTS_BYTES),
@@ -50,6 +50,10 @@ const PARTS: [(&str, usize); 10] = [
     ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
     ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),
     ("connections of the control socket", control::MAX_CONNECTIONS * (SOCKET + BUFFERS + DOCUMENT)),
+    (
+        "the audit trail: the last sessions, their pods, and records that wait for the disk",
+        audit::LIMIT_BYTES + credentials::HOLDERS_LIMIT_BYTES,
+    ),
     ("eBPF maps", 2 * MAX_HANDSHAKES * RECORD + (MAX_LEASES + 2 * MAX_TARGETS) * SMALL),
     ("the API server's answers", 8 * MIB),
 ];

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::{
     args::{Config, CredentialsFrom, Source},
+    audit::Trail,
     credentials::{self, Cache, Limits},
     policy::Policy,
     role::{RoleError, Roles},
@@ -63,6 +64,7 @@ pub(super) struct Discovery {
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
     pub(super) cache_metrics: credentials::Metrics,
+    pub(super) trail: Arc<Trail>,
     pub(super) pending: Pending,
     /// The facts that a previous agent discovered.
     pub(super) known_before: Option<Discovered>,
@@ -142,6 +144,7 @@ impl Discovery {
             self.shutdown,
             Limits { answer: config.cloud.dialect().patience.answer, ..Limits::default() },
             self.cache_metrics,
+            self.trail,
         );
         if entitlements.set(Entitlements { roles, policy, credentials }).is_err() {
             unreachable!("set only here, once");

@@ -12,6 +12,9 @@ use kube2ram_service::{kubernetes::ClientError, state_dir::StateDirError};
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The thread that writes the audit records could not be started.
+    #[error("cannot start the thread that writes the audit records")]
+    Audit(#[source] io::Error),
     /// The variables for the agent's own credentials, or for STS, are incomplete or malformed.
     #[error("cannot use what the environment says about the agent's own credentials or about STS")]
     BaseCredentials(#[source] BaseError),

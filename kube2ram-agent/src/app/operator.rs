@@ -1,6 +1,7 @@
 //! What operators ask: the status of the agent, why a pod gets what it gets, and what is logged. Reads every
 //! part, changes none but the log. Depends on all of them; called by `app` through the control socket.
 
+mod access_key;
 mod duration;
 mod explain;
 mod pods;
@@ -20,6 +21,7 @@ use self::explain::Judge;
 use super::{host_port::HostPort, log_level::LogLevel, outside, store::store_of};
 use crate::{
     args::Config,
+    audit::Trail,
     control::{self, ChangeLogLevel, Request},
     datapath::{Counters, Settings, Targets},
     guard,
@@ -44,6 +46,7 @@ pub(super) struct Operator {
     pub(super) ports: [Arc<HostPort>; 2],
     pub(super) cluster: Arc<Cluster>,
     pub(super) entitlements: Arc<SetOnce<Entitlements>>,
+    pub(super) trail: Arc<Trail>,
     pub(super) base: Base,
     /// With the metadata server.
     pub(super) activity: UpstreamActivity,
@@ -72,6 +75,9 @@ impl Operator {
         let document = match request {
             Request::Explain { namespace, name } => {
                 serde_json::to_value(self.explain(&namespace, &name).await)
+            }
+            Request::ExplainAccessKey { access_key_id } => {
+                serde_json::to_value(self.explain_access_key(access_key_id).await?)
             }
             Request::LogLevel(change) => serde_json::to_value(self.change_log_level(change)?),
             Request::Status => serde_json::to_value(self.status().await),

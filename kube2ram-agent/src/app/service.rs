@@ -31,11 +31,13 @@ use super::{
 };
 use crate::{
     args::{Config, CredentialsFrom, ForwardGuardMode, WireGuardMode},
+    audit::{self, Trail},
     boot_guard, credentials,
     datapath::{Datapath, PassMark, Settings, Targets, WireHook},
     guard::{self, ForwardGuard},
     handover::Standbys,
-    kubernetes::Cluster,
+    identity::PodUid,
+    kubernetes::{Cluster, Directory as _},
     listeners::{self, Ended, PodListeners, Release},
     reconcile::{self, Reconciler},
     self_test::{self, SelfTest},
@@ -76,6 +78,7 @@ pub(super) struct Service {
     server: Arc<Server>,
     cluster: Arc<Cluster>,
     entitlements: Arc<SetOnce<Entitlements>>,
+    trail: Arc<Trail>,
     base: Base,
     /// With the metadata server.
     activity: UpstreamActivity,
@@ -175,6 +178,7 @@ impl Service {
             });
         }
 
+        let trail = Arc::new(trail(&config, &clock, &cluster, registry)?);
         let entitlements = Arc::new(SetOnce::new());
         let signs_with = (config.credentials_from == CredentialsFrom::Node).then_some(&base);
         metrics::of_credentials(registry, &entitlements, signs_with, &clock);
@@ -206,6 +210,7 @@ impl Service {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             cache_metrics: credentials::Metrics::new(registry),
+            trail: Arc::clone(&trail),
             known_before,
             discovered,
             pending: readiness.wait_for("account and region"),
@@ -219,6 +224,7 @@ impl Service {
             server,
             cluster,
             entitlements,
+            trail,
             base,
             activity,
             clock,
@@ -357,6 +363,7 @@ impl Service {
             ports: [Arc::clone(&listeners.app), Arc::clone(&listeners.admin)],
             cluster: Arc::clone(&self.cluster),
             entitlements: Arc::clone(&self.entitlements),
+            trail: Arc::clone(&self.trail),
             base: self.base.clone(),
             activity: self.activity.clone(),
             clock: Arc::clone(&self.clock),
@@ -503,6 +510,7 @@ impl Service {
                 "drain deadline reached: the remaining connections are closed"
             );
         }
+        self.trail.flush().await;
     }
 }
 
@@ -519,6 +527,17 @@ fn end_cut_connections(settings: &Settings) {
             warn!(%error, "cannot close pods' connections that were opened before the agent started: their clients wait for a timeout")
         }
     }
+}
+
+fn trail(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    cluster: &Arc<Cluster>,
+    registry: &mut Registry,
+) -> Result<Trail, AppError> {
+    let (clock, cluster) = (Arc::clone(clock), Arc::clone(cluster));
+    let (pods, metrics) = (move |uid: &PodUid| cluster.known_pod(uid), audit::Metrics::new(registry));
+    Trail::start(&config.node, clock, pods, config.audit_file.clone(), metrics).map_err(AppError::Audit)
 }
 
 /// The key outlives the agent, so that what it issued does too.

@@ -40,12 +40,12 @@ pub(super) async fn warm_up(
     let pods = cluster.pods();
     let fetching = stream::iter(&pods).for_each_concurrent(AT_ONCE, async |pod| {
         while let Some(permit) = permit(&cluster, entitlements, pod) {
-            let pause = match entitlements.credentials.get(permit, &pod.uid).await {
+            let pause = match entitlements.credentials.hold(permit, &pod.uid).await {
                 Err(CredentialError::NotReady { retry_after }) => retry_after,
                 Err(CredentialError::Issue { source, retry_after }) if source.kind.is_transient() => {
                     retry_after
                 }
-                Ok(_) | Err(CredentialError::Full | CredentialError::Issue { .. }) => return,
+                Ok(()) | Err(CredentialError::Full | CredentialError::Issue { .. }) => return,
             };
             sleep(pause.min(MAX_PAUSE)).await;
         }

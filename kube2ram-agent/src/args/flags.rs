@@ -339,11 +339,21 @@ pub(super) enum Subcommand {
     /// Shows why a pod of this node gets what it gets: its annotation, the role, the rule that permits or
     /// denies it, the last answer of STS, and what the agent answers the pod now. Exit status: 0 if the pod
     /// gets credentials, 1 if not, 66 if there is no such pod on this node, 69 if no agent runs, 77 if not
-    /// run as root
+    /// run as root. With --access-key-id it shows the pods of a session instead: 0 if the session is found,
+    /// 66 if not
     Explain {
         /// The pod
-        #[arg(value_name = "NAMESPACE/POD", value_parser = value::pod)]
-        pod: (String, String),
+        #[arg(
+            value_name = "NAMESPACE/POD",
+            value_parser = value::pod,
+            required_unless_present = "access_key_id",
+            conflicts_with = "access_key_id"
+        )]
+        pod: Option<(String, String)>,
+        /// Show which pods of this node were given the credentials with this AccessKeyId, and their session.
+        /// The AccessKeyId is in each line of ActionTrail and CloudTrail
+        #[arg(long, value_name = "ID", value_parser = value::access_key_id)]
+        access_key_id: Option<String>,
         /// Output format: text, or json
         #[arg(short, long, value_enum, default_value = "text", hide_possible_values = true)]
         output: Output,

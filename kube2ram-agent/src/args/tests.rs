@@ -166,6 +166,25 @@ fn operators_ask_the_agent_of_the_state_directory() {
 }
 
 #[test]
+fn explain_takes_a_pod_or_an_access_key() {
+    match command("explain --access-key-id STS.NUgYbaeEx-1_2 -o json --state-dir=/s", &|_| None).unwrap() {
+        Command::ExplainAccessKey { access_key_id, output, state_dir } => {
+            assert_eq!(access_key_id, "STS.NUgYbaeEx-1_2");
+            assert_eq!((output, state_dir), (Output::Json, "/s".into()));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(command("explain shop/orders", &|_| None).unwrap(), Command::Explain { .. }));
+    for flags in ["", " shop/orders --access-key-id=STS.1234"] {
+        assert!(command(&format!("explain{flags}"), &|_| None).is_err(), "{flags}");
+    }
+    for id in ["", "STS", "STS.1/2", "STS.1\"2", &"x".repeat(129)] {
+        let refused = command(&format!("explain --access-key-id={id}"), &|_| None).unwrap_err().to_string();
+        assert!(refused.contains("access-key-id"), "{id}: {refused}");
+    }
+}
+
+#[test]
 fn the_log_changes_for_a_while() {
     let change = |flags: &str| match command(flags, &|_| None).unwrap() {
         Command::LogLevel { change, .. } => change,

@@ -137,6 +137,15 @@ pub(super) fn pod(text: &str) -> Result<(String, String), &'static str> {
     }
 }
 
+/// It is searched for as it stands.
+pub(super) fn access_key_id(text: &str) -> Result<String, &'static str> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if (4..=128).contains(&text.len()) && text.bytes().all(legal) {
+        return Ok(text.to_owned());
+    }
+    Err("give an AccessKeyId, such as STS.NUgYbaeEx… or ASIAIOSFODNN7EXAMPLE, complete")
+}
+
 pub(super) fn pattern_format(text: &str) -> Result<PatternFormat, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "glob" => Ok(PatternFormat::Glob),

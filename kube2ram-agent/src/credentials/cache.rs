@@ -1,5 +1,5 @@
 //! The credential cache: entries by role session, and one refresh task for each. Depends on `clock`, `policy`
-//! (for the permit), `sts_scheduler` and an `Issuer`; called by `server` and by `app`'s prefetch.
+//! (for the permit), `audit`, `sts_scheduler` and an `Issuer`; called by `server` and by `app`'s prefetch.
 
 use std::{
     collections::HashMap,
@@ -13,16 +13,17 @@ use tokio::{
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     Attempt, CredentialError, Failure, Issues, Metrics, SessionState,
     entry::{Answer, Entry, Next, Now},
+    issued::{Delivery, HOLDERS, HolderRoom, Issued},
     sts_queue::{Rank, Rates, TicketId},
     sts_scheduler::{StsPermit, StsScheduler},
     survey::Survey,
 };
-use crate::{identity::PodUid, policy::Permit};
+use crate::{audit::Trail, identity::PodUid, policy::Permit};
 use kube2ram_cloud::{
     credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
     role::RoleSession,
@@ -105,6 +106,8 @@ struct Shared {
     answer: Duration,
     jitter: fn() -> f64,
     scheduler: Arc<StsScheduler>,
+    trail: Arc<Trail>,
+    holder_room: HolderRoom,
     /// How the last calls ended.
     issues: Mutex<Issues>,
     slots: Mutex<HashMap<Arc<RoleSession>, Slot>>,
@@ -127,7 +130,7 @@ struct Slot {
 impl Cache {
     /// Creates an empty cache, whose refresh tasks run on `tasks`. After `shutdown` nothing is refreshed any
     /// longer. Held credentials are still served, and a fetch in flight ends by itself within
-    /// [`ISSUE_DEADLINE`].
+    /// [`ISSUE_DEADLINE`]. `trail` records what is issued, and which pods are given it.
     pub fn new(
         issuer: Arc<dyn Issuer>,
         clock: Arc<dyn Clock>,
@@ -135,6 +138,7 @@ impl Cache {
         shutdown: CancellationToken,
         limits: Limits,
         metrics: Metrics,
+        trail: Arc<Trail>,
     ) -> Self {
         let metrics = Arc::new(metrics);
         let rates = Rates {
@@ -155,36 +159,40 @@ impl Cache {
             max_sessions: limits.sessions,
             answer: limits.answer,
             jitter: limits.jitter,
+            trail,
+            holder_room: HolderRoom::new(HOLDERS),
             issues: Mutex::default(),
             slots: Mutex::default(),
         }))
     }
 
-    /// Credentials for what was permitted: at once when they are held, else within [`Limits::answer`].
+    /// Gives `pod` credentials for what was permitted: at once when they are held, else by `deadline`.
     ///
     /// # Errors
     /// See [`CredentialError`]; each of them is a denial, temporary or permanent.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: the refresh task fetches.
-    pub async fn get(&self, permit: Permit, pod: &PodUid) -> Result<Arc<Credentials>, CredentialError> {
-        self.of_session(permit.into_session(), pod).await
-    }
-
-    /// As [`get`](Self::get), for whoever has waited for something else before: until `deadline`.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    ///
-    /// # Cancel safety
-    /// As [`get`](Self::get).
     pub async fn get_by(
         &self,
         permit: Permit,
         pod: &PodUid,
         deadline: Instant,
     ) -> Result<Arc<Credentials>, CredentialError> {
-        self.of_session_by(permit.into_session(), pod, deadline).await
+        self.hand_out(permit.into_session(), pod, deadline).await
+    }
+
+    /// Has credentials fetched for a pod that will ask for them, and returns when they are held, within
+    /// [`Limits::answer`]. No pod is given them.
+    ///
+    /// # Errors
+    /// As [`get_by`](Self::get_by).
+    ///
+    /// # Cancel safety
+    /// As [`get_by`](Self::get_by).
+    pub async fn hold(&self, permit: Permit, pod: &PodUid) -> Result<(), CredentialError> {
+        let deadline = Instant::now() + self.0.answer;
+        self.of_session_by(&permit.into_session(), pod, deadline).await.map(drop)
     }
 
     /// Sets the role sessions of all living pods. A session that none of them may have any longer is dropped
@@ -264,30 +272,46 @@ impl Cache {
         Survey::of(self.0.slots().values().map(|slot| &slot.entry), now)
     }
 
+    #[cfg(test)]
     pub(super) async fn of_session(
         &self,
         session: impl Into<Arc<RoleSession>>,
         pod: &PodUid,
     ) -> Result<Arc<Credentials>, CredentialError> {
-        self.of_session_by(session, pod, Instant::now() + self.0.answer).await
+        self.hand_out(session.into(), pod, Instant::now() + self.0.answer).await
     }
 
-    async fn of_session_by(
+    async fn hand_out(
         &self,
-        session: impl Into<Arc<RoleSession>>,
+        session: Arc<RoleSession>,
         pod: &PodUid,
         deadline: Instant,
     ) -> Result<Arc<Credentials>, CredentialError> {
-        let session = session.into();
+        let issued = self.of_session_by(&session, pod, deadline).await?;
+        let credentials = &issued.credentials;
+        match issued.deliver(pod, &self.0.holder_room) {
+            Delivery::First => self.0.trail.delivered(&session, credentials, pod),
+            Delivery::Repeated => {}
+            Delivery::Unknown => self.0.trail.not_recorded(),
+        }
+        Ok(Arc::clone(credentials))
+    }
+
+    pub(super) async fn of_session_by(
+        &self,
+        session: &Arc<RoleSession>,
+        pod: &PodUid,
+        deadline: Instant,
+    ) -> Result<Arc<Issued>, CredentialError> {
         let metrics = &self.0.metrics;
-        match self.0.ask(&session, pod) {
+        match self.0.ask(session, pod) {
             (Answer::Failed(error), _) => {
                 metrics.failed.inc();
                 Err(error)
             }
-            (Answer::Hit(credentials), _) => {
+            (Answer::Hit(issued), _) => {
                 metrics.hit.inc();
-                Ok(credentials)
+                Ok(issued)
             }
             // Boxed, because most requests do not wait, and would move this future.
             (Answer::Wait(fallback), fetched) => {
@@ -299,28 +323,28 @@ impl Cache {
     /// Waits for a fetch, and for following ones.
     async fn wait(
         &self,
-        session: Arc<RoleSession>,
+        session: &Arc<RoleSession>,
         pod: &PodUid,
-        fallback: Option<Arc<Credentials>>,
+        fallback: Option<Arc<Issued>>,
         mut fetched: Option<watch::Receiver<()>>,
         deadline: Instant,
-    ) -> Result<Arc<Credentials>, CredentialError> {
+    ) -> Result<Arc<Issued>, CredentialError> {
         let metrics = &self.0.metrics;
         if fallback.is_some() { &metrics.refresh } else { &metrics.miss }.inc();
 
         while let Some(receiver) = &mut fetched
             && let Ok(Ok(())) = timeout_at(deadline, receiver.changed()).await
         {
-            match self.0.ask(&session, pod) {
+            match self.0.ask(session, pod) {
                 (Answer::Failed(error), _) => return Err(error),
-                (Answer::Hit(credentials), _) => return Ok(credentials),
+                (Answer::Hit(issued), _) => return Ok(issued),
                 (Answer::Wait(_), again) => fetched = again,
             }
         }
         if fallback.is_some() {
             metrics.below_floor.inc();
         }
-        fallback.ok_or_else(|| match self.0.last_failure(&session) {
+        fallback.ok_or_else(|| match self.0.last_failure(session) {
             // It waits to be asked for again, and its pod should read why.
             Some(source) => CredentialError::Issue { source, retry_after: RETRY_AFTER },
             None => CredentialError::NotReady { retry_after: RETRY_AFTER },
@@ -403,7 +427,7 @@ impl Shared {
         self.metrics.dropped.inc();
     }
 
-    async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
+    async fn issue(&self, session: &RoleSession, pod: &PodUid) -> Result<Credentials, IssueError> {
         let started = Instant::now();
         let result = timeout(ISSUE_DEADLINE, self.issuer.issue(session)).await.unwrap_or_else(|_elapsed| {
             Err(IssueError {
@@ -416,14 +440,11 @@ impl Shared {
             })
         });
         self.note(session, &result);
-        let (role, session) = (session.role.as_str(), session.session_name.as_str());
         match &result {
-            Ok(credentials) => {
-                info!(role, session, expires_at = %credentials.expires_at, "credentials issued")
-            }
+            Ok(credentials) => self.trail.issued(session, credentials, pod),
             Err(error) => warn!(
-                role,
-                session,
+                role = session.role.as_str(),
+                session = session.session_name.as_str(),
                 kind = error.kind.as_str(),
                 request_id = error.request_id.as_deref(),
                 error = chain(error),
@@ -524,7 +545,8 @@ impl RefreshTask {
     /// `None` when the entry was removed, or at a shutdown.
     async fn fetch(&self) -> Option<Result<Credentials, IssueError>> {
         let _permit = self.sts_permit().await?;
-        Some(self.cache.issue(&self.session).await)
+        let pod = self.with_slot(|slot, _| slot.pod.clone())?;
+        Some(self.cache.issue(&self.session, &pod).await)
     }
 
     /// Waits for a permit of the STS scheduler; `None` when the entry was removed, or at a shutdown.

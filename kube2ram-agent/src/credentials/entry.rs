@@ -6,7 +6,7 @@ use std::{mem::replace, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{CredentialError, Failure, SessionState, sts_queue::Rank, survey::Standing};
+use super::{CredentialError, Failure, SessionState, issued::Issued, sts_queue::Rank, survey::Standing};
 use kube2ram_cloud::credentials::{Credentials, IssueError, IssueErrorKind};
 
 /// Both clocks: expiry is given in wall-clock time, which may jump, so waiting and ageing use the monotonic
@@ -45,9 +45,9 @@ pub(super) enum Answer {
     /// Nothing, not long ago and still.
     Failed(CredentialError),
     /// These.
-    Hit(Arc<Credentials>),
+    Hit(Arc<Issued>),
     /// Something better soon; until then these are still valid.
-    Wait(Option<Arc<Credentials>>),
+    Wait(Option<Arc<Issued>>),
 }
 
 /// What the refresh task does next.
@@ -74,7 +74,7 @@ enum Phase {
 }
 
 struct Held {
-    credentials: Arc<Credentials>,
+    issued: Arc<Issued>,
     /// With less left, better ones are worth waiting for.
     floor: Duration,
     /// When they expire even if the wall clock denies it.
@@ -85,7 +85,7 @@ impl Held {
     /// The shorter remaining time by either clock: the wall clock may have jumped, and the monotonic clock
     /// stops while the machine sleeps.
     fn left(&self, now: Now) -> Duration {
-        let by_wall = self.credentials.expires_at.duration_since(now.wall);
+        let by_wall = self.issued.credentials.expires_at.duration_since(now.wall);
         let by_tick = self.ends_at.saturating_duration_since(now.tick);
         Duration::try_from(by_wall).unwrap_or_default().min(by_tick)
     }
@@ -123,15 +123,15 @@ impl Entry {
         self.asked_at = Some(now.tick);
         let held = self.held.as_ref().map(|held| (held, held.left(now)));
         let usable = held.filter(|(_, left)| *left > MIN_LEFT);
-        let credentials = usable.map(|(held, _)| Arc::clone(&held.credentials));
+        let issued = usable.map(|(held, _)| Arc::clone(&held.issued));
         let is_above = usable.is_some_and(|(held, left)| left >= held.floor);
-        if let Some(credentials) = credentials.as_ref().filter(|_| is_above) {
-            return (Answer::Hit(Arc::clone(credentials)), false);
+        if let Some(issued) = issued.as_ref().filter(|_| is_above) {
+            return (Answer::Hit(Arc::clone(issued)), false);
         }
         self.wanted = true;
         // Below the floor only while STS fails: then waiting would be useless.
-        if let Some(credentials) = credentials.as_ref().filter(|_| self.failure.is_some()) {
-            return (Answer::Hit(Arc::clone(credentials)), false);
+        if let Some(issued) = issued.as_ref().filter(|_| self.failure.is_some()) {
+            return (Answer::Hit(Arc::clone(issued)), false);
         }
         if let (Phase::Resting { until }, Some(failure)) = (self.phase, &self.failure) {
             let rest = until.saturating_duration_since(now.tick);
@@ -147,7 +147,7 @@ impl Entry {
         }
         let wake = !matches!(self.phase, Phase::Fetching);
         self.phase = Phase::Fetching;
-        (Answer::Wait(credentials), wake)
+        (Answer::Wait(issued), wake)
     }
 
     /// Takes in what a fetch brought. `lifetime_limit` is what was asked for: a wall clock that is late must
@@ -229,7 +229,8 @@ impl Entry {
     pub(super) fn state(&self, now: Now) -> SessionState {
         let held = self.held.as_ref().filter(|held| held.left(now) > MIN_LEFT);
         SessionState {
-            held: held.map(|held| (held.credentials.issued_at, held.credentials.expires_at)),
+            held: held
+                .map(|Held { issued, .. }| (issued.credentials.issued_at, issued.credentials.expires_at)),
             failure: self.told.as_ref().map(|(at, error)| Failure::of(error, *at)),
             is_fetching: matches!(self.phase, Phase::Fetching),
             next_in: match self.phase {
@@ -300,7 +301,7 @@ impl Entry {
     /// What is left of credentials that are valid, and how old they are.
     pub(super) fn span(&self, now: Now) -> Option<(Duration, Duration)> {
         let held = self.held.as_ref().filter(|held| held.left(now) > MIN_LEFT)?;
-        let age = now.wall.duration_since(held.credentials.issued_at);
+        let age = now.wall.duration_since(held.issued.credentials.issued_at);
         Some((held.left(now), Duration::try_from(age).unwrap_or_default()))
     }
 
@@ -320,7 +321,8 @@ impl Entry {
         let lifetime = Duration::try_from(by_wall.min(by_issuer)).unwrap_or_default().min(limit);
         if lifetime > MIN_LEFT {
             let floor = if lifetime < SHORT_LIFETIME { lifetime / 2 } else { FLOOR };
-            let held = Held { credentials: Arc::new(credentials), floor, ends_at: now.tick + lifetime };
+            let held =
+                Held { issued: Arc::new(Issued::new(credentials)), floor, ends_at: now.tick + lifetime };
             return Ok((held, lifetime));
         }
         Err(IssueError {

@@ -18,7 +18,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::identity::PodUid;
+use crate::{
+    audit::{Event, Trail},
+    identity::PodUid,
+};
 use kube2ram_cloud::{
     credentials::{Credentials, Issuer},
     role::{
@@ -100,6 +103,7 @@ struct Bench {
     registry: Registry,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    trail: Arc<Trail>,
 }
 
 impl Bench {
@@ -115,6 +119,7 @@ impl Bench {
         });
         let mut registry = Registry::default();
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let trail = Trail::for_tests();
         let cache = Cache::new(
             Arc::clone(&issuer) as Arc<dyn Issuer>,
             Arc::clone(&clock) as Arc<dyn Clock>,
@@ -122,8 +127,9 @@ impl Bench {
             shutdown.clone(),
             limits,
             Metrics::new(&mut registry),
+            Arc::clone(&trail),
         );
-        Self { cache, issuer, clock, registry, tasks, shutdown }
+        Self { cache, issuer, clock, registry, tasks, shutdown, trail }
     }
 
     async fn ask(&self, session: &RoleSession) -> Result<Arc<Credentials>, CredentialError> {
@@ -210,6 +216,50 @@ async fn many_concurrent_callers_cost_one_issue() {
 
     assert!(ids.len() == 200 && ids.iter().all(|id| &**id == "STS.1"));
     assert_eq!(bench.issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_issue_is_recorded_and_each_pod_once_that_is_given_it() {
+    let bench = bench();
+    let of = |access_key_id: &str| {
+        let records = bench.trail.remembered(access_key_id);
+        records.into_iter().map(|record| (record.event, record.pod.uid)).collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    bench.cache.of_session_by(&Arc::new(session("a")), &pod(1), deadline).await.unwrap();
+    assert_eq!(of("STS.1"), [(Event::Issued, pod(1))], "fetched ahead, and given to nobody");
+
+    for n in [2, 1, 2, 1, 1] {
+        bench.cache.of_session(session("a"), &pod(n)).await.unwrap();
+    }
+    bench.claim(&["a"]);
+    sleep(minutes(29)).await;
+    bench.cache.of_session(session("a"), &pod(2)).await.unwrap();
+    bench.issuer.fail(IssueErrorKind::Denied, 1);
+    bench.cache.of_session(session("b"), &pod(3)).await.unwrap_err();
+
+    assert_eq!(
+        of("STS.1"),
+        [(Event::Issued, pod(1)), (Event::Delivered, pod(2)), (Event::Delivered, pod(1))]
+    );
+    assert_eq!(of("STS.2"), [(Event::Issued, pod(1)), (Event::Delivered, pod(2))]);
+    assert_eq!(of("STS.3"), [], "what is denied is no session");
+}
+
+/// The wait for better credentials ends with those that are held.
+#[tokio::test(start_paused = true)]
+async fn credentials_that_are_given_while_sts_is_slow_are_recorded_as_what_they_are() {
+    let bench = bench();
+    bench.ask(&session("a")).await.unwrap();
+    bench.claim(&["a"]);
+    *bench.issuer.delay.lock().unwrap() = minutes(10);
+    sleep(minutes(31)).await;
+
+    let given = bench.cache.of_session(session("a"), &pod(2)).await.unwrap();
+
+    assert_eq!(&*given.access_key_id, "STS.1");
+    let holders: Vec<_> = bench.trail.remembered("STS.1").into_iter().map(|record| record.pod.uid).collect();
+    assert_eq!(holders, [pod(1), pod(1), pod(2)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -892,6 +942,7 @@ async fn a_refresh_task_that_panics_leaves_no_entry_behind() {
         CancellationToken::new(),
         Limits::default(),
         Metrics::new(&mut Registry::default()),
+        Trail::for_tests(),
     );
 
     for calls in 1..3 {

@@ -164,6 +164,60 @@ fn the_text_is_aligned_and_begins_with_the_verdict() {
     insta::assert_snapshot!("explanation_text", explanation().to_text(Paint::Plain));
 }
 
+#[test]
+fn the_report_on_an_access_key_names_the_session_and_its_pods() {
+    let holder = |name: Option<&str>| Holder {
+        namespace: name.map(|_| "shop".to_owned()),
+        name: name.map(ToOwned::to_owned),
+        uid: "0c5a".to_owned(),
+        service_account: name.map(|_| "shop/web".to_owned()),
+        at: at(0),
+    };
+    let session = IssuedSession {
+        role: "acs:ram::1:role/a".to_owned(),
+        session: "shop.web".to_owned(),
+        grant: "service_account".to_owned(),
+        request_id: None,
+        node: "node-1".to_owned(),
+        issued_at: Some(at(0)),
+        expires_at: at(0),
+        fetched_for: Some(holder(Some("web-0"))),
+    };
+    let report = AccessKeyReport {
+        schema: SCHEMA,
+        at: at(0),
+        access_key_id: "STS.1\x1b".to_owned(),
+        source: Some(Source::Memory),
+        session: Some(session),
+        pods: vec![holder(Some("web-1")), holder(None)],
+        summary: "two".to_owned(),
+        remedy: text("ask"),
+    };
+
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(serde_json::from_value::<AccessKeyReport>(json.clone()).unwrap(), report);
+    assert_eq!((&json["source"], &json["pods"][0]["name"]), (&"memory".into(), &"web-1".into()));
+    let now = at(0);
+    let expected = format!(
+        "STS.1\u{fffd}\n\
+         role              acs:ram::1:role/a\n\
+         session           shop.web\n\
+         grant             service_account\n\
+         request id        unknown\n\
+         node              node-1\n\
+         issued            {now}\n\
+         expires           {now}\n\
+         fetched for       shop/web-0 (UID 0c5a), ServiceAccount shop/web\n\
+         given to          shop/web-1 (UID 0c5a), ServiceAccount shop/web, {now}\n\
+         given to          UID 0c5a, {now}\n\n\
+         IN MEMORY: two\n\
+         → ask\n"
+    );
+    assert_eq!(report.to_text(Paint::Plain), expected);
+    let unknown = AccessKeyReport { session: None, source: None, ..report };
+    assert_eq!(unknown.exit_code(), 66);
+}
+
 fn explanation() -> Explanation {
     Explanation {
         schema: SCHEMA,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Explanation, Outcome, Paint, Pod, ServiceAccounts, Status, Verdict, paint::Tone};
+use super::{AccessKeyReport, Explanation, Outcome, Paint, Pod, ServiceAccounts, Source, Status, Verdict, paint::Tone};
 
 /// The width of the names of parts.
 const LABEL: usize = 17;
@@ -408,6 +408,39 @@ pub(super) fn explanation(explanation: &Explanation, paint: Paint) -> String {
     let verdict = paint.apply(tone_of(explanation.verdict), &verdict);
     page.line(&format!("\n{verdict}: {}", safe(&explanation.summary)));
     if let Some(remedy) = &explanation.remedy {
+        let _infallible = writeln!(page.text, "→ {}", safe(remedy));
+    }
+    page.text
+}
+
+pub(super) fn access_key(report: &AccessKeyReport, paint: Paint) -> String {
+    let mut page = Page { text: String::new(), paint };
+    let title = paint.apply(Tone::Strong, &safe(&report.access_key_id));
+    page.line(&title);
+    if let Some(session) = &report.session {
+        page.row("role", &session.role);
+        page.row("session", &session.session);
+        page.row("grant", &session.grant);
+        page.row("request id", session.request_id.as_deref().unwrap_or("unknown"));
+        page.row("node", &session.node);
+        let issued = session.issued_at.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
+        page.row("issued", &issued);
+        page.row("expires", &session.expires_at.to_string());
+        if let Some(pod) = &session.fetched_for {
+            page.row("fetched for", &pod.label());
+        }
+    }
+    for pod in &report.pods {
+        page.row("given to", &format!("{}, {}", pod.label(), pod.at));
+    }
+    let tone = if report.session.is_some() { Tone::Good } else { Tone::Uneasy };
+    let source = report.source.map_or("NOT FOUND", |source| match source {
+        Source::File => "IN THE FILE",
+        Source::Memory => "IN MEMORY",
+    });
+    let source = paint.apply(tone, source);
+    page.line(&format!("\n{source}: {}", safe(&report.summary)));
+    if let Some(remedy) = &report.remedy {
         let _infallible = writeln!(page.text, "→ {}", safe(remedy));
     }
     page.text

@@ -15,6 +15,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use kube2ram_agent::{
+    audit::{self, Trail},
     credentials::{self, Cache},
     identity::{CgroupId, CgroupPods, IdentityError, PodUid},
     kubernetes::{Directory, Notice, Notices, PodError},
@@ -117,6 +118,8 @@ impl Service {
             Roles::try_new(dialect, keys, Some(base), None, duration, attribution, CredentialsFrom::Node)
                 .expect("no default role");
         let mut registry = Registry::default();
+        let trail =
+            Trail::start("node", Arc::clone(&world) as _, |_| None, None, audit::Metrics::new(&mut registry));
         let credentials = Cache::new(
             Arc::clone(&world) as _,
             Arc::clone(&world) as _,
@@ -124,6 +127,7 @@ impl Service {
             CancellationToken::new(),
             credentials::Limits::default(),
             credentials::Metrics::new(&mut registry),
+            Arc::new(trail.expect("no thread")),
         );
         let pipeline = Pipeline {
             clock: Arc::clone(&world) as _,

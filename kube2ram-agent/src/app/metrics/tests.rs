@@ -10,7 +10,7 @@ use std::{
 use super::*;
 use crate::{
     app::{outside, snapshot},
-    credentials,
+    audit, credentials,
     datapath::{self},
     documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
@@ -74,6 +74,7 @@ fn registry() -> Registry {
     registry.register_collector(Box::new(Held));
     registry.register_collector(Box::new(Own));
     server::register_metrics(registry);
+    drop(audit::Metrics::new(registry));
     drop(credentials::Metrics::new(registry));
     registry.register_collector(Box::new(datapath::NoOutcomes));
     drop(listeners::Metrics::new(registry));

@@ -100,6 +100,7 @@ impl Day {
             CancellationToken::new(),
             Limits { jitter, ..Limits::default() },
             Metrics::new(&mut Registry::default()),
+            Trail::for_tests(),
         );
         let role = |n: u32| session(&format!("role{}", u64::from(n) % ROLES));
         cache.set_claimed((0..PODS).map(|n| (role(n).into(), (pod(n), true))).collect(), minutes(20));

@@ -79,6 +79,7 @@ async fn start_pods(nodes: usize, account: &Arc<Account>) -> Vec<Duration> {
             CancellationToken::new(),
             Limits::default(),
             Metrics::new(&mut Registry::default()),
+            Trail::for_tests(),
         );
         let role = move |n: u32| session(&format!("node{node}-role{n}"));
         // The pods are known, and what they may have is fetched ahead, before they run.

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::{
+    audit::Trail,
     credentials::{self},
     datapath::OriginError,
     identity::{CgroupId, IdentityError, PodUid},
@@ -172,6 +173,7 @@ impl Harness {
                 drain.draining().clone(),
                 credentials::Limits { answer: dialect.patience.answer, ..credentials::Limits::default() },
                 credentials::Metrics::new(&mut registry),
+                Trail::for_tests(),
             ),
         };
         let upstream = upstream(Arc::clone(&world)).await;

@@ -1,0 +1,28 @@
+//! What the audit trail counts. Depends on prometheus-client only; composed by `app`.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+/// The audit trail's metrics. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Records for which the queue had no room, or that were not made: too many pods have the credentials.
+    pub(super) dropped: Counter,
+    /// Records that could not be written.
+    pub(super) error: Counter,
+    /// Records that are in the file.
+    pub(super) written: Counter,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let records = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let help = "Records of the audit trail, by result (dropped: the queue was full, or more than 256 pods got the same credentials; error: the file could not be written; written)";
+        registry.register("audit_records", help, records.clone());
+        let counter = |result| records.get_or_create_owned(&[("result", result)]);
+        Self { dropped: counter("dropped"), error: counter("error"), written: counter("written") }
+    }
+}
