@@ -25,7 +25,8 @@ use crate::{
 use kube2ram_cloud::{
     credentials::{Credentials, Issuer},
     role::{
-        ExternalId, Grant, RoleArn, RoleSession, SessionName, SessionPolicy, SourceIdentity, Tag, TagValue,
+        ExternalId, Grant, RoleArn, RoleSession, ServiceAccount, SessionName, SessionPolicy, SourceIdentity,
+        Tag, TagValue,
     },
 };
 use kube2ram_service::clock::Clock;
@@ -33,6 +34,7 @@ use kube2ram_service::clock::Clock;
 mod day;
 mod fleet;
 mod node_start;
+mod quota;
 
 const LIFE: Duration = Duration::from_hours(1);
 

@@ -1,6 +1,6 @@
 //! A whole account's nodes at one STS with the account's limit: what a roll-out of the agent costs. One node
 //! in twenty is simulated, against as many calls in twenty seconds as the account has in one, which leaves
-//! chance as much room as it really has.
+//! chance as much room as it really has. `quota` asks the same of a day, of ServiceAccounts' sessions.
 
 use super::*;
 
@@ -8,15 +8,37 @@ const SCALE: usize = 20;
 const NODES: usize = 5_000 / SCALE;
 const ROLES: usize = 20;
 /// AssumeRole for each account and second (Alibaba Cloud notice of 2022-08-29).
-const LIMIT: usize = 100;
+pub(super) const LIMIT: usize = 100;
 /// That second, scaled.
 const PERIOD: Duration = Duration::from_secs(SCALE as u64);
 
-struct Account {
+/// An account's STS, one in `scale` of whose nodes is simulated.
+pub(super) struct Account {
     start: Instant,
+    scale: usize,
     /// Calls by period.
     periods: Mutex<Vec<usize>>,
     issued: AtomicUsize,
+}
+
+impl Account {
+    pub(super) fn new(scale: usize) -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            scale,
+            periods: Mutex::default(),
+            issued: AtomicUsize::new(0),
+        })
+    }
+
+    /// Calls by period, throttled ones among them: a period is as many seconds long as the scale.
+    pub(super) fn periods(&self) -> Vec<usize> {
+        self.periods.lock().unwrap().clone()
+    }
+
+    pub(super) fn clock(&self) -> SystemTime {
+        SystemTime(self.start)
+    }
 }
 
 #[async_trait]
@@ -24,22 +46,22 @@ impl Issuer for Account {
     async fn issue(&self, session: &RoleSession) -> Result<Credentials, IssueError> {
         sleep(Duration::from_millis(50)).await;
         let elapsed = self.start.elapsed();
-        let period = usize::try_from(elapsed.as_secs() / PERIOD.as_secs()).unwrap();
+        let period = usize::try_from(elapsed.as_secs()).unwrap() / self.scale;
         let mut periods = self.periods.lock().unwrap();
         if periods.len() <= period {
             periods.resize(period + 1, 0);
         }
         periods[period] += 1;
         if periods[period] > LIMIT {
-            let left = (PERIOD * (u32::try_from(period).unwrap() + 1)).saturating_sub(elapsed);
-            let (code, message, retry_after) =
-                ("Throttling.User".into(), "m".into(), Some(left / u32::try_from(SCALE).unwrap()));
+            let end = Duration::from_secs(((period + 1) * self.scale) as u64);
+            let left = end.saturating_sub(elapsed) / u32::try_from(self.scale).unwrap();
+            let (code, message, retry_after) = ("Throttling.User".into(), "m".into(), Some(left));
             let kind = IssueErrorKind::Throttled;
             return Err(IssueError { kind, code, message, request_id: None, retry_after, source: None });
         }
         drop(periods);
         self.issued.fetch_add(1, Ordering::SeqCst);
-        let issued_at = SystemTime(self.start).now();
+        let issued_at = self.clock().now();
         Ok(Credentials {
             access_key_id: "STS.fleet".into(),
             access_key_secret: "hush".into(),
@@ -52,7 +74,7 @@ impl Issuer for Account {
     }
 }
 
-struct SystemTime(Instant);
+pub(super) struct SystemTime(Instant);
 
 impl Clock for SystemTime {
     fn now(&self) -> Timestamp {
@@ -76,8 +98,8 @@ struct RollOut {
 /// All nodes restart within `within`; `asked` of the roles are asked for in the minute after that, every ten
 /// seconds until answered.
 async fn roll_out(within: Duration, warm_up: Duration, asked: usize) -> RollOut {
-    let start = Instant::now();
-    let account = Arc::new(Account { start, periods: Mutex::default(), issued: AtomicUsize::new(0) });
+    let account = Account::new(SCALE);
+    let start = account.start;
     let (late, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut nodes = JoinSet::new();
     for node in 0..NODES {
@@ -85,12 +107,13 @@ async fn roll_out(within: Duration, warm_up: Duration, asked: usize) -> RollOut 
         nodes.spawn(async move {
             sleep(within.mul_f64(node as f64 / NODES as f64)).await;
             let cache = Cache::new(
-                account as Arc<dyn Issuer>,
-                Arc::new(SystemTime(start)),
+                Arc::clone(&account) as Arc<dyn Issuer>,
+                Arc::new(account.clock()),
                 TaskTracker::new(),
                 CancellationToken::new(),
                 Limits::default(),
                 Metrics::new(&mut Registry::default()),
+                Trail::for_tests(),
             );
             let role = |n: usize| session(&format!("role{n}"));
             let pod = |n: usize| pod(u32::try_from(n).unwrap());
