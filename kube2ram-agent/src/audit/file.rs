@@ -164,7 +164,7 @@ pub fn find(path: &Path, access_key_id: &str) -> Result<Vec<Record>, FileError> 
     Ok(found)
 }
 
-fn search(reader: &mut impl BufRead, access_key_id: &str, found: &mut Vec<Record>) -> io::Result<()> {
+fn search(reader: &mut impl io::BufRead, access_key_id: &str, found: &mut Vec<Record>) -> io::Result<()> {
     let mut line = Vec::new();
     while found.len() < FOUND_MAX {
         line.clear();

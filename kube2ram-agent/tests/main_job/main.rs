@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod address;
+mod audit;
 mod changes;
 mod clients;
 mod crash;
