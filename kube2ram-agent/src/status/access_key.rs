@@ -72,16 +72,6 @@ pub struct Holder {
     pub at: Timestamp,
 }
 
-impl Source {
-    /// As in the JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Memory => "memory",
-        }
-    }
-}
-
 impl AccessKeyReport {
     /// The process's exit status: 0 when the session is found, 66 (`EX_NOINPUT`) when it is not.
     pub fn exit_code(&self) -> u8 {
