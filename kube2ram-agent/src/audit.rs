@@ -2,8 +2,8 @@
 //! record is a line of the log and, with `--audit-file`, a line of a file; the last sessions are also kept in
 //! memory, for `kube2ram explain --access-key-id`. No record can hold a secret.
 //!
-//! Depends on `identity` and `pod`; called by the credential cache, composed by `app`. A record never delays a
-//! request, and a record that cannot be written is no reason to refuse credentials.
+//! Depends on `identity` and `pod`; called by the credential cache, composed by `app`. A record never delays
+//! a request, and a record that cannot be written is no reason to refuse credentials.
 
 use std::{
     fmt, io,
@@ -44,8 +44,8 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Starts the trail of the agent of `node`. `pods` looks a pod up by its UID, for its names. With `file`, a
-    /// thread appends the records to that file.
+    /// Starts the trail of the agent of `node`. `pods` looks a pod up by its UID, for its names. With `file`,
+    /// a thread appends the records to that file.
     ///
     /// # Errors
     /// When the thread cannot be started. A file that cannot be written is logged and counted instead.

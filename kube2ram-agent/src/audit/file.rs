@@ -137,8 +137,8 @@ impl AuditFile {
     }
 }
 
-/// Finds the records of a session in the file and in the one before it, the oldest first: at most
-/// [`FOUND_MAX`]. Lines that are no records are left out.
+/// Finds the records of a session in the file and in the one before it, the oldest first: at most 1,024.
+/// Lines that are no records are left out.
 ///
 /// # Errors
 /// [`FileError::Io`], and [`FileError::Unsafe`] for what others could have written.

@@ -1,4 +1,5 @@
-//! `kube2ram explain --access-key-id`: from the agent's memory, else from the audit file. Called by the parent.
+//! `kube2ram explain --access-key-id`: from the agent's memory, else from the audit file. Called by the
+//! parent.
 
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
