@@ -136,7 +136,8 @@ enum Source {
     Objects(Api<DynamicObject>, Mutex<Objects>, StatusWriter),
 }
 
-/// How often files are looked at. A mounted ConfigMap takes up to a minute anyway.
+/// How often files are looked at; a change counts at the second look that finds it. A mounted ConfigMap takes
+/// up to a minute anyway.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Changes that come at once make one index.
 const SETTLE: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ mod kubeconfig;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -90,15 +90,15 @@ pub enum TlsError {
     /// A certificate and its key cannot be served.
     #[error("cannot serve with the certificate")]
     Config(#[source] rustls::Error),
-    /// The certificate has expired or is not valid yet.
-    #[error("{what} is not valid now: it was made for {from} to {until}")]
+    /// The certificate has expired.
+    #[error("{what} has expired: it was valid until {until}, and the clock of this machine shows {now}")]
     Expired {
         /// Which.
         what: String,
-        /// From when.
-        from: Timestamp,
         /// Until when.
         until: Timestamp,
+        /// Now.
+        now: Timestamp,
     },
     /// Only one of two files is there.
     #[error("{} is there, but {} is not: restore it, or remove both and have the API server read the new CA", present.display(), missing.display())]
@@ -131,6 +131,19 @@ pub enum TlsError {
     /// A file is missing.
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
+    /// The certificate was made by a clock that was ahead, or this machine's clock is behind.
+    #[error(
+        "{what} is not valid yet: it is valid from {from}, and the clock of this machine shows {now}. Correct \
+         the clock that is wrong; a certificate that was made while the clock was ahead must be made again"
+    )]
+    NotYetValid {
+        /// Which.
+        what: String,
+        /// From when.
+        from: Timestamp,
+        /// Now.
+        now: Timestamp,
+    },
     /// A file is not PEM, or holds nothing that was looked for.
     #[error("cannot read {}", path.display())]
     Pem {
@@ -152,6 +165,8 @@ pub struct Tls {
     provider: Arc<CryptoProvider>,
     authority: Option<Authority>,
     current: RwLock<Current>,
+    /// The digest of the files at the last look.
+    seen: Mutex<[u8; 32]>,
     expiry: Gauge,
 }
 
@@ -200,8 +215,8 @@ impl Tls {
             expiry.clone(),
         );
         expiry.set(current.until.as_second());
-        let current = RwLock::new(current);
-        Ok(Arc::new(Self { settings, clock, provider, authority, current, expiry }))
+        let (seen, current) = (Mutex::new(current.made_of), RwLock::new(current));
+        Ok(Arc::new(Self { settings, clock, provider, authority, current, seen, expiry }))
     }
 
     /// Accepts TLS with what is current now.
@@ -209,24 +224,31 @@ impl Tls {
         TlsAcceptor::from(self.current().config)
     }
 
-    /// Whether clients can take the certificate for valid.
+    /// Whether clients can take the certificate for valid, and that of the server's own authority, too.
     pub fn is_valid(&self) -> bool {
         let (now, current) = (self.clock.now(), self.current());
-        current.from <= now && now < current.until
+        let is_trusted = self.authority.as_ref().is_none_or(|authority| authority.check(now).is_ok());
+        is_trusted && current.from <= now && now < current.until
     }
 
-    /// Makes or reads another certificate when it is time, or when a file has changed; whether it did. What
-    /// is broken leaves the current one in use.
+    /// Makes or reads another certificate when it is time, or when two calls in a row have found the same
+    /// change of a file: its writer may be in the middle of it. Returns whether it did. What is broken leaves
+    /// the current one in use.
     ///
     /// # Errors
     /// See [`TlsError`].
     pub fn refresh(&self) -> Result<bool, TlsError> {
         let now = self.clock.now();
+        // The clock may have been corrected since the start.
+        self.authority.as_ref().map_or(Ok(()), |authority| authority.check(now))?;
         let inputs = Inputs::read(&self.settings)?;
-        let current = self.current();
+        let (current, digest) = (self.current(), inputs.digest());
+        let before =
+            std::mem::replace(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner), digest);
         // Made while this machine's clock was ahead, it is not valid yet.
         let is_due = current.renew_at.is_some_and(|renew_at| renew_at <= now || now < current.from);
-        if !is_due && inputs.digest() == current.made_of {
+        let is_changed = digest != current.made_of;
+        if (!is_due && !is_changed) || (is_changed && digest != before) {
             return Ok(false);
         }
         let next = make(&self.settings, &self.provider, self.authority.as_ref(), inputs, now)?;
@@ -357,11 +379,16 @@ fn validity(path: &Path, der: &[u8]) -> Result<(Timestamp, Timestamp), TlsError>
 
 /// The end of a certificate that is valid now.
 fn valid_until(path: &Path, der: &[u8], now: Timestamp) -> Result<Timestamp, TlsError> {
-    let (from, until) = validity(path, der)?;
-    if (from..until).contains(&now) {
-        return Ok(until);
+    let validity = validity(path, der)?;
+    is_valid_at(path, validity, now).map(|()| validity.1)
+}
+
+fn is_valid_at(path: &Path, (from, until): (Timestamp, Timestamp), now: Timestamp) -> Result<(), TlsError> {
+    let what = || path.display().to_string();
+    if now < from {
+        return Err(TlsError::NotYetValid { what: what(), from, now });
     }
-    Err(TlsError::Expired { what: path.display().to_string(), from, until })
+    if now < until { Ok(()) } else { Err(TlsError::Expired { what: what(), until, now }) }
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {

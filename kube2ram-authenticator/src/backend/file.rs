@@ -1,5 +1,6 @@
 //! Mappings in a file: the configuration file's, or a file of their own. Read at the start and whenever its
-//! content changes. Depends on `sections`; run by the parent.
+//! content changes. A change counts once two looks in a row have found it. Depends on `sections`; run by the
+//! parent.
 
 use std::{
     fs::File,
@@ -9,7 +10,7 @@ use std::{
 
 use kube2ram_service::telemetry::chain;
 
-use super::sections::{Form, Section, Sections, parse};
+use super::sections::{Form, Sections, parse_all};
 
 /// More than 10,000 mappings have.
 const LIMIT_BYTES: u64 = 4 * 1024 * 1024;
@@ -21,6 +22,8 @@ pub(super) struct MappingFile {
     form: Form,
     /// What the lists were last read from.
     content: Content,
+    /// What the last look has found, if it is other content.
+    next: Option<Content>,
     sections: Sections,
     /// Why the file could not be read the last time.
     fault: Option<String>,
@@ -36,7 +39,8 @@ enum Content {
 
 impl MappingFile {
     pub(super) fn new(path: PathBuf, form: Form) -> Self {
-        Self { path, form, content: Content::Never, sections: Sections::default(), fault: None }
+        let (content, sections) = (Content::Never, Sections::default());
+        Self { path, form, content, next: None, sections, fault: None }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -63,6 +67,10 @@ impl MappingFile {
     ///
     /// A file of mappings that is not there maps nobody: it was removed, or not written yet. Without its
     /// configuration file the server would not have started, so that one is only away for a moment.
+    ///
+    /// A program may be in the middle of writing the file, and the first half of a list can be a valid list.
+    /// So other content counts when the next look finds it again. What is read first counts at once: without
+    /// it there are no mappings at all.
     pub(super) fn take(&mut self, content: io::Result<String>) -> bool {
         let content = match content {
             Ok(text) => Content::Text(text),
@@ -70,6 +78,7 @@ impl MappingFile {
                 Content::Missing
             }
             Err(error) => {
+                self.next = None;
                 let fault = Some(chain(&error));
                 let is_news = self.fault != fault;
                 self.fault = fault;
@@ -77,15 +86,19 @@ impl MappingFile {
             }
         };
         let was_faulty = self.fault.take().is_some();
+        let found_before = self.next.take();
         if self.content == content {
+            return was_faulty;
+        }
+        if self.content != Content::Never && found_before.as_ref() != Some(&content) {
+            self.next = Some(content);
             return was_faulty;
         }
         match &content {
             Content::Missing | Content::Never => self.sections.clear(),
             Content::Text(text) => {
-                for section in Section::ALL {
-                    let list = parse(self.form, section, text).map_err(|error| chain(&error));
-                    self.sections.take(section, list);
+                for (section, list) in parse_all(self.form, text) {
+                    self.sections.take(section, list.map_err(|error| chain(&error)));
                 }
             }
         }
@@ -127,14 +140,50 @@ mod tests {
         Ok(text.to_owned())
     }
 
+    /// The same at two looks in a row. Whether the second was news.
+    fn twice(file: &mut MappingFile, content: fn() -> io::Result<String>) -> bool {
+        assert!(!file.take(content()), "one look is not enough");
+        file.take(content())
+    }
+
     #[test]
     fn a_change_is_seen_once() {
         let mut file = json();
 
         assert!(file.take(ok(USERS)) && !file.take(ok(USERS)));
         assert_eq!(file.sections().entries().len(), 1);
-        assert!(file.take(ok("{}")));
+        assert!(twice(&mut file, || ok("{}")));
+        assert!(!file.take(ok("{}")));
         assert!(file.sections().entries().is_empty());
+    }
+
+    /// A valid beginning of a list, and a file that is removed before it is written, as some editors do.
+    #[test]
+    fn a_file_that_is_being_written_does_not_count() {
+        let config = "server:\n  mapUsers:\n  - {userarn: a, username: x}\n  - {userarn: b, username: y}\n";
+        let beginning = "server:\n  mapUsers:\n  - {userarn: a, username: x}\n";
+        let mut file = MappingFile::new("config.yaml".into(), Form::ConfigFile);
+        assert!(file.take(ok(config)));
+        assert!(!file.take(ok(beginning)) && !file.take(ok("server: [")) && !file.take(ok(config)));
+        assert!(!file.take(ok(beginning)), "what was found before the last look does not count either");
+        assert_eq!(file.sections().entries().len(), 2);
+        assert!(file.take(ok(beginning)), "the allowed twin: somebody has removed one");
+        assert_eq!(file.sections().entries().len(), 1);
+
+        let mut file = json();
+        assert!(file.take(ok(USERS)));
+        assert!(!file.take(missing()) && !file.take(ok(USERS)));
+        assert_eq!(file.sections().entries().len(), 1);
+    }
+
+    #[test]
+    fn what_is_read_first_counts_at_once() {
+        let mut file = json();
+        assert!(file.take(Err(io::ErrorKind::PermissionDenied.into())));
+
+        assert!(file.take(ok(USERS)));
+
+        assert_eq!(file.sections().entries().len(), 1);
     }
 
     #[test]
@@ -142,10 +191,10 @@ mod tests {
         let mut file = json();
         assert!(file.take(missing()), "it was not known before");
         assert!(!file.take(missing()));
-        assert!(file.take(ok(USERS)));
+        assert!(twice(&mut file, || ok(USERS)));
         assert!(!file.is_missing());
 
-        assert!(file.take(missing()));
+        assert!(twice(&mut file, missing));
 
         assert!(file.is_missing() && file.fault().is_none());
         assert!(file.sections().entries().is_empty());
@@ -157,13 +206,16 @@ mod tests {
         let mut file = MappingFile::new("config.yaml".into(), Form::ConfigFile);
         assert!(file.take(ok(config)));
 
-        let broken: [fn() -> io::Result<String>; 2] = [missing, || ok("server: [")];
-        for broken in broken {
-            assert!(file.take(broken()));
-            assert!(!file.take(broken()), "it is reported once");
-            assert!(file.fault().is_some());
-            assert_eq!(file.sections().entries().len(), 1);
-        }
+        assert!(file.take(missing()));
+        assert!(!file.take(missing()), "it is reported once");
+        assert!(file.fault().is_some());
+        assert_eq!(file.sections().entries().len(), 1);
+        assert!(file.take(ok("server: [")), "that it is there again is news");
+        assert!(file.take(ok("server: [")));
+        assert!(!file.take(ok("server: [")), "it is reported once");
+        assert!(file.fault().is_some());
+        assert_eq!(file.sections().entries().len(), 1);
+        assert!(!file.take(ok(config)));
         assert!(file.take(ok(config)), "that it can be read again is news");
         assert_eq!(file.fault(), None);
     }

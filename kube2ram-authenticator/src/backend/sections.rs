@@ -118,6 +118,17 @@ struct WrittenEntry {
     unknown: BTreeMap<String, IgnoredAny>,
 }
 
+/// A file with all three lists.
+#[derive(Debug, Default, Deserialize)]
+struct Lists {
+    #[serde(default)]
+    maproles: Option<Vec<WrittenEntry>>,
+    #[serde(default)]
+    mapusers: Option<Vec<WrittenEntry>>,
+    #[serde(default)]
+    mapaccounts: Option<Vec<String>>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 struct Roles {
     #[serde(default)]
@@ -139,6 +150,19 @@ struct Accounts {
 #[derive(Debug, Default, Deserialize)]
 struct ConfigFile<T> {
     server: Option<T>,
+}
+
+/// Reads all lists of a file: at once if nothing is wrong with it, else each by itself, so that a wrong list
+/// keeps no other from being read. The text of a list alone ([`Form::Yaml`]) is not such a file.
+pub(super) fn parse_all(form: Form, text: &str) -> [(Section, Result<List, SectionError>); 3] {
+    let Ok(Lists { maproles, mapusers, mapaccounts }) = whole::<Lists>(form, text) else {
+        return Section::ALL.map(|section| (section, parse(form, section, text)));
+    };
+    [
+        (Section::Roles, Ok(List::Entries(entries(Section::Roles, maproles)))),
+        (Section::Users, Ok(List::Entries(entries(Section::Users, mapusers)))),
+        (Section::Accounts, Ok(List::Accounts(accounts(mapaccounts)))),
+    ]
 }
 
 /// Reads one list of `text`, which may hold more than it. A list that is not there is empty.
@@ -273,6 +297,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_read_at_once_is_read_as_its_lists_are() {
+        let json =
+            r#"{"MapUsers": [{"userarn": "a", "username": "x"}], "mapAccounts": ["012"], "other": {}}"#;
+        let wrong = "server:\n  mapRoles: nonsense\n  mapUsers: [{userarn: a}]\n  mapAccounts: [012]\n";
+        let twice = "server:\n  mapUsers: []\n  mapusers: []\n  mapAccounts: [1]\n";
+        let files = [(Form::ConfigFile, CONFIG), (Form::Json, json), (Form::ConfigFile, "")];
+        let files = files.into_iter().chain([wrong, twice].map(|text| (Form::ConfigFile, text)));
+
+        for (form, text) in files {
+            for (section, list) in parse_all(form, text) {
+                assert_eq!(list.ok(), parse(form, section, text).ok(), "{section:?} of {text}");
+            }
+        }
+        let read = parse_all(Form::ConfigFile, wrong).map(|(_, list)| list.is_ok());
+        assert_eq!(read, [false, true, true], "one wrong list keeps no other from being read");
+    }
+
+    #[test]
     fn one_wrong_list_keeps_no_other_from_being_read() {
         let text = "server:\n  mapRoles: nonsense\n  mapUsers: []\n";
 
@@ -321,6 +363,11 @@ mod tests {
                 for section in Section::ALL {
                     drop(parse(form, section, &text));
                     drop(parse(form, section, &lines));
+                }
+            }
+            for form in [Form::ConfigFile, Form::Json] {
+                for (section, list) in parse_all(form, &lines) {
+                    prop_assert_eq!(list.ok(), parse(form, section, &lines).ok());
                 }
             }
         }

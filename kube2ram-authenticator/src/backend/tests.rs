@@ -292,17 +292,17 @@ async fn the_lists_of_the_configuration_file_count_when_it_changes() {
     assert_eq!(running.username(&user("alice")).as_deref(), Some("one"));
 
     let _rewritten = config_file(&directory, "two");
-    sleep(LOOK_EVERY * 2).await;
+    sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")).as_deref(), Some("two"));
     fs::write(&config, "server: [").unwrap();
-    sleep(LOOK_EVERY * 2).await;
+    sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")).as_deref(), Some("two"), "what was last read counts");
     assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 3);
     fs::remove_file(&config).unwrap();
-    sleep(LOOK_EVERY * 2).await;
+    sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")).as_deref(), Some("two"));
     fs::write(&config, "server: {mapUsers: []}").unwrap();
-    sleep(LOOK_EVERY * 2).await;
+    sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")), None);
     assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 0);
     running.stop().await;
@@ -322,7 +322,7 @@ async fn a_file_of_mappings_may_come_later_and_is_not_known_while_it_cannot_be_r
 
     assert!(!running.is_loaded());
     fs::write(&path, json!({ "mapAccounts": [ACCOUNT] }).to_string()).unwrap();
-    sleep(LOOK_EVERY * 2).await;
+    sleep(LOOK_EVERY * 3).await;
     assert!(running.is_loaded());
     assert_eq!(running.username(&user("Bob")), Some(format!("acs:ram::{ACCOUNT}:user/Bob")));
     running.stop().await;

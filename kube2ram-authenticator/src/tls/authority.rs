@@ -15,13 +15,16 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use secrecy::zeroize::Zeroizing;
 
-use super::{FILE_LIMIT_BYTES, TlsError, certificates, valid_until};
+use super::{FILE_LIMIT_BYTES, TlsError, certificates, is_valid_at, validity};
 use crate::files::{self, Lock, Mode};
 
 /// Signs the server's certificates.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    path: PathBuf,
+    /// From when and until when its certificate is valid.
+    validity: (Timestamp, Timestamp),
 }
 
 /// Whether something was made or was there.
@@ -81,10 +84,16 @@ impl Authority {
         if !parsed.is_ca() || !is_of_key {
             return Err(not_ours());
         }
-        valid_until(certificate_path, &der, now)?;
+        let validity = validity(certificate_path, &der)?;
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(TlsError::Certificate)?;
         let pem = String::from_utf8(certificate.to_vec()).or(Err(not_ours()))?;
-        Ok(Self { issuer, pem })
+        let authority = Self { issuer, pem, path: certificate_path.to_owned(), validity };
+        authority.check(now).map(|()| authority)
+    }
+
+    /// Whether its certificate is valid now: the API server compares it with its own clock, too.
+    pub(super) fn check(&self, now: Timestamp) -> Result<(), TlsError> {
+        is_valid_at(&self.path, self.validity, now)
     }
 
     /// Its certificate, for the API server.

@@ -191,6 +191,26 @@ fn an_authority_that_has_expired_is_named() {
     assert!(matches!(load(own(directory.path()), &clock), Err(TlsError::Expired { .. })));
 }
 
+/// As a machine leaves it whose clock was ahead when it made the authority.
+#[test]
+fn an_authority_that_is_not_valid_yet_is_named_at_the_start_and_when_the_clock_is_corrected() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let now = clock.now();
+    *clock.0.lock().unwrap() = now + 48.hours();
+    let tls = load(own(directory.path()), &clock).unwrap();
+    assert!(tls.is_valid() && tls.refresh().is_ok(), "the allowed twin");
+
+    *clock.0.lock().unwrap() = now;
+
+    assert!(!tls.is_valid(), "the API server would not trust it");
+    let error = tls.refresh().unwrap_err();
+    assert!(matches!(error, TlsError::NotYetValid { .. }));
+    assert!(error.to_string().contains("cert.pem is not valid yet: it is valid from "), "{error}");
+    assert!(matches!(load(own(directory.path()), &clock), Err(TlsError::NotYetValid { .. })));
+    assert!(matches!(check(&wanted_in(directory.path()), now), Err(TlsError::NotYetValid { .. })));
+}
+
 #[tokio::test]
 async fn files_that_change_are_read_again_and_broken_ones_are_not_used() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -204,9 +224,12 @@ async fn files_that_change_are_read_again_and_broken_ones_are_not_used() {
 
     // In the middle of an exchange: the key is still the old one.
     fs::copy(&next.0, &certificate).unwrap();
+    assert!(!tls.refresh().unwrap(), "one look is not enough");
     assert!(tls.refresh().is_err());
     handshake(&tls, &ca(&first), "localhost", None).await.unwrap();
     fs::copy(&next.1, &key).unwrap();
+    assert!(!tls.refresh().unwrap(), "one look is not enough");
+    handshake(&tls, &ca(&first), "localhost", None).await.unwrap();
     assert!(tls.refresh().unwrap());
     handshake(&tls, &ca(&second), "localhost", None).await.unwrap();
     fs::remove_file(&key).unwrap();
@@ -304,6 +327,11 @@ fn wanted(directory: &Path) -> Init {
         port: 21362,
         client: None,
     }
+}
+
+/// The same with the authority in `directory` itself.
+fn wanted_in(directory: &Path) -> Init {
+    Init { directory: directory.to_owned(), ..wanted(directory) }
 }
 
 #[test]
