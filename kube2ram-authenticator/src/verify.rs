@@ -8,7 +8,7 @@ mod metrics;
 mod server_time;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -115,8 +115,8 @@ pub enum VerifyError {
     Limited {
         /// Which limit was reached.
         budget: Budget,
-        /// When it would be admitted.
-        retry_after: Duration,
+        /// When it would be admitted; `None` when more tokens of unknown keys wait than can be admitted.
+        retry_after: Option<Duration>,
     },
     /// STS named nobody.
     #[error("STS does not vouch for the token")]
@@ -127,12 +127,13 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// Whether the same token would be refused again, whatever happens.
+    /// Whether the API server must not repeat the token: it would be refused again, or is one of a flood.
     pub fn is_definite(&self) -> bool {
         match self {
+            Self::Limited { retry_after, .. } => retry_after.is_none(),
             Self::Sts(error) => error.kind == CallErrorKind::Refused,
             Self::Token(_) => true,
-            Self::Identity(_) | Self::Limited { .. } => false,
+            Self::Identity(_) => false,
         }
     }
 
@@ -161,8 +162,7 @@ pub struct Verifier {
     limits: Limits,
     server_time: ServerTime,
     remembered: Mutex<Remembered>,
-    /// The calls that STS has not answered yet.
-    flights: Mutex<HashMap<Digest, Flight>>,
+    flights: Mutex<Flights>,
     metrics: Metrics,
     tasks: TaskTracker,
 }
@@ -171,6 +171,14 @@ type Outcome = Result<Arc<Identity>, VerifyError>;
 
 /// Receives the outcome of a call; nothing more when its task has panicked.
 type Flight = watch::Receiver<Option<Outcome>>;
+
+/// The calls that STS has not answered yet.
+#[derive(Default)]
+struct Flights {
+    all: HashMap<Digest, Flight>,
+    /// Those of keys that have never logged in: they leave room for the others.
+    of_strangers: HashSet<Digest>,
+}
 
 /// Apart, so that refusals, which anybody can cause, take no room from identities.
 struct Remembered {
@@ -260,23 +268,31 @@ impl Verifier {
         window_end: Instant,
     ) -> Result<Boarded, VerifyError> {
         let mut flights = self.flights();
-        if let Some(flight) = flights.get(&digest) {
+        if let Some(flight) = flights.all.get(&digest) {
             return Ok(Boarded::Flight(Source::Joined, flight.clone()));
         }
         // It may have landed since: then it was remembered before it left the map.
         if let Some(outcome) = self.recall(&digest) {
             return Ok(Boarded::Landed(outcome));
         }
-        let admitted = match flights.len() {
-            FLIGHTS.. => Err(Over { budget: Budget::Pending, retry_after: Duration::from_secs(1) }),
-            _ => self.limits.admit(call.access_key_id(), Instant::now()),
+        let (key, now) = (call.access_key_id(), Instant::now());
+        let is_stranger = !self.limits.knows(key);
+        let admitted = if is_stranger && flights.of_strangers.len() >= FLIGHTS_OF_STRANGERS {
+            Err(self.limits.turn_away(Budget::Pending, PENDING_RETRY, now))
+        } else if flights.all.len() >= FLIGHTS {
+            Err(Over { budget: Budget::Pending, retry_after: Some(PENDING_RETRY) })
+        } else {
+            self.limits.admit(key, now)
         };
         if let Err(Over { budget, retry_after }) = admitted {
             self.metrics.limited(budget);
             return Err(VerifyError::Limited { budget, retry_after });
         }
         let (outcome, flight) = watch::channel(None);
-        flights.insert(digest, flight.clone());
+        flights.all.insert(digest, flight.clone());
+        if is_stranger {
+            flights.of_strangers.insert(digest);
+        }
         drop(flights);
         // In a task of its own: the caller may end, and others wait as well.
         self.tasks.spawn(Arc::clone(self).fly(digest, call, window_end, outcome));
@@ -336,7 +352,7 @@ impl Verifier {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -368,7 +384,9 @@ struct Leaves<'a> {
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        drop(self.verifier.flights().remove(&self.digest));
+        let mut flights = self.verifier.flights();
+        drop(flights.all.remove(&self.digest));
+        flights.of_strangers.remove(&self.digest);
     }
 }
 
@@ -378,6 +396,10 @@ const CACHE_ENTRIES: usize = 10_000;
 const REFUSAL_TTL: Duration = Duration::from_secs(10);
 /// How many calls may wait for STS at once.
 const FLIGHTS: usize = 256;
+/// How many of them may be of keys that have never logged in.
+const FLIGHTS_OF_STRANGERS: usize = 128;
+/// A call takes less than this, unless STS is in trouble.
+const PENDING_RETRY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,10 @@
 //! knows the id of a user's key keeps out that user; it takes those of thirty users to keep out all. Time is
 //! passed in, but to the limiters of single keys. Depends on the rate limiter; called by the parent.
 //!
+//! The API server repeats a login up to ten times if it is told to wait. That helps a burst, such as a hundred
+//! jobs with fresh role sessions, and makes a flood ten times as large. So of the tokens of unknown keys, only
+//! as many are told to wait as STS can be asked about while the API server waits. All others are denied.
+//!
 //! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
 
 use std::{
@@ -64,13 +68,16 @@ impl Budget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Over {
     pub(super) budget: Budget,
-    pub(super) retry_after: Duration,
+    /// `None`: too many wait already, so that waiting does not help.
+    pub(super) retry_after: Option<Duration>,
 }
 
 pub(super) struct Limits {
     each: RateLimiters<Box<str>>,
     known: Arc<RateLimiter>,
     unknown: Arc<RateLimiter>,
+    /// For tokens of unknown keys that are told to wait.
+    waits: Arc<RateLimiter>,
     /// For tokens that are out of their window by our clock.
     doubts: Arc<RateLimiter>,
     /// Keys that have logged in, and when last.
@@ -79,25 +86,40 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn new(rates: Rates) -> Self {
-        let shared = |rate| RateLimiters::<()>::new(Rate::per_second(rate)).of(None);
+        let of = |rate: Option<Rate>| RateLimiters::<()>::new(rate).of(None);
+        let shared = |rate| of(Rate::per_second(rate));
+        // Without a limit of its own, it still needs one for those who wait for STS.
+        let waits = Rate::per_second(rates.unknown).unwrap_or(UNLIMITED_WAITS);
         Self {
             each: RateLimiters::new(Rate::per_second(rates.key)),
             known: shared(rates.known),
             unknown: shared(rates.unknown),
+            waits: of(Some(Rate { burst: waits.burst.saturating_mul(WAITS_FACTOR), ..waits })),
             doubts: shared(DOUBTS_PER_SECOND),
             succeeded: Mutex::default(),
         }
     }
 
+    /// Whether a token of this key has logged in.
+    pub(super) fn knows(&self, access_key_id: &str) -> bool {
+        self.keys().contains_key(access_key_id)
+    }
+
     /// Takes what one call for a token of this key costs.
     pub(super) fn admit(&self, access_key_id: &str, now: Instant) -> Result<(), Over> {
-        let over = |budget| move |retry_after| Over { budget, retry_after };
-        if !self.keys().contains_key(access_key_id) {
-            return self.unknown.admit(now).map(drop).map_err(over(Budget::Unknown));
+        let over = |budget| move |retry_after| Over { budget, retry_after: Some(retry_after) };
+        if !self.knows(access_key_id) {
+            let over = |retry_after| self.turn_away(Budget::Unknown, retry_after, now);
+            return self.unknown.admit(now).map(drop).map_err(over);
         }
         // A key without tokens must not take one of all others.
         self.each.of(Some(&access_key_id.into())).admit(now).map_err(over(Budget::Key))?;
         self.known.admit(now).map(drop).map_err(over(Budget::Known))
+    }
+
+    /// What a token of an unknown key gets when a limit was reached: it may wait if there is room.
+    pub(super) fn turn_away(&self, budget: Budget, retry_after: Duration, now: Instant) -> Over {
+        Over { budget, retry_after: self.waits.admit(now).is_ok().then_some(retry_after) }
     }
 
     /// Whether STS may be asked about a token that is out of its window by our clock.
@@ -129,6 +151,11 @@ impl Limits {
 /// How many keys are remembered that have logged in.
 const KEYS: usize = 4096;
 const DOUBTS_PER_SECOND: u32 = 1;
+/// How many times the burst of unknown keys may wait at once: those of 10 s. The API server waits 30 s in all,
+/// and each token may be told to wait several times in it.
+const WAITS_FACTOR: u32 = 5;
+/// The measure where unknown keys have no limit: that of the default.
+const UNLIMITED_WAITS: Rate = Rate { burst: 60, interval: Duration::from_millis(33) };
 
 #[cfg(test)]
 mod tests {
@@ -148,9 +175,39 @@ mod tests {
         let invented: usize = (0..1000).map(|n| admitted(&limits, &format!("invented{n}"), 1)).sum();
 
         assert_eq!(invented, 20, "two seconds' worth");
-        let over = limits.admit("another", Instant::now()).unwrap_err();
-        assert_eq!((over.budget, over.retry_after), (Budget::Unknown, Duration::from_millis(100)));
+        assert_eq!(limits.admit("another", Instant::now()).unwrap_err().budget, Budget::Unknown);
         assert_eq!(admitted(&limits, "alice", 3), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_unknown_keys_may_wait_and_a_flood_may_not() {
+        let limits = Limits::new(RATES);
+        let waiting = |times: usize| {
+            let refused = (0..times).filter_map(|_| limits.admit("stranger", Instant::now()).err());
+            refused.filter(|over| over.retry_after.is_some()).count()
+        };
+
+        // Twenty are admitted, and those of ten seconds may wait.
+        assert_eq!(waiting(120), 100);
+        assert_eq!(waiting(1000), 0);
+        let over = limits.admit("another", Instant::now()).unwrap_err();
+        assert_eq!((over.budget, over.retry_after), (Budget::Unknown, None));
+        limits.trust("alice", Instant::now());
+        assert_eq!(admitted(&limits, "alice", 3), 3, "no budget of users was used");
+        tokio::time::advance(Duration::from_secs(1)).await;
+
+        // Of each second of a flood, as many wait as are admitted.
+        assert_eq!(waiting(1000), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_known_key_is_always_told_to_wait() {
+        let limits = Limits::new(RATES);
+        limits.trust("alice", Instant::now());
+
+        let refused = (0..1000).filter_map(|_| limits.admit("alice", Instant::now()).err());
+
+        assert!(refused.map(|over| over.retry_after).all(|retry_after| retry_after.is_some()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::ToSpan as _;
-use tokio::time::advance;
+use tokio::{sync::Semaphore, time::advance};
 
 use super::*;
 use crate::testing::{CLUSTER, NOW, Scripted, SetClock, cluster, granted, refused, token, token_at};
@@ -269,6 +269,58 @@ async fn a_flood_of_invented_keys_does_not_keep_out_who_has_logged_in_before() {
     assert!(limited > 50, "{limited}");
     // Two seconds' worth of unknown keys, alice, and the time that passed meanwhile.
     assert!(bench.asked() < 50, "{}", bench.asked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_strangers_that_wait_for_sts_leave_room_for_users() {
+    let (sts, answered) = Silent::new();
+    let (clock, mut registry) = (SetClock::at(NOW), Registry::default());
+    let settings = Settings { cache_ttl: MAX_TTL, rates: Rates { key: 0, known: 0, unknown: 0 } };
+    let verifier = Verifier::new(cluster(), settings, sts, clock, TaskTracker::new(), &mut registry);
+    verifier.trust("alice");
+    let strangers: Vec<_> = (0..FLIGHTS_OF_STRANGERS)
+        .map(|n| {
+            let (verifier, token) = (Arc::clone(&verifier), token(&format!("stranger{n}")));
+            tokio::spawn(async move { verifier.verify(&token).await })
+        })
+        .collect();
+    while verifier.flights().of_strangers.len() < FLIGHTS_OF_STRANGERS {
+        tokio::task::yield_now().await;
+    }
+
+    let another = verifier.verify(&token("another")).await;
+    let alice = tokio::spawn({
+        let verifier = Arc::clone(&verifier);
+        async move { verifier.verify(&token("alice")).await }
+    });
+    tokio::task::yield_now().await;
+    answered.add_permits(FLIGHTS_OF_STRANGERS + 1);
+
+    assert!(matches!(another, Err(VerifyError::Limited { budget: Budget::Pending, .. })), "{another:?}");
+    assert_eq!(&*alice.await.unwrap().unwrap().identity.access_key_id, "alice");
+    for stranger in strangers {
+        stranger.await.unwrap().unwrap();
+    }
+    let flights = verifier.flights();
+    assert!(flights.all.is_empty() && flights.of_strangers.is_empty());
+}
+
+/// Answers a call for each permit.
+struct Silent(Arc<Semaphore>);
+
+impl Silent {
+    fn new() -> (Self, Arc<Semaphore>) {
+        let permits = Arc::new(Semaphore::new(0));
+        (Self(Arc::clone(&permits)), permits)
+    }
+}
+
+#[async_trait]
+impl Sts for Silent {
+    async fn caller(&self, call: &SignedCall) -> Answer {
+        self.0.acquire().await.unwrap().forget();
+        granted(call.access_key_id())
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -77,8 +77,12 @@ impl Refusal {
 fn of_verification(error: &VerifyError) -> Said {
     let call = match error {
         VerifyError::Token(error) => return Said::Denied(of_token(*error)),
+        // One of a flood. The API server would repeat it ten times, and log an error each time.
+        VerifyError::Limited { retry_after: None, .. } => {
+            return Said::Denied(format!("{PREFIX}too many tokens to verify").into());
+        }
         VerifyError::Limited { retry_after, .. } => {
-            return later(StatusCode::TOO_MANY_REQUESTS, "too many tokens to verify\n", Some(*retry_after));
+            return later(StatusCode::TOO_MANY_REQUESTS, "too many tokens to verify\n", *retry_after);
         }
         VerifyError::Identity(_) => {
             return no_decision(StatusCode::SERVICE_UNAVAILABLE, "the answer of STS is not understood\n");
@@ -151,8 +155,10 @@ mod tests {
         assert_eq!(status_and_wait(of(CallErrorKind::Throttled, None)).0, 429);
         assert_eq!(status_and_wait(of(CallErrorKind::Unavailable, None)).0, 503);
         assert_eq!(status_and_wait(of(CallErrorKind::Unexpected, None)), (503, None));
-        let limited = VerifyError::Limited { budget: Budget::Unknown, retry_after: Duration::from_millis(1) };
-        assert_eq!(status_and_wait(Refusal::Unverified(limited).said()).0, 429);
+        let limited =
+            |retry_after| Refusal::Unverified(VerifyError::Limited { budget: Budget::Unknown, retry_after });
+        assert_eq!(status_and_wait(limited(Some(Duration::from_millis(1))).said()).0, 429);
+        assert!(matches!(limited(None).said(), Said::Denied(_)), "one of a flood is not to come again");
     }
 
     #[test]
