@@ -10,25 +10,25 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client, api::ListParams, core::DynamicObject, runtime::watcher};
+use kube::{Api, Client, core::DynamicObject};
 use kube2ram_service::{
     clock::Clock,
-    kubernetes::{ClientConfig, ClientError, client_config, follow},
+    kubernetes::{ClientConfig, ClientError, client_config},
     telemetry::chain,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::Notify,
-    task::{JoinError, JoinSet, spawn_blocking},
-    time::{error::Elapsed, sleep, timeout},
+    task::{JoinError, JoinSet},
+    time::error::Elapsed,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub(crate) mod any_case;
 mod config_map;
 mod crd;
 mod file;
+mod follow;
 mod metrics;
 mod mode;
 mod sections;
@@ -139,10 +139,6 @@ enum Source {
 /// How often files are looked at; a change counts at the second look that finds it. A mounted ConfigMap takes
 /// up to a minute anyway.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Changes that come at once make one index.
-const SETTLE: Duration = Duration::from_millis(100);
-/// Bounds a list that somebody waits for.
-const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many refused mappings are logged by name at each change.
 const LOGGED_MAX: usize = 20;
 
@@ -253,73 +249,6 @@ impl Backends {
 }
 
 impl Backend {
-    /// Follows this backend for ever.
-    async fn run(&self) {
-        match &self.source {
-            Source::Config(api, map) => self.follow_config_map(api, map).await,
-            Source::File(file) => loop {
-                sleep(LOOK_EVERY).await;
-                if let Err(error) = self.look(file).await {
-                    self.metrics.failed(self.mode);
-                    error!(backend = self.mode.name(), error = chain(&error), "cannot look at the mappings");
-                }
-            },
-            Source::Objects(api, objects, writer) => {
-                let patch = |name: &str| locked(objects).patch(name, self.clock.now());
-                tokio::join!(
-                    self.follow_objects(api, objects, writer),
-                    writer.run(api, &self.metrics, patch)
-                );
-            }
-        }
-    }
-
-    async fn follow_config_map(&self, api: &Api<ConfigMap>, map: &Mutex<AuthMap>) {
-        // Not from a cache: a mapping that was removed must not come back because the server restarts.
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
-        let take = |event| {
-            if locked(map).take(event) {
-                self.publish_config_map(locked(map).sections());
-            }
-        };
-        follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
-    }
-
-    async fn follow_objects(
-        &self,
-        api: &Api<DynamicObject>,
-        objects: &Mutex<Objects>,
-        writer: &StatusWriter,
-    ) {
-        let changed = Notify::new();
-        let take = |event| {
-            if locked(objects).take(event) {
-                changed.notify_one();
-            }
-        };
-        let watch = follow(api.clone(), watcher::Config::default(), take, |_| self.metrics.failed(self.mode));
-        let publish = async {
-            loop {
-                changed.notified().await;
-                self.publish_objects(objects, writer);
-                sleep(SETTLE).await;
-            }
-        };
-        tokio::select! {
-            () = watch => {}
-            () = publish => {}
-        }
-    }
-
-    fn publish_objects(&self, objects: &Mutex<Objects>, writer: &StatusWriter) {
-        let entries = locked(objects).entries();
-        let (index, reports) = Index::new(&entries, &[], Arc::clone(&self.restrictions));
-        self.publish(index, &reports, 0);
-        // An object that changed meanwhile is published once more.
-        let names = locked(objects).report(reports);
-        writer.want(names);
-    }
-
     fn publish_sections(&self, sections: &Sections) {
         let (index, reports) =
             Index::new(&sections.entries(), sections.accounts(), Arc::clone(&self.restrictions));
@@ -374,61 +303,6 @@ impl Backend {
                 }
             }
         }
-    }
-
-    /// Looks at the file, and uses it if it has changed.
-    async fn look(&self, file: &Mutex<MappingFile>) -> Result<(), BackendError> {
-        let path = locked(file).path().to_owned();
-        let content = spawn_blocking(move || file::read(&path)).await.map_err(BackendError::Reader)?;
-        let mut file = locked(file);
-        if !file.take(content) {
-            return Ok(());
-        }
-        let (backend, path) = (self.mode.name(), file.path().display());
-        if file.is_missing() {
-            warn!(backend, %path, "the file of mappings is not there: until it is, it maps nobody");
-        }
-        let fault = file.fault();
-        if let Some(error) = &fault {
-            self.metrics.failed(self.mode);
-            warn!(backend, %path, error, "the file of mappings cannot be read: what was last read is used");
-        }
-        if self.is_loaded() || fault.is_none() {
-            self.publish_sections(file.sections());
-        }
-        // All of its lists, if it cannot be read at all.
-        let broken = file.sections().broken().len();
-        self.metrics.broken(self.mode, if fault.is_some() { broken.max(1) } else { broken });
-        Ok(())
-    }
-
-    async fn read_once(&self) -> Result<(), BackendError> {
-        let mode = self.mode;
-        let late = |source| BackendError::Timeout { mode, source };
-        let refused = |source| BackendError::Request { mode, source };
-        match &self.source {
-            Source::Config(api, map) => {
-                let found = timeout(LIST_TIMEOUT, api.get_opt(config_map::NAME)).await.map_err(late)?;
-                let data = found.map_err(refused)?.and_then(config_map::data_of);
-                let mut map = locked(map);
-                map.set(data);
-                self.publish_config_map(map.sections());
-            }
-            Source::File(_) => {}
-            Source::Objects(api, objects, _) => {
-                let params = ListParams::default();
-                let found = timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(late)?;
-                let mut objects = locked(objects);
-                let _starts = objects.take(watcher::Event::Init);
-                for object in found.map_err(refused)? {
-                    let _listed = objects.take(watcher::Event::InitApply(object));
-                }
-                let _is_complete = objects.take(watcher::Event::InitDone);
-                let (index, reports) = Index::new(&objects.entries(), &[], Arc::clone(&self.restrictions));
-                self.publish(index, &reports, 0);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -96,6 +96,7 @@ struct ServerSection {
     scrubbedaccounts: Option<IgnoredAny>,
     statedir: Option<PathBuf>,
     trustsessionnames: Option<bool>,
+    useridstrict: Option<bool>,
     #[serde(flatten)]
     unknown: BTreeMap<String, IgnoredAny>,
 }
@@ -166,7 +167,7 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// Whether the API server's kubeconfig was made by `init`, and is left as it is.
     pub kubeconfig_pregenerated: bool,
-    /// One line for each setting that was given and does nothing.
+    /// One line for each setting that was given and does nothing, or is an example's.
     pub notices: Vec<String>,
     /// The region whose STS is asked; the global one without.
     pub region: Option<Region>,
@@ -195,6 +196,8 @@ pub struct Webhook {
 const PORT: u16 = 21362;
 const STATE_DIR: &str = "/var/ack-ram-authenticator";
 const GENERATE_KUBECONFIG: &str = "/etc/kubernetes/ack-ram-authenticator/kubeconfig.yaml";
+/// The cluster ids of ack-ram-authenticator's example and of ours: several clusters may have them.
+const EXAMPLE_IDS: [&str; 2] = ["my-dev-cluster.example.com", "c0123456789abcdef0123456789abcdef"];
 /// Where its `init` writes.
 const INIT_STATE_DIR: &str = ".";
 const INIT_KUBECONFIG: &str = "ack-ram-authenticator.kubeconfig";
@@ -251,7 +254,13 @@ impl Config {
     pub fn try_new(given: Given, file: ConfigFile) -> Result<Self, ConfigError> {
         let cluster_id = given.cluster_id.clone().or(file.clusterid).filter(|id| !id.is_empty());
         let server = file.server.unwrap_or_default();
-        let notices = notices(file.defaultrole.is_some(), &server);
+        let mut notices = notices(file.defaultrole.is_some(), &server);
+        if let Some(id) = cluster_id.as_deref().filter(|id| EXAMPLE_IDS.contains(id)) {
+            notices.push(format!(
+                "the cluster ID {id} is that of an example: a token for another cluster with it is valid here, too. \
+                 Choose one that no other cluster has"
+            ));
+        }
         let webhook = Webhook::try_new(&given, &server, STATE_DIR, GENERATE_KUBECONFIG)?;
         let modes = match (&*given.backend_modes, &server.backendmode) {
             ([], None) => vec![Mode::MountedFile],
@@ -263,8 +272,8 @@ impl Config {
         let mut backends: Vec<(Mode, Restrictions)> = modes
             .into_iter()
             .map(|mode| {
-                let needs_user_id =
-                    mode == Mode::DynamicFile && server.dynamicfileuseridstrict.unwrap_or_default();
+                let needs_user_id = server.useridstrict.unwrap_or_default()
+                    || mode == Mode::DynamicFile && server.dynamicfileuseridstrict.unwrap_or_default();
                 (mode, Restrictions { trusts_session_names, needs_user_id, ..Restrictions::default() })
             })
             .collect();

@@ -152,7 +152,9 @@ fn the_examples_are_understood() {
 
     let config = Config::load(given).unwrap();
 
-    assert!(config.notices.is_empty() && config.region.is_some());
+    let [notice] = config.notices.as_slice() else { panic!("{:?}", config.notices) };
+    assert!(notice.contains(" is that of an example"), "{notice}");
+    assert!(config.region.is_some());
     let [kubeadm] = documents("examples/kubeadm.yaml").try_into().unwrap();
     let flag = &kubeadm["apiServer"]["extraArgs"][0];
     assert_eq!(flag["name"], "authentication-token-webhook-config-file");

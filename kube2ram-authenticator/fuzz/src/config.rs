@@ -20,7 +20,8 @@ pub fn check(data: &[u8]) -> bool {
         let is_reserved = restrictions.reserved_usernames.iter().any(|prefix| &**prefix == "system:");
         assert!(is_reserved || says(text, "allowsystemusernames"));
         assert!(!restrictions.trusts_session_names || says(text, "trustsessionnames"));
-        assert!(!restrictions.needs_user_id || *mode == Mode::DynamicFile);
+        let of_file = *mode == Mode::DynamicFile && says(text, "dynamicfileuseridstrict");
+        assert!(!restrictions.needs_user_id || of_file || says(text, "useridstrict"));
         // Every name begins with an empty prefix.
         let lists = restrictions.reserved_usernames.iter().chain(&restrictions.reserved_groups);
         assert!(lists.into_iter().all(|prefix| !prefix.is_empty()));

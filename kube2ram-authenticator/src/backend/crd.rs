@@ -1,6 +1,8 @@
 //! Mappings as objects of the kind RAMIdentityMapping, kept by a watch. Their spec decides; their status is
-//! only a report. Pure but for its types; the parent runs the watch and writes what [`Objects::patch`] gives.
+//! only a report. Pure but for its types and `schema`; the parent runs the watch and writes what
+//! [`Objects::patch`] gives.
 
+pub(super) mod schema;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,10 +16,12 @@ use kube2ram_service::kubernetes::Store;
 use serde_json::Value;
 
 use self::status::Observed;
-use crate::mapping::{Entry, Report};
+use crate::mapping::{Entry, Report, State};
 
 /// How much text of one object is kept.
 const LIMIT_BYTES: usize = 16 * 1024;
+/// How much is shown of the name of an unknown field.
+const KEY_MAX_BYTES: usize = 64;
 
 /// The resource of ack-ram-authenticator.
 pub(super) fn resource() -> ApiResource {
@@ -31,6 +35,8 @@ pub(super) struct Objects {
     store: Store<Box<str>, Object>,
     /// What became of each of them in the newest index.
     reports: HashMap<Box<str>, Report>,
+    /// Whether the API server drops the ids that mappings are for.
+    drops_ids: bool,
 }
 
 /// What is kept of an object.
@@ -76,6 +82,20 @@ impl Objects {
         }
     }
 
+    /// Takes whether the API server drops ids. Returns whether the mappings are to be reported on again.
+    pub(super) fn set_drops_ids(&mut self, drops_ids: bool) -> bool {
+        std::mem::replace(&mut self.drops_ids, drops_ids) != drops_ids && self.store.is_listed()
+    }
+
+    /// Adds to each report of a mapping that is used what the API server drops of its kind.
+    pub(super) fn warn_of_schema(&self, reports: &mut [Report]) {
+        for report in reports.iter_mut().filter(|_| self.drops_ids) {
+            if let State::Mapped { warnings } = &mut report.state {
+                warnings.push(schema::DROPS_IDS);
+            }
+        }
+    }
+
     /// All mappings, by the objects' names.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let by_name: BTreeMap<_, _> = self.store.known().iter().collect();
@@ -110,14 +130,37 @@ impl Object {
         let name: Box<str> = object.metadata.name?.into();
         let generation = object.metadata.generation.unwrap_or_default();
         let observed = Observed::of(object.data.get("status").unwrap_or(&Value::Null));
-        let entry = entry(&name, object.data.get("spec").unwrap_or(&Value::Null));
+        let spec = object.data.get("spec").unwrap_or(&Value::Null);
+        let mut entry = entry(&name, spec);
+        let applied = object.metadata.annotations.and_then(|mut all| all.remove(LAST_APPLIED));
+        if entry.user_id.is_none() && applied.is_some_and(|applied| has_id(&applied)) {
+            entry.fault = Some(ID_LOST.into());
+        }
         Some((name, Self { entry, generation, observed }))
     }
 }
 
+/// What kubectl notes of an object that it applies: the object as its author wrote it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+const ID_LOST: &str = "it was applied with spec.userID and does not have it: apply the custom resource \
+                       definition of kube2ram-authenticator, and then the mapping again";
+/// What a spec may have. Anything else is misspelt, and would have no effect.
+const FIELDS: [&str; 4] = ["arn", "groups", "userID", "username"];
+
+/// Whether a mapping was written with an id.
+fn has_id(applied: &str) -> bool {
+    let applied: Option<Value> = serde_json::from_str(applied).ok();
+    let spec = applied.as_ref().and_then(|applied| applied["spec"].as_object());
+    spec.is_some_and(|spec| spec.keys().any(|key| key.eq_ignore_ascii_case("userID")))
+}
+
 /// The entry of a spec, of which nothing is believed: somebody may have changed the schema.
 fn entry(name: &str, spec: &Value) -> Entry {
-    let mut fault = None;
+    let unknown = spec.as_object().and_then(|spec| spec.keys().find(|key| !FIELDS.contains(&key.as_str())));
+    let mut fault = unknown.map(|key| {
+        let key = &key[..key.floor_char_boundary(KEY_MAX_BYTES)];
+        format!("spec.{key} is unknown: known are arn, groups, userID and username")
+    });
     let mut text = |field: &str| match &spec[field] {
         Value::Null => None,
         Value::String(text) => Some(text.clone()),
@@ -127,6 +170,8 @@ fn entry(name: &str, spec: &Value) -> Entry {
         }
     };
     let (arn, username, user_id) = (text("arn"), text("username"), text("userID"));
+    // An id that is written and empty is no id, and not the absence of one.
+    let user_id = user_id.or_else(|| spec.get("userID").map(|_| String::new()));
     let groups: Option<Vec<String>> = match &spec["groups"] {
         Value::Null => Some(Vec::new()),
         Value::Array(groups) => groups.iter().map(|group| group.as_str().map(str::to_owned)).collect(),

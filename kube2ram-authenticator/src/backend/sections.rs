@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{
-    Deserialize,
+    Deserialize, Deserializer,
     de::{DeserializeOwned, IgnoredAny},
 };
 
@@ -113,9 +113,16 @@ struct WrittenEntry {
     userarn: Option<String>,
     username: Option<String>,
     groups: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "written_id")]
     userid: Option<String>,
     #[serde(flatten)]
     unknown: BTreeMap<String, IgnoredAny>,
+}
+
+/// An id that is written without a value is an empty one, which is refused: a mapping with it was not meant
+/// for everybody of the name.
+fn written_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|id| Some(id.unwrap_or_default()))
 }
 
 /// A file with all three lists.
@@ -294,6 +301,19 @@ mod tests {
         assert_eq!(entries_of(Form::Json, Section::Users, text), [expected]);
         assert!(entries_of(Form::Json, Section::Roles, text).is_empty());
         assert_eq!(accounts_of(Form::Json, text), ["123"]);
+    }
+
+    #[test]
+    fn an_id_without_a_value_is_no_absent_id() {
+        let ids = |form, text| -> Vec<Option<String>> {
+            entries_of(form, Section::Users, text).into_iter().map(|entry| entry.user_id).collect()
+        };
+
+        let yaml = "- userarn: a\n- userarn: a\n  userid:\n- userarn: a\n  userID: ''\n- userarn: a\n  userid: 012\n";
+        let empty = Some(String::new());
+        assert_eq!(ids(Form::Yaml, yaml), [None, empty.clone(), empty.clone(), Some("012".into())]);
+        let json = r#"{"mapUsers": [{"userarn": "a", "userid": null}, {"userarn": "a"}]}"#;
+        assert_eq!(ids(Form::Json, json), [empty, None]);
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::fs;
 use kube2ram_service::clock::SystemClock;
 use prometheus_client::encoding::text;
 use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 use self::api_server::ApiServer;
 use super::*;
@@ -145,6 +148,45 @@ async fn a_status_is_written_once_and_says_what_became_of_the_object() {
     api.put(OBJECTS, "c", object("dev", "dev"));
     eventually("another object's", || api.get(OBJECTS, "c")["status"]["conditions"].is_array()).await;
     assert_eq!(api.patches().len(), written + 1);
+    running.stop().await;
+}
+
+/// ack-ram-authenticator's custom resource definition has no `userID`, and the API server drops what a
+/// definition does not have.
+#[tokio::test]
+async fn a_definition_that_drops_ids_is_reported_by_each_object_and_strict_mappings_map_nobody() {
+    let api = ApiServer::start();
+    api.publish_schema(&["arn", "username", "groups"]);
+    api.put(OBJECTS, "a", object("admin", "one"));
+    let running = Running::listed(&api, Mode::Crd).await;
+    let ready = || api.get(OBJECTS, "a")["status"]["conditions"][1].clone();
+
+    eventually("the report", || ready()["message"].as_str().is_some_and(|text| text.contains("userID")))
+        .await;
+
+    assert_eq!(ready()["status"], "True", "objects of ack-ram-authenticator go on to map");
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("one"));
+    running.stop().await;
+    let strict = Restrictions { needs_user_id: true, ..Restrictions::default() };
+    let backends = vec![(Mode::Crd, strict)];
+    let running = Running::start(Settings { backends, ..settings(&[], &api.url()) }).await;
+    eventually("the refusal", || ready()["reason"] == "Refused").await;
+    assert_eq!(running.username(&role("admin", "s")), None);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_definition_that_keeps_ids_is_no_reason_for_a_report() {
+    let api = ApiServer::start();
+    api.publish_schema(&["arn", "username", "groups", "userID"]);
+    api.put(OBJECTS, "a", object("admin", "one"));
+    let running = Running::listed(&api, Mode::Crd).await;
+    let is_read = |request: &String| request.starts_with("GET /openapi/v3/apis/ramauthenticator.");
+
+    eventually("the schema", || api.requests().iter().any(is_read)).await;
+    eventually("the report", || api.get(OBJECTS, "a")["status"]["conditions"].is_array()).await;
+
+    assert_eq!(api.get(OBJECTS, "a")["status"]["conditions"][1]["message"], "");
     running.stop().await;
 }
 

@@ -53,13 +53,21 @@ fn the_examples_of_ack_ram_authenticator_are_read_as_they_stand() {
     assert_eq!((config.webhook.port, config.webhook.address), (21362, ADDRESS));
     assert_eq!(config.webhook.state_dir, Path::new("/var/ack-ram-authenticator"));
     assert_eq!(&*config.webhook.hostname, "localhost");
-    assert!(config.notices.is_empty());
+}
+
+#[test]
+fn the_cluster_id_of_an_example_is_used_with_a_warning() {
+    let [notice] = config(Given::default(), EXAMPLE).unwrap().notices.try_into().unwrap();
+
+    assert!(notice.contains("my-dev-cluster.example.com is that of an example"), "{notice}");
+    let of_flag = Given { cluster_id: Some("my-cluster".into()), ..Given::default() };
+    assert!(config(of_flag, EXAMPLE).unwrap().notices.is_empty(), "the allowed twin");
 }
 
 #[test]
 fn the_full_format_of_its_readme_is_read() {
     let file = r#"
-clusterID: my-dev-cluster.example.com
+clusterID: dev.example.com
 defaultRole: acs:ram::000000000000:role/KubernetesAdmin
 server:
   port: 21363
@@ -198,6 +206,8 @@ fn session_names_and_names_without_ids_are_trusted_where_the_file_says_so() {
         "server: {backendMode: [File, DynamicFile], trustSessionNames: true, dynamicFileUserIDStrict: true}",
     );
     assert_eq!(strict(&config), [(true, false), (true, true)]);
+    let config = of_file("server: {backendMode: [File, CRD], userIDStrict: true}");
+    assert_eq!(strict(&config), [(false, true); 2]);
 }
 
 #[test]

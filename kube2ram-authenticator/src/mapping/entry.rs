@@ -89,6 +89,11 @@ pub enum EntryError {
     /// The backend matches by id, and there is none.
     #[error("it has no userID, which this backend requires")]
     UserId,
+    /// The id is none, although there is one: a template may have rendered nothing.
+    #[error(
+        "the userID {0:?} is not an id: it must have 1 to 128 printable ASCII characters without a colon"
+    )]
+    UserIdForm(Box<str>),
     /// The username's template.
     #[error("the username is not used")]
     Username(#[source] TemplateError),
@@ -103,6 +108,7 @@ pub enum EntryError {
 }
 
 const GROUPS_MAX: usize = 64;
+const USER_ID_MAX_BYTES: usize = 128;
 /// The group that may do everything, whatever RBAC grants.
 const MASTERS: &str = "system:masters";
 
@@ -121,7 +127,11 @@ impl Mapping {
             return Err(EntryError::Fault(fault.clone()));
         }
         let pattern = Pattern::parse(&entry.arn).map_err(EntryError::Arn)?;
-        let user_id: Option<Box<str>> = entry.user_id.as_deref().filter(|id| !id.is_empty()).map(Into::into);
+        let user_id: Option<Box<str>> = entry.user_id.as_deref().map(Into::into);
+        if let Some(id) = user_id.as_deref().filter(|id| !is_user_id(id)) {
+            let shown = &id[..id.floor_char_boundary(USER_ID_MAX_BYTES)];
+            return Err(EntryError::UserIdForm(shown.into()));
+        }
         if allowed.needs_user_id && user_id.is_none() {
             return Err(EntryError::UserId);
         }
@@ -202,6 +212,12 @@ impl Mapping {
         .into_iter()
         .flatten()
     }
+}
+
+/// In a principal's id, what comes before the colon.
+fn is_user_id(text: &str) -> bool {
+    (1..=USER_ID_MAX_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
 }
 
 /// The reserved prefix that a name begins with.
@@ -290,8 +306,12 @@ mod tests {
         let strict = Restrictions { needs_user_id: true, ..Restrictions::default() };
         let mut asked = entry(USER, "alice", &[]);
         assert_eq!(Mapping::try_new(&asked, &strict), Err(EntryError::UserId));
-        asked.user_id = Some(String::new());
-        assert_eq!(Mapping::try_new(&asked, &strict), Err(EntryError::UserId));
+        for restrictions in [&strict, &Restrictions::default()] {
+            for id in ["", " ", "2:session", "2\n"] {
+                asked.user_id = Some(id.into());
+                assert_eq!(Mapping::try_new(&asked, restrictions), Err(EntryError::UserIdForm(id.into())));
+            }
+        }
         asked.user_id = Some("2".into());
 
         let mapping = Mapping::try_new(&asked, &strict).unwrap();

@@ -6,10 +6,18 @@ use crate::identity::Identity;
 /// Session names have at most 64 characters (RAM documentation, AssumeRole).
 const SESSION_NAME_MAX: usize = 64;
 const BRACES: [&str; 2] = ["{{", "}}"];
+/// The names of placeholders, in lower case.
+const PLACEHOLDERS: [&str; 2] = ["accountid", "sessionname"];
 
 /// Why a text is no template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
+    /// A placeholder without all of its braces, which would be a part of the name.
+    #[error(
+        "{0:?} seems to be a placeholder, and is none: write {{{{AccountID}}}}, {{{{SessionName}}}} or \
+         {{{{SessionNameRaw}}}}, with two braces on each side"
+    )]
+    Braces(Box<str>),
     /// A control character, which no name has.
     #[error("{0:?} has a control character")]
     Control(Box<str>),
@@ -58,7 +66,7 @@ impl Template {
         let mut rest = text;
         while let Some((literal, placeholder)) = rest.split_once(open) {
             if !literal.is_empty() {
-                parts.push(Part::Literal(literal.into()));
+                parts.push(literal_part(literal)?);
             }
             let (name, after) = placeholder
                 .split_once(close)
@@ -72,7 +80,7 @@ impl Template {
             rest = after;
         }
         if !rest.is_empty() {
-            parts.push(Part::Literal(rest.into()));
+            parts.push(literal_part(rest)?);
         }
         Ok(Self { text: text.into(), parts })
     }
@@ -106,6 +114,13 @@ impl Template {
         }
         Some(filled.into())
     }
+}
+
+/// A text that stands for itself. `{SessionName}` would give all sessions of a role one name.
+fn literal_part(text: &str) -> Result<Part, TemplateError> {
+    let lower = text.to_ascii_lowercase();
+    let is_mistake = text.contains(['{', '}']) && PLACEHOLDERS.into_iter().any(|name| lower.contains(name));
+    if is_mistake { Err(TemplateError::Braces(text.into())) } else { Ok(Part::Literal(text.into())) }
 }
 
 impl Part {
@@ -193,6 +208,27 @@ mod tests {
         assert_eq!(
             TemplateError::Placeholder("{{X}}".into()).to_string(),
             r#""{{X}}" is not {{AccountID}}, {{SessionName}} or {{SessionNameRaw}}"#
+        );
+    }
+
+    #[test]
+    fn a_placeholder_that_lacks_braces_is_refused() {
+        for (text, named) in [
+            ("ram:{SessionName}", "ram:{SessionName}"),
+            ("ram:{{AccountID}}:{SessionName}}", ":{SessionName}}"),
+            ("${sessionname}", "${sessionname}"),
+            (r"\{\{SessionName\}\}", r"\{\{SessionName\}\}"),
+            ("{ {AccountID} }-x", "{ {AccountID} }-x"),
+        ] {
+            assert_eq!(Template::parse(text), Err(TemplateError::Braces(named.into())));
+        }
+        for text in ["SessionName", "accountid:x", "}}{", "{x}", "{{SessionName}}"] {
+            assert!(Template::parse(text).is_ok(), "the allowed twin: {text}");
+        }
+        assert!(
+            TemplateError::Braces("{X}".into())
+                .to_string()
+                .ends_with("{{SessionNameRaw}}, with two braces on each side")
         );
     }
 

@@ -4,9 +4,9 @@
 //! knows the id of a user's key keeps out that user; it takes those of thirty users to keep out all. Time is
 //! passed in, but to the limiters of single keys. Depends on the rate limiter; called by the parent.
 //!
-//! The API server repeats a login up to ten times if it is told to wait. That helps a burst, such as a hundred
-//! jobs with fresh role sessions, and makes a flood ten times as large. So of the tokens of unknown keys, only
-//! as many are told to wait as STS can be asked about while the API server waits. All others are denied.
+//! The API server repeats a login up to ten times if it is told to wait. That helps a burst, such as a
+//! hundred jobs with fresh role sessions, and makes a flood ten times as large. So of the tokens of unknown
+//! keys, only as many are told to wait as STS can be asked about in a few seconds. All others are denied.
 //!
 //! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
 
@@ -151,8 +151,8 @@ impl Limits {
 /// How many keys are remembered that have logged in.
 const KEYS: usize = 4096;
 const DOUBTS_PER_SECOND: u32 = 1;
-/// How many times the burst of unknown keys may wait at once: those of 10 s. The API server waits 30 s in all,
-/// and each token may be told to wait several times in it.
+/// How many times the burst of unknown keys may wait at once: those of 10 s. The API server waits 30 s in
+/// all, and each token may be told to wait several times in it.
 const WAITS_FACTOR: u32 = 5;
 /// The measure where unknown keys have no limit: that of the default.
 const UNLIMITED_WAITS: Rate = Rate { burst: 60, interval: Duration::from_millis(33) };

@@ -196,6 +196,56 @@ fn a_spec_may_name_the_only_id_that_counts() {
     assert_eq!(username(&publish(&mut wrong).0, "admin"), None);
 }
 
+/// A template that renders nothing must not make a mapping for everybody of the name.
+#[test]
+fn an_id_that_cannot_be_read_as_written_maps_nobody_and_says_so() {
+    for id in [json!(""), json!(null), json!(" "), json!(2), json!("2:session"), json!("x".repeat(129))] {
+        let spec = json!({ "arn": arn("admin"), "username": "admin", "userID": id });
+        let mut objects = listed(vec![object("a", spec, Value::Null)]);
+
+        let (index, patched) = publish(&mut objects);
+
+        assert_eq!(username(&index, "admin"), None, "{id}");
+        assert_eq!(patched.len(), 1);
+        let ready = objects.patch("a", now()).unwrap()["status"]["conditions"][1].clone();
+        assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("Refused")), "{id}");
+        assert!(ready["message"].as_str().unwrap().contains("userID"), "{ready}");
+    }
+}
+
+#[test]
+fn a_field_that_does_not_exist_maps_nobody() {
+    for field in ["userId", "userid", "group", "x\u{e4}"] {
+        let spec = json!({ "arn": arn("admin"), "username": "admin", field: "id-of-role-admin" });
+
+        let (index, _) = publish(&mut listed(vec![object("a", spec, Value::Null)]));
+
+        assert_eq!(username(&index, "admin"), None, "{field}");
+    }
+}
+
+/// The API server drops fields that the custom resource definition does not have.
+#[test]
+fn an_id_that_the_cluster_has_dropped_maps_nobody() {
+    let applied = |written: &str, spec: Value| {
+        let mut object = object("a", spec, Value::Null);
+        let annotation = (LAST_APPLIED.to_owned(), written.to_owned());
+        object.metadata.annotations = Some([annotation].into());
+        username(&publish(&mut listed(vec![object])).0, "admin")
+    };
+    let dropped = json!({ "arn": arn("admin"), "username": "admin" });
+    let kept = json!({ "arn": arn("admin"), "username": "admin", "userID": "id-of-role-admin" });
+    let with_id = json!({ "spec": kept }).to_string();
+
+    assert_eq!(applied(&with_id, dropped.clone()), None);
+    assert_eq!(applied(&with_id.replace("userID", "userid"), dropped.clone()), None);
+    assert!(applied(&with_id, kept).is_some(), "the allowed twin");
+    let without_id = json!({ "spec": dropped }).to_string();
+    for written in [&*without_id, "", "{", "[]", "{\"spec\": 1}"] {
+        assert!(applied(written, dropped.clone()).is_some(), "{written}");
+    }
+}
+
 #[test]
 fn a_deleted_object_maps_nobody_also_if_the_watch_was_away() {
     let mut objects = listed(vec![admin("a", "admin"), admin("b", "admin")]);

@@ -29,6 +29,8 @@ struct State {
     /// The status of every answer, if it is not the right one.
     fails_with: Option<u16>,
     forbids_patches: bool,
+    /// The fields of a mapping's spec, as OpenAPI has them.
+    schema: Option<Value>,
 }
 
 impl ApiServer {
@@ -75,6 +77,18 @@ impl ApiServer {
 
     pub(super) fn forbid_patches(&self, forbid: bool) {
         self.state().forbids_patches = forbid;
+    }
+
+    /// Publishes a schema with these fields of the spec.
+    pub(super) fn publish_schema(&self, fields: &[&str]) {
+        let fields: serde_json::Map<_, _> =
+            fields.iter().map(|field| ((*field).to_owned(), json!({ "type": "string" }))).collect();
+        self.state().schema = Some(json!({ "components": { "schemas": {
+            "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta": { "type": "object" },
+            "alibabacloud.k8s.ramauthenticator.v1alpha1.RAMIdentityMapping": {
+                "type": "object", "properties": { "spec": { "type": "object", "properties": fields } },
+            },
+        } } }));
     }
 
     pub(super) fn requests(&self) -> Vec<String> {
@@ -174,6 +188,9 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
                 Some(object) => (200, object.clone()),
                 None => (404, status(404)),
             }
+        }
+        ("GET", ["openapi", "v3", "apis", "ramauthenticator.k8s.alibabacloud", "v1alpha1"]) => {
+            locked.schema.clone().map_or_else(|| (404, status(404)), |schema| (200, schema))
         }
         _ => (404, status(404)),
     };

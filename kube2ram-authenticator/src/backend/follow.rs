@@ -1,0 +1,174 @@
+//! How each kind of backend is followed: files by looking at them, objects of the cluster by a watch. Spawned
+//! by the parent, which has the rest of [`Backend`].
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, api::ListParams, core::DynamicObject, runtime::watcher};
+use kube2ram_service::{kubernetes::follow, telemetry::chain};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tracing::{error, warn};
+
+use super::{
+    Backend, BackendError, LOOK_EVERY, Source,
+    config_map::{self, AuthMap},
+    crd::{Objects, schema},
+    file::{self, MappingFile},
+    locked,
+    status_writer::StatusWriter,
+};
+use crate::mapping::Index;
+
+/// Changes that come at once make one index.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Bounds a list that somebody waits for.
+const LIST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often the schema of the objects is looked at.
+const SCHEMA_EVERY: Duration = Duration::from_mins(10);
+
+impl Backend {
+    /// Follows this backend for ever.
+    pub(super) async fn run(&self) {
+        match &self.source {
+            Source::Config(api, map) => self.follow_config_map(api, map).await,
+            Source::File(file) => loop {
+                sleep(LOOK_EVERY).await;
+                if let Err(error) = self.look(file).await {
+                    self.metrics.failed(self.mode);
+                    error!(backend = self.mode.name(), error = chain(&error), "cannot look at the mappings");
+                }
+            },
+            Source::Objects(api, objects, writer) => {
+                let patch = |name: &str| locked(objects).patch(name, self.clock.now());
+                tokio::join!(
+                    self.follow_objects(api, objects, writer),
+                    writer.run(api, &self.metrics, patch)
+                );
+            }
+        }
+    }
+
+    async fn follow_config_map(&self, api: &Api<ConfigMap>, map: &Mutex<AuthMap>) {
+        // Not from a cache: a mapping that was removed must not come back because the server restarts.
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
+        let take = |event| {
+            if locked(map).take(event) {
+                self.publish_config_map(locked(map).sections());
+            }
+        };
+        follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
+    }
+
+    async fn follow_objects(
+        &self,
+        api: &Api<DynamicObject>,
+        objects: &Mutex<Objects>,
+        writer: &StatusWriter,
+    ) {
+        let changed = Notify::new();
+        let take = |event| {
+            if locked(objects).take(event) {
+                changed.notify_one();
+            }
+        };
+        let watch = follow(api.clone(), watcher::Config::default(), take, |_| self.metrics.failed(self.mode));
+        let publish = async {
+            loop {
+                changed.notified().await;
+                self.publish_objects(objects, writer);
+                sleep(SETTLE).await;
+            }
+        };
+        let schema = async {
+            loop {
+                if let Some(drops_ids) = schema::drops_ids(&api.clone().into_client()).await {
+                    if drops_ids {
+                        let backend = self.mode.name();
+                        warn!(backend, "{}", schema::DROPS_IDS);
+                    }
+                    if locked(objects).set_drops_ids(drops_ids) {
+                        changed.notify_one();
+                    }
+                }
+                sleep(SCHEMA_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            () = publish => {}
+            () = schema => {}
+        }
+    }
+
+    fn publish_objects(&self, objects: &Mutex<Objects>, writer: &StatusWriter) {
+        let entries = locked(objects).entries();
+        let (index, mut reports) = Index::new(&entries, &[], Arc::clone(&self.restrictions));
+        self.publish(index, &reports, 0);
+        locked(objects).warn_of_schema(&mut reports);
+        // An object that changed meanwhile is published once more.
+        let names = locked(objects).report(reports);
+        writer.want(names);
+    }
+
+    /// Looks at the file, and uses it if it has changed.
+    pub(super) async fn look(&self, file: &Mutex<MappingFile>) -> Result<(), BackendError> {
+        let path = locked(file).path().to_owned();
+        let content = spawn_blocking(move || file::read(&path)).await.map_err(BackendError::Reader)?;
+        let mut file = locked(file);
+        if !file.take(content) {
+            return Ok(());
+        }
+        let (backend, path) = (self.mode.name(), file.path().display());
+        if file.is_missing() {
+            warn!(backend, %path, "the file of mappings is not there: until it is, it maps nobody");
+        }
+        let fault = file.fault();
+        if let Some(error) = &fault {
+            self.metrics.failed(self.mode);
+            warn!(backend, %path, error, "the file of mappings cannot be read: what was last read is used");
+        }
+        if self.is_loaded() || fault.is_none() {
+            self.publish_sections(file.sections());
+        }
+        // All of its lists, if it cannot be read at all.
+        let broken = file.sections().broken().len();
+        self.metrics.broken(self.mode, if fault.is_some() { broken.max(1) } else { broken });
+        Ok(())
+    }
+
+    pub(super) async fn read_once(&self) -> Result<(), BackendError> {
+        let mode = self.mode;
+        let late = |source| BackendError::Timeout { mode, source };
+        let refused = |source| BackendError::Request { mode, source };
+        match &self.source {
+            Source::Config(api, map) => {
+                let found = timeout(LIST_TIMEOUT, api.get_opt(config_map::NAME)).await.map_err(late)?;
+                let data = found.map_err(refused)?.and_then(config_map::data_of);
+                let mut map = locked(map);
+                map.set(data);
+                self.publish_config_map(map.sections());
+            }
+            Source::File(_) => {}
+            Source::Objects(api, objects, _) => {
+                let params = ListParams::default();
+                let found = timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(late)?;
+                let mut objects = locked(objects);
+                let _starts = objects.take(watcher::Event::Init);
+                for object in found.map_err(refused)? {
+                    let _listed = objects.take(watcher::Event::InitApply(object));
+                }
+                let _is_complete = objects.take(watcher::Event::InitDone);
+                let (index, reports) = Index::new(&objects.entries(), &[], Arc::clone(&self.restrictions));
+                self.publish(index, &reports, 0);
+            }
+        }
+        Ok(())
+    }
+}
