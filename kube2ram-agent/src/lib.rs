@@ -34,6 +34,6 @@ pub mod status;
 pub mod handover;
 pub mod predecessors;
 pub mod preflight;
-pub mod probe;
+pub use kube2ram_service::probe;
 pub mod uninstall;
 pub mod app;

@@ -12,7 +12,7 @@ pub use kube2ram_service::command_line::ArgsError;
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
-use self::flags::{Flags, InitFlags, Subcommand};
+use self::flags::{Flags, InitFlags, ProbeFlags, Subcommand};
 use crate::config::Given;
 
 mod flags;
@@ -38,6 +38,11 @@ pub enum Command {
     Check(Check),
     /// Make or check the files of the webhook, and exit.
     Init(Init),
+    /// Show whether the server of this container is ready, and exit.
+    Ready {
+        /// The directory of the server's socket.
+        probe_dir: PathBuf,
+    },
     /// Be the webhook.
     Server(Box<Server>),
     /// Print a token for kubectl, and exit.
@@ -111,6 +116,8 @@ pub struct Server {
     pub metrics_address: IpAddr,
     /// The port of health checks and metrics.
     pub metrics_port: u16,
+    /// The directory of the socket that the command `ready` asks.
+    pub probe_dir: PathBuf,
     /// The webhook's own certificate and its key, if its own CA does not issue it.
     pub tls_files: Option<(PathBuf, PathBuf)>,
 }
@@ -245,6 +252,7 @@ impl Args {
                 let InitFlags { check, owner, webhook } = init;
                 Command::Init(Init { given: webhook.add_to(given), is_check: check, owner })
             }
+            Subcommand::Ready(ProbeFlags { probe_dir }) => Command::Ready { probe_dir },
             Subcommand::Server(server) => {
                 if server.bind.is_some() {
                     notices.push("--bind has no effect: set --address, or server.address".to_owned());

@@ -40,7 +40,8 @@ use kube2ram_service::{
     clock::{Clock, SystemClock},
     dump,
     named_tasks::NamedTasks,
-    telemetry::{Log, Verbosity},
+    probe::{self, Probe, SocketPaths},
+    telemetry::{Log, Verbosity, chain},
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -49,7 +50,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// What a process that could not be set up, or lost a part that it cannot do without, exits with.
 const EXIT_FAILURE: u8 = 1;
@@ -90,6 +91,10 @@ fn main() -> ExitCode {
             conclude(check(command))
         }
         Command::Init(command) => conclude(init(&command)),
+        Command::Ready { probe_dir } => {
+            let ready = probe::ready(&SocketPaths::new(&probe_dir, &probe_dir));
+            conclude(ready.map(Printed::yes).map_err(Into::into))
+        }
         Command::Token(command) => conclude(token(command)),
         Command::Verify(command) => conclude(verify(command)),
         Command::Version { is_short, output } => conclude(Ok(version(is_short, output))),
@@ -382,6 +387,10 @@ async fn serve(server: Server, log: &Log, shutdown: CancellationToken) -> anyhow
         grace: GRACE,
     };
     let listeners = Listeners::bind(webhook_address, admin_address).await?;
-    let parts = Parts { map, clock, readiness: Readiness::default(), registry, background, listeners };
+    let probe = Probe::open(&SocketPaths::new(&server.probe_dir, &server.probe_dir));
+    // ack-ram-authenticator's manifests have no such directory.
+    let probe =
+        probe.inspect_err(|error| info!(error = chain(error), "the command ready gets no answer")).ok();
+    let parts = Parts { map, clock, readiness: Readiness::default(), registry, background, listeners, probe };
     Ok(serve::run(settings, parts, shutdown).await?)
 }

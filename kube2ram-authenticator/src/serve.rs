@@ -14,8 +14,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+mod listeners;
+
+pub use self::listeners::Listeners;
+use self::listeners::{AdminPort, Webhook as WebhookPort};
 use crate::{
     identity::Map,
     tls::{self, Tls, TlsError},
@@ -30,6 +34,7 @@ use kube2ram_service::{
     drain::Drain,
     listener,
     named_tasks::{Ended, NamedTasks},
+    probe::Probe,
     telemetry::chain,
 };
 
@@ -52,32 +57,6 @@ pub struct Settings {
     pub grace: Duration,
 }
 
-/// The sockets.
-#[derive(Debug)]
-pub struct Listeners {
-    webhook: Arc<TcpListener>,
-    admin: Arc<TcpListener>,
-}
-
-impl Listeners {
-    /// Listens. `webhook` is where the API server calls, over TLS; `admin` is where liveness, readiness and
-    /// metrics are, without.
-    ///
-    /// # Errors
-    /// [`ServeError::Bind`].
-    pub async fn bind(webhook: SocketAddr, admin: SocketAddr) -> Result<Self, ServeError> {
-        Ok(Self { webhook: listen(webhook).await?, admin: listen(admin).await? })
-    }
-
-    /// Where the webhook and the admin listener are, also when any free port was asked for.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
-        Ok((self.webhook.local_addr()?, self.admin.local_addr()?))
-    }
-}
-
 /// What the command brings.
 pub struct Parts {
     /// Identities → users.
@@ -92,6 +71,8 @@ pub struct Parts {
     pub background: NamedTasks,
     /// The sockets.
     pub listeners: Listeners,
+    /// Where the command `ready` asks, if there is a directory for it.
+    pub probe: Option<Probe>,
 }
 
 /// Why the server does not serve.
@@ -129,7 +110,7 @@ pub enum ServeError {
 /// # Cancel safety
 /// Dropping the future stops serving at once.
 pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Parts { map, clock, readiness, mut registry, mut background, listeners } = parts;
+    let Parts { map, clock, readiness, mut registry, mut background, listeners, probe } = parts;
     // An error means that a test has installed it already.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     let starting = readiness.wait_for("the start");
@@ -151,13 +132,16 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
 
     let (drain, admin_drain) = (Drain::new(), Drain::new());
     let server = Server { webhook, tls: Arc::clone(&tls), tasks: tasks.clone(), drain: drain.clone() };
-    let loaded = readiness.wait_for("mappings");
+    let (webhook_port, admin_port) = listeners.split();
+    let (loaded, listens) = (readiness.wait_for("mappings"), readiness.wait_for("the webhook's port"));
     background.spawn("the certificate", tls.keep(readiness.clone()));
-    background.spawn("mappings", await_mappings(map, loaded));
-    background.spawn("the webhook", accept(Arc::new(server), listeners.webhook));
-    let admin_tasks = TaskTracker::new();
+    background.spawn("mappings", await_mappings(Arc::clone(&map), loaded));
+    background.spawn("the webhook", serve_webhook(Arc::new(server), webhook_port, map, listens));
     let admin_service = Arc::new(Admin { readiness: readiness.clone(), registry });
-    background.spawn("the admin listener", admin_service.serve(listeners.admin, admin_tasks, admin_drain));
+    background.spawn("the admin listener", serve_admin(admin_service, admin_port, admin_drain));
+    if let Some(probe) = probe {
+        background.spawn("the probe", probe.run(readiness.clone()));
+    }
     starting.ready();
     info!("serving");
 
@@ -168,8 +152,12 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
     }
     // It stays pending.
     drop(readiness.wait_for("the shutdown"));
-    drain.close();
     tasks.close();
+    // The API server may be about to use a connection that it has kept: one that is closed now could lose its
+    // request. So each such connection gets a moment for one more request, which is answered as its last.
+    drain.hand_over();
+    drop(timeout(LAST_REQUESTS, tasks.wait()).await);
+    drain.close();
     if timeout(settings.grace, tasks.wait()).await.is_err() {
         warn!("connections are cut off: their logins took longer than the grace period");
     }
@@ -184,6 +172,26 @@ struct Server {
     tls: Arc<Tls>,
     tasks: TaskTracker,
     drain: Drain,
+}
+
+/// Listens when it is this server's turn, and serves.
+async fn serve_webhook(server: Arc<Server>, port: WebhookPort, map: Arc<dyn Map>, listens: Pending) {
+    let can_answer = || map.is_loaded() && server.tls.is_valid();
+    match port.listen(can_answer).await {
+        Ok(listening) => {
+            listens.ready();
+            accept(server, listening).await;
+        }
+        Err(error) => error!(error = chain(&error), "cannot listen on the webhook's port"),
+    }
+}
+
+/// Serves liveness, readiness and metrics.
+async fn serve_admin(admin: Arc<Admin>, port: AdminPort, drain: Drain) {
+    match port.listen().await {
+        Ok(listening) => admin.serve(listening, TaskTracker::new(), drain).await,
+        Err(error) => error!(error = chain(&error), "cannot listen on the admin port"),
+    }
 }
 
 /// Accepts until the drain, and then waits for the end: the task must not end before the server.
@@ -239,13 +247,6 @@ async fn await_mappings(map: Arc<dyn Map>, loaded: Pending) {
     std::future::pending::<()>().await;
 }
 
-async fn listen(address: SocketAddr) -> Result<Arc<TcpListener>, ServeError> {
-    let failed = |source| ServeError::Bind { address, source };
-    let listening = TcpListener::bind(address).await.map_err(failed)?;
-    listener::bound_buffers(&listening).map_err(failed)?;
-    Ok(Arc::new(listening))
-}
-
 fn why(ended: Ended) -> ServeError {
     match ended {
         Ended::Panicked(error) => ServeError::Panicked(error),
@@ -258,5 +259,7 @@ const CONNECTIONS: usize = 256;
 /// How long a connection must be idle before it may be closed for another one.
 const QUIET: Duration = Duration::from_secs(1);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long connections may carry one more request once the server is to stop.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// How often it is looked whether mappings were read.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -69,7 +69,11 @@ fn the_server_has_no_rights_on_its_node() {
             })
         );
         let mounts = server["volumeMounts"].as_array().unwrap();
-        assert!(mounts.iter().all(|mount| mount["readOnly"] == true), "{mounts:?}");
+        let writable: Vec<_> = mounts.iter().filter(|mount| mount["readOnly"] != true).collect();
+        assert_eq!(writable, [&json!({ "name": "run", "mountPath": "/run/kube2ram-authenticator" })]);
+        let volumes = pod["volumes"].as_array().unwrap();
+        let run = volumes.iter().find(|volume| volume["name"] == "run").unwrap();
+        assert!(run["emptyDir"].is_object(), "nothing of the node: {run}");
         assert!(pod["hostPID"].is_null() && pod["hostIPC"].is_null());
     }
 }
@@ -115,14 +119,22 @@ fn the_servers_arguments_and_configuration_are_understood() {
     for pod in pods() {
         let args::Command::Server(server) = parsed(&pod["containers"][0]) else { panic!() };
         assert!(server.metrics_address.is_loopback());
-        for probe in ["readinessProbe", "livenessProbe"] {
-            let target = &pod["containers"][0][probe]["httpGet"];
-            assert_eq!(
-                (&target["host"], &target["port"]),
-                (&json!("127.0.0.1"), &json!(server.metrics_port))
-            );
-        }
+        let container = &pod["containers"][0];
+        let live = &container["livenessProbe"]["httpGet"];
+        assert_eq!((&live["host"], &live["port"]), (&json!("127.0.0.1"), &json!(server.metrics_port)));
+        let ready = &container["readinessProbe"]["exec"]["command"];
+        let words: Vec<OsString> =
+            ready.as_array().unwrap().iter().map(|word| word.as_str().unwrap().into()).collect();
+        let args::Command::Ready { probe_dir } = Args::parse(words, &|_| None).unwrap().command else {
+            panic!("{ready}")
+        };
+        assert_eq!(probe_dir, server.probe_dir);
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        assert!(mounts.iter().any(|mount| mount["mountPath"] == json!(probe_dir)), "{mounts:?}");
+        assert!(container["ports"].is_null(), "the next pod would not be scheduled next to this one");
     }
+    let update = of_kind("DaemonSet")["spec"]["updateStrategy"]["rollingUpdate"].clone();
+    assert_eq!(update, json!({ "maxUnavailable": 0, "maxSurge": 1 }));
     let text = of_kind("ConfigMap")["data"]["config.yaml"].as_str().unwrap().to_owned();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.yaml");

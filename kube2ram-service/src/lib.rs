@@ -16,4 +16,5 @@ pub mod state_dir;
 pub mod connection_limiter;
 pub mod listener;
 pub mod admin;
+pub mod probe;
 pub mod kubernetes;

@@ -90,6 +90,9 @@ pub(super) enum Subcommand {
     /// Makes what the webhook and the API server need of each other: a CA, a certificate and the API server's
     /// kubeconfig. What exists and is still good is left as it is
     Init(InitFlags),
+    /// Readiness probe for the kubelet: checks that the server of this container is ready. If it is not, the
+    /// output names the missing conditions
+    Ready(ProbeFlags),
     /// Runs the webhook
     Server(Box<ServerFlags>),
     /// Prints a token for kubectl (an exec credential plugin)
@@ -191,6 +194,20 @@ pub(super) struct WebhookFlags {
     state_dir: Option<PathBuf>,
 }
 
+/// Where the server of this container answers probes.
+#[derive(Args)]
+pub(super) struct ProbeFlags {
+    /// Directory of the socket that the command ready asks: one of this pod alone. During an upgrade two
+    /// servers share the ports of a node, so a probe of a port could reach the other one
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/kube2ram-authenticator",
+        help_heading = "Observability"
+    )]
+    pub(super) probe_dir: PathBuf,
+}
+
 /// Flags of `init`.
 #[derive(Args)]
 pub(super) struct InitFlags {
@@ -289,6 +306,8 @@ pub(super) struct ServerFlags {
         help_heading = "Observability"
     )]
     metrics_port: u16,
+    #[command(flatten)]
+    probe: ProbeFlags,
 }
 
 impl MappingFlags {
@@ -341,6 +360,7 @@ impl ServerFlags {
             extended_extra: self.extended_extra,
             metrics_address: self.metrics_address,
             metrics_port: self.metrics_port,
+            probe_dir: self.probe.probe_dir,
         }
     }
 }

@@ -151,6 +151,17 @@ fn init_takes_the_webhook_flags_of_the_server() {
 }
 
 #[test]
+fn the_probe_asks_where_the_server_answers() {
+    let ready = |line: &str| match parse(line).unwrap().command {
+        Command::Ready { probe_dir } => probe_dir,
+        other => panic!("{other:?}"),
+    };
+
+    assert_eq!(ready("ready"), server("server").probe_dir);
+    assert_eq!(ready("ready --probe-dir /p"), server("server --probe-dir /p").probe_dir);
+}
+
+#[test]
 fn a_token_is_for_a_cluster() {
     let error = parse("token").unwrap_err();
     assert_eq!((error.exit_code(), error.to_string().contains("--cluster-id")), (64, true));

@@ -1,7 +1,7 @@
 //! The server with the STS stand-in, and a client that is an API server to it.
 
 use std::{
-    fs,
+    fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -102,11 +102,12 @@ pub(crate) async fn bench() -> Bench {
         registry: Registry::with_prefix("kube2ram_authenticator"),
         background: NamedTasks::default(),
         listeners,
+        probe: None,
     };
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(serve::run(settings, parts, shutdown.clone()));
     let ca = directory.path().join("state/cert.pem");
-    eventually(|| ca.exists()).await;
+    eventually(|| ca.exists() && std::net::TcpStream::connect(webhook).is_ok()).await;
     let client = Client::trusting(&ca, webhook);
     Bench { accounts, sts, webhook, admin, client, shutdown, serving, directory }
 }
@@ -136,9 +137,14 @@ impl Client {
 
     /// A new connection.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        self.try_connect().await.unwrap()
+    }
+
+    /// A new connection, if the server takes one.
+    pub(crate) async fn try_connect(&self) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = TcpStream::connect(self.webhook).await.unwrap();
-        self.tls.connect(name, stream).await.unwrap()
+        let stream = TcpStream::connect(self.webhook).await?;
+        self.tls.connect(name, stream).await
     }
 }
 

@@ -60,7 +60,7 @@ impl Connection {
 }
 
 /// Whether an answer has all of its body.
-fn is_complete(answer: &str) -> bool {
+pub(crate) fn is_complete(answer: &str) -> bool {
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
     let head = head.to_ascii_lowercase();
     let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));

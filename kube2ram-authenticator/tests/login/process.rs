@@ -2,10 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    path::Path,
     process::{Child, Command, ExitStatus},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,27 +20,57 @@ use kube2ram_sandbox::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tokio_rustls::client::TlsStream;
 
-use super::bench::{CLUSTER, Client, eventually, exchange, keys, review, token};
+use super::{
+    bench::{CLUSTER, Client, eventually, exchange, keys, review, token},
+    load::is_complete,
+};
 
 /// The server, ended with the test.
 struct Process {
-    child: Child,
+    server: Server,
     webhook: SocketAddr,
     admin: SocketAddr,
-    client: Client,
+    client: Arc<Client>,
     sts: Sts,
     alice: BaseCredentials,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
-impl Drop for Process {
+struct Server(Child);
+
+impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
+}
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kube2ram-authenticator");
+
+/// Starts a server on the files in `directory`, which answers probes in `directory/<probe>`.
+fn server(directory: &Path, [webhook, admin]: [SocketAddr; 2], sts: &Sts, probe: &str) -> Server {
+    let path = |name: &str| directory.join(name);
+    fs::create_dir(path(probe)).unwrap();
+    let child = Command::new(PROGRAM)
+        .arg("server")
+        .arg(format!("--config={}", path("config.yaml").display()))
+        .arg(format!("--state-dir={}", path("state").display()))
+        .arg(format!("--generate-kubeconfig={}", path("kubeconfig.yaml").display()))
+        .arg(format!("--probe-dir={}", path(probe).display()))
+        .arg(format!("--port={}", webhook.port()))
+        .arg(format!("--metrics-port={}", admin.port()))
+        .arg(format!("--sts-endpoint={}", sts.url()))
+        .spawn()
+        .unwrap();
+    Server(child)
 }
 
 /// A port that was free a moment ago: the command takes numbers only.
@@ -53,22 +87,13 @@ async fn process() -> Process {
     let path = |name: &str| directory.path().join(name);
     let mapping = "mapUsers: [{userARN: 'acs:ram::1234567890123456:user/alice', username: alice}]";
     fs::write(path("config.yaml"), format!("clusterID: {CLUSTER}\nserver: {{{mapping}}}\n")).unwrap();
-    let (port, metrics_port) = (free_port(), free_port());
-    let child = Command::new(env!("CARGO_BIN_EXE_kube2ram-authenticator"))
-        .arg("server")
-        .arg(format!("--config={}", path("config.yaml").display()))
-        .arg(format!("--state-dir={}", path("state").display()))
-        .arg(format!("--generate-kubeconfig={}", path("kubeconfig.yaml").display()))
-        .arg(format!("--port={port}"))
-        .arg(format!("--metrics-port={metrics_port}"))
-        .arg(format!("--sts-endpoint={}", sts.url()))
-        .spawn()
-        .unwrap();
-    let [webhook, admin] = [port, metrics_port].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let addresses = [free_port(), free_port()].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let server = server(directory.path(), addresses, &sts, "probe");
+    let [webhook, admin] = addresses;
     let ca = path("state/cert.pem");
     eventually(|| ca.exists()).await;
-    let client = Client::trusting(&ca, webhook);
-    let process = Process { child, webhook, admin, client, sts, alice, _directory: directory };
+    let client = Arc::new(Client::trusting(&ca, webhook));
+    let process = Process { server, webhook, admin, client, sts, alice, directory };
     for _ in 0..1000 {
         if process.readiness().await == Some(200) {
             return process;
@@ -79,6 +104,13 @@ async fn process() -> Process {
 }
 
 impl Process {
+    /// Whether the command `ready` says so of the server that answers probes there.
+    fn is_ready(&self, probe: &str) -> bool {
+        let directory = self.directory.path().join(probe);
+        let ready = Command::new(PROGRAM).arg("ready").arg("--probe-dir").arg(directory).output().unwrap();
+        ready.status.success()
+    }
+
     /// The status of its readiness, if somebody answers.
     async fn readiness(&self) -> Option<u16> {
         let stream = TcpStream::connect(self.admin).await.ok()?;
@@ -87,12 +119,12 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        kill_process(Pid::from_child(&self.server.0), signal).unwrap();
     }
 
     async fn ended(&mut self) -> ExitStatus {
         for _ in 0..1000 {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.server.0.try_wait().unwrap() {
                 return status;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -102,7 +134,7 @@ impl Process {
 
     /// The addresses that its sockets listen on.
     fn listening(&self) -> BTreeSet<SocketAddr> {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.server.0.id())).unwrap();
         let own: BTreeSet<String> = descriptors
             .filter_map(|entry| {
                 fs::read_link(entry.unwrap().path()).ok()?.into_os_string().into_string().ok()
@@ -151,6 +183,94 @@ async fn sigterm_lets_logins_end_that_have_begun_and_then_ends_the_process() {
     assert_eq!(body["status"]["user"]["username"], "alice", "{answer}");
     assert!(process.ended().await.success());
     assert!(TcpStream::connect(process.webhook).await.is_err(), "nobody listens any longer");
+}
+
+/// As the API server logs in: with a connection that it has kept, else with a new one.
+async fn log_in(
+    client: &Client,
+    kept: &mut Option<TlsStream<TcpStream>>,
+    request: &str,
+) -> io::Result<String> {
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => client.try_connect().await?,
+    };
+    stream.write_all(request.as_bytes()).await?;
+    let mut read = Vec::new();
+    loop {
+        let mut chunk = [0; 4096];
+        match stream.read(&mut chunk).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => read.extend_from_slice(&chunk[..length]),
+        }
+        let answer = str::from_utf8(&read).unwrap();
+        if is_complete(answer) {
+            if !answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
+                *kept = Some(stream);
+            }
+            return Ok(answer.to_owned());
+        }
+    }
+}
+
+/// What the API server repeats at once. A connection that is refused is not.
+fn is_repeated(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// A rolling update with a surge: the next server listens before the former one is ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_costs_no_login() {
+    let mut process = process().await;
+    let (request, stop) = (review(&token(&process.alice), "keep-alive"), Arc::new(AtomicBool::new(false)));
+    let mut clients = JoinSet::new();
+    for number in 0..4_usize {
+        let (client, request, stop) = (Arc::clone(&process.client), request.clone(), Arc::clone(&stop));
+        clients.spawn(async move {
+            let (mut kept, mut logins, mut repeated) = (None, 0_usize, 0_usize);
+            while !stop.load(Ordering::SeqCst) {
+                match log_in(&client, &mut kept, &request).await {
+                    Ok(answer) => {
+                        assert!(answer.contains(r#""authenticated":true"#), "{answer}");
+                        logins += 1;
+                        repeated = 0;
+                    }
+                    Err(error) => {
+                        repeated += 1;
+                        assert!(is_repeated(&error) && repeated < 5, "after {logins} logins: {error}");
+                    }
+                }
+                // Some use new connections, and some keep them.
+                if number % 2 == 0 {
+                    kept = None;
+                }
+            }
+            logins
+        });
+    }
+    assert!(process.is_ready("probe"));
+
+    let addresses = [process.webhook, process.admin];
+    let _next = server(process.directory.path(), addresses, &process.sts, "next-probe");
+    eventually(|| process.is_ready("next-probe")).await;
+    assert!(process.is_ready("probe"), "both serve");
+    process.signal(Signal::TERM);
+    assert!(process.ended().await.success());
+
+    assert!(!process.is_ready("probe") && process.is_ready("next-probe"));
+    for _ in 0..100 {
+        if process.readiness().await == Some(200) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(process.readiness().await, Some(200), "it has the admin port, too");
+    stop.store(true, Ordering::SeqCst);
+    while let Some(logins) = clients.join_next().await {
+        assert!(logins.unwrap() > 10);
+    }
+    assert_eq!(process.sts.calls().len(), 2, "one for each server");
 }
 
 /// ack-ram-authenticator also listens on port 21363 of all addresses, in plain text.

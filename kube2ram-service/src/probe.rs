@@ -1,6 +1,7 @@
-//! `kube2ram ready` and `live`: the state of the agent of this container. Two agents of a node share its
-//! ports, so a probe over HTTP could not distinguish them, and other processes of the node could block those
-//! ports for the kubelet. Depends on `admin`; called by `app` and `main`.
+//! The commands `ready` and `live`: the state of the agent, or the authenticator, of this container. Two of
+//! them share a node's ports during an upgrade, so a probe over HTTP could not distinguish them, and other
+//! processes of the node could block those ports for the kubelet. Depends on `admin`; called by the programs'
+//! `main`, and by what composes them.
 //!
 //! The agent answers on a socket in the pod's own directory, an `emptyDir`. A manifest from before that
 //! directory has none: the socket is then in the state directory, which all agents of the node share, and is
@@ -31,7 +32,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use kube2ram_service::admin::Readiness;
+use crate::admin::Readiness;
 
 /// Answers with what the agent waits for.
 #[derive(Debug)]
