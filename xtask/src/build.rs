@@ -12,6 +12,7 @@ use crate::{
     checkout,
     command::{cargo, run, say, target_dir},
     ebpf,
+    image::Product,
     musl::{self, Arch},
     setup,
 };
@@ -44,7 +45,10 @@ pub(crate) fn programs() -> Result<Programs> {
 pub(crate) fn release() -> Result<PathBuf> {
     setup::static_building(&[Arch::HERE])?;
     let revision = checkout::revision();
-    program(&ebpf::build()?, Arch::HERE, Profile::Release, revision.as_deref()).map(|program| program.path)
+    let objects = ebpf::build()?;
+    let program =
+        program(Product::Agent, Some(objects.as_path()), Arch::HERE, Profile::Release, revision.as_deref())?;
+    Ok(program.path)
 }
 
 /// Builds the optimised sandbox, for benches.
@@ -78,28 +82,34 @@ pub(crate) struct Program {
     pub(crate) debug: PathBuf,
 }
 
-/// Builds the agent around the eBPF programs' objects; the revision is the source that it reports
-/// (`kube2ram_build_info`).
+/// Builds a program, the agent around the eBPF programs' objects; the revision is the source that the agent
+/// reports (`kube2ram_build_info`).
 pub(crate) fn program(
-    objects: &Path,
+    product: Product,
+    objects: Option<&Path>,
     arch: Arch,
     profile: Profile,
     revision: Option<&str>,
 ) -> Result<Program> {
-    say(format!("building the agent for {}", arch.name()));
+    let (package, name) = (product.package(), product.name());
+    say(format!("building {package} for {}", arch.name()));
     let mut build = cargo();
-    build.args(["build", "--locked", "--package", "kube2ram-agent", "--bin", "kube2ram", "--profile"]);
-    let (name, directory) = match profile {
+    build.args(["build", "--locked", "--package", package, "--bin", name, "--profile"]);
+    let (profile_name, directory) = match profile {
         Profile::Dev => ("dev", "debug"),
         Profile::Release => ("release", "release"),
     };
-    let build = ebpf::embed(musl::make_static(build.arg(name), arch)?, objects);
+    let build = musl::make_static(build.arg(profile_name), arch)?;
+    if let Some(objects) = objects {
+        ebpf::embed(build, objects);
+    }
     run(build.envs(revision.map(|revision| ("KUBE2RAM_REVISION", revision))))?;
-    let built = target_dir().join(arch.target()).join(directory).join("kube2ram");
+    let built = target_dir().join(arch.target()).join(directory).join(name);
     let dist = profile.dist().join(arch.name());
     fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;
-    let program = Program { path: dist.join("kube2ram"), debug: dist.join("kube2ram.debug") };
+    let debug = format!("{name}.debug");
+    let program = Program { path: dist.join(name), debug: dist.join(&debug) };
     musl::split(&built, &program.path, &program.debug)?;
-    say(format!("built {} (a debugger also wants kube2ram.debug)", program.path.display()));
+    say(format!("built {} (a debugger also wants {debug})", program.path.display()));
     Ok(program)
 }

@@ -1,10 +1,11 @@
-//! `cargo xtask image`: an OCI image of the agent for each architecture, without a container engine; the same
-//! sources give the same digest. Depends on `build` and `musl`. Called by `main`.
+//! `cargo xtask image`: an OCI image of the agent, or of the authenticator, for each architecture, without a
+//! container engine; the same sources give the same digest. Depends on `build` and `musl`. Called by `main`.
 
 mod certificates;
 mod layer;
 mod layout;
 mod name;
+mod product;
 mod proof;
 
 use std::{
@@ -16,11 +17,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use self::proof::{Directories, prove};
 use self::{
     layer::Entry,
-    layout::{Facts, Layer, Layout},
+    layout::{Layer, Layout},
     name::Name,
+};
+pub(crate) use self::{
+    product::Product,
+    proof::{Directories, prove},
 };
 use crate::{
     build::{self, Profile},
@@ -31,17 +35,19 @@ use crate::{
     setup,
 };
 
-/// Where the manifests and the boot guard's installation expect it.
-const PROGRAM: &str = "usr/local/bin/kube2ram";
 /// Started by this name, the agent has kube2iam's defaults.
 const KUBE2IAM: &str = "kube2iam";
 
 /// What to make.
 #[derive(clap::Args)]
 pub(crate) struct Request {
+    /// The program in it
+    #[arg(long, value_enum, default_value = "agent")]
+    product: Product,
     /// What containerd, kind and podman call it once they have loaded the archive; no part of the digest
-    #[arg(long, default_value = concat!("kube2ram:", env!("CARGO_PKG_VERSION")))]
-    name: Name,
+    /// [default: the program and its version]
+    #[arg(long)]
+    name: Option<Name>,
     /// Only this architecture
     #[arg(long)]
     arch: Option<Arch>,
@@ -58,33 +64,35 @@ pub(crate) struct Request {
 impl Request {
     /// Builds, writes, and prints the result.
     pub(crate) fn run(self) -> Result<()> {
-        let revision = self.revision.or_else(checkout::revision);
-        let arches = self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+        let Self { product, name, arch, revision, source, profile } = self;
+        let name = name.map_or_else(|| product.name().parse(), Ok)?;
+        let revision = revision.or_else(checkout::revision);
+        let arches = arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
         setup::static_building(&arches)?;
-        let objects = ebpf::build()?;
+        let objects = if product == Product::Agent { Some(ebpf::build()?) } else { None };
         let certificates = certificates::pem();
         let mut images = Vec::new();
         for arch in arches {
-            let program = fs::read(build::program(&objects, arch, self.profile, revision.as_deref())?.path)?;
+            let built = build::program(product, objects.as_deref(), arch, profile, revision.as_deref())?;
+            let program = fs::read(built.path)?;
+            let path = product.path();
+            let mut entries = vec![file(&path, 0o755, &program)];
+            if product == Product::Agent {
+                entries.push((KUBE2IAM.to_owned(), Entry::Link { to: &path }));
+            }
+            let roots = vec![file(certificates::PATH, 0o644, certificates.as_bytes())];
             images.push(layout::Image {
                 arch,
-                entrypoint: format!("/{PROGRAM}"),
-                layers: vec![
-                    layer(
-                        [file(certificates::PATH, 0o644, certificates.as_bytes())],
-                        "Mozilla's root certificates",
-                    )?,
-                    layer(
-                        [file(PROGRAM, 0o755, &program), (KUBE2IAM.to_owned(), Entry::Link { to: PROGRAM })],
-                        "the agent, one static file",
-                    )?,
-                ],
+                entrypoint: format!("/{path}"),
+                user: product.user(),
+                layers: vec![layer(roots, "Mozilla's root certificates")?, layer(entries, product.brings())?],
             });
         }
-        // For deploy/Dockerfile.
-        fs::write(self.profile.dist().join("ca-certificates.crt"), &certificates)?;
-        let layout = Layout::new(&facts(revision, self.source)?, &self.name, &images)?;
-        for (directory_or_archive, what) in write(&layout, &self.profile.dist())? {
+        // For the Dockerfiles.
+        fs::write(profile.dist().join("ca-certificates.crt"), &certificates)?;
+        let facts = product.facts(created()?, revision, source);
+        let layout = Layout::new(&facts, &name, &images)?;
+        for (directory_or_archive, what) in write(&layout, product, &profile.dist())? {
             say(format!("{} ({what})", directory_or_archive.display()));
         }
         for (arch, size) in &layout.sizes {
@@ -99,29 +107,23 @@ fn file<'a>(path: &str, mode: u32, contents: &'a [u8]) -> (String, Entry<'a>) {
     (path.to_owned(), Entry::File { mode, contents })
 }
 
-fn layer<const N: usize>(entries: [(String, Entry<'_>); N], brings: &'static str) -> Result<Layer> {
-    Ok(Layer { tar: layer::tar(&BTreeMap::from(entries))?, brings })
+fn layer(entries: Vec<(String, Entry<'_>)>, brings: &'static str) -> Result<Layer> {
+    Ok(Layer { tar: layer::tar(&entries.into_iter().collect::<BTreeMap<_, _>>())?, brings })
 }
 
-fn facts(revision: Option<String>, source: Option<String>) -> Result<Facts> {
+/// The time of the sources.
+fn created() -> Result<String> {
     // https://reproducible-builds.org/specs/source-date-epoch
     let seconds = match env::var("SOURCE_DATE_EPOCH") {
         Ok(given) => given.parse().context("SOURCE_DATE_EPOCH is no number of seconds")?,
         Err(_) => checkout::committed_at().unwrap_or(0),
     };
-    Ok(Facts {
-        version: env!("CARGO_PKG_VERSION"),
-        description: "Gives each Kubernetes pod on an Alibaba Cloud or AWS node its own cloud role",
-        licenses: env!("CARGO_PKG_LICENSE"),
-        created: humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(),
-        revision,
-        source,
-    })
+    Ok(humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string())
 }
 
 /// Writes the layout as a directory and as one archive.
-fn write(layout: &Layout, dist: &Path) -> Result<[(PathBuf, &'static str); 2]> {
-    let directory = dist.join("oci");
+fn write(layout: &Layout, product: Product, dist: &Path) -> Result<[(PathBuf, &'static str); 2]> {
+    let directory = dist.join(product.layout());
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
@@ -132,7 +134,7 @@ fn write(layout: &Layout, dist: &Path) -> Result<[(PathBuf, &'static str); 2]> {
     }
     let files = layout.files.iter();
     let files = files.map(|(path, contents)| file(path, 0o644, contents)).collect();
-    let archive = dist.join("kube2ram.oci.tar");
+    let archive = dist.join(product.archive());
     fs::write(&archive, layer::tar(&files)?)
         .with_context(|| format!("cannot write {}", archive.display()))?;
     Ok([(directory, "OCI image layout"), (archive, "the same in one file")])

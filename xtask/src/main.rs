@@ -66,7 +66,7 @@ enum Task {
     /// wrong way
     Fuzz(fuzz::Fuzz),
     /// Builds static binaries for x86-64 and arm64 and an OCI image of both, the same bytes anywhere:
-    /// target/dist
+    /// target/dist. Of the agent, or with --product of the authenticator
     Image(image::Request),
     /// Checks formatting, lints and docs
     Lint,
@@ -89,7 +89,7 @@ enum Task {
     Setup,
     /// Runs unit and component tests, and as root those on the real kernel
     Test {
-        /// Instead builds the image, has other tools read it, and runs what it holds
+        /// Instead builds the images, has other tools read them, and runs what they hold
         #[arg(long, conflicts_with_all = ["kernels", "reboot", "sdks"])]
         image: bool,
         /// Instead runs tests of the eBPF programs on Linux 5.10, 6.1 and 6.12, or on those named, in virtual

@@ -20,6 +20,8 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// An image's labels.
 pub(crate) struct Facts {
+    /// The program.
+    pub(crate) title: &'static str,
     pub(crate) version: &'static str,
     pub(crate) description: &'static str,
     pub(crate) licenses: &'static str,
@@ -39,7 +41,7 @@ impl Facts {
             ("licenses", Some(self.licenses)),
             ("revision", self.revision.as_deref()),
             ("source", self.source.as_deref()),
-            ("title", Some("kube2ram")),
+            ("title", Some(self.title)),
             ("version", Some(self.version)),
         ];
         let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
@@ -57,6 +59,8 @@ pub(crate) struct Layer {
 pub(crate) struct Image {
     pub(crate) arch: Arch,
     pub(crate) entrypoint: String,
+    /// Who runs it.
+    pub(crate) user: &'static str,
     pub(crate) layers: Vec<Layer>,
 }
 
@@ -106,7 +110,7 @@ impl Layout {
             "architecture": image.arch.name(),
             "os": "linux",
             "created": facts.created,
-            "config": { "User": "0:0", "Entrypoint": [image.entrypoint], "WorkingDir": "/", "Labels": annotations },
+            "config": { "User": image.user, "Entrypoint": [image.entrypoint], "WorkingDir": "/", "Labels": annotations },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
             "history": history,
         });

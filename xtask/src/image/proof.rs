@@ -1,4 +1,4 @@
-//! `cargo xtask test --image`: others' tools read the image, and what it holds runs with nothing else around
+//! `cargo xtask test --image`: others' tools read each image, and what it holds runs with nothing else around
 //! it; with `--thorough` for both architectures, and the image is the same wherever it is built. Unoptimised,
 //! because optimised builds take long; what makes a build depend on its place is the same in both. Called by
 //! `main` and `ci`.
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{KUBE2IAM, PROGRAM};
+use super::{KUBE2IAM, Product};
 use crate::{
     build::{self as builds, Profile},
     command::{cargo_home, root, run, say, target_dir},
@@ -47,58 +47,85 @@ pub(crate) fn prove(directories: Directories, no_skip: bool) -> Result<Counts> {
     setup::programs()?;
     setup::image(arches)?;
     let here = target_dir();
-    let image = build(root(), &here, arches)?.join("oci");
-    for object in ebpf::objects() {
-        leave_nothing_to_chance(&here.join("ebpf").join(object))?;
-    }
-    let mut passed = ebpf::objects().count();
-    if directories == Directories::Two {
-        compare_with_elsewhere(&image, arches)?;
-        passed += 1;
+    let mut passed = 0;
+    for product in Product::ALL {
+        let image = build(product, root(), &here, arches)?.join(product.layout());
+        if product == Product::Agent {
+            for object in ebpf::objects() {
+                leave_nothing_to_chance(&here.join("ebpf").join(object))?;
+                passed += 1;
+            }
+        }
+        if directories == Directories::Two {
+            compare_with_elsewhere(product, &image, arches)?;
+            passed += 1;
+        }
     }
 
     let scratch = Scratch(target_dir().join("image-proof"));
     scratch.clear()?;
-    copy_with_skopeo(&image, &scratch.0, &sources::digest(&image)?)?;
-    for arch in arches {
-        let root = scratch.0.join(arch.name());
-        unpack(&scratch.0, &image.with_file_name("kube2ram.oci.tar"), *arch, &root)?;
-        ensure!(fs::read_link(root.join(KUBE2IAM))? == Path::new(PROGRAM), "/{KUBE2IAM} leads elsewhere");
-        let program = fs::read(root.join(PROGRAM))?;
-        ensure!(
-            program.windows(REVISION.len()).any(|bytes| bytes == REVISION.as_bytes()),
-            "the program for {} does not know its revision",
-            arch.name()
-        );
-        run_in_empty_root(&root, *arch)?;
-        find_lines(&Profile::Dev.dist().join(arch.name()).join("kube2ram.debug"))?;
-        passed += 4;
+    for product in Product::ALL {
+        passed += look_at(product, &scratch.0.join(product.name()), arches)?;
     }
-    let names = run_here(&scratch.0.join(Arch::HERE.name()).join(PROGRAM), no_skip)?;
-    Ok([Counts::passed(passed + 2), names].into_iter().sum())
+    let agent = scratch.0.join(Product::Agent.name()).join(Arch::HERE.name()).join(Product::Agent.path());
+    let names = run_here(&agent, no_skip)?;
+    Ok([Counts::passed(passed + 1), names].into_iter().sum())
+}
+
+/// Has other tools read an image, and runs what it holds; tells how many things were so.
+fn look_at(product: Product, scratch: &Path, arches: &[Arch]) -> Result<usize> {
+    fs::create_dir_all(scratch)?;
+    let image = Profile::Dev.dist().join(product.layout());
+    copy_with_skopeo(&image, scratch, &sources::digest(&image)?)?;
+    let mut passed = 1;
+    for arch in arches {
+        let root = scratch.join(arch.name());
+        unpack(product, scratch, &image.with_file_name(product.archive()), *arch, &root)?;
+        if product == Product::Agent {
+            let link = fs::read_link(root.join(KUBE2IAM))?;
+            ensure!(link == Path::new(&product.path()), "/{KUBE2IAM} leads elsewhere");
+            let program = fs::read(root.join(product.path()))?;
+            ensure!(
+                program.windows(REVISION.len()).any(|bytes| bytes == REVISION.as_bytes()),
+                "the program for {} does not know its revision",
+                arch.name()
+            );
+            passed += 2;
+        }
+        run_in_empty_root(product, &root, *arch)?;
+        let debug = format!("{}.debug", product.name());
+        find_lines(product, &Profile::Dev.dist().join(arch.name()).join(debug))?;
+        passed += 2;
+    }
+    Ok(passed)
 }
 
 /// Builds the image of a copy of the sources, and compares objects and images.
-fn compare_with_elsewhere(image: &Path, arches: &[Arch]) -> Result<()> {
+fn compare_with_elsewhere(product: Product, image: &Path, arches: &[Arch]) -> Result<()> {
     let elsewhere = target_dir().join("elsewhere").join(ELSEWHERE);
     sources::copy(&elsewhere)?;
     let there = elsewhere.join("target");
-    let other_image = build(&elsewhere, &there, arches)?.join("oci");
-    for object in ebpf::objects() {
+    let other_image = build(product, &elsewhere, &there, arches)?.join(product.layout());
+    for object in ebpf::objects().filter(|_| product == Product::Agent) {
         let [one, other] = [&target_dir(), &there].map(|target| target.join("ebpf").join(object));
         ensure!(sources::is_same(&one, &other), "{} and {} differ", one.display(), other.display());
     }
     sources::ensure_same(image, &other_image)?;
-    say(format!("the same in two directories: {}", sources::digest(image)?));
+    say(format!("{}: the same in two directories: {}", product.name(), sources::digest(image)?));
     Ok(())
 }
 
 /// Has the image of those sources made; tells where.
-fn build(sources: &Path, target: &Path, arches: &[Arch]) -> Result<PathBuf> {
-    say(format!("building the image in {}", sources.display()));
+fn build(product: Product, sources: &Path, target: &Path, arches: &[Arch]) -> Result<PathBuf> {
+    say(format!("building the image of {} in {}", product.name(), sources.display()));
     // By what runs, not by its path: a build of the whole workspace may have put another xtask there.
     let mut image = Command::new("/proc/self/exe");
-    image.args(["image", "--profile", "dev", "--revision", REVISION, "--name", &format!("kube2ram:{TAG}")]);
+    image.args(["image", "--profile", "dev", "--revision", REVISION]);
+    let choice = match product {
+        Product::Agent => "agent",
+        Product::Authenticator => "authenticator",
+    };
+    image.args(["--product", choice, "--name", &format!("{}:{TAG}", product.name())]);
     if let [arch] = arches {
         image.args(["--arch", arch.name()]);
     }
@@ -138,7 +165,7 @@ fn copy_with_skopeo(image: &Path, scratch: &Path, digest: &str) -> Result<()> {
 }
 
 /// Unpacks one architecture's image with skopeo and tar.
-fn unpack(scratch: &Path, archive: &Path, arch: Arch, root: &Path) -> Result<()> {
+fn unpack(product: Product, scratch: &Path, archive: &Path, arch: Arch, root: &Path) -> Result<()> {
     let copied = scratch.join(format!("copied-{}", arch.name()));
     run(Command::new("skopeo")
         .args([
@@ -159,7 +186,9 @@ fn unpack(scratch: &Path, archive: &Path, arch: Arch, root: &Path) -> Result<()>
     };
     let config: Value = serde_json::from_slice(&fs::read(blob(&manifest["config"]))?)?;
     ensure!(config["architecture"] == arch.name(), "skopeo chose {}", config["architecture"]);
-    ensure!(config["config"]["Entrypoint"] == serde_json::json!([format!("/{PROGRAM}")]), "{config}");
+    let entrypoint = serde_json::json!([format!("/{}", product.path())]);
+    ensure!(config["config"]["Entrypoint"] == entrypoint, "{config}");
+    ensure!(config["config"]["User"] == product.user(), "{config}");
     fs::create_dir_all(root)?;
     for layer in manifest["layers"].as_array().context("an image has layers")? {
         run(Command::new("tar").arg("-xzf").arg(blob(layer)).arg("-C").arg(root))?;
@@ -168,7 +197,7 @@ fn unpack(scratch: &Path, archive: &Path, arch: Arch, root: &Path) -> Result<()>
 }
 
 /// Runs the program where there is nothing but the image: no library, no /proc, no environment.
-fn run_in_empty_root(root: &Path, arch: Arch) -> Result<()> {
+fn run_in_empty_root(product: Product, root: &Path, arch: Arch) -> Result<()> {
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("chroot(2) is for root");
     }
@@ -179,25 +208,36 @@ fn run_in_empty_root(root: &Path, arch: Arch) -> Result<()> {
             .args(["-i", "PATH=/usr/sbin:/usr/bin", "chroot"])
             .arg(root)
             .args(&emulator)
-            .arg(format!("/{PROGRAM}"))
+            .arg(format!("/{}", product.path()))
             .args(args);
         command.output().context("cannot run chroot")
     };
-    for (args, says) in [
-        (["--version"], concat!("kube2ram ", env!("CARGO_PKG_VERSION"))),
-        (["--help"], "--auto-discover-base-arn"),
-    ] {
-        let output = program(&args)?;
+    let version = format!("{} {}", product.name(), env!("CARGO_PKG_VERSION"));
+    let (help, verdict): (_, &[&str]) = match product {
+        Product::Agent => ("--auto-discover-base-arn", &["preflight"]),
+        Product::Authenticator => (
+            "Lets RAM users and roles log in",
+            &["init", "--state-dir=/state", "--generate-kubeconfig=/kubeconfig"],
+        ),
+    };
+    for (args, says) in [("--version", &*version), ("--help", help)] {
+        let output = program(&[args])?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success() && said.contains(says), "{args:?} says {said:?} ({})", output.status);
     }
-    // It must look at everything and come to a verdict, which here is no.
-    let preflight = program(&["preflight"])?;
-    let said = String::from_utf8_lossy(&preflight.stderr).into_owned();
-    let refuses = preflight.status.code() == Some(1) && said.contains("cannot read /proc/self/status");
-    ensure!(refuses, "preflight says {said:?} ({})", preflight.status);
+    let output = program(verdict)?;
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    let is_right = match product {
+        // It must look at everything and come to a verdict, which here is no.
+        Product::Agent => output.status.code() == Some(1) && said.contains("cannot read /proc/self/status"),
+        // It needs random numbers and the time.
+        Product::Authenticator => output.status.success() && said.contains("a new CA was made"),
+    };
+    ensure!(is_right, "{verdict:?} says {said:?} ({})", output.status);
     let emulated = if emulator.is_some() { ", emulated" } else { "" };
-    say(format!("{}: --version, --help and preflight run in an empty root{emulated}", arch.name()));
+    let (name, arch) = (product.name(), arch.name());
+    say(format!("{name} for {arch}: --version, --help and {} run in an empty root{emulated}", verdict[0]));
     Ok(())
 }
 
@@ -214,19 +254,24 @@ fn emulator(root: &Path, arch: Arch) -> Result<Option<String>> {
     Ok(Some(format!("/{name}")))
 }
 
-/// Asks the debug file for the line of the agent's main().
-fn find_lines(debug: &Path) -> Result<()> {
+/// Asks the debug file for the line of the program's main().
+fn find_lines(product: Product, debug: &Path) -> Result<()> {
+    // As the compiler writes `kube2ram::main`, with the length of each part.
+    let main_symbol = match product {
+        Product::Agent => "8kube2ram4main17h",
+        Product::Authenticator => "22kube2ram_authenticator4main17h",
+    };
     let symbols = finished(Command::new(musl::llvm("llvm-nm")).arg(debug))?;
     let symbols = String::from_utf8_lossy(&symbols.stdout).into_owned();
     let main = symbols
         .lines()
-        .find(|line| line.contains(" t ") && line.contains("8kube2ram4main17h"))
+        .find(|line| line.contains(" t ") && line.contains(main_symbol))
         .context("no main() among the symbols")?;
     let address = format!("0x{}", main.split(' ').next().unwrap_or_default());
     let line = finished(Command::new(musl::llvm("llvm-symbolizer")).arg("--obj").arg(debug).arg(address))?;
     let line = String::from_utf8_lossy(&line.stdout).into_owned();
     ensure!(
-        line.contains("/src/kube2ram-agent/src/main.rs:"),
+        line.contains(&format!("/src/{}/src/main.rs:", product.package())),
         "{} knows main() as {line:?}",
         debug.display()
     );
