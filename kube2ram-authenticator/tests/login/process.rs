@@ -273,6 +273,34 @@ async fn an_upgrade_costs_no_login() {
     assert_eq!(process.sts.calls().len(), 2, "one for each server");
 }
 
+/// Of the alerts and the dashboard in `deploy/authenticator/monitoring`.
+#[tokio::test]
+async fn alerts_and_panels_ask_for_metrics_that_the_server_has() {
+    let process = process().await;
+    let stream = TcpStream::connect(process.admin).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let metrics = exchange(stream, request.to_owned()).await.1;
+    let has = |name: &str| {
+        metrics.lines().filter_map(|line| line.strip_prefix(name)).any(|rest| rest.starts_with([' ', '{']))
+    };
+
+    let mut asked = BTreeSet::new();
+    for file in ["rules.yaml", "dashboard.json"] {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/authenticator/monitoring").join(file);
+        let text = fs::read_to_string(path).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        asked.extend(words.filter(|word| word.starts_with("kube2ram_authenticator_")).map(str::to_owned));
+    }
+
+    assert!(asked.len() > 12, "{asked:?}");
+    // Named in a description; there while the server waits for something.
+    asked.remove("kube2ram_authenticator_pending_conditions");
+    for metric in asked {
+        assert!(has(&metric), "{metric} in {metrics}");
+    }
+}
+
 /// ack-ram-authenticator also listens on port 21363 of all addresses, in plain text.
 #[tokio::test]
 async fn it_listens_on_the_webhook_and_the_admin_address_and_nowhere_else() {
