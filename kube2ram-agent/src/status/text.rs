@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{AccessKeyReport, Explanation, Outcome, Paint, Pod, ServiceAccounts, Source, Status, Verdict, paint::Tone};
+use super::{
+    AccessKeyReport, Explanation, Outcome, Paint, Pod, ServiceAccounts, Source, Status, Verdict, paint::Tone,
+};
 
 /// The width of the names of parts.
 const LABEL: usize = 17;

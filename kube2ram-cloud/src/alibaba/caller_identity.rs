@@ -145,9 +145,11 @@ impl CallError {
             IssueErrorKind::Unavailable => CallErrorKind::Unavailable,
             IssueErrorKind::Unexpected => CallErrorKind::Unexpected,
             IssueErrorKind::BaseCredentials
+            | IssueErrorKind::ClusterConfiguration
             | IssueErrorKind::Denied
             | IssueErrorKind::Invalid
-            | IssueErrorKind::NoSuchRole => CallErrorKind::Refused,
+            | IssueErrorKind::NoSuchRole
+            | IssueErrorKind::Token => CallErrorKind::Refused,
         };
         let IssueError { code, message, request_id, retry_after, source, .. } = error;
         let message: Box<str> = match source {

@@ -273,7 +273,7 @@ fn the_bound_of_tags_holds_for_the_longest() {
 
     assert!(size_of_val(&tags) + own < TAGS_MAX_BYTES && TAGS_MAX_BYTES < 1536, "{TAGS_MAX_BYTES}");
     // What STS and IAM accept as keys: 1–128 characters, none of AWS's own, distinct without regard to case.
-    let distinct: std::collections::HashSet<_> = keys.map(str::to_ascii_lowercase).into();
+    let distinct: HashSet<_> = keys.map(str::to_ascii_lowercase).into();
     assert_eq!(distinct.len(), keys.len());
     assert!(keys.iter().all(|key| (1..=128).contains(&key.len()) && !key.starts_with("aws:")));
 }
