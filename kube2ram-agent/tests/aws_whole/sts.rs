@@ -134,7 +134,7 @@ fn the_agents_own_web_identity_serves_pods_where_the_nodes_role_may_assume_nothi
     let issuer = OidcIssuer::new("https://oidc.eks.eu-west-1.amazonaws.com/id/C0123").unwrap();
     let provider = Cloud::Aws.provider_arn("oidc.eks.eu-west-1.amazonaws.com/id/C0123");
     lab.accounts().add_provider(&provider, issuer.provider_in(Cloud::Aws));
-    let oidc = Some(OidcTrust { provider, subject: SUBJECT.to_owned() });
+    let oidc = Some(OidcTrust::equals(provider, SUBJECT));
     lab.accounts().add_role(role_arn("kube2ram"), Role { oidc, may_assume: true, ..Role::default() });
     lab.accounts().deny_node();
     let directory = tempfile::tempdir().unwrap();

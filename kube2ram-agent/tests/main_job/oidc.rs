@@ -26,7 +26,7 @@ impl Cluster {
         let issuer = OidcIssuer::new("https://oidc.example.com/c0123").unwrap();
         let provider = Accounts::provider_arn("ack-rrsa-c0123");
         lab.accounts().add_provider(&provider, issuer.provider());
-        let oidc = Some(OidcTrust { provider, subject: SUBJECT.to_owned() });
+        let oidc = Some(OidcTrust::equals(provider, SUBJECT));
         let role = Role { oidc, may_assume: true, ..Role::default() };
         lab.accounts().add_role(Accounts::role_arn("kube2ram"), role);
         lab.accounts().deny_node();

@@ -117,4 +117,37 @@ impl Cloud {
             Self::Aws => "sts.amazonaws.com",
         }
     }
+
+    /// The annotation of a ServiceAccount by which the cloud's own webhook finds its role: by its name, on AWS
+    /// by its ARN.
+    pub const fn account_annotation(self) -> &'static str {
+        match self {
+            Self::Alibaba => "pod-identity.alibabacloud.com/role-name",
+            Self::Aws => "eks.amazonaws.com/role-arn",
+        }
+    }
+
+    /// The issuer of the cluster's tokens.
+    pub const fn issuer(self) -> &'static str {
+        match self {
+            Self::Alibaba => "https://oidc-ack-cn-hangzhou.oss-cn-hangzhou.aliyuncs.com/sandbox",
+            Self::Aws => "https://oidc.eks.eu-west-1.amazonaws.com/id/SANDBOX",
+        }
+    }
+
+    /// The ARN of the OIDC provider of that issuer.
+    pub fn cluster_provider(self) -> String {
+        self.provider_arn(match self {
+            Self::Alibaba => "ack-rrsa-sandbox",
+            Self::Aws => "oidc.eks.eu-west-1.amazonaws.com/id/SANDBOX",
+        })
+    }
+
+    /// The action that trades a ServiceAccount's token for a role's session.
+    pub const fn exchange(self) -> &'static str {
+        match self {
+            Self::Alibaba => "AssumeRoleWithOIDC",
+            Self::Aws => "AssumeRoleWithWebIdentity",
+        }
+    }
 }

@@ -20,7 +20,9 @@ use crate::{
     clock::Clock,
     node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     secrets,
-    standin::{Accounts, ApiServer, Bind, Metadata, PodManifest, Predecessor, Sts},
+    standin::{
+        Accounts, ApiServer, Bind, Metadata, OidcIssuer, OidcTrust, PodManifest, Predecessor, Role, Sts,
+    },
 };
 
 /// A node that looks like one of a cluster to whoever runs on it. Dropping it removes everything. The calling
@@ -93,7 +95,10 @@ impl Sandbox {
         let accounts = Arc::new(Accounts::of(node.cloud(), Clock::default()));
         let metadata = Metadata::start(node.metadata_bind(), Arc::clone(&accounts))?;
         let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts))?;
-        let api = ApiServer::start(Bind::loopback())?;
+        let cloud = node.cloud();
+        let api = ApiServer::with_issuer(Bind::loopback(), OidcIssuer::new(cloud.issuer())?)?;
+        api.bind_agent(Some(Self::NODE));
+        accounts.add_provider(cloud.cluster_provider(), api.issuer().provider_in(cloud));
         api.apply(serde_json::json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": Self::NODE, "uid": "node-sandbox" },
             "status": { "addresses": [{ "type": "InternalIP", "address": node.ip() }] },
@@ -110,12 +115,14 @@ impl Sandbox {
         self.node.cloud()
     }
 
-    /// Makes a pod on the node, and notifies the API server.
+    /// Makes a pod on the node, and notifies the API server. Its ServiceAccount is made, too, if there is none
+    /// of that name.
     ///
     /// # Errors
     /// As [`Node::add_pod`].
     pub fn add_pod(&mut self, spec: &PodSpec) -> Result<()> {
         let spec = spec.clone().of(self.cloud());
+        self.api.ensure_service_account(&spec.namespace, &spec.service_account)?;
         let pod = self.node.add_pod(&spec)?;
         self.pods.insert(spec.name.clone(), pod);
         self.api.apply(manifest(&spec).to_json())
@@ -202,6 +209,7 @@ impl Sandbox {
     /// As [`Node::add_pod`].
     pub fn add_agent_pod(&mut self, name: &str) -> Result<Pod> {
         let spec = PodSpec::new(name).namespace("kube-system").host_network().containers(&[Agent::CONTAINER]);
+        self.api.ensure_service_account(&spec.namespace, &spec.service_account)?;
         let pod = self.node.add_pod(&spec)?;
         self.api.apply(manifest(&spec).to_json())?;
         Ok(pod)
@@ -228,6 +236,14 @@ impl Sandbox {
     /// The account that STS and the metadata server serve.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// Adds a role to the account that trusts a ServiceAccount of the cluster, and nobody else.
+    pub fn add_role_of_account(&self, role: &str, namespace: &str, name: &str) {
+        let cloud = self.cloud();
+        let subject = format!("system:serviceaccount:{namespace}:{name}");
+        let trust = OidcTrust::equals(cloud.cluster_provider(), subject);
+        self.accounts.add_role(cloud.role_arn(role), Role::trusting(trust));
     }
 
     /// A predecessor's agent on the node, on a port of all its addresses, which knows the pods that exist by

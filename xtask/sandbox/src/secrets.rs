@@ -11,16 +11,22 @@ const MARKERS: [&str; 2] = [AccessKey::SECRET_MARKER, "SandboxToken"];
 /// How many pods are explained: the text is the same for all.
 const EXPLAINED: usize = 5;
 
-/// Where secrets were found, and around what; empty when all is well.
+/// Where secrets were found, and around what; empty when all is well. Of ServiceAccounts' tokens, no part may
+/// be anywhere, but for the header: it is the same for all, and public.
 pub(crate) fn told(sandbox: &Sandbox) -> Vec<String> {
     let Some(agent) = sandbox.agent_if_any() else { return Vec::new() };
+    let tokens = sandbox.api().issued_tokens();
+    let parts = tokens.iter().flat_map(|token| token.split('.').skip(1));
+    let secrets: Vec<&str> = MARKERS.into_iter().chain(parts).collect();
     let events = sandbox.api().events().iter().map(ToString::to_string).collect();
     let mut texts = vec![("the log", agent.log()), ("Events", events)];
     texts.extend(files(agent));
     if agent.pid().is_some() {
         texts.extend(answers(agent, sandbox.pods()));
     }
-    texts.iter().filter_map(|(source, text)| Some(format!("{source}: {}", around(text)?))).collect()
+    let found =
+        texts.iter().filter_map(|(source, text)| Some(format!("{source}: {}", around(text, &secrets)?)));
+    found.collect()
 }
 
 /// What it answers to operators. One that has just ended, or was stopped, answers nothing.
@@ -55,9 +61,9 @@ fn files(agent: &Agent) -> Vec<(&'static str, String)> {
     read.map(|bytes| ("a file in --state-dir", String::from_utf8_lossy(&bytes).into_owned())).collect()
 }
 
-fn around(text: &str) -> Option<&str> {
+fn around<'t>(text: &'t str, secrets: &[&str]) -> Option<&'t str> {
     const CONTEXT: usize = 120;
-    let at = MARKERS.iter().filter_map(|marker| text.find(marker)).min()?;
+    let at = secrets.iter().filter_map(|secret| text.find(secret)).min()?;
     let (from, to) = (at.saturating_sub(CONTEXT), at.saturating_add(CONTEXT).min(text.len()));
     Some(&text[text.floor_char_boundary(from)..text.floor_char_boundary(to)])
 }
@@ -70,8 +76,9 @@ mod tests {
     fn finds_a_secret_anywhere() {
         let text = format!("{}é{}é", "é".repeat(200), AccessKey::SECRET_MARKER);
 
-        assert!(around(&text).is_some_and(|found| found.contains(AccessKey::SECRET_MARKER)));
-        assert!(around("token=SandboxToken-1").is_some());
-        assert_eq!(around("nothing of that kind"), None);
+        assert!(around(&text, &MARKERS).is_some_and(|found| found.contains(AccessKey::SECRET_MARKER)));
+        assert!(around("token=SandboxToken-1", &MARKERS).is_some());
+        assert!(around("a token: eyJhbGciOi.c2VjcmV0.c2lnbmF0dXJl", &["c2lnbmF0dXJl"]).is_some());
+        assert_eq!(around("nothing of that kind", &MARKERS), None);
     }
 }

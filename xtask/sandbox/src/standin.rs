@@ -18,7 +18,7 @@ mod tls;
 
 pub use self::{
     account::{AccessKey, Accounts, Principal, Role},
-    api_server::{ApiServer, PodManifest},
+    api_server::{ApiServer, PodManifest, Right, TokenCall, TokenRequestFault},
     metadata::{Metadata, MetadataMode, Seen, Tokens},
     names::{Loss, NameServer},
     oidc::{OidcIssuer, OidcProvider, OidcTrust},

@@ -77,6 +77,13 @@ pub struct Role {
     pub trusts_node: bool,
 }
 
+impl Role {
+    /// A role that trusts tokens alone, and nobody of the account.
+    pub fn trusting(oidc: OidcTrust) -> Self {
+        Self { oidc: Some(oidc), trusts_node: false, ..Self::default() }
+    }
+}
+
 impl Default for Role {
     /// What the console creates: one hour, trusting, without more.
     fn default() -> Self {
@@ -149,6 +156,11 @@ impl Accounts {
     /// Adds or replaces an OIDC provider, by ARN.
     pub fn add_provider(&self, arn: impl Into<String>, provider: OidcProvider) {
         locked(&self.providers).insert(arn.into(), provider);
+    }
+
+    /// Removes an OIDC provider, by ARN.
+    pub fn remove_provider(&self, arn: &str) {
+        locked(&self.providers).remove(arn);
     }
 
     /// Takes `sts:AssumeRole` from the node's role.

@@ -1,10 +1,14 @@
 //! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or
-//! metadata only), GET, PATCH of nodes, and Events. Depends on nothing of this crate but the server. Called
-//! over HTTP by the agent, and by tests to change the cluster.
+//! metadata only), GET, PATCH of nodes, Events, ServiceAccounts and their tokens. Depends on the server and on
+//! the cluster's issuer. Called over HTTP by the agent, and by tests to change the cluster.
 //!
 //! Source: kubernetes.io/docs/reference/using-api/api-concepts.
 
+mod accounts;
+mod refusal;
+mod rights;
 mod store;
+mod tokens;
 mod watch;
 
 use std::{
@@ -22,8 +26,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use self::store::{Kind, Selector, Store};
-use super::server::{Bind, Body, Handler, Server, reply};
+use self::{
+    accounts::ServiceAccounts,
+    refusal::{Refusal, status_object},
+    store::{Kind, Selector, Store},
+};
+pub use self::{
+    rights::Right,
+    tokens::{TokenCall, TokenRequestFault},
+};
+use super::{
+    oidc::OidcIssuer,
+    server::{Bind, Body, Handler, Server, reply},
+};
 use crate::locked;
 
 /// A pod, as far as the agent reads it.
@@ -75,7 +90,25 @@ impl ApiServer {
     /// # Errors
     /// When the address cannot be listened on.
     pub fn start(bind: Bind) -> Result<Self> {
-        Ok(Self { server: Server::start(bind, Arc::new(State::default()))? })
+        Self::with_issuer(bind, OidcIssuer::new(ServiceAccounts::AUDIENCE)?)
+    }
+
+    /// The same with an issuer, which signs ServiceAccounts' tokens.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with_issuer(bind: Bind, issuer: OidcIssuer) -> Result<Self> {
+        let state = State {
+            events: Mutex::default(),
+            forbids_events: AtomicBool::default(),
+            forbids_patches: AtomicBool::default(),
+            interference: Mutex::default(),
+            requests: Mutex::default(),
+            service_accounts: ServiceAccounts::new(issuer),
+            store: Arc::default(),
+            token: Mutex::default(),
+        };
+        Ok(Self { server: Server::start(bind, Arc::new(state))? })
     }
 
     /// `http://address:port`, for `--api-server`.
@@ -83,7 +116,7 @@ impl ApiServer {
         format!("http://{}", self.server.addr)
     }
 
-    /// Creates or replaces a Pod, Namespace or Node (JSON with `kind` and `metadata`), and notifies the
+    /// Creates or replaces a Pod, Namespace, Node or ServiceAccount (JSON with `kind` and `metadata`), and notifies the
     /// watches.
     ///
     /// # Errors
@@ -145,7 +178,7 @@ impl ApiServer {
 
     /// The Node object, as it is now.
     pub fn node(&self, name: &str) -> Option<Value> {
-        self.server.handler.store.get(Kind::Node, name)
+        self.server.handler.store.get(Kind::Node, "", name)
     }
 
     /// Changes a Node just before the next PATCH of it is looked at, as another controller might.
@@ -185,13 +218,14 @@ impl ApiServer {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     events: Mutex<Vec<Value>>,
     forbids_events: AtomicBool,
     forbids_patches: AtomicBool,
     interference: Mutex<Option<Value>>,
     requests: Mutex<Vec<String>>,
+    service_accounts: ServiceAccounts,
     store: Arc<Store>,
     token: Mutex<Option<String>>,
 }
@@ -199,17 +233,25 @@ struct State {
 impl Handler for State {
     async fn answer(self: Arc<Self>, _peer: SocketAddr, request: Request<Bytes>) -> Response<Body> {
         locked(&self.requests).push(format!("{} {}", request.method(), request.uri()));
-        self.route(&request)
-            .unwrap_or_else(|status| json_reply(status, &status_object(status, "the stand-in says no")))
+        let outcome = self.authenticate(request.headers());
+        let outcome = outcome.and_then(|()| match self.of_accounts(&request) {
+            Some(outcome) => outcome,
+            None => Ok(self.route(&request)?),
+        });
+        outcome.unwrap_or_else(Refusal::into_response)
     }
 }
 
 impl State {
-    fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
-        let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
         if locked(&self.token).as_deref().is_some_and(|token| shown != Some(token.as_bytes())) {
-            return Err(StatusCode::UNAUTHORIZED);
+            return Err(StatusCode::UNAUTHORIZED.into());
         }
+        Ok(())
+    }
+
+    fn route(&self, request: &Request<Bytes>) -> Result<Response<Body>, StatusCode> {
         let query = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
             .into_owned()
             .collect::<HashMap<_, _>>();
@@ -224,14 +266,15 @@ impl State {
             (&Method::GET, ["healthz" | "livez" | "readyz"]) => Ok(reply(StatusCode::OK, "text/plain", "ok")),
             (&Method::GET, ["api", "v1", plural]) => self.collection(plural, "", &query, metadata_only),
             (&Method::GET, ["api", "v1", plural @ ("namespaces" | "nodes"), name]) => {
-                self.object(plural, "", name, metadata_only)
+                let kind = Kind::from_plural(plural).ok_or(StatusCode::NOT_FOUND)?;
+                self.object(kind, "", name, metadata_only)
             }
             (&Method::PATCH, ["api", "v1", "nodes", name]) => self.patch_node(name, request),
             (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => {
                 self.collection("pods", namespace, &query, metadata_only)
             }
             (&Method::GET, ["api", "v1", "namespaces", namespace, "pods", name]) => {
-                self.object("pods", namespace, name, metadata_only)
+                self.object(Kind::Pod, namespace, name, metadata_only)
             }
             (
                 method @ (&Method::POST | &Method::PATCH),
@@ -313,6 +356,7 @@ impl State {
             (false, Kind::Namespace) => ("NamespaceList", "v1"),
             (false, Kind::Node) => ("NodeList", "v1"),
             (false, Kind::Pod) => ("PodList", "v1"),
+            (false, Kind::ServiceAccount) => ("ServiceAccountList", "v1"),
         };
         let list = json!({
             "kind": list_kind, "apiVersion": api_version,
@@ -323,12 +367,11 @@ impl State {
 
     fn object(
         &self,
-        plural: &str,
+        kind: Kind,
         namespace: &str,
         name: &str,
         metadata_only: bool,
     ) -> Result<Response<Body>, StatusCode> {
-        let kind = Kind::from_plural(plural).ok_or(StatusCode::NOT_FOUND)?;
         let field_selector = format!("metadata.name={name}");
         let selector = Selector::parse(kind, namespace, &field_selector, metadata_only)
             .ok_or(StatusCode::BAD_REQUEST)?;
@@ -346,22 +389,6 @@ fn metadata_only(headers: &HeaderMap) -> bool {
 
 fn json_reply(status: StatusCode, body: &Value) -> Response<Body> {
     reply(status, "application/json", body.to_string())
-}
-
-/// A `Status`, as every failure is told.
-fn status_object(status: StatusCode, message: &str) -> Value {
-    let reason = match status {
-        StatusCode::CONFLICT => "Conflict",
-        StatusCode::FORBIDDEN => "Forbidden",
-        StatusCode::GONE => "Expired",
-        StatusCode::NOT_FOUND => "NotFound",
-        StatusCode::UNAUTHORIZED => "Unauthorized",
-        _ => "BadRequest",
-    };
-    json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": status.as_u16(),
-    })
 }
 
 #[cfg(test)]

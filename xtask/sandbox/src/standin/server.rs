@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    fmt, io,
+    fmt, future, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
     sync::{Arc, Mutex},
@@ -85,6 +85,22 @@ impl HopLimit {
             SocketAddr::V6(_) => socket.set_unicast_hops_v6(self.0.into()),
         }
     }
+}
+
+/// As an extension of an answer: what becomes of it instead of being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The connection is cut.
+    Cut,
+    /// The client waits until it gives up.
+    Silence,
+}
+
+/// An answer that is never sent.
+pub(super) fn withheld(fate: Fate) -> Response<Body> {
+    let mut response = reply(StatusCode::OK, "text/plain", "");
+    response.extensions_mut().insert(fate);
+    response
 }
 
 /// A running (or refusing) server and its handler.
@@ -187,7 +203,14 @@ async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>) {
                 let socket = Arc::new(Socket::from(socket));
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (handler, socket) = (Arc::clone(&handler), Arc::clone(&socket));
-                    async move { Ok::<_, Infallible>(answer(handler, &socket, peer, request).await) }
+                    async move {
+                        let response = answer(handler, &socket, peer, request).await;
+                        match response.extensions().get::<Fate>().copied() {
+                            None => Ok(response),
+                            Some(Fate::Cut) => Err(io::Error::from(io::ErrorKind::ConnectionAborted)),
+                            Some(Fate::Silence) => future::pending().await,
+                        }
+                    }
                 });
                 connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
                 while connections.try_join_next().is_some() {}

@@ -54,6 +54,8 @@ pub struct Call {
     pub signature: &'static str,
     /// `OK`, or the error's code.
     pub outcome: String,
+    /// Whose token was exchanged, if it was a valid one; else empty.
+    pub subject: String,
 }
 
 impl Call {
@@ -115,8 +117,8 @@ impl Sts {
         self.server.up()
     }
 
-    /// Answers AssumeRole for one role, by ARN, with this status and code from now on; without a code, with a
-    /// page as gateways send.
+    /// Answers calls for sessions of one role, by ARN, with this status and code from now on; without a code,
+    /// with a page as gateways send.
     pub fn refuse(&self, role_arn: &str, status: StatusCode, code: &str) {
         locked(&self.server.handler.refusals).insert(role_arn.into(), (status, code.into()));
     }
@@ -137,11 +139,16 @@ impl Sts {
         locked(&self.server.handler.calls).clone()
     }
 
-    /// The AssumeRole calls for a role, by ARN.
+    /// The calls for sessions of a role, by ARN: AssumeRole, and the exchanges of tokens.
     pub fn assumed(&self, role_arn: &str) -> Vec<Call> {
         let mut calls = self.calls();
-        calls.retain(|call| call.action == "AssumeRole" && call.param("RoleArn") == Some(role_arn));
+        calls.retain(|call| call.action.starts_with("AssumeRole") && call.param("RoleArn") == Some(role_arn));
         calls
+    }
+
+    /// How many calls of an action there were, failed ones too.
+    pub fn count(&self, action: &str) -> usize {
+        locked(&self.server.handler.calls).iter().filter(|call| call.action == action).count()
     }
 }
 

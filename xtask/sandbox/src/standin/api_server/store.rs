@@ -20,9 +20,26 @@ pub(super) enum Kind {
     Namespace,
     Node,
     Pod,
+    ServiceAccount,
 }
 
 impl Kind {
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Namespace, Self::Node, Self::Pod, Self::ServiceAccount]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::ServiceAccount => "ServiceAccount",
+        }
+    }
+
+    /// Those of a collection that the agent may list. It has the right to read single ServiceAccounts only.
     pub(super) fn from_plural(plural: &str) -> Option<Self> {
         match plural {
             "namespaces" => Some(Self::Namespace),
@@ -57,7 +74,7 @@ impl Selector {
             let (name, value) = term.split_once('=')?;
             let pointer = match (name, kind) {
                 ("metadata.name", _) => "/metadata/name",
-                ("metadata.namespace", Kind::Pod) => "/metadata/namespace",
+                ("metadata.namespace", Kind::Pod | Kind::ServiceAccount) => "/metadata/namespace",
                 ("spec.nodeName", Kind::Pod) => "/spec/nodeName",
                 _ => return None,
             };
@@ -82,13 +99,8 @@ impl Selector {
     }
 
     pub(super) fn bookmark(&self, version: u64, annotations: &Value) -> Value {
-        let kind = match self.kind {
-            Kind::Namespace => "Namespace",
-            Kind::Node => "Node",
-            Kind::Pod => "Pod",
-        };
         let metadata = json!({ "resourceVersion": version.to_string(), "annotations": annotations });
-        self.view(&json!({ "kind": kind, "apiVersion": "v1", "metadata": metadata }))
+        self.view(&json!({ "kind": self.kind.name(), "apiVersion": "v1", "metadata": metadata }))
     }
 }
 
@@ -136,12 +148,8 @@ const HISTORY_MAX: usize = 10_000;
 
 impl Store {
     pub(super) fn apply(&self, object: Value) -> Result<()> {
-        let kind = match object["kind"].as_str() {
-            Some("Namespace") => Kind::Namespace,
-            Some("Node") => Kind::Node,
-            Some("Pod") => Kind::Pod,
-            other => anyhow::bail!("cannot store an object of kind {other:?}"),
-        };
+        let kind = object["kind"].as_str().and_then(Kind::parse);
+        let kind = kind.with_context(|| format!("cannot store an object of kind {}", object["kind"]))?;
         let name = object["metadata"]["name"].as_str().context("the object has no name")?.to_owned();
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
         let mut cluster = locked(&self.cluster);
@@ -154,9 +162,9 @@ impl Store {
         Ok(())
     }
 
-    /// An object without a namespace.
-    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Value> {
-        locked(&self.cluster).objects.get(&(kind, String::new(), name.to_owned())).cloned()
+    /// An object; its namespace is empty if it is in none.
+    pub(super) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Value> {
+        locked(&self.cluster).objects.get(&(kind, namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// Merges a patch (RFC 7386) into an object without a namespace, if that is at the version that the patch

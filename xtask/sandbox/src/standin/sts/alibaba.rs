@@ -128,18 +128,18 @@ impl State {
             ));
         }
         let lifetime = request::duration(call, role.max_session)?;
-        Ok(self.issue(arn, role_name, session, lifetime))
+        Ok(self.issue(&format!("{arn}/{session}"), role_name, session, lifetime))
     }
 
-    /// A role's session, as both actions answer.
-    fn issue(&self, arn: &str, role_name: &str, session: &str, lifetime: Duration) -> serde_json::Value {
+    /// A role's session, as both actions answer, for a user whose ARN each of them writes in its own way.
+    fn issue(&self, user: &str, role_name: &str, session: &str, lifetime: Duration) -> serde_json::Value {
         let lifetime = locked(&self.lifetime).unwrap_or(lifetime);
         let principal = Principal::AssumedRole { role: role_name.into(), session: session.into() };
         let key = self.accounts.issue(principal, Some(lifetime));
 
         json!({
             "RequestId": request_id(),
-            "AssumedRoleUser": { "Arn": format!("{arn}/{session}"), "AssumedRoleId": format!("{ROLE_ID}:{session}") },
+            "AssumedRoleUser": { "Arn": user, "AssumedRoleId": format!("{ROLE_ID}:{session}") },
             "Credentials": {
                 "AccessKeyId": key.id,
                 "AccessKeySecret": key.secret,

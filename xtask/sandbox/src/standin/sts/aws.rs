@@ -41,11 +41,12 @@ pub(super) fn answer(
         let message = format!("Could not find operation {} for version {}", call.action, form.version);
         return Err(Failure::bad("InvalidAction", message));
     }
-    match call.action.as_str() {
+    let action = call.action.clone();
+    match action.as_str() {
         "AssumeRole" => assume_role(state, &signed?.authenticate(&state.accounts)?, call),
         "AssumeRoleWithWebIdentity" => assume_role_with_web_identity(state, &form.web_identity_token, call),
         "GetCallerIdentity" => Ok(caller_identity(&signed?.authenticate(&state.accounts)?)),
-        action => {
+        _ => {
             let message = format!("Could not find operation {action} for version {VERSION}");
             Err(Failure::bad("InvalidAction", message))
         }
@@ -113,33 +114,25 @@ fn assume_role(state: &State, caller: &AccessKey, call: &Call) -> Result<String,
     Ok(issue(state, call, name, session, lifetime, &more))
 }
 
-fn assume_role_with_web_identity(state: &State, token: &str, call: &Call) -> Result<String, Failure> {
-    let arn = call.param("RoleArn").unwrap_or_default();
-    state.refusal(arn)?;
-    let name = parameters::role_name(arn)?;
-    let session = parameters::session_name(call)?;
+fn assume_role_with_web_identity(state: &State, token: &str, call: &mut Call) -> Result<String, Failure> {
+    let arn = call.param("RoleArn").unwrap_or_default().to_owned();
+    state.refusal(&arn)?;
+    let name = parameters::role_name(&arn)?;
+    let session = parameters::session_name(call)?.to_owned();
     parameters::check_policy(call)?;
     let lifetime = parameters::duration(call)?;
     if !(4..=20_000).contains(&token.len()) {
         return Err(parameters::invalid("webIdentityToken", "Member must have length of 4 to 20000"));
     }
-    let now = state.accounts.clock().now();
-    let judged = state.accounts.providers().into_iter().map(|(arn, it)| (arn, it.subject(token, now)));
     // The call names no provider: it is the one of the token's issuer.
-    let mut judged = judged.filter(|(_, subject)| *subject != Err(TokenFault::Invalid));
-    let (provider, subject) = judged.next().ok_or_else(|| {
+    let provider = state.accounts.providers().into_iter().find(|(_, provider)| provider.is_named_by(token));
+    let (provider_arn, provider) = provider.ok_or_else(|| {
         let message = "No OpenIDConnect provider found in your account for the token's issuer";
         Failure::bad("InvalidIdentityToken", message)
     })?;
-    let subject = subject.map_err(|fault| match fault {
-        TokenFault::Audience => Failure::bad("InvalidIdentityToken", "Incorrect token audience"),
-        TokenFault::Expired => Failure::bad("ExpiredTokenException", "Token expired"),
-        TokenFault::Invalid => {
-            Failure::bad("InvalidIdentityToken", "The web identity token could not be validated")
-        }
-    })?;
-    let role = state.accounts.role(arn).filter(|role| {
-        let trusts = |trust: &OidcTrust| trust.provider == provider && trust.subject == subject;
+    let verified = provider.verify(token, state.accounts.clock().now()).map_err(refusal)?;
+    let role = state.accounts.role(&arn).filter(|role| {
+        let trusts = |trust: &OidcTrust| trust.holds(&provider_arn, &verified.subject);
         role.oidc.as_ref().is_some_and(trusts)
     });
     let role = role.ok_or_else(|| {
@@ -149,11 +142,37 @@ fn assume_role_with_web_identity(state: &State, token: &str, call: &Call) -> Res
     check_max_session(lifetime, role.max_session)?;
 
     let more = [
-        leaf("SubjectFromWebIdentityToken", &subject),
+        leaf("SubjectFromWebIdentityToken", &verified.subject),
         leaf("Audience", Cloud::Aws.audience()),
-        leaf("Provider", &provider),
+        leaf("Provider", &provider_arn),
     ];
-    Ok(issue(state, call, name, session, lifetime, &more.concat()))
+    let answer = issue(state, call, name, &session, lifetime, &more.concat());
+    call.subject = verified.subject;
+    Ok(answer)
+}
+
+fn refusal(fault: TokenFault) -> Failure {
+    let (code, message) = match fault {
+        TokenFault::Audience => ("InvalidIdentityToken", "Incorrect token audience"),
+        TokenFault::Expired => ("ExpiredTokenException", "Token expired: current date/time must be before"),
+        TokenFault::Fingerprint => (
+            "InvalidIdentityToken",
+            "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint",
+        ),
+        TokenFault::IssuerAway => (
+            "IDPCommunicationError",
+            "The identity provider (IDP) that you are attempting to access is not reachable",
+        ),
+        TokenFault::UnknownKey => (
+            "InvalidIdentityToken",
+            "Couldn't retrieve verification key from your identity provider, please reference \
+             AssumeRoleWithWebIdentity documentation for requirements",
+        ),
+        TokenFault::Invalid | TokenFault::Issuer | TokenFault::NotYet | TokenFault::TooOld => {
+            ("InvalidIdentityToken", "The web identity token could not be validated")
+        }
+    };
+    Failure::bad(code, message)
 }
 
 fn check_max_session(lifetime: Duration, max: Duration) -> Result<(), Failure> {

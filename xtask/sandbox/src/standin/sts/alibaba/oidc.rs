@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
+use serde_json::json;
 
 use super::{CLOCK_WINDOW, Call, Failure, State, no_such_role, request};
-use crate::standin::oidc::TokenFault;
+use crate::{
+    Cloud,
+    standin::{
+        account::Accounts,
+        oidc::{OidcTrust, TokenFault},
+    },
+};
 
 /// A request without a signature.
 pub(super) struct Unsigned {
@@ -36,10 +43,11 @@ impl Unsigned {
 }
 
 impl State {
+    /// In STS's order: the provider, the form, the token, the role, its trust.
     pub(super) fn assume_role_with_oidc(
         &self,
         asked: &Unsigned,
-        call: &Call,
+        call: &mut Call,
     ) -> Result<serde_json::Value, Failure> {
         let now = self.accounts.clock().now();
         if !asked.is("Version", "2015-04-01") || !asked.is("Format", "JSON") {
@@ -52,23 +60,26 @@ impl State {
                 "Specified time stamp or date value is expired.",
             ));
         }
-        let arn = call.param("RoleArn").unwrap_or_default();
-        let role_name = request::role_name(arn)?;
-        let session = request::session_name(call)?;
+        let arn = call.param("RoleArn").unwrap_or_default().to_owned();
+        self.refusal(&arn)?;
+        let provider_arn = call.param("OIDCProviderArn").unwrap_or_default();
+        let provider = self.accounts.provider(provider_arn).ok_or_else(|| {
+            let message = "The specified OIDC Provider not exists.";
+            Failure::new(StatusCode::NOT_FOUND, "EntityNotExist.OIDCProvider", message)
+        })?;
+        let role_name = request::role_name(&arn)?;
+        let session = request::session_name(call)?.to_owned();
+        request::check_policy(call)?;
         if !(4..=20_000).contains(&asked.token.len()) {
             return Err(Failure::bad(
                 "InvalidParameter.OIDCToken",
                 "The parameter OIDCToken is wrongly formed.",
             ));
         }
-        let provider_arn = call.param("OIDCProviderArn").unwrap_or_default();
-        let provider = self.accounts.provider(provider_arn).ok_or_else(|| {
-            let message = "The specified OIDC Provider not exists.";
-            Failure::new(StatusCode::NOT_FOUND, "EntityNotExist.OIDCProvider", message)
-        })?;
-        let subject = provider.subject(&asked.token, now).map_err(refusal)?;
-        let role = self.accounts.role(arn).ok_or_else(no_such_role)?;
-        if !role.oidc.is_some_and(|trust| trust.provider == provider_arn && trust.subject == subject) {
+        let verified = provider.verify(&asked.token, now).map_err(refusal)?;
+        let role = self.accounts.role(&arn).ok_or_else(no_such_role)?;
+        let trusts = |trust: &OidcTrust| trust.holds(provider_arn, &verified.subject);
+        if !role.oidc.as_ref().is_some_and(trusts) {
             return Err(Failure::new(
                 StatusCode::FORBIDDEN,
                 "AuthenticationFail.NoPermission",
@@ -76,23 +87,37 @@ impl State {
             ));
         }
         let lifetime = request::duration(call, role.max_session)?;
-        Ok(self.issue(arn, role_name, session, lifetime))
+
+        let user = format!("acs:ram::{}:assumed-role/{role_name}/{session}", Accounts::UID);
+        let mut answer = self.issue(&user, role_name, &session, lifetime);
+        answer["OIDCTokenInfo"] = json!({
+            "ClientIds": Cloud::Alibaba.audience(),
+            "ExpirationTime": verified.expires_at.to_string(),
+            "IssuanceTime": verified.issued_at.to_string(),
+            "Issuer": verified.issuer,
+            "Subject": verified.subject,
+            "VerificationInfo": "Success",
+        });
+        call.subject = verified.subject;
+        Ok(answer)
     }
 }
 
 fn refusal(fault: TokenFault) -> Failure {
-    match fault {
-        TokenFault::Audience => Failure::bad(
-            "AuthenticationFail.OIDCToken.AudienceNotMatch",
-            "The audience of the OIDC token is none of the provider's client ids.",
+    let (code, message) = match fault {
+        TokenFault::Audience => ("AudienceNotMatch", "Invalid audience."),
+        TokenFault::Expired => ("Expired", "This JsonWebToken is expired."),
+        TokenFault::Fingerprint => (
+            "PublicKeyFingerprintMismatch",
+            "The fingerprint of the OIDC Provider's certificate does not match.",
         ),
-        TokenFault::Expired => {
-            Failure::bad("AuthenticationFail.OIDCToken.Expired", "This OIDC token has expired.")
+        TokenFault::Invalid | TokenFault::NotYet | TokenFault::TooOld | TokenFault::UnknownKey => {
+            ("Invalid", "This JsonWebToken is invalid.")
         }
-        TokenFault::Invalid => {
-            Failure::bad("AuthenticationFail.OIDCToken.Invalid", "This OIDC token is invalid.")
-        }
-    }
+        TokenFault::Issuer => ("IssuerNotMatch", "The issuer of the OIDC token is not the provider's."),
+        TokenFault::IssuerAway => ("IssuerConfigurationBroken", "Get public keys from OIDC Provider failed."),
+    };
+    Failure::new(StatusCode::BAD_REQUEST, format!("AuthenticationFail.OIDCToken.{code}"), message)
 }
 
 #[cfg(test)]

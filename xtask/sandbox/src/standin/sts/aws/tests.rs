@@ -338,7 +338,7 @@ fn takes_the_clusters_token_for_the_role_that_trusts_its_subject() {
     let issuer = OidcIssuer::new("https://oidc.eks.eu-west-1.amazonaws.com/id/C0123").unwrap();
     let provider = Cloud::Aws.provider_arn("oidc.eks.eu-west-1.amazonaws.com/id/C0123");
     accounts(&sts).add_provider(&provider, issuer.provider_in(Cloud::Aws));
-    let trust = OidcTrust { provider, subject: SUBJECT.to_owned() };
+    let trust = OidcTrust::equals(&provider, SUBJECT);
     accounts(&sts).add_role(ARN, Role { oidc: Some(trust), ..Role::default() });
     let other = Cloud::Aws.role_arn("other");
     accounts(&sts).add_role(&other, Role::default());
@@ -365,6 +365,7 @@ fn takes_the_clusters_token_for_the_role_that_trusts_its_subject() {
     assert_eq!(issued(&reply).role(), "orders-role");
     let call = sts.calls().pop().unwrap();
     assert_eq!((call.signature, call.param("WebIdentityToken")), ("", None), "the record holds no token");
+    assert_eq!(call.subject, SUBJECT);
 
     let denied = refused(403, "AccessDenied");
     assert_eq!(code(&ask(&good, &other)), denied);
@@ -375,6 +376,16 @@ fn takes_the_clusters_token_for_the_role_that_trusts_its_subject() {
     let stranger = OidcIssuer::new("https://oidc.eks.eu-west-1.amazonaws.com/id/C0123").unwrap();
     assert_eq!(code(&ask(&token(&stranger, SUBJECT, audience), ARN)), invalid);
     assert_eq!(code(&ask("x", ARN)), refused(400, "ValidationError"));
+    issuer.set_reachable(false);
+    assert_eq!(code(&ask(&good, ARN)), refused(400, "IDPCommunicationError"));
+    issuer.set_reachable(true);
+    accounts(&sts).add_provider(&provider, issuer.provider_in(Cloud::Aws).with_wrong_fingerprint());
+    assert_eq!(code(&ask(&good, ARN)), invalid);
+    accounts(&sts).add_provider(&provider, issuer.provider_in(Cloud::Aws));
+    issuer.rotate().unwrap();
+    assert_eq!(code(&ask(&token(&issuer, SUBJECT, audience), ARN)), invalid, "not published yet");
+    issuer.publish();
+    assert_eq!(code(&ask(&token(&issuer, SUBJECT, audience), ARN)), ok());
     accounts(&sts).clock().shift(SignedDuration::from_mins(61));
     assert_eq!(code(&ask(&good, ARN)), refused(400, "ExpiredTokenException"));
 }

@@ -28,7 +28,7 @@ fn bench() -> Bench {
     let issuer = OidcIssuer::new(URL).unwrap();
     let provider = Accounts::provider_arn("ack");
     accounts.add_provider(&provider, issuer.provider());
-    let trust = OidcTrust { provider, subject: SUBJECT.to_owned() };
+    let trust = OidcTrust::equals(provider, SUBJECT);
     accounts.add_role(Accounts::role_arn("kube2ram"), Role { oidc: Some(trust), ..Role::default() });
     accounts.add_role(Accounts::role_arn("other"), Role::default());
     Bench { issuer, sts: Sts::start(Bind::loopback(), accounts).unwrap() }
@@ -74,9 +74,10 @@ impl Bench {
         let mut call = Call::default();
         let asked = Unsigned::parse(&request, &mut call).unwrap();
         assert!(!call.params.contains_key("OIDCToken"), "the record holds no token");
-        match self.sts.server.handler.assume_role_with_oidc(&asked, &call) {
+        match self.sts.server.handler.assume_role_with_oidc(&asked, &mut call) {
             Ok(answer) => {
                 assert!(answer["Credentials"]["AccessKeyId"].as_str().unwrap().starts_with("STS.kube2ram."));
+                assert_eq!(answer["OIDCTokenInfo"]["Subject"], call.subject.as_str());
                 "OK".to_owned()
             }
             Err(failure) => failure.code.into_owned(),
@@ -138,4 +139,29 @@ fn checks_the_other_parameters() {
     assert_eq!(with("Timestamp", "2015-01-01T00:00:00Z"), "InvalidTimeStamp.Expired");
     assert_eq!(with("Version", "2014-01-01"), "InvalidVersion");
     assert_eq!(with("DurationSeconds", "900"), "OK");
+}
+
+#[test]
+fn tells_what_is_wrong_with_the_provider_by_a_code_of_its_own() {
+    let bench = bench();
+    let provider = Accounts::provider_arn("ack");
+    let set = |settings| bench.sts.server.handler.accounts.add_provider(&provider, settings);
+    let code = |name: &str| format!("AuthenticationFail.OIDCToken.{name}");
+
+    bench.issuer.set_reachable(false);
+    assert_eq!(bench.ask(&bench.good(), &[]), code("IssuerConfigurationBroken"));
+    bench.issuer.set_reachable(true);
+    set(bench.issuer.provider().with_wrong_fingerprint());
+    assert_eq!(bench.ask(&bench.good(), &[]), code("PublicKeyFingerprintMismatch"));
+    set(bench.issuer.provider().with_issuer("https://other.example.com"));
+    assert_eq!(bench.ask(&bench.good(), &[]), code("IssuerNotMatch"));
+    set(bench.issuer.provider().with_audience("other"));
+    assert_eq!(bench.ask(&bench.good(), &[]), code("AudienceNotMatch"));
+    set(bench.issuer.provider());
+    bench.issuer.rotate_to_rsa().unwrap();
+    assert_eq!(bench.ask(&bench.good(), &[]), code("Invalid"), "not published yet");
+    bench.issuer.publish();
+    assert_eq!(bench.ask(&bench.good(), &[]), "OK");
+    bench.sts.server.handler.accounts.remove_provider(&provider);
+    assert_eq!(bench.ask(&bench.good(), &[]), "EntityNotExist.OIDCProvider");
 }
