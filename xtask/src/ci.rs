@@ -30,7 +30,7 @@ const EACH_CHANGE: [Step; 7] = [
     Step { name: "tools", budget: 10, run: tools },
     Step { name: "lint", budget: 3, run: || steps::lint().map(|()| Counts::default()) },
     Step { name: "tests", budget: 13, run: || rungs::test(true) },
-    Step { name: "SDKs", budget: 9, run: || sdks::test(true) },
+    Step { name: "SDKs", budget: 14, run: || sdks::test(None, true) },
     Step { name: "image", budget: 6, run: || image::prove(image::Directories::One, true) },
     Step { name: "kernels", budget: 8, run: || kernels::test(kernels::Rows::Essential, &[], true) },
     Step { name: "reboot", budget: 4, run: kernels::reboot },

@@ -76,11 +76,14 @@ enum Task {
     Sandbox {
         /// Instead shows the authenticator's: users and roles that log in to a real API server (builds
         /// kube-apiserver, etcd and kubectl once)
-        #[arg(long, conflicts_with_all = ["cloud", "keep"])]
+        #[arg(long, conflicts_with_all = ["cloud", "credentials_from", "keep"])]
         authenticator: bool,
         /// The cloud that the machine stands for
         #[arg(long, value_parser = ["alibaba", "aws"], default_value = "alibaba")]
         cloud: String,
+        /// By whose right pods' roles are assumed: the node's, or that of pods' ServiceAccounts
+        #[arg(long, value_parser = sdks::CREDENTIALS_FROM, default_value = "node")]
+        credentials_from: String,
         /// Leaves everything running until Ctrl-C, to be played with
         #[arg(long)]
         keep: bool,
@@ -110,6 +113,9 @@ enum Task {
         /// Runs unmodified SDKs in pods instead, and installs them under target/sdks
         #[arg(long, conflicts_with = "kernels")]
         sdks: bool,
+        /// With --sdks: with roles from there alone. Both by default
+        #[arg(long, requires = "sdks", value_parser = sdks::CREDENTIALS_FROM)]
+        credentials_from: Option<String>,
         /// With --image: for both architectures, and once more in another directory, compared. With
         /// --kernels: all tests that run there
         #[arg(long)]
@@ -143,9 +149,11 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => steps::lint(),
         Task::Manifests => manifests::write(),
         Task::Sandbox { authenticator: true, .. } => steps::logins(),
-        Task::Sandbox { cloud, keep, .. } => steps::sandbox(&cloud, keep),
+        Task::Sandbox { cloud, credentials_from, keep, .. } => {
+            steps::sandbox(&cloud, &credentials_from, keep)
+        }
         Task::Setup => setup::everything(),
-        Task::Test { image, kernels, reboot, api_server, sdks, thorough, no_skip } => {
+        Task::Test { image, kernels, reboot, api_server, sdks, credentials_from, thorough, no_skip } => {
             ensure!(!thorough || image || kernels.is_some(), "--thorough is for --image and --kernels");
             let no_skip = no_skip.unwrap_or(false);
             let rows = if thorough { Rows::All } else { Rows::Essential };
@@ -156,7 +164,7 @@ fn perform(task: Task) -> Result<()> {
                 }
                 None if reboot => kernels::reboot(),
                 None if api_server => rungs::test_on_api_server(),
-                None if sdks => sdks::test(no_skip),
+                None if sdks => sdks::test(credentials_from.as_deref(), no_skip),
                 None => rungs::test(no_skip),
             }?;
             command::say(counts.to_string());

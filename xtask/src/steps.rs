@@ -59,7 +59,7 @@ pub(crate) fn docs() -> Result<()> {
 }
 
 /// Builds everything and runs the show.
-pub(crate) fn sandbox(cloud: &str, keep: bool) -> Result<()> {
+pub(crate) fn sandbox(cloud: &str, credentials_from: &str, keep: bool) -> Result<()> {
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("the sandbox makes cgroups, network namespaces and eBPF programs: run it as root");
     }
@@ -67,7 +67,8 @@ pub(crate) fn sandbox(cloud: &str, keep: bool) -> Result<()> {
     setup::programs()?;
     let programs = build::programs()?;
     let mut show = setup::privileged(programs.sandbox);
-    show.arg("show").arg("--agent").arg(programs.agent).arg("--cloud").arg(cloud);
+    show.arg("show").arg("--agent").arg(programs.agent).args(["--cloud", cloud]);
+    show.args(["--credentials-from", credentials_from]);
     if keep {
         show.arg("--keep");
     }

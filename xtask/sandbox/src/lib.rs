@@ -9,6 +9,7 @@ pub mod clock;
 mod cloud;
 pub mod container;
 pub mod control_plane;
+mod credentials_from;
 pub mod jwks;
 pub mod kernel;
 mod log_writer;
@@ -24,6 +25,7 @@ pub mod standin;
 
 pub use self::{
     cloud::Cloud,
+    credentials_from::CredentialsFrom,
     sandbox::{InPod, Sandbox},
 };
 

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use kube2ram_sandbox::{
-    Cloud,
+    Cloud, CredentialsFrom,
     bench::{self, Subject},
     client::{Dial, Family, Hold, Load, Repeat, Request, Storm, raw},
     login,
@@ -92,6 +92,9 @@ enum Command {
         /// The cloud that the node is in.
         #[arg(long, value_enum, default_value_t)]
         cloud: Cloud,
+        /// By whose right pods' roles are assumed.
+        #[arg(long, value_enum, default_value_t)]
+        credentials_from: CredentialsFrom,
         /// Leaves everything running until Ctrl-C.
         #[arg(long)]
         keep: bool,
@@ -106,6 +109,9 @@ enum Command {
         /// Whose SDK it is.
         #[arg(long, value_enum)]
         cloud: Cloud,
+        /// By whose right pods' roles are assumed.
+        #[arg(long, value_enum, default_value_t)]
+        credentials_from: CredentialsFrom,
         /// The requests that it is known to make; recorded when there is no such file.
         #[arg(long)]
         fixture: PathBuf,
@@ -226,9 +232,11 @@ fn main() -> Result<ExitCode> {
         }
         Command::Client(client) => run_client(client)?,
         Command::Exec { sandbox, target, command } => return exec(sandbox.as_deref(), &target, &command),
-        Command::Sdk { agent, cloud, fixture, name, refresh, command } => {
+        Command::Sdk { agent, cloud, credentials_from, fixture, name, refresh, command } => {
             remove_on_signal(sdk::NAME)?;
-            if !(Sdk { cloud, command, fixture, name, refresh }).run(&agent, &mut stdout())? {
+            if !(Sdk { cloud, command, credentials_from, fixture, name, refresh })
+                .run(&agent, &mut stdout())?
+            {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -238,7 +246,9 @@ fn main() -> Result<ExitCode> {
             let programs = login::Programs { authenticator, tools, deploy };
             return run_logins(programs, &directory);
         }
-        Command::Show { agent, cloud, keep } => return run_show(&agent, cloud, keep),
+        Command::Show { agent, cloud, credentials_from, keep } => {
+            return run_show(&agent, cloud, credentials_from, keep);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -262,9 +272,9 @@ fn run_logins(programs: login::Programs, directory: &Path) -> Result<ExitCode> {
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_show(agent: &Path, cloud: Cloud, keep: bool) -> Result<ExitCode> {
+fn run_show(agent: &Path, cloud: Cloud, credentials_from: CredentialsFrom, keep: bool) -> Result<ExitCode> {
     remove_on_signal(show::NAME)?;
-    let (sandbox, right) = show::show(agent, cloud, &mut stdout())?;
+    let (sandbox, right) = show::show(agent, cloud, credentials_from, &mut stdout())?;
     if keep {
         writeln!(
             stdout(),

@@ -23,7 +23,7 @@ use self::{
     requests::Known,
 };
 use crate::{
-    Cloud, Sandbox,
+    Cloud, CredentialsFrom, Sandbox,
     client::caller_identity,
     node::PodSpec,
     show::mark,
@@ -45,6 +45,9 @@ pub struct Sdk {
     /// * `region`, on AWS only: it prints the `Region` that the SDK finds by itself, or null if the SDK looks
     ///   for none.
     pub command: Vec<OsString>,
+    /// By whose right pods' roles are assumed. From ServiceAccounts, the trial ends before the client refreshes
+    /// what it has: that is between client and agent alone.
+    pub credentials_from: CredentialsFrom,
     /// The requests that it is known to make, one a line: those for credentials, and after an empty line
     /// those for the region.
     pub fixture: PathBuf,
@@ -86,11 +89,7 @@ impl Sdk {
     /// When the sandbox cannot be made or nobody listens.
     pub fn run(&self, agent: &Path, out: &mut dyn Write) -> Result<bool> {
         let mut sandbox = Sandbox::create_in(NAME, self.cloud)?;
-        for role in [ROLE, COLD_ROLE] {
-            sandbox.accounts().add_role(self.cloud.role_arn(role), Role::default());
-        }
-        sandbox.add_pod(&PodSpec::new(POD).role(ROLE))?;
-        sandbox.add_pod(&PodSpec::new(COLD_POD))?;
+        self.populate(&mut sandbox)?;
         let sts = sandbox.sts_for_pods()?;
 
         let verdict = self.try_out(&mut sandbox, &sts, agent);
@@ -105,8 +104,37 @@ impl Sdk {
             }
             Err(error) => format!("{error:#}"),
         };
-        writeln!(out, "{} {:<31}  {text}", mark(right), self.name)?;
+        let name = match self.credentials_from {
+            CredentialsFrom::Node => self.name.clone(),
+            CredentialsFrom::ServiceAccount => format!("{}, by account", self.name),
+        };
+        writeln!(out, "{} {name:<43}  {text}", mark(right))?;
         Ok(right)
+    }
+
+    /// Makes the roles and the pods. What says that they belong together is on the pod, or on the
+    /// ServiceAccount, and then on nothing of the pod.
+    fn populate(&self, sandbox: &mut Sandbox) -> Result<()> {
+        let pod = PodSpec::new(POD).service_account(POD);
+        let cold = PodSpec::new(COLD_POD).service_account(COLD_POD);
+        match self.credentials_from {
+            CredentialsFrom::Node => {
+                for role in [ROLE, COLD_ROLE] {
+                    sandbox.accounts().add_role(self.cloud.role_arn(role), Role::default());
+                }
+                sandbox.add_pod(&pod.role(ROLE))?;
+            }
+            CredentialsFrom::ServiceAccount => {
+                sandbox.accounts().deny_node();
+                for (role, account) in [(ROLE, POD), (COLD_ROLE, COLD_POD)] {
+                    sandbox.add_role_of_account(role, &pod.namespace, account);
+                }
+                let key = self.cloud.annotation("role");
+                sandbox.api().apply_service_account(&pod.namespace, POD, &[(&*key, ROLE)])?;
+                sandbox.add_pod(&pod)?;
+            }
+        }
+        sandbox.add_pod(&cold)
     }
 
     fn try_out(&self, sandbox: &mut Sandbox, sts: &Sts, agent: &Path) -> Result<Passed> {
@@ -114,7 +142,9 @@ impl Sdk {
         self.compare(&known)?;
 
         let default_role = format!("--default-role={COLD_ROLE}");
-        let arguments = ["--auto-discover-base-arn", "--metadata-policy=standard", &default_role];
+        let flags = self.credentials_from.flags(self.cloud);
+        let mut arguments: Vec<&str> = flags.iter().map(String::as_str).collect();
+        arguments.extend(["--auto-discover-base-arn", "--metadata-policy=standard", &default_role]);
         sandbox.add_agent(agent, &arguments)?.set_env("KUBE2RAM_LOG_FORMAT", "json");
         sandbox.agent()?.start()?;
         let leaked = packets_from_pods(sandbox);
@@ -130,19 +160,16 @@ impl Sdk {
         sandbox.agent()?.restart(None)?;
         expect_own_role(sandbox, sts, &mut client, With::New, &known)
             .context("after a restart of the agent")?;
-        sandbox.agent()?.terminate()?;
-        sandbox.metadata().set_tokens(Tokens::Required);
-        sandbox.metadata().forget_tokens();
-        ensure!(
-            matches!(sandbox.host_curl(self.cloud.list())?.status, 401 | 403),
-            "the metadata server is not in token-only mode"
-        );
-        if known.has_tokens() {
-            sandbox.agent()?.set_env("KUBE2RAM_REQUIRE_TOKEN", "true");
+        match self.credentials_from {
+            CredentialsFrom::Node => {
+                self.with_tokens_required(sandbox, sts, &mut client, &known)?;
+                self.across_a_refresh(sandbox, sts, &mut client, &known).context("across a refresh")?;
+            }
+            CredentialsFrom::ServiceAccount => {
+                let calls = sandbox.sts().count("AssumeRole");
+                ensure!(calls == 0, "the agent called AssumeRole {calls} times");
+            }
         }
-        sandbox.agent()?.start()?;
-        expect_own_role(sandbox, sts, &mut client, With::New, &known).context("in token-only mode")?;
-        self.across_a_refresh(sandbox, sts, &mut client, &known).context("across a refresh")?;
         let arrived = packets_from_pods(sandbox) - leaked;
         ensure!(arrived == 0, "{arrived} packets reached the metadata server");
 
@@ -154,6 +181,29 @@ impl Sdk {
             times: answer.millis.zip(cold.millis),
             version: answer.version,
         })
+    }
+
+    /// The metadata server takes requests with tokens only, and so does the agent, if the client has them.
+    fn with_tokens_required(
+        &self,
+        sandbox: &mut Sandbox,
+        sts: &Sts,
+        client: &mut Client,
+        known: &Known,
+    ) -> Result<()> {
+        sandbox.agent()?.terminate()?;
+        sandbox.metadata().set_tokens(Tokens::Required);
+        sandbox.metadata().forget_tokens();
+        ensure!(
+            matches!(sandbox.host_curl(self.cloud.list())?.status, 401 | 403),
+            "the metadata server is not in token-only mode"
+        );
+        if known.has_tokens() {
+            sandbox.agent()?.set_env("KUBE2RAM_REQUIRE_TOKEN", "true");
+        }
+        sandbox.agent()?.start()?;
+        expect_own_role(sandbox, sts, client, With::New, known).context("in token-only mode")?;
+        Ok(())
     }
 
     /// Without an agent the client talks to the metadata server itself, which shows what it expects to find

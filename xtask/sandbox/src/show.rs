@@ -2,6 +2,7 @@
 //! to what it should get. Depends on `sandbox`. Called by the binary's `show`, which `cargo xtask sandbox`
 //! runs.
 
+mod accounts;
 mod table;
 
 pub(crate) use self::table::mark;
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result};
 
 use self::table::{Row, Table};
 use crate::{
-    Cloud, Sandbox,
+    Cloud, CredentialsFrom, Sandbox,
     client::{Credentials, Family, Reply, caller_identity},
     node::PodSpec,
     say,
@@ -28,29 +29,49 @@ use crate::{
 ///
 /// # Errors
 /// When the sandbox cannot be made or the agent does not get ready.
-pub fn show(agent: &Path, cloud: Cloud, out: &mut dyn std::io::Write) -> Result<(Sandbox, bool)> {
+pub fn show(
+    agent: &Path,
+    cloud: Cloud,
+    credentials_from: CredentialsFrom,
+    out: &mut dyn std::io::Write,
+) -> Result<(Sandbox, bool)> {
     let started = Instant::now();
     say(
         "making a node: cgroups, network namespaces, stand-ins for the API server, the metadata server and STS",
     );
     let mut sandbox = Sandbox::create_in(NAME, cloud)?;
-    populate(&mut sandbox)?;
+    match credentials_from {
+        CredentialsFrom::Node => populate(&mut sandbox)?,
+        CredentialsFrom::ServiceAccount => accounts::populate(&mut sandbox)?,
+    }
     let before = sandbox.pod("orders")?.curl(cloud.list())?;
     say(&format!("without kube2ram, pod orders is given the node's own role: {}", before.body));
     let leaked = packets_from_pods(&sandbox);
 
     say(&format!("starting {}", agent.display()));
     let agent_started = Instant::now();
-    sandbox.start_agent(agent, &["--auto-discover-base-arn", "--namespace-restrictions"])?;
+    let flags = credentials_from.flags(cloud);
+    let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    flags.extend(["--auto-discover-base-arn", "--namespace-restrictions"]);
+    sandbox.start_agent(agent, &flags)?;
     say(&format!("ready after {:.0?}; asking", agent_started.elapsed()));
 
     let mut table = Table::default();
-    ask(&mut sandbox, &mut table)?;
+    match credentials_from {
+        CredentialsFrom::Node => ask(&mut sandbox, &mut table)?,
+        CredentialsFrom::ServiceAccount => accounts::ask(&mut sandbox, &mut table)?,
+    }
     let arrived = packets_from_pods(&sandbox) - leaked;
     writeln!(out, "\n{table}")?;
-    let calls = sandbox.sts().calls();
-    let assumed = calls.iter().filter(|call| call.action == "AssumeRole").count();
-    writeln!(out, "STS: {} calls, {assumed} of them AssumeRole", calls.len())?;
+    writeln!(
+        out,
+        "STS: {} calls, {} of them AssumeRole and {} {}; {} tokens of ServiceAccounts",
+        sandbox.sts().calls().len(),
+        sandbox.sts().count("AssumeRole"),
+        sandbox.sts().count(cloud.exchange()),
+        cloud.exchange(),
+        sandbox.api().issued_tokens().len(),
+    )?;
     writeln!(
         out,
         "{} {arrived} packets from pods reached the metadata server ({leaked} did before kube2ram started), at \

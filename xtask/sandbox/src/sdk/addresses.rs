@@ -50,7 +50,7 @@ impl Addresses {
             }
             Err(error) => format!("{error:#}"),
         };
-        writeln!(out, "{} {:<31}  {text}", mark(right), self.name)?;
+        writeln!(out, "{} {:<43}  {text}", mark(right), self.name)?;
         Ok(right)
     }
 

@@ -58,7 +58,7 @@ fn send(
     body: &Value,
 ) -> client::Reply {
     let mut request = client::Request::get(server.url() + path);
-    for (name, value) in headers {
+    for &(name, value) in headers {
         request = request.header(name, value);
     }
     request.method = method.into();
