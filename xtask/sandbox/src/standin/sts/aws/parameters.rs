@@ -23,8 +23,11 @@ impl Form {
         call.params = pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let mut take = |name: &str| call.params.remove(name).unwrap_or_default();
         let (action, version) = (take("Action"), take("Version"));
-        let web_identity_token = take("WebIdentityToken");
+        take("WebIdentityToken");
         call.action = action;
+        // One in the query would end up in logs: it counts as none.
+        let token = form_urlencoded::parse(request.body()).find(|(name, _)| name == "WebIdentityToken");
+        let web_identity_token = token.map(|(_, token)| token.into_owned()).unwrap_or_default();
         Self { version, web_identity_token }
     }
 }
