@@ -4,7 +4,7 @@
 use http::StatusCode;
 use jiff::SignedDuration;
 use kube2ram_sandbox::{
-    Cloud,
+    Cloud, Sandbox,
     standin::{Right, TokenRequestFault},
 };
 
@@ -83,13 +83,13 @@ fn one_that_is_broken_slow_or_busy_is_asked_again_later() {
         let mut lab = lab("sa-busy", cloud);
 
         for (number, (fault, result)) in TRANSIENT.into_iter().enumerate() {
-            let name = format!("late-{number}");
+            let (name, before) = (format!("late-{number}"), lab.results(result));
             lab.api().fail_tokens(Some(fault.clone()));
             lab.add_account(&name);
             lab.add_pod(&pod(&name)).unwrap();
 
             lab.assert_try_again(&name, &name);
-            lab.await_result(result);
+            lab.await_result_after(result, before);
             lab.assert_served("orders", "orders");
             assert!(lab.exchanges(&name).iter().all(|call| call.outcome != "OK"), "{fault:?}");
 
@@ -100,37 +100,36 @@ fn one_that_is_broken_slow_or_busy_is_asked_again_later() {
     }
 }
 
-/// Each rule of the shipped ones, and a word of what the operator is told to look at.
-const MISSING: [(Right, &str); 3] = [
-    (Right::CreateTokensAsNode, "kube2ram-node-tokens"),
-    (Right::ImpersonateNode, "kube2ram-node-tokens"),
-    (Right::RequestAudience, "kube2ram-audience"),
+/// Each rule of the shipped ones, and the object that the operator is told to look at.
+const MISSING: [(Cloud, Right, &str); 3] = [
+    (Cloud::Alibaba, Right::CreateTokensAsNode, "kube2ram-node-tokens"),
+    (Cloud::Aws, Right::ImpersonateNode, "kube2ram-node-tokens"),
+    (Cloud::Alibaba, Right::RequestAudience, "kube2ram-audience"),
 ];
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_right_that_is_missing_is_one_event_on_the_node_and_no_fault_of_a_pod() {
-    for cloud in CLOUDS {
-        for (missing, object) in MISSING {
-            let mut lab = lab("sa-rbac", cloud);
-            let left: Vec<_> = Right::AS_NODE.into_iter().filter(|right| *right != missing).collect();
-            lab.api().set_rights(&left);
+    for (cloud, missing, object) in MISSING {
+        let mut lab = lab("sa-rbac", cloud);
+        let left: Vec<_> = Right::AS_NODE.into_iter().filter(|right| *right != missing).collect();
+        lab.api().set_rights(&left);
 
-            lab.assert_try_again(COLD, COLD);
-            lab.assert_served("orders", "orders");
+        lab.assert_try_again(COLD, COLD);
+        lab.assert_served("orders", "orders");
 
-            lab.await_result("cluster_configuration");
-            let note = lab.await_node_event("TokensUnavailable");
-            assert!(note.contains(object), "{missing:?}: {note}");
-            lab.await_problem(object);
-            let denied =
-                lab.api().events().iter().filter(|event| event["reason"] == "AssumeRoleDenied").count();
-            assert_eq!(denied, 0, "it is not the role's fault");
+        lab.await_result("cluster_configuration");
+        let note = lab.await_node_event("TokensUnavailable");
+        assert!(note.contains(object), "{missing:?}: {note}");
+        lab.await_problem(object);
+        let events = lab.api().events();
+        let of_reason = |reason: &str| events.iter().filter(|event| event["reason"] == reason).count();
+        assert_eq!(of_reason("TokensUnavailable"), 1, "repetitions are counted: {events:?}");
+        assert_eq!(of_reason("AssumeRoleDenied"), 0, "it is not the role's fault: {events:?}");
 
-            lab.api().set_rights(&Right::AS_NODE);
-            lab.assert_served(COLD, COLD);
-            lab.assert_node_role_unused();
-        }
+        lab.api().set_rights(&Right::AS_NODE);
+        lab.assert_served(COLD, COLD);
+        lab.assert_node_role_unused();
     }
 }
 
@@ -167,7 +166,7 @@ fn an_agent_whose_own_token_names_no_node_or_another_serves_nobody_and_tells_why
         assert_eq!(lab.sts().count(Cloud::Aws.exchange()), 0);
         lab.assert_node_role_unused();
 
-        lab.api().bind_agent(Some("sandbox-node"));
+        lab.api().bind_agent(Some(Sandbox::NODE));
         lab.assert_served("orders", "orders");
     }
 }
@@ -185,7 +184,7 @@ fn an_account_that_is_deleted_keeps_its_sessions_and_gets_no_new_ones_until_it_i
         lab.await_result("token");
         lab.assert_served("orders", "orders");
         let calls = lab.api().token_requests_of(SHOP, COLD);
-        assert!(calls.iter().all(|call| call.status == 404 || call.status == 403), "{calls:?}");
+        assert!(!calls.is_empty() && calls.iter().all(|call| call.status == 404), "{calls:?}");
 
         // With another UID, which a cloud does not see.
         lab.api().apply_service_account(SHOP, COLD, &[]).unwrap();
@@ -237,8 +236,12 @@ fn a_clock_that_is_early_is_waited_for_and_nobody_is_denied() {
 
         lab.assert_try_again(COLD, COLD);
         lab.assert_served("orders", "orders");
-        lab.await_event(COLD, "CredentialsUnavailable");
-        assert!(lab.agent().unwrap().log().contains("clock"), "the skew is logged");
+        let agent = lab.agent().unwrap();
+        eventually(true, || agent.log().contains("clock"));
+        let outcomes: Vec<_> = lab.exchanges(COLD).into_iter().map(|call| call.outcome).collect();
+        assert!(!outcomes.is_empty() && !outcomes.iter().any(|outcome| outcome == "OK"), "{outcomes:?}");
+        let events = lab.api().events();
+        assert!(!events.iter().any(|event| event["reason"] == "AssumeRoleDenied"), "{events:?}");
 
         lab.api().clock().shift(SignedDuration::from_secs(-120));
         lab.assert_served(COLD, COLD);

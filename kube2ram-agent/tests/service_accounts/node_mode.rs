@@ -1,9 +1,12 @@
 //! `--service-account-roles` where the node's role assumes pods' roles: annotations of ServiceAccounts count, and
 //! no token is asked for.
 
-use kube2ram_sandbox::{Cloud, standin::Role};
+use kube2ram_sandbox::{
+    Cloud,
+    standin::{Right, Role},
+};
 
-use crate::support::{AGENT, CLOUDS, Lab, SHOP, pod};
+use crate::support::{AGENT, CLOUDS, Lab, SHOP, eventually, pod};
 
 fn lab(name: &str, cloud: Cloud, flags: &[&str]) -> Lab {
     let mut lab = Lab::of_node(name, cloud);
@@ -65,12 +68,13 @@ fn without_the_right_to_read_accounts_pods_wait_and_the_operator_learns_why() {
         lab.api().set_rights(&[]);
         lab.add_agent(AGENT.as_ref(), &["--auto-discover-base-arn", "--service-account-roles"]).unwrap();
         lab.agent().unwrap().spawn().unwrap();
-        lab.agent().unwrap().await_ready().unwrap();
 
-        lab.assert_try_again("orders", "orders");
+        eventually(Some(503), || {
+            lab.pod("orders").unwrap().curl(cloud.list()).ok().map(|reply| reply.status)
+        });
         lab.await_problem("serviceaccounts");
 
-        lab.api().set_rights(&[kube2ram_sandbox::standin::Right::GetAccounts]);
+        lab.api().set_rights(&[Right::GetAccounts]);
         lab.assert_served("orders", "orders");
     }
 }

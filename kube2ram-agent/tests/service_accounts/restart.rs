@@ -47,7 +47,7 @@ fn after_a_restart_without_the_api_server_pods_are_known_and_told_to_ask_again()
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn an_upgrade_costs_no_session_of_any_account() {
+fn after_an_upgrade_each_pod_gets_its_accounts_role() {
     for cloud in CLOUDS {
         let mut lab = Lab::with_agent("sa-upgrade", cloud, &["orders", "billing"], &[]);
         for name in ["orders", "billing"] {
@@ -56,8 +56,8 @@ fn an_upgrade_costs_no_session_of_any_account() {
 
         let mut incoming = lab.surge().unwrap();
         incoming.start_beside().unwrap();
-        lab.agent().unwrap().terminate().unwrap();
-        let outgoing = lab.replace_agent(incoming).unwrap();
+        let mut outgoing = lab.replace_agent(incoming).unwrap();
+        outgoing.terminate().unwrap();
         lab.remove_agent(outgoing).unwrap();
 
         for name in ["orders", "billing"] {

@@ -1,11 +1,12 @@
 //! Who gets which role: by the ServiceAccount's annotations, by the pod's own, and in which order they count.
 
 use kube2ram_sandbox::{
-    Cloud,
+    Cloud, CredentialsFrom,
+    show::show,
     standin::{Accounts, OidcTrust, Right, Role},
 };
 
-use crate::support::{CLOUDS, Lab, SHOP, eventually, owner, pod, trusted_by_both};
+use crate::support::{AGENT, CLOUDS, Lab, SHOP, eventually, owner, pod, trusted_by_both};
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
@@ -273,5 +274,22 @@ fn the_agents_own_right_serves_pods_without_impersonation() {
         assert_eq!(tokens[0].audiences, [cloud.audience()]);
         assert!(tokens[0].pod.is_some(), "bound to a pod all the same");
         lab.assert_node_role_unused();
+    }
+}
+
+/// `cargo xtask sandbox --credentials-from=service-account`.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_shop_window_shows_what_it_should() {
+    for cloud in CLOUDS {
+        let mut table = Vec::new();
+
+        let (sandbox, is_right) =
+            show(AGENT.as_ref(), cloud, CredentialsFrom::ServiceAccount, &mut table).unwrap();
+
+        let table = String::from_utf8(table).unwrap();
+        assert!(is_right, "{table}");
+        assert!(table.contains("AssumeRole of orders-role"), "{table}");
+        assert_eq!(sandbox.sts().count(cloud.exchange()), sandbox.api().issued_tokens().len(), "{table}");
     }
 }

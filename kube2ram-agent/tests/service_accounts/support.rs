@@ -188,17 +188,22 @@ impl Lab {
         self.await_event(Sandbox::NODE, reason)
     }
 
-    /// Waits until the agent has counted something at least once.
-    #[track_caller]
-    pub(crate) fn await_counted(&mut self, sample: &str) {
-        let agent = self.agent().unwrap();
-        eventually(true, || agent.metric(sample).is_ok_and(|value| value >= 1.0));
+    /// How many fetches ended so far with `ok`, or with an error of this kind.
+    pub(crate) fn results(&mut self, result: &str) -> f64 {
+        self.agent().unwrap().metric(&sample(result)).unwrap()
     }
 
-    /// Waits until a fetch has ended so: `ok`, or the kind of its error.
+    /// Waits until one more fetch has ended so.
+    #[track_caller]
+    pub(crate) fn await_result_after(&mut self, result: &str, before: f64) {
+        let agent = self.agent().unwrap();
+        eventually(true, || agent.metric(&sample(result)).is_ok_and(|now| now > before));
+    }
+
+    /// Waits until a fetch has ended so.
     #[track_caller]
     pub(crate) fn await_result(&mut self, result: &str) {
-        self.await_counted(&format!(r#"kube2ram_sts_requests_total{{result="{result}"}}"#));
+        self.await_result_after(result, 0.0);
     }
 
     /// Runs a subcommand in the agent's container: its exit code, and what it printed.
@@ -254,6 +259,11 @@ impl Drop for Lab {
             eprintln!("requests for tokens: {:#?}", self.api().token_requests());
         }
     }
+}
+
+/// The agent's count of fetches that ended so.
+fn sample(result: &str) -> String {
+    format!(r#"kube2ram_sts_requests_total{{result="{result}"}}"#)
 }
 
 /// A pod of the ServiceAccount of its own name, with no annotation.

@@ -84,6 +84,20 @@ fn shop_window_shows_when_pods_are_not_protected() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
+fn shop_window_of_service_accounts_has_a_node_that_may_assume_nothing() {
+    let mut show = Command::new(BINARY);
+    show.args(["show", "--credentials-from", "service-account", "--agent"]).arg(idle_agent());
+    let output = show.output().unwrap();
+
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "nobody protects the pods: {text}");
+    assert!(text.lines().any(|line| line.starts_with("✗ orders ")), "{text}");
+    let refused = text.lines().filter(|line| line.starts_with("✓ the node's role"));
+    assert_eq!(refused.count(), 2, "{text}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
 fn kept_sandbox_can_be_entered_and_is_removed_by_a_signal() {
     let mut kept = Command::new(BINARY);
     kept.args(["show", "--keep", "--agent"]).arg(idle_agent()).stdout(Stdio::piped());
