@@ -1,5 +1,5 @@
-//! The API server gives no tokens, or not the right ones: what is cached keeps working, the rest is told to ask
-//! again, and nobody falls back to another role.
+//! The API server gives no tokens, or not the right ones: what is cached keeps working, the rest is told to
+//! ask again, and nobody falls back to another role.
 
 use http::StatusCode;
 use jiff::SignedDuration;

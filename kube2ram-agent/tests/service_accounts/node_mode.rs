@@ -1,5 +1,5 @@
-//! `--service-account-roles` where the node's role assumes pods' roles: annotations of ServiceAccounts count, and
-//! no token is asked for.
+//! `--service-account-roles` where the node's role assumes pods' roles: annotations of ServiceAccounts count,
+//! and no token is asked for.
 
 use kube2ram_sandbox::{
     Cloud,

@@ -9,8 +9,8 @@ fn state_dir() -> TempDir {
     tempfile::Builder::new().prefix("kube2ram-test").tempdir_in("/dev/shm").unwrap()
 }
 
-/// Pods are known by the snapshot, with their ServiceAccounts' annotations. Credentials are in no snapshot, and
-/// new ones need a token.
+/// Pods are known by the snapshot, with their ServiceAccounts' annotations. Credentials are in no snapshot,
+/// and new ones need a token.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn after_a_restart_without_the_api_server_pods_are_known_and_told_to_ask_again() {

@@ -16,8 +16,8 @@ fn parts(lab: &Lab) -> Vec<String> {
     tokens.iter().flat_map(|token| token.split('.').skip(1)).map(str::to_owned).collect()
 }
 
-/// Everything that can go wrong with a token, at the most talkative level. What the sandbox searches when it is
-/// dropped is searched here, too, and the record of STS's stand-in.
+/// Everything that can go wrong with a token, at the most talkative level. What the sandbox searches when it
+/// is dropped is searched here, too, and the record of STS's stand-in.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_token_is_in_a_log_an_event_a_metric_a_document_or_the_snapshot() {

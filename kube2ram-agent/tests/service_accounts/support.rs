@@ -19,7 +19,8 @@ pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 pub(crate) const CLOUDS: [Cloud; 2] = [Cloud::Alibaba, Cloud::Aws];
 /// The namespace of all pods here.
 pub(crate) const SHOP: &str = "shop";
-/// The default role, of a pod of the ServiceAccount [`COLD`]. The agent does not fetch it before it is asked for.
+/// A pod, and its ServiceAccount, that have no annotation and therefore the default role, `cold-role`. The
+/// agent does not fetch that before it is asked for it.
 pub(crate) const COLD: &str = "cold";
 
 /// SDKs give up at 1 s. What they would see of the client's own start is not the agent's.

@@ -118,8 +118,8 @@ impl Cloud {
         }
     }
 
-    /// The annotation of a ServiceAccount by which the cloud's own webhook finds its role: by its name, on AWS
-    /// by its ARN.
+    /// The annotation of a ServiceAccount by which the cloud's own webhook finds its role: by its name, on
+    /// AWS by its ARN.
     pub const fn account_annotation(self) -> &'static str {
         match self {
             Self::Alibaba => "pod-identity.alibabacloud.com/role-name",

@@ -1,5 +1,5 @@
-//! By whose right pods' roles are assumed, as a choice for `show` and trials of SDKs. Depends on the cloud's data.
-//! Called by these and by the binary.
+//! By whose right pods' roles are assumed, as a choice for `show` and trials of SDKs. Depends on the cloud's
+//! data. Called by these and by the binary.
 
 use crate::Cloud;
 

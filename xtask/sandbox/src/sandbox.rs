@@ -115,8 +115,8 @@ impl Sandbox {
         self.node.cloud()
     }
 
-    /// Makes a pod on the node, and notifies the API server. Its ServiceAccount is made, too, if there is none
-    /// of that name.
+    /// Makes a pod on the node, and notifies the API server. Its ServiceAccount is made, too, if there is
+    /// none of that name.
     ///
     /// # Errors
     /// As [`Node::add_pod`].

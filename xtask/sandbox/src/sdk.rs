@@ -45,8 +45,8 @@ pub struct Sdk {
     /// * `region`, on AWS only: it prints the `Region` that the SDK finds by itself, or null if the SDK looks
     ///   for none.
     pub command: Vec<OsString>,
-    /// By whose right pods' roles are assumed. From ServiceAccounts, the trial ends before the client refreshes
-    /// what it has: that is between client and agent alone.
+    /// By whose right pods' roles are assumed. From ServiceAccounts, the trial ends before the client
+    /// refreshes what it has: that is between client and agent alone.
     pub credentials_from: CredentialsFrom,
     /// The requests that it is known to make, one a line: those for credentials, and after an empty line
     /// those for the region.

@@ -1,5 +1,5 @@
-//! The shop window of `--credentials-from=service-account`: pods of several ServiceAccounts on a node whose own
-//! role may assume nothing. Depends on `sandbox`. Called by the parent.
+//! The shop window of `--credentials-from=service-account`: pods of several ServiceAccounts on a node whose
+//! own role may assume nothing. Depends on `sandbox`. Called by the parent.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use crate::{
 const REFUSED: &str = "refused";
 const ALLOWED: &str = "allowed";
 
-/// Two ServiceAccounts with a role of their own, and pods of them. Nothing is in a pod's specification but for
-/// two: one chooses among its ServiceAccount's roles, and one takes a role that trusts another ServiceAccount.
+/// Two ServiceAccounts with a role of their own, and pods of them. Nothing is in a pod's specification but
+/// for two: one chooses among its ServiceAccount's roles, and one takes a role that trusts another
+/// ServiceAccount.
 pub(super) fn populate(sandbox: &mut Sandbox) -> Result<()> {
     let cloud = sandbox.cloud();
     sandbox.accounts().deny_node();

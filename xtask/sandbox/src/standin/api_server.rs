@@ -1,6 +1,6 @@
 //! As much of the Kubernetes API as a node agent uses: LIST and WATCH of pods and namespaces (whole or
-//! metadata only), GET, PATCH of nodes, Events, ServiceAccounts and their tokens. Depends on the server and on
-//! the cluster's issuer. Called over HTTP by the agent, and by tests to change the cluster.
+//! metadata only), GET, PATCH of nodes, Events, ServiceAccounts and their tokens. Depends on the server and
+//! on the cluster's issuer. Called over HTTP by the agent, and by tests to change the cluster.
 //!
 //! Source: kubernetes.io/docs/reference/using-api/api-concepts.
 
@@ -116,8 +116,8 @@ impl ApiServer {
         format!("http://{}", self.server.addr)
     }
 
-    /// Creates or replaces a Pod, Namespace, Node or ServiceAccount (JSON with `kind` and `metadata`), and notifies the
-    /// watches.
+    /// Creates or replaces a Pod, Namespace, Node or ServiceAccount (JSON with `kind` and `metadata`), and
+    /// notifies the watches.
     ///
     /// # Errors
     /// When the object's kind is none of these.

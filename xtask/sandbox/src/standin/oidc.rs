@@ -1,5 +1,6 @@
-//! A cluster's OIDC issuer, which signs its ServiceAccounts' tokens, the place where it publishes its keys, and
-//! what a cloud knows of it. Used by the API server, account and STS stand-ins, and by tests to mint tokens.
+//! A cluster's OIDC issuer, which signs its ServiceAccounts' tokens, the place where it publishes its keys,
+//! and what a cloud knows of it. Used by the API server, account and STS stand-ins, and by tests to mint
+//! tokens.
 
 mod key;
 

@@ -183,8 +183,8 @@ impl ApiServer {
 }
 
 impl State {
-    /// Answers what concerns ServiceAccounts and their tokens, and refuses any other impersonation; `None` for
-    /// the rest.
+    /// Answers what concerns ServiceAccounts and their tokens, and refuses any other impersonation; `None`
+    /// for the rest.
     pub(super) fn of_accounts(&self, request: &Request<Bytes>) -> Option<Result<Response<Body>, Refusal>> {
         let segments = request.uri().path().split('/').skip(1).collect::<Vec<_>>();
         match (request.method(), &segments[..]) {

@@ -1,5 +1,5 @@
-//! A failure as the real API server reports it: a `Status` object with reason and details. Pure. Called by all
-//! of the API server stand-in.
+//! A failure as the real API server reports it: a `Status` object with reason and details. Pure. Called by
+//! all of the API server stand-in.
 
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};

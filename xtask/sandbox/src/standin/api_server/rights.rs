@@ -1,5 +1,5 @@
-//! Who asks, and what the cluster's rules allow: RBAC, constrained impersonation of a node (KEP-5284), and the
-//! Node authorizer. Depends on the store. Called by `accounts` and `tokens`.
+//! Who asks, and what the cluster's rules allow: RBAC, constrained impersonation of a node (KEP-5284), and
+//! the Node authorizer. Depends on the store. Called by `accounts` and `tokens`.
 //!
 //! Sources: kubernetes 1.36.3, apiserver's `pkg/endpoints/filters/impersonation` and
 //! `plugin/pkg/auth/authorizer/node`.

@@ -1,5 +1,5 @@
-//! Keys that sign tokens, ES256 and RS256, and their public halves as a JWKS has them. Depends on ring. Called
-//! by the parent.
+//! Keys that sign tokens, ES256 and RS256, and their public halves as a JWKS has them. Depends on ring.
+//! Called by the parent.
 
 use std::fmt;
 
