@@ -32,6 +32,8 @@ fn one_that_is_away_is_missed_by_new_sessions_only() {
         lab.assert_try_again(COLD, COLD);
         lab.assert_served("orders", "orders");
         lab.await_result("token");
+        lab.await_verdict(COLD, "unavailable");
+        lab.await_problem("api_server");
         assert_eq!(lab.exchanges(COLD), []);
         lab.add_account("late");
         lab.add_pod(&pod("late")).unwrap();
@@ -90,6 +92,7 @@ fn one_that_is_broken_slow_or_busy_is_asked_again_later() {
 
             lab.assert_try_again(&name, &name);
             lab.await_result_after(result, before);
+            lab.await_verdict(&name, "unavailable");
             lab.assert_served("orders", "orders");
             assert!(lab.exchanges(&name).iter().all(|call| call.outcome != "OK"), "{fault:?}");
 
@@ -122,6 +125,7 @@ fn a_right_that_is_missing_is_one_event_on_the_node_and_no_fault_of_a_pod() {
         let note = lab.await_node_event("TokensUnavailable");
         assert!(note.contains(object), "{missing:?}: {note}");
         lab.await_problem(object);
+        lab.await_verdict(COLD, "unavailable");
         let events = lab.api().events();
         let of_reason = |reason: &str| events.iter().filter(|event| event["reason"] == reason).count();
         assert_eq!(of_reason("TokensUnavailable"), 1, "repetitions are counted: {events:?}");
@@ -129,6 +133,7 @@ fn a_right_that_is_missing_is_one_event_on_the_node_and_no_fault_of_a_pod() {
 
         lab.api().set_rights(&Right::AS_NODE);
         lab.assert_served(COLD, COLD);
+        lab.await_verdict(COLD, "granted");
         lab.assert_node_role_unused();
     }
 }

@@ -41,6 +41,7 @@ fn a_provider_that_does_not_fit_is_the_clusters_fault_and_leaves_sessions_alone(
 
             lab.assert_try_again(name, name);
             lab.await_result_after("cluster_configuration", before);
+            lab.await_verdict(name, "unavailable");
             lab.assert_served("orders", "orders");
             let outcomes: Vec<_> = lab.exchanges(name).into_iter().map(|call| call.outcome).collect();
             assert!(!outcomes.is_empty() && !outcomes.iter().any(|it| it == "OK"), "{name}: {outcomes:?}");
@@ -54,6 +55,7 @@ fn a_provider_that_does_not_fit_is_the_clusters_fault_and_leaves_sessions_alone(
         lab.accounts().add_provider(&arn, sound);
         for (name, _) in CHANGES {
             lab.assert_served(name, name);
+            lab.await_verdict(name, "granted");
         }
         lab.assert_node_role_unused();
     }
@@ -69,6 +71,7 @@ fn an_issuer_whose_keys_cannot_be_fetched_is_waited_for() {
 
         lab.assert_try_again(COLD, COLD);
         lab.await_event(COLD, "CredentialsUnavailable");
+        lab.await_verdict(COLD, "unavailable");
         lab.assert_served("orders", "orders");
         let outcomes: Vec<_> = lab.exchanges(COLD).into_iter().map(|call| call.outcome).collect();
         assert!(!outcomes.is_empty() && !outcomes.iter().any(|it| it == "OK"), "{outcomes:?}");

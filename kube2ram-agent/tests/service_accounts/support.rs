@@ -75,7 +75,7 @@ impl Lab {
     pub(crate) fn add_account(&self, name: &str) {
         let role = format!("{name}-role");
         self.add_role_of_account(&role, SHOP, name);
-        self.annotate_account(name, &[("role", &role)]);
+        self.annotate_account(name, &[("role", &*role)]);
     }
 
     /// Replaces a ServiceAccount's annotations, by what follows the cloud's prefix.
@@ -218,6 +218,18 @@ impl Lab {
     pub(crate) fn status(&mut self) -> Value {
         let (_, text) = self.kube2ram(&["status", "-o", "json"]);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Asserts that `kube2ram explain` gives this verdict on a pod, once the agent knows of it: `granted`,
+    /// `denied`, `unavailable`.
+    #[track_caller]
+    pub(crate) fn await_verdict(&mut self, pod: &str, verdict: &str) {
+        let pod = format!("{SHOP}/{pod}");
+        eventually(verdict.to_owned(), || {
+            let (_, text) = self.kube2ram(&["explain", &pod, "-o", "json"]);
+            let document = serde_json::from_str::<Value>(&text).unwrap_or_default();
+            document["verdict"].as_str().unwrap_or_default().to_owned()
+        });
     }
 
     /// Asserts that the status has a problem whose text has a word in it, once the agent knows of it.
