@@ -1,9 +1,10 @@
 //! Command line and environment → [`Command`]: parsed, checked and typed; no file is opened. The only home of
-//! clap. Depends on `config` for what goes on to it; called by `main`.
+//! clap. Depends on `config` and `backend` for what goes on to them; called by `main`.
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{FromArgMatches as _, ValueEnum};
+use http::Uri;
 use kube2ram_cloud::{
     alibaba::endpoint::{Endpoint, Region},
     role::{ExternalId, RoleArn, SessionName},
@@ -13,7 +14,7 @@ use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
 use self::flags::{Flags, InitFlags, ProbeFlags, Subcommand};
-use crate::config::Given;
+use crate::{backend::add::Addition, config::Given};
 
 mod flags;
 mod value;
@@ -34,6 +35,8 @@ pub struct Args {
 /// What the process is for.
 #[derive(Debug)]
 pub enum Command {
+    /// Add a mapping to the ConfigMap, and exit.
+    Add(Add),
     /// Show what an ARN is mapped to, and why, and exit.
     Check(Check),
     /// Make or check the files of the webhook, and exit.
@@ -67,6 +70,21 @@ pub enum Output {
     Text,
     /// For programs that read YAML.
     Yaml,
+}
+
+/// For `add`.
+#[derive(Debug)]
+pub struct Add {
+    /// The mapping.
+    pub addition: Addition,
+    /// The kubeconfig file, if one is named.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its context, if not the current one.
+    pub context: Option<String>,
+    /// The API server, if not the context's.
+    pub server: Option<Uri>,
+    /// Whether the user is asked first.
+    pub asks: bool,
 }
 
 /// For `check`.
@@ -241,6 +259,7 @@ impl Args {
             ..Given::default()
         };
         let command = match subcommand {
+            Subcommand::Add { what } => Command::Add(what.with(variable("KUBECONFIG").map(Into::into))),
             Subcommand::Check(check) => Command::Check(Check {
                 given: check.mappings.add_to(given),
                 arn: check.arn,

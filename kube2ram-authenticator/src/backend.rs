@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub mod add;
 pub(crate) mod any_case;
 mod config_map;
 mod crd;

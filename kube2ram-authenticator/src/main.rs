@@ -3,7 +3,7 @@
 
 use std::{
     env, fmt,
-    io::{self, Write as _},
+    io::{self, BufRead as _, Read as _, Write as _},
     net::SocketAddr,
     num::NonZero,
     os::unix::fs::chown,
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::Context as _;
 use kube2ram_authenticator::{
-    args::{ApiVersion, Args, ArgsError, Check, Command, Init, Output, Server, Token, Verify},
+    args::{Add, ApiVersion, Args, ArgsError, Check, Command, Init, Output, Server, Token, Verify},
     backend::{self, Backends},
     check::{self, Checked},
     client::{self, AssumedRole, StsChoice},
@@ -39,6 +39,7 @@ use kube2ram_service::{
     admin::Readiness,
     clock::{Clock, SystemClock},
     dump,
+    kubernetes::ClientConfig,
     named_tasks::NamedTasks,
     probe::{self, Probe, SocketPaths},
     telemetry::{Log, Verbosity, chain},
@@ -56,6 +57,8 @@ use tracing::{info, warn};
 const EXIT_FAILURE: u8 = 1;
 /// How long logins may go on once the server is to stop. The API server waits 30 s for one.
 const GRACE: Duration = Duration::from_secs(20);
+/// An answer is a word.
+const ANSWER_MAX_BYTES: u64 = 64;
 /// As many threads as there are processors, but no more than this: a login is little work.
 const MAX_THREADS: usize = 4;
 
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
             log.flush();
             if ended.is_ok() { ExitCode::SUCCESS } else { EXIT_FAILURE.into() }
         }
+        Command::Add(command) => conclude(add(command)),
         Command::Check(command) => {
             notices.iter().for_each(|notice| complain(notice));
             conclude(check(command))
@@ -155,6 +159,31 @@ fn shown(output: Output, document: &Value, text: impl fmt::Display) -> String {
         Output::Json | Output::Yaml => format!("{document:#}\n"),
         Output::Text => format!("{text}"),
     }
+}
+
+fn add(command: Add) -> anyhow::Result<Printed> {
+    let Add { addition, kubeconfig, context, server, asks } = command;
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
+    let path = kubeconfig.or_else(home).context("there is no kubeconfig: give --kubeconfig")?;
+    let client = match context {
+        Some(context) => ClientConfig::Context { path, context },
+        None => ClientConfig::Kubeconfig(path),
+    };
+    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    let runtime = runtime()?;
+    let edit = runtime.block_on(backend::add::prepare(client, server, &addition))?;
+    let lines = edit.lines();
+    if asks {
+        // Not into the output, which a script may read.
+        write!(io::stderr(), "{lines}Add this? [y/N] ")?;
+        let mut answer = String::new();
+        io::stdin().lock().take(ANSWER_MAX_BYTES).read_line(&mut answer)?;
+        if !["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()) {
+            return Ok(Printed { text: "nothing was changed\n".to_owned(), is_yes: false });
+        }
+    }
+    runtime.block_on(edit.write())?;
+    Ok(Printed { text: format!("added to {lines}"), is_yes: true })
 }
 
 fn init(command: &Init) -> anyhow::Result<Printed> {

@@ -14,10 +14,14 @@ use kube2ram_cloud::alibaba::endpoint::Endpoint;
 use kube2ram_service::telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 
-use self::client::{TokenFlags, VerifyFlags};
+use self::{
+    add::AddWhat,
+    client::{TokenFlags, VerifyFlags},
+};
 use super::{Output, Server, StsRates, value};
 use crate::config::Given;
 
+mod add;
 mod client;
 
 /// The command, whose switches take `=<boolean>`, as in Go.
@@ -84,6 +88,12 @@ pub(super) struct Global {
 /// The subcommands.
 #[derive(clap::Subcommand)]
 pub(super) enum Subcommand {
+    /// Adds a mapping to the ConfigMap kube-system/alibabacloud-auth, for the backend ACKConfigMap. Needs the
+    /// right to change it: whoever has that decides who logs in as whom
+    Add {
+        #[command(subcommand)]
+        what: AddWhat,
+    },
     /// Shows what an ARN is mapped to, by which mapping, and which other mappings name it. Reads the same
     /// configuration and backends as the server. Exit status: 0 if the ARN is mapped, 1 if it is not
     Check(CheckFlags),

@@ -151,6 +151,42 @@ fn init_takes_the_webhook_flags_of_the_server() {
 }
 
 #[test]
+fn add_takes_the_flags_of_ack_ram_authenticators() {
+    let add = |line: &str| match parse_with(line, &[("KUBECONFIG", "/env")]).unwrap().command {
+        Command::Add(add) => add,
+        other => panic!("{other:?}"),
+    };
+    let user = "add user --userarn acs:ram::1:user/a --username alice --groups dev,ops";
+
+    let plain = add(user);
+    assert_eq!((plain.addition.is_role, &*plain.addition.arn), (false, "acs:ram::1:user/a"));
+    assert_eq!(
+        (&*plain.addition.username, plain.addition.groups),
+        ("alice", vec!["dev".into(), "ops".into()])
+    );
+    assert_eq!((plain.kubeconfig, plain.context, plain.asks), (Some("/env".into()), None, true));
+    let role = add(
+        "add role --rolearn r --username x --groups g --kubeconfig k --kubeconfig-context c --prompt=false \
+                    --master-url https://api:6443",
+    );
+    assert!(role.addition.is_role && !role.asks);
+    assert_eq!((role.kubeconfig, role.context.as_deref()), (Some("k".into()), Some("c")));
+    assert_eq!(role.server.unwrap().host(), Some("api"));
+    for line in [
+        "add",
+        "add user --username x --groups g",
+        "add user --userarn a --groups g",
+        "add user --userarn a --username x",
+    ] {
+        assert!(matches!(parse(line), Err(ArgsError::Usage(_))), "{line}");
+    }
+    assert!(
+        parse(&format!("{user} --master-url http://api")).is_err(),
+        "the token would travel in the clear"
+    );
+}
+
+#[test]
 fn the_probe_asks_where_the_server_answers() {
     let ready = |line: &str| match parse(line).unwrap().command {
         Command::Ready { probe_dir } => probe_dir,

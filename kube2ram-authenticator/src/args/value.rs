@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use clap::{Arg, ArgAction};
+use http::Uri;
 use kube2ram_cloud::{
     alibaba::endpoint::{Endpoint, Region},
     role::{ArnStyle, ExternalId, RoleArn, SessionName},
@@ -42,6 +43,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
 
 pub(super) fn region(text: &str) -> Result<Region, &'static str> {
     Region::parse(text).ok().ok_or("give the id of a region, such as cn-hangzhou")
+}
+
+pub(super) fn api_server(text: &str) -> Result<Uri, &'static str> {
+    let url = text.parse::<Uri>().ok().filter(|url| url.scheme_str() == Some("https"));
+    url.ok_or("give https://<host>[:<port>]")
 }
 
 pub(super) fn sts_endpoint(text: &str) -> Result<Endpoint, &'static str> {

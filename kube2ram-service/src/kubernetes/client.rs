@@ -15,6 +15,13 @@ use secrecy::SecretString;
 /// How to reach the API server.
 #[derive(Debug)]
 pub enum ClientConfig {
+    /// By a context of a kubeconfig file, whatever its current one is.
+    Context {
+        /// The file.
+        path: PathBuf,
+        /// The context's name.
+        context: String,
+    },
     /// By the service account that is mounted into the agent's pod.
     InCluster,
     /// By the current context of a kubeconfig file.
@@ -77,9 +84,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(75);
 /// Whatever is wrong with `config`.
 pub async fn client_config(config: ClientConfig) -> Result<Config, ClientError> {
     let mut config = match config {
+        ClientConfig::Context { path, context } => from_file(&path, Some(context))
+            .await
+            .map_err(|source| ClientError::Kubeconfig { path, source })?,
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         ClientConfig::Kubeconfig(path) => {
-            from_file(&path).await.map_err(|source| ClientError::Kubeconfig { path, source })?
+            from_file(&path, None).await.map_err(|source| ClientError::Kubeconfig { path, source })?
         }
         ClientConfig::Server { url, token, insecure } => at_server(url, token, insecure)?,
     };
@@ -91,8 +101,9 @@ pub async fn client_config(config: ClientConfig) -> Result<Config, ClientError> 
     Ok(config)
 }
 
-async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
-    let file = Kubeconfig::read_from(path)?;
+async fn from_file(path: &Path, context: Option<String>) -> Result<Config, KubeconfigError> {
+    let mut file = Kubeconfig::read_from(path)?;
+    file.current_context = context.or(file.current_context);
     let names_proxy = names_proxy(&file);
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     Ok(with_proxy_of_file(config, names_proxy))
@@ -165,6 +176,24 @@ mod tests {
         for url in ["", "api:6443", "ftp://api", "https://a b"] {
             assert!(matches!(server(url, None, false), Err(ClientError::Url { .. })), "{url}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_context_goes_before_the_current_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
+        let text = "clusters: [{name: a, cluster: {server: 'https://a'}}, {name: b, cluster: {server: 'https://b'}}]\n\
+                    contexts: [{name: a, context: {cluster: a, user: u}}, {name: b, context: {cluster: b, user: u}}]\n\
+                    users: [{name: u, user: {}}]\ncurrent-context: a\n";
+        std::fs::write(&path, text).unwrap();
+        let server = async |config| client_config(config).await.map(|config| config.cluster_url.to_string());
+
+        let current = server(ClientConfig::Kubeconfig(path.clone())).await.unwrap();
+        let other = server(ClientConfig::Context { path: path.clone(), context: "b".into() }).await.unwrap();
+        let none = server(ClientConfig::Context { path, context: "c".into() }).await;
+
+        assert_eq!((&*current, &*other), ("https://a/", "https://b/"));
+        assert!(matches!(none, Err(ClientError::Kubeconfig { .. })));
     }
 
     #[test]

@@ -1,0 +1,80 @@
+//! The flags of `add user` and `add role`, with the names of ack-ram-authenticator's. Doc comments are the help
+//! text. Depends on clap; read by the parent's parent.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Subcommand};
+use http::Uri;
+
+use super::super::{Add, value};
+use crate::backend::add::Addition;
+
+/// What is added.
+#[derive(Subcommand)]
+pub(crate) enum AddWhat {
+    /// Adds a mapping of a role to the list mapRoles
+    Role {
+        /// ARN of the role
+        #[arg(long, value_name = "ARN")]
+        rolearn: String,
+        #[command(flatten)]
+        more: AddFlags,
+    },
+    /// Adds a mapping of a RAM user to the list mapUsers
+    User {
+        /// ARN of the RAM user
+        #[arg(long, value_name = "ARN")]
+        userarn: String,
+        #[command(flatten)]
+        more: AddFlags,
+    },
+}
+
+/// What both have.
+#[derive(Args)]
+pub(crate) struct AddFlags {
+    /// Name of the user in the cluster, with or without placeholders
+    #[arg(long, value_name = "NAME")]
+    username: String,
+    /// Groups of the user in the cluster, with commas between
+    #[arg(long, value_name = "GROUPS", required = true, value_delimiter = ',')]
+    groups: Vec<String>,
+    /// Path of the kubeconfig file [default: $KUBECONFIG, or else ~/.kube/config]
+    #[arg(long, value_name = "PATH")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig file [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    kubeconfig_context: Option<String>,
+    /// URL of the API server, https only [default: the context's]
+    #[arg(long, value_name = "URL", value_parser = value::api_server)]
+    master_url: Option<Uri>,
+    /// Ask before anything is written
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true",
+        value_parser = value::boolean
+    )]
+    prompt: bool,
+}
+
+impl AddWhat {
+    pub(crate) fn with(self, kubeconfig: Option<PathBuf>) -> Add {
+        let (is_role, arn, more) = match self {
+            Self::Role { rolearn, more } => (true, rolearn, more),
+            Self::User { userarn, more } => (false, userarn, more),
+        };
+        let AddFlags { username, groups, kubeconfig: given, kubeconfig_context, master_url, prompt } = more;
+        Add {
+            addition: Addition { is_role, arn, username, groups },
+            kubeconfig: given.or(kubeconfig),
+            context: kubeconfig_context,
+            server: master_url,
+            asks: prompt,
+        }
+    }
+}
