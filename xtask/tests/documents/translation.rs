@@ -11,8 +11,8 @@ use super::{
     repository,
 };
 
-/// Where the Chinese versions of the pages in `docs` are.
-const DIRECTORY: &str = "docs/zh-CN";
+/// Directories of pages that have Chinese versions, which are in `zh-CN` below them.
+const DIRECTORIES: [&str; 2] = ["docs", "docs/authenticator"];
 
 #[test]
 fn each_translation_has_the_same_headings_code_tables_and_links() {
@@ -48,7 +48,7 @@ fn each_page_in_chinese_is_compared_with_an_english_one() {
         .collect();
 
     assert!(forgotten.is_empty(), "no English page for {forgotten:?}");
-    assert!(pairs.len() >= 5, "only {translated:?} were found");
+    assert!(pairs.len() >= 8, "only {translated:?} were found");
 }
 
 #[test]
@@ -105,7 +105,9 @@ fn pairs() -> Vec<[Document; 2]> {
 fn translation(english: &Path) -> Option<PathBuf> {
     let path = match english.parent()?.to_str()? {
         "" => PathBuf::from(format!("{}.zh-CN.md", english.to_str()?.strip_suffix(".md")?)),
-        "docs" => Path::new(DIRECTORY).join(english.file_name()?),
+        directory if DIRECTORIES.contains(&directory) => {
+            Path::new(directory).join("zh-CN").join(english.file_name()?)
+        }
         _ => return None,
     };
     repository().join(&path).is_file().then_some(path)
