@@ -156,7 +156,7 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
     // The API server may be about to use a connection that it has kept: one that is closed now could lose its
     // request. So each such connection gets a moment for one more request, which is answered as its last.
     drain.hand_over();
-    drop(timeout(LAST_REQUESTS, tasks.wait()).await);
+    let _ended_or_late = timeout(LAST_REQUESTS, tasks.wait()).await;
     drain.close();
     if timeout(settings.grace, tasks.wait()).await.is_err() {
         warn!("connections are cut off: their logins took longer than the grace period");

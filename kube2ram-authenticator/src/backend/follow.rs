@@ -87,15 +87,16 @@ impl Backend {
             }
         };
         let schema = async {
+            let client = api.clone().into_client();
+            let mut known = false;
             loop {
-                if let Some(drops_ids) = schema::drops_ids(&api.clone().into_client()).await {
-                    if drops_ids {
-                        let backend = self.mode.name();
-                        warn!(backend, "{}", schema::DROPS_IDS);
-                    }
-                    if locked(objects).set_drops_ids(drops_ids) {
-                        changed.notify_one();
-                    }
+                let drops_ids = schema::drops_ids(&client).await.unwrap_or(known);
+                if drops_ids && !known {
+                    warn!(backend = self.mode.name(), "{}", schema::DROPS_IDS);
+                }
+                known = drops_ids;
+                if locked(objects).set_drops_ids(drops_ids) {
+                    changed.notify_one();
                 }
                 sleep(SCHEMA_EVERY).await;
             }

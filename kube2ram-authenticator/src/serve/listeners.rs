@@ -1,6 +1,6 @@
-//! The server's sockets, and when they listen. During an upgrade the former server and the next one run on the
-//! node at once. Both bind the webhook's port (`SO_REUSEPORT`); the next one listens on it when it can answer,
-//! and then the former one is ended. The admin port is one server's at a time. Called by the parent.
+//! The server's sockets, and when they listen. During an upgrade the former server and the next one run on
+//! the node at once. Both bind the webhook's port (`SO_REUSEPORT`); the next one listens on it when it can
+//! answer, and then the former one is ended. The admin port is one server's at a time. Called by the parent.
 //!
 //! Only processes of the same user can share a port so, and the API server believes only one that has a
 //! certificate of the CA.

@@ -1,5 +1,5 @@
-//! The programs that have an image of their own, and what differs between them. Called by `image`, `proof` and
-//! `build`.
+//! The programs that have an image of their own, and what differs between them. Called by `image`, `proof`
+//! and `build`.
 
 use super::layout::Facts;
 

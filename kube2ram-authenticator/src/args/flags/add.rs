@@ -1,5 +1,5 @@
-//! The flags of `add user` and `add role`, with the names of ack-ram-authenticator's. Doc comments are the help
-//! text. Depends on clap; read by the parent's parent.
+//! The flags of `add user` and `add role`, with the names of ack-ram-authenticator's. Doc comments are the
+//! help text. Depends on clap; read by the parent's parent.
 
 use std::path::PathBuf;
 
