@@ -33,11 +33,14 @@ use kube2ram_service::clock::Clock;
 /// The target of the log lines, by which they can be selected.
 pub const TARGET: &str = "kube2ram::audit";
 
+/// Looks a pod up.
+type Pods = dyn Fn(&PodUid) -> Option<Arc<Pod>> + Send + Sync;
+
 /// Writes the records, and remembers the last sessions.
 pub struct Trail {
     node: Box<str>,
     clock: Arc<dyn Clock>,
-    pods: Box<dyn Fn(&PodUid) -> Option<Arc<Pod>> + Send + Sync>,
+    pods: Box<Pods>,
     memory: Mutex<Memory>,
     writer: Option<Writer>,
     metrics: Metrics,

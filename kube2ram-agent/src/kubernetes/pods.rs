@@ -96,7 +96,7 @@ impl Pods {
     pub(super) fn fill(&mut self) -> bool {
         let Some(accounts) = &self.accounts else { return false };
         let pods = self.store.known_mut().chain(self.departed.values_mut());
-        pods.fold(false, |has_changed, known| accounts.fill(known) || has_changed)
+        pods.filter_map(|known| accounts.fill(known).then_some(())).count() > 0
     }
 
     /// Whether each pod's ServiceAccount is known, or could not be read. Those of departed pods do not count:

@@ -15,8 +15,10 @@ fn lab(name: &str, cloud: Cloud) -> Lab {
     lab
 }
 
-/// An administrator's changes of a provider; `None` removes it.
-const CHANGES: [(&str, fn(OidcProvider) -> Option<OidcProvider>); 4] = [
+/// An administrator's change of a provider; `None` removes it.
+type Change = fn(OidcProvider) -> Option<OidcProvider>;
+
+const CHANGES: [(&str, Change); 4] = [
     ("removed", |_| None),
     ("audience", |provider| Some(provider.with_audience("other.example.com"))),
     ("fingerprint", |provider| Some(provider.with_wrong_fingerprint())),

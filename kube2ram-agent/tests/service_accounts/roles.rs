@@ -88,7 +88,8 @@ fn the_pods_annotation_counts_before_the_accounts_and_that_before_the_webhooks()
         let mut lab = Lab::new("sa-order", cloud, &[]);
         let (key, alias) = (cloud.annotation("role"), cloud.account_annotation());
         let webhooks = of_the_webhook(cloud, "webhook-role");
-        let rows: [(&str, Option<&str>, &[(&str, &str)], &str); 5] = [
+        type Row<'a> = (&'a str, Option<&'a str>, &'a [(&'a str, &'a str)], &'a str);
+        let rows: [Row<'_>; 5] = [
             ("own", Some("own-role"), &[(&*key, "account-role"), (alias, &*webhooks)], "own-role"),
             ("account", None, &[(&*key, "account-role"), (alias, &*webhooks)], "account-role"),
             ("webhook", None, &[(alias, &*webhooks)], "webhook-role"),

@@ -27,7 +27,8 @@ fn no_token_is_in_a_log_an_event_a_metric_a_document_or_the_snapshot() {
         let mut lab =
             Lab::with_agent("sa-secret", cloud, &["orders"], &["--log-level=trace", "--debug", &flag]);
         lab.assert_served("orders", "orders");
-        let faults: [(&str, &dyn Fn(&Lab)); 6] = [
+        type Fault<'a> = &'a dyn Fn(&Lab);
+        let faults: [(&str, Fault<'_>); 6] = [
             ("wrong-key", &|lab| lab.api().fail_tokens(Some(TokenRequestFault::UnknownKey))),
             ("wrong-audience", &|lab| lab.api().fail_tokens(Some(TokenRequestFault::WrongAudience))),
             ("no-issuer", &|lab| lab.api().issuer().set_reachable(false)),

@@ -73,7 +73,7 @@ pub enum AddError {
 /// Why a list cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct SectionFault(SectionError);
+pub struct SectionFault(Box<SectionError>);
 
 /// A ConfigMap as it would be.
 #[derive(Debug)]
@@ -171,12 +171,10 @@ fn appended(text: &str, addition: &Addition) -> Result<(String, String), AddErro
     let lines = lines_of(addition, indent);
     let after = [text.trim_end(), "\n", &lines].concat();
     // Another style, such as `[]`, does not take lines.
-    for candidate in [after.trim_start_matches('\n'), if is_empty { lines.as_str() } else { "" }] {
-        if read(section, candidate).is_ok_and(|read| read == entries) {
-            return Ok((candidate.to_owned(), lines));
-        }
-    }
-    Err(AddError::Style(section.key()))
+    let candidates = [after.trim_start_matches('\n'), if is_empty { &lines } else { "" }];
+    let is_right = |candidate: &&str| read(section, candidate).is_ok_and(|read| read == entries);
+    let found = candidates.into_iter().find(is_right).map(str::to_owned);
+    Ok((found.ok_or_else(|| AddError::Style(section.key()))?, lines))
 }
 
 /// The lines of an entry. A JSON string is a YAML one.
@@ -199,7 +197,7 @@ fn read(section: Section, text: &str) -> Result<Vec<Entry>, AddError> {
     match parse(Form::Yaml, section, text) {
         Ok(List::Entries(entries)) => Ok(entries),
         Ok(List::Accounts(_)) => Err(AddError::Style(list)),
-        Err(source) => Err(AddError::Unreadable { list, source: SectionFault(source) }),
+        Err(source) => Err(AddError::Unreadable { list, source: SectionFault(Box::new(source)) }),
     }
 }
 

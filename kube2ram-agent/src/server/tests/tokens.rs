@@ -106,7 +106,8 @@ async fn other_methods_get_no_token() {
 
 #[tokio::test]
 async fn a_token_of_another_pod_is_worthless() {
-    for harness in [Harness::start().await, requiring_tokens().await] {
+    let harnesses = [Harness::start().await, requiring_tokens().await];
+    for harness in harnesses {
         come_from(&harness, OTHER_POD_CGROUP);
         let stolen = token(&harness).await;
         come_from(&harness, POD_CGROUP);
@@ -149,14 +150,13 @@ async fn without_a_token_nothing_is_served_where_tokens_are_required() {
 /// credentials-go before 1.4 asks for one token and uses it for ever.
 #[tokio::test]
 async fn an_expired_token_is_as_good_as_none() {
-    for (harness, expected) in
-        [(Harness::start().await, StatusCode::OK), (requiring_tokens().await, StatusCode::UNAUTHORIZED)]
-    {
+    let cases =
+        [(Harness::start().await, StatusCode::OK), (requiring_tokens().await, StatusCode::UNAUTHORIZED)];
+    for (harness, expected) in cases {
         let old = token(&harness).await;
         assert_eq!(get(&harness, LIST, &old).await, StatusCode::OK);
 
-        let later = *harness.world.now.lock().unwrap() + jiff::SignedDuration::from_secs(61);
-        *harness.world.now.lock().unwrap() = later;
+        *harness.world.now.lock().unwrap() += jiff::SignedDuration::from_secs(61);
 
         assert_eq!(get(&harness, LIST, &old).await, expected);
         let renewed = token(&harness).await;

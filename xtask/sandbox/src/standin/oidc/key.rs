@@ -102,7 +102,7 @@ impl SigningKey {
                 Ok(signature.map_err(|error| anyhow!("cannot sign: {error}"))?.as_ref().to_vec())
             }
             Pair::Rs256(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
+                let mut signature = vec![0; pair.public().modulus_len()];
                 pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
                     .map_err(|error| anyhow!("cannot sign: {error}"))?;
                 Ok(signature)
