@@ -257,6 +257,7 @@ mod tests {
 
     #[test]
     fn what_is_said_of_own_credentials_does_not_count_where_nothing_is_signed() {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let half = |name: &str| {
             (name == "ALIBABA_CLOUD_OIDC_PROVIDER_ARN").then(|| "acs:ram::1:oidc-provider/ack".to_owned())
         };

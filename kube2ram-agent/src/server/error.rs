@@ -209,9 +209,12 @@ impl RequestError {
             Self::Role(RoleError::AccountUnknown) => {
                 (503, Kind::PodUnavailable, "the caller's pod is not known yet")
             }
-            Self::Role(RoleError::Malformed { key, .. }) => {
-                let whose = key.account().map_or("the pod's", |_| "the pod's service account's");
-                let message = format!("{whose} annotation {} is malformed", key.key());
+            Self::Role(RoleError::Malformed { key: setting, .. }) => {
+                let key = setting.key();
+                let message = match setting.account() {
+                    Some(_) => format!("the pod's service account's annotation {key} is malformed"),
+                    None => format!("the pod's annotation {key} is malformed"),
+                };
                 return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
             }
             Self::Role(RoleError::NoExternalId { key }) => {

@@ -163,6 +163,8 @@ fn an_agent_whose_own_token_names_no_node_or_another_serves_nobody_and_tells_why
         // Pods' ServiceAccounts are read by the node's right, too: none is known.
         lab.prepare(&[]);
         lab.agent().unwrap().spawn().unwrap();
+        // Until its programs are attached, pods reach the metadata server.
+        eventually(true, || lab.agent().unwrap().log().contains("serving agent="));
 
         eventually(Some(503), || {
             lab.pod("orders").unwrap().curl(Cloud::Aws.list()).ok().map(|reply| reply.status)
