@@ -1,5 +1,5 @@
-//! Tokens of a cluster, verified with the cluster's key set, as STS does. Pure. Called by tests against a real
-//! API server.
+//! Tokens of a cluster, verified with the cluster's key set, as STS does. Pure. Called by tests against a
+//! real API server.
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
