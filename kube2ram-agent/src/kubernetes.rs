@@ -34,7 +34,7 @@ pub use self::{
     pod_view::{Elsewhere, PodView, Presence},
     service_accounts::ServiceAccountConfig,
     taint::{StartupTaint, TaintError},
-    token_request::{TokenRequester, TokenState},
+    token_request::{CODES_OF_API_SERVER, TokenRequester, TokenState},
 };
 use crate::{identity::PodUid, pod::Pod};
 

@@ -20,6 +20,9 @@ pub struct Pod {
     /// Those of the ServiceAccount's annotations that the agent is configured to keep; `None` when they are
     /// not asked for, or not known yet. A pod's own take precedence.
     pub account_annotations: Option<BTreeMap<Box<str>, Box<str>>>,
+    /// Whether it stands for a static pod, which has no ServiceAccount, whatever its object says.
+    #[serde(default)]
+    pub is_mirror: bool,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// Those of `metadata.annotations` that the agent is configured to keep.

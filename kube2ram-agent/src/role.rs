@@ -92,6 +92,9 @@ pub enum RoleError {
         /// The annotation, or the flag.
         key: Setting,
     },
+    /// The pod is a static pod, and its ServiceAccount is to be what its role trusts.
+    #[error("a static pod has no ServiceAccount, and the agent assumes roles by ServiceAccounts")]
+    NoServiceAccount,
     /// The pod is annotated with an external id, and its ServiceAccount is to be what its role trusts.
     #[error(
         "the annotation {key} has no place in --credentials-from=service-account: an external id cannot be sent with a ServiceAccount's token. Remove the annotation, and have the role's trust policy name the ServiceAccount in its condition on the token's subject (oidc:sub)"
@@ -221,6 +224,8 @@ impl Roles {
             (CredentialsFrom::ServiceAccount, Some(found)) => {
                 Err(RoleError::NoExternalId { key: found.key.into() })
             }
+            // The name in its object is not its own, and the token would be bound to a pod of somebody else.
+            (CredentialsFrom::ServiceAccount, None) if pod.is_mirror => Err(RoleError::NoServiceAccount),
             (CredentialsFrom::ServiceAccount, None) => Ok(Grant::ServiceAccount(account_of(pod))),
         }
     }

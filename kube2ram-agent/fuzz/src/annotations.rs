@@ -41,6 +41,7 @@ fn check_on(cloud: Cloud, text: &str) {
         namespace: field(5).into(),
         name: "web-0".into(),
         account_annotations: None,
+        is_mirror: false,
         service_account: field(6).into(),
         host_network: false,
         annotations,

@@ -243,6 +243,7 @@ mod tests {
             namespace: "shop".into(),
             name: "orders".into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "default".into(),
             host_network: true,
             annotations: [].into(),

@@ -85,6 +85,7 @@ mod tests {
             namespace: "shop".into(),
             name: name.into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "default".into(),
             host_network: false,
             annotations: role.map(|role| ("role".into(), role.into())).into_iter().collect(),

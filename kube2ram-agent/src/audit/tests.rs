@@ -37,6 +37,7 @@ fn pod(uid: &PodUid) -> Option<Arc<Pod>> {
         name: format!("web-{}", uid.as_str().trim_start_matches(['0', '4', '8', '-'])).into(),
         service_account: "web".into(),
         account_annotations: None,
+        is_mirror: false,
         host_network: false,
         annotations: [].into(),
     };

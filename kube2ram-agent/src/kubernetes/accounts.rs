@@ -201,7 +201,7 @@ impl Account {
 /// A static pod's mirror has no ServiceAccount, and the API server would not let a node read the one that it
 /// seems to have. A pod whose owner annotates it as a mirror has none either, which only its owner can want.
 fn has_account(known: &&Known) -> bool {
-    known.config_hash.is_none()
+    !known.pod.is_mirror
 }
 
 fn name_of(pod: &Pod) -> ServiceAccount {

@@ -96,6 +96,7 @@ mod tests {
             namespace: format!("n{}", n % 3).into(),
             name: "p".into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "default".into(),
             host_network: n == 2,
             annotations: [("role".into(), annotation.into())].into(),

@@ -141,6 +141,7 @@ pub(super) fn pod_update(object: ApiPod, keep: &[(Box<str>, usize)]) -> Option<P
         namespace: object.metadata.namespace?.into(),
         name: object.metadata.name?.into(),
         account_annotations: None,
+        is_mirror: mirror,
         service_account: spec
             .service_account_name
             .filter(|name| !name.is_empty())
@@ -210,6 +211,7 @@ pub(super) mod testing {
             namespace: "n".into(),
             name: name.into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "default".into(),
             host_network: false,
             annotations: [].into(),

@@ -114,7 +114,7 @@ impl Pods {
         let is_bindable = |known: &&Known| {
             let pod = &known.pod;
             let has_account = pod.namespace == account.namespace && pod.service_account == account.name;
-            has_account && known.config_hash.is_none()
+            has_account && !pod.is_mirror
         };
         let mut pods: Vec<_> = self.store.known().values().filter(is_bindable).collect();
         // The UID decides between pods of the same second, so that each attempt has the same order.

@@ -97,7 +97,10 @@ struct TokenStatus {
     expiration_timestamp: Timestamp,
 }
 
-/// The reason of the node's Event.
+/// Codes of a cluster's configuration that the API server refuses: the node's Event about them is raised here,
+/// and names what is missing.
+pub const CODES_OF_API_SERVER: [&str; 2] = ["TokenForbidden", "TokenInvalid"];
+/// The reason of that Event.
 pub(super) const TOKENS_UNAVAILABLE: &str = "TokensUnavailable";
 /// Of one token, with all attempts.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -240,7 +243,8 @@ impl Cluster {
                 if let Some(api) = &self.account_api {
                     api.review_wanted.notify_one();
                 }
-                let code = if missing == Missing::Lifetime { "TokenInvalid" } else { "TokenForbidden" };
+                let [forbidden, invalid] = CODES_OF_API_SERVER;
+                let code = if missing == Missing::Lifetime { invalid } else { forbidden };
                 issue_error(ClusterConfiguration, code, &format!("{advice}: {refusal}"))
             }
             Cause::Overload => {
@@ -323,6 +327,8 @@ fn cause(refusal: &Refusal) -> Cause {
         404 | 409 => Cause::Pod,
         // The name was used again, for a pod of another account.
         400 if mentions("different serviceaccount") => Cause::Pod,
+        // An admission policy whose parameters are pods: the API server has seen none of the namespace yet.
+        422 if mentions("no params found") => Cause::Other,
         400 | 422 => Cause::Configuration(Missing::Lifetime),
         403 if mentions("impersonate") => Cause::Configuration(Missing::Impersonation),
         // The Node authorizer has not seen the pod yet, or not any more; NodeRestriction has another UID.

@@ -43,6 +43,7 @@ fn pod(annotations: &[(&str, &str)]) -> Pod {
         namespace: "web".into(),
         name: "shop-0".into(),
         account_annotations: None,
+        is_mirror: false,
         service_account: "shop".into(),
         host_network: false,
         annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
@@ -493,6 +494,19 @@ fn the_other_parameters_are_the_pods_own_or_its_service_accounts() {
         assert_eq!(setting.account().is_none(), is_own, "{setting}");
     }
     assert_eq!(roles.duration_annotation(&pod_of(&[], &[])), None);
+}
+
+#[test]
+fn a_static_pod_has_no_service_account_whatever_its_object_says() {
+    let [by_node, by_account] = [CredentialsFrom::Node, CredentialsFrom::ServiceAccount].map(reading);
+    for own in [&[][..], &[("role", "own")]] {
+        let mirror = Pod { is_mirror: true, ..pod_of(own, &[]) };
+        let twin = Pod { is_mirror: false, ..mirror.clone() };
+
+        assert_eq!(by_account.session_for(&mirror), Err(RoleError::NoServiceAccount));
+        assert!(by_account.session_for(&twin).is_ok());
+        assert_eq!(by_node.session_for(&mirror), by_node.session_for(&twin), "as before");
+    }
 }
 
 #[test]

@@ -224,7 +224,9 @@ impl RequestError {
             Self::Role(RoleError::NoBaseArn { .. }) => {
                 (403, Kind::NoBaseArn, "the pod's role is a bare name and the agent knows no base ARN")
             }
-            Self::Role(RoleError::NoRole) => (404, Kind::NoRole, "the pod has no role"),
+            Self::Role(RoleError::NoRole | RoleError::NoServiceAccount) => {
+                (404, Kind::NoRole, "the pod has no role")
+            }
             Self::Starting => (503, Kind::Starting, "the agent is starting"),
             // The answer for pods whose http_proxy is the agent and whose no_proxy does not exclude other
             // hosts.

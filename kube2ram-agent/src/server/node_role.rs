@@ -95,6 +95,7 @@ mod tests {
             namespace: "kube-system".into(),
             name: "cni".into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "cni".into(),
             host_network,
             annotations: map(annotations),

@@ -4,12 +4,12 @@
 use super::{Config, error::RequestError};
 use crate::{
     credentials::CredentialError,
-    kubernetes::{About, Notice},
+    kubernetes::{About, CODES_OF_API_SERVER, Notice},
     pod::Pod,
     policy::Denial,
     role::RoleError,
 };
-use kube2ram_cloud::credentials::IssueErrorKind;
+use kube2ram_cloud::{credentials::IssueErrorKind, role::RoleSession};
 
 /// That a pod without role asks for one, while its namespace carries the annotation `key`, which would give
 /// it one.
@@ -25,11 +25,11 @@ pub(super) fn misplaced(pod: &Pod, key: &str) -> Notice {
 }
 
 /// What the owners of `pod` should read about `error`, and do. What a client writes does not appear, so that
-/// it cannot make Events at will. `role` is the pod's own.
+/// it cannot make Events at will. `session` is the pod's own.
 pub(super) fn notices_of(
     error: &RequestError,
     pod: &Pod,
-    role: Option<&str>,
+    session: Option<&RoleSession>,
     config: &Config,
 ) -> Vec<Notice> {
     let allow_list = &config.allow_list_annotation;
@@ -37,16 +37,21 @@ pub(super) fn notices_of(
         let about = About::Pod(pod.namespace.clone(), pod.name.clone(), pod.uid.clone());
         Notice { about, reason, message }
     };
-    let role = role.unwrap_or("the pod's role");
+    let role = session.map_or("the pod's role", |session| session.role.as_str());
+    let advice = |kind| match session {
+        Some(session) => config.dialect.advice_by(&session.grant, kind),
+        None => (config.dialect.advice)(kind),
+    };
     match error {
-        // The same for all pods, and no fault of theirs.
+        // The same for all pods, and no fault of theirs. What the API server refused is said by `kubernetes`.
         RequestError::Credentials(CredentialError::Issue { source, .. })
             if source.kind == IssueErrorKind::ClusterConfiguration =>
         {
-            let advice = (config.dialect.advice)(source.kind);
+            let advice = advice(source.kind);
             let message =
                 format!("ServiceAccounts' tokens bring pods no credentials ({}): {advice}", source.code);
-            vec![Notice { about: About::Node, reason: "ClusterConfigurationBroken", message }]
+            let notice = Notice { about: About::Node, reason: "ClusterConfigurationBroken", message };
+            if CODES_OF_API_SERVER.contains(&&*source.code) { Vec::new() } else { vec![notice] }
         }
         RequestError::Credentials(CredentialError::Issue { source, .. }) => {
             let (kind, code) = (source.kind, &source.code);
@@ -54,7 +59,7 @@ pub(super) fn notices_of(
                 true => ("CredentialsUnavailable", "there are no credentials yet for"),
                 false => ("AssumeRoleDenied", "STS does not let the agent assume"),
             };
-            vec![on_pod(reason, format!("{what} {role} ({code}): {}", (config.dialect.advice)(kind)))]
+            vec![on_pod(reason, format!("{what} {role} ({code}): {}", advice(kind)))]
         }
         RequestError::Denied(denial @ Denial::MalformedAllowList { .. }) => {
             let message =

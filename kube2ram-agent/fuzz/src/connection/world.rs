@@ -97,6 +97,7 @@ impl Service {
             namespace: "team-a".into(),
             name: "web-0".into(),
             account_annotations: None,
+            is_mirror: false,
             service_account: "web".into(),
             host_network: false,
             annotations,

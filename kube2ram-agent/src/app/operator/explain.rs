@@ -247,6 +247,10 @@ impl Judge<'_> {
                     "give the agent --auto-discover-base-arn or --base-role-arn, or write the role's ARN in {key}"
                 ),
             ),
+            RoleError::NoServiceAccount => (
+                Verdict::NoRole,
+                "make it a pod of a DaemonSet, or run the agent with --credentials-from=node".to_owned(),
+            ),
             RoleError::NoExternalId { key } => (
                 Verdict::Denied,
                 format!(

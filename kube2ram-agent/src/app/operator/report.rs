@@ -218,6 +218,11 @@ impl Operator {
     fn sts(&self) -> Sts {
         let issues = self.entitlements.get().map(|entitlements| entitlements.credentials.issues());
         let can_issue = issues.is_some();
+        let dialect = self.config.cloud.dialect();
+        let advice = match self.config.credentials_from {
+            CredentialsFrom::Node => dialect.advice,
+            CredentialsFrom::ServiceAccount => dialect.exchange_advice,
+        };
         let issues = issues.unwrap_or_default();
         Sts {
             can_issue,
@@ -230,7 +235,7 @@ impl Operator {
                 StsFailure {
                     at: rounded(at),
                     kind: kind.as_str().to_owned(),
-                    remedy: (self.config.cloud.dialect().advice)(kind).to_owned(),
+                    remedy: advice(kind).to_owned(),
                     code: code.into(),
                     message,
                     request_id: request_id.map(Into::into),

@@ -16,8 +16,10 @@ fn pod(n: u8, name: &str) -> Known {
 }
 
 fn mirror(n: u8) -> Known {
-    let config_hash = PodUid::parse("0123456789abcdef0123456789abcdef");
-    Known { config_hash, ..pod(n, "default") }
+    let mut known = pod(n, "default");
+    Arc::make_mut(&mut known.pod).is_mirror = true;
+    known.config_hash = PodUid::parse("0123456789abcdef0123456789abcdef");
+    known
 }
 
 fn account(name: &str) -> ServiceAccount {

@@ -104,6 +104,7 @@ fn tells_apart_what_a_refusal_is_about() {
         (403, "", "", Configuration(Right)),
         (400, "", "", Configuration(Lifetime)),
         (422, "", "may not specify a duration less than 10 minutes", Configuration(Lifetime)),
+        (422, "", "ValidatingAdmissionPolicy 'p' denied request: no params found for policy binding", Other),
         (429, "", "", Overload),
         (401, "", "Unauthorized", Other),
         (500, "", "", Other),

@@ -97,8 +97,7 @@ impl Connection {
         {
             return;
         }
-        let role = session.map(|session| session.role.as_str());
-        for notice in notices_of(error, pod, role, config) {
+        for notice in notices_of(error, pod, session, config) {
             pipeline.notices.warn(notice);
         }
         if matches!(error, RequestError::Role(RoleError::NoRole))

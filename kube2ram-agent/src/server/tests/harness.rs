@@ -79,6 +79,7 @@ pub(super) fn pod(annotations: &[(&str, &str)]) -> Pod {
         namespace: "team-a".into(),
         name: "web-0".into(),
         account_annotations: None,
+        is_mirror: false,
         service_account: "web".into(),
         host_network: false,
         annotations: annotations

@@ -60,7 +60,7 @@ pub(super) fn issued_or_not(
         };
         format!("{who}{} at {}: {}{id}{again}", failure.code, rounded(failure.at), failure.message)
     });
-    let remedy = failure.as_ref().map(|failure| (dialect.advice)(failure.kind).to_owned());
+    let remedy = failure.as_ref().map(|failure| dialect.advice_by(&session.grant, failure.kind).to_owned());
     let role = &session.role;
     let (outcome, says) = match (held, &failed) {
         (Some((issued, expires)), None) => (
