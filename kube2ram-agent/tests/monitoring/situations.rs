@@ -80,7 +80,9 @@ impl Scene {
         let ever = r#"count by (alertname) (ALERTS{alertstate="firing"})"#;
         for series in self.prometheus.query_range(ever, self.began.elapsed()).unwrap() {
             let alert = series.label("alertname").unwrap();
-            assert!(expected.contains(&alert) || others.contains(&alert), "{alert} fires too");
+            let is_meant = expected.contains(&alert) || others.contains(&alert);
+            let pending = || self.prometheus.query_range("kube2ram_pending_conditions", self.began.elapsed());
+            assert!(is_meant, "{alert} fires too; {:?}\n{}", pending(), self.sandbox.agent().unwrap().log());
         }
     }
 
