@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -134,9 +134,17 @@ impl Container {
     /// # Errors
     /// What it wrote to its standard error.
     pub fn exec(&self, command: &[&str]) -> Result<String> {
-        let output = self.crun(&["exec", &self.id]).args(command).stdin(Stdio::null()).output()?;
+        let output = self.output(command)?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// The same, for a command whose exit status is a part of the answer.
+    ///
+    /// # Errors
+    /// When crun cannot be started.
+    pub fn output(&self, command: &[&str]) -> Result<Output> {
+        Ok(self.crun(&["exec", &self.id]).args(command).stdin(Stdio::null()).output()?)
     }
 
     /// Asks it to end, as the kubelet does, and waits for it.

@@ -1,5 +1,5 @@
 //! Tokens of a cluster, verified with the cluster's key set, as STS does. Pure. Called by tests against a
-//! real API server.
+//! real API server; `standin::oidc` reads keys by it.
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -20,15 +20,21 @@ pub fn verified_claims(token: &str, key_set: &Value) -> Result<Value> {
     let kid = header["kid"].as_str().context("the token names no key")?;
     let keys = key_set["keys"].as_array().context("the key set has no keys")?;
     let key = keys.iter().find(|key| key["kid"] == kid).with_context(|| format!("no key {kid}"))?;
-    ensure!(key["kty"] == "EC" && key["crv"] == "P-256", "the key {kid} is of another kind");
-    let coordinate = |name: &str| decode(key[name].as_str().unwrap_or_default()).context("the key");
-    // An uncompressed point (SEC 1, 2.3.3).
-    let point = [vec![4], coordinate("x")?, coordinate("y")?].concat();
     let signature = decode(signature).context("the signature")?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point(key)?)
         .verify(signed.as_bytes(), &signature)
         .map_err(|error| anyhow!("the signature is not of the key {kid}: {error}"))?;
     object(claims).context("the token's claims")
+}
+
+/// The uncompressed point (SEC 1, 2.3.3) of a member of a key set.
+///
+/// # Errors
+/// When it is no key on P-256.
+pub(crate) fn point(key: &Value) -> Result<Vec<u8>> {
+    ensure!(key["kty"] == "EC" && key["crv"] == "P-256", "the key {} is of another kind", key["kid"]);
+    let coordinate = |name: &str| decode(key[name].as_str().unwrap_or_default()).context("the key");
+    Ok([vec![4], coordinate("x")?, coordinate("y")?].concat())
 }
 
 fn decode(part: &str) -> Result<Vec<u8>> {

@@ -180,12 +180,7 @@ impl OidcIssuer {
 
     /// An administrator's settings of it in a cloud.
     pub fn provider_in(&self, cloud: Cloud) -> OidcProvider {
-        OidcProvider {
-            client_ids: vec![cloud.audience().to_owned()],
-            has_fingerprint: true,
-            issuer: self.url.clone(),
-            published: Arc::clone(&self.published),
-        }
+        OidcProvider::new(&self.url, Arc::clone(&self.published), cloud)
     }
 
     /// A token as the kubelet has it made for a ServiceAccount: of an hour.
@@ -225,6 +220,24 @@ impl OidcIssuer {
 }
 
 impl OidcProvider {
+    /// An administrator's settings in a cloud of an issuer that is no stand-in, by its URL and by the JWKS
+    /// that it publishes at `/openid/v1/jwks`. Keys that it publishes later are not known.
+    ///
+    /// # Errors
+    /// When the JWKS has no keys, or one that is not on P-256, or one with another id than the API server
+    /// computes.
+    pub fn of_jwks(issuer: &str, jwks: &Value, cloud: Cloud) -> Result<Self> {
+        let keys = jwks["keys"].as_array().filter(|keys| !keys.is_empty());
+        let keys = keys.context("the JWKS has no keys")?.iter().map(PublicKey::of_jwk);
+        let keys = Mutex::new(keys.collect::<Result<Vec<_>>>()?);
+        Ok(Self::new(issuer, Arc::new(Published { keys, ..Published::default() }), cloud))
+    }
+
+    fn new(issuer: &str, published: Arc<Published>, cloud: Cloud) -> Self {
+        let client_ids = vec![cloud.audience().to_owned()];
+        Self { client_ids, has_fingerprint: true, issuer: issuer.to_owned(), published }
+    }
+
     /// With no other client id than this one.
     #[must_use]
     pub fn with_audience(mut self, audience: &str) -> Self {

@@ -1,9 +1,9 @@
-//! Keys that sign tokens, ES256 and RS256, and their public halves as a JWKS has them. Depends on ring.
-//! Called by the parent.
+//! Keys that sign tokens, ES256 and RS256, and their public halves as a JWKS has them. Depends on ring and
+//! `jwks`. Called by the parent.
 
 use std::fmt;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     rand::SystemRandom,
@@ -15,6 +15,8 @@ use ring::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+
+use crate::jwks;
 
 /// A private key.
 pub(super) struct SigningKey {
@@ -128,6 +130,13 @@ impl PublicKey {
             "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
         });
         Ok(Self { algorithm: Algorithm::Es256, bytes: point.to_vec(), id, jwk })
+    }
+
+    /// The one of a member of a JWKS, which must be on P-256 and have the id that the API server computes.
+    pub(super) fn of_jwk(jwk: &Value) -> Result<Self> {
+        let key = Self::es256(&jwks::point(jwk)?)?;
+        ensure!(jwk["kid"] == key.id.as_str(), "the key {} is called {}", key.id, jwk["kid"]);
+        Ok(key)
     }
 
     /// As a token's header and a JWKS name it.

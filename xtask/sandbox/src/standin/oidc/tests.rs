@@ -109,6 +109,27 @@ fn a_token_is_as_good_as_its_key_is_known() {
 }
 
 #[test]
+fn a_published_key_set_is_all_that_a_provider_needs() {
+    let (issuer, stranger) = (OidcIssuer::new(URL).unwrap(), OidcIssuer::new(URL).unwrap());
+    let now = Timestamp::now();
+    let token = issuer.sign(&claims(now)).unwrap();
+    let provider = |jwks: &Value| OidcProvider::of_jwks(URL, jwks, Cloud::Alibaba);
+
+    let verified = provider(&issuer.jwks()).unwrap().verify(&token, now).unwrap();
+    assert_eq!((verified.subject.as_str(), verified.issuer.as_str()), (SUBJECT, URL));
+
+    let of_stranger = provider(&stranger.jwks()).unwrap();
+    assert_eq!(of_stranger.verify(&token, now), Err(TokenFault::UnknownKey));
+    let on_aws = OidcProvider::of_jwks(URL, &issuer.jwks(), Cloud::Aws).unwrap();
+    assert_eq!(on_aws.verify(&token, now), Err(TokenFault::Audience));
+    let mut renamed = issuer.jwks();
+    renamed["keys"][0]["kid"] = stranger.jwks()["keys"][0]["kid"].clone();
+    for unusable in [renamed, OidcIssuer::with_rsa(URL).unwrap().jwks(), json!({ "keys": [] }), Value::Null] {
+        assert!(provider(&unusable).is_err(), "{unusable}");
+    }
+}
+
+#[test]
 fn neither_a_foreign_key_nor_no_key_signs() {
     let (issuer, stranger) = (OidcIssuer::new(URL).unwrap(), OidcIssuer::new(URL).unwrap());
     let now = Timestamp::now();
