@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    ops::Deref,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -29,6 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// As the image has it.
 const ENTRYPOINT: &str = "/usr/local/bin/kube2ram";
 pub(crate) const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
+const STS_ON_AWS: [&str; 2] = ["sts.eu-west-1.amazonaws.com", "sts.amazonaws.com"];
 /// Each with its own role; one shares the host's network.
 pub(crate) const PODS: [&str; 3] = ["orders", "billing", "daemon"];
 
@@ -68,14 +69,23 @@ impl Node {
 
     /// Knows no API server, and has no pods.
     pub(crate) fn without_cluster(name: &str, authority: &Authority) -> Self {
-        let sandbox = Sandbox::create(name).unwrap();
+        Self::without_cluster_in(name, authority, Cloud::Alibaba)
+    }
+
+    /// The same of any cloud.
+    pub(crate) fn without_cluster_in(name: &str, authority: &Authority, cloud: Cloud) -> Self {
+        let names = match cloud {
+            Cloud::Alibaba => STS,
+            Cloud::Aws => STS_ON_AWS,
+        };
+        let sandbox = Sandbox::create_in(name, cloud).unwrap();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let image =
             Image::of_binary(&agent(), ENTRYPOINT, authority.pem(), directory.path().join("image")).unwrap();
         let ip = sandbox.node().ip();
         let upstream = sandbox.sts().url();
         let upstream = upstream.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
-        let sts = authority.front(TcpListener::bind((ip, 443)).unwrap(), upstream, &STS).unwrap();
+        let sts = authority.front(TcpListener::bind((ip, 443)).unwrap(), upstream, &names).unwrap();
         let host_root = directory.path().join("host");
         fs::create_dir_all(&host_root).unwrap();
         let cgroup = sandbox.node().pods_cgroup().parent().unwrap().to_owned();
@@ -87,7 +97,7 @@ impl Node {
         ];
         let surroundings = Surroundings {
             host_paths: host_paths.into_iter().map(|(path, place)| (path.into(), place)).collect(),
-            hosts: format!("127.0.0.1 localhost\n{ip} {}\n", STS.join(" ")),
+            hosts: format!("127.0.0.1 localhost\n{ip} {}\n", names.join(" ")),
             fields: [("spec.nodeName", Sandbox::NODE.to_owned()), ("status.podIP", ip.to_string())]
                 .map(|(name, value)| (name.to_owned(), value))
                 .into(),
@@ -123,7 +133,7 @@ impl Node {
         let directory = self.directory.path().join(format!("container-{}", self.containers));
         let mut template = template.clone();
         // This machine may be one of another cloud than the node that it stands for.
-        let addr = json!({ "name": "KUBE2RAM_METADATA_ADDR", "value": Cloud::Alibaba.metadata_ip() });
+        let addr = json!({ "name": "KUBE2RAM_METADATA_ADDR", "value": self.sandbox.cloud().metadata_ip() });
         for kind in ["containers", "initContainers"] {
             for container in template[kind].as_array_mut().into_iter().flatten() {
                 container["env"].as_array_mut().unwrap().push(addr.clone());
@@ -182,6 +192,12 @@ impl Deref for Node {
     }
 }
 
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Sandbox {
+        &mut self.sandbox
+    }
+}
+
 /// A container of the agent's, running.
 pub(crate) struct Agent {
     pub(crate) container: Container,
@@ -214,6 +230,12 @@ impl Agent {
         let said = self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>());
         anyhow::ensure!(begun.elapsed() < timeout, "{name} took {:?}: {said:?}", begun.elapsed());
         said
+    }
+
+    /// What `kube2ram status` prints in it, with problems or without.
+    pub(crate) fn status(&self) -> Value {
+        let output = self.container.output(&[ENTRYPOINT, "status", "-o", "json"]).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
     pub(crate) fn admin(&self, path: &str) -> Reply {

@@ -1,6 +1,7 @@
 //! Tokens of pods' ServiceAccounts on a real API server, with the rights of each mode of the manifests: what
-//! an agent gets, what it is refused, and what root on a node gets.
+//! an agent gets, what it is refused, what root on a node gets, and what pods get from an agent that runs.
 
+mod agent;
 mod as_node;
 mod by_namespace;
 mod by_policy;
@@ -70,9 +71,13 @@ impl Cluster {
     /// The same, with more flags of the API server.
     fn with_flags(variant: &str, flags: &[String]) -> Self {
         let plane = ControlPlane::with_flags(Authority::new().unwrap(), flags);
-        let yaml = kustomized(Some(variant));
-        apply_all(&plane, &yaml, variant);
-        let cluster = Self { plane, objects: objects(&yaml) };
+        Self::on(plane, variant, &kustomized(Some(variant)))
+    }
+
+    /// The same on an API server that runs, with an overlay as an operator has adapted it.
+    fn on(plane: ControlPlane, variant: &str, yaml: &str) -> Self {
+        apply_all(&plane, yaml, variant);
+        let cluster = Self { plane, objects: objects(yaml) };
         for node in [NODE, OTHER_NODE] {
             cluster.add(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node } }));
             let mut agent = pod_of(&cluster.objects["DaemonSet kube-system/kube2ram"]).unwrap();
@@ -101,9 +106,9 @@ impl Cluster {
     }
 
     fn add_account(&self, namespace: &str, name: &str) {
-        let metadata = json!({
-            "name": name, "namespace": namespace, "annotations": { "ram.aliyuncs.com/role": name },
-        });
+        // Of either cloud.
+        let annotations = json!({ "ram.aliyuncs.com/role": name, "iam.amazonaws.com/role": name });
+        let metadata = json!({ "name": name, "namespace": namespace, "annotations": annotations });
         self.add(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }));
     }
 
