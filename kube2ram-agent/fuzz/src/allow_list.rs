@@ -30,8 +30,16 @@ fn check_on(cloud: Cloud, format: PatternFormat, role: &str, list: &str) {
     let (namespace, name, service_account) = ("n".into(), "p".into(), "s".into());
     let account_annotations = None;
     let uid = PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").expect("a UID");
-    let pod =
-        Pod { uid, namespace, name, account_annotations, service_account, host_network: false, annotations };
+    let pod = Pod {
+        uid,
+        namespace,
+        name,
+        account_annotations,
+        is_mirror: false,
+        service_account,
+        host_network: false,
+        annotations,
+    };
     let [role, external_id, policy, duration, session_name] =
         ["role", "external-id", "policy", "duration", "session-name"].map(Box::from);
     let keys = AnnotationKeys { role, account_role: None, external_id, policy, duration, session_name };
