@@ -1,12 +1,15 @@
-//! The way to the API server: how to log in, a watch that never ends, and what it has said. One of the two
-//! homes of kube; the other one is the agent's module of the same name, which knows what is asked.
+//! The way to the API server: how to log in, a watch that never ends, what it has said, and Events to it. One
+//! of the homes of kube; the agent's module of the same name and the authenticator's `backend` know what is
+//! asked.
 
 mod client;
+mod events;
 mod store;
 mod watch;
 
 pub use self::{
     client::{ClientConfig, ClientError, client_config},
+    events::{Events, Notice, RESULTS as EVENT_RESULTS},
     store::Store,
     watch::follow,
 };

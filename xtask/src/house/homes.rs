@@ -35,7 +35,14 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("clap", &["kube2ram-agent/src/args", "kube2ram-authenticator/src/args"]),
     ("hyper_util", &["kube2ram-cloud/src/upstream", "kube2ram-service/src/listener"]),
     ("json_event_parser", &["kube2ram-agent/src/kubernetes"]),
-    ("k8s_openapi", &["kube2ram-agent/src/kubernetes", "kube2ram-authenticator/src/backend"]),
+    (
+        "k8s_openapi",
+        &[
+            "kube2ram-agent/src/kubernetes",
+            "kube2ram-authenticator/src/backend",
+            "kube2ram-service/src/kubernetes",
+        ],
+    ),
     (
         "kube",
         &[

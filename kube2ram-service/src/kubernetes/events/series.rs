@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use super::Notice;
 
 /// All that is remembered.
-#[derive(Debug, Default)]
-pub(super) struct SeriesTable {
-    series: HashMap<Notice, Series>,
+#[derive(Debug)]
+pub(super) struct SeriesTable<N> {
+    series: HashMap<N, Series>,
     /// What is to be posted; each has a series.
-    queue: VecDeque<Notice>,
+    queue: VecDeque<N>,
     /// Whether counts cannot be patched.
     counts_nothing: bool,
     /// Nothing is taken until then.
@@ -46,15 +46,15 @@ pub(super) enum Heard {
 
 /// A notice and the name of its Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) notice: Notice,
+pub(super) struct Said<N> {
+    pub(super) notice: N,
     pub(super) name: Box<str>,
 }
 
 /// How often a notice was raised.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) said: Said,
+pub(super) struct Count<N> {
+    pub(super) said: Said<N>,
     pub(super) times: i32,
     pub(super) last: Timestamp,
 }
@@ -71,9 +71,15 @@ const SAID_FOR: Duration = Duration::from_mins(10);
 /// A growing count is patched this often.
 const COUNT_EVERY: Duration = Duration::from_mins(5);
 
-impl SeriesTable {
+impl<N> Default for SeriesTable<N> {
+    fn default() -> Self {
+        Self { series: HashMap::new(), queue: VecDeque::new(), counts_nothing: false, refuses_until: None }
+    }
+}
+
+impl<N: Notice> SeriesTable<N> {
     /// Takes a notice. `name` is that of its Event, should it be the first of a series.
-    pub(super) fn hear(&mut self, notice: Notice, name: &str, wall: Timestamp, now: Instant) -> Heard {
+    pub(super) fn hear(&mut self, notice: N, name: &str, wall: Timestamp, now: Instant) -> Heard {
         if self.refuses_until.is_some_and(|until| now < until) {
             return Heard::Dropped;
         }
@@ -84,7 +90,7 @@ impl SeriesTable {
             (series.last, series.heard_at) = (wall, now);
             return Heard::Counted;
         }
-        let of_object = self.series.keys().filter(|known| known.about == notice.about).count();
+        let of_object = self.series.keys().filter(|known| known.about() == notice.about()).count();
         if self.queue.len() >= QUEUE_LIMIT
             || self.series.len() >= SERIES_LIMIT
             || of_object >= PER_OBJECT_LIMIT
@@ -99,7 +105,7 @@ impl SeriesTable {
     }
 
     /// What to post next.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Said> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Said<N>> {
         self.end_series(now);
         while let Some(notice) = self.queue.pop_front() {
             // One that has waited too long has ended.
@@ -111,7 +117,7 @@ impl SeriesTable {
     }
 
     /// It has been posted.
-    pub(super) fn posted(&mut self, notice: &Notice, now: Instant) {
+    pub(super) fn posted(&mut self, notice: &N, now: Instant) {
         if let Some(series) = self.series.get_mut(notice) {
             // Repetitions while it waited are part of the first count.
             series.told = Some((now, 1));
@@ -119,17 +125,17 @@ impl SeriesTable {
     }
 
     /// It is posted later, after the others: possibly only its namespace accepts none.
-    pub(super) fn put_back(&mut self, notice: Notice) {
+    pub(super) fn put_back(&mut self, notice: N) {
         self.queue.push_back(notice);
     }
 
     /// It counts as never raised.
-    pub(super) fn forget(&mut self, notice: &Notice) {
+    pub(super) fn forget(&mut self, notice: &N) {
         self.series.remove(notice);
     }
 
     /// A count that is to be patched; it counts as patched.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Count> {
+    pub(super) fn due(&mut self, now: Instant) -> Option<Count<N>> {
         let due = |(at, count): (Instant, i32), times| {
             // A repetition is posted at once, its count later.
             times > count && (count == 1 || now.saturating_duration_since(at) >= COUNT_EVERY)
@@ -172,13 +178,24 @@ impl SeriesTable {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{About, Notice},
-        *,
-    };
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+    struct Text {
+        object: usize,
+        message: String,
+    }
+
+    impl Notice for Text {
+        type About = usize;
+
+        fn about(&self) -> &usize {
+            &self.object
+        }
+    }
 
     struct Lab {
-        table: SeriesTable,
+        table: SeriesTable<Text>,
         now: Instant,
     }
 
@@ -191,7 +208,7 @@ mod tests {
             self.table.hear(notice(object, message), message, Timestamp::UNIX_EPOCH, self.now)
         }
 
-        fn post(&mut self) -> Option<Notice> {
+        fn post(&mut self) -> Option<Text> {
             let said = self.table.next(self.now)?;
             self.table.posted(&said.notice, self.now);
             Some(said.notice)
@@ -202,12 +219,8 @@ mod tests {
         }
     }
 
-    fn notice(object: usize, message: &str) -> Notice {
-        Notice {
-            about: About::Namespace(format!("team-{object}").into()),
-            reason: "RoleDenied",
-            message: message.into(),
-        }
+    fn notice(object: usize, message: &str) -> Text {
+        Text { object, message: message.into() }
     }
 
     #[test]
