@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, core::DynamicObject};
 use kube2ram_service::{
     clock::Clock,
-    kubernetes::{ClientConfig, ClientError, client_config},
+    kubernetes::{ClientConfig, ClientError, Events, client_config},
     telemetry::chain,
 };
 use prometheus_client::registry::Registry;
@@ -32,6 +32,7 @@ mod file;
 mod follow;
 mod metrics;
 mod mode;
+mod notices;
 mod sections;
 mod status_writer;
 
@@ -39,6 +40,7 @@ use self::{
     config_map::AuthMap,
     crd::Objects,
     file::MappingFile,
+    notices::{About, Notice, Said},
     sections::{Form, Sections},
     status_writer::StatusWriter,
 };
@@ -62,6 +64,8 @@ pub struct Settings {
     pub dynamic_file: Option<PathBuf>,
     /// How to reach the API server, for the other two.
     pub client: ClientConfig,
+    /// The machine, as Events name it.
+    pub instance: Box<str>,
 }
 
 /// Why the backends cannot be used.
@@ -116,6 +120,10 @@ pub enum BackendError {
 pub struct Backends {
     mappings: Arc<Mappings>,
     backends: Vec<Arc<Backend>>,
+    /// For Events, if there is a cluster.
+    client: Option<Client>,
+    events: Arc<Events<Notice>>,
+    instance: Box<str>,
 }
 
 /// One of them.
@@ -127,6 +135,7 @@ struct Backend {
     metrics: Metrics,
     clock: Arc<dyn Clock>,
     source: Source,
+    events: Arc<Events<Notice>>,
     /// What people were last shown of it.
     shown: Mutex<HashMap<Box<str>, State>>,
 }
@@ -142,6 +151,8 @@ enum Source {
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How many refused mappings are logged by name at each change.
 const LOGGED_MAX: usize = 20;
+/// Who reports Events, and what their names begin with.
+const EVENT_SOURCE: &str = "kube2ram-authenticator";
 
 impl Backends {
     /// Prepares all backends, and reads those that are files. Nothing is asked of the API server before
@@ -155,7 +166,7 @@ impl Backends {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Self, BackendError> {
-        let Settings { backends, config_file, dynamic_file, client } = settings;
+        let Settings { backends, config_file, dynamic_file, client, instance } = settings;
         let modes: Vec<Mode> = backends.iter().map(|(mode, _)| *mode).collect();
         let metrics = Metrics::new(registry, &modes);
         let mappings = Arc::new(Mappings::new(modes.len()));
@@ -163,6 +174,9 @@ impl Backends {
             true => Some(connected(client).await.map_err(BackendError::Client)?),
             false => None,
         };
+        let of_events = metrics.clone();
+        let observe = move |result| of_events.event(result);
+        let events = Arc::new(Events::new(EVENT_SOURCE, Arc::clone(&clock), observe));
         let mut made = Vec::new();
         for (number, (mode, restrictions)) in backends.into_iter().enumerate() {
             let cluster = || client.clone().ok_or(BackendError::NoCluster(mode));
@@ -185,6 +199,7 @@ impl Backends {
                 metrics: metrics.clone(),
                 clock: Arc::clone(&clock),
                 source,
+                events: Arc::clone(&events),
                 shown: Mutex::default(),
             });
             if let Source::File(file) = &backend.source {
@@ -198,7 +213,7 @@ impl Backends {
             }
             made.push(backend);
         }
-        Ok(Self { mappings, backends: made })
+        Ok(Self { mappings, backends: made, client, events, instance })
     }
 
     /// The mappings, for whoever asks for them.
@@ -242,6 +257,10 @@ impl Backends {
             let backend = Arc::clone(backend);
             running.spawn(async move { backend.run().await });
         }
+        if let Some(client) = self.client.clone() {
+            let (events, instance) = (Arc::clone(&self.events), self.instance.clone());
+            running.spawn(async move { events.post_all(&client, |notice| notice.event(&instance)).await });
+        }
         match shutdown.run_until_cancelled(running.join_next()).await {
             None => Ok(()),
             Some(ended) => Err(BackendError::Ended(ended.and_then(Result::err))),
@@ -250,10 +269,10 @@ impl Backends {
 }
 
 impl Backend {
-    fn publish_sections(&self, sections: &Sections) {
+    fn publish_sections(&self, sections: &Sections) -> Vec<Said> {
         let (index, reports) =
             Index::new(&sections.entries(), sections.accounts(), Arc::clone(&self.restrictions));
-        self.publish(index, &reports, sections.broken().len());
+        self.publish(index, &reports, sections.broken().len())
     }
 
     /// Whether mappings of this backend were ever published. Before, a list that cannot be read would count
@@ -262,7 +281,9 @@ impl Backend {
         self.mappings.indexes().get(self.number).is_some_and(Option::is_some)
     }
 
-    fn publish_config_map(&self, sections: &Sections) {
+    /// Returns what is to be said of the ConfigMap.
+    fn publish_config_map(&self, sections: &Sections) -> Vec<Said> {
+        let mut said = Vec::new();
         for (section, error) in sections.broken() {
             self.metrics.failed(self.mode);
             let (backend, list) = (self.mode.name(), section.key());
@@ -270,14 +291,22 @@ impl Backend {
                 backend,
                 list, error, "a list of mappings cannot be read: what was last read of it is used"
             );
+            said.push(Said::of_list(list, error));
         }
         if self.is_loaded() || sections.broken().is_empty() {
-            self.publish_sections(sections);
+            said.extend(self.publish_sections(sections));
         }
         self.metrics.broken(self.mode, sections.broken().len());
+        said
     }
 
-    fn publish(&self, index: Index, reports: &[Report], broken: usize) {
+    /// Says something about an object, once.
+    fn tell(&self, about: About, said: Said) {
+        self.events.warn(Notice { about, said });
+    }
+
+    /// Puts an index in place. Returns what is new about entries that map nobody.
+    fn publish(&self, index: Index, reports: &[Report], broken: usize) -> Vec<Said> {
         self.metrics.published(self.mode, reports, broken, self.clock.now());
         info!(backend = self.mode.name(), mappings = index.len(), "mappings read");
         self.mappings.replace(self.number, Arc::new(index));
@@ -285,7 +314,9 @@ impl Backend {
         let before = std::mem::replace(&mut *locked(&self.shown), states);
         let news = reports.iter().filter(|report| before.get(&report.label) != Some(&report.state));
         let news = news.filter(|report| report.state != State::Mapped { warnings: Vec::new() });
+        let mut said = Vec::new();
         for report in news.take(LOGGED_MAX) {
+            said.extend(Said::of(report));
             let (backend, mapping) = (self.mode.name(), &*report.label);
             match &report.state {
                 State::Conflict(other) => {
@@ -304,6 +335,7 @@ impl Backend {
                 }
             }
         }
+        said
     }
 }
 

@@ -244,6 +244,7 @@ async fn connect(
         backends: config.backends,
         config_file: config.config_file,
         dynamic_file: config.dynamic_file,
+        instance: rustix::system::uname().nodename().to_string_lossy().into(),
     };
     Backends::connect(settings, clock, registry).await
 }

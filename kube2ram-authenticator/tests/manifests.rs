@@ -94,24 +94,34 @@ fn the_init_container_has_what_it_needs_to_give_the_key_away_and_no_more() {
 
 #[test]
 fn the_rights_in_the_cluster_are_few_and_none_is_to_define_resources() {
-    let rules = |kind: &str| of_kind(kind)["rules"].clone();
+    let events =
+        json!({ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] });
 
     let group = "ramauthenticator.k8s.alibabacloud";
     assert_eq!(
-        rules("ClusterRole"),
+        of_kind("ClusterRole")["rules"],
         json!([
             { "apiGroups": [group], "resources": ["ramidentitymappings"], "verbs": ["list", "watch"] },
             { "apiGroups": [group], "resources": ["ramidentitymappings/status"], "verbs": ["patch"] },
         ])
     );
+    let roles: Vec<_> = rendered().into_iter().filter(|object| object["kind"] == "Role").collect();
+    let [of_objects, of_config_map] = roles.as_slice() else { panic!("{roles:?}") };
     assert_eq!(
-        rules("Role"),
-        json!([{
-            "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["alibabacloud-auth"],
-            "verbs": ["get", "list", "watch"],
-        }])
+        (&of_objects["metadata"]["namespace"], &of_config_map["metadata"]["namespace"]),
+        (&json!("default"), &json!("kube-system"))
     );
-    assert_eq!(of_kind("Role")["metadata"]["namespace"], "kube-system");
+    assert_eq!(of_objects["rules"], json!([events]));
+    assert_eq!(
+        of_config_map["rules"],
+        json!([
+            {
+                "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["alibabacloud-auth"],
+                "verbs": ["get", "list", "watch"],
+            },
+            events,
+        ])
+    );
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(super) struct AuthMap {
     sections: Sections,
     /// What a list has shown so far.
     incoming: Option<BTreeMap<String, String>>,
+    /// The ConfigMap's UID, for Events; `None` without one.
+    uid: Option<String>,
 }
 
 impl AuthMap {
@@ -29,6 +31,13 @@ impl AuthMap {
     /// Takes an event of the watch. Returns whether the lists are to be used from now on; they are known
     /// after the first time. Without the ConfigMap they are empty.
     pub(super) fn take(&mut self, event: Event<ConfigMap>) -> bool {
+        match &event {
+            Event::Apply(object) | Event::InitApply(object) if is_ours(object) => {
+                self.uid.clone_from(&object.metadata.uid);
+            }
+            Event::Delete(object) if is_ours(object) => self.uid = None,
+            _ => {}
+        }
         match event {
             Event::Init => {
                 self.incoming = None;
@@ -48,6 +57,11 @@ impl AuthMap {
         }
     }
 
+    /// The ConfigMap's UID.
+    pub(super) fn uid(&self) -> Option<&str> {
+        self.uid.as_deref()
+    }
+
     /// Takes the ConfigMap's data; `None` if there is no such ConfigMap.
     pub(super) fn set(&mut self, data: Option<BTreeMap<String, String>>) {
         let Some(data) = data else { return self.sections.clear() };
@@ -61,10 +75,13 @@ impl AuthMap {
 
 /// The data of the ConfigMap; `None` of any other one.
 pub(super) fn data_of(object: ConfigMap) -> Option<BTreeMap<String, String>> {
+    is_ours(&object).then(|| object.data.unwrap_or_default())
+}
+
+fn is_ours(object: &ConfigMap) -> bool {
     let metadata = &object.metadata;
-    let is_ours = metadata.name.as_deref() == Some(NAME)
-        && metadata.namespace.as_deref().is_none_or(|namespace| namespace == NAMESPACE);
-    is_ours.then(|| object.data.unwrap_or_default())
+    metadata.name.as_deref() == Some(NAME)
+        && metadata.namespace.as_deref().is_none_or(|namespace| namespace == NAMESPACE)
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub(super) struct Objects {
 /// What is kept of an object.
 #[derive(Debug)]
 struct Object {
+    /// For Events.
+    uid: Option<Box<str>>,
     entry: Entry,
     generation: i64,
     observed: Observed,
@@ -116,6 +118,11 @@ impl Objects {
         names
     }
 
+    /// The UID of an object, if it exists.
+    pub(super) fn uid(&self, name: &str) -> Option<Box<str>> {
+        self.store.known().get(name)?.uid.clone()
+    }
+
     /// The merge patch that makes an object's status say what became of it; `None` if it says so, or the
     /// object no longer exists.
     pub(super) fn patch(&self, name: &str, now: Timestamp) -> Option<Value> {
@@ -132,11 +139,12 @@ impl Object {
         let observed = Observed::of(object.data.get("status").unwrap_or(&Value::Null));
         let spec = object.data.get("spec").unwrap_or(&Value::Null);
         let mut entry = entry(&name, spec);
+        let uid = object.metadata.uid.map(Into::into);
         let applied = object.metadata.annotations.and_then(|mut all| all.remove(LAST_APPLIED));
         if entry.user_id.is_none() && applied.is_some_and(|applied| has_id(&applied)) {
             entry.fault = Some(ID_LOST.into());
         }
-        Some((name, Self { entry, generation, observed }))
+        Some((name, Self { uid, entry, generation, observed }))
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     crd::{Objects, schema},
     file::{self, MappingFile},
     locked,
+    notices::About,
     status_writer::StatusWriter,
 };
 use crate::mapping::Index;
@@ -59,8 +60,13 @@ impl Backend {
         // Not from a cache: a mapping that was removed must not come back because the server restarts.
         let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
         let take = |event| {
-            if locked(map).take(event) {
-                self.publish_config_map(locked(map).sections());
+            let mut map = locked(map);
+            if map.take(event) {
+                let said = self.publish_config_map(map.sections());
+                // Without the ConfigMap there is nothing to say about it.
+                if let Some(uid) = map.uid() {
+                    said.into_iter().for_each(|said| self.tell(About::ConfigMap(uid.into()), said));
+                }
             }
         };
         follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
@@ -111,7 +117,12 @@ impl Backend {
     fn publish_objects(&self, objects: &Mutex<Objects>, writer: &StatusWriter) {
         let entries = locked(objects).entries();
         let (index, mut reports) = Index::new(&entries, &[], Arc::clone(&self.restrictions));
-        self.publish(index, &reports, 0);
+        for said in self.publish(index, &reports, 0) {
+            let uid = locked(objects).uid(&said.label);
+            if let Some(uid) = uid {
+                self.tell(About::Mapping(said.label.clone(), uid), said);
+            }
+        }
         locked(objects).warn_of_schema(&mut reports);
         // An object that changed meanwhile is published once more.
         let names = locked(objects).report(reports);
@@ -136,7 +147,8 @@ impl Backend {
             warn!(backend, %path, error, "the file of mappings cannot be read: what was last read is used");
         }
         if self.is_loaded() || fault.is_none() {
-            self.publish_sections(file.sections());
+            // Nobody can be told by an Event: a file is no object of the cluster.
+            let _logged = self.publish_sections(file.sections());
         }
         // All of its lists, if it cannot be read at all.
         let broken = file.sections().broken().len();
@@ -154,7 +166,7 @@ impl Backend {
                 let data = found.map_err(refused)?.and_then(config_map::data_of);
                 let mut map = locked(map);
                 map.set(data);
-                self.publish_config_map(map.sections());
+                let _logged = self.publish_config_map(map.sections());
             }
             Source::File(_) => {}
             Source::Objects(api, objects, _) => {
@@ -167,7 +179,7 @@ impl Backend {
                 }
                 let _is_complete = objects.take(watcher::Event::InitDone);
                 let (index, reports) = Index::new(&objects.entries(), &[], Arc::clone(&self.restrictions));
-                self.publish(index, &reports, 0);
+                let _logged = self.publish(index, &reports, 0);
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
+use kube2ram_service::kubernetes::EVENT_RESULTS;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
@@ -24,6 +25,7 @@ pub struct Metrics {
     read_at: Labelled<Gauge<f64, AtomicU64>>,
     failures: Labelled,
     status_writes: Labelled,
+    events: Labelled,
 }
 
 const STATUS_RESULTS: [&str; 4] = ["failed", "forbidden", "lost", "written"];
@@ -67,12 +69,22 @@ impl Metrics {
             "Writes of the status of RAMIdentityMappings, by result (failed, forbidden, lost, written)",
             metrics.status_writes.clone(),
         );
+        registry.register(
+            "mapping_events",
+            "Events about mappings, by result (counted, dropped, duplicate, failed, forbidden, posted)",
+            metrics.events.clone(),
+        );
         for label in modes.iter().copied().map(of) {
             for gauge in [&metrics.mappings, &metrics.conflicts, &metrics.refused, &metrics.broken_sections] {
                 drop(gauge.get_or_create(&label));
             }
             drop(metrics.read_at.get_or_create(&label));
             drop(metrics.failures.get_or_create(&label));
+        }
+        if modes.iter().any(|mode| mode.is_of_cluster()) {
+            EVENT_RESULTS
+                .iter()
+                .for_each(|result| drop(metrics.events.get_or_create(&[("result", *result)])));
         }
         if modes.contains(&Mode::Crd) {
             STATUS_RESULTS
@@ -102,6 +114,10 @@ impl Metrics {
 
     pub(super) fn failed(&self, mode: Mode) {
         self.failures.get_or_create(&of(mode)).inc();
+    }
+
+    pub(super) fn event(&self, result: &'static str) {
+        self.events.get_or_create(&[("result", result)]).inc();
     }
 
     pub(super) fn status_write(&self, result: &'static str) {

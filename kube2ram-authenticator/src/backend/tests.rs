@@ -35,6 +35,7 @@ fn settings(modes: &[Mode], url: &str) -> Settings {
         config_file: None,
         dynamic_file: None,
         client: ClientConfig::Server { url: url.to_owned(), token: None, insecure: false },
+        instance: "node-1".into(),
     }
 }
 
@@ -223,9 +224,10 @@ async fn the_config_map_counts_from_the_moment_it_changes() {
     eventually("the end", || running.username(&user("alice")).is_none()).await;
 
     assert_eq!(running.metric("mapping_sections_broken{backend=\"ACKConfigMap\"}"), 0);
+    let asked: Vec<_> = api.requests().into_iter().filter(|request| request.starts_with("GET ")).collect();
     let is_named = |request: &String| request.contains("/namespaces/kube-system/configmaps?");
-    assert!(api.requests().iter().all(is_named), "no other namespace is asked for");
-    assert!(api.requests().iter().all(|request| request.contains("metadata.name%3Dalibabacloud-auth")));
+    assert!(asked.iter().all(is_named), "no other namespace is asked for");
+    assert!(asked.iter().all(|request| request.contains("metadata.name%3Dalibabacloud-auth")));
     running.stop().await;
 }
 
@@ -251,6 +253,61 @@ async fn lists_of_which_one_was_never_readable_are_not_loaded() {
     eventually("the fault again", || running.metric(broken) == 1).await;
 
     assert!(running.is_loaded() && running.username(&user("alice")).is_some(), "what was last read counts");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_mapping_that_maps_nobody_is_said_once_in_an_event_on_its_object() {
+    let api = ApiServer::start();
+    let with_uid = |mut object: Value, uid: &str| {
+        object["metadata"]["uid"] = uid.into();
+        object
+    };
+    api.put(OBJECTS, "a", with_uid(object("admin", "one"), "uid-a"));
+    api.put(OBJECTS, "b", with_uid(object("admin", "other"), "uid-b"));
+    api.put(OBJECTS, "c", with_uid(object("dev", "{SessionName}"), "uid-c"));
+    let running = Running::listed(&api, Mode::Crd).await;
+    eventually("three Events", || api.events().len() == 3).await;
+    // Another index, in which the same is wrong.
+    api.put(OBJECTS, "d", with_uid(object("other", "other"), "uid-d"));
+    eventually("its status", || api.get(OBJECTS, "d")["status"]["conditions"].is_array()).await;
+
+    let events = api.events();
+
+    assert_eq!(events.len(), 3, "{events:?}");
+    assert!(events.iter().all(|(namespace, _)| namespace == "default"));
+    let of = |uid: &str| &events.iter().find(|(_, event)| event["regarding"]["uid"] == uid).unwrap().1;
+    assert_eq!(
+        (&of("uid-a")["reason"], &of("uid-c")["reason"]),
+        (&json!("MappingConflict"), &json!("MappingRefused"))
+    );
+    assert_eq!(of("uid-a")["regarding"]["kind"], "RAMIdentityMapping");
+    assert!(of("uid-c")["note"].as_str().unwrap().contains("two braces on each side"), "{}", of("uid-c"));
+    assert_eq!(of("uid-c")["reportingInstance"], "node-1");
+    eventually("their count", || running.metric("mapping_events_total{result=\"posted\"}") == 3).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_list_of_the_config_map_is_said_in_an_event_on_it() {
+    let api = ApiServer::start();
+    let mut map = config_map("x: [");
+    map["metadata"]["uid"] = "uid-of-map".into();
+    map["data"]["mapRoles"] = "- rolearn: nonsense\n  username: x\n".into();
+    let running = Running::start(settings(&[Mode::AckConfigMap], &api.url())).await;
+    eventually("the empty list", || running.is_loaded()).await;
+
+    api.put(CONFIG_MAPS, "alibabacloud-auth", map);
+    eventually("two Events", || api.events().len() == 2).await;
+
+    let events = api.events();
+    for ((namespace, event), (reason, label)) in
+        events.iter().zip([("MappingsUnreadable", "mapUsers: "), ("MappingRefused", "mapRoles[0]: ")])
+    {
+        assert_eq!((namespace.as_str(), &event["reason"]), ("kube-system", &json!(reason)));
+        assert_eq!(event["regarding"]["uid"], "uid-of-map");
+        assert!(event["note"].as_str().unwrap().starts_with(label), "{event}");
+    }
     running.stop().await;
 }
 

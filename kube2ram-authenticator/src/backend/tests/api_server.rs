@@ -26,6 +26,8 @@ struct State {
     log: Vec<(u64, String, String)>,
     requests: Vec<String>,
     patches: Vec<Value>,
+    /// With their namespaces.
+    events: Vec<(String, Value)>,
     /// The status of every answer, if it is not the right one.
     fails_with: Option<u16>,
     forbids_patches: bool,
@@ -93,6 +95,10 @@ impl ApiServer {
 
     pub(super) fn requests(&self) -> Vec<String> {
         self.state().requests.clone()
+    }
+
+    pub(super) fn events(&self) -> Vec<(String, Value)> {
+        self.state().events.clone()
     }
 
     pub(super) fn patches(&self) -> Vec<Value> {
@@ -167,6 +173,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         _ if locked.fails_with.is_some() => {
             let code = locked.fails_with.unwrap();
             (code, status(code))
+        }
+        ("POST", ["apis", "events.k8s.io", "v1", "namespaces", namespace, "events"]) => {
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(event["metadata"]["namespace"].as_str().unwrap_or("default"), *namespace);
+            locked.events.push(((*namespace).to_owned(), event.clone()));
+            (201, event)
         }
         ("PATCH", [.., "ramidentitymappings", name, "status"]) => {
             locked.patch(name, &serde_json::from_slice(&body).unwrap())
