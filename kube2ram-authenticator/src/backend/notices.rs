@@ -1,6 +1,6 @@
-//! What `kubectl describe` shows of mappings that map nobody: Events on their objects. A list of the ConfigMap
-//! has no status, so an Event is all that its author sees. Depends on k8s_openapi; called by the parent and by
-//! `follow`. `kube2ram_service` posts them.
+//! What `kubectl describe` shows of mappings that map nobody: Events on their objects. A list of the
+//! ConfigMap has no status, so an Event is all that its author sees. Depends on k8s_openapi; called by the
+//! parent and by `follow`. `kube2ram_service` posts them.
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
