@@ -1,6 +1,6 @@
 //! The rate limiter that everything here uses: a token bucket, and a bounded table of them by caller. Time is
-//! passed in, but to the table. Depends on nothing of ours; used by the agent's `server` and `credentials`, and
-//! by `kubernetes::events`.
+//! passed in, but to the table. Depends on nothing of ours; used by the agent's `server` and `credentials`,
+//! and by `kubernetes::events`.
 //!
 //! The crate `governor` cannot do three things that the STS scheduler needs: look at a bucket without taking
 //! a token, leave a reserve in it, and change its rate.
