@@ -49,6 +49,13 @@ fn a_cluster_that_drops_ids_is_reported_and_a_mapping_that_has_lost_one_maps_nob
     cluster.admin(&["apply", "--validate=ignore", "-f", path.to_str().unwrap()]).unwrap();
 
     eventually("the refusal", || ready("bob")["reason"] == "Refused");
+    // The rights of the manifests are enough for the Event.
+    eventually("its Event", || {
+        let list = ["get", "events.events.k8s.io", "--namespace=default", "--output=json"];
+        let events: Value = serde_json::from_str(&cluster.admin(&list).unwrap()).unwrap();
+        let events = events["items"].as_array().cloned().unwrap_or_default();
+        events.iter().any(|event| event["reason"] == "MappingRefused" && event["regarding"]["name"] == "bob")
+    });
     let refused = cluster.login(&bob, &[]).unwrap_err().to_string();
     assert!(refused.contains(UNAUTHORIZED), "{refused}");
 }
