@@ -416,7 +416,12 @@ mod tests {
 
     fn mirror(n: u8, name: &str) -> PodUpdate {
         let PodUpdate::Live(known) = pod_update(n, name) else { unreachable!() };
-        PodUpdate::Live(Known { config_hash: Some(hash()), ..known })
+        PodUpdate::Live(mirrored(known))
+    }
+
+    fn mirrored(mut known: Known) -> Known {
+        Arc::make_mut(&mut known.pod).is_mirror = true;
+        Known { config_hash: Some(hash()), ..known }
     }
 
     fn hash() -> PodUid {
@@ -517,7 +522,7 @@ mod tests {
             of_account(3, Some("2026-01-01T00:00:03Z")),
             of_account(4, Some("2026-01-01T00:00:02Z")),
             Known { is_terminating: true, ..of_account(5, Some("2026-01-01T00:00:09Z")) },
-            Known { config_hash: Some(hash()), ..of_account(6, Some("2026-01-01T00:00:09Z")) },
+            mirrored(of_account(6, Some("2026-01-01T00:00:09Z"))),
             of_account(7, Some("2026-01-01T00:00:09Z")),
         ] {
             pods.apply(PodUpdate::Live(known));
