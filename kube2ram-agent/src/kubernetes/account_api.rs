@@ -74,6 +74,13 @@ pub(super) const ANSWER_LIMIT_BYTES: usize = 64 * 1024;
 /// `metadata.name` of any object: a DNS subdomain (RFC 1123).
 const NAME_LIMIT_BYTES: usize = 253;
 
+impl CallError {
+    /// Whether the object does not exist, according to the API server itself.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_not_found())
+    }
+}
+
 impl AccountApi {
     /// Prepares the client. It is one of its own also where it acts as the agent: kube's repetitions would
     /// hide that the API server is overloaded, and how long it wants to be left alone.
@@ -174,6 +181,12 @@ impl Refusal {
     /// Whether an object does not exist, according to the API server itself.
     pub(super) fn is_not_found(&self) -> bool {
         self.code == 404 && &*self.reason == "NotFound"
+    }
+
+    /// Whether the Node authorizer does not know of a pod with that account on the node: not yet, or not any
+    /// more. No name of an object contains this text.
+    pub(super) fn is_unrelated(&self) -> bool {
+        self.code == 403 && self.message.contains("no relationship found")
     }
 }
 

@@ -130,8 +130,9 @@ async fn read(
             Ok(object) => ("ok", Ok(kept_annotations(object.metadata.annotations.unwrap_or_default(), keep))),
             Err(_unreadable) => ("error", Err(CallError::Unreadable)),
         },
-        // Pods outlive their account, and can then do without.
-        Err(CallError::Refused(refusal)) if refusal.is_not_found() => ("absent", Ok(Annotations::new())),
+        // Pods outlive their account. What it was annotated with may have given them less than the agent's
+        // defaults do, so a deleted account is not one without annotations.
+        Err(error) if error.is_not_found() => ("absent", Err(error)),
         Err(CallError::Refused(refusal)) if refusal.code == 403 => {
             ("forbidden", Err(CallError::Refused(refusal)))
         }

@@ -183,9 +183,16 @@ fn an_agent_whose_own_token_names_no_node_or_another_serves_nobody_and_tells_why
 fn an_account_that_is_deleted_keeps_its_sessions_and_gets_no_new_ones_until_it_is_made_again() {
     for cloud in CLOUDS {
         let mut lab = lab("sa-deleted", cloud);
+        // Another pod has its account read again, which is gone by then.
+        lab.api().hold_watches();
+        lab.add_pod(&pod("late").service_account("orders")).unwrap();
         for name in ["orders", COLD] {
             lab.api().delete_service_account(SHOP, name);
         }
+        lab.api().release_watches();
+        let absent = r#"kube2ram_kubernetes_service_account_reads_total{result="absent"}"#;
+        eventually(true, || lab.agent().unwrap().metric(absent).is_ok_and(|reads| reads > 0.0));
+        lab.assert_served("late", "orders");
 
         lab.assert_try_again(COLD, COLD);
         lab.await_result("token");

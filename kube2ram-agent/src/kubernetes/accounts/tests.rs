@@ -30,9 +30,12 @@ fn annotations(role: &str) -> Annotations {
     [("role".into(), role.into())].into()
 }
 
+fn refusal(code: u16, retry_after: Option<Duration>) -> Refusal {
+    Refusal { code, reason: "".into(), kind: "".into(), message: "no".into(), retry_after }
+}
+
 fn refused(code: u16, retry_after: Option<Duration>) -> CallError {
-    let (reason, kind, message) = ("".into(), "".into(), "no".into());
-    CallError::Refused(Box::new(Refusal { code, reason, kind, message, retry_after }))
+    CallError::Refused(Box::new(refusal(code, retry_after)))
 }
 
 fn follow(accounts: &mut Accounts, pods: &[Known], departed: &[Known], now: Instant) {
@@ -83,14 +86,105 @@ fn a_new_pod_has_its_account_read_again_unless_it_was_just_read() {
     follow(&mut accounts, &pods[..1], &[], start);
     assert_eq!(read_due(&mut accounts, start).len(), 1);
 
-    follow(&mut accounts, &pods[..2], &[], start + FRESH_FOR);
-    assert!(read_due(&mut accounts, start + FRESH_FOR).is_empty());
-    let later = start + FRESH_FOR + Duration::from_millis(1);
+    let soon = start + Duration::from_secs(1);
+    follow(&mut accounts, &pods[..2], &[], soon);
+    assert!(read_due(&mut accounts, soon).is_empty());
+    assert_eq!(accounts.next_due(), Some(start + FRESH_FOR), "one new pod is enough");
+    assert_eq!(read_due(&mut accounts, start + FRESH_FOR).len(), 1);
+    let later = start + FRESH_FOR * 3;
     follow(&mut accounts, &pods[..2], &[], later);
     assert!(read_due(&mut accounts, later).is_empty(), "no pod is new");
     follow(&mut accounts, &pods, &[], later);
 
     assert_eq!(read_due(&mut accounts, later).len(), 1);
+}
+
+#[test]
+fn a_pod_that_appears_during_a_read_has_the_account_read_again() {
+    let (mut accounts, start) = (Accounts::default(), Instant::now());
+    follow(&mut accounts, &[pod(1, "a")], &[], start);
+    let name = accounts.start(start).unwrap();
+    let second = Duration::from_secs(1);
+
+    follow(&mut accounts, &[pod(1, "a"), pod(2, "a")], &[], start + second);
+    accounts.finish(&name, Ok(annotations("old")), (start + 2 * second, AT), 0.5);
+
+    assert_eq!(accounts.next_due(), Some(start + FRESH_FOR), "from the start of the read on");
+    assert_eq!(read_due(&mut accounts, start + FRESH_FOR).len(), 1);
+    assert_eq!(accounts.next_due(), Some(start + FRESH_FOR + INTERVAL), "once");
+}
+
+#[test]
+fn a_pod_that_appears_during_a_read_does_not_shorten_the_pause_after_its_failure() {
+    let (mut accounts, start) = (Accounts::default(), Instant::now());
+    follow(&mut accounts, &[pod(1, "a")], &[], start);
+    let name = accounts.start(start).unwrap();
+
+    follow(&mut accounts, &[pod(1, "a"), pod(2, "a")], &[], start);
+    accounts.finish(&name, Err(refused(500, None)), (start, AT), 1.0);
+    let again = accounts.next_due().unwrap();
+    assert_eq!(again, start + BACK_OFF);
+    assert_eq!(read_due(&mut accounts, again).len(), 1);
+
+    assert_eq!(accounts.next_due(), Some(again + INTERVAL), "that read is later than the pod");
+}
+
+#[test]
+fn an_account_that_was_deleted_keeps_its_annotations_and_is_asked_for_within_a_minute() {
+    let (mut accounts, mut now) = (Accounts::default(), Instant::now());
+    let pods = [pod(1, "a"), pod(2, "b")];
+    let absent = || CallError::Refused(Box::new(Refusal { reason: "NotFound".into(), ..refusal(404, None) }));
+    follow(&mut accounts, &pods, &[], now);
+    let names: Vec<_> = std::iter::from_fn(|| accounts.start(now)).collect();
+    assert_eq!(names.len(), 2);
+    accounts.finish(&account("a"), Ok(annotations("r")), (now, AT), 0.5);
+    accounts.finish(&account("b"), Err(absent()), (now, AT), 0.5);
+
+    for n in 0..20 {
+        accounts.finish(&account("a"), Err(absent()), (now, AT), 1.0);
+        accounts.finish(&account("b"), Err(absent()), (now, AT), 1.0);
+        let due = accounts.next_due().unwrap();
+        assert!(due <= now + BACK_OFF_LIMIT, "{n}");
+        now = due;
+    }
+
+    let (mut known, mut unknown) = (pod(3, "a"), pod(4, "b"));
+    assert!(accounts.fill(&mut known), "also for a new pod");
+    assert_eq!(known.pod.account_annotations, Some(annotations("r")));
+    assert!(!accounts.fill(&mut unknown) && unknown.pod.account_annotations.is_none());
+    assert!(accounts.error_of(&unknown.pod).is_some(), "it waits, and the reason is known");
+    assert!(accounts.failure().is_none(), "no fault of the cluster");
+}
+
+#[test]
+fn namespaces_take_turns() {
+    let (mut accounts, start) = (Accounts::default(), Instant::now());
+    let of = |n: u8, namespace: &str| {
+        let mut known = pod(n, &format!("a{n}"));
+        Arc::make_mut(&mut known.pod).namespace = namespace.into();
+        known
+    };
+    let mut pods: Vec<_> = (1..=100).map(|n| of(n, "many")).collect();
+    follow(&mut accounts, &pods, &[], start);
+    let later = start + Duration::from_secs(1);
+    pods.extend([of(101, "few"), of(102, "other")]);
+    follow(&mut accounts, &pods, &[], later);
+
+    let first: Vec<_> = (0..4).map(|_| accounts.start(later).unwrap()).collect();
+
+    let of_namespace = |namespace: &str| first.iter().filter(|name| &*name.namespace == namespace).count();
+    assert_eq!(["few", "other", "many"].map(of_namespace), [1, 1, 2]);
+    let mut others = vec![of(103, "few"), of(104, "few"), of(105, "many")];
+    others.append(&mut pods);
+    follow(&mut accounts, &others, &[], later);
+    let next: Vec<_> = (0..2).map(|_| accounts.start(later).unwrap().namespace).collect();
+    assert!(next.contains(&"few".into()), "{next:?}");
+
+    follow(&mut accounts, &[], &[], later);
+    let names: Vec<_> = accounts.known.keys().cloned().collect();
+    names.iter().for_each(|name| accounts.finish(name, Ok(annotations("r")), (later, AT), 0.5));
+    follow(&mut accounts, &[], &[], later);
+    assert!(accounts.turns.is_empty(), "bounded by the accounts");
 }
 
 #[test]
@@ -105,7 +199,7 @@ fn an_account_is_forgotten_with_its_last_pod_and_not_read_for_departed_ones() {
     assert!(accounts.fill(&mut departed), "it keeps its role");
     follow(&mut accounts, &[], &[], start);
 
-    assert!(accounts.0.is_empty());
+    assert!(accounts.known.is_empty());
     assert!(!accounts.fill(&mut pod(2, "a")), "nothing is known any more");
 }
 
@@ -122,7 +216,7 @@ fn a_read_under_way_is_not_started_again_even_if_its_pods_go_and_come() {
 
     assert!(accounts.fill(&mut pod(2, "a")));
     accounts.finish(&account("other"), Ok(annotations("r")), (now, AT), 0.5);
-    assert_eq!(accounts.0.len(), 1);
+    assert_eq!(accounts.known.len(), 1);
 }
 
 #[test]
@@ -219,6 +313,12 @@ fn waits_as_long_as_the_kind_of_failure_requires() {
     assert_eq!(secs(refused(403, None), 1), 1);
     assert_eq!(secs(refused(403, None), 2), 30);
     assert_eq!(secs(refused(403, None), 20), 30);
+    // It will, whatever number of reads that takes.
+    let unrelated = || {
+        let message = "User \"system:node:n\" cannot get resource: no relationship found between node 'n' and this object";
+        CallError::Refused(Box::new(Refusal { message: message.into(), ..refusal(403, None) }))
+    };
+    assert_eq!([1, 2, 3, 4].map(|failures| secs(unrelated(), failures)), [1, 1, 2, 4]);
     assert_eq!(secs(refused(429, Some(Duration::from_secs(7))), 1), 7);
     assert_eq!(secs(CallError::Unreadable, 1), 1);
     assert_eq!(secs(CallError::Unreadable, u32::MAX), 30);

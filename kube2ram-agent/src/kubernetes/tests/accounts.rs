@@ -45,6 +45,7 @@ impl Running {
 
     /// One with pod 1, which is known.
     async fn with_tokens(api: ApiServer, tokens: TokenRequester) -> Self {
+        api.put_account("team-a", "sa", json!({}));
         api.put("pods", pod(1, "r"));
         let running = Self::with_accounts(api, Some(tokens)).await;
         eventually("pod 1", || running.knows(1)).await;
@@ -156,16 +157,41 @@ async fn the_pods_are_known_when_their_accounts_have_been_tried() {
 }
 
 #[tokio::test]
-async fn an_account_that_does_not_exist_has_no_annotations() {
+async fn pods_of_an_account_that_does_not_exist_wait() {
     let api = ApiServer::start().await;
     api.put("pods", pod(1, "one"));
     let running = Running::with_accounts(api, None).await;
 
-    let found = within(running.pod(1)).await.unwrap();
+    let Err(PodError::Unavailable { source: Some(source), .. }) = within(running.pod(1)).await else {
+        panic!("unavailable, with its cause")
+    };
 
-    assert!(of_account(&found).is_empty());
-    assert_eq!(running.reads("absent"), 1);
-    assert_eq!(running.cluster.token_state().accounts_failure, None);
+    assert!(chain(&*source).contains("404"), "{}", chain(&*source));
+    assert!(!running.knows(1), "it must not get the default role");
+    eventually("the second read", || running.reads("absent") == 2).await;
+    assert_eq!(running.cluster.token_state().accounts_failure, None, "no fault of the cluster");
+    running.api.put_account("team-a", "sa", json!({ROLE: "of-account"}));
+    eventually("the pod", || running.knows(1)).await;
+    assert_eq!(of_account(&running.pod(1).await.unwrap()), [(ROLE, "of-account")]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_that_is_deleted_keeps_its_annotations_for_all_its_pods() {
+    let api = ApiServer::start().await;
+    api.put_account("team-a", "sa", json!({ROLE: "of-account"}));
+    api.put("pods", pod(1, "one"));
+    let running = Running::with_accounts(api, None).await;
+    eventually("pod 1", || running.knows(1)).await;
+    running.api.refuse_accounts(Some(status(404, "NotFound", "serviceaccounts", "\"sa\" not found")));
+
+    passes(Duration::from_secs(6)).await;
+    running.api.put("pods", pod(2, "two"));
+    eventually("the read of a deleted account", || running.reads("absent") > 0).await;
+
+    for n in [1, 2] {
+        assert_eq!(of_account(&within(running.pod(n)).await.unwrap()), [(ROLE, "of-account")]);
+    }
     running.stop().await;
 }
 
@@ -535,6 +561,7 @@ async fn a_wrong_configuration_raises_one_event_on_the_node() {
     let mut other = pod(2, "r");
     other["spec"]["serviceAccountName"] = "other".into();
     api.put("pods", other);
+    api.put_account("team-a", "other", json!({}));
     let running = Running::with_tokens(api, TokenRequester::Agent).await;
     eventually("pod 2", || running.knows(2)).await;
     for name in ["sa", "other"] {
