@@ -19,6 +19,7 @@ mod checkpoint;
 mod pod_view;
 mod service_accounts;
 mod taint;
+mod token_failures;
 mod token_request;
 
 use std::sync::Arc;

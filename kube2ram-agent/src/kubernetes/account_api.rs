@@ -6,7 +6,6 @@ use std::{error::Error, fmt, sync::Mutex, time::Duration};
 
 use http::{HeaderMap, Request, StatusCode, header::RETRY_AFTER};
 use http_body_util::{BodyExt as _, Limited};
-use jiff::Timestamp;
 use kube::{
     Client, Config,
     client::{Body, ClientBuilder},
@@ -18,7 +17,9 @@ use tokio::{
     time::{Instant, error::Elapsed, timeout_at},
 };
 
-use super::{OwnNode, ServiceAccountConfig, TokenRequester, projection::Projection};
+use super::{
+    OwnNode, ServiceAccountConfig, TokenRequester, projection::Projection, token_failures::TokenFailures,
+};
 use kube2ram_cloud::role::ServiceAccount;
 use kube2ram_service::kubernetes::ClientError;
 
@@ -28,8 +29,8 @@ pub(super) struct AccountApi {
     /// By whose right tokens are asked for; `None` if none are.
     pub(super) requester: Option<TokenRequester>,
     pub(super) own_node: Mutex<OwnNode>,
-    /// Why the last request for a token failed, if it did and the reason concerns more than one account.
-    pub(super) failure: Mutex<Option<(Timestamp, Box<str>)>>,
+    /// Why requests for tokens failed, where the reason may concern more than one account.
+    pub(super) failures: Mutex<TokenFailures>,
     /// Asks for another check of the agent's own node.
     pub(super) review_wanted: Notify,
 }
@@ -105,7 +106,7 @@ impl AccountApi {
             client: client.with_layer(&projection).build(),
             requester: accounts.tokens,
             own_node: Mutex::new(OwnNode::Unknown),
-            failure: Mutex::default(),
+            failures: Mutex::default(),
             review_wanted: Notify::new(),
         })
     }

@@ -2,7 +2,10 @@
 //! (TokenRequest of authentication.k8s.io/v1). None is kept. Depends on kube; called through `TokenSource` by
 //! what exchanges the tokens, and by `app` for status.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::{Request, header::CONTENT_TYPE};
@@ -16,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     About, Cluster, Notice, Notices as _, OwnNode,
     account_api::{ANSWER_LIMIT_BYTES, AccountApi, CallError, Refusal, account_path, call},
+    token_failures::TokenFailures,
 };
 use crate::pod::Pod;
 use kube2ram_cloud::{
@@ -38,8 +42,8 @@ pub enum TokenRequester {
 pub struct TokenState {
     /// By whose right tokens are asked for; `None` if none are.
     pub requester: Option<TokenRequester>,
-    /// When and why the last request for a token failed; `None` after a success, and for what concerns one
-    /// ServiceAccount only.
+    /// When and why a request for a token failed last; `None` if that is long ago, after a success of the same
+    /// ServiceAccount, and for what concerns one ServiceAccount or namespace only.
     pub failure: Option<(Timestamp, Box<str>)>,
     /// Which node the agent's own token is bound to. Not asked unless the agent acts as its node.
     pub own_node: OwnNode,
@@ -64,11 +68,15 @@ enum TokenError {
 enum Cause {
     Account,
     Configuration(Missing),
+    /// The namespace lacks the label that the admission policy wants. Its owner decides on it.
+    NotOptedIn,
     /// Anything that passes.
     Other,
     Overload,
     /// The pod that the token would be bound to: another pod, or another moment, may be better.
     Pod,
+    /// The namespace is being deleted: nothing is created in it any more.
+    Terminating,
 }
 
 /// What the cluster's operator has to add.
@@ -128,11 +136,13 @@ impl TokenSource for Cluster {
         match result {
             Ok(token) => {
                 self.metrics.token_request("issued");
-                self.note_token_failure(None);
+                if let Some(mut failures) = self.token_failures() {
+                    failures.clear(account);
+                }
                 Ok(token)
             }
             Err(error) => {
-                let failed = self.failed(error);
+                let failed = self.failed(account, error);
                 self.metrics.token_request(failed.kind.as_str());
                 Err(failed)
             }
@@ -147,7 +157,7 @@ impl Cluster {
         let failure = self.lookups().pods.accounts().and_then(|accounts| accounts.failure());
         TokenState {
             requester: api.and_then(|api| api.requester),
-            failure: api.and_then(|api| api.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            failure: self.token_failures().and_then(|failures| failures.latest(self.clock.now())),
             own_node: self.own_node(),
             accounts_failure: failure.map(|failure| (failure.at, chain(&*failure.error).into())),
         }
@@ -158,10 +168,15 @@ impl Cluster {
         api.map(|api| api.own_node.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
-    fn note_token_failure(&self, reason: Option<&str>) {
-        let Some(api) = &self.account_api else { return };
-        let failure = reason.map(|reason| (self.clock.now(), reason.into()));
-        *api.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    fn token_failures(&self) -> Option<MutexGuard<'_, TokenFailures>> {
+        let api = self.account_api.as_ref()?;
+        Some(api.failures.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_token_failure(&self, account: &ServiceAccount, reason: &str) {
+        if let Some(mut failures) = self.token_failures() {
+            failures.note(account, self.clock.now(), reason);
+        }
     }
 
     async fn request(
@@ -189,6 +204,8 @@ impl Cluster {
                 Err(CallError::Refused(refusal)) if cause(&refusal) == Cause::Pod => {
                     last = TokenError::Call(CallError::Refused(refusal));
                 }
+                // The time is used up, and what used it up is known.
+                Err(CallError::Timeout(_)) if attempt > 0 => break,
                 Err(error) => return Err(TokenError::Call(error)),
             }
         }
@@ -196,7 +213,7 @@ impl Cluster {
     }
 
     /// Makes the error that callers get, and notes it where it concerns more than one account.
-    fn failed(&self, error: TokenError) -> IssueError {
+    fn failed(&self, account: &ServiceAccount, error: TokenError) -> IssueError {
         use IssueErrorKind::{ClusterConfiguration, Throttled, Token};
         let refusal = match error {
             TokenError::Off => {
@@ -209,7 +226,7 @@ impl Cluster {
             }
             TokenError::NoToken => {
                 let message = "the API server's answer contains no token that can be used";
-                self.note_token_failure(Some(message));
+                self.note_token_failure(account, message);
                 return issue_error(Token, "NoToken", message);
             }
             TokenError::Call(CallError::Refused(refusal)) => refusal,
@@ -217,7 +234,7 @@ impl Cluster {
                 return issue_error(Token, "NoServiceAccount", "its name cannot be a ServiceAccount's");
             }
             TokenError::Call(error) => {
-                self.note_token_failure(Some(&chain(&error)));
+                self.note_token_failure(account, &chain(&error));
                 let failed = issue_error(Token, "NoAnswer", &error.to_string());
                 return IssueError { source: Some(Box::new(error)), ..failed };
             }
@@ -226,6 +243,14 @@ impl Cluster {
         let failed = match cause(&refusal) {
             Cause::Account => {
                 return issue_error(Token, "NoServiceAccount", "the ServiceAccount does not exist");
+            }
+            Cause::NotOptedIn => {
+                let message = format!("the namespace has not opted in to tokens: {refusal}");
+                return issue_error(Token, "NamespaceNotOptedIn", &message);
+            }
+            Cause::Terminating => {
+                let message = "the namespace is being deleted, and gets no tokens any more";
+                return issue_error(Token, "NamespaceTerminating", message);
             }
             Cause::Pod => {
                 let message = format!("the API server binds no token to a pod of this node: {refusal}");
@@ -252,7 +277,7 @@ impl Cluster {
             }
             Cause::Other => issue_error(Token, "NoToken", &format!("the API server refuses: {refusal}")),
         };
-        self.note_token_failure(Some(&failed.message));
+        self.note_token_failure(account, &failed.message);
         IssueError { retry_after, ..failed }
     }
 
@@ -317,7 +342,8 @@ fn token(answer: &[u8]) -> Option<AccountToken> {
 }
 
 /// pkg/registry/core/serviceaccount/storage/token.go and plugin/pkg/admission/noderestriction of Kubernetes.
-/// What is not recognised stays the cluster's configuration if it is forbidden, and else passes.
+/// What is not recognised stays the cluster's configuration if it is forbidden, and else passes. Messages contain
+/// names that users choose, and every text that is looked for has a blank, which no name has.
 fn cause(refusal: &Refusal) -> Cause {
     let mentions = |text: &str| refusal.message.contains(text);
     match refusal.code {
@@ -330,14 +356,14 @@ fn cause(refusal: &Refusal) -> Cause {
         // An admission policy whose parameters are pods: the API server has seen none of the namespace yet.
         422 if mentions("no params found") => Cause::Other,
         400 | 422 => Cause::Configuration(Missing::Lifetime),
-        403 if mentions("impersonate") => Cause::Configuration(Missing::Impersonation),
         // The Node authorizer has not seen the pod yet, or not any more; NodeRestriction has another UID.
-        403 if mentions("no relationship found") || mentions("UID in the bound object reference") => {
-            Cause::Pod
-        }
-        403 if mentions("audience") && !mentions("ValidatingAdmissionPolicy") => {
-            Cause::Configuration(Missing::Audience)
-        }
+        403 if refusal.is_unrelated() || mentions("UID in the bound object reference") => Cause::Pod,
+        403 if mentions(" cannot impersonate") => Cause::Configuration(Missing::Impersonation),
+        403 if mentions("not found in pod spec volume") => Cause::Configuration(Missing::Audience),
+        // The admission plugin NamespaceLifecycle.
+        403 if mentions("it is being terminated") => Cause::Terminating,
+        // The policy kube2ram-token-requests of the manifests.
+        403 if mentions("the namespace has not opted in to tokens for agents") => Cause::NotOptedIn,
         403 => Cause::Configuration(Missing::Right),
         _ => Cause::Other,
     }

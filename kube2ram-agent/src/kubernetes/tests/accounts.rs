@@ -480,6 +480,8 @@ async fn each_refusal_has_its_kind_and_is_asked_for_once() {
         (403, "", "cannot impersonate resource \"users\"", ClusterConfiguration, "TokenForbidden"),
         (403, "", "audience \"x\" not found in pod spec volume", ClusterConfiguration, "TokenForbidden"),
         (403, "", "denied", ClusterConfiguration, "TokenForbidden"),
+        (403, "", "because it is being terminated", Token, "NamespaceTerminating"),
+        (403, "", "the namespace has not opted in to tokens for agents", Token, "NamespaceNotOptedIn"),
         (404, "serviceaccounts", "not found", Token, "NoServiceAccount"),
         (422, "", "invalid", ClusterConfiguration, "TokenInvalid"),
         (429, "", "too many requests", Throttled, "TooManyRequests"),
@@ -495,12 +497,13 @@ async fn each_refusal_has_its_kind_and_is_asked_for_once() {
 
         assert_eq!((error.kind, &*error.code), (expected, expected_code), "{code} {message}");
         assert_eq!(running.api.token_requests().len() - before, 1, "{code} {message}");
-        assert_eq!(running.cluster.token_state().failure.is_some(), code != 404, "{code} {message}");
+        let is_of_one = code == 404 || expected_code.starts_with("Namespace");
+        assert_eq!(running.cluster.token_state().failure.is_some(), !is_of_one, "{code} {message}");
         assert!(running.token().await.is_ok());
         assert_eq!(running.cluster.token_state().failure, None);
     }
     let counts = ["cluster_configuration", "issued", "throttled", "token"].map(|it| running.outcomes(it));
-    assert_eq!(counts, [5, 11, 1, 5]);
+    assert_eq!(counts, [5, 13, 1, 7]);
     running.stop().await;
 }
 
@@ -517,10 +520,15 @@ async fn an_overloaded_api_server_says_how_long_to_wait() {
 
 #[tokio::test]
 async fn what_is_missing_is_named_by_who_asks() {
-    let impersonation = "cannot impersonate resource \"users\"";
+    let impersonation = "User \"u\" cannot impersonate resource \"users\"";
     let policy = "ValidatingAdmissionPolicy 'kube2ram-tokens' denied request: not for this audience";
     for (requester, extra, refused, expected) in [
-        (TokenRequester::Node, json!({}), "audience \"x\" not found", "ClusterRole kube2ram-audience"),
+        (
+            TokenRequester::Node,
+            json!({}),
+            "audience \"x\" not found in pod spec volume",
+            "ClusterRole kube2ram-audience",
+        ),
         (TokenRequester::Node, json!({}), impersonation, "bound to no node"),
         (
             TokenRequester::Node,
@@ -553,6 +561,41 @@ async fn what_is_missing_is_named_by_who_asks() {
         assert_eq!(reason, error.message);
         running.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_one_namespace_causes_raises_no_event_on_the_node() {
+    let running = Running::with_tokens(ApiServer::start().await, TokenRequester::Agent).await;
+    for message in ["because it is being terminated", "the namespace has not opted in to tokens for agents"] {
+        running.api.refuse_token(forbidden(message), None);
+        assert!(running.token().await.is_err());
+    }
+    running.cluster.warn(notice("last"));
+
+    eventually("the last Event", || running.api.posted().iter().any(|event| event["note"] == "last")).await;
+
+    assert_eq!(running.api.posted().len(), 1, "{:?}", running.api.posted());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_success_of_another_account_does_not_hide_a_failure() {
+    let api = ApiServer::start().await;
+    let mut other = pod(2, "r");
+    other["spec"]["serviceAccountName"] = "other".into();
+    api.put("pods", other);
+    api.put_account("team-a", "other", json!({}));
+    let running = Running::with_tokens(api, TokenRequester::Agent).await;
+    eventually("pod 2", || running.knows(2)).await;
+    running.api.refuse_token(forbidden("denied"), None);
+    assert!(running.token().await.is_err());
+
+    assert!(running.cluster.token(&account("other"), AUDIENCE, LIFETIME).await.is_ok());
+
+    assert!(running.cluster.token_state().failure.is_some());
+    assert!(running.token().await.is_ok());
+    assert_eq!(running.cluster.token_state().failure, None);
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -595,6 +638,23 @@ async fn a_token_that_does_not_come_in_a_second_is_given_up() {
     assert_eq!((error.kind, &*error.code), (IssueErrorKind::Token, "NoAnswer"));
     let elapsed = start.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_millis(1100)).contains(&elapsed), "{elapsed:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_reason_is_kept_when_the_time_is_used_up_after_a_refusal() {
+    let running = Running::with_tokens(ApiServer::start().await, TokenRequester::Node).await;
+    running.api.refuse_token(status(404, "NotFound", "pods", r#"pods "pod-1" not found"#), None);
+    let stall = async {
+        eventually("the first attempt", || running.api.token_requests().len() == 1).await;
+        running.api.stall("accounts");
+    };
+
+    let (result, ()) = tokio::join!(running.token(), stall);
+
+    let error = result.unwrap_err();
+    assert_eq!((error.kind, &*error.code), (IssueErrorKind::Token, "NoPod"));
+    assert!(error.message.contains("pod-1"), "{}", error.message);
     running.stop().await;
 }
 

@@ -69,10 +69,24 @@ fn asks_for_one_audience_and_binds_the_token_to_the_pod_and_its_uid() {
     );
 }
 
+/// As the API server wraps the message of the manifests' policy.
+const NOT_OPTED_IN: &str = "serviceaccounts \"web\" is forbidden: ValidatingAdmissionPolicy 'kube2ram-token-requests' with binding 'kube2ram-token-requests' denied request: the namespace has not opted in to tokens for agents: kubectl label namespace <namespace> kube2ram/service-account-tokens=true";
+
+#[test]
+fn the_policy_says_what_is_looked_for() {
+    let (_, message) = NOT_OPTED_IN.split_once("denied request: ").unwrap();
+    let manifest =
+        include_str!("../../../../deploy/kustomize/components/service-accounts-by-policy/admission.yaml");
+    assert!(manifest.contains(message), "{message}");
+    let (start, _) = message.split_once(": ").unwrap();
+    let template = include_str!("../../../../deploy/helm/kube2ram/templates/service-accounts.yaml");
+    assert!(template.contains(start), "{start}");
+}
+
 /// The messages are those of Kubernetes 1.36.
 #[test]
 fn tells_apart_what_a_refusal_is_about() {
-    use Cause::{Account, Configuration, Other, Overload, Pod};
+    use Cause::{Account, Configuration, NotOptedIn, Other, Overload, Pod, Terminating};
     use Missing::{Audience, Impersonation, Lifetime, Right};
     for (code, kind, message, expected) in [
         (404, "serviceaccounts", r#"serviceaccounts "web" not found"#, Account),
@@ -98,7 +112,39 @@ fn tells_apart_what_a_refusal_is_about() {
             r#"User "system:serviceaccount:k:k" cannot impersonate resource "users""#,
             Configuration(Impersonation),
         ),
+        (
+            403,
+            "users",
+            r#"users "system:node:n" is forbidden: User "u" cannot impersonate:associated-node resource "users""#,
+            Configuration(Impersonation),
+        ),
         (403, "", r#"audience "sts.example" not found in pod spec volume"#, Configuration(Audience)),
+        (
+            403,
+            "serviceaccounts",
+            r#"serviceaccounts "web" is forbidden: unable to create new content in namespace shop because it is being terminated"#,
+            Terminating,
+        ),
+        (403, "serviceaccounts", NOT_OPTED_IN, NotOptedIn),
+        // Users choose the names.
+        (
+            403,
+            "serviceaccounts",
+            "serviceaccounts \"impersonate\" is forbidden: User \"system:node:n\" cannot create resource \"serviceaccounts/token\" in the namespace \"audience\": no relationship found between node 'n' and this object",
+            Pod,
+        ),
+        (
+            403,
+            "serviceaccounts",
+            r#"serviceaccounts "impersonate" is forbidden: User "u" cannot create resource "serviceaccounts/token" in the namespace "audience""#,
+            Configuration(Right),
+        ),
+        (
+            403,
+            "serviceaccounts",
+            r#"serviceaccounts "being-terminated" is forbidden: User "u" cannot create resource "serviceaccounts/token" in the namespace "opted-in""#,
+            Configuration(Right),
+        ),
         (403, "", "ValidatingAdmissionPolicy 'p' denied request: audience is not ours", Configuration(Right)),
         (403, "", r#"cannot create resource "serviceaccounts/token""#, Configuration(Right)),
         (403, "", "", Configuration(Right)),
