@@ -73,8 +73,8 @@ pub enum IssueErrorKind {
     NoSuchRole,
     /// STS throttles. Transient.
     Throttled,
-    /// The API server gives no token of the ServiceAccount now, or STS calls each token expired, because the
-    /// clocks of the two differ. Transient.
+    /// The API server gives no token of the ServiceAccount now; or STS calls each token expired, because the
+    /// clocks of the two differ; or the role's account does not know the cluster's issuer (AWS). Transient.
     Token,
     /// STS cannot be reached, is too slow, answers 5xx or nonsense. Transient.
     Unavailable,

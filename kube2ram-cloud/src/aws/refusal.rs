@@ -63,8 +63,15 @@ fn judge_exchange(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind,
     use IssueErrorKind::*;
     match (judge(status, error), &*error.code) {
         ((BaseCredentials, _), code) if EXPIRED_TOKEN.contains(&code) => (Token, Some(Remedy::FreshBase)),
-        // IAM has no provider for the issuer or the audience; STS cannot read the issuer's keys; or the
-        // signing key was just replaced.
+        // STS looks for the provider in the account of the pod's role. Either the provider was removed, or an
+        // annotation names a wrong account: the agent does not know which, so one pod must not accuse the
+        // cluster. A denial would take valid credentials from all pods after a provider was removed by
+        // mistake. Another token has the same issuer, so none is asked for.
+        ((BaseCredentials, _), "InvalidIdentityToken") if error.message.contains(NO_PROVIDER) => {
+            (Token, None)
+        }
+        // The provider lacks the audience; STS cannot read the issuer's keys; or the signing key was just
+        // replaced.
         ((BaseCredentials, _), "InvalidIdentityToken" | "IDPRejectedClaim") => {
             (ClusterConfiguration, Some(Remedy::FreshBase))
         }
@@ -124,6 +131,9 @@ pub(super) fn exchange_advice(kind: IssueErrorKind) -> &'static str {
         IssueErrorKind::Unavailable => {
             "STS does not answer the node, is off in its region, or cannot read the cluster's signing keys; the agent tries again by itself. Check that the node reaches the STS endpoint; after IDPCommunicationError, that the cluster's issuer and its JWKS are public"
         }
+        IssueErrorKind::Token => {
+            "there is no token of the pod's ServiceAccount that STS accepts; the agent tries again by itself. After InvalidIdentityToken, correct the account in the role's ARN, or create the cluster's IAM OIDC provider in that account; after NamespaceNotOptedIn, label the namespace; else check that the node reaches the API server, and the API server's clock"
+        }
         _ => advice(kind),
     }
 }
@@ -148,6 +158,8 @@ const CHAINING: &str = "role chaining";
 const DURATION: &str = "DurationSeconds exceeds";
 /// "1 validation error detected: Value at 'webIdentityToken' failed to satisfy constraint"
 const TOKEN_PARAMETER: &str = "webIdentityToken";
+/// "No OpenIDConnect provider found in your account for https://…": the account is the role's.
+const NO_PROVIDER: &str = "No OpenIDConnect provider found";
 /// "Signature expired: … is now earlier than …", "Signature not yet current: … is still later than …".
 const SKEWED: [&str; 2] = ["Signature expired", "Signature not yet current"];
 /// Not registered; AWS's services send it for throttling.
@@ -254,10 +266,12 @@ mod tests {
             (
                 400,
                 "InvalidIdentityToken",
-                "No OpenIDConnect provider found",
-                ClusterConfiguration,
-                Some(FreshBase),
+                "No OpenIDConnect provider found in your account for https://oidc.example.com",
+                Token,
+                None,
             ),
+            (400, "InvalidIdentityToken", "Incorrect token audience", ClusterConfiguration, Some(FreshBase)),
+            (400, "InvalidIdentityToken", "", ClusterConfiguration, Some(FreshBase)),
             (403, "IDPRejectedClaim", "", ClusterConfiguration, Some(FreshBase)),
             (400, "ExpiredTokenException", "", Token, Some(FreshBase)),
             (400, "ExpiredToken", "", Token, Some(FreshBase)),
@@ -293,6 +307,10 @@ mod tests {
             assert!(!["RAM", "ActionTrail", "aliyun"].iter().any(|word| text.contains(word)), "{text}");
             // An Event has 1,024 bytes, with an ARN of up to 512, the code and a few words.
             assert!(text.len() <= 400, "{} bytes: {text}", text.len());
+        }
+        // The token's kind has both causes of a provider that is not there.
+        for cause in ["the account in the role's ARN", "IAM OIDC provider"] {
+            assert!(exchange_advice(IssueErrorKind::Token).contains(cause));
         }
         // The whole call is refused with the code of a role that does not exist.
         for right in ["sts:TagSession", "sts:SetSourceIdentity"] {
