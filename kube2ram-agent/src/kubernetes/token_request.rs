@@ -42,8 +42,8 @@ pub enum TokenRequester {
 pub struct TokenState {
     /// By whose right tokens are asked for; `None` if none are.
     pub requester: Option<TokenRequester>,
-    /// When and why a request for a token failed last; `None` if that is long ago, after a success of the same
-    /// ServiceAccount, and for what concerns one ServiceAccount or namespace only.
+    /// When and why a request for a token failed last; `None` if that is long ago, after a success of the
+    /// same ServiceAccount, and for what concerns one ServiceAccount or namespace only.
     pub failure: Option<(Timestamp, Box<str>)>,
     /// Which node the agent's own token is bound to. Not asked unless the agent acts as its node.
     pub own_node: OwnNode,
@@ -342,8 +342,8 @@ fn token(answer: &[u8]) -> Option<AccountToken> {
 }
 
 /// pkg/registry/core/serviceaccount/storage/token.go and plugin/pkg/admission/noderestriction of Kubernetes.
-/// What is not recognised stays the cluster's configuration if it is forbidden, and else passes. Messages contain
-/// names that users choose, and every text that is looked for has a blank, which no name has.
+/// What is not recognised stays the cluster's configuration if it is forbidden, and else passes. Messages
+/// contain names that users choose, and every text that is looked for has a blank, which no name has.
 fn cause(refusal: &Refusal) -> Cause {
     let mentions = |text: &str| refusal.message.contains(text);
     match refusal.code {

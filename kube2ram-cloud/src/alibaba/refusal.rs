@@ -129,7 +129,7 @@ pub(super) fn exchange_advice(kind: IssueErrorKind) -> &'static str {
             "STS does not answer the node, or cannot read the cluster's signing keys; the agent tries again by itself. Check that the node reaches the STS endpoint; after IssuerConfigurationBroken, that the cluster's issuer and its JWKS are public"
         }
         IssueErrorKind::Token => {
-            "the agent has no valid token of the pod's ServiceAccount; it tries again by itself. After NamespaceNotOptedIn, label the namespace; else check that the node reaches the API server, and that the API server's clock is right"
+            "the agent has no valid token of the pod's ServiceAccount; it tries again by itself. Check that the node reaches the API server, and that the API server's clock is right; after NamespaceNotOptedIn, label the namespace"
         }
         _ => advice(kind),
     }

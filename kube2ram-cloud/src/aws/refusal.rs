@@ -132,7 +132,7 @@ pub(super) fn exchange_advice(kind: IssueErrorKind) -> &'static str {
             "STS does not answer the node, is off in its region, or cannot read the cluster's signing keys; the agent tries again by itself. Check that the node reaches the STS endpoint; after IDPCommunicationError, that the cluster's issuer and its JWKS are public"
         }
         IssueErrorKind::Token => {
-            "there is no token of the pod's ServiceAccount that STS accepts; the agent tries again by itself. After InvalidIdentityToken, correct the account in the role's ARN, or create the cluster's IAM OIDC provider in that account; after NamespaceNotOptedIn, label the namespace; else check that the node reaches the API server, and the API server's clock"
+            "there is no token of the pod's ServiceAccount that STS accepts; the agent tries again by itself. After InvalidIdentityToken, correct the account in the role's ARN, or create the cluster's IAM OIDC provider in that account; after NamespaceNotOptedIn, label the namespace; otherwise check that the node reaches the API server, and the API server's clock"
         }
         _ => advice(kind),
     }
