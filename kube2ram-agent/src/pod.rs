@@ -1,6 +1,6 @@
 //! A pod, as far as it matters to its role. Made by `kubernetes`, read by `role`, `policy` and `server`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +18,11 @@ pub struct Pod {
     /// `spec.serviceAccountName`; `default` when unset.
     pub service_account: Box<str>,
     /// Those of the ServiceAccount's annotations that the agent is configured to keep; `None` when they are
-    /// not asked for, or not known yet. A pod's own take precedence.
-    pub account_annotations: Option<BTreeMap<Box<str>, Box<str>>>,
+    /// not asked for, or not known yet. A pod's own take precedence. All pods of an account share them, so a
+    /// checkpoint has them once, and not here.
+    #[serde(skip)]
+    pub account_annotations: Option<Arc<BTreeMap<Box<str>, Box<str>>>>,
     /// Whether it stands for a static pod, which has no ServiceAccount, whatever its object says.
-    #[serde(default)]
     pub is_mirror: bool,
     /// `spec.hostNetwork`.
     pub host_network: bool,

@@ -39,7 +39,7 @@ pub struct Discovered {
     pub partition: Option<Box<str>>,
 }
 
-/// The node, its cloud and the boot in which a snapshot is made: it is valid nowhere else.
+/// The node, its cloud, the boot and the annotations in which a snapshot is made: it is valid nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotScope {
     /// The kernel's random id of this boot.
@@ -48,6 +48,9 @@ pub struct SnapshotScope {
     pub cloud: Box<str>,
     /// The node's name.
     pub node: Box<str>,
+    /// The keys of all annotations that the agent reads: an agent that reads others would take those that are
+    /// not in the snapshot for absent.
+    pub annotations: Vec<Box<str>>,
 }
 
 /// The file.
@@ -60,8 +63,8 @@ pub enum SnapshotError {
     /// It is damaged, or an agent wrote it that lays it out differently.
     #[error("the snapshot is damaged or of another version")]
     Content(#[source] serde_json::Error),
-    /// It is of another boot, node or cloud.
-    #[error("the snapshot is of another boot, another node or another cloud")]
+    /// It is of another boot, node or cloud, or of an agent that reads other annotations.
+    #[error("the snapshot is of another boot, node or cloud, or of an agent with other annotation keys")]
     Foreign,
     /// It could not be read.
     #[error("cannot read the snapshot")]
@@ -87,11 +90,22 @@ pub enum SnapshotError {
 }
 
 impl Snapshot {
-    /// Writes the document; `written_at` is the time since boot.
+    /// Writes the document; `written_at` is the time since boot. If it would be too long, the largest of what
+    /// the API server has sent is left out.
     ///
     /// # Errors
     /// [`SnapshotError::TooLong`].
-    pub fn encode(&self, scope: &SnapshotScope, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
+    pub fn encode(mut self, scope: &SnapshotScope, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
+        match self.text(scope, written_at) {
+            Err(SnapshotError::TooLong) => {
+                self.cluster.shorten(CLUSTER_LIMIT_BYTES);
+                self.text(scope, written_at)
+            }
+            result => result,
+        }
+    }
+
+    fn text(&self, scope: &SnapshotScope, written_at: Duration) -> Result<Vec<u8>, SnapshotError> {
         let written_at_secs = written_at.as_secs();
         let document = Document { version: VERSION, scope, written_at_secs, snapshot: self };
         let mut text = Bounded(Vec::new());
@@ -123,13 +137,18 @@ impl Snapshot {
 }
 
 impl SnapshotScope {
-    /// Of a node in this boot.
+    /// Of a node in this boot; `annotations` are all keys, in a fixed order.
     ///
     /// # Errors
     /// [`SnapshotError::Read`], when the kernel does not tell its boot id.
-    pub fn of_node(node: &str, cloud: Cloud) -> Result<Self, SnapshotError> {
+    pub fn of_node(node: &str, cloud: Cloud, annotations: Vec<Box<str>>) -> Result<Self, SnapshotError> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(SnapshotError::Read)?;
-        Ok(Self { boot_id: boot_id.trim().into(), cloud: cloud.name().into(), node: node.into() })
+        Ok(Self {
+            boot_id: boot_id.trim().into(),
+            cloud: cloud.name().into(),
+            node: node.into(),
+            annotations,
+        })
     }
 }
 
@@ -213,16 +232,18 @@ struct Document<P, S> {
 /// How long a snapshot counts after the last agent wrote it that the API server had answered: such an agent
 /// itself has no limit, but one that has been away for a day has nothing to continue.
 pub const MAX_AGE: Duration = Duration::from_hours(24);
-/// 250 pods with every annotation at its longest (half as many if those of their ServiceAccounts are, too),
-/// and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
+/// 250 pods with every annotation at its longest (half as many if each has a ServiceAccount with such
+/// annotations, too), and 1 MiB of allow-lists; a thousand ordinary pods take 300 KiB.
 pub const LIMIT_BYTES: usize = 4 * 1024 * 1024;
+/// Of that what the API server has sent; the rest is for the scope, and for what the metadata server told.
+const CLUSTER_LIMIT_BYTES: usize = LIMIT_BYTES - 64 * 1024;
 /// The name of its file in the state directory.
 pub const FILE_NAME: &str = "snapshot";
 /// That of the file that replaces it, which a crash may leave. Only the agent that serves writes.
 pub const DRAFT_NAME: &str = "snapshot.new";
 const DRAFT_EXTENSION: &str = "new";
 /// Counts up with every change of what a field means. Version 1 was no JSON document.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -233,7 +254,12 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1_000_000);
 
     fn scope() -> SnapshotScope {
-        SnapshotScope { boot_id: "0b8c2a5e".into(), cloud: "alibaba".into(), node: "node-1".into() }
+        SnapshotScope {
+            boot_id: "0b8c2a5e".into(),
+            cloud: "alibaba".into(),
+            node: "node-1".into(),
+            annotations: vec!["ram.aliyuncs.com/role".into()],
+        }
     }
 
     fn snapshot() -> Snapshot {
@@ -258,11 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn counts_on_no_other_node_and_in_no_other_boot() {
+    fn counts_on_no_other_node_in_no_other_boot_and_for_no_other_annotations() {
         for other in [
             SnapshotScope { boot_id: "1".into(), ..scope() },
             SnapshotScope { cloud: "aws".into(), ..scope() },
             SnapshotScope { node: "node-2".into(), ..scope() },
+            SnapshotScope { annotations: vec!["role".into()], ..scope() },
         ] {
             assert!(matches!(Snapshot::decode(&text(), &other, NOW), Err(SnapshotError::Foreign)));
         }
@@ -283,9 +310,9 @@ mod tests {
 
     #[test]
     fn a_document_of_another_version_is_refused() {
-        for other in ["2", "4"] {
+        for other in ["3", "5"] {
             let version = format!(r#"{{"version":{other},"#);
-            let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":3,"#, &version, 1);
+            let text = String::from_utf8(text()).unwrap().replacen(r#"{"version":4,"#, &version, 1);
             let decoded = Snapshot::decode(text.as_bytes(), &scope(), NOW);
             assert!(matches!(decoded, Err(SnapshotError::Version)), "{text}");
         }

@@ -45,7 +45,9 @@ impl SnapshotWriter {
     /// With a state directory on a disk, the agent does what it can without a snapshot.
     pub(super) fn new(dir: &StateDir, config: &Config, registry: &mut Registry) -> Self {
         let file = SnapshotFile::in_dir(dir)
-            .and_then(|file| Ok((file, SnapshotScope::of_node(&config.node, config.cloud)?)))
+            .and_then(|file| {
+                Ok((file, SnapshotScope::of_node(&config.node, config.cloud, annotations(config))?))
+            })
             .inspect_err(|error| {
                 warn!(
                     error = chain(error),
@@ -102,6 +104,14 @@ impl SnapshotWriter {
     }
 }
 
+/// The keys of all annotations that count: of pods, of ServiceAccounts if they do, and of namespaces.
+fn annotations(config: &Config) -> Vec<Box<str>> {
+    let keys = &config.annotation_keys;
+    let of_accounts = keys.account_bounded().into_iter().flatten();
+    let keys = keys.bounded().into_iter().chain(of_accounts).map(|(key, _)| key.into());
+    keys.chain([config.namespace_key.clone()]).collect()
+}
+
 pub(super) fn metrics(registry: &mut Registry) -> Writes {
     let writes = Writes::default();
     let help = "Snapshots for the next agent, by result (error, ok)";
@@ -118,4 +128,28 @@ pub(super) fn offer(left: Option<Snapshot>, cluster: &Cluster) -> Option<Discove
     info!("snapshot of the previous agent loaded");
     cluster.offer(checkpoint);
     discovered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+
+    fn keys(flags: &[&str]) -> Vec<Box<str>> {
+        let args = ["kube2ram", "--node=n", "--cloud=aws"].iter().chain(flags).map(Into::into);
+        match Command::from_args(args, &|_| None).unwrap() {
+            Command::Agent(config) => annotations(&config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_agent_that_reads_other_annotations_has_another_scope() {
+        let usual = keys(&[]);
+
+        assert_eq!(keys(&["--app-port=8182"]), usual, "the allowed twin");
+        for other in ["--service-account-roles", "--iam-role-key=role", "--namespace-key=allowed"] {
+            assert_ne!(keys(&[other]), usual, "{other}");
+        }
+    }
 }

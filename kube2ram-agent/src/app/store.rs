@@ -68,7 +68,7 @@ fn shown(view: &PodView) -> Value {
     json!({
         "namespace": pod.namespace, "name": pod.name, "uid": pod.uid.as_str(), "serviceAccount": pod.service_account,
         "hostNetwork": pod.host_network, "ip": view.ip, "annotations": pod.annotations,
-        "serviceAccountAnnotations": pod.account_annotations,
+        "serviceAccountAnnotations": pod.account_annotations.as_deref(),
     })
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Accounts {
 #[derive(Debug)]
 struct Account {
     /// As they were last read; `None` before the first time.
-    annotations: Option<Annotations>,
+    annotations: Option<Arc<Annotations>>,
     /// The pods that used it when the pods were last followed, without those that have departed.
     pods: HashSet<PodUid>,
     has_departed_pods: bool,
@@ -65,7 +65,7 @@ const FRESH_FOR: Duration = Duration::from_secs(5);
 /// The pause after a read that failed; doubled up to the limit.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(60);
-/// The shortest pause when reading is forbidden: no repetition helps before someone grants the right. The Node
+/// The shortest pause when reading is forbidden: no repetition helps before someone grants the right. A Node
 /// authorizer that does not know of a pod yet learns of it by itself.
 const FORBIDDEN_PAUSE: Duration = Duration::from_secs(30);
 /// The first failure of an account is no news: the Node authorizer does not know of a pod in its first
@@ -140,7 +140,7 @@ impl Accounts {
         let is_wanted_again = take(&mut account.is_wanted_again);
         match result {
             Ok(annotations) => {
-                account.annotations = Some(annotations);
+                account.annotations = Some(Arc::new(annotations));
                 account.read_at = Some(started_at);
                 account.due = now + INTERVAL.mul_f64(1.0 - SPREAD + 2.0 * SPREAD * jitter);
                 (account.failures, account.failure) = (0, None);
@@ -162,21 +162,21 @@ impl Accounts {
             return;
         };
         let account = self.known.entry(name_of(&known.pod)).or_insert_with(|| Account::new(Instant::now()));
-        account.annotations.get_or_insert_with(|| annotations.clone());
+        account.annotations.get_or_insert_with(|| Arc::clone(annotations));
     }
 
     /// Gives a pod what is known of its account. A new pod gets it at once, although the account may have
     /// been changed since the last read: the read that the pod causes follows within [`FRESH_FOR`]. The pod
     /// stays the same object unless that changes it. Returns whether it has.
     pub(super) fn fill(&self, known: &mut Known) -> bool {
-        let none = Annotations::new();
         let annotations = match has_account(&&*known) {
-            true => self.known.get(&name_of(&known.pod)).and_then(|account| account.annotations.as_ref()),
-            false => Some(&none),
+            true => self.known.get(&name_of(&known.pod)).and_then(|account| account.annotations.clone()),
+            false => Some(Arc::default()),
         };
         match annotations {
-            Some(annotations) if known.pod.account_annotations.as_ref() != Some(annotations) => {
-                Arc::make_mut(&mut known.pod).account_annotations = Some(annotations.clone());
+            // Not compared by identity: what is read again is mostly the same.
+            Some(annotations) if known.pod.account_annotations.as_ref() != Some(&annotations) => {
+                Arc::make_mut(&mut known.pod).account_annotations = Some(annotations);
                 true
             }
             _ => false,

@@ -599,7 +599,7 @@ mod tests {
         let saved = || {
             let mut known = of_account(1, None);
             Arc::make_mut(&mut known.pod).account_annotations =
-                Some([("role".into(), "saved".into())].into());
+                Some(Arc::new([("role".into(), "saved".into())].into()));
             vec![known]
         };
         let (mut with, mut without) = (Pods::new(), Pods::new());

@@ -60,7 +60,7 @@ fn reading(from: CredentialsFrom) -> Roles {
 
 /// The same pod, whose ServiceAccount has these annotations.
 fn pod_of(annotations: &[(&str, &str)], account: &[(&str, &str)]) -> Pod {
-    Pod { account_annotations: Some(pod(account).annotations), ..pod(annotations) }
+    Pod { account_annotations: Some(pod(account).annotations.into()), ..pod(annotations) }
 }
 
 fn setting_of_account(key: &str) -> Setting {

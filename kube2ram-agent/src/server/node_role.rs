@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn is_not_for_a_pod_whose_service_account_has_a_role_or_is_not_known() {
         let of = |roles: &Roles, account: Option<&[(&str, &str)]>| {
-            let pod = Pod { account_annotations: account.map(map), ..pod(true, &[]) };
+            let pod = Pod { account_annotations: account.map(|it| map(it).into()), ..pod(true, &[]) };
             NodeRole::of(&pod, roles, HostNetworkPods::Pass).is_some()
         };
         let reading = roles(None, Some("alias"));

@@ -150,7 +150,7 @@ fn an_account_that_was_deleted_keeps_its_annotations_and_is_asked_for_within_a_m
 
     let (mut known, mut unknown) = (pod(3, "a"), pod(4, "b"));
     assert!(accounts.fill(&mut known), "also for a new pod");
-    assert_eq!(known.pod.account_annotations, Some(annotations("r")));
+    assert_eq!(known.pod.account_annotations, Some(annotations("r").into()));
     assert!(!accounts.fill(&mut unknown) && unknown.pod.account_annotations.is_none());
     assert!(accounts.error_of(&unknown.pod).is_some(), "it waits, and the reason is known");
     assert!(accounts.failure().is_none(), "no fault of the cluster");
@@ -241,7 +241,7 @@ fn a_pod_becomes_another_object_only_when_its_accounts_annotations_change() {
     assert!(!accounts.fill(&mut known) && Arc::ptr_eq(&known.pod, &first), "a failure changes nothing");
     set(&mut accounts, "two");
     assert!(accounts.fill(&mut known) && !Arc::ptr_eq(&known.pod, &first));
-    assert_eq!(known.pod.account_annotations, Some(annotations("two")));
+    assert_eq!(known.pod.account_annotations, Some(annotations("two").into()));
 }
 
 #[test]
@@ -253,20 +253,20 @@ fn a_static_pods_mirror_has_no_account_and_waits_for_none() {
 
     assert_eq!(accounts.start(now), None);
     assert!(accounts.fill(&mut known));
-    assert_eq!(known.pod.account_annotations, Some(Annotations::new()));
+    assert_eq!(known.pod.account_annotations, Some(Arc::default()));
 }
 
 #[test]
 fn what_was_known_before_a_restart_counts_until_the_account_is_read() {
     let (mut accounts, now) = (Accounts::default(), Instant::now());
     let mut saved = pod(1, "a");
-    Arc::make_mut(&mut saved.pod).account_annotations = Some(annotations("saved"));
+    Arc::make_mut(&mut saved.pod).account_annotations = Some(annotations("saved").into());
     accounts.restore(&saved);
     accounts.restore(&pod(2, "b"));
 
     let mut listed = pod(1, "a");
     assert!(accounts.fill(&mut listed));
-    assert_eq!(listed.pod.account_annotations, Some(annotations("saved")));
+    assert_eq!(listed.pod.account_annotations, Some(annotations("saved").into()));
     assert!(!accounts.fill(&mut pod(2, "b")));
 
     let soon = now + Duration::from_secs(1);

@@ -20,7 +20,7 @@ async fn start(from: CredentialsFrom) -> Harness {
 
 /// A pod whose ServiceAccount has these annotations; `None`: they are not known.
 fn pod_of(annotations: &[(&str, &str)], account: Option<&[(&str, &str)]>) -> Pod {
-    Pod { account_annotations: account.map(|account| pod(account).annotations), ..pod(annotations) }
+    Pod { account_annotations: account.map(|account| pod(account).annotations.into()), ..pod(annotations) }
 }
 
 fn is_of(harness: &Harness, pod: Pod) {
