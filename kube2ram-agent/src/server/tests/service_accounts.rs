@@ -149,7 +149,7 @@ async fn the_clusters_configuration_is_an_event_of_the_node_and_a_missing_token_
             let notice = harness.world.notices.lock().unwrap()[0].clone();
             assert_eq!(notice.about == About::Node, about_node, "{notice:?}");
             assert!(notice.message.contains("(SomeCode): "), "{notice:?}");
-            assert!(notice.message.ends_with((dialect.advice)(kind)), "{notice:?}");
+            assert!(notice.message.ends_with((dialect.exchange_advice)(kind)), "{notice:?}");
             // One event of the node for all pods: it names none of them.
             assert!(!about_node || !notice.message.contains("alias"), "{notice:?}");
         }
