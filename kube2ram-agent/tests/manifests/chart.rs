@@ -127,7 +127,9 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
     // By their values: variables of the containers, and a right.
-    read.extend(["cloud", "oidc-provider-arn", "service-account-roles"].map(str::to_owned));
+    let by_value =
+        ["cloud", "credentials-from", "oidc-provider-arn", "service-account-roles", "token-requests-as"];
+    read.extend(by_value.map(str::to_owned));
     for flag in read {
         let refused = helm(&["--set", &format!("extraArgs={{--{flag}=x}}")]).unwrap_err();
 
@@ -272,73 +274,6 @@ fn the_audit_trail_is_on_the_node_and_its_directory_mounted_once() {
     assert_eq!(flag, "--audit-file=/run/kube2ram/audit.log");
     assert_eq!((volume, mount), (Value::Null, Value::Null), "the state directory is mounted anyway");
     assert_eq!(mounted("cloud=alibaba"), (String::new(), Value::Null, Value::Null), "off");
-}
-
-#[test]
-#[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn roles_by_service_account_are_rendered_for_clusters_that_have_what_confines_them() {
-    let set = "credentialsFrom=service-account,oidcProviderArn=acs:ram::1:oidc-provider/a";
-    let render = |version: &str, more: &str| {
-        helm(&[&format!("--kube-version={version}"), "--set", &format!("{set},{more}")])
-    };
-    for (version, mode, next) in [
-        ("1.34.9", "node", "tokenRequests: agent"),
-        ("1.29.9", "node", "tokenRequests: agent"),
-        ("1.29.9", "agent", "tokenRequests: namespaces"),
-    ] {
-        let refused = render(version, &format!("tokenRequests={mode}")).unwrap_err();
-        assert!(refused.contains(next), "{version} {mode}: {refused}");
-    }
-    for (version, mode) in [
-        ("1.36.0", "node"),
-        ("1.36.1-aliyun.1", "node"),
-        // With the feature gate.
-        ("1.35.0", "node"),
-        ("1.30.0-aliyun.1", "agent"),
-        ("1.30.0", "namespaces"),
-        ("1.25.0", "namespaces"),
-    ] {
-        let objects = objects(&render(version, &format!("tokenRequests={mode}")).unwrap());
-        let args = strings(&template(&objects)["containers"][0]["args"]);
-        let by = if mode == "node" { "node" } else { "agent" };
-        assert!(args.contains(&"--credentials-from=service-account".to_owned()), "{args:?}");
-        assert!(args.contains(&format!("--token-requests-as={by}")), "{mode}: {args:?}");
-        let policies = objects.keys().filter(|name| name.starts_with("ValidatingAdmissionPolicy ")).count();
-        let expected = if mode == "node" || version == "1.25.0" { 0 } else { 2 };
-        assert_eq!(policies, expected, "{version} {mode}");
-    }
-
-    let without_provider = helm(&["--set=credentialsFrom=service-account"]).unwrap_err();
-    assert!(without_provider.contains("oidcProviderArn"), "{without_provider}");
-    helm(&["--set=credentialsFrom=service-account,cloud=aws"]).unwrap();
-    let own_role = render(
-        "1.36.0",
-        "oidc.enabled=true,oidc.roleArn=acs:ram::1:role/a,oidc.providerArn=acs:ram::1:oidc-provider/a",
-    );
-    assert!(own_role.unwrap_err().contains("oidc.enabled: false"));
-}
-
-#[test]
-#[ignore = "needs kustomize and Helm: cargo xtask test"]
-fn the_policies_on_tokens_go_by_the_releases_names_and_label() {
-    let set =
-        "credentialsFrom=service-account,tokenRequests=agent,oidcProviderArn=acs:ram::1:oidc-provider/a";
-    let policy = |more: &str| {
-        let objects = objects(&helm(&["--set", &format!("{set}{more}")]).unwrap());
-        objects["ValidatingAdmissionPolicy /kube2ram-token-requests"].to_string()
-    };
-
-    let own = policy(",serviceAccount.name=identities,optInLabel=example.com/roles");
-
-    assert!(own.contains(r#"endsWith(\":identities\")"#), "{own}");
-    assert!(own.contains(r#"labels[\"example.com/roles\"]"#), "{own}");
-    assert!(own.contains("kubectl label namespace <namespace> example.com/roles=true"), "{own}");
-    let usual = policy("");
-    assert!(usual.contains(r#"split(\":\")[3].contains(\"kube2ram\")"#), "{usual}");
-    assert!(
-        notes(&["--set", set])
-            .contains("kubectl label namespace default kube2ram/service-account-tokens=true")
-    );
 }
 
 fn shipped(name: &str) -> String {

@@ -13,3 +13,4 @@ mod overlays;
 mod rendered;
 mod schema;
 mod support;
+mod token_rights;

@@ -14,7 +14,8 @@ pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 pub(crate) const NAMESPACE: &str = "kube-system";
 
 /// Each is a kustomize overlay, and a file of Helm values.
-pub(crate) const VARIANTS: [&str; 14] = [
+pub(crate) const VARIANTS: [&str; 15] = [
+    "audit-file",
     "aws",
     "boot-guard",
     "bottlerocket",
@@ -32,8 +33,8 @@ pub(crate) const VARIANTS: [&str; 14] = [
 ];
 
 /// What can be had together. Migration's flags are instead of the base's.
-pub(crate) const TOGETHER: [&str; 5] =
-    ["boot-guard", "debug", "namespace-restrictions", "oidc", "startup-taint"];
+pub(crate) const TOGETHER: [&str; 6] =
+    ["audit-file", "boot-guard", "debug", "namespace-restrictions", "oidc", "startup-taint"];
 
 /// The same on AWS.
 pub(crate) const TOGETHER_ON_AWS: [&str; 5] =

@@ -105,8 +105,6 @@ command:
 {{- if .Values.oidc.enabled }}
 {{- fail "oidc gives the agent a role of its own, which it does not use with credentialsFrom: service-account. Set oidc.enabled: false" }}
 {{- end }}
-- --credentials-from=service-account
-- --token-requests-as={{ if include "kube2ram.asAgent" . }}agent{{ else }}node{{ end }}
 {{- else if .Values.serviceAccountRoles }}
 - --service-account-roles
 {{- end }}
@@ -142,16 +140,23 @@ command:
 {{- ternary "sts.amazonaws.com" "sts.aliyuncs.com" (eq .Values.cloud "aws") -}}
 {{- end -}}
 
-{{- /* Whether tokens are requested by the agent's own right, and not by that of its node: "yes" or nothing. */ -}}
-{{- define "kube2ram.asAgent" -}}
-{{- if has .Values.tokenRequests (list "agent" "namespaces") }}yes{{ end -}}
+{{- /* The ways of requesting tokens whose rights are rendered, as JSON: the agents' own way, and those of agents that still run or are yet to come. */ -}}
+{{- define "kube2ram.tokenRights" -}}
+{{- $own := ternary (list .Values.tokenRequests) (list) (eq .Values.credentialsFrom "service-account") -}}
+{{- concat $own .Values.tokenRights | uniq | toJson -}}
 {{- end -}}
 
 {{- /* Whether the agent gets ServiceAccounts by its own right: "yes" or nothing. */ -}}
 {{- define "kube2ram.getsServiceAccounts" -}}
-{{- if eq .Values.credentialsFrom "service-account" -}}
-{{- include "kube2ram.asAgent" . -}}
-{{- else if .Values.serviceAccountRoles }}yes{{ end -}}
+{{- $rights := include "kube2ram.tokenRights" . | fromJsonArray -}}
+{{- $isOfNode := and (eq .Values.credentialsFrom "node") .Values.serviceAccountRoles -}}
+{{- if or $isOfNode (has "agent" $rights) (has "namespaces" $rights) }}yes{{ end -}}
+{{- end -}}
+
+{{- /* The labels of the policies on tokens, by which they can be applied before the right. */ -}}
+{{- define "kube2ram.tokenPolicyLabels" -}}
+{{ include "kube2ram.labels" . }}
+app.kubernetes.io/component: token-policies
 {{- end -}}
 
 {{- /* The requests that the policies on tokens judge. */ -}}
@@ -165,16 +170,8 @@ resourceRules:
 
 {{- /* Whose requests these policies judge. */ -}}
 {{- define "kube2ram.tokenConditions" -}}
-{{- $account := include "kube2ram.serviceAccount" . -}}
 - name: by-the-agent
-  # In whatever namespace.
-  {{- if contains "kube2ram" $account }} A prefix or suffix of kustomize's stays confined, too.
-  expression: >-
-    request.userInfo.username.startsWith("system:serviceaccount:") && request.userInfo.username.split(":")[3].contains("kube2ram")
-  {{- else }}
-  expression: >-
-    request.userInfo.username.startsWith("system:serviceaccount:") && request.userInfo.username.endsWith(":{{ $account }}")
-  {{- end }}
+  expression: request.userInfo.username == "system:serviceaccount:{{ .Release.Namespace }}:{{ include "kube2ram.serviceAccount" . }}"
 {{- end -}}
 
 {{- /* What the token is bound to. Its field is null in a request without a binding. */ -}}
