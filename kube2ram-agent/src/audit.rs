@@ -21,7 +21,7 @@ mod record;
 mod writer;
 
 pub use self::{
-    file::{FileError, find},
+    file::{FileError, Found, find},
     metrics::Metrics,
     record::{Event, GrantKind, PodNames, Record},
 };
@@ -84,10 +84,21 @@ impl Trail {
         self.write(record);
     }
 
-    /// A pod is given credentials, and whether it had them before is not known: more pods have them than are
-    /// remembered.
-    pub fn not_recorded(&self) {
-        self.metrics.dropped.inc();
+    /// `pod` is given credentials, and whether it had them before is not known: more pods have them than are
+    /// remembered. Of a session, the first of these pods is recorded, and all answers are counted.
+    pub fn not_recorded(
+        &self,
+        session: &RoleSession,
+        credentials: &Credentials,
+        pod: &PodUid,
+        is_first: bool,
+    ) {
+        self.metrics.not_recorded.inc();
+        if is_first {
+            let record = self.record(Event::NotRecorded, session, credentials, pod);
+            self.memory().delivered(&record);
+            self.write(record);
+        }
     }
 
     /// The records of the session with this AccessKeyId that are in memory, the oldest first.
@@ -164,7 +175,11 @@ fn log(record: &Record) {
         pod.uid = pod.uid.as_str(),
         expires_at = %record.expires_at,
         "credentials {}",
-        event.as_str()
+        match event {
+            Event::Delivered => "delivered",
+            Event::Issued => "issued",
+            Event::NotRecorded => "delivered to more pods than are recorded",
+        }
     );
 }
 

@@ -8,6 +8,7 @@ use std::{
     path::Path,
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 use kube2ram_agent::{
@@ -206,9 +207,15 @@ fn run(config: Config, log: Log) -> anyhow::Result<()> {
     if ended.as_ref().is_err_and(|error| error.is::<SecondSignal>()) {
         // Nothing is waited for, blocking work included.
         runtime.shutdown_background();
+    } else {
+        // What still reads a disk that hangs must not keep the process.
+        runtime.shutdown_timeout(BLOCKING_WORK_LIMIT);
     }
     ended
 }
+
+/// How long the end of the agent waits for blocking work.
+const BLOCKING_WORK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why the agent did not drain.
 #[derive(Debug, thiserror::Error)]

@@ -54,13 +54,11 @@ pub(super) struct AuditFile {
     path: PathBuf,
     limit_bytes: u64,
     file: Option<File>,
-    /// Whether the last line had no end when the file was opened: a record did not fit on the disk.
-    is_torn: bool,
 }
 
 impl AuditFile {
     pub(super) fn new(path: PathBuf, limit_bytes: u64) -> Self {
-        Self { path, limit_bytes, file: None, is_torn: false }
+        Self { path, limit_bytes, file: None }
     }
 
     /// Opens the file, and creates it for root alone when it is missing.
@@ -76,16 +74,23 @@ impl AuditFile {
             Some(file) if leads_to(&self.path, &file) => file,
             _ => self.opened()?,
         };
-        let length = file.metadata().map_err(self.failed("examine"))?.len();
+        let mut length = file.metadata().map_err(self.failed("examine"))?.len();
         if length.saturating_add(line.len() as u64) > self.limit_bytes && length > 0 {
             file = self.renamed(file, length)?;
+            length = file.metadata().map_err(self.failed("examine"))?.len();
         }
-        let line = if self.is_torn { Cow::from([b"\n".as_slice(), line].concat()) } else { Cow::from(line) };
+        // Of either agent, a record may not have fitted on the disk. If the other one writes at this moment, the
+        // kernel can show half of its record: then an empty line is between the two.
+        let mut last = *b"\n";
+        if let Some(at) = length.checked_sub(1) {
+            let _read = file.read_at(&mut last, at).map_err(self.failed("read"))?;
+        }
+        let line =
+            if last != *b"\n" { Cow::from([b"\n".as_slice(), line].concat()) } else { Cow::from(line) };
         let written = write_once(&mut file, &line).map_err(self.failed("write to"))?;
         if written < line.len() {
             return Err(self.failed("write to")(ErrorKind::StorageFull.into()));
         }
-        self.is_torn = false;
         self.file = Some(file);
         Ok(())
     }
@@ -123,11 +128,6 @@ impl AuditFile {
         if !metadata.is_file() || !is_ours(&metadata, OPEN_TO_OTHERS) {
             return Err(FileError::Unsafe(self.path.clone()));
         }
-        let mut last = *b"\n";
-        if let Some(at) = metadata.len().checked_sub(1) {
-            let _read = file.read_at(&mut last, at).map_err(self.failed("read"))?;
-        }
-        self.is_torn = last != *b"\n";
         Ok(file)
     }
 
@@ -137,31 +137,55 @@ impl AuditFile {
     }
 }
 
-/// Finds the records of a session in the file and in the one before it, the oldest first: at most 1,024.
-/// Lines that are no records are left out.
-///
-/// # Errors
-/// [`FileError::Io`], and [`FileError::Unsafe`] for what others could have written.
-pub fn find(path: &Path, access_key_id: &str) -> Result<Vec<Record>, FileError> {
-    let mut found = Vec::new();
-    for path in [former(path), path.to_owned()] {
-        let failed = |what| {
-            let path = path.clone();
-            move |source| FileError::Io { what, path, source }
-        };
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            opened => opened.map_err(failed("open"))?,
-        };
-        let metadata = file.metadata().map_err(failed("examine"))?;
-        if !metadata.is_file() || !is_ours(&metadata, WRITABLE_BY_OTHERS) {
-            return Err(FileError::Unsafe(path));
+/// What [`find`] found.
+#[derive(Debug)]
+pub struct Found {
+    /// The records, the oldest first: at most 1,024.
+    pub records: Vec<Record>,
+    /// Why one of the files could not be read: [`FileError::Io`], or [`FileError::Unsafe`] for what others
+    /// could have written.
+    pub failure: Option<FileError>,
+}
+
+/// Finds the records of a session in the file and in the one before it. Lines that are no records are left
+/// out.
+pub fn find(path: &Path, access_key_id: &str) -> Found {
+    let mut found = Found { records: Vec::new(), failure: None };
+    // Both are opened before one is read, and this one first: if it is renamed meanwhile, it is the former one.
+    let files = [path.to_owned(), former(path)].map(|path| (readable(&path), path));
+    let mut seen = None;
+    for (file, path) in files.into_iter().rev() {
+        let searched = file.and_then(|file| {
+            let Some((file, id)) = file else { return Ok(()) };
+            if seen.replace(id) == Some(id) {
+                return Ok(());
+            }
+            search(&mut BufReader::new(file.take(READ_LIMIT_BYTES)), access_key_id, &mut found.records)
+                .map_err(|source| FileError::Io { what: "read", path, source })
+        });
+        if let Err(error) = searched {
+            found.failure = Some(error);
         }
-        search(&mut BufReader::new(file.take(READ_LIMIT_BYTES)), access_key_id, &mut found)
-            .map_err(failed("read"))?;
     }
-    Ok(found)
+    found
+}
+
+/// A file with its identity, if there is one of this name.
+fn readable(path: &Path) -> Result<Option<(File, (u64, u64))>, FileError> {
+    let failed = |what| {
+        let path = path.to_owned();
+        move |source| FileError::Io { what, path, source }
+    };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed("open"))?,
+    };
+    let metadata = file.metadata().map_err(failed("examine"))?;
+    if !metadata.is_file() || !is_ours(&metadata, WRITABLE_BY_OTHERS) {
+        return Err(FileError::Unsafe(path.to_owned()));
+    }
+    Ok(Some((file, id(&metadata))))
 }
 
 fn search(reader: &mut impl io::BufRead, access_key_id: &str, found: &mut Vec<Record>) -> io::Result<()> {
@@ -196,11 +220,14 @@ fn write_once(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
 
 /// Whether a name leads to an open file.
 fn leads_to(path: &Path, file: &File) -> bool {
-    let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
     match (fs::symlink_metadata(path), file.metadata()) {
-        (Ok(named), Ok(open)) => id(named) == id(open),
+        (Ok(named), Ok(open)) => id(&named) == id(&open),
         _ => false,
     }
+}
+
+fn id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// The name of the file before this one.
@@ -226,3 +253,6 @@ const FOUND_MAX: usize = 1024;
 const LINE_LIMIT_BYTES: u64 = 16 * 1024;
 /// Twice the limit at which a file is renamed.
 const READ_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests;

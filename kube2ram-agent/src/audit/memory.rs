@@ -26,6 +26,7 @@ struct Session {
 #[derive(Debug)]
 struct Delivery {
     at: Timestamp,
+    event: Event,
     pod: PodNames,
 }
 
@@ -47,7 +48,7 @@ impl Memory {
         // Most are of a session that was issued a moment ago.
         let Some(session) = self.sessions.iter_mut().rev().find(is_it) else { return };
         let bytes = DELIVERY_BYTES + record.pod.text_bytes();
-        session.deliveries.push(Delivery { at: record.at, pod: record.pod.clone() });
+        session.deliveries.push(Delivery { at: record.at, event: record.event, pod: record.pod.clone() });
         session.bytes += bytes;
         self.bytes += bytes;
         self.make_room();
@@ -58,9 +59,9 @@ impl Memory {
         let Some(Session { issued, deliveries, .. }) = self.sessions.iter().rev().find(is_it) else {
             return Vec::new();
         };
-        let delivered = deliveries.iter().map(|Delivery { at, pod }| Record {
+        let delivered = deliveries.iter().map(|Delivery { at, event, pod }| Record {
             at: *at,
-            event: Event::Delivered,
+            event: *event,
             pod: pod.clone(),
             ..issued.clone()
         });

@@ -47,6 +47,9 @@ pub enum Event {
     Delivered,
     /// STS has issued the session.
     Issued,
+    /// This pod and possibly others are given the credentials, and none of them is recorded after this: more
+    /// pods have them than are remembered.
+    NotRecorded,
 }
 
 /// By what right a role was assumed.
@@ -81,6 +84,7 @@ impl Event {
         match self {
             Self::Delivered => "delivered",
             Self::Issued => "issued",
+            Self::NotRecorded => "not_recorded",
         }
     }
 }

@@ -1,16 +1,14 @@
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
-    thread,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
 };
 
 use jiff::Timestamp;
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::{file::AuditFile, *};
+use super::*;
 use kube2ram_cloud::role::{ExternalId, Grant, RoleArn, ServiceAccount, SessionName, SessionPolicy};
 
 struct Noon;
@@ -130,6 +128,23 @@ async fn an_issue_and_a_delivery_are_one_line_each_with_the_pods_names() {
     assert_eq!((bench.count("written"), bench.count("dropped"), bench.count("error")), (2, 0, 0));
 }
 
+#[tokio::test]
+async fn of_pods_beyond_the_bound_the_first_is_recorded_and_all_answers_are_counted() {
+    let bench = Bench::new();
+    bench.trail.issued(&session(), &credentials("STS.1"), &uid(1));
+    for is_first in [true, false, false] {
+        bench.trail.not_recorded(&session(), &credentials("STS.1"), &uid(2), is_first);
+    }
+
+    let lines = bench.lines().await;
+
+    assert!(lines.len() == 2 && lines[1].contains(r#""event":"not_recorded""#), "{lines:?}");
+    let remembered: Vec<_> =
+        bench.trail.remembered("STS.1").into_iter().map(|record| (record.event, record.pod.uid)).collect();
+    assert_eq!(remembered, [(Event::Issued, uid(1)), (Event::NotRecorded, uid(2))]);
+    assert_eq!((bench.count("not_recorded"), bench.count("dropped")), (3, 0));
+}
+
 /// Collects what is logged.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -201,105 +216,6 @@ async fn the_file_is_for_root_alone_and_goes_on_after_a_restart() {
     assert!(lines.len() == 2 && lines[1].contains("STS.2"), "{lines:?}");
 }
 
-#[test]
-fn what_others_could_read_or_write_or_point_elsewhere_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name);
-    let append = |name: &str| AuditFile::new(path(name), 1000).append(b"{}\n");
-    append("file").unwrap();
-    symlink(path("file"), path("link")).unwrap();
-    symlink(path("nothing"), path("dangling")).unwrap();
-    fs::create_dir(path("directory")).unwrap();
-    for (name, mode) in [("readable", 0o640), ("writable", 0o602)] {
-        fs::write(path(name), "").unwrap();
-        fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    for name in ["link", "dangling", "directory", "missing/file"] {
-        assert!(matches!(append(name), Err(FileError::Io { .. })), "{name}");
-    }
-    for name in ["readable", "writable"] {
-        assert!(matches!(append(name), Err(FileError::Unsafe(_))), "{name}");
-    }
-    assert!(!path("nothing").exists());
-    assert_eq!(lines(&path("file")), ["{}"]);
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(append("file"), Err(FileError::Directory(_))));
-}
-
-#[test]
-fn a_full_file_is_renamed_and_one_former_file_is_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit");
-    let mut file = AuditFile::new(path.clone(), 100);
-
-    for n in 0..8 {
-        file.append(format!("{n:029}\n").as_bytes()).unwrap();
-    }
-
-    let numbers = |path: &Path| lines(path).iter().map(|line| line.parse().unwrap()).collect::<Vec<u32>>();
-    assert_eq!(numbers(&path), [6, 7]);
-    assert_eq!(numbers(&directory.path().join("audit.1")), [3, 4, 5]);
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
-}
-
-#[test]
-fn two_agents_append_and_rename_without_losing_or_mixing_a_line() {
-    const LINES: usize = 2000;
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit");
-    // Renamed once: each of the files has room for more than half of the lines.
-    let limit = 2 * LINES as u64 * 40 * 3 / 4;
-
-    thread::scope(|scope| {
-        for agent in 0..2 {
-            let path = path.clone();
-            scope.spawn(move || {
-                let mut file = AuditFile::new(path, limit);
-                for n in 0..LINES {
-                    file.append(format!("{:039}\n", n * 2 + agent).as_bytes()).unwrap();
-                }
-            });
-        }
-    });
-
-    let mut all = lines(&path);
-    all.extend(lines(&directory.path().join("audit.1")));
-    let mut numbers: Vec<usize> = all.iter().map(|line| line.parse().unwrap()).collect();
-    numbers.sort_unstable();
-    assert_eq!(numbers, (0..2 * LINES).collect::<Vec<_>>());
-}
-
-#[test]
-fn a_foreign_lock_lets_the_file_grow_to_twice_its_size_and_no_further() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit");
-    let mut file = AuditFile::new(path.clone(), 100);
-    file.append(&[b'x'; 90]).unwrap();
-    let foreign = fs::File::open(&path).unwrap();
-    flock(&foreign, FlockOperation::NonBlockingLockExclusive).unwrap();
-
-    let grown = (0..20).map_while(|_| file.append(b"012345678\n").ok()).count();
-
-    assert_eq!((grown, fs::metadata(&path).unwrap().len()), (11, 200));
-    assert!(matches!(file.append(b"x\n"), Err(FileError::Locked(_))));
-    drop(foreign);
-    file.append(b"again\n").unwrap();
-    assert_eq!(lines(&path), ["again"]);
-}
-
-#[test]
-fn a_record_after_one_that_was_cut_begins_on_its_own_line() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("audit");
-    let mut file = AuditFile::new(path.clone(), 1000);
-    file.append(b"{\"cut").unwrap();
-
-    AuditFile::new(path.clone(), 1000).append(b"{}\n").unwrap();
-
-    assert_eq!(lines(&path), ["{\"cut", "{}"]);
-}
-
 #[tokio::test]
 async fn records_that_cannot_be_written_are_counted_and_named_in_the_next_one() {
     let bench = Bench::new();
@@ -329,7 +245,10 @@ async fn records_that_cannot_be_written_are_counted_and_named_in_the_next_one() 
 }
 
 #[tokio::test]
-async fn a_full_queue_drops_counts_and_never_waits() {
+async fn a_full_queue_drops_counts_logs_once_and_never_waits() {
+    let logged = Lines::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(logged.clone()).finish();
+    let _active = tracing::subscriber::set_default(subscriber);
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let (writer, mut messages) = Writer::without_thread(metrics.clone());
@@ -343,6 +262,8 @@ async fn a_full_queue_drops_counts_and_never_waits() {
     }
 
     assert_eq!(metrics.dropped.get(), 300 - 256);
+    let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("audit records are dropped").count(), 1, "{text}");
     assert!(!writer.flush(Duration::from_millis(10)).await, "a disk that hangs is not waited for");
     let mut waiting = 0;
     while messages.try_recv().is_ok() {
@@ -402,13 +323,26 @@ async fn a_session_is_found_in_the_file_and_in_the_one_before_among_lines_that_a
     bench.trail.delivered(&session(), &credentials("STS.1"), &uid(2));
     bench.lines().await;
 
-    let found = find(&bench.path(), "STS.1").unwrap();
+    let of = |path: &Path, id: &str| {
+        let found = find(path, id);
+        assert!(found.failure.is_none(), "{found:?}");
+        found.records
+    };
+    let found = of(&bench.path(), "STS.1");
 
     let events: Vec<_> = found.iter().map(|record| (record.event, record.pod.name.as_deref())).collect();
     assert_eq!(events, [(Event::Issued, Some("web-1")), (Event::Delivered, Some("web-2"))]);
     assert_eq!(found[0], bench.trail.remembered("STS.1")[0]);
-    assert_eq!(find(&bench.path(), "STS.2").unwrap(), []);
-    assert_eq!(find(&bench.directory.path().join("none"), "STS.1").unwrap(), []);
+    assert_eq!(of(&bench.path(), "STS.2"), []);
+    assert_eq!(of(&bench.directory.path().join("none"), "STS.1"), []);
+
     fs::set_permissions(bench.path(), fs::Permissions::from_mode(0o622)).unwrap();
-    assert!(matches!(find(&bench.path(), "STS.1"), Err(FileError::Unsafe(_))));
+    let one = find(&bench.path(), "STS.1");
+    assert!(matches!(one.failure, Some(FileError::Unsafe(_))), "{one:?}");
+    assert_eq!(one.records, found[..1], "the other file's, all the same");
+    fs::set_permissions(bench.path(), fs::Permissions::from_mode(0o600)).unwrap();
+    // As while the file is renamed between the two looks.
+    fs::remove_file(&former).unwrap();
+    fs::hard_link(bench.path(), &former).unwrap();
+    assert_eq!(of(&bench.path(), "STS.1"), found[1..], "once");
 }

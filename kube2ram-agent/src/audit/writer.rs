@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -32,6 +32,8 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Message>,
     /// Records that the file lacks, since the last one that it has.
     lost: Arc<AtomicU64>,
+    /// Whether records were dropped since the queue was last empty.
+    is_full: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
@@ -46,11 +48,18 @@ impl Writer {
     /// Starts the thread, which opens the file at once, so that a mistake is logged at the start.
     pub(super) fn start(path: PathBuf, metrics: Metrics) -> io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE_RECORDS);
-        let writer = Self { path: path.clone(), queue, lost: Arc::default(), metrics: metrics.clone() };
+        let writer = Self {
+            path: path.clone(),
+            queue,
+            lost: Arc::default(),
+            is_full: Arc::default(),
+            metrics: metrics.clone(),
+        };
         let writing = Writing {
             file: AuditFile::new(path, FILE_LIMIT_BYTES),
             is_failing: false,
             lost: Arc::clone(&writer.lost),
+            is_full: Arc::clone(&writer.is_full),
             metrics,
         };
         thread::Builder::new().name("audit-writer".into()).spawn(move || writing.run(messages))?;
@@ -61,13 +70,20 @@ impl Writer {
         &self.path
     }
 
-    /// Never waits.
+    /// Never waits. The thread may hang in a system call, so this side logs that the queue is full: once, until
+    /// it has been empty again.
     pub(super) fn write(&self, record: Record) {
         match self.queue.try_send(Message::Record(Box::new(record))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 self.metrics.dropped.inc();
+                if !self.is_full.swap(true, Ordering::Relaxed) {
+                    error!(
+                        file = %self.path.display(),
+                        "audit records are dropped, because the disk of the file is slow or hangs: repair the disk; pods get credentials, and the log has the records"
+                    );
+                }
             }
         }
     }
@@ -85,7 +101,10 @@ impl Writer {
     /// Whose queue nobody reads, as while the disk hangs.
     pub(super) fn without_thread(metrics: Metrics) -> (Self, mpsc::Receiver<Message>) {
         let (queue, messages) = mpsc::channel(QUEUE_RECORDS);
-        (Self { path: PathBuf::new(), queue, lost: Arc::default(), metrics }, messages)
+        (
+            Self { path: PathBuf::new(), queue, lost: Arc::default(), is_full: Arc::default(), metrics },
+            messages,
+        )
     }
 
     pub(super) fn lost(&self) -> u64 {
@@ -98,6 +117,7 @@ struct Writing {
     file: AuditFile,
     is_failing: bool,
     lost: Arc<AtomicU64>,
+    is_full: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
@@ -113,6 +133,9 @@ impl Writing {
                     let _is_awaited = done.send(()).is_ok();
                 }
                 Message::Record(record) => self.write(*record),
+            }
+            if messages.is_empty() {
+                self.is_full.store(false, Ordering::Relaxed);
             }
         }
     }

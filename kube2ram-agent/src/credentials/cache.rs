@@ -292,7 +292,9 @@ impl Cache {
         match issued.deliver(pod, &self.0.holder_room) {
             Delivery::First => self.0.trail.delivered(&session, credentials, pod),
             Delivery::Repeated => {}
-            Delivery::Unknown => self.0.trail.not_recorded(),
+            Delivery::Unknown { is_first } => {
+                self.0.trail.not_recorded(&session, credentials, pod, is_first);
+            }
         }
         Ok(Arc::clone(credentials))
     }

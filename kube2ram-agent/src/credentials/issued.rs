@@ -3,6 +3,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
+    mem::replace,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,6 +23,8 @@ pub(super) struct Issued {
 #[derive(Debug, Default)]
 struct Holders {
     marks: Vec<u64>,
+    /// Whether more pods have the credentials.
+    has_more: bool,
     /// One permit for each mark, returned with the credentials.
     room: Option<OwnedSemaphorePermit>,
 }
@@ -32,7 +35,10 @@ pub(super) enum Delivery {
     First,
     Repeated,
     /// There is no room to remember the pod.
-    Unknown,
+    Unknown {
+        /// Whether it is the first such pod of these credentials.
+        is_first: bool,
+    },
 }
 
 /// How many pods the node remembers, for all of its sessions.
@@ -60,10 +66,12 @@ impl Issued {
         if holders.marks.contains(&mark) {
             return Delivery::Repeated;
         }
-        if holders.marks.len() >= MAX_HOLDERS {
-            return Delivery::Unknown;
-        }
-        let Ok(permit) = Arc::clone(&room.room).try_acquire_owned() else { return Delivery::Unknown };
+        let permit = (holders.marks.len() < MAX_HOLDERS)
+            .then(|| Arc::clone(&room.room).try_acquire_owned().ok())
+            .flatten();
+        let Some(permit) = permit else {
+            return Delivery::Unknown { is_first: !replace(&mut holders.has_more, true) };
+        };
         match &mut holders.room {
             Some(held) => held.merge(permit),
             None => holders.room = Some(permit),
@@ -118,6 +126,16 @@ mod tests {
     }
 
     #[test]
+    fn the_first_pod_beyond_the_bound_is_told_from_those_after_it() {
+        let (room, issued) = (HolderRoom::new(2), issued());
+
+        let deliveries = [1, 2, 3, 3, 4, 2].map(|n| issued.deliver(&pod(n), &room));
+
+        let unknown = |is_first| Delivery::Unknown { is_first };
+        assert_eq!(deliveries[2..], [unknown(true), unknown(false), unknown(false), Delivery::Repeated]);
+    }
+
+    #[test]
     fn pods_beyond_the_bounds_are_unknown_until_there_is_room_again() {
         let room = HolderRoom::new(300);
         let (first, second) = (issued(), issued());
@@ -130,7 +148,7 @@ mod tests {
         assert_eq!(known(&first, 0..400), 256, "of one session");
         assert_eq!(known(&second, 0..400), 300 - 256, "of all");
         assert_eq!(first.deliver(&pod(0), &room), Delivery::Repeated);
-        assert_eq!(first.deliver(&pod(399), &room), Delivery::Unknown);
+        assert_eq!(first.deliver(&pod(399), &room), Delivery::Unknown { is_first: false });
         drop(first);
         assert_eq!(known(&second, 44..400), 256 - 44);
     }

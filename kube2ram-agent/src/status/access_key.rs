@@ -20,6 +20,9 @@ pub struct AccessKeyReport {
     pub session: Option<IssuedSession>,
     /// The pods that were given its credentials, the first one first.
     pub pods: Vec<Holder>,
+    /// Whether these are all: otherwise, records can be missing.
+    #[serde(default)]
+    pub is_complete: bool,
     /// The result as a sentence.
     pub summary: String,
     /// What to do, where something should be done.

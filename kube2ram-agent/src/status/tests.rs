@@ -190,6 +190,7 @@ fn the_report_on_an_access_key_names_the_session_and_its_pods() {
         source: Some(Source::Memory),
         session: Some(session),
         pods: vec![holder(Some("web-1")), holder(None)],
+        is_complete: true,
         summary: "two".to_owned(),
         remedy: text("ask"),
     };
