@@ -156,7 +156,8 @@ pub fn find(path: &Path, access_key_id: &str) -> Found {
     let mut seen = None;
     for (file, path) in files.into_iter().rev() {
         let searched = file.and_then(|file| {
-            let Some((file, id)) = file else { return Ok(()) };
+            let Some((file, metadata)) = file else { return Ok(()) };
+            let id = id(&metadata);
             if seen.replace(id) == Some(id) {
                 return Ok(());
             }
@@ -170,8 +171,8 @@ pub fn find(path: &Path, access_key_id: &str) -> Found {
     found
 }
 
-/// A file with its identity, if there is one of this name.
-fn readable(path: &Path) -> Result<Option<(File, (u64, u64))>, FileError> {
+/// A file, if there is one of this name.
+fn readable(path: &Path) -> Result<Option<(File, Metadata)>, FileError> {
     let failed = |what| {
         let path = path.to_owned();
         move |source| FileError::Io { what, path, source }
@@ -185,7 +186,7 @@ fn readable(path: &Path) -> Result<Option<(File, (u64, u64))>, FileError> {
     if !metadata.is_file() || !is_ours(&metadata, WRITABLE_BY_OTHERS) {
         return Err(FileError::Unsafe(path.to_owned()));
     }
-    Ok(Some((file, id(&metadata))))
+    Ok(Some((file, metadata)))
 }
 
 fn search(reader: &mut impl io::BufRead, access_key_id: &str, found: &mut Vec<Record>) -> io::Result<()> {
