@@ -79,8 +79,8 @@ impl AuditFile {
             file = self.renamed(file, length)?;
             length = file.metadata().map_err(self.failed("examine"))?.len();
         }
-        // Of either agent, a record may not have fitted on the disk. If the other one writes at this moment, the
-        // kernel can show half of its record: then an empty line is between the two.
+        // Of either agent, a record may not have fitted on the disk. If the other one writes at this moment,
+        // the kernel can show half of its record: then an empty line is between the two.
         let mut last = *b"\n";
         if let Some(at) = length.checked_sub(1) {
             let _read = file.read_at(&mut last, at).map_err(self.failed("read"))?;
@@ -151,7 +151,8 @@ pub struct Found {
 /// out.
 pub fn find(path: &Path, access_key_id: &str) -> Found {
     let mut found = Found { records: Vec::new(), failure: None };
-    // Both are opened before one is read, and this one first: if it is renamed meanwhile, it is the former one.
+    // Both are opened before one is read, and this one first: if it is renamed meanwhile, the other one is the
+    // same file.
     let files = [path.to_owned(), former(path)].map(|path| (readable(&path), path));
     let mut seen = None;
     for (file, path) in files.into_iter().rev() {

@@ -70,8 +70,8 @@ impl Writer {
         &self.path
     }
 
-    /// Never waits. The thread may hang in a system call, so this side logs that the queue is full: once, until
-    /// it has been empty again.
+    /// Never waits. The thread may hang in a system call, so this side logs that the queue is full: once,
+    /// until it has been empty again.
     pub(super) fn write(&self, record: Record) {
         match self.queue.try_send(Message::Record(Box::new(record))) {
             Ok(()) => {}

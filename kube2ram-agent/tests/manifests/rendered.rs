@@ -15,9 +15,9 @@ use super::support::{
     kustomize, kustomized, objects, single_file, strings, template, values,
 };
 
-/// Without Helm's own labels, and without the order of flags, variables and volumes, which means nothing. Whose
-/// requests the policies on tokens judge differs: Helm knows the agent's ServiceAccount, and kustomize may yet
-/// rename it.
+/// Without Helm's own labels, and without the order of flags, variables and volumes, which means nothing.
+/// Whose requests the policies on tokens judge differs: Helm knows the agent's ServiceAccount, and kustomize
+/// may yet rename it.
 fn comparable(mut objects: Objects) -> Objects {
     for policy in ["kube2ram-token-pods", "kube2ram-token-requests"] {
         let Some(policy) = objects.get_mut(&format!("ValidatingAdmissionPolicy /{policy}")) else { continue };
