@@ -122,7 +122,8 @@ fn what_the_chart_itself_goes_by_is_no_extra_argument() {
         [format!("\"{flag}\""), format!("--{flag}=")].iter().any(|text| templates.contains(text))
     };
 
-    let mut read: Vec<_> = flags().into_keys().filter(|flag| is_read(flag)).collect();
+    // "node" is a value of two values, too.
+    let mut read: Vec<_> = flags().into_keys().filter(|flag| flag != "node" && is_read(flag)).collect();
     for expected in ["iam-role-key", "namespace-restrictions", "startup-taint", "state-dir"] {
         assert!(read.iter().any(|flag| flag == expected), "{read:?}");
     }
