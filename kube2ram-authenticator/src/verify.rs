@@ -115,7 +115,8 @@ pub enum VerifyError {
     Limited {
         /// Which limit was reached.
         budget: Budget,
-        /// When it would be admitted; `None` when more tokens of unknown keys wait than can be admitted.
+        /// When it would be admitted; `None` when more tokens of unknown keys wait than the API server
+        /// waits for.
         retry_after: Option<Duration>,
     },
     /// STS named nobody.
@@ -127,13 +128,12 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// Whether the API server must not repeat the token: it would be refused again, or is one of a flood.
+    /// Whether the token would be refused again.
     pub fn is_definite(&self) -> bool {
         match self {
-            Self::Limited { retry_after, .. } => retry_after.is_none(),
             Self::Sts(error) => error.kind == CallErrorKind::Refused,
             Self::Token(_) => true,
-            Self::Identity(_) => false,
+            Self::Identity(_) | Self::Limited { .. } => false,
         }
     }
 

@@ -16,7 +16,7 @@ use kube2ram_service::kubernetes::Store;
 use serde_json::Value;
 
 use self::status::Observed;
-use crate::mapping::{Entry, Report, State};
+use crate::mapping::{Entry, Report};
 
 /// How much text of one object is kept.
 const LIMIT_BYTES: usize = 16 * 1024;
@@ -35,8 +35,6 @@ pub(super) struct Objects {
     store: Store<Box<str>, Object>,
     /// What became of each of them in the newest index.
     reports: HashMap<Box<str>, Report>,
-    /// Whether the API server drops the ids that mappings are for.
-    drops_ids: bool,
 }
 
 /// What is kept of an object.
@@ -84,18 +82,9 @@ impl Objects {
         }
     }
 
-    /// Takes whether the API server drops ids. Returns whether the mappings are to be reported on again.
-    pub(super) fn set_drops_ids(&mut self, drops_ids: bool) -> bool {
-        std::mem::replace(&mut self.drops_ids, drops_ids) != drops_ids && self.store.is_listed()
-    }
-
-    /// Adds to each report of a mapping that is used what the API server drops of its kind.
-    pub(super) fn warn_of_schema(&self, reports: &mut [Report]) {
-        for report in reports.iter_mut().filter(|_| self.drops_ids) {
-            if let State::Mapped { warnings } = &mut report.state {
-                warnings.push(schema::DROPS_IDS);
-            }
-        }
+    /// Whether a list was complete.
+    pub(super) fn is_listed(&self) -> bool {
+        self.store.is_listed()
     }
 
     /// All mappings, by the objects' names.

@@ -2,7 +2,10 @@
 //! by the parent, which has the rest of [`Backend`].
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,10 @@ use tracing::{error, warn};
 use super::{
     Backend, BackendError, LOOK_EVERY, Source,
     config_map::{self, AuthMap},
-    crd::{Objects, schema},
+    crd::{
+        Objects,
+        schema::{self, Drops},
+    },
     file::{self, MappingFile},
     locked,
     notices::About,
@@ -33,6 +39,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the schema of the objects is looked at.
 const SCHEMA_EVERY: Duration = Duration::from_mins(10);
+/// How often, while it cannot be read.
+const SCHEMA_RETRY: Duration = Duration::from_secs(10);
 
 impl Backend {
     /// Follows this backend for ever.
@@ -79,6 +87,7 @@ impl Backend {
         writer: &StatusWriter,
     ) {
         let changed = Notify::new();
+        let has_status = AtomicBool::new(true);
         let take = |event| {
             if locked(objects).take(event) {
                 changed.notify_one();
@@ -88,23 +97,27 @@ impl Backend {
         let publish = async {
             loop {
                 changed.notified().await;
-                self.publish_objects(objects, writer);
+                let names = self.publish_objects(objects);
+                // Where the API server drops what is written, every status is to be written again.
+                writer.want(if has_status.load(Ordering::Relaxed) { names } else { Vec::new() });
                 sleep(SETTLE).await;
             }
         };
         let schema = async {
             let client = api.clone().into_client();
-            let mut known = false;
+            let mut known = Drops::default();
             loop {
-                let drops_ids = schema::drops_ids(&client).await.unwrap_or(known);
-                if drops_ids && !known {
+                let found = schema::drops(&client).await;
+                let drops = found.unwrap_or(known);
+                if drops.ids && !known.ids {
                     warn!(backend = self.mode.name(), "{}", schema::DROPS_IDS);
                 }
-                known = drops_ids;
-                if locked(objects).set_drops_ids(drops_ids) {
+                has_status.store(!drops.conditions, Ordering::Relaxed);
+                if drops.conditions != known.conditions && locked(objects).is_listed() {
                     changed.notify_one();
                 }
-                sleep(SCHEMA_EVERY).await;
+                known = drops;
+                sleep(if found.is_some() { SCHEMA_EVERY } else { SCHEMA_RETRY }).await;
             }
         };
         tokio::select! {
@@ -114,19 +127,18 @@ impl Backend {
         }
     }
 
-    fn publish_objects(&self, objects: &Mutex<Objects>, writer: &StatusWriter) {
+    /// Returns the names of the objects whose status is to be written.
+    fn publish_objects(&self, objects: &Mutex<Objects>) -> Vec<Box<str>> {
         let entries = locked(objects).entries();
-        let (index, mut reports) = Index::new(&entries, &[], Arc::clone(&self.restrictions));
+        let (index, reports) = Index::new(&entries, &[], Arc::clone(&self.restrictions));
         for said in self.publish(index, &reports, 0) {
             let uid = locked(objects).uid(&said.label);
             if let Some(uid) = uid {
                 self.tell(About::Mapping(said.label.clone(), uid), said);
             }
         }
-        locked(objects).warn_of_schema(&mut reports);
         // An object that changed meanwhile is published once more.
-        let names = locked(objects).report(reports);
-        writer.want(names);
+        locked(objects).report(reports)
     }
 
     /// Looks at the file, and uses it if it has changed.

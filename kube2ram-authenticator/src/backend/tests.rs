@@ -152,42 +152,49 @@ async fn a_status_is_written_once_and_says_what_became_of_the_object() {
     running.stop().await;
 }
 
-/// ack-ram-authenticator's custom resource definition has no `userID`, and the API server drops what a
-/// definition does not have.
+/// ack-ram-authenticator's custom resource definition has neither `userID` nor conditions, and the API server
+/// drops what a definition does not have.
 #[tokio::test]
-async fn a_definition_that_drops_ids_is_reported_by_each_object_and_strict_mappings_map_nobody() {
+async fn a_definition_that_drops_ids_and_reports_gets_no_reports_and_strict_mappings_map_nobody() {
     let api = ApiServer::start();
-    api.publish_schema(&["arn", "username", "groups"]);
-    api.put(OBJECTS, "a", object("admin", "one"));
+    api.publish_schema(&["arn", "username", "groups"], &["canonicalARN", "userID"]);
+    let mut with_id = object("admin", "one");
+    with_id["spec"]["userID"] = "1".into();
+    api.put(OBJECTS, "a", with_id);
     let running = Running::listed(&api, Mode::Crd).await;
-    let ready = || api.get(OBJECTS, "a")["status"]["conditions"][1].clone();
+    let is_read = |request: &String| request.starts_with("GET /openapi/v3/apis/ramauthenticator.");
+    eventually("the schema", || api.requests().iter().any(is_read)).await;
 
-    eventually("the report", || ready()["message"].as_str().is_some_and(|text| text.contains("userID")))
-        .await;
+    for n in 0..10 {
+        let username = format!("dev{n}");
+        api.put(OBJECTS, "b", object("dev", &username));
+        eventually("the change", || running.username(&role("dev", "s")) == Some(username.clone())).await;
+    }
 
-    assert_eq!(ready()["status"], "True", "objects of ack-ram-authenticator go on to map");
-    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("one"));
+    assert!(api.patches().len() < 5, "at most those from before the schema was read: {:?}", api.patches());
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("one"), "the id is lost");
     running.stop().await;
     let strict = Restrictions { needs_user_id: true, ..Restrictions::default() };
     let backends = vec![(Mode::Crd, strict)];
     let running = Running::start(Settings { backends, ..settings(&[], &api.url()) }).await;
-    eventually("the refusal", || ready()["reason"] == "Refused").await;
+    eventually("the refusals", || running.metric("mappings_refused{backend=\"CRD\"}") == 2).await;
     assert_eq!(running.username(&role("admin", "s")), None);
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_definition_that_keeps_ids_is_no_reason_for_a_report() {
+async fn a_definition_that_keeps_ids_and_reports_gets_reports() {
     let api = ApiServer::start();
-    api.publish_schema(&["arn", "username", "groups", "userID"]);
+    api.publish_schema(&["arn", "username", "groups", "userID"], &["canonicalARN", "conditions"]);
     api.put(OBJECTS, "a", object("admin", "one"));
     let running = Running::listed(&api, Mode::Crd).await;
     let is_read = |request: &String| request.starts_with("GET /openapi/v3/apis/ramauthenticator.");
-
     eventually("the schema", || api.requests().iter().any(is_read)).await;
-    eventually("the report", || api.get(OBJECTS, "a")["status"]["conditions"].is_array()).await;
 
-    assert_eq!(api.get(OBJECTS, "a")["status"]["conditions"][1]["message"], "");
+    api.put(OBJECTS, "b", object("dev", "dev"));
+
+    eventually("the report", || api.get(OBJECTS, "b")["status"]["conditions"].is_array()).await;
+    assert_eq!(api.get(OBJECTS, "b")["status"]["conditions"][1]["message"], "");
     running.stop().await;
 }
 

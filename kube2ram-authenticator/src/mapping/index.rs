@@ -144,6 +144,8 @@ impl Index {
         let is_id = (1..=32).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
         let state = if !is_id {
             State::Refused(EntryError::Fault(format!("the account {id:?} is not made of digits").into()))
+        } else if self.restrictions.needs_user_id {
+            State::Refused(EntryError::UserId)
         } else if self.accounts.len() >= MAPPINGS_MAX {
             State::Refused(EntryError::Fault("this backend has more than 10,000 accounts".into()))
         } else {
@@ -154,8 +156,8 @@ impl Index {
     }
 
     /// The user that an identity is: of the mapping of its ARN; without one, of the pattern with the longest
-    /// text before its first wildcard; without one, itself if its account is mapped. Where two mappings come
-    /// first and differ, nobody.
+    /// text before its first wildcard; without one, itself if its account is mapped, and no mapping of its ARN is
+    /// for another id. Where two mappings come first and differ, nobody.
     pub fn decide(&self, identity: &Identity) -> Decision {
         let found = self.foremost(identity);
         let by = found.iter().map(|named| named.label.clone()).collect();
@@ -179,7 +181,9 @@ impl Index {
     }
 
     fn decide_by_account(&self, identity: &Identity) -> Decision {
-        if !self.accounts.contains(&identity.account_id) {
+        // A mapping of this ARN has found another id: a user or role created again.
+        let is_another = self.exact.contains_key(&*subject_of(identity));
+        if is_another || !self.accounts.contains(&identity.account_id) {
             return Decision { mapped: Mapped::Nobody, by: Vec::new() };
         }
         let user = User { username: identity.canonical_arn.clone(), groups: Vec::new() };

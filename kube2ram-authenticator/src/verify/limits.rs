@@ -6,7 +6,8 @@
 //!
 //! The API server repeats a login up to ten times if it is told to wait. That helps a burst, such as a
 //! hundred jobs with fresh role sessions, and makes a flood ten times as large. So of the tokens of unknown
-//! keys, only as many are told to wait as STS can be asked about in a few seconds. All others are denied.
+//! keys, only as many are told to wait as STS can be asked about while the API server waits. All others get no
+//! decision, and are not repeated.
 //!
 //! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
 
@@ -151,9 +152,9 @@ impl Limits {
 /// How many keys are remembered that have logged in.
 const KEYS: usize = 4096;
 const DOUBTS_PER_SECOND: u32 = 1;
-/// How many times the burst of unknown keys may wait at once: those of 10 s. The API server waits 30 s in
-/// all, and each token may be told to wait several times in it.
-const WAITS_FACTOR: u32 = 5;
+/// How many times the burst of unknown keys may wait at once: those of the 30 s that the API server waits. A
+/// token counts again each time that it is told to wait.
+const WAITS_FACTOR: u32 = 15;
 /// The measure where unknown keys have no limit: that of the default.
 const UNLIMITED_WAITS: Rate = Rate { burst: 60, interval: Duration::from_millis(33) };
 
@@ -187,8 +188,8 @@ mod tests {
             refused.filter(|over| over.retry_after.is_some()).count()
         };
 
-        // Twenty are admitted, and those of ten seconds may wait.
-        assert_eq!(waiting(120), 100);
+        // Twenty are admitted, and those of thirty seconds may wait.
+        assert_eq!(waiting(320), 300);
         assert_eq!(waiting(1000), 0);
         let over = limits.admit("another", Instant::now()).unwrap_err();
         assert_eq!((over.budget, over.retry_after), (Budget::Unknown, None));

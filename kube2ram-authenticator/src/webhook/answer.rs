@@ -77,9 +77,10 @@ impl Refusal {
 fn of_verification(error: &VerifyError) -> Said {
     let call = match error {
         VerifyError::Token(error) => return Said::Denied(of_token(*error)),
-        // One of a flood. The API server would repeat it ten times, and log an error each time.
+        // Possibly one of a flood: the API server would repeat it ten times. Possibly a user, too, whom a
+        // denial would keep out for as long as the API server remembers it.
         VerifyError::Limited { retry_after: None, .. } => {
-            return Said::Denied(format!("{PREFIX}too many tokens to verify").into());
+            return no_decision(StatusCode::SERVICE_UNAVAILABLE, "too many tokens to verify\n");
         }
         VerifyError::Limited { retry_after, .. } => {
             return later(StatusCode::TOO_MANY_REQUESTS, "too many tokens to verify\n", *retry_after);
@@ -118,6 +119,7 @@ fn later(status: StatusCode, text: &'static str, wanted: Option<Duration>) -> Sa
     Said::Later { status, text, retry_after: Some(Duration::from_secs(seconds)) }
 }
 
+/// The API server neither repeats nor remembers such an answer.
 fn no_decision(status: StatusCode, text: &'static str) -> Said {
     Said::Later { status, text, retry_after: None }
 }
@@ -158,7 +160,7 @@ mod tests {
         let limited =
             |retry_after| Refusal::Unverified(VerifyError::Limited { budget: Budget::Unknown, retry_after });
         assert_eq!(status_and_wait(limited(Some(Duration::from_millis(1))).said()).0, 429);
-        assert!(matches!(limited(None).said(), Said::Denied(_)), "one of a flood is not to come again");
+        assert_eq!(status_and_wait(limited(None).said()), (503, None), "not repeated and not remembered");
     }
 
     #[test]

@@ -176,6 +176,54 @@ async fn an_outage_of_sts_is_never_a_denial_and_login_works_once_it_is_over() {
     }
 }
 
+/// As the API server: repeats an answer with `Retry-After` up to ten times, in 30 s.
+async fn logs_in(bench: &Bench, token: &str) -> bool {
+    let begun = Instant::now();
+    for _ in 0..=10 {
+        let (status, retry_after, body) = bench.login(token).await;
+        let Some(seconds) = retry_after else {
+            assert_eq!(status, 200, "no decision after {:?}", begun.elapsed());
+            let answer: Value = serde_json::from_slice(&body).unwrap();
+            return answer["status"]["authenticated"] == true;
+        };
+        tokio::time::sleep(Duration::from_secs(seconds.parse().unwrap())).await;
+        assert!(begun.elapsed() < Duration::from_secs(30), "the API server has given up");
+    }
+    false
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_fresh_sessions_gets_in_in_the_end() {
+    let everybody = |identity: &Identity| {
+        Mapped::User(User { username: identity.canonical_arn.clone(), groups: Vec::new() })
+    };
+    let bench = bench_with(Settings::default(), |call| granted(call.access_key_id()), Mapping(everybody));
+    let bench = Arc::new(bench);
+
+    let mut jobs = tokio::task::JoinSet::new();
+    for n in 0..500 {
+        let bench = Arc::clone(&bench);
+        jobs.spawn(async move { logs_in(&bench, &token(&format!("job{n}"))).await });
+    }
+
+    assert!(jobs.join_all().await.into_iter().all(|is_in| is_in));
+    assert_eq!(bench.asked.load(Ordering::SeqCst), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_gets_no_decision_and_is_not_repeated() {
+    let bench = bench(|_| refused(CallErrorKind::Refused, "InvalidAccessKeyId.NotFound"));
+    let mut answers = Vec::new();
+    for n in 0..1500 {
+        let (status, retry_after, _) = bench.login(&token(&format!("invented{n}"))).await;
+        answers.push((status, retry_after.is_some()));
+    }
+
+    let count = |answer| answers.iter().filter(|other| **other == answer).count();
+
+    assert_eq!((count((200, false)), count((429, true)), count((503, false))), (60, 900, 540));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_mapping_counts_at_once_although_the_identity_is_remembered() {
     let is_mapped = Arc::new(AtomicBool::new(true));

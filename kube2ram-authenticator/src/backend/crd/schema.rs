@@ -1,6 +1,7 @@
-//! Whether the cluster keeps the id that a mapping is for. ack-ram-authenticator's custom resource definition
-//! has no `userID`, and the API server drops fields that a definition does not have, without an error: such a
-//! mapping would count for every user or role of the name. The schema is read where the API server publishes
+//! Whether the cluster keeps the id that a mapping is for, and the conditions of its status.
+//! ack-ram-authenticator's custom resource definition has neither, and the API server drops fields that a
+//! definition does not have, without an error: a mapping would count for every user or role of the name, and
+//! its status would be written again for ever. The schema is read where the API server publishes
 //! it to everybody who has logged in, so no right on definitions is needed. Called by `follow`.
 
 use std::time::Duration;
@@ -12,15 +13,24 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tracing::debug;
 
-/// What an object of such a definition reports.
+/// What is logged of a definition that drops ids.
 pub(in crate::backend) const DROPS_IDS: &str = "the custom resource definition of the cluster drops \
     spec.userID: apply that of kube2ram-authenticator before a mapping names an id";
 
 const PATH: &str = "/openapi/v3/apis/ramauthenticator.k8s.alibabacloud/v1alpha1";
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the API server drops the ids of mappings; `None` if it does not publish their schema.
-pub(in crate::backend) async fn drops_ids(client: &Client) -> Option<bool> {
+/// What the API server drops of a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::backend) struct Drops {
+    /// The id that it is for.
+    pub(in crate::backend) ids: bool,
+    /// The report on it.
+    pub(in crate::backend) conditions: bool,
+}
+
+/// What the API server drops of mappings; `None` if it does not publish their schema.
+pub(in crate::backend) async fn drops(client: &Client) -> Option<Drops> {
     let request = Request::get(PATH).body(Vec::new()).ok()?;
     let document = match timeout(TIMEOUT, client.request::<Value>(request)).await {
         Ok(Ok(document)) => document,
@@ -33,15 +43,20 @@ pub(in crate::backend) async fn drops_ids(client: &Client) -> Option<bool> {
             return None;
         }
     };
-    drops(&document)
+    of_document(&document)
 }
 
-fn drops(document: &Value) -> Option<bool> {
+fn of_document(document: &Value) -> Option<Drops> {
     let schemas = document["components"]["schemas"].as_object()?;
-    let mut specs = schemas.values().map(|schema| &schema["properties"]["spec"]);
-    let spec = specs.find(|spec| spec["properties"]["arn"].is_object())?;
-    let keeps_all = spec["x-kubernetes-preserve-unknown-fields"] == true;
-    Some(!keeps_all && !spec["properties"]["userID"].is_object())
+    let mut mappings = schemas.values().map(|schema| &schema["properties"]);
+    let mapping = mappings.find(|mapping| mapping["spec"]["properties"]["arn"].is_object())?;
+    let drops = |part: &Value, field: &str| {
+        part["x-kubernetes-preserve-unknown-fields"] != true && !part["properties"][field].is_object()
+    };
+    Some(Drops {
+        ids: drops(&mapping["spec"], "userID"),
+        conditions: drops(&mapping["status"], "conditions"),
+    })
 }
 
 #[cfg(test)]
@@ -50,26 +65,35 @@ mod tests {
 
     use super::*;
 
-    fn of_spec(spec: Value) -> Option<bool> {
-        drops(&json!({ "components": { "schemas": {
+    fn of(spec: Value, status: Value) -> Option<Drops> {
+        of_document(&json!({ "components": { "schemas": {
             "io.k8s.Other": { "properties": { "spec": { "properties": { "userID": {} } } } },
-            "alibabacloud.k8s.ramauthenticator.v1alpha1.RAMIdentityMapping": { "properties": { "spec": spec } },
+            "alibabacloud.k8s.ramauthenticator.v1alpha1.RAMIdentityMapping": {
+                "properties": { "spec": spec, "status": status },
+            },
         } } }))
     }
 
     #[test]
-    fn a_definition_without_ids_drops_them() {
-        assert_eq!(of_spec(json!({ "properties": { "arn": {}, "username": {} } })), Some(true));
-        assert_eq!(of_spec(json!({ "properties": { "arn": {}, "userID": {} } })), Some(false));
-        let open = json!({ "properties": { "arn": {} }, "x-kubernetes-preserve-unknown-fields": true });
-        assert_eq!(of_spec(open), Some(false));
+    fn a_definition_drops_what_it_does_not_have() {
+        let of_predecessor =
+            of(json!({ "properties": { "arn": {}, "username": {} } }), json!({ "properties": { "userID": {} } }));
+        assert_eq!(of_predecessor, Some(Drops { ids: true, conditions: true }));
+        let ours = of(
+            json!({ "properties": { "arn": {}, "userID": {} } }),
+            json!({ "properties": { "conditions": {} } }),
+        );
+        assert_eq!(ours, Some(Drops::default()));
+        let open = json!({ "x-kubernetes-preserve-unknown-fields": true });
+        let spec = json!({ "properties": { "arn": {} }, "x-kubernetes-preserve-unknown-fields": true });
+        assert_eq!(of(spec, open), Some(Drops::default()));
     }
 
     #[test]
     fn nothing_is_concluded_from_another_document() {
         for document in [Value::Null, json!([]), json!({ "components": { "schemas": [] } })] {
-            assert_eq!(drops(&document), None, "{document}");
+            assert_eq!(of_document(&document), None, "{document}");
         }
-        assert_eq!(of_spec(json!({ "properties": {} })), None);
+        assert_eq!(of(json!({ "properties": {} }), Value::Null), None);
     }
 }

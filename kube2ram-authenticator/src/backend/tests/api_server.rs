@@ -12,6 +12,9 @@ use std::{
 
 use serde_json::{Value, json};
 
+/// What OpenAPI calls the definition of mappings.
+const MAPPING: &str = "alibabacloud.k8s.ramauthenticator.v1alpha1.RAMIdentityMapping";
+
 pub(super) struct ApiServer {
     url: String,
     state: Arc<Mutex<State>>,
@@ -31,7 +34,7 @@ struct State {
     /// The status of every answer, if it is not the right one.
     fails_with: Option<u16>,
     forbids_patches: bool,
-    /// The fields of a mapping's spec, as OpenAPI has them.
+    /// The definition of mappings, as OpenAPI has it.
     schema: Option<Value>,
 }
 
@@ -81,15 +84,16 @@ impl ApiServer {
         self.state().forbids_patches = forbid;
     }
 
-    /// Publishes a schema with these fields of the spec.
-    pub(super) fn publish_schema(&self, fields: &[&str]) {
-        let fields: serde_json::Map<_, _> =
-            fields.iter().map(|field| ((*field).to_owned(), json!({ "type": "string" }))).collect();
+    /// Defines mappings with these fields of spec and status, and drops all others from now on.
+    pub(super) fn publish_schema(&self, spec: &[&str], status: &[&str]) {
+        let of = |fields: &[&str]| {
+            let fields: serde_json::Map<_, _> =
+                fields.iter().map(|field| ((*field).to_owned(), json!({ "type": "string" }))).collect();
+            json!({ "type": "object", "properties": fields })
+        };
         self.state().schema = Some(json!({ "components": { "schemas": {
             "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta": { "type": "object" },
-            "alibabacloud.k8s.ramauthenticator.v1alpha1.RAMIdentityMapping": {
-                "type": "object", "properties": { "spec": { "type": "object", "properties": fields } },
-            },
+            MAPPING: { "type": "object", "properties": { "spec": of(spec), "status": of(status) } },
         } } }));
     }
 
@@ -110,6 +114,9 @@ impl State {
     fn put(&mut self, resource: &str, name: &str, mut object: Value) {
         object["metadata"]["name"] = name.into();
         object["metadata"]["resourceVersion"] = (self.version + 1).to_string().into();
+        if resource == "ramidentitymappings" {
+            self.prune(&mut object);
+        }
         let before = self.objects.insert((resource.to_owned(), name.to_owned()), object.clone());
         self.log(resource, if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
     }
@@ -119,6 +126,17 @@ impl State {
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         let line = json!({ "type": kind, "object": object }).to_string() + "\n";
         self.log.push((self.version, resource.to_owned(), line));
+    }
+
+    /// Drops what the definition does not have.
+    fn prune(&self, object: &mut Value) {
+        let Some(schema) = &self.schema else { return };
+        for part in ["spec", "status"] {
+            let known = &schema["components"]["schemas"][MAPPING]["properties"][part]["properties"];
+            if let Some(fields) = object[part].as_object_mut() {
+                fields.retain(|field, _| known[field].is_object());
+            }
+        }
     }
 
     /// A merge patch of the status; what is there already changes nothing.
@@ -133,6 +151,7 @@ impl State {
         for (field, value) in patch["status"].as_object().unwrap() {
             object["status"][field] = value.clone();
         }
+        self.prune(&mut object);
         if object != before {
             self.put("ramidentitymappings", name, object.clone());
         }

@@ -170,6 +170,23 @@ fn an_accounts_users_are_themselves_without_groups_where_nothing_else_names_them
 }
 
 #[test]
+fn an_account_maps_nobody_whom_an_id_refuses_and_nobody_where_ids_are_required() {
+    let accounts = [Account { label: "a".into(), id: ACCOUNT.into() }];
+    let of_another = Entry { user_id: Some("another".into()), ..entry(&arn("user/Alice"), "alice", &[]) };
+    let entries = [of_another.clone(), Entry { arn: arn("user/b*"), ..of_another }];
+    let (index, _) = Index::new(&entries, &accounts, Arc::default());
+
+    assert_eq!(index.decide(&user("alice")).mapped, Mapped::Nobody);
+    for allowed in ["bob", "carol"] {
+        assert!(username(&index, &user(allowed)).is_some(), "{allowed}");
+    }
+    let strict = Restrictions { needs_user_id: true, ..Restrictions::default() };
+    let (index, reports) = Index::new(&entries, &accounts, Arc::new(strict));
+    assert_eq!(index.decide(&user("carol")).mapped, Mapped::Nobody);
+    assert_eq!(reports[2].state, State::Refused(EntryError::UserId));
+}
+
+#[test]
 fn a_reserved_prefix_holds_for_mapped_accounts_too() {
     let accounts = [Account { label: "a".into(), id: ACCOUNT.into() }];
     let strict = Restrictions { reserved_usernames: vec!["acs:".into()], ..Restrictions::default() };
