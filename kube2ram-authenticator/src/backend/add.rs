@@ -164,7 +164,8 @@ fn appended(text: &str, addition: &Addition) -> Result<(String, String), AddErro
     if let Some(State::Refused(error)) = reports.into_iter().next().map(|report| report.state) {
         return Err(AddError::Refused(error));
     }
-    let is_empty = entries.is_empty();
+    // Only where nothing but an empty list is written, nothing is lost by writing it anew.
+    let is_empty = ["", "[]", "~", "null"].contains(&text.split_whitespace().collect::<String>().as_str());
     entries.push(entry);
     let indent = text.lines().find(|line| line.trim_start().starts_with("- "));
     let indent = indent.map_or(0, |line| line.len() - line.trim_start().len());
@@ -279,6 +280,9 @@ mod tests {
     fn a_list_in_another_style_or_one_that_cannot_be_read_is_left_alone() {
         let flow = "[{userarn: 'acs:ram::123456789012:user/alice', username: alice}]";
         assert!(matches!(appended(flow, &user("Bob", &[])), Err(AddError::Style("mapUsers"))));
+        for commented in ["# managed by X\n[]", "[] # managed by X"] {
+            assert!(matches!(appended(commented, &user("Bob", &[])), Err(AddError::Style("mapUsers"))));
+        }
         assert!(matches!(
             appended("x: [", &user("Bob", &[])),
             Err(AddError::Unreadable { list: "mapUsers", .. })
