@@ -130,7 +130,8 @@ impl Object {
         let mut entry = entry(&name, spec);
         let uid = object.metadata.uid.map(Into::into);
         let applied = object.metadata.annotations.and_then(|mut all| all.remove(LAST_APPLIED));
-        if entry.user_id.is_none() && applied.is_some_and(|applied| has_id(&applied)) {
+        if entry.fault.is_none() && entry.user_id.is_none() && applied.is_some_and(|applied| has_id(&applied))
+        {
             entry.fault = Some(ID_LOST.into());
         }
         Some((name, Self { uid, entry, generation, observed }))
@@ -140,7 +141,8 @@ impl Object {
 /// What kubectl notes of an object that it applies: the object as its author wrote it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const ID_LOST: &str = "it was applied with spec.userID and does not have it: apply the custom resource \
-                       definition of kube2ram-authenticator, and then the mapping again";
+                       definition of kube2ram-authenticator, and then the mapping again, or remove the \
+                       annotation kubectl.kubernetes.io/last-applied-configuration";
 /// What a spec may have. Anything else is misspelt, and would have no effect.
 const FIELDS: [&str; 4] = ["arn", "groups", "userID", "username"];
 

@@ -76,8 +76,10 @@ mod tests {
 
     #[test]
     fn a_definition_drops_what_it_does_not_have() {
-        let of_predecessor =
-            of(json!({ "properties": { "arn": {}, "username": {} } }), json!({ "properties": { "userID": {} } }));
+        let of_predecessor = of(
+            json!({ "properties": { "arn": {}, "username": {} } }),
+            json!({ "properties": { "userID": {} } }),
+        );
         assert_eq!(of_predecessor, Some(Drops { ids: true, conditions: true }));
         let ours = of(
             json!({ "properties": { "arn": {}, "userID": {} } }),
