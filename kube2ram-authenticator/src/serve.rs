@@ -71,7 +71,7 @@ pub struct Parts {
     pub background: NamedTasks,
     /// The sockets.
     pub listeners: Listeners,
-    /// Where the command `ready` asks, if there is a directory for it.
+    /// Where the commands `live` and `ready` ask, if there is a directory for it.
     pub probe: Option<Probe>,
 }
 
@@ -198,6 +198,8 @@ async fn serve_admin(admin: Arc<Admin>, port: AdminPort, drain: Drain) {
 async fn accept(server: Arc<Server>, listening: Arc<TcpListener>) {
     // API servers share few addresses, so one address may have all connections.
     let limiter = ConnectionLimiter::new(CONNECTIONS, CONNECTIONS, QUIET);
+    // The drain is not over before the connections in the backlog are accepted, also if none is open.
+    let accepting = server.tasks.token();
     listener::accept(listening, &server.drain, |stream, peer| {
         match limiter.take(peer.ip()) {
             Some(permit) => {
@@ -209,6 +211,7 @@ async fn accept(server: Arc<Server>, listening: Arc<TcpListener>) {
         ready(())
     })
     .await;
+    drop(accepting);
     if server.drain.accepting().is_cancelled() {
         std::future::pending::<()>().await;
     }

@@ -1,6 +1,8 @@
 //! The server's sockets, and when they listen. During an upgrade the former server and the next one run on
 //! the node at once. Both bind the webhook's port (`SO_REUSEPORT`); the next one listens on it when it can
-//! answer, and then the former one is ended. The admin port is one server's at a time. Called by the parent.
+//! answer, and then the former one is ended. The admin port is one server's at a time. It is bound the same
+//! way, so that the kernel distinguishes the former server, which is of the same user, from another program.
+//! Called by the parent.
 //!
 //! Only processes of the same user can share a port so, and the API server believes only one that has a
 //! certificate of the CA.
@@ -50,9 +52,12 @@ impl Listeners {
         // Without SO_REUSEPORT this fails if anybody listens there; the socket is closed again.
         let is_alone = listen(webhook).await.is_ok();
         let webhook = shared(webhook).map_err(failed(webhook))?;
-        let listening = match listen(admin).await {
+        let listening = match alone(admin).await {
             Ok(listening) => Some(listening),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !is_alone => None,
+            // Without the former server's user and SO_REUSEPORT this fails.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !is_alone => {
+                shared(admin).map(|_closed| None).map_err(failed(admin))?
+            }
             Err(error) => return Err(failed(admin)(error)),
         };
         let bound = listening.as_ref().map(|listening| listening.local_addr()).transpose();
@@ -102,7 +107,7 @@ impl AdminPort {
             return Ok(listening);
         }
         loop {
-            match listen(self.address).await {
+            match alone(self.address).await {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => sleep(LOOK_AGAIN).await,
                 outcome => return outcome,
             }
@@ -119,6 +124,12 @@ async fn listen(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
     let listening = TcpListener::bind(address).await?;
     listener::bound_buffers(&listening)?;
     Ok(Arc::new(listening))
+}
+
+/// Listens on a port that no other server listens on now, and that the next one may bind.
+async fn alone(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
+    drop(listen(address).await?);
+    Ok(Arc::new(shared(address)?.listen(listener::MAX_BACKLOG)?))
 }
 
 /// A socket on a port that other servers of this user may have, too. It does not listen yet, so the kernel
@@ -205,5 +216,14 @@ mod tests {
             assert_eq!(address, taken);
         }
         assert!(Listeners::bind(ANY, ANY).await.is_ok(), "the allowed twin");
+        // Nor is the other program taken for the former server during an upgrade.
+        let former = Listeners::bind(ANY, ANY).await.unwrap();
+        let (webhook, admin) = former.addresses().unwrap();
+        let _former = listening(former).await;
+        let Err(ServeError::Bind { address, .. }) = Listeners::bind(webhook, taken).await else {
+            panic!("it was bound")
+        };
+        assert_eq!(address, taken);
+        assert!(Listeners::bind(webhook, admin).await.is_ok(), "the allowed twin");
     }
 }
