@@ -41,6 +41,11 @@ pub enum Command {
     Check(Check),
     /// Make or check the files of the webhook, and exit.
     Init(Init),
+    /// Show whether the server of this container answers, and exit.
+    Live {
+        /// The directory of the server's socket.
+        probe_dir: PathBuf,
+    },
     /// Show whether the server of this container is ready, and exit.
     Ready {
         /// The directory of the server's socket.
@@ -134,7 +139,7 @@ pub struct Server {
     pub metrics_address: IpAddr,
     /// The port of health checks and metrics.
     pub metrics_port: u16,
-    /// The directory of the socket that the command `ready` asks.
+    /// The directory of the socket that the commands `live` and `ready` ask.
     pub probe_dir: PathBuf,
     /// The webhook's own certificate and its key, if its own CA does not issue it.
     pub tls_files: Option<(PathBuf, PathBuf)>,
@@ -271,6 +276,7 @@ impl Args {
                 let InitFlags { check, owner, webhook } = init;
                 Command::Init(Init { given: webhook.add_to(given), is_check: check, owner })
             }
+            Subcommand::Live(ProbeFlags { probe_dir }) => Command::Live { probe_dir },
             Subcommand::Ready(ProbeFlags { probe_dir }) => Command::Ready { probe_dir },
             Subcommand::Server(server) => {
                 if server.bind.is_some() {

@@ -41,7 +41,7 @@ use kube2ram_service::{
     dump,
     kubernetes::ClientConfig,
     named_tasks::NamedTasks,
-    probe::{self, Probe, SocketPaths},
+    probe::{self, Probe, ProbeError, SocketPaths},
     telemetry::{Log, Verbosity, chain},
 };
 use prometheus_client::registry::Registry;
@@ -95,10 +95,8 @@ fn main() -> ExitCode {
             conclude(check(command))
         }
         Command::Init(command) => conclude(init(&command)),
-        Command::Ready { probe_dir } => {
-            let ready = probe::ready(&SocketPaths::new(&probe_dir, &probe_dir));
-            conclude(ready.map(Printed::yes).map_err(Into::into))
-        }
+        Command::Live { probe_dir } => probed(probe::live(&SocketPaths::new(&probe_dir, &probe_dir))),
+        Command::Ready { probe_dir } => probed(probe::ready(&SocketPaths::new(&probe_dir, &probe_dir))),
         Command::Token(command) => conclude(token(command)),
         Command::Verify(command) => conclude(verify(command)),
         Command::Version { is_short, output } => conclude(Ok(version(is_short, output))),
@@ -141,6 +139,16 @@ fn conclude(outcome: anyhow::Result<Printed>) -> ExitCode {
             EXIT_FAILURE.into()
         }
     }
+}
+
+fn probed(state: Result<impl fmt::Display, ProbeError>) -> ExitCode {
+    conclude(state.map(Printed::yes).map_err(|error| match error {
+        // Its text names the agent.
+        ProbeError::Silent(source) => {
+            anyhow::Error::new(source).context("the server of this container does not answer")
+        }
+        ProbeError::Listen { .. } | ProbeError::Pending(_) => error.into(),
+    }))
 }
 
 fn version(is_short: bool, output: Output) -> Printed {
@@ -419,8 +427,9 @@ async fn serve(server: Server, log: &Log, shutdown: CancellationToken) -> anyhow
     let listeners = Listeners::bind(webhook_address, admin_address).await?;
     let probe = Probe::open(&SocketPaths::new(&server.probe_dir, &server.probe_dir));
     // ack-ram-authenticator's manifests have no such directory.
-    let probe =
-        probe.inspect_err(|error| info!(error = chain(error), "the command ready gets no answer")).ok();
+    let probe = probe
+        .inspect_err(|error| info!(error = chain(error), "the commands live and ready get no answer"))
+        .ok();
     let parts = Parts { map, clock, readiness: Readiness::default(), registry, background, listeners, probe };
     Ok(serve::run(settings, parts, shutdown).await?)
 }

@@ -100,6 +100,9 @@ pub(super) enum Subcommand {
     /// Makes what the webhook and the API server need of each other: a CA, a certificate and the API server's
     /// kubeconfig. What exists and is still good is left as it is
     Init(InitFlags),
+    /// Liveness probe for the kubelet: checks that the server of this container answers within 5 s, ready or
+    /// not. Nothing else is checked
+    Live(ProbeFlags),
     /// Readiness probe for the kubelet: checks that the server of this container is ready. If it is not, the
     /// output names the missing conditions
     Ready(ProbeFlags),
@@ -207,7 +210,7 @@ pub(super) struct WebhookFlags {
 /// Where the server of this container answers probes.
 #[derive(Args)]
 pub(super) struct ProbeFlags {
-    /// Directory of the socket that the command ready asks: one of this pod alone. During an upgrade two
+    /// Directory of the socket that the commands live and ready ask: one of this pod alone. During an upgrade two
     /// servers share the ports of a node, so a probe of a port could reach the other one
     #[arg(
         long,

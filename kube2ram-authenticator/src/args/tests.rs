@@ -143,8 +143,8 @@ fn init_takes_the_webhook_flags_of_the_server() {
         assert_eq!(generate_kubeconfig, Some("k".into()));
         assert_eq!(client_files, Some(("c.pem".into(), "k.pem".into())));
     }
-    let Command::Init(init) = parse("init --owner 65532").unwrap().command else { panic!() };
-    assert_eq!((init.owner, init.is_check), (Some(65532), false));
+    let Command::Init(init) = parse("init --owner 64532").unwrap().command else { panic!() };
+    assert_eq!((init.owner, init.is_check), (Some(64532), false));
     assert!(parse("init --client-certificate c.pem").is_err() && parse("server --tls-key k").is_err());
     let tls = server("server --tls-certificate c --tls-key k").tls_files;
     assert_eq!(tls, Some(("c".into(), "k".into())));
@@ -188,13 +188,15 @@ fn add_takes_the_flags_of_ack_ram_authenticators() {
 
 #[test]
 fn the_probe_asks_where_the_server_answers() {
-    let ready = |line: &str| match parse(line).unwrap().command {
-        Command::Ready { probe_dir } => probe_dir,
+    let probed = |line: &str| match parse(line).unwrap().command {
+        Command::Live { probe_dir } | Command::Ready { probe_dir } => probe_dir,
         other => panic!("{other:?}"),
     };
 
-    assert_eq!(ready("ready"), server("server").probe_dir);
-    assert_eq!(ready("ready --probe-dir /p"), server("server --probe-dir /p").probe_dir);
+    for probe in ["live", "ready"] {
+        assert_eq!(probed(probe), server("server").probe_dir);
+        assert_eq!(probed(&format!("{probe} --probe-dir /p")), server("server --probe-dir /p").probe_dir);
+    }
 }
 
 #[test]

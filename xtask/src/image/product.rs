@@ -38,7 +38,7 @@ impl Product {
     pub(super) fn user(self) -> &'static str {
         match self {
             Self::Agent => "0:0",
-            Self::Authenticator => "65532:65532",
+            Self::Authenticator => "64532:64532",
         }
     }
 

@@ -16,7 +16,7 @@ fn images() -> [Image; 2] {
     Arch::ALL.map(|arch| Image {
         arch,
         entrypoint: "/bin/it".to_owned(),
-        user: "65532:65532",
+        user: "64532:64532",
         layers: vec![
             Layer { tar: b"the same for both".to_vec(), brings: "certificates" },
             Layer { tar: arch.name().as_bytes().to_vec(), brings: "the program" },
@@ -56,7 +56,7 @@ fn every_descriptor_leads_to_what_it_describes() {
         let config = read(follow(&layout, &manifest["config"]));
         assert_eq!(config["architecture"], arch.name());
         assert_eq!(config["config"]["Entrypoint"], json!(["/bin/it"]));
-        assert_eq!(config["config"]["User"], "65532:65532");
+        assert_eq!(config["config"]["User"], "64532:64532");
         assert_eq!(config["config"]["Labels"]["org.opencontainers.image.title"], "it");
         for (position, contents) in ["the same for both", arch.name()].into_iter().enumerate() {
             let compressed = follow(&layout, &manifest["layers"][position]);
