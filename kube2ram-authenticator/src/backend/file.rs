@@ -14,6 +14,10 @@ use super::sections::{Form, Sections, parse_all};
 
 /// More than 10,000 mappings have.
 const LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+/// After half a minute of changes a file is hardly being written once.
+const UNSTABLE_LOOKS: u32 = 6;
+const UNSTABLE: &str =
+    "it changes at each look, so what is found may be incomplete: write it once, and less often";
 
 /// A file with mappings, and what was last read of it.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(super) struct MappingFile {
     content: Content,
     /// What the last look has found, if it is other content.
     next: Option<Content>,
+    /// How many looks in a row have found new content.
+    unstable: u32,
     sections: Sections,
     /// Why the file could not be read the last time.
     fault: Option<String>,
@@ -40,7 +46,7 @@ enum Content {
 impl MappingFile {
     pub(super) fn new(path: PathBuf, form: Form) -> Self {
         let (content, sections) = (Content::Never, Sections::default());
-        Self { path, form, content, next: None, sections, fault: None }
+        Self { path, form, content, next: None, unstable: 0, sections, fault: None }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,8 +75,9 @@ impl MappingFile {
     /// configuration file the server would not have started, so that one is only away for a moment.
     ///
     /// A program may be in the middle of writing the file, and the first half of a list can be a valid list.
-    /// So other content counts when the next look finds it again. What is read first counts at once: without
-    /// it there are no mappings at all.
+    /// So other content counts when the next look finds it again. A file that changes at each look never
+    /// counts, which is a fault after some looks. What is read first counts at once: without it there are no
+    /// mappings at all.
     pub(super) fn take(&mut self, content: io::Result<String>) -> bool {
         let content = match content {
             Ok(text) => Content::Text(text),
@@ -85,15 +92,20 @@ impl MappingFile {
                 return is_news;
             }
         };
-        let was_faulty = self.fault.take().is_some();
+        let fault_before = self.fault.take();
+        let was_faulty = fault_before.is_some();
         let found_before = self.next.take();
         if self.content == content {
+            self.unstable = 0;
             return was_faulty;
         }
         if self.content != Content::Never && found_before.as_ref() != Some(&content) {
             self.next = Some(content);
-            return was_faulty;
+            self.unstable = self.unstable.saturating_add(1);
+            self.fault = (self.unstable >= UNSTABLE_LOOKS).then(|| UNSTABLE.to_owned());
+            return self.fault != fault_before;
         }
+        self.unstable = 0;
         match &content {
             Content::Missing | Content::Never => self.sections.clear(),
             Content::Text(text) => {
@@ -174,6 +186,22 @@ mod tests {
         assert!(file.take(ok(USERS)));
         assert!(!file.take(missing()) && !file.take(ok(USERS)));
         assert_eq!(file.sections().entries().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_changes_at_each_look_is_a_fault_until_it_stays() {
+        let mut file = json();
+        assert!(file.take(ok(USERS)));
+        let other = |n: u32| ok(&" ".repeat(n as usize + 1));
+
+        let news: Vec<u32> = (1..=20).filter(|n| file.take(other(*n))).collect();
+
+        assert_eq!(news, [UNSTABLE_LOOKS], "it is reported once");
+        assert_eq!(file.fault().as_deref(), Some(UNSTABLE));
+        assert_eq!(file.sections().entries().len(), 1);
+        assert!(file.take(ok("{}")) || file.take(ok("{}")));
+        assert_eq!(file.fault(), None);
+        assert!(file.sections().entries().is_empty());
     }
 
     #[test]
