@@ -82,9 +82,9 @@ pub enum Output {
 pub struct Add {
     /// The mapping.
     pub addition: Addition,
-    /// The kubeconfig file, if one is named.
-    pub kubeconfig: Option<PathBuf>,
-    /// Its context, if not the current one.
+    /// The kubeconfig files, if any are named.
+    pub kubeconfigs: Vec<PathBuf>,
+    /// Their context, if not the current one.
     pub context: Option<String>,
     /// The API server, if not the context's.
     pub server: Option<Uri>,
@@ -264,7 +264,7 @@ impl Args {
             ..Given::default()
         };
         let command = match subcommand {
-            Subcommand::Add { what } => Command::Add(what.with(variable("KUBECONFIG").map(Into::into))),
+            Subcommand::Add { what } => Command::Add(what.with(variable("KUBECONFIG"))),
             Subcommand::Check(check) => Command::Check(Check {
                 given: check.mappings.add_to(given),
                 arn: check.arn,

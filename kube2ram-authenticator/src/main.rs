@@ -170,17 +170,17 @@ fn shown(output: Output, document: &Value, text: impl fmt::Display) -> String {
 }
 
 fn add(command: Add) -> anyhow::Result<Printed> {
-    let Add { addition, kubeconfig, context, server, asks } = command;
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
-    let path = kubeconfig.or_else(home).context("there is no kubeconfig: give --kubeconfig")?;
-    let client = match context {
-        Some(context) => ClientConfig::Context { path, context },
-        None => ClientConfig::Kubeconfig(path),
-    };
+    let Add { addition, kubeconfigs: mut paths, context, server, asks } = command;
+    if paths.is_empty() {
+        let home = env::var_os("HOME").context("there is no kubeconfig: give --kubeconfig")?;
+        paths.push(PathBuf::from(home).join(".kube/config"));
+    }
+    let client = ClientConfig::Files { paths, context };
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     let runtime = runtime()?;
     let edit = runtime.block_on(backend::add::prepare(client, server, &addition))?;
     let lines = edit.lines();
+    edit.warnings().iter().for_each(|warning| complain(warning));
     if asks {
         // Not into the output, which a script may read.
         write!(io::stderr(), "{lines}Add this? [y/N] ")?;

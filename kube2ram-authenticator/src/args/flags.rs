@@ -210,8 +210,8 @@ pub(super) struct WebhookFlags {
 /// Where the server of this container answers probes.
 #[derive(Args)]
 pub(super) struct ProbeFlags {
-    /// Directory of the socket that the commands live and ready ask: one of this pod alone. During an upgrade two
-    /// servers share the ports of a node, so a probe of a port could reach the other one
+    /// Directory of the socket that the commands live and ready ask: one of this pod alone. During an upgrade
+    /// two servers share the ports of a node, so a probe of a port could reach the other one
     #[arg(
         long,
         value_name = "PATH",

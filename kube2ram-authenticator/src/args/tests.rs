@@ -152,7 +152,7 @@ fn init_takes_the_webhook_flags_of_the_server() {
 
 #[test]
 fn add_takes_the_flags_of_ack_ram_authenticators() {
-    let add = |line: &str| match parse_with(line, &[("KUBECONFIG", "/env")]).unwrap().command {
+    let add = |line: &str| match parse_with(line, &[("KUBECONFIG", "/env::/other")]).unwrap().command {
         Command::Add(add) => add,
         other => panic!("{other:?}"),
     };
@@ -164,13 +164,15 @@ fn add_takes_the_flags_of_ack_ram_authenticators() {
         (&*plain.addition.username, plain.addition.groups),
         ("alice", vec!["dev".into(), "ops".into()])
     );
-    assert_eq!((plain.kubeconfig, plain.context, plain.asks), (Some("/env".into()), None, true));
+    assert_eq!((plain.kubeconfigs, plain.context), (vec!["/env".into(), "/other".into()], None));
+    assert_eq!((plain.addition.user_id, plain.asks), (None, true));
     let role = add(
-        "add role --rolearn r --username x --groups g --kubeconfig k --kubeconfig-context c --prompt=false \
+        "add role --rolearn r --username x --groups g --userid 1 --kubeconfig k --kubeconfig-context c --prompt=false \
                     --master-url https://api:6443",
     );
     assert!(role.addition.is_role && !role.asks);
-    assert_eq!((role.kubeconfig, role.context.as_deref()), (Some("k".into()), Some("c")));
+    assert_eq!(role.addition.user_id.as_deref(), Some("1"));
+    assert_eq!((role.kubeconfigs, role.context.as_deref()), (vec!["k".into()], Some("c")));
     assert_eq!(role.server.unwrap().host(), Some("api"));
     for line in [
         "add",

@@ -30,6 +30,8 @@ pub struct Addition {
     pub username: String,
     /// The groups, with or without placeholders.
     pub groups: Vec<String>,
+    /// The only id that is mapped, if it matters.
+    pub user_id: Option<String>,
 }
 
 /// Why nothing is added.
@@ -82,8 +84,17 @@ pub struct Edit {
     /// The version that was read; `None` if there is no such ConfigMap.
     version: Option<String>,
     key: &'static str,
+    appended: Appended,
+}
+
+/// A list with one more entry.
+#[derive(Debug)]
+struct Appended {
     text: String,
+    /// Those that are new.
     lines: String,
+    /// What its author may not expect.
+    warnings: Vec<&'static str>,
 }
 
 /// How long one request may take.
@@ -112,14 +123,19 @@ pub async fn prepare(
     for other in [Section::Roles, Section::Users].into_iter().filter(|other| *other != section) {
         ensure_new(&read(other, text(other))?, &addition.arn)?;
     }
-    let (text, lines) = appended(text(section), addition)?;
-    Ok(Edit { api, version, key: section.key(), text, lines })
+    let appended = appended(text(section), addition)?;
+    Ok(Edit { api, version, key: section.key(), appended })
 }
 
 impl Edit {
     /// What is added, and where.
     pub fn lines(&self) -> String {
-        format!("{} of {NAMESPACE}/{NAME}:\n{}", self.key, self.lines)
+        format!("{} of {NAMESPACE}/{NAME}:\n{}", self.key, self.appended.lines)
+    }
+
+    /// What the author may not expect of it.
+    pub fn warnings(&self) -> &[&'static str] {
+        &self.appended.warnings
     }
 
     /// Writes it, unless somebody has changed the ConfigMap since it was read.
@@ -127,7 +143,7 @@ impl Edit {
     /// # Errors
     /// [`AddError::Request`] and [`AddError::Late`].
     pub async fn write(self) -> Result<(), AddError> {
-        let Self { api, version, key, text, lines: _ } = self;
+        let Self { api, version, key, appended: Appended { text, .. } } = self;
         let failed = |source| AddError::Request { what: "write", source };
         let Some(version) = version else {
             let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
@@ -152,18 +168,20 @@ fn section_of(addition: &Addition) -> Section {
     if addition.is_role { Section::Roles } else { Section::Users }
 }
 
-/// The list with one more entry, and the lines that are new.
-fn appended(text: &str, addition: &Addition) -> Result<(String, String), AddError> {
+fn appended(text: &str, addition: &Addition) -> Result<Appended, AddError> {
     let section = section_of(addition);
     let mut entries = read(section, text)?;
     ensure_new(&entries, &addition.arn)?;
-    let Addition { is_role: _, arn, username, groups } = addition.clone();
+    let Addition { is_role: _, arn, username, groups, user_id } = addition.clone();
     let label = format!("{}[{}]", section.key(), entries.len()).into();
-    let entry = Entry { label, arn, username, groups, user_id: None, fault: None };
+    let entry = Entry { label, arn, username, groups, user_id, fault: None };
     let (_, reports) = Index::new(std::slice::from_ref(&entry), &[], Restrictions::default().into());
-    if let Some(State::Refused(error)) = reports.into_iter().next().map(|report| report.state) {
-        return Err(AddError::Refused(error));
-    }
+    let warnings = match reports.into_iter().next().map(|report| report.state) {
+        Some(State::Refused(error)) => return Err(AddError::Refused(error)),
+        Some(State::Mapped { warnings }) => warnings,
+        // With itself alone it is in no conflict.
+        Some(State::Conflict(_)) | None => Vec::new(),
+    };
     // Only where nothing but an empty list is written, nothing is lost by writing it anew.
     let is_empty = ["", "[]", "~", "null"].contains(&text.split_whitespace().collect::<String>().as_str());
     entries.push(entry);
@@ -175,7 +193,7 @@ fn appended(text: &str, addition: &Addition) -> Result<(String, String), AddErro
     let candidates = [after.trim_start_matches('\n'), if is_empty { &lines } else { "" }];
     let is_right = |candidate: &&str| read(section, candidate).is_ok_and(|read| read == entries);
     let found = candidates.into_iter().find(is_right).map(str::to_owned);
-    Ok((found.ok_or_else(|| AddError::Style(section.key()))?, lines))
+    Ok(Appended { text: found.ok_or_else(|| AddError::Style(section.key()))?, lines, warnings })
 }
 
 /// The lines of an entry. A JSON string is a YAML one.
@@ -184,6 +202,9 @@ fn lines_of(addition: &Addition, indent: usize) -> String {
     let blank = " ".repeat(indent);
     let mut lines =
         format!("{blank}- {key}: {}\n{blank}  username: {}\n", json!(addition.arn), json!(addition.username));
+    if let Some(id) = &addition.user_id {
+        lines += &format!("{blank}  userid: {}\n", json!(id));
+    }
     if !addition.groups.is_empty() {
         lines += &format!("{blank}  groups:\n");
     }
@@ -221,6 +242,7 @@ mod tests {
             arn: format!("acs:ram::123456789012:user/{name}"),
             username: name.to_lowercase(),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            user_id: None,
         }
     }
 
@@ -231,11 +253,12 @@ mod tests {
     fn an_entry_is_appended_and_what_is_there_stays() {
         let there = "# our users\n- userarn: acs:ram::123456789012:user/Alice # admin\n  username: alice\n";
 
-        let (text, lines) = appended(there, &user("Bob", &["dev"])).unwrap();
+        let Appended { text, lines, warnings } = appended(there, &user("Bob", &["dev"])).unwrap();
 
         assert_eq!((text.as_str(), lines.as_str()), (format!("{there}{LINES}").as_str(), LINES));
+        assert!(warnings.is_empty());
         let indented = "  - userarn: acs:ram::123456789012:user/alice\n    username: alice";
-        let (text, _) = appended(indented, &user("Bob", &[])).unwrap();
+        let text = appended(indented, &user("Bob", &[])).unwrap().text;
         assert!(
             text.ends_with("alice\n  - userarn: \"acs:ram::123456789012:user/Bob\"\n    username: \"bob\"\n"),
             "{text}"
@@ -245,17 +268,30 @@ mod tests {
     #[test]
     fn an_empty_list_gets_its_first_entry() {
         for empty in ["", "\n", "[]", "[]\n", "~"] {
-            assert_eq!(appended(empty, &user("Bob", &["dev"])).unwrap().0, LINES, "{empty:?}");
+            assert_eq!(appended(empty, &user("Bob", &["dev"])).unwrap().text, LINES, "{empty:?}");
         }
-        let (text, _) = appended("# nobody yet\n", &user("Bob", &["dev"])).unwrap();
+        let text = appended("# nobody yet\n", &user("Bob", &["dev"])).unwrap().text;
         assert_eq!(text, format!("# nobody yet\n{LINES}"));
+    }
+
+    #[test]
+    fn an_id_is_written_and_what_is_not_expected_is_named() {
+        let admin = Addition { user_id: Some("012".to_owned()), ..user("Bob", &["system:masters"]) };
+
+        let Appended { text, warnings, .. } = appended("", &admin).unwrap();
+
+        let [entry] = read(Section::Users, &text).unwrap().try_into().unwrap();
+        assert_eq!(entry.user_id, admin.user_id);
+        assert!(warnings.iter().any(|warning| warning.contains("system:masters")), "{warnings:?}");
+        let none = Addition { user_id: Some(String::new()), ..user("Bob", &[]) };
+        assert!(matches!(appended("", &none), Err(AddError::Refused(EntryError::UserIdForm(_)))));
     }
 
     #[test]
     fn a_name_cannot_add_more_than_itself() {
         let odd = Addition { username: "a\", \"x\": [*: #'".to_owned(), ..user("Bob", &["- b: {", "c # d"]) };
 
-        let (text, _) = appended("", &odd).unwrap();
+        let text = appended("", &odd).unwrap().text;
 
         let [entry] = read(Section::Users, &text).unwrap().try_into().unwrap();
         assert_eq!((entry.username, entry.groups), (odd.username, odd.groups));

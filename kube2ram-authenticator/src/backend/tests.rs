@@ -1,5 +1,6 @@
 //! The backends on real files, and against an API server over real connections.
 
+mod add;
 mod api_server;
 
 use std::fs;

@@ -156,8 +156,8 @@ impl Index {
     }
 
     /// The user that an identity is: of the mapping of its ARN; without one, of the pattern with the longest
-    /// text before its first wildcard; without one, itself if its account is mapped, and no mapping of its ARN is
-    /// for another id. Where two mappings come first and differ, nobody.
+    /// text before its first wildcard; without one, itself if its account is mapped and no mapping of its
+    /// ARN is for another id. Where two mappings come first and differ, nobody.
     pub fn decide(&self, identity: &Identity) -> Decision {
         let found = self.foremost(identity);
         let by = found.iter().map(|named| named.label.clone()).collect();

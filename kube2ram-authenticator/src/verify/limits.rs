@@ -6,8 +6,8 @@
 //!
 //! The API server repeats a login up to ten times if it is told to wait. That helps a burst, such as a
 //! hundred jobs with fresh role sessions, and makes a flood ten times as large. So of the tokens of unknown
-//! keys, only as many are told to wait as STS can be asked about while the API server waits. All others get no
-//! decision, and are not repeated.
+//! keys, only as many are told to wait as STS can be asked about while the API server waits. All others get
+//! no decision, and are not repeated.
 //!
 //! Source of the sum: GetCallerIdentity allows 100 calls a second for the account of the signer in a region.
 

@@ -1,10 +1,7 @@
 //! Where the API server is and how the agent logs in to it.
 //! Depends on kube alone; called by whatever talks to the API server.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use kube::{
     Config,
@@ -15,12 +12,12 @@ use secrecy::SecretString;
 /// How to reach the API server.
 #[derive(Debug)]
 pub enum ClientConfig {
-    /// By a context of a kubeconfig file, whatever its current one is.
-    Context {
-        /// The file.
-        path: PathBuf,
-        /// The context's name.
-        context: String,
+    /// By kubeconfig files, merged as kubectl merges those of `KUBECONFIG`. Some may be missing.
+    Files {
+        /// The files; the first one that has a value decides.
+        paths: Vec<PathBuf>,
+        /// The context, if not the current one.
+        context: Option<String>,
     },
     /// By the service account that is mounted into the agent's pod.
     InCluster,
@@ -84,12 +81,11 @@ const READ_TIMEOUT: Duration = Duration::from_secs(75);
 /// Whatever is wrong with `config`.
 pub async fn client_config(config: ClientConfig) -> Result<Config, ClientError> {
     let mut config = match config {
-        ClientConfig::Context { path, context } => from_file(&path, Some(context))
-            .await
-            .map_err(|source| ClientError::Kubeconfig { path, source })?,
+        ClientConfig::Files { paths, context } => from_files(paths, context).await?,
         ClientConfig::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         ClientConfig::Kubeconfig(path) => {
-            from_file(&path, None).await.map_err(|source| ClientError::Kubeconfig { path, source })?
+            let failed = |source| ClientError::Kubeconfig { path: path.clone(), source };
+            from_file(Kubeconfig::read_from(&path).map_err(failed)?).await.map_err(failed)?
         }
         ClientConfig::Server { url, token, insecure } => at_server(url, token, insecure)?,
     };
@@ -101,9 +97,30 @@ pub async fn client_config(config: ClientConfig) -> Result<Config, ClientError> 
     Ok(config)
 }
 
-async fn from_file(path: &Path, context: Option<String>) -> Result<Config, KubeconfigError> {
-    let mut file = Kubeconfig::read_from(path)?;
+async fn from_files(paths: Vec<PathBuf>, context: Option<String>) -> Result<Config, ClientError> {
+    let mut merged: Option<Kubeconfig> = None;
+    // Of errors that concern no single file.
+    let all: PathBuf =
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":").into();
+    let is_last = |path: &PathBuf| Some(path) == paths.last();
+    for path in &paths {
+        let failed = |source| ClientError::Kubeconfig { path: path.clone(), source };
+        match Kubeconfig::read_from(path) {
+            Ok(file) => {
+                let before = merged.unwrap_or_default();
+                merged = Some(before.merge(file).map_err(failed)?);
+            }
+            Err(KubeconfigError::ReadConfig(error, _))
+                if error.kind() == io::ErrorKind::NotFound && !(merged.is_none() && is_last(path)) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let mut file = merged.unwrap_or_default();
     file.current_context = context.or(file.current_context);
+    from_file(file).await.map_err(|source| ClientError::Kubeconfig { path: all, source })
+}
+
+async fn from_file(file: Kubeconfig) -> Result<Config, KubeconfigError> {
     let names_proxy = names_proxy(&file);
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     Ok(with_proxy_of_file(config, names_proxy))
@@ -189,11 +206,37 @@ mod tests {
         let server = async |config| client_config(config).await.map(|config| config.cluster_url.to_string());
 
         let current = server(ClientConfig::Kubeconfig(path.clone())).await.unwrap();
-        let other = server(ClientConfig::Context { path: path.clone(), context: "b".into() }).await.unwrap();
-        let none = server(ClientConfig::Context { path, context: "c".into() }).await;
+        let files = |context: &str| ClientConfig::Files {
+            paths: vec![path.clone()],
+            context: Some(context.to_owned()),
+        };
+        let other = server(files("b")).await.unwrap();
+        let none = server(files("c")).await;
 
         assert_eq!((&*current, &*other), ("https://a/", "https://b/"));
         assert!(matches!(none, Err(ClientError::Kubeconfig { .. })));
+    }
+
+    #[tokio::test]
+    async fn several_kubeconfigs_are_merged_and_some_may_be_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let cluster = "clusters: [{name: a, cluster: {server: 'https://a'}}]\n";
+        std::fs::write(path("clusters"), cluster).unwrap();
+        let rest = "contexts: [{name: a, context: {cluster: a, user: u}}]\nusers: [{name: u, user: {}}]\n\
+                    current-context: a\n";
+        std::fs::write(path("rest"), rest).unwrap();
+        let of = async |names: &[&str]| {
+            let paths = names.iter().map(|name| path(name)).collect();
+            client_config(ClientConfig::Files { paths, context: None }).await
+        };
+
+        let merged = of(&["missing", "clusters", "rest", "another"]).await.unwrap();
+
+        assert_eq!(merged.cluster_url.to_string(), "https://a/");
+        for incomplete in [&["missing"][..], &["missing", "another"], &["clusters"]] {
+            assert!(matches!(of(incomplete).await, Err(ClientError::Kubeconfig { .. })), "{incomplete:?}");
+        }
     }
 
     #[test]

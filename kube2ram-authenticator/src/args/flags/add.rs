@@ -1,7 +1,7 @@
 //! The flags of `add user` and `add role`, with the names of ack-ram-authenticator's. Doc comments are the
 //! help text. Depends on clap; read by the parent's parent.
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 use clap::{ArgAction, Args, Subcommand};
 use http::Uri;
@@ -39,7 +39,10 @@ pub(crate) struct AddFlags {
     /// Groups of the user in the cluster, with commas between
     #[arg(long, value_name = "GROUPS", required = true, value_delimiter = ',')]
     groups: Vec<String>,
-    /// Path of the kubeconfig file [default: $KUBECONFIG, or else ~/.kube/config]
+    /// Id of the only user or role that is mapped: of those that are created again under this name, none is
+    #[arg(long, value_name = "ID")]
+    userid: Option<String>,
+    /// Path of the kubeconfig file [default: those of $KUBECONFIG, or else ~/.kube/config]
     #[arg(long, value_name = "PATH")]
     kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig file [default: its current one]
@@ -63,15 +66,20 @@ pub(crate) struct AddFlags {
 }
 
 impl AddWhat {
-    pub(crate) fn with(self, kubeconfig: Option<PathBuf>) -> Add {
+    /// `kubeconfigs` are the paths in the environment.
+    pub(crate) fn with(self, kubeconfigs: Option<String>) -> Add {
         let (is_role, arn, more) = match self {
             Self::Role { rolearn, more } => (true, rolearn, more),
             Self::User { userarn, more } => (false, userarn, more),
         };
-        let AddFlags { username, groups, kubeconfig: given, kubeconfig_context, master_url, prompt } = more;
+        let AddFlags { username, groups, userid, kubeconfig, kubeconfig_context, master_url, prompt } = more;
+        let listed = || {
+            let paths = kubeconfigs.iter().flat_map(env::split_paths);
+            paths.filter(|path| !path.as_os_str().is_empty()).collect()
+        };
         Add {
-            addition: Addition { is_role, arn, username, groups },
-            kubeconfig: given.or(kubeconfig),
+            addition: Addition { is_role, arn, username, groups, user_id: userid },
+            kubeconfigs: kubeconfig.map_or_else(listed, |path| vec![path]),
             context: kubeconfig_context,
             server: master_url,
             asks: prompt,

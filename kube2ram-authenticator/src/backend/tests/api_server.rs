@@ -159,6 +159,34 @@ impl State {
     }
 }
 
+impl State {
+    fn create_config_map(&mut self, object: Value) -> (u16, Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.objects.contains_key(&("configmaps".to_owned(), name.clone())) {
+            return (409, status(409));
+        }
+        self.put("configmaps", &name, object.clone());
+        (201, object)
+    }
+
+    /// A merge patch of the data, of the version that it names.
+    fn patch_config_map(&mut self, name: &str, patch: &Value) -> (u16, Value) {
+        let Some(found) = self.objects.get(&("configmaps".to_owned(), name.to_owned())) else {
+            return (404, status(404));
+        };
+        let mut object = found.clone();
+        let version = &patch["metadata"]["resourceVersion"];
+        if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+            return (409, status(409));
+        }
+        for (key, value) in patch["data"].as_object().unwrap() {
+            object["data"][key] = value.clone();
+        }
+        self.put("configmaps", name, object.clone());
+        (200, object)
+    }
+}
+
 fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut head = Vec::new();
@@ -219,6 +247,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
                 Some(object) => (200, object.clone()),
                 None => (404, status(404)),
             }
+        }
+        ("PATCH", [.., "configmaps", name]) => {
+            locked.patch_config_map(name, &serde_json::from_slice(&body).unwrap())
+        }
+        ("POST", [.., "kube-system", "configmaps"]) => {
+            locked.create_config_map(serde_json::from_slice(&body).unwrap())
         }
         ("GET", ["openapi", "v3", "apis", "ramauthenticator.k8s.alibabacloud", "v1alpha1"]) => {
             locked.schema.clone().map_or_else(|| (404, status(404)), |schema| (200, schema))
