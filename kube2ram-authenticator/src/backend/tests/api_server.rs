@@ -295,5 +295,14 @@ fn watch(mut stream: TcpStream, state: &Mutex<State>, mut from: u64, resource: &
 }
 
 fn status(code: u16) -> Value {
-    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "the stand-in says no", "code": code })
+    let reason = match code {
+        403 => "Forbidden",
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "",
+    };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "the stand-in says no", "code": code,
+        "reason": reason,
+    })
 }
