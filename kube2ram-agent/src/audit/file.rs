@@ -151,8 +151,8 @@ pub struct Found {
 /// out.
 pub fn find(path: &Path, access_key_id: &str) -> Found {
     let mut found = Found { records: Vec::new(), failure: None };
-    // Both are opened before one is read, and this one first: if it is renamed meanwhile, the other one is the
-    // same file.
+    // Both are opened before one is read, and this one first: if it is renamed meanwhile, the other one is
+    // the same file.
     let files = [path.to_owned(), former(path)].map(|path| (readable(&path), path));
     let mut seen = None;
     for (file, path) in files.into_iter().rev() {

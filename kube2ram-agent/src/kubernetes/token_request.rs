@@ -105,8 +105,8 @@ struct TokenStatus {
     expiration_timestamp: Timestamp,
 }
 
-/// Codes of a cluster's configuration that the API server refuses: the node's Event about them is raised here,
-/// and names what is missing.
+/// Codes of a cluster's configuration that the API server refuses: the node's Event about them is raised
+/// here, and names what is missing.
 pub const CODES_OF_API_SERVER: [&str; 2] = ["TokenForbidden", "TokenInvalid"];
 /// The reason of that Event.
 pub(super) const TOKENS_UNAVAILABLE: &str = "TokensUnavailable";
