@@ -238,6 +238,11 @@ impl Agent {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
+    pub(crate) fn explain(&self, pod: &str) -> Value {
+        let output = self.container.output(&[ENTRYPOINT, "explain", pod, "-o", "json"]).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
     pub(crate) fn admin(&self, path: &str) -> Reply {
         Request::get(format!("{}{path}", self.admin)).send().unwrap()
     }

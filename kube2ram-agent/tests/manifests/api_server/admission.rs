@@ -25,9 +25,13 @@ fn the_agents_token_changes_nothing_of_nodes_but_its_own_taint() {
         assert!(answer.status == 403 || answer.status == 422, "{path} {change}: {answer:?}");
         answer.body["message"].as_str().unwrap().to_owned()
     };
-    // A policy is active a little after it was applied.
+    // A policy is active a little after it was applied; until then the label may get written, and what it
+    // already is is no change.
+    let mut attempt = 0;
     eventually("the policy", || {
-        plane.patch(&token, &own, &json!({ "metadata": { "labels": { "probe": "1" } } })).status != 200
+        attempt += 1;
+        let change = json!({ "metadata": { "labels": { "probe": attempt.to_string() } } });
+        plane.patch(&token, &own, &change).status != 200
     });
 
     let unbound = plane.token("kube2ram", None);

@@ -320,10 +320,20 @@ fn pods_get_their_accounts_roles_by_the_agents_own_right_within_its_policies() {
     lab.assert_each_gets_its_own();
     lab.assert_the_binding_is_needed();
     lab.run("quiet", "batch-0");
-    eventually("the status has the policy's own words", || {
+    // The namespace's fault is its owner's to read, and none of the cluster.
+    eventually("an Event on the pod", || {
         lab.assert_try_again("batch-0", "batch");
-        lab.agent.as_ref().unwrap().status()["problems"].to_string().contains(not_opted_in)
+        let events = lab.cluster.plane.get("/apis/events.k8s.io/v1/events").body;
+        events["items"].as_array().into_iter().flatten().any(|event| {
+            event["regarding"]["name"] == "batch-0"
+                && event["note"].as_str().is_some_and(|note| note.contains("NamespaceNotOptedIn"))
+        })
     });
+    let agent = lab.agent.as_ref().unwrap();
+    let explained = agent.explain("quiet/batch-0").to_string();
+    assert!(explained.contains(not_opted_in), "{explained}");
+    let problems = agent.status()["problems"].to_string();
+    assert!(!problems.contains(not_opted_in), "{problems}");
     assert_eq!(lab.exchanges("batch"), [], "without a token");
     lab.assert_only_exchanges();
 }
