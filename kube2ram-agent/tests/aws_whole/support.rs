@@ -136,17 +136,6 @@ impl DerefMut for Lab {
     }
 }
 
-impl Drop for Lab {
-    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // The sandbox and the log in it are about to go.
-            let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
-            eprintln!("the agent's log:\n{log}");
-        }
-    }
-}
-
 /// A pod called `name` with the role `name-role`.
 pub(crate) fn pod(name: &str) -> PodSpec {
     PodSpec::new(name).role(&format!("{name}-role"))

@@ -136,16 +136,6 @@ impl DerefMut for Lab {
     }
 }
 
-impl Drop for Lab {
-    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
-            eprintln!("the agent's log:\n{log}");
-        }
-    }
-}
-
 fn target(entry: &Value) -> (u64, Target) {
     let bytes = |name: &str| -> Vec<String> {
         entry[name].as_array().unwrap().iter().map(|byte| byte.as_str().unwrap().to_owned()).collect()

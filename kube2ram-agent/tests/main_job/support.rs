@@ -143,17 +143,6 @@ impl DerefMut for Lab {
     }
 }
 
-impl Drop for Lab {
-    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // The sandbox and the log in it are about to go.
-            let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
-            eprintln!("the agent's log:\n{log}");
-        }
-    }
-}
-
 /// Every secret and token of the stand-ins contains one of these.
 pub(crate) fn assert_no_secrets(text: &str) {
     for secret in [AccessKey::SECRET_MARKER, "SandboxToken"] {

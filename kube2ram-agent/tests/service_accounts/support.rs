@@ -262,18 +262,6 @@ impl DerefMut for Lab {
     }
 }
 
-impl Drop for Lab {
-    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // The sandbox and the log in it are about to go.
-            let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
-            eprintln!("the agent's log:\n{log}");
-            eprintln!("requests for tokens: {:#?}", self.api().token_requests());
-        }
-    }
-}
-
 /// The agent's count of fetches that ended so.
 fn sample(result: &str) -> String {
     format!(r#"kube2ram_sts_requests_total{{result="{result}"}}"#)

@@ -163,18 +163,6 @@ impl DerefMut for Lab {
     }
 }
 
-impl Drop for Lab {
-    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
-    fn drop(&mut self) {
-        let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
-        if thread::panicking() {
-            // The access log is long; the agents' other lines are not.
-            let said = log.lines().filter(|line| !line.contains("request answered"));
-            eprintln!("the agents' log:\n{}", said.collect::<Vec<_>>().join("\n"));
-        }
-    }
-}
-
 pub(crate) fn role(pod: &str) -> String {
     format!("{pod}-role")
 }

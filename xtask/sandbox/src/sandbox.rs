@@ -320,8 +320,13 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     /// Whatever was tried here: no secret may be in anything that the agent has told.
+    #[expect(clippy::print_stderr, reason = "for whoever reads why a test failed")]
     fn drop(&mut self) {
         if thread::panicking() {
+            // The log is about to go. What requests were answered is long, and tells little.
+            let log = self.agent().map(|agent| agent.log()).unwrap_or_default();
+            let lines = log.lines().filter(|line| !line.contains("request answered"));
+            eprintln!("the agent's log:\n{}", lines.collect::<Vec<_>>().join("\n"));
             return;
         }
         let told = secrets::told(self);
