@@ -43,6 +43,18 @@ impl Running {
         Self::start_all(api, checkpoint, None, Some(accounts)).await
     }
 
+    /// One with pod 1, and pod 2 of the account `other`. Both are known.
+    async fn with_another_account() -> Self {
+        let api = ApiServer::start().await;
+        let mut other = pod(2, "r");
+        other["spec"]["serviceAccountName"] = "other".into();
+        api.put("pods", other);
+        api.put_account("team-a", "other", json!({}));
+        let running = Self::with_tokens(api, TokenRequester::Agent).await;
+        eventually("pod 2", || running.knows(2)).await;
+        running
+    }
+
     /// One with pod 1, which is known.
     async fn with_tokens(api: ApiServer, tokens: TokenRequester) -> Self {
         api.put_account("team-a", "sa", json!({}));
@@ -580,13 +592,7 @@ async fn what_one_namespace_causes_raises_no_event_on_the_node() {
 
 #[tokio::test]
 async fn a_success_of_another_account_does_not_hide_a_failure() {
-    let api = ApiServer::start().await;
-    let mut other = pod(2, "r");
-    other["spec"]["serviceAccountName"] = "other".into();
-    api.put("pods", other);
-    api.put_account("team-a", "other", json!({}));
-    let running = Running::with_tokens(api, TokenRequester::Agent).await;
-    eventually("pod 2", || running.knows(2)).await;
+    let running = Running::with_another_account().await;
     running.api.refuse_token(forbidden("denied"), None);
     assert!(running.token().await.is_err());
 
@@ -600,13 +606,7 @@ async fn a_success_of_another_account_does_not_hide_a_failure() {
 
 #[tokio::test]
 async fn a_wrong_configuration_raises_one_event_on_the_node() {
-    let api = ApiServer::start().await;
-    let mut other = pod(2, "r");
-    other["spec"]["serviceAccountName"] = "other".into();
-    api.put("pods", other);
-    api.put_account("team-a", "other", json!({}));
-    let running = Running::with_tokens(api, TokenRequester::Agent).await;
-    eventually("pod 2", || running.knows(2)).await;
+    let running = Running::with_another_account().await;
     for name in ["sa", "other"] {
         running.api.refuse_token(forbidden(&format!("serviceaccounts {name} is forbidden")), None);
         assert!(running.cluster.token(&account(name), AUDIENCE, LIFETIME).await.is_err());
