@@ -301,19 +301,22 @@ def bpf(command, attributes):
     assert result >= 0, os.strerror(ctypes.get_errno())
     return result
 code = ctypes.create_string_buffer(struct.pack("=BBhi", 0xB7, 0, 0, -1) + struct.pack("=BBhi", 0x95, 0, 0, 0))
-text, pin = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(sys.argv[2].encode())
+text = ctypes.create_string_buffer(b"GPL")
 load = lambda: bpf(5, struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(text)))
 attach = lambda: bpf(28, struct.pack("=IIII", load(), int(sys.argv[1]), 47, 0))
 links = [attach() for _ in range(62)]
 last = load()
 def take_our_place():
+    # Each link that the agent makes has another number, which is its pin's name.
+    newest = max(os.listdir(sys.argv[2]), key=int)
+    pin = ctypes.create_string_buffer(os.path.join(sys.argv[2], newest).encode())
     bpf(34, struct.pack("=I", bpf(7, struct.pack("=QII", ctypes.addressof(pin), 0, 0))))
     return bpf(28, struct.pack("=IIII", last, int(sys.argv[1]), 47, 0))
 for tries_left in reversed(range(50)):
     try:
         links.append(take_our_place())
         break
-    except AssertionError: # the agent was back before us
+    except (AssertionError, OSError, ValueError): # the agent was back before us
         assert tries_left
         time.sleep(0.05)
 print("full", flush=True)
@@ -334,7 +337,7 @@ impl Full {
         let (index, _) = shown.split_once(':').unwrap();
         let pin = pins(sandbox).remove(0);
         let mut others = Command::new("python3")
-            .args(["-c", FILL, index, pin.to_str().unwrap()])
+            .args(["-c", FILL, index, pin.parent().unwrap().to_str().unwrap()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -49,10 +49,9 @@ impl Listeners {
     /// [`ServeError::Bind`]: something that is no server of this user has one of the ports.
     pub async fn bind(webhook: SocketAddr, admin: SocketAddr) -> Result<Self, ServeError> {
         let failed = |address| move |source| ServeError::Bind { address, source };
-        // Without SO_REUSEPORT this fails if anybody listens there; the socket is closed again.
-        let is_alone = listen(webhook).await.is_ok();
+        let is_alone = is_free(webhook).is_ok();
         let webhook = shared(webhook).map_err(failed(webhook))?;
-        let listening = match alone(admin).await {
+        let listening = match alone(admin) {
             Ok(listening) => Some(listening),
             // Without the former server's user and SO_REUSEPORT this fails.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && !is_alone => {
@@ -107,7 +106,7 @@ impl AdminPort {
             return Ok(listening);
         }
         loop {
-            match alone(self.address).await {
+            match alone(self.address) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => sleep(LOOK_AGAIN).await,
                 outcome => return outcome,
             }
@@ -120,27 +119,33 @@ async fn is_answered(address: SocketAddr) -> bool {
     matches!(timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
-async fn listen(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
-    let listening = TcpListener::bind(address).await?;
-    listener::bound_buffers(&listening)?;
-    Ok(Arc::new(listening))
+/// Fails if anybody listens there, a server of this user as well. Nothing listens for it, not even for a
+/// moment: a connection of that moment would be reset.
+fn is_free(address: SocketAddr) -> io::Result<()> {
+    let socket = of_family(address)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
 }
 
 /// Listens on a port that no other server listens on now, and that the next one may bind.
-async fn alone(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
-    drop(listen(address).await?);
+fn alone(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
+    is_free(address)?;
     Ok(Arc::new(shared(address)?.listen(listener::MAX_BACKLOG)?))
 }
 
 /// A socket on a port that other servers of this user may have, too. It does not listen yet, so the kernel
 /// gives it no connections.
 fn shared(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = of_family(address)?;
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;
     listener::bound_buffers(&socket)?;
     socket.bind(address)?;
     Ok(socket)
+}
+
+fn of_family(address: SocketAddr) -> io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
 /// How often a server looks whether it may listen.

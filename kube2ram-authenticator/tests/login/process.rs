@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     process::{Child, Command, ExitStatus},
     sync::{
@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::client::TlsStream;
@@ -41,6 +41,8 @@ struct Process {
     sts: Sts,
     alice: BaseCredentials,
     directory: tempfile::TempDir,
+    /// For as long as they are bound, nobody else gets these ports.
+    _reserved: [TcpSocket; 2],
 }
 
 struct Server(Child);
@@ -73,9 +75,14 @@ fn server(directory: &Path, [webhook, admin]: [SocketAddr; 2], sts: &Sts, probe:
     Server(child)
 }
 
-/// A port that was free a moment ago: the command takes numbers only.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+/// A port that servers of this user may have and nobody else gets, while the socket is there: the command
+/// takes numbers only.
+fn reserve() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    socket
 }
 
 /// A server that serves. The user alice is in its configuration file.
@@ -87,13 +94,13 @@ async fn process() -> Process {
     let path = |name: &str| directory.path().join(name);
     let mapping = "mapUsers: [{userARN: 'acs:ram::1234567890123456:user/alice', username: alice}]";
     fs::write(path("config.yaml"), format!("clusterID: {CLUSTER}\nserver: {{{mapping}}}\n")).unwrap();
-    let addresses = [free_port(), free_port()].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let server = server(directory.path(), addresses, &sts, "probe");
-    let [webhook, admin] = addresses;
+    let reserved = [reserve(), reserve()];
+    let [webhook, admin] = reserved.each_ref().map(|socket| socket.local_addr().unwrap());
+    let server = server(directory.path(), [webhook, admin], &sts, "probe");
     let ca = path("state/cert.pem");
     eventually(|| ca.exists()).await;
     let client = Arc::new(Client::trusting(&ca, webhook));
-    let process = Process { server, webhook, admin, client, sts, alice, directory };
+    let process = Process { server, webhook, admin, client, sts, alice, directory, _reserved: reserved };
     for _ in 0..1000 {
         if process.readiness().await == Some(200) {
             return process;
