@@ -10,6 +10,7 @@ use kube2ram_cloud::{Endpoint, StsClient, StsClientError, alibaba::caller_identi
 use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     task::JoinError,
     time::{sleep, timeout},
 };
@@ -137,7 +138,8 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
     background.spawn("the certificate", tls.keep(readiness.clone()));
     background.spawn("mappings", await_mappings(Arc::clone(&map), loaded));
     background.spawn("the webhook", serve_webhook(Arc::new(server), webhook_port, map, listens));
-    let admin_service = Arc::new(Admin { readiness: readiness.clone(), registry });
+    let admin_service =
+        Arc::new(Admin { readiness: readiness.clone(), registry, serving: Handle::current() });
     background.spawn("the admin listener", serve_admin(admin_service, admin_port, admin_drain));
     if let Some(probe) = probe {
         background.spawn("the probe", probe.run(readiness.clone()));

@@ -8,16 +8,18 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio_util::task::TaskTracker;
+use tokio::{net::TcpListener, runtime::Handle, time::timeout};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{connection_limiter::ConnectionLimiter, drain::Drain, listener};
 
 mod exposition;
 mod readiness;
+mod thread;
 
 pub use self::exposition::Exposition;
 pub use self::readiness::{Pending, Readiness};
+pub use self::thread::AdminThread;
 
 /// How many connections are served at once.
 pub const CONNECTIONS: usize = 64;
@@ -25,6 +27,9 @@ pub const CONNECTIONS: usize = 64;
 /// network, among them the kubelet, share one address. [`ConnectionLimiter`] prevents that they lock others
 /// out. Liveness uses the socket of `probe`, so clients of this listener cannot get the agent restarted.
 const CONNECTIONS_PER_ADDRESS: usize = 8;
+/// How long the other runtime may take to run a task before its threads count as blocked. A saturated node
+/// delays a task as well, but not by this much.
+const BLOCKED_AFTER: Duration = Duration::from_secs(2);
 
 /// What the admin listener shows.
 pub struct Admin {
@@ -32,6 +37,9 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What `/metrics` encodes.
     pub registry: Registry,
+    /// The runtime that does the program's work. `/healthz` and `/readyz` answer 503 while all of its threads
+    /// are blocked, although this listener may have a thread of its own ([`AdminThread`]).
+    pub serving: Handle,
 }
 
 impl Admin {
@@ -47,7 +55,8 @@ impl Admin {
                 let (admin, drain) = (Arc::clone(&self), drain.clone());
                 tasks.spawn(async move {
                     listener::drive(stream, &drain, permit.lost(), |request| {
-                        ready(admin.answer(request.method(), request.uri().path(), request.headers()))
+                        let (admin, (head, _body)) = (Arc::clone(&admin), request.into_parts());
+                        async move { admin.answer(&head.method, head.uri.path(), &head.headers).await }
                     })
                     .await;
                 });
@@ -57,17 +66,21 @@ impl Admin {
         .await;
     }
 
-    fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         if !matches!(*method, Method::GET | Method::HEAD) {
             let mut refused = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
+        if matches!(path, "/healthz" | "/readyz") && self.is_blocked().await {
+            let blocked = "all threads that serve are blocked\n".into();
+            return reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, blocked);
+        }
         match path {
             // For manifests of kube2iam and the Go kube2ram; kube2ram's own use `kube2ram live`. The answer
-            // means only that the agent answers: a check of the cloud would restart agents for the cloud's
-            // failures.
+            // means only that the agent's threads run: a check of the cloud would restart agents for the
+            // cloud's failures.
             "/healthz" => reply(StatusCode::OK, TEXT, "ok\n".into()),
             "/readyz" => match self.readiness.pending().as_slice() {
                 [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
@@ -86,6 +99,12 @@ impl Admin {
             }
             _ => reply(StatusCode::NOT_FOUND, TEXT, "not found\n".into()),
         }
+    }
+
+    /// Whether no thread of the other runtime runs a new task in time.
+    async fn is_blocked(&self) -> bool {
+        let task = AbortOnDropHandle::new(self.serving.spawn(ready(())));
+        !matches!(timeout(BLOCKED_AFTER, task).await, Ok(Ok(())))
     }
 }
 

@@ -12,6 +12,9 @@ use kube2ram_service::{kubernetes::ClientError, state_dir::StateDirError};
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The thread of the admin service could not be started.
+    #[error("cannot start the thread of the admin service")]
+    AdminThread(#[source] io::Error),
     /// The thread that writes the audit records could not be started.
     #[error("cannot start the thread that writes the audit records")]
     Audit(#[source] io::Error),

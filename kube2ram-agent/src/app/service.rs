@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{SetOnce, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
@@ -50,7 +51,7 @@ use kube2ram_cloud::{
     upstream::{MetadataServer, UpstreamActivity},
 };
 use kube2ram_service::{
-    admin::{Admin, Readiness},
+    admin::{Admin, AdminThread, Readiness},
     clock::{Clock, SystemClock},
     drain::Drain,
     state_dir::StateDir,
@@ -87,6 +88,8 @@ pub(super) struct Service {
     snapshot: Option<snapshot::SnapshotWriter>,
     /// Of all metrics. Taken by the admin service.
     registry: Registry,
+    /// Kept until connections have ended.
+    admin_thread: Arc<AdminThread>,
     drain: Drain,
     connections: TaskTracker,
     /// Other tasks that the drain waits for.
@@ -130,6 +133,7 @@ impl Service {
         background: &mut BackgroundTasks,
     ) -> Result<Self, AppError> {
         let config = Arc::new(config);
+        let admin_thread = Arc::new(AdminThread::start().map_err(AppError::AdminThread)?);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
         let drain = Drain::new();
@@ -230,6 +234,7 @@ impl Service {
             clock,
             snapshot,
             registry: root,
+            admin_thread,
             drain,
             connections,
             tasks,
@@ -372,13 +377,17 @@ impl Service {
             drain: self.drain.clone(),
             started: Instant::now(),
         });
-        let shown = Arc::new(Admin { readiness, registry: root });
+        let shown = Arc::new(Admin { readiness, registry: root, serving: Handle::current() });
         let admin = {
             let listener = self.claim(&listeners.admin, &shown.readiness);
             let (connections, drain) = (self.connections.clone(), self.drain.clone());
+            let thread = Arc::clone(&self.admin_thread);
             async move {
                 let Some(listener) = listener.await else { return };
-                shown.serve(listener, connections, drain).await;
+                match thread.serve(shown, &listener, connections, drain) {
+                    Ok(accepting) => drop(accepting.await),
+                    Err(error) => error!(%error, "the admin service cannot use its port"),
+                }
             }
         };
         background.spawn("the admin service", self.connections.track_future(admin));

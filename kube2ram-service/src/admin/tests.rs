@@ -11,7 +11,7 @@ async fn start() -> (SocketAddr, Readiness) {
     let mut registry = Registry::with_prefix("kube2ram");
     registry.register("things", "Things", prometheus_client::metrics::counter::Counter::<u64>::default());
     let readiness = Readiness::default();
-    let admin = Admin { readiness: readiness.clone(), registry };
+    let admin = Admin { readiness: readiness.clone(), registry, serving: Handle::current() };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
