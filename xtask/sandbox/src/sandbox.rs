@@ -229,7 +229,7 @@ impl Sandbox {
     }
 
     /// The agent, if there is one.
-    pub(crate) fn agent_if_any(&self) -> Option<&Agent> {
+    pub fn agent_if_any(&self) -> Option<&Agent> {
         self.agent.as_ref()
     }
 

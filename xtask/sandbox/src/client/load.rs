@@ -55,6 +55,8 @@ pub struct LoadReport {
     pub outages_us: Vec<u64>,
     /// The slowest answer, in microseconds.
     pub slowest_us: u64,
+    /// Of all answers, in microseconds.
+    pub latencies_us: Vec<u64>,
 }
 
 /// Of each of the two clients, between two requests: below `--request-rate` together.
@@ -92,7 +94,9 @@ impl Load {
             let took = |since: Instant| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
             match asked {
                 Ok(reply) if reply.status == 200 => {
-                    report.slowest_us = report.slowest_us.max(took(started));
+                    let latency_us = took(started);
+                    report.slowest_us = report.slowest_us.max(latency_us);
+                    report.latencies_us.push(latency_us);
                     if self.is_ours(role, &reply.body) {
                         report.ok += 1
                     } else {
@@ -180,6 +184,7 @@ impl LoadReport {
         self.samples.extend(other.samples);
         self.outages_us.extend(other.outages_us);
         self.slowest_us = self.slowest_us.max(other.slowest_us);
+        self.latencies_us.extend(other.latencies_us);
         self
     }
 
