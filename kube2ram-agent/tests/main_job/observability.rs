@@ -1,10 +1,14 @@
 //! What the operator sees, what pods do not see of it, and what nobody sees: secrets.
 
 use std::{
-    fs::OpenOptions,
-    io::Read as _,
+    fs::{File, OpenOptions},
+    io::{BufRead as _, BufReader, Read as _},
     net::Ipv4Addr,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +21,7 @@ use kube2ram_sandbox::{
 };
 use serde_json::Value;
 
-use crate::support::{INSTANCE_ID, LIST, Lab, assert_no_secrets, eventually, url};
+use crate::support::{INSTANCE_ID, LIST, Lab, SDK_PATIENCE, assert_no_secrets, eventually, url};
 
 fn orders() -> PodSpec {
     PodSpec::new("orders").namespace("shop").role("orders-role")
@@ -50,48 +54,114 @@ fn health_and_metrics_are_served_on_the_admin_port() {
     }
 }
 
-/// As while containerd is stopped: its shim holds the other end of standard error, and does not read.
-#[test]
-#[ignore = "needs root: cargo xtask test"]
-fn no_pod_waits_for_a_log_that_nobody_reads() {
-    // Each may cause 200 lines in ten seconds.
-    let names = ["orders", "two", "three", "four"];
-    let pods = names.map(|name| PodSpec::new(name).role("orders-role"));
-    let mut lab = Lab::with_agent("log-stall", &pods, &["--log-level=trace"]);
+/// Pods that each may cause 200 lines in ten seconds, an agent at the most talkative level, and the pipe that
+/// is its standard error.
+fn with_piped_log(name: &str) -> (Lab, File) {
+    let pods = PODS.map(|name| PodSpec::new(name).role("orders-role"));
+    let mut lab = Lab::new(name, &pods);
+    lab.prepare(&["--log-level=trace"]);
     let fifo = lab.node().directory().join("stderr");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     // Opened for both, or opening would wait for the agent.
-    let mut reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     let script = format!("exec \"$@\" 2>{}", fifo.display());
     lab.agent().unwrap().set_wrapper(&["sh", "-c", &script, "sh"]);
-    lab.agent().unwrap().restart(None).unwrap();
-    let loads = names.map(|name| {
+    lab.agent().unwrap().start().unwrap();
+    (lab, reader)
+}
+
+const PODS: [&str; 4] = ["orders", "two", "three", "four"];
+/// How long the log's reader stops, as containerd does while it is restarted.
+const UNREAD: Duration = Duration::from_mins(1);
+
+fn loads(lab: &Lab) -> [Child; 4] {
+    PODS.map(|name| {
         let mut load = lab.pod(name).unwrap().client("app").unwrap();
         load.args(["load", "--connect=100.100.100.200:80", "--expect=orders-role"]);
         load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-    });
+    })
+}
 
+/// Ends it. Each of its requests was served, and 99 % of them while SDKs wait. Returns how many.
+fn served(mut load: Child) -> usize {
+    drop(load.stdin.take());
+    let output = load.wait_with_output().unwrap().stdout;
+    let mut report: LoadReport = serde_json::from_slice(&output).unwrap();
+    let unserved = (report.wrong, report.failed, report.refused, report.refusals.len());
+    assert_eq!(unserved, (0, 0, 0, 0), "{:?}", report.samples);
+    report.latencies_us.sort_unstable();
+    let slow = Duration::from_micros(report.latencies_us[report.latencies_us.len() * 99 / 100]);
+    assert!(slow < SDK_PATIENCE, "p99 {slow:?}");
+    report.ok
+}
+
+fn await_lost_lines(lab: &mut Lab) {
     let deadline = Instant::now() + Duration::from_secs(90);
     while lab.metric("kube2ram_log_lines_lost_total") < 100.0 {
         assert!(Instant::now() < deadline, "no line is lost");
         thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
-    assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
-    let mut served = 0;
-    for mut load in loads {
-        drop(load.stdin.take());
-        let report: LoadReport = serde_json::from_slice(&load.wait_with_output().unwrap().stdout).unwrap();
-        assert_eq!((report.wrong, report.failed, report.refused), (0, 0, 0), "{:?}", report.samples);
-        served += report.ok;
+}
+
+/// As while containerd is stopped: its shim holds the other end of standard error, and does not read.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_pod_waits_for_a_log_that_nobody_reads() {
+    let (mut lab, mut reader) = with_piped_log("log-stall");
+    let unread_since = Instant::now();
+    let [lasting, others @ ..] = loads(&lab);
+
+    await_lost_lines(&mut lab);
+    let mut requests: usize = others.into_iter().map(served).sum();
+    while unread_since.elapsed() < UNREAD {
+        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+        assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
+        thread::sleep(Duration::from_secs(1));
     }
+    requests += served(lasting);
 
     let (mut log, mut buffer) = (String::new(), vec![0; 64 * 1024]);
     while !log.contains("log lines were lost") {
         let read = reader.read(&mut buffer).unwrap();
         log.push_str(&String::from_utf8_lossy(&buffer[..read]));
     }
-    println!("{served} requests while nobody read; the log then: {} bytes", log.len());
+    println!("{requests} requests while nobody read; the log then: {} bytes", log.len());
+}
+
+/// As syslog does that writes each line to a slow disk. That each line is delivered or counted is a test of
+/// the writer's own.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_pod_waits_for_a_log_that_is_read_slowly() {
+    const EACH_LINE: Duration = Duration::from_millis(10);
+    let (mut lab, pipe) = with_piped_log("log-slow");
+    let ended = Arc::new(AtomicBool::new(false));
+    let reading = thread::spawn({
+        let ended = Arc::clone(&ended);
+        move || {
+            let mut log = Vec::new();
+            for line in BufReader::new(pipe).lines() {
+                log.push(line.unwrap());
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                thread::sleep(EACH_LINE);
+            }
+            log
+        }
+    });
+    let loads = loads(&lab);
+
+    await_lost_lines(&mut lab);
+    assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
+    let requests: usize = loads.into_iter().map(served).sum();
+
+    let lost = lab.metric("kube2ram_log_lines_lost_total");
+    // There are lines left to read: the buffer is full.
+    ended.store(true, Ordering::Relaxed);
+    let log = reading.join().unwrap();
+    println!("{requests} requests; {} lines were read meanwhile, and {lost} lost", log.len());
+    assert!(log.iter().all(|line| line.starts_with("20")), "each begins with a time: {log:?}");
 }
 
 #[test]

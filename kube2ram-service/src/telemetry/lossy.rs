@@ -172,7 +172,10 @@ const KEPT_BYTES: usize = 16 * 1024;
 mod tests {
     use std::{
         io::{BufRead as _, BufReader, Read as _, pipe},
-        sync::atomic::{AtomicU64, Ordering},
+        sync::{
+            atomic::{AtomicU64, Ordering},
+            mpsc::{SyncSender, sync_channel},
+        },
         time::Instant,
     };
 
@@ -224,6 +227,54 @@ mod tests {
         assert!(kept.iter().all(|line| line.as_ref().is_ok_and(|line| line.len() == 99)), "only whole lines");
         assert_eq!(lines.next().unwrap().unwrap(), "again");
         assert_eq!((writer.lost().get(), REPORTED.load(Ordering::Relaxed)), (lost, lost));
+    }
+
+    /// Waits with each line until somebody takes it.
+    struct OneByOne(SyncSender<Vec<u8>>);
+
+    impl Write for OneByOne {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let line = bytes.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+            self.0.send(line.to_vec()).map_err(io::Error::other)?;
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_line_is_delivered_or_counted_while_the_reader_is_slower_than_the_log() {
+        static REPORTED: AtomicU64 = AtomicU64::new(0);
+        let (output, reader) = sync_channel(0);
+        let writer = LossyWriter::start(OneByOne(output), ROOM, |lost| {
+            REPORTED.fetch_add(lost, Ordering::Relaxed);
+        })
+        .unwrap();
+        let (mut written, mut delivered) = (0, Vec::new());
+
+        // Ten lines for each one that is read: the writer holds 80 of these 200 at most.
+        for _ in 0..20 {
+            for _ in 0..10 {
+                writer.make_writer().write_all(line(written).as_bytes()).unwrap();
+                written += 1;
+            }
+            delivered.push(reader.recv_timeout(PATIENCE).unwrap());
+        }
+        let lost = writer.lost().get();
+        // A line that nobody takes keeps the writer busy.
+        while !writer.flush(Duration::ZERO) {
+            delivered.extend(reader.recv_timeout(Duration::from_millis(10)));
+        }
+
+        assert!(lost >= 100, "{lost}");
+        assert_eq!(delivered.len() + usize::try_from(lost).unwrap(), written);
+        assert_eq!((writer.lost().get(), REPORTED.load(Ordering::Relaxed)), (lost, lost));
+        let numbers = delivered.iter().map(|line| str::from_utf8(line).unwrap().trim().parse::<usize>());
+        let numbers: Vec<_> = numbers.map(Result::unwrap).collect();
+        assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+        assert!(delivered.iter().all(|line| line.len() == 100), "only whole lines");
     }
 
     #[test]
