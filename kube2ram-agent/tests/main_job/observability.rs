@@ -67,6 +67,9 @@ fn with_piped_log(name: &str) -> (Lab, File) {
     let script = format!("exec \"$@\" 2>{}", fifo.display());
     lab.agent().unwrap().set_wrapper(&["sh", "-c", &script, "sh"]);
     lab.agent().unwrap().start().unwrap();
+    for pod in PODS {
+        eventually("orders-role".to_owned(), || lab.credentials(pod, "orders-role"));
+    }
     (lab, reader)
 }
 
