@@ -92,7 +92,7 @@ pub(crate) fn logins() -> Result<()> {
 
 /// Measures optimised builds.
 pub(crate) fn bench(cloud: &str, subjects: &[String]) -> Result<()> {
-    const ALL: [&str; 5] = ["connect", "kernel", "service", "scale", "wire"];
+    const ALL: [&str; 6] = ["connect", "kernel", "service", "scale", "saturated", "wire"];
     if !setup::is_root() && !setup::in_path("sudo") {
         bail!("a bench makes cgroups, network namespaces and eBPF programs: run it as root");
     }

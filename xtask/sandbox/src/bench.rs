@@ -5,6 +5,7 @@ mod connect;
 mod hello;
 mod kernel;
 mod process;
+mod saturated;
 mod scale;
 mod service;
 mod table;
@@ -30,6 +31,8 @@ pub enum Subject {
     Connect,
     /// Each program, by the kernel's statistics.
     Kernel,
+    /// Requests and probes while other work wants all processors.
+    Saturated,
     /// Memory, processor time and start with many pods.
     Scale,
     /// Requests per second and latencies of the metadata service.
@@ -58,6 +61,10 @@ pub fn bench(agent: &Path, cloud: Cloud, subjects: &[Subject], out: &mut dyn Wri
             Subject::Kernel => {
                 writeln!(out, "\nprograms, by the kernel's own count")?;
                 programs(&mut sandbox, agent, out)?;
+            }
+            Subject::Saturated => {
+                writeln!(out, "\na saturated node")?;
+                saturated::compare(&mut sandbox, agent, out)?;
             }
             Subject::Scale => {
                 writeln!(out, "\nmany pods")?;

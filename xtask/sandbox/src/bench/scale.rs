@@ -4,11 +4,12 @@
 use std::{
     io::Write,
     path::Path,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{
     connect::{Worker, metadata},
@@ -18,10 +19,27 @@ use super::{
 use crate::{Sandbox, node::PodSpec};
 
 const NAMESPACES: usize = 5000;
-const ROLES: usize = 50;
-/// Pods, and how much memory the agent may have with them, in MiB.
-const CROWDS: [(usize, f64); 3] = [(1, f64::INFINITY), (110, 16.0), (1000, 24.0)];
+/// A number of pods, each with its own role, and what the agent may take with them.
+struct Crowd {
+    pods: usize,
+    memory_mib: Target,
+    idle_percent: Target,
+}
+
+const CROWDS: [Crowd; 3] = [
+    Crowd { pods: 1, memory_mib: Target::None, idle_percent: Target::None },
+    Crowd { pods: 110, memory_mib: Target::AtMost(16.0), idle_percent: Target::None },
+    Crowd { pods: 1000, memory_mib: Target::AtMost(18.0), idle_percent: Target::AtMost(0.3) },
+];
+/// What makes a pod an object of 6 KB: kubectl writes the manifest into it once more.
+const NOTE: &str = "kubectl.kubernetes.io/last-applied-configuration";
+const NOTE_BYTES: usize = 5600;
 const CONNECTS: usize = 5000;
+/// How many pods ask for credentials at a time.
+const ASKING: usize = 16;
+/// How long STS's limits may let the last of a thousand sessions wait.
+const FETCHED: Duration = Duration::from_secs(600);
+const HELD: &str = r#"kube2ram_credential_sessions{state="fresh"}"#;
 /// What comes of a start is over by then.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Long enough for what the agent does every now and then.
@@ -37,32 +55,56 @@ pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> 
     }
     // The pods' own.
     sandbox.api().apply_namespace("default", &[(&key, r#"["crowd-*"]"#)])?;
-    for index in 0..ROLES {
-        super::add_role(sandbox, &format!("crowd-{index}"));
-    }
     if sandbox.agent().is_err() {
         // Without restrictions the agent reads no namespaces.
         sandbox.add_agent(agent, &["--auto-discover-base-arn", "--namespace-restrictions"])?;
     }
     let mut there = 0;
-    for (pods, memory_mib) in CROWDS {
-        while there < pods {
-            let role = format!("crowd-{}", there % ROLES);
-            sandbox.add_pod(&PodSpec::new(&format!("crowd-{there}")).role(&role).alone())?;
+    let note = "x".repeat(NOTE_BYTES);
+    for crowd in CROWDS {
+        while there < crowd.pods {
+            let name = format!("crowd-{there}");
+            super::add_role(sandbox, &name);
+            sandbox.add_pod(&PodSpec::new(&name).role(&name).annotation(NOTE, &note).alone())?;
             there += 1;
         }
-        measure(sandbox, pods, memory_mib, out)?;
+        measure(sandbox, &crowd, out)?;
     }
     Ok(())
 }
 
-fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Write) -> Result<()> {
+/// Has each pod ask for its role, and waits until the agent has the credentials of all.
+fn fetch(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
+    let (ip, list) = (sandbox.cloud().metadata_ip(), sandbox.cloud().list());
+    let deadline = Instant::now() + FETCHED;
+    for first in (0..pods).step_by(ASKING) {
+        let mut asking = Vec::new();
+        for name in (first..pods.min(first + ASKING)).map(|index| format!("crowd-{index}")) {
+            let mut client = sandbox.pod(&name)?.client("app")?;
+            client.args(["get", &format!("http://{ip}{list}{name}")]);
+            asking.push(client.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+        }
+        for mut client in asking {
+            // Who gets 503 has asked as well: the agent goes on with it.
+            let _status = client.wait()?;
+        }
+    }
+    while sandbox.agent()?.metric(HELD)? < pods as f64 {
+        ensure!(Instant::now() < deadline, "the agent has not the credentials of {pods} pods");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn measure(sandbox: &mut Sandbox, crowd: &Crowd, out: &mut dyn Write) -> Result<()> {
+    let pods = crowd.pods;
     let started = Instant::now();
     sandbox.agent()?.start()?;
     let ready = started.elapsed();
     super::listeners_in(sandbox, pods)?;
     let listening = started.elapsed();
     let process = Process(sandbox.agent()?.pid().context("the agent does not run")?);
+    fetch(sandbox, pods)?;
     thread::sleep(SETTLED);
     let cpu_before = process.cpu()?;
     thread::sleep(IDLE);
@@ -71,9 +113,9 @@ fn measure(sandbox: &mut Sandbox, pods: usize, memory_mib: f64, out: &mut dyn Wr
     let ready_target = if pods == 110 { Target::AtMost(1000.0) } else { Target::None };
     number(out, &what("start to ready"), ready.as_secs_f64() * 1000.0, "ms", ready_target)?;
     number(out, &what("a listener in each"), listening.as_secs_f64() * 1000.0, "ms", Target::None)?;
-    let memory_target = if memory_mib.is_finite() { Target::AtMost(memory_mib) } else { Target::None };
-    number(out, &what("resident"), process.resident_mib()?, "MiB", memory_target)?;
-    number(out, &what("processor, nobody asking"), cpu / IDLE.as_secs_f64() * 100.0, "%", Target::None)?;
+    number(out, &what("resident"), process.resident_mib()?, "MiB", crowd.memory_mib)?;
+    let percent = cpu / IDLE.as_secs_f64() * 100.0;
+    number(out, &what("processor, nobody asking"), percent, "%", crowd.idle_percent)?;
 
     let client = sandbox.pod("crowd-0")?.client("app")?;
     let connect = Worker::start(client, metadata(sandbox), false)?.dial(CONNECTS)?;

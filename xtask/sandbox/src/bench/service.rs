@@ -2,6 +2,7 @@
 //! next to the metadata server itself. Depends on `Sandbox`, `hello` and `wrk`. Called by `bench`.
 
 use std::{
+    fs,
     io::Write,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
@@ -46,6 +47,8 @@ pub(super) fn compare(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) 
         let bare = Server { url: &hello.url(), process: hello.process() };
         in_turn(sandbox, load, &ours, &bare)?.print(out, &what, Target::AtLeast(target))?;
     }
+    let bare = Server { url: &hello.url(), process: hello.process() };
+    two_pods(sandbox, &ours, &bare, out)?;
     for (how, pause_ms) in [("every 10 ms", 10), ("at once", 0)] {
         let load = Load { connections: CLIENTS, close: false, pause_ms, seconds: 5 };
         for (of, url, target) in
@@ -98,6 +101,43 @@ fn in_turn(sandbox: &Sandbox, load: Load, ours: &Server<'_>, others: &Server<'_>
         }
     }
     Ok(compared)
+}
+
+/// 100 kept connections, more than one pod may have: half of them from each of two pods. Those of the bare
+/// server come from its own pod, but from two clients as well.
+fn two_pods(sandbox: &mut Sandbox, ours: &Server<'_>, bare: &Server<'_>, out: &mut dyn Write) -> Result<()> {
+    sandbox.add_pod(&PodSpec::new("second").role(ROLE))?;
+    super::listeners_in(sandbox, 2)?;
+    let answer = sandbox.pod("second")?.curl_from("app", Family::V4, ours.url)?;
+    ensure!(answer.status == 200, "{answer:?}");
+    let load = Load { connections: 50, close: false, pause_ms: 0, seconds: 3 };
+    let mut compared = Compared::default();
+    for _ in 0..ROUNDS {
+        for (at, (server, second)) in [(ours, "second"), (bare, "client")].into_iter().enumerate() {
+            let before = server.process.cpu()?;
+            let seen = both_loads(sandbox, load, ["client", second], server.url)?;
+            let requests: f64 = seen.iter().map(|seen| seen.requests).sum();
+            compared.per_second[at].push(seen.iter().map(|seen| seen.per_second).sum());
+            compared.cpu_us[at].push((server.process.cpu()? - before) / requests * 1e6);
+        }
+    }
+    let what = "credentials, 100 kept connections of two pods / bare hyper";
+    compared.print(out, what, Target::AtLeast(0.9))
+}
+
+/// The same load from two pods, or twice from one, at the same time.
+fn both_loads(sandbox: &Sandbox, load: Load, pods: [&str; 2], url: &str) -> Result<[Seen; 2]> {
+    let [first, second] = pods.map(|pod| sandbox.pod(pod)?.pod().command("app", "wrk"));
+    let (first, second, directory) = (first?, second?, sandbox.node().directory());
+    // Each client reads a script of its own.
+    let other = directory.join("second-client");
+    fs::create_dir_all(&other)?;
+    thread::scope(|scope| {
+        let other = scope.spawn(|| load.run(second, &other, url));
+        let one = load.run(first, &directory, url);
+        let other = other.join().map_err(|_panic| anyhow::anyhow!("a client panicked"))?;
+        Ok([one?, other?])
+    })
 }
 
 fn list(sandbox: &Sandbox) -> String {
