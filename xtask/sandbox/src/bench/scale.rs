@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    ops::Range,
     path::Path,
     process::Stdio,
     thread,
@@ -73,25 +74,29 @@ pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> 
     Ok(())
 }
 
-/// Has each pod ask for its role, and waits until the agent has the credentials of all.
+/// Has pods ask for their roles until the agent has the credentials of all.
 fn fetch(sandbox: &mut Sandbox, pods: usize) -> Result<()> {
-    let (ip, list) = (sandbox.cloud().metadata_ip(), sandbox.cloud().list());
     let deadline = Instant::now() + FETCHED;
-    for first in (0..pods).step_by(ASKING) {
-        let mut asking = Vec::new();
-        for name in (first..pods.min(first + ASKING)).map(|index| format!("crowd-{index}")) {
-            let mut client = sandbox.pod(&name)?.client("app")?;
-            client.args(["get", &format!("http://{ip}{list}{name}")]);
-            asking.push(client.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
-        }
-        for mut client in asking {
-            // Who gets 503 has asked as well: the agent goes on with it.
-            let _status = client.wait()?;
-        }
-    }
     while sandbox.agent()?.metric(HELD)? < pods as f64 {
         ensure!(Instant::now() < deadline, "the agent has not the credentials of {pods} pods");
-        thread::sleep(Duration::from_millis(100));
+        for first in (0..pods).step_by(ASKING) {
+            ask(sandbox, first..pods.min(first + ASKING))?;
+        }
+    }
+    Ok(())
+}
+
+/// Has each of these pods ask once, all at the same time. STS's limits may let one wait: it gets 503.
+fn ask(sandbox: &Sandbox, pods: Range<usize>) -> Result<()> {
+    let (ip, list) = (sandbox.cloud().metadata_ip(), sandbox.cloud().list());
+    let mut asking = Vec::new();
+    for name in pods.map(|index| format!("crowd-{index}")) {
+        let mut client = sandbox.pod(&name)?.client("app")?;
+        client.args(["get", &format!("http://{ip}{list}{name}")]);
+        asking.push(client.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    }
+    for mut client in asking {
+        client.wait()?;
     }
     Ok(())
 }
