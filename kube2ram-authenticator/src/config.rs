@@ -196,8 +196,9 @@ pub struct Webhook {
 const PORT: u16 = 21362;
 const STATE_DIR: &str = "/var/ack-ram-authenticator";
 const GENERATE_KUBECONFIG: &str = "/etc/kubernetes/ack-ram-authenticator/kubeconfig.yaml";
-/// The cluster ids of ack-ram-authenticator's example and of ours: several clusters may have them.
-const EXAMPLE_IDS: [&str; 2] = ["my-dev-cluster.example.com", "c0123456789abcdef0123456789abcdef"];
+/// The cluster ids of ack-ram-authenticator's examples and of ours: several clusters may have them.
+const EXAMPLE_IDS: [&str; 3] =
+    ["<your-cluster-id>", "c0123456789abcdef0123456789abcdef", "my-dev-cluster.example.com"];
 /// Where its `init` writes.
 const INIT_STATE_DIR: &str = ".";
 const INIT_KUBECONFIG: &str = "ack-ram-authenticator.kubeconfig";

@@ -58,6 +58,25 @@ fn the_arguments_of_ack_ram_authenticators_manifests_are_taken() {
     assert_eq!(region.as_deref(), Some("cn-hangzhou"));
 }
 
+/// Those of the server and of the init container in its current `deploy/example.yaml`.
+#[test]
+fn the_arguments_of_ack_ram_authenticators_current_example_are_taken_as_they_stand() {
+    let given = server(
+        "server --config=/etc/ack-ram-authenticator/config.yaml --state-dir=/var/ack-ram-authenticator \
+         --kubeconfig-pregenerated=true",
+    )
+    .given;
+    let Command::Init(init) = parse("init --cluster-id=<your-cluster-id>").unwrap().command else { panic!() };
+
+    assert_eq!(given.config, Some("/etc/ack-ram-authenticator/config.yaml".into()));
+    assert_eq!(given.state_dir, Some("/var/ack-ram-authenticator".into()));
+    assert_eq!(given.kubeconfig_pregenerated, Some(true));
+    let Given { backend_modes, cluster_id, generate_kubeconfig, port, .. } = given;
+    assert_eq!((backend_modes, cluster_id, generate_kubeconfig, port), (Vec::new(), None, None, None));
+    assert_eq!(init.given.cluster_id.as_deref(), Some("<your-cluster-id>"));
+    assert!(!init.is_check);
+}
+
 #[test]
 fn what_is_not_given_is_left_to_the_file() {
     let Server { given, sts_cache_ttl, sts_rates, metrics_address, metrics_port, .. } = server("server");

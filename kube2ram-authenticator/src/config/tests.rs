@@ -2,28 +2,25 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The configuration in ack-ram-authenticator's `deploy/example.yaml` and `example.yaml`.
-const EXAMPLE: &str = r#"
-# a unique-per-cluster identifier to prevent replay attacks
-clusterID: my-dev-cluster.example.com
-server:
-  mapRoles:
-    - roleARN: acs:ram::000000000000:role/KubernetesAdmin
-      username: kubernetes-admin
-      groups:
-        - system:masters
-  mapUsers:
-    - userARN: acs:ram::000000000000:user/Alice
-      username: alice
-      groups:
-        - system:masters
-"#;
+/// The configuration in ack-ram-authenticator's older `example.yaml`, without its comments.
+const EXAMPLE: &str = include_str!("tests/predecessor-example.yaml");
+/// That in its current `deploy/example.yaml` (72c9dbf), likewise: some keys have no value.
+const CURRENT_EXAMPLE: &str = include_str!("tests/predecessor-deploy-example.yaml");
 
-/// The flags in the same examples.
+/// The flags in the older example.
 fn example_flags() -> Given {
     Given {
         state_dir: Some("/var/ack-ram-authenticator".into()),
         generate_kubeconfig: Some("/etc/kubernetes/ack-ram-authenticator/kubeconfig.yaml".into()),
+        ..Given::default()
+    }
+}
+
+/// The flags in the current one.
+fn current_example_flags() -> Given {
+    Given {
+        state_dir: Some("/var/ack-ram-authenticator".into()),
+        kubeconfig_pregenerated: Some(true),
         ..Given::default()
     }
 }
@@ -45,7 +42,7 @@ fn modes(config: &Config) -> Vec<Mode> {
 }
 
 #[test]
-fn the_examples_of_ack_ram_authenticator_are_read_as_they_stand() {
+fn the_older_example_of_ack_ram_authenticator_is_read_as_it_stands() {
     let config = config(example_flags(), EXAMPLE).unwrap();
 
     assert_eq!(&*config.cluster_id, "my-dev-cluster.example.com");
@@ -53,15 +50,33 @@ fn the_examples_of_ack_ram_authenticator_are_read_as_they_stand() {
     assert_eq!((config.webhook.port, config.webhook.address), (21362, ADDRESS));
     assert_eq!(config.webhook.state_dir, Path::new("/var/ack-ram-authenticator"));
     assert_eq!(&*config.webhook.hostname, "localhost");
+    assert!(!config.kubeconfig_pregenerated);
+}
+
+#[test]
+fn the_current_example_of_ack_ram_authenticator_is_read_as_it_stands() {
+    let config = config(current_example_flags(), CURRENT_EXAMPLE).unwrap();
+
+    assert_eq!(&*config.cluster_id, "<your-cluster-id>");
+    assert_eq!(modes(&config), [Mode::Crd]);
+    assert_eq!((config.webhook.port, config.webhook.address), (21362, ADDRESS));
+    assert_eq!(config.webhook.state_dir, Path::new("/var/ack-ram-authenticator"));
+    assert_eq!(config.webhook.generate_kubeconfig, Path::new(GENERATE_KUBECONFIG));
+    assert!(config.kubeconfig_pregenerated);
+    assert!(matches!(config.client(), ClientConfig::InCluster));
+    // A key without a value is as one that is not there.
+    assert_eq!(config.notices.len(), 1, "{:?}", config.notices);
 }
 
 #[test]
 fn the_cluster_id_of_an_example_is_used_with_a_warning() {
-    let [notice] = config(Given::default(), EXAMPLE).unwrap().notices.try_into().unwrap();
+    for (file, id) in [(EXAMPLE, "my-dev-cluster.example.com"), (CURRENT_EXAMPLE, "<your-cluster-id>")] {
+        let [notice] = config(Given::default(), file).unwrap().notices.try_into().unwrap();
 
-    assert!(notice.contains("my-dev-cluster.example.com is that of an example"), "{notice}");
-    let of_flag = Given { cluster_id: Some("my-cluster".into()), ..Given::default() };
-    assert!(config(of_flag, EXAMPLE).unwrap().notices.is_empty(), "the allowed twin");
+        assert!(notice.contains(&format!("{id} is that of an example")), "{notice}");
+        let of_flag = Given { cluster_id: Some("my-cluster".into()), ..Given::default() };
+        assert!(config(of_flag, file).unwrap().notices.is_empty(), "the allowed twin");
+    }
 }
 
 #[test]
