@@ -1,4 +1,5 @@
-//! The command itself, as a process with the flags of its manifests: its signals and its sockets.
+//! The command itself, as a process with the flags of its manifests, and of the predecessor's: its signals
+//! and its sockets.
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +14,16 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+use kube2ram_authenticator::token::{ClusterId, presign};
 use kube2ram_cloud::BaseCredentials;
 use kube2ram_sandbox::{
     clock::Clock,
     standin::{Accounts, Bind, Sts, StsMode},
 };
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -38,6 +42,7 @@ struct Process {
     webhook: SocketAddr,
     admin: SocketAddr,
     client: Arc<Client>,
+    accounts: Arc<Accounts>,
     sts: Sts,
     alice: BaseCredentials,
     directory: tempfile::TempDir,
@@ -57,22 +62,24 @@ impl Drop for Server {
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kube2ram-authenticator");
 
-/// Starts a server on the files in `directory`, which answers probes in `directory/<probe>`.
-fn server(directory: &Path, [webhook, admin]: [SocketAddr; 2], sts: &Sts, probe: &str) -> Server {
+/// Starts a server on the files in `directory`. It answers probes in `directory/<probe>`, if that is given.
+/// All other arguments are those of the predecessor's older example, except for the ports and STS.
+fn server(directory: &Path, [webhook, admin]: [SocketAddr; 2], sts: &Sts, probe: Option<&str>) -> Server {
     let path = |name: &str| directory.join(name);
-    fs::create_dir(path(probe)).unwrap();
-    let child = Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    command
         .arg("server")
         .arg(format!("--config={}", path("config.yaml").display()))
         .arg(format!("--state-dir={}", path("state").display()))
         .arg(format!("--generate-kubeconfig={}", path("kubeconfig.yaml").display()))
-        .arg(format!("--probe-dir={}", path(probe).display()))
         .arg(format!("--port={}", webhook.port()))
         .arg(format!("--metrics-port={}", admin.port()))
-        .arg(format!("--sts-endpoint={}", sts.url()))
-        .spawn()
-        .unwrap();
-    Server(child)
+        .arg(format!("--sts-endpoint={}", sts.url()));
+    if let Some(probe) = probe {
+        fs::create_dir(path(probe)).unwrap();
+        command.arg(format!("--probe-dir={}", path(probe).display()));
+    }
+    Server(command.spawn().unwrap())
 }
 
 /// A port that servers of this user may have and nobody else gets, while the socket is there: the command
@@ -87,20 +94,26 @@ fn reserve() -> TcpSocket {
 
 /// A server that serves. The user alice is in its configuration file.
 async fn process() -> Process {
+    let mapping = "mapUsers: [{userARN: 'acs:ram::1234567890123456:user/alice', username: alice}]";
+    process_on(&format!("clusterID: {CLUSTER}\nserver: {{{mapping}}}\n"), Some("probe")).await
+}
+
+/// A server that serves with this configuration file.
+async fn process_on(config: &str, probe: Option<&str>) -> Process {
     let accounts = Arc::new(Accounts::new(Clock::default()));
     let sts = Sts::start(Bind::loopback(), Arc::clone(&accounts)).unwrap();
     let alice = keys(&accounts.add_user("alice"));
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let mapping = "mapUsers: [{userARN: 'acs:ram::1234567890123456:user/alice', username: alice}]";
-    fs::write(path("config.yaml"), format!("clusterID: {CLUSTER}\nserver: {{{mapping}}}\n")).unwrap();
+    fs::write(path("config.yaml"), config).unwrap();
     let reserved = [reserve(), reserve()];
     let [webhook, admin] = reserved.each_ref().map(|socket| socket.local_addr().unwrap());
-    let server = server(directory.path(), [webhook, admin], &sts, "probe");
+    let server = server(directory.path(), [webhook, admin], &sts, probe);
     let ca = path("state/cert.pem");
     eventually(|| ca.exists()).await;
     let client = Arc::new(Client::trusting(&ca, webhook));
-    let process = Process { server, webhook, admin, client, sts, alice, directory, _reserved: reserved };
+    let process =
+        Process { server, webhook, admin, client, accounts, sts, alice, directory, _reserved: reserved };
     for _ in 0..1000 {
         if process.readiness().await == Some(200) {
             return process;
@@ -285,7 +298,7 @@ async fn an_upgrade_costs_no_login() {
     assert!(process.is_ready("probe"));
 
     let addresses = [process.webhook, process.admin];
-    let _next = server(process.directory.path(), addresses, &process.sts, "next-probe");
+    let _next = server(process.directory.path(), addresses, &process.sts, Some("next-probe"));
     eventually(|| process.is_ready("next-probe")).await;
     assert!(process.is_ready("probe"), "both serve");
     process.signal(Signal::TERM);
@@ -305,6 +318,42 @@ async fn an_upgrade_costs_no_login() {
         assert!(logins > if pause.is_zero() { 10 } else { 1 }, "{logins}");
     }
     assert_eq!(process.sts.calls().len(), 2, "one for each server");
+}
+
+/// The stand-in of STS has no user of the example's account. So its user logs in where the account is
+/// replaced, and `check` shows that the file maps the user as it stands.
+#[tokio::test]
+async fn the_older_example_of_ack_ram_authenticator_starts_a_server_as_it_stands() {
+    let cluster = ClusterId::parse("my-dev-cluster.example.com").unwrap();
+    let replaced = EXAMPLE.replace(EXAMPLE_ACCOUNT, Accounts::UID);
+    assert_ne!(replaced, EXAMPLE);
+    let (nobody, alice) = (json!([false, null, null]), json!([true, "alice", ["system:masters"]]));
+
+    for (config, account, expected) in
+        [(EXAMPLE, EXAMPLE_ACCOUNT, nobody), (replaced.as_str(), Accounts::UID, alice)]
+    {
+        let mut process = process_on(config, None).await;
+        let user = keys(&process.accounts.add_user("Alice"));
+        let token = presign(&cluster, &user, Timestamp::now(), "a test").unwrap();
+        let request = review(token.expose_secret(), "close");
+        let (status, answer) = exchange(process.client.connect().await, request).await;
+        let path = |name: &str| process.directory.path().join(name);
+        let mut check = Command::new(PROGRAM);
+        check.arg("check").arg(format!("acs:ram::{account}:user/Alice"));
+        let checked = check.arg("--config").arg(path("config.yaml")).arg("--output=json").output().unwrap();
+        let kubeconfig = fs::read_to_string(path("kubeconfig.yaml")).unwrap();
+        process.signal(Signal::TERM);
+
+        assert_eq!(status, 200, "{answer}");
+        let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let (decided, user) = (&body["status"], &body["status"]["user"]);
+        assert_eq!(json!([decided["authenticated"], user["username"], user["groups"]]), expected, "{answer}");
+        let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+        assert_eq!(json!([checked["result"], checked["username"]]), json!(["user", "alice"]));
+        let url = format!("https://localhost:{}/authenticate", process.webhook.port());
+        assert!(kubeconfig.contains(&url), "{kubeconfig}");
+        assert!(process.ended().await.success());
+    }
 }
 
 /// Of the alerts and the dashboard in `deploy/authenticator/monitoring`.
@@ -343,5 +392,8 @@ async fn it_listens_on_the_webhook_and_the_admin_address_and_nowhere_else() {
     assert_eq!(process.listening(), BTreeSet::from([process.webhook, process.admin]));
 }
 
+/// The configuration in ack-ram-authenticator's older `example.yaml`, and the account in it.
+const EXAMPLE: &str = include_str!("../../src/config/tests/predecessor-example.yaml");
+const EXAMPLE_ACCOUNT: &str = "000000000000";
 /// In `/proc/net/tcp`.
 const LISTEN: &str = "0A";
