@@ -5,6 +5,7 @@
 
 mod cluster;
 mod definition;
+mod example;
 mod intruders;
 mod logins;
 mod outages;

@@ -47,6 +47,7 @@ pub struct Cluster {
     sts: Sts,
     server: Option<Server>,
     plane: ControlPlane,
+    port: u16,
     metrics_port: u16,
     programs: Programs,
     directory: PathBuf,
@@ -104,7 +105,8 @@ impl Cluster {
         let of_plane = programs.tools.join("kube-apiserver/bin");
         let plane = ControlPlane::start(&of_plane, directory, &Authority::new()?, &all)?;
         let directory = directory.to_owned();
-        let mut cluster = Self { accounts, sts, server: None, plane, metrics_port, programs, directory };
+        let mut cluster =
+            Self { accounts, sts, server: None, plane, port, metrics_port, programs, directory };
         cluster.await_api_server()?;
         cluster.install()?;
         cluster.start_server()?;
@@ -156,10 +158,21 @@ impl Cluster {
     /// # Errors
     /// When it does not start, or is not ready in time.
     pub fn start_server(&mut self) -> Result<()> {
+        let config = self.directory.join("config.yaml");
+        self.start_server_with(&[format!("--config={}", config.display())])
+    }
+
+    /// The same with other flags than the one that names the cluster's configuration file. Flags for the
+    /// kubeconfig, STS and the metrics port are added. The API server knows the CA in `state`, and
+    /// [`Self::port`].
+    ///
+    /// # Errors
+    /// As [`Self::start_server`].
+    pub fn start_server_with(&mut self, flags: &[String]) -> Result<()> {
         let at = |name: &str| self.directory.join(name);
         let log = File::options().create(true).append(true).open(at(SERVER_LOG))?;
         let mut server = Command::new(&self.programs.authenticator);
-        server.arg("server").arg("--config").arg(at("config.yaml"));
+        server.arg("server").args(flags);
         server.arg("--kubeconfig").arg(at("server.kubeconfig"));
         server.args(["--sts-endpoint", &self.sts.url(), "--metrics-port", &self.metrics_port.to_string()]);
         server.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -178,6 +191,16 @@ impl Cluster {
         ensure!(killed.success(), "cannot signal the authenticator");
         ensure!(server.0.wait()?.success(), "the authenticator failed: {}", self.server_log());
         Ok(())
+    }
+
+    /// Where its files are; the CA and its key are in `state`.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The port by which the API server reaches the server.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The account whose users and roles log in.
