@@ -6,6 +6,7 @@
 
 mod address;
 mod audit;
+mod authenticator;
 mod changes;
 mod clients;
 mod crash;
