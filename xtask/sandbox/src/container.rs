@@ -45,6 +45,8 @@ pub struct Surroundings {
     pub service_account: BTreeMap<String, String>,
     /// Tokens of projected volumes, by their audience.
     pub tokens: BTreeMap<String, String>,
+    /// The data of ConfigMaps in the pod's namespace, by their name.
+    pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A container that has been made, running or not. Dropping it ends it.

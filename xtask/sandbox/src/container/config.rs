@@ -39,7 +39,7 @@ pub(super) fn of(
             namespaces.push(json!({ "type": kind }));
         }
     }
-    let seccomp = match security["seccompProfile"]["type"].as_str() {
+    let seccomp = match setting(template, container, "seccompProfile")["type"].as_str() {
         Some("RuntimeDefault") => seccomp::runtime_default(&capabilities)?,
         None | Some("Unconfined") => Value::Null,
         Some(other) => bail!("unknown seccomp profile {other}"),
@@ -47,7 +47,7 @@ pub(super) fn of(
     let mut config = json!({
         "ociVersion": "1.0.0",
         "process": {
-            "terminal": false, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": args,
+            "terminal": false, "user": user(template, container)?, "cwd": "/", "args": args,
             "env": env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
             "noNewPrivileges": security["allowPrivilegeEscalation"] == false,
             "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
@@ -79,6 +79,23 @@ const MASKED: [&str; 10] = [
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// A setting of the container's security context, or else of the pod's.
+fn setting<'a>(template: &'a Value, container: &'a Value, name: &str) -> &'a Value {
+    match &container["securityContext"][name] {
+        Value::Null => &template["securityContext"][name],
+        own => own,
+    }
+}
+
+/// The user and the group; without a setting it is root here, whatever the image has.
+fn user(template: &Value, container: &Value) -> Result<Value> {
+    let id = |name: &str| setting(template, container, name).as_u64().unwrap_or(0);
+    let (uid, gid) = (id("runAsUser"), id("runAsGroup"));
+    let is_root_refused = *setting(template, container, "runAsNonRoot") == true;
+    ensure!(uid != 0 || !is_root_refused, "container has runAsNonRoot and image will run as root");
+    Ok(json!({ "uid": uid, "gid": gid }))
+}
 
 /// What a manifest without `drop: [ALL]` would have besides is not written down here: ours has it.
 fn capabilities(security: &Value) -> Result<Vec<String>> {
@@ -175,7 +192,10 @@ fn mounts(template: &Value, container: &Value, node: &Surroundings, bundle: &Pat
 
 /// The node's own, with the options of the pod's `dnsConfig`, as the kubelet writes them.
 fn resolv_conf(template: &Value, node: &Surroundings) -> Result<String> {
-    ensure!(template["dnsPolicy"] == "Default", "the pod asks the cluster's name server");
+    let policy = template["dnsPolicy"].as_str().unwrap_or("ClusterFirst");
+    // The kubelet (`getPodDNSType`): a pod in the host's network has the node's name servers by either.
+    let is_of_node = policy == "Default" || (policy == "ClusterFirst" && template["hostNetwork"] == true);
+    ensure!(is_of_node, "the pod asks the cluster's name server");
     let mut text = node.resolv_conf.clone();
     let options = template["dnsConfig"]["options"].as_array().map_or(&[][..], Vec::as_slice);
     for option in options {
@@ -210,6 +230,12 @@ fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf>
         let directory = bundle.join(volume["name"].as_str().unwrap_or("empty"));
         fs::create_dir_all(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o777))?;
+        return Ok(directory);
+    }
+    if let Some(name) = volume["configMap"]["name"].as_str() {
+        let data = node.config_maps.get(name).with_context(|| format!("configmap {name:?} not found"))?;
+        let directory = bundle.join(volume["name"].as_str().unwrap_or("config-map"));
+        write_all(&directory, data)?;
         return Ok(directory);
     }
     let mut files = std::collections::BTreeMap::new();
