@@ -1,7 +1,10 @@
 //! The manifests in `deploy/authenticator`: few rights, no root, and nothing that this version does not know.
-//! The rendered ones are read as they are committed; one test renders them again.
+//! The rendered ones are read as they are committed; one test renders them again. `container` starts their
+//! containers.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod container;
 
 use std::{
     ffi::OsString,
