@@ -6,38 +6,33 @@
 
 mod namespaces;
 mod numbers;
+mod pods;
+mod remove;
 mod state;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{
-    task::block_in_place,
-    time::{Instant, sleep},
-};
+use tokio::{task::block_in_place, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use self::namespaces::DeviceChanges;
-pub use self::state::{Standing, State};
+use self::pods::Pods;
+pub use self::{
+    remove::remove_filters,
+    state::{Standing, State},
+};
 use crate::{
-    datapath::{Covering, DatapathError, Wire, WireDevice, WireHook, uncover},
+    datapath::{Covering, DatapathError, Wire, WireDevice},
     devices::{Links, WayOut},
-    listeners::{Netns, NetnsId},
+    listeners::Netns,
     netlink::{Route, uninterrupted},
 };
 use kube2ram_cloud::MetadataAddr;
 use kube2ram_service::{
     admin::{Pending, Readiness},
-    clock::jitter,
     telemetry::chain,
 };
 
@@ -77,29 +72,12 @@ pub enum WireGuardError {
 
 /// How long a device may be there without the program.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often namespaces of pods are searched without events. A search finds missed namespaces, and releases
-/// those without a process.
-const SEARCH_EVERY: Duration = Duration::from_secs(10);
-/// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as
-/// often as it likes.
-const SEARCH_PAUSE: Duration = Duration::from_secs(2);
-/// How often, at least, a namespace without events and without a covered device is queried. A change by which
-/// one of its devices leads out is notified at once: by the namespace itself, or by the node's namespace when
-/// the other end of a pair leaves it. Each query takes a thread.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// A device is moved into a pod's namespace before the pod's first process is there.
-const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
-
-/// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make
-/// thousands.
-const MAX_PEERS: usize = 64;
 
 /// The guard of one node. Dropping it leaves the programs attached.
 #[derive(Debug)]
 pub struct WireGuard {
     wire: Wire,
     metadata: MetadataAddr,
-    pods_cgroup: PathBuf,
     host: Netns,
     metrics: Metrics,
     state: State,
@@ -108,26 +86,9 @@ pub struct WireGuard {
     /// The node's devices at the last check: a change may be a device that moved into a pod.
     node_devices: BTreeSet<WireDevice>,
     node_links: Vec<u32>,
-    pods: HashMap<NetnsId, Pod>,
-    searched_at: Instant,
-    search_at: Instant,
-    search_until: Instant,
+    pods: Pods,
     /// Devices that were logged as covered, or failures, are logged once.
     said: Option<String>,
-}
-
-/// A network namespace of pods. Nothing here keeps it alive for longer than until the next search: the
-/// network plugin may wait for its end.
-#[derive(Debug)]
-struct Pod {
-    /// One that is in it, as a directory of procfs.
-    process: PathBuf,
-    devices: BTreeSet<WireDevice>,
-    /// The other ends of its pairs, by their index in their own namespace, usually the node's.
-    peers: BTreeSet<u32>,
-    /// Once it was asked.
-    changes: Option<DeviceChanges>,
-    ask_at: Instant,
 }
 
 /// The wire guard's metrics.
@@ -174,17 +135,13 @@ impl WireGuard {
         Ok(Self {
             wire,
             metadata,
-            pods_cgroup: pods_cgroup.to_owned(),
             host: Netns::open(Path::new("/proc/self/ns/net"))?,
             metrics: Metrics::new(registry),
             state: State::default(),
             readiness: readiness.map(|readiness| (readiness, None)),
             node_devices: BTreeSet::new(),
             node_links: Vec::new(),
-            pods: HashMap::new(),
-            searched_at: Instant::now(),
-            search_at: Instant::now(),
-            search_until: Instant::now(),
+            pods: Pods::new(pods_cgroup),
             said: None,
         })
     }
@@ -219,7 +176,7 @@ impl WireGuard {
             }
         }
         self.look_at_node(&mut look);
-        self.look_at_pods(&mut look);
+        self.pods.look(&mut self.wire, &self.host, &mut look);
         self.tell(&look)
     }
 
@@ -230,12 +187,7 @@ impl WireGuard {
                 let known = std::mem::take(&mut self.node_devices);
                 self.node_devices = look.cover(&mut self.wire, &way, &known, OWNER);
                 if known != self.node_devices || links != self.node_links {
-                    let now = Instant::now();
-                    self.search_until = now + SEARCH_AFTER_CHANGE;
-                    let here: BTreeSet<_> = links.iter().copied().collect();
-                    for pod in self.pods.values_mut().filter(|pod| !pod.peers.is_subset(&here)) {
-                        pod.ask_at = now;
-                    }
+                    self.pods.follow_node(&links);
                 }
                 self.node_links = links;
             }
@@ -245,54 +197,9 @@ impl WireGuard {
         }
     }
 
-    fn look_at_pods(&mut self, look: &mut Look) {
-        let now = Instant::now();
-        let changes = self.pods.values().filter_map(|pod| pod.changes.as_ref());
-        let mut may_have_happened = namespaces::may_have_happened(changes).into_iter();
-        for pod in self.pods.values_mut() {
-            let Some(changes) = &pod.changes else {
-                pod.ask_at = now;
-                continue;
-            };
-            if may_have_happened.next().unwrap_or(true) && changes.have_happened() {
-                pod.ask_at = now;
-                // A device that has left may be in another pod's now.
-                self.search_at = self.search_at.min(self.searched_at + SEARCH_PAUSE);
-            }
-        }
-        // A namespace that is known only by its process must be found again when the process has ended. The
-        // others can wait until they are queried, or for the next search.
-        let before = self.pods.len();
-        let is_due = now >= self.search_at;
-        self.pods.retain(|id, pod| (pod.ask_at > now && !is_due) || pod.is_in(*id));
-        if is_due || now < self.search_until || self.pods.len() < before {
-            (self.searched_at, self.search_at) = (now, now + SEARCH_EVERY);
-            match namespaces::of_pods(&self.pods_cgroup, self.host.id) {
-                Ok(found) => {
-                    for (id, process) in found {
-                        self.pods.entry(id).or_insert_with(|| Pod::new(process, now));
-                    }
-                }
-                Err(error) => {
-                    // Before the first search it is not known whether all devices are covered.
-                    self.search_at = now;
-                    look.failures.push(WireGuardError::Namespaces(error));
-                }
-            }
-        }
-        for (id, pod) in self.pods.iter_mut().filter(|(_, pod)| pod.ask_at <= now) {
-            let failures = look.failures.len();
-            let has_looked = pod.look(*id, &mut self.wire, &self.host, look);
-            let is_calm = has_looked && pod.devices.is_empty() && look.failures.len() == failures;
-            // Not all at the same moment.
-            let again_in = if is_calm { ASK_AGAIN.mul_f64(0.5 + 0.5 * jitter()) } else { LOOK_EVERY };
-            pod.ask_at = now + again_in;
-        }
-    }
-
     fn tell(&mut self, look: &Look) -> bool {
         let is_active = look.failures.is_empty();
-        let (node, pods) = (self.node_devices.len(), self.pods.values().map(|pod| pod.devices.len()).sum());
+        let (node, pods) = (self.node_devices.len(), self.pods.devices());
         self.metrics.active.set(is_active.into());
         self.metrics.devices.get_or_create(&NODE).set(node as i64);
         self.metrics.devices.get_or_create(&PODS).set(pods as i64);
@@ -357,51 +264,6 @@ pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGu
 /// The condition of readiness.
 const CONDITION: &str = "the wire guard in force";
 
-impl Pod {
-    fn new(process: PathBuf, now: Instant) -> Self {
-        let (devices, peers) = (BTreeSet::new(), BTreeSet::new());
-        Self { process, devices, peers, changes: None, ask_at: now }
-    }
-
-    /// Whether its process is still there, and in that namespace; also if that is unknown.
-    fn is_in(&self, id: NetnsId) -> bool {
-        match namespaces::of_process(&self.process) {
-            Ok(netns) => netns.id == id,
-            Err(error) => namespaces::is_exhausted(&error),
-        }
-    }
-
-    /// Whether it was checked: its process may have ended, or entered another namespace.
-    fn look(&mut self, id: NetnsId, wire: &mut Wire, host: &Netns, look: &mut Look) -> bool {
-        const OWNER: &str = "a pod";
-        let Self { process, devices, peers, changes, .. } = self;
-        let looked = namespaces::of_process(process).and_then(|netns| {
-            if netns.id != id {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            netns.within(|| {
-                if changes.is_none() {
-                    *changes = Some(DeviceChanges::of_this_thread()?);
-                }
-                let links = Links::of_this_thread()?;
-                *peers = links.peers().take(MAX_PEERS).collect();
-                let way = links.way_out_of_pod(numbers::number_of(host.as_fd())?);
-                Ok(look.cover(wire, &way, devices, OWNER))
-            })
-        });
-        match looked {
-            Ok(covered) => {
-                *devices = covered;
-                return true;
-            }
-            // The devices change at this moment, or the process has ended: the next check follows soon.
-            Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
-            Err(source) => look.failures.push(WireGuardError::List { owner: OWNER, source }),
-        }
-        false
-    }
-}
-
 /// The result of one check of all devices.
 #[derive(Debug, Default)]
 struct Look {
@@ -449,37 +311,4 @@ impl Look {
         }
         covered
     }
-}
-
-/// Removes filters from the devices of this namespace and of all processes', and returns how many there were.
-/// Links are pinned, and removed with the other pins.
-///
-/// # Errors
-/// [`WireGuardError`]; some may be left.
-pub fn remove_filters() -> Result<usize, WireGuardError> {
-    if WireHook::of_kernel() == WireHook::Tcx {
-        return Ok(0);
-    }
-    let mut removed = remove_filters_here("the node")?;
-    let host = NetnsId::own().map_err(WireGuardError::Namespaces)?;
-    for netns in namespaces::of_all(host).map_err(WireGuardError::Namespaces)?.into_values() {
-        let mut outcome = Ok(0);
-        let within = netns.within(|| {
-            outcome = remove_filters_here("a pod");
-            Ok(())
-        });
-        within.map_err(WireGuardError::Namespaces)?;
-        removed += outcome?;
-    }
-    Ok(removed)
-}
-
-fn remove_filters_here(owner: &'static str) -> Result<usize, WireGuardError> {
-    let links = uninterrupted(Links::of_this_thread);
-    let links = links.map_err(|source| WireGuardError::List { owner, source })?;
-    let mut removed = 0;
-    for index in links.indices() {
-        removed += usize::from(uncover(index).map_err(|source| WireGuardError::Uncover(index, source))?);
-    }
-    Ok(removed)
 }
