@@ -5,6 +5,7 @@ mod account;
 mod cache;
 mod entry;
 mod issued;
+mod limits;
 mod sts_scheduler;
 mod metrics;
 mod survey;
@@ -14,7 +15,8 @@ use std::{sync::Arc, time::Duration};
 
 pub use self::{
     account::{Attempt, Failure, Issues, SessionState},
-    cache::{Cache, Claim, ISSUE_DEADLINE, Limits},
+    cache::{Cache, Claim, ISSUE_DEADLINE},
+    limits::Limits,
     metrics::Metrics,
     survey::{Standing, Survey},
 };

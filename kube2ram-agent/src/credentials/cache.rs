@@ -1,85 +1,36 @@
 //! The credential cache: entries by role session, and one refresh task for each. Depends on `clock`, `policy`
 //! (for the permit), `audit`, `sts_scheduler` and an `Issuer`; called by `server` and by `app`'s prefetch.
 
+mod refresh_task;
+
 use std::{
     collections::HashMap,
-    future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
 
+pub use self::refresh_task::ISSUE_DEADLINE;
+use self::refresh_task::RefreshTask;
 use super::{
-    Attempt, CredentialError, Failure, Issues, Metrics, SessionState,
-    entry::{Answer, Entry, Next, Now},
+    CredentialError, Issues, Limits, Metrics, SessionState,
+    entry::{Answer, Entry, Now},
     issued::{Delivery, HOLDERS, HolderRoom, Issued},
-    sts_queue::{Rank, Rates, TicketId},
-    sts_scheduler::{StsPermit, StsScheduler},
+    sts_queue::{Rates, TicketId},
+    sts_scheduler::StsScheduler,
     survey::Survey,
 };
 use crate::{audit::Trail, identity::PodUid, policy::Permit};
 use kube2ram_cloud::{
-    credentials::{Credentials, IssueError, IssueErrorKind, Issuer},
+    credentials::{Credentials, IssueError, Issuer},
     role::RoleSession,
 };
-use kube2ram_service::{
-    clock::{Clock, jitter},
-    rate_limiter::Rate,
-    telemetry::chain,
-};
-
-/// What bounds a [`Cache`].
-///
-/// STS allows 100 requests per second to all nodes of an account together. In steady state a node requests
-/// each of its sessions every 26 minutes, so the rates matter only in bad moments. Over minutes a node uses
-/// at most a tenth of the account's limit. When many pods start at once, a node may use 50 calls at once and
-/// 50 per second, which is the whole limit in the first second and half of it afterwards, until it has used
-/// 250. So 250 pods of different roles, as many as a large node runs, are served within five seconds. Fetches
-/// that no pod waits for get a fifth of that. A pod's own rate is far above the needs of one annotation, and
-/// keeps a pod that changes its annotation in a loop from delaying the others.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// How many role sessions are kept.
-    pub sessions: usize,
-    /// How many of them are issued at once.
-    pub concurrent_issues: usize,
-    /// How many calls may be in flight when a fetch that no pod waits for begins.
-    pub concurrent_ahead: usize,
-    /// How fast the node asks STS, over minutes.
-    pub node: Rate,
-    /// How much of the burst is reserved for sessions that a pod waits for.
-    pub reserve: u32,
-    /// How fast the node asks STS, over seconds.
-    pub pace: Rate,
-    /// How fast it asks for one pod.
-    pub pod: Rate,
-    /// How long a pod waits for credentials that are being issued. Its SDK gives up a little later.
-    pub answer: Duration,
-    /// Spreads what would otherwise happen at the same moment everywhere: a random number in 0 – 1.
-    pub jitter: fn() -> f64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions: 4096,
-            concurrent_issues: 32,
-            concurrent_ahead: 8,
-            node: Rate { burst: 250, interval: Duration::from_millis(100) },
-            reserve: 200,
-            pace: Rate { burst: 50, interval: Duration::from_millis(20) },
-            pod: Rate { burst: 4, interval: Duration::from_secs(15) },
-            answer: Duration::from_millis(800),
-            jitter,
-        }
-    }
-}
+use kube2ram_service::clock::Clock;
 
 /// A pod that is alive, and what it is permitted: a reason to keep a role session fresh.
 #[derive(Debug)]
@@ -404,8 +355,7 @@ impl Shared {
         pod: PodUid,
     ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
         let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
-        let task =
-            RefreshTask { cache: Arc::clone(self), session: Arc::clone(&session), wake: Arc::clone(&wake) };
+        let task = RefreshTask::new(Arc::clone(self), Arc::clone(&session), Arc::clone(&wake));
         let refresh_task = task.run();
         let receiver = fetched.subscribe();
         slots.insert(session, Slot { entry, wake, fetched, pod, ticket: None });
@@ -429,58 +379,8 @@ impl Shared {
         self.metrics.dropped.inc();
     }
 
-    async fn issue(&self, session: &RoleSession, pod: &PodUid) -> Result<Credentials, IssueError> {
-        let started = Instant::now();
-        let result = timeout(ISSUE_DEADLINE, self.issuer.issue(session)).await.unwrap_or_else(|_elapsed| {
-            Err(IssueError {
-                kind: IssueErrorKind::Unavailable,
-                code: "Timeout".into(),
-                message: "issuing took too long".into(),
-                request_id: None,
-                retry_after: None,
-                source: None,
-            })
-        });
-        self.note(session, &result);
-        match &result {
-            Ok(credentials) => self.trail.issued(session, credentials, pod),
-            Err(error) => warn!(
-                role = session.role.as_str(),
-                session = session.session_name.as_str(),
-                kind = error.kind.as_str(),
-                request_id = error.request_id.as_deref(),
-                error = chain(error),
-                "credentials not issued"
-            ),
-        }
-        if self.scheduler.heed(result.as_ref().map(drop), started, (self.jitter)()) {
-            self.unthrottle();
-        }
-        self.metrics.issued(result.as_ref().map(drop).map_err(|error| error.kind), started.elapsed());
-        result
-    }
-
-    /// What failed while STS throttled waits no longer.
-    fn unthrottle(&self) {
-        let now = self.now();
-        for slot in self.slots().values_mut() {
-            if slot.entry.unthrottle(now, (self.jitter)()) {
-                slot.wake.notify_one();
-            }
-        }
-    }
-
     fn last_failure(&self, session: &RoleSession) -> Option<Arc<IssueError>> {
         self.slots().get(session)?.entry.last_failure()
-    }
-
-    fn note(&self, session: &RoleSession, result: &Result<Credentials, IssueError>) {
-        let (role, now) = (session.role.clone(), self.clock.now());
-        let mut ended = self.ended();
-        match result {
-            Ok(_) => ended.succeeded = Some(Attempt { role, outcome: now }),
-            Err(error) => ended.failed = Some(Attempt { role, outcome: Failure::of(error, now) }),
-        }
     }
 
     fn ended(&self) -> MutexGuard<'_, Issues> {
@@ -496,125 +396,6 @@ impl Shared {
     }
 }
 
-/// The refresh task of an entry.
-struct RefreshTask {
-    cache: Arc<Shared>,
-    session: Arc<RoleSession>,
-    /// Of its own slot.
-    wake: Arc<Notify>,
-}
-
-impl RefreshTask {
-    async fn run(self) {
-        loop {
-            while let Some(until) = match self.next() {
-                Next::Drop => return,
-                Next::Fetch => None,
-                Next::Idle => Some(None),
-                Next::Sleep(until) => Some(Some(until)),
-            } {
-                let rest = async {
-                    match until {
-                        Some(until) => sleep_until(until).await,
-                        None => pending().await,
-                    }
-                };
-                tokio::select! {
-                    () = self.cache.shutdown.cancelled() => return,
-                    () = rest => {}
-                    () = self.wake.notified() => {}
-                }
-            }
-            // Boxed for the moment of the fetch: otherwise a thousand sleeping refresh tasks would each hold
-            // that memory.
-            let Some(result) = Box::pin(self.fetch()).await else { return };
-            let (limit, jitter) = (self.session.duration, self.cache.jitter);
-            self.with_slot(|slot, now| {
-                slot.ticket = None;
-                slot.entry.finish(result, limit, now, jitter());
-                slot.fetched.send_replace(());
-                if slot.entry.awaits_confirmation() {
-                    let (role, session) = (self.session.role.as_str(), self.session.session_name.as_str());
-                    warn!(
-                        role,
-                        session, "STS denied a role whose credentials are still valid; asking once more"
-                    );
-                }
-            });
-        }
-    }
-
-    /// `None` when the entry was removed, or at a shutdown.
-    async fn fetch(&self) -> Option<Result<Credentials, IssueError>> {
-        let _permit = self.sts_permit().await?;
-        let pod = self.with_slot(|slot, _| slot.pod.clone())?;
-        Some(self.cache.issue(&self.session, &pod).await)
-    }
-
-    /// Waits for a permit of the STS scheduler; `None` when the entry was removed, or at a shutdown.
-    async fn sts_permit(&self) -> Option<StsPermit> {
-        let queued = Instant::now();
-        let mut permit = self.with_slot(|slot, _| {
-            let permit = self.cache.scheduler.join(slot.pod.clone(), slot.entry.rank());
-            slot.ticket = Some(permit.id());
-            permit
-        })?;
-        loop {
-            // Who waits during a drain is still served.
-            let is_ahead = self.with_slot(|slot, _| slot.entry.rank())? == Rank::Ahead;
-            tokio::select! {
-                biased;
-                () = self.cache.shutdown.cancelled(), if is_ahead => return None,
-                () = permit.granted() => break,
-                () = self.wake.notified() => {}
-            }
-        }
-        let rank = self.with_slot(|slot, _| slot.entry.rank())?;
-        self.cache.metrics.turn(rank, queued.elapsed());
-        Some(permit)
-    }
-
-    /// What to do next; an entry to drop is removed when this returns, before a request can ask it again.
-    fn next(&self) -> Next {
-        let mut slots = self.cache.slots();
-        let next = self.slot_of(&mut slots).map_or(Next::Drop, |slot| slot.entry.next(self.cache.now()));
-        if next == Next::Drop {
-            self.cache.metrics.dropped.inc();
-            self.remove(&mut slots);
-        }
-        next
-    }
-
-    /// `None` when the slot was removed.
-    fn with_slot<T>(&self, change: impl FnOnce(&mut Slot, Now) -> T) -> Option<T> {
-        let now = self.cache.now();
-        self.slot_of(&mut self.cache.slots()).map(|slot| change(slot, now))
-    }
-
-    /// Its own slot: another entry may have the same key since this one was evicted.
-    fn slot_of<'s>(&self, slots: &'s mut HashMap<Arc<RoleSession>, Slot>) -> Option<&'s mut Slot> {
-        slots.get_mut(&self.session).filter(|slot| Arc::ptr_eq(&slot.wake, &self.wake))
-    }
-
-    fn remove(&self, slots: &mut HashMap<Arc<RoleSession>, Slot>) {
-        if self.slot_of(slots).is_some() {
-            slots.remove(&self.session);
-            self.cache.metrics.entries.dec();
-        }
-    }
-}
-
-impl Drop for RefreshTask {
-    /// If the refresh task panicked, requests would wait for the entry for ever.
-    fn drop(&mut self) {
-        if !self.cache.shutdown.is_cancelled() {
-            self.remove(&mut self.cache.slots());
-        }
-    }
-}
-
-/// Bounds one issue.
-pub const ISSUE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many role sessions may outlive their last pod: pods with individual session names must not fill the
 /// memory.
 const MAX_LINGERING: usize = 128;
