@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command::{capture, cargo, cargo_home, root, run, say, target_dir},
-    setup,
+    musl, setup,
 };
 
 const PACKAGE: &str = "kube2ram-ebpf";
@@ -44,8 +44,7 @@ pub(crate) fn build() -> Result<PathBuf> {
         // One target directory each: cargo would otherwise rebuild at every switch of features.
         let built_in = directory.join(name.trim_end_matches(".bpf.o"));
         run(&mut compiler.command(&linker, &built_in, features))?;
-        let object = fs::read(built_in.join(TARGET).join("bpf").join(PACKAGE))
-            .context("cannot read the built object")?;
+        let object = stripped(&built_in.join(TARGET).join("bpf").join(PACKAGE))?;
         let destination = directory.join(name);
         // Only when it changed: the agent is built again for a newer file.
         if fs::read(&destination).ok().as_deref() != Some(&object) {
@@ -57,6 +56,14 @@ pub(crate) fn build() -> Result<PathBuf> {
         }
     }
     Ok(directory)
+}
+
+/// A built object without DWARF, from which the linker has made BTF: four fifths of its bytes, and in memory
+/// wherever the agent runs. The kernel, aya and bpftool read BTF.
+fn stripped(built: &Path) -> Result<Vec<u8>> {
+    let stripped = built.with_extension("stripped");
+    run(musl::objcopy_command()?.arg("--strip-debug").arg(built).arg(&stripped))?;
+    fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
 
 /// The files that `build` leaves in its directory.
