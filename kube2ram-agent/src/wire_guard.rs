@@ -5,12 +5,13 @@
 //! `netlink`. Called by `app` and `uninstall`.
 
 mod namespaces;
+mod node;
 mod numbers;
 mod pods;
 mod remove;
 mod state;
 
-use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, io, path::Path, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -19,16 +20,16 @@ use prometheus_client::{
 use tokio::{task::block_in_place, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use self::pods::Pods;
+use self::{node::NodeDevices, pods::Pods};
 pub use self::{
     remove::remove_filters,
     state::{Standing, State},
 };
 use crate::{
     datapath::{Covering, DatapathError, Wire, WireDevice},
-    devices::{Links, WayOut},
+    devices::WayOut,
     listeners::Netns,
-    netlink::{Route, uninterrupted},
+    netlink::uninterrupted,
 };
 use kube2ram_cloud::MetadataAddr;
 use kube2ram_service::{
@@ -83,9 +84,9 @@ pub struct WireGuard {
     state: State,
     /// With `--wire-guard=on`: pending while a device is without the program.
     readiness: Option<(Readiness, Option<Pending>)>,
-    /// The node's devices at the last check: a change may be a device that moved into a pod.
+    node: NodeDevices,
+    /// Of these, the ones that had the program at the last check.
     node_devices: BTreeSet<WireDevice>,
-    node_links: Vec<u32>,
     pods: Pods,
     /// Devices that were logged as covered, or failures, are logged once.
     said: Option<String>,
@@ -139,8 +140,8 @@ impl WireGuard {
             metrics: Metrics::new(registry),
             state: State::default(),
             readiness: readiness.map(|readiness| (readiness, None)),
+            node: NodeDevices::new(),
             node_devices: BTreeSet::new(),
-            node_links: Vec::new(),
             pods: Pods::new(pods_cgroup),
             said: None,
         })
@@ -182,14 +183,14 @@ impl WireGuard {
 
     fn look_at_node(&mut self, look: &mut Look) {
         const OWNER: &str = "the node";
-        match list_node(self.metadata) {
-            Ok((links, way)) => {
+        match self.node.refresh(self.metadata) {
+            Ok(are_others) => {
                 let known = std::mem::take(&mut self.node_devices);
-                self.node_devices = look.cover(&mut self.wire, &way, &known, OWNER);
-                if known != self.node_devices || links != self.node_links {
-                    self.pods.follow_node(&links);
+                self.node_devices = look.cover(&mut self.wire, self.node.way_out(), &known, OWNER);
+                // One may have moved into a pod.
+                if are_others || known != self.node_devices {
+                    self.pods.follow_node(self.node.links());
                 }
-                self.node_links = links;
             }
             // The devices change at this moment: the next check follows soon.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -240,24 +241,13 @@ impl WireGuard {
     }
 }
 
-/// All devices of the calling thread's namespace, and those by which packets leave the node.
-fn list_node(metadata: MetadataAddr) -> io::Result<(Vec<u32>, WayOut)> {
-    let links = Links::of_this_thread()?;
-    let addresses = [Some(IpAddr::V4(*metadata.v4.ip())), metadata.v6.map(IpAddr::V6)];
-    let mut routed = Vec::new();
-    for address in addresses.into_iter().flatten() {
-        routed.extend(Route::towards(address)?.and_then(|route| route.device));
-    }
-    Ok((links.indices().collect(), links.way_out_of_node(&routed)))
-}
-
 /// The devices of the calling thread's namespace by which packets leave the node.
 ///
 /// # Errors
 /// [`WireGuardError::List`].
 pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGuardError> {
-    let listed = uninterrupted(|| list_node(metadata));
-    let (_, way) = listed.map_err(|source| WireGuardError::List { owner: "the node", source })?;
+    let listed = uninterrupted(|| node::way_out_of_node(metadata));
+    let way = listed.map_err(|source| WireGuardError::List { owner: "the node", source })?;
     Ok(way.devices)
 }
 

@@ -55,7 +55,7 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(2);
 /// How often, at least, a namespace without events and without a covered device is queried. A change by which
 /// one of its devices leads out is notified at once: by the namespace itself, or by the node's namespace when
 /// the other end of a pair leaves it. Each query takes a thread.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_mins(2);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
 /// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make
