@@ -19,8 +19,9 @@ pub(super) struct Schedule {
 /// there is no event for that. After an event a pod is therefore examined again after this time, twice this
 /// time, and so on.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// The last of these pauses is 2.6 s; after that, only the next event or the next full pass helps.
-const PAUSES: u32 = 10;
+/// The last of these pauses is 10 s; after that, only the next event or the next full pass helps. On a busy
+/// node a new namespace can take seconds: the kernel may be clearing former ones away.
+const PAUSES: u32 = 12;
 /// A pod that ends its listener, as it can with NET_ADMIN, has it back this much later; twice that the second
 /// time, and so on up to 8 s.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);

@@ -95,7 +95,7 @@ mod tests {
         let ((release, released), (report, begun)) = (mpsc::channel::<()>(), mpsc::channel());
         drop(runtime.spawn(async move {
             report.send(()).unwrap();
-            drop(released.recv());
+            let _is_released = released.recv();
         }));
         begun.recv().unwrap();
         (runtime, release)
