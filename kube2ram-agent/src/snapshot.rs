@@ -1,6 +1,12 @@
 //! What an agent leaves to the next one in case the API server is away then: one JSON document in the state
 //! directory, on a tmpfs, for root alone. It holds identities, annotations and allow-lists, never
 //! credentials. Depends on `kubernetes` and `state_dir`; called by `app`.
+//!
+//! The document has no checksum. Only root can write it: directory and file must belong to root or to the
+//! agent's own user, and no other user may have the right to write. A false snapshot could give a pod another
+//! role, or another namespace's allow-list, until the first complete list of the API server. But root on the
+//! node can use the node's role without the agent, and could compute a checksum. Damage without intent needs
+//! no checksum either: the file is in memory, is replaced by rename, and is not valid JSON if it is cut.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -207,7 +207,7 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_the_pods_that_were
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn a_snapshot_that_is_damaged_is_ignored_and_reported() {
+fn a_snapshot_that_is_cut_is_ignored_and_reported() {
     let state = state_dir();
     let flag = format!("--state-dir={}", state.path().display());
     let mut lab = Lab::with_agent("api-damaged", &[orders()], &[&flag]);
