@@ -6,9 +6,10 @@ use super::{
 };
 
 /// What is named after a cloud or belongs to one.
-const CLOUD_NAMES: [&str; 17] = [
+const CLOUD_NAMES: [&str; 20] = [
     "100.100.100.200",
     "acs",
+    "ACS",
     "ActionTrail",
     "alibaba",
     "Alibaba",
@@ -20,19 +21,33 @@ const CLOUD_NAMES: [&str; 17] = [
     "sts.aliyuncs",
     "169.254.169.254",
     "amazonaws",
+    "aws",
+    "Aws",
     "AWS",
     "CloudTrail",
     "EC2",
     "EC2ws",
 ];
-/// Where one is chosen, and what operators read of it.
+/// Where one is chosen, and what operators read of it. `app` gets the chosen one as a value and names none.
 const CHOOSES_A_CLOUD: [&str; 1] = ["kube2ram-agent/src/args"];
 
 /// Each foreign crate with few homes, and these: a directory or a file without its ending.
-const HOMES: [(&str, &[&str]); 20] = [
+const HOMES: [(&str, &[&str]); 21] = [
     ("aya", &["kube2ram-agent/src/datapath"]),
     ("aya_log", &["kube2ram-agent/src/datapath"]),
     ("clap", &["kube2ram-agent/src/args", "kube2ram-authenticator/src/args"]),
+    // The server is the listener's and the client is the upstream's. The others name the type of a body only:
+    // those that take the listener's requests, and the one that passes the real server's answer on.
+    (
+        "hyper",
+        &[
+            "kube2ram-agent/src/server",
+            "kube2ram-authenticator/src/serve",
+            "kube2ram-authenticator/src/webhook",
+            "kube2ram-cloud/src/upstream",
+            "kube2ram-service/src/listener",
+        ],
+    ),
     ("hyper_util", &["kube2ram-cloud/src/upstream", "kube2ram-service/src/listener"]),
     ("json_event_parser", &["kube2ram-agent/src/kubernetes"]),
     (
@@ -126,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_clouds_name_is_found_in_code_and_nowhere_else() {
-        let text = "//! As in ECS.\nlet server = \"ECSws\";\nlet params = RAMP; // RAM\n#[cfg(test)]\nmod tests {\n\"acs:ram\"";
+        let text = "//! As in ECS.\nlet server = \"ECSws\";\nlet params = RAMP; // RAM\nif cloud == Cloud::Aws {\nuse kube2ram_cloud::aws::sts;\nlet awsome = laws;\n#[cfg(test)]\nmod tests {\n\"acs:ram\"";
 
         let faults = clouds(&[
             source("kube2ram-agent/src/server/reply.rs", text),
@@ -135,7 +150,7 @@ mod tests {
             source("kube2ram-agent/src/server/tests/tokens.rs", text),
         ]);
 
-        assert_eq!(faults.iter().map(|fault| fault.line).collect::<Vec<_>>(), [2]);
+        assert_eq!(faults.iter().map(|fault| fault.line).collect::<Vec<_>>(), [2, 4, 5]);
     }
 
     #[test]
@@ -147,5 +162,10 @@ mod tests {
         assert_eq!(at("kube2ram-agent/src/server.rs"), 1);
         assert_eq!(at("kube2ram-agent/src/kubernetes/cluster.rs"), 0);
         assert_eq!(at("xtask/src/main.rs"), 0);
+        let body =
+            |path| crates(&[source(path, "use hyper::body::Incoming;\nuse hyper_util::rt::TokioIo;")]).len();
+        assert_eq!(body("kube2ram-agent/src/listeners.rs"), 2);
+        assert_eq!(body("kube2ram-agent/src/server/pass_through.rs"), 1);
+        assert_eq!(body("kube2ram-service/src/listener.rs"), 0);
     }
 }
