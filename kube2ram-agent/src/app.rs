@@ -227,7 +227,7 @@ async fn take_over(
     }
 }
 
-/// How STS is asked, and what the environment says about it.
+/// How STS is asked, and the variables for it.
 fn sts_access(environment: impl Fn(&str) -> Option<String>, config: &Config) -> Result<StsAccess, AppError> {
     let signs = config.credentials_from == CredentialsFrom::Node;
     // Where nothing is signed, what is said of the agent's own credentials must not keep it from starting.

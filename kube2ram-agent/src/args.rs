@@ -116,7 +116,7 @@ pub enum BootGuardCommand {
     },
 }
 
-/// What clap says, as this program says it.
+/// clap's message, as an error of this program.
 fn of_clap(error: clap::Error) -> ArgsError {
     ArgsError::of_parser("kube2ram", error.exit_code(), error.to_string())
 }

@@ -85,7 +85,7 @@ impl Rule {
         };
         format!(
             "{tool}, table nat: {metadata} leads to {to}. Pods' connections do not come there while kube2ram is active, what else the node receives \
-             or sends does. Once the predecessor is gone: {removal}"
+             or sends does. Once the predecessor is removed: {removal}"
         )
     }
 }

@@ -252,7 +252,7 @@ pub fn devices_of_node(metadata: MetadataAddr) -> Result<Vec<WireDevice>, WireGu
 }
 
 /// The condition of readiness.
-const CONDITION: &str = "the wire guard in force";
+const CONDITION: &str = "the wire guard on every network device";
 
 /// The result of one check of all devices.
 #[derive(Debug, Default)]

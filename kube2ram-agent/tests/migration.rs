@@ -233,7 +233,7 @@ impl Rehearsal {
         let led_to = format!("leads to {}.", self.led_to());
         let said = self.preflight();
         let line = said.lines().find(|line| line.starts_with("! predecessors") && line.contains(&led_to))?;
-        Some(line.rsplit_once("is gone: ").unwrap().1.to_owned())
+        Some(line.rsplit_once("is removed: ").unwrap().1.to_owned())
     }
 
     fn metric(&mut self, outcome: &str) -> f64 {

@@ -218,7 +218,7 @@ fn the_command_that_it_prints_removes_a_rule_of_a_predecessor() {
 
         assert_eq!(lines.len(), 1, "{add}: {lines:?}");
         assert!(lines[0].starts_with("! predecessors"), "{lines:?}");
-        alone.shell(lines[0].rsplit_once("is gone: ").unwrap().1);
+        alone.shell(lines[0].rsplit_once("is removed: ").unwrap().1);
         assert_eq!(alone.predecessors(), nothing, "{add}: {lines:?}");
     }
     // The other one's is as it was.

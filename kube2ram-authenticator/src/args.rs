@@ -235,7 +235,7 @@ pub struct Verify {
     pub output: Output,
 }
 
-/// What clap says, as this program says it.
+/// clap's message, as an error of this program.
 fn of_clap(error: clap::Error) -> ArgsError {
     ArgsError::of_parser("kube2ram-authenticator", error.exit_code(), error.to_string())
 }

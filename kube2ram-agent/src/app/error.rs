@@ -19,7 +19,7 @@ pub enum AppError {
     #[error("cannot start the thread that writes the audit records")]
     Audit(#[source] io::Error),
     /// The variables for the agent's own credentials, or for STS, are incomplete or malformed.
-    #[error("cannot use what the environment says about the agent's own credentials or about STS")]
+    #[error("cannot use the variables for the agent's own credentials or for STS")]
     BaseCredentials(#[source] BaseError),
     /// A listener could not be bound.
     #[error("cannot listen on {address} ({flag})")]

@@ -121,8 +121,8 @@ pub(super) struct Flags {
     )]
     pub(super) ram_session_name_key: Option<Box<str>>,
     /// Session tags by which the cloud's policies can tell pods apart: none, workload (namespace, service
-    /// account, and --cluster-name if it is given) or pod (also the pod's name and UID; then each pod has a
-    /// session of its own). Roles must allow sts:TagSession. AWS only
+    /// account, and --cluster-name if it is given) or pod (also the pod's name and UID; then each pod has
+    /// its own session). Roles must allow sts:TagSession. AWS only
     #[arg(long, value_name = "TAGS", default_value = "none", help_heading = "Roles")]
     pub(super) session_tags: SessionTags,
     /// The cluster's name, for session tags
@@ -139,9 +139,9 @@ pub(super) struct Flags {
     pub(super) host_network_pods: HostNetworkPods,
     /// What pods may read from the real metadata server. Credentials, and a dump of all of it, are always
     /// refused. open: everything else. standard: not the node's user data (which holds its join secrets),
-    /// vendor data, SSH keys and what proves the node's identity by a signature. strict: only what tells a
-    /// program where it runs (docs/metadata-service.md has the list). Pods with the node's role may also read
-    /// what proves its identity
+    /// vendor data, SSH keys and what proves the node's identity by a signature. strict: only what a
+    /// program needs to know where it runs (docs/metadata-service.md has the list). Pods with the node's role
+    /// may also read what proves its identity
     #[arg(
         long,
         value_enum,

@@ -24,7 +24,7 @@ use super::Record;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Others could replace the file.
-    #[error("the directory of {} belongs to another user, or others may write to it: give the file a directory of its own", .0.display())]
+    #[error("the directory of {} belongs to another user, or others may write to it: give the file its own directory", .0.display())]
     Directory(PathBuf),
     /// It cannot be written as JSON.
     #[error("cannot encode the record")]

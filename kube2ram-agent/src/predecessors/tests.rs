@@ -33,7 +33,7 @@ fn warnings() -> Vec<String> {
 }
 
 fn removal(warning: &str) -> &str {
-    warning.rsplit_once("is gone: ").unwrap().1
+    warning.rsplit_once("is removed: ").unwrap().1
 }
 
 /// What the predecessors add, for `--host-interface` as people set it; and what others add. With where it

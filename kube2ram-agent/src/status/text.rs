@@ -164,7 +164,7 @@ fn guards(page: &mut Page, status: &Status) {
     let families = if guard.has_ipv6 { "for IPv4 and IPv6" } else { "for IPv4" };
     let ipvs = if guard.has_ipvs { ", with rules against IPVS" } else { "" };
     page.row(
-        "forward guard",
+        "netfilter rules",
         &match (guard.is_wanted, guard.is_in_force, &guard.failure) {
             (false, ..) => "off (--forward-guard=off)".to_owned(),
             (true, true, _) => format!("active, {families}{ipvs}; repaired {} times", guard.repairs),

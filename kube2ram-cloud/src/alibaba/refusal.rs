@@ -88,7 +88,7 @@ fn judge_exchange(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind,
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
-            "the agent has no valid credentials of its own; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
+            "the agent itself has no valid credentials; attach a role to the node, renew the agent's static keys, or repair its OIDC configuration"
         }
         IssueErrorKind::ClusterConfiguration => {
             "the cluster's configuration is wrong, not the pod's. Compare the RAM OIDC provider (issuer, client id sts.aliyuncs.com, fingerprints) with the cluster and with --oidc-provider-arn; check that the issuer's JWKS is public and has the signing key, and that the agent may create tokens of ServiceAccounts (RBAC, admission policies)"

@@ -88,7 +88,7 @@ fn judge_exchange(status: StatusCode, error: &ErrorDocument) -> (IssueErrorKind,
 pub(super) fn advice(kind: IssueErrorKind) -> &'static str {
     match kind {
         IssueErrorKind::BaseCredentials => {
-            "the agent has no valid credentials of its own; attach an instance profile to the node, renew the agent's static keys, or repair its web identity configuration"
+            "the agent itself has no valid credentials; attach an instance profile to the node, renew the agent's static keys, or repair its web identity configuration"
         }
         IssueErrorKind::ClusterConfiguration => {
             "the cluster's configuration is wrong, not the pod's. Compare the IAM OIDC provider (issuer, audience sts.amazonaws.com) with the cluster; check that the issuer's JWKS is public and has the signing key, and that the agent may create tokens of ServiceAccounts (RBAC, admission policies)"
