@@ -5,6 +5,7 @@
 
 mod answers;
 mod ebpf_programs;
+mod frame;
 mod links;
 mod policies;
 mod predecessors;
