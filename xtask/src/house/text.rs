@@ -129,7 +129,7 @@ mod tests {
         let found: Vec<_> = literals.iter().map(|(line, text)| (*line, text.as_str())).collect();
         let on_line_4 = [r#"one \"1\" //"#, r"two\", r#"th"ree"#, "four", ""].map(|text| (4_usize, text));
         assert_eq!(found[..5], on_line_4);
-        assert_eq!(found[5..], [(5, "five       and")]);
+        assert_eq!(found[5..], [(5_usize, "five       and")]);
     }
 
     #[test]
