@@ -60,7 +60,6 @@ impl PodListeners {
             Found::Nobody => {
                 pod.netns = None;
                 self.close(id);
-                return;
             }
             Found::Own(netns) => {
                 pod.netns = Some(netns.id);
@@ -74,7 +73,7 @@ impl PodListeners {
             Found::Monitors => pod.netns = pod.netns.filter(|_| pod.open.is_some()),
         }
         // A first process moves on: from the host's namespace to its own, or from an old sandbox's to a new
-        // one's.
+        // one's. One that moves between the pod's cgroups during the search is found in none of them.
         if let Some(pod) = self.pods.get_mut(&id) {
             pod.schedule.repeat();
         }

@@ -51,7 +51,7 @@ impl Lab {
     }
 
     pub(crate) fn start(&mut self) {
-        self.start_agent(env!("CARGO_BIN_EXE_kube2ram").as_ref(), &["--auto-discover-base-arn", "--debug"])
+        self.start_agent(env!("CARGO_BIN_EXE_kube2ram").as_ref(), &["--auto-discover-base-arn", "--debug", "--log-level=debug"])
             .unwrap();
     }
 
