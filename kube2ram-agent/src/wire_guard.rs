@@ -4,6 +4,7 @@
 //! network plugin redirects. Depends on `datapath`, on `listeners` for devices and namespaces, and on
 //! `netlink`. Called by `app` and `uninstall`.
 
+mod first;
 mod namespaces;
 mod node;
 mod numbers;
@@ -22,6 +23,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{node::NodeDevices, pods::Pods};
 pub use self::{
+    first::cover_once,
     remove::remove_filters,
     state::{Standing, State},
 };

@@ -250,44 +250,100 @@ print(arrives(0x800, v4("A")) + arrives(0x86dd, v6("B")) + arrives(0x800, v4("19
 const BYPASS: &str = "import socket\ntry: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).setsockopt(263, 20, 1)\n\
                       except PermissionError: print('refused')";
 
+/// A network namespace whose loopback device is the node's card, for packet sockets.
+struct Card<'a> {
+    lab: &'a Lab,
+    netns: &'a str,
+}
+
+impl<'a> Card<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        let netns = lab.cgroup.file_name().unwrap().to_str().unwrap();
+        let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
+        ip(&["netns", "add", netns]);
+        let card = Self { lab, netns };
+        ip(&["-n", netns, "link", "set", "lo", "up"]);
+        card
+    }
+
+    /// Activates the guard, with its program on the device.
+    fn apply(&self) -> BootOutcome {
+        let netns = fs::File::open(format!("/run/netns/{}", self.netns)).unwrap();
+        let inside = || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let lo = WireDevice { index: 1, header: LinkHeader::Ethernet };
+            apply_boot_guard(&BootSettings { wire: vec![lo], ..settings(self.lab) }).unwrap()
+        };
+        thread::scope(|scope| scope.spawn(inside).join().unwrap())
+    }
+
+    /// Which packets of a packet socket leave by the device, as digits: to the metadata server by IPv4 and by
+    /// IPv6, and to another address.
+    fn arrivals(&self, cgroup: &str) -> String {
+        let packet = PACKET.replace("NETNS", self.netns);
+        let packet = packet.replace("\"A\"", &format!("\"{}\"", METADATA.ip()));
+        let packet = packet.replace("\"B\"", &format!("\"{METADATA6}\""));
+        let output = self.lab.python(cgroup, &packet).wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Card<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["netns", "delete", self.netns]).status());
+    }
+}
+
+/// What [`Card::arrivals`] returns for a pod when the guard is on the device.
+fn closed() -> &'static str {
+    if WireHook::of_kernel() == WireHook::Tcx { "001" } else { "111" }
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn packet_sockets_are_denied_on_the_nodes_devices_but_for_the_hosts_own() {
     let lab = Lab::new();
-    let name = lab.cgroup.file_name().unwrap().to_str().unwrap();
-    let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
-    ip(&["netns", "add", name]);
-    ip(&["-n", name, "link", "set", "lo", "up"]);
-    let packet = PACKET.replace("NETNS", name).replace("\"A\"", &format!("\"{}\"", METADATA.ip()));
-    let packet = packet.replace("\"B\"", &format!("\"{METADATA6}\""));
-    let arrivals = |cgroup: &str| {
-        let output = lab.python(cgroup, &packet).wait_with_output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
+    let card = Card::new(&lab);
     let bypass = |cgroup: &str| lab.python(cgroup, BYPASS).wait_with_output().unwrap().stdout;
-    assert_eq!(arrivals("pods/a"), "111", "the control");
-    let apply = || {
-        let netns = fs::File::open(format!("/run/netns/{name}")).unwrap();
-        let inside = || {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            let lo = WireDevice { index: 1, header: LinkHeader::Ethernet };
-            apply_boot_guard(&BootSettings { wire: vec![lo], ..settings(&lab) }).unwrap()
-        };
-        thread::scope(|scope| scope.spawn(inside).join().unwrap())
-    };
+    assert_eq!(card.arrivals("pods/a"), "111", "the control");
 
     // The second time in place of the first.
     for _ in 0..2 {
-        assert_eq!(apply(), active());
+        assert_eq!(card.apply(), active());
 
-        let closed = if WireHook::of_kernel() == WireHook::Tcx { "001" } else { "111" };
-        assert_eq!(arrivals("pods/a"), closed);
-        assert_eq!(arrivals("host"), "111");
+        assert_eq!(card.arrivals("pods/a"), closed());
+        assert_eq!(card.arrivals("host"), "111");
         let refused = if kernel_version() < (6, 1) { Vec::new() } else { b"refused\n".to_vec() };
         assert_eq!((bypass("pods/a"), bypass("host")), (refused, Vec::new()));
     }
     remove(&lab.bpf_dir).unwrap();
-    assert_eq!((arrivals("pods/a"), bypass("pods/a")), ("111".to_owned(), Vec::new()));
-    ip(&["netns", "delete", name]);
+    assert_eq!((card.arrivals("pods/a"), bypass("pods/a")), ("111".to_owned(), Vec::new()));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_programs_on_network_devices_stay_until_the_wire_guard_is_there() {
+    let lab = Lab::new();
+    let card = Card::new(&lab);
+    assert_eq!(card.arrivals("pods/a"), "111", "the control");
+    card.apply();
+    let devices = usize::from(WireHook::of_kernel() == WireHook::Tcx);
+
+    // Killed in between; the next start finds them.
+    drop(lab.attach());
+    assert_eq!(card.arrivals("pods/a"), closed());
+    let datapath = lab.attach();
+    assert_eq!(card.arrivals("pods/a"), closed());
+    let state = boot_guard(&lab.bpf_dir).unwrap();
+    assert_eq!(matches!(state, BootGuard::Active { .. }), devices > 0, "{state:?}");
+    assert_eq!(datapath.has_boot_wires().unwrap(), devices > 0);
+
+    assert_eq!(datapath.retire_boot_wires().unwrap(), devices);
+
+    assert!(!datapath.has_boot_wires().unwrap());
+    assert_eq!(boot_guard(&lab.bpf_dir).unwrap(), BootGuard::TakenOver);
+    assert_eq!(fs::read_dir(lab.bpf_dir.join("boot/maps")).unwrap().count(), 0);
+    // This datapath has no wire guard.
+    assert_eq!(card.arrivals("pods/a"), "111");
 }

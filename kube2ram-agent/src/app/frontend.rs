@@ -1,5 +1,5 @@
 //! The frontend: the eBPF programs and the listeners of the host, created or taken over from the outgoing
-//! agent. Called by `app`.
+//! agent or from the boot guard. Called by `app`.
 
 use std::{
     net::TcpListener as StdTcpListener,
@@ -12,6 +12,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{mpsc, oneshot},
 };
+use tracing::{info, warn};
 
 use super::{
     AppError,
@@ -19,9 +20,10 @@ use super::{
     node::Node,
 };
 use crate::{
-    datapath::{AgentAddr, Datapath, Lock, Outgoing, Settings},
+    datapath::{AgentAddr, Datapath, Lock, Outgoing, Settings, WireHook},
     handover::HandoverState,
     listeners::Release,
+    wire_guard,
 };
 use kube2ram_service::listener::bound_buffers;
 
@@ -55,6 +57,7 @@ impl Frontend {
         };
         let kept = lock.clone();
         let datapath = Datapath::take_over(&settings, lock, Outgoing::Ended).map_err(AppError::Datapath)?;
+        relieve_boot_guard(&datapath, &settings)?;
         let listeners = ListenerSet { app, admin, _refusing: refusing, lock: kept };
         Ok(Self { datapath, listeners })
     }
@@ -68,8 +71,31 @@ impl Frontend {
         let kept = lock.clone();
         let datapath =
             Datapath::take_over(&node.settings, lock, Outgoing::HandsOver).map_err(AppError::Datapath)?;
+        relieve_boot_guard(&datapath, &node.settings)?;
         Ok(Self { datapath, listeners: ListenerSet { app, admin, _refusing: None, lock: kept } })
     }
+}
+
+/// Detaches the boot guard's programs from network devices once the wire guard is there. Earlier, packet
+/// sockets of pods would reach the metadata server in between. Later, the agent's own connections to it would
+/// hang: this comes before the first of them.
+fn relieve_boot_guard(datapath: &Datapath, settings: &Settings) -> Result<(), AppError> {
+    if !datapath.has_boot_wires().map_err(AppError::Datapath)? {
+        return Ok(());
+    }
+    if settings.guards_wire {
+        let wire = datapath.wire(WireHook::of_kernel()).map_err(AppError::Datapath)?;
+        let is_active = wire_guard::cover_once(wire, settings.metadata, &settings.pods_cgroup)
+            .map_err(AppError::Namespace)?;
+        // The wire guard has logged the reason, and tries again. Until it succeeds, the node is as without a
+        // boot guard: an agent that cannot reach the metadata server would be worse.
+        if !is_active {
+            warn!("the wire guard is not on every network device; the boot guard leaves the devices anyway");
+        }
+    }
+    let devices = datapath.retire_boot_wires().map_err(AppError::Datapath)?;
+    info!(devices, "took over network devices from the boot guard");
+    Ok(())
 }
 
 /// Redirects pods that the host listener would serve to an address at which connections are refused.

@@ -164,7 +164,8 @@ impl Datapath {
         }
     }
 
-    /// From here on the boot guard would only block legitimate connections, the agent's own among them.
+    /// From here on the boot guard would only block legitimate connections, the agent's own among them. Its
+    /// programs on network devices stay: the wire guard is not there yet.
     fn take_out_others(&self) -> Result<(), DatapathError> {
         let others = remove_others(&self.pins)?;
         if others != Removed::default() {
@@ -294,6 +295,25 @@ impl Datapath {
     /// When a pinned link cannot be examined, or its program cannot be swapped.
     pub fn wire(&self, hook: WireHook) -> Result<Wire, DatapathError> {
         Wire::adopt(&self.wire_programs, hook)
+    }
+
+    /// Whether the boot guard's programs are still on network devices, also if an agent was killed before it
+    /// had detached them.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn has_boot_wires(&self) -> Result<bool, DatapathError> {
+        boot::has_wires(&self.settings.bpf_dir)
+    }
+
+    /// Detaches the boot guard's programs from network devices, and returns the number of devices. Call it
+    /// when the wire guard is on the devices. Until then, these programs also drop the agent's own packets to
+    /// the metadata server.
+    ///
+    /// # Errors
+    /// When a program cannot be detached; to be tried again.
+    pub fn retire_boot_wires(&self) -> Result<usize, DatapathError> {
+        boot::retire_wires(&self.settings.bpf_dir)
     }
 
     /// The attached programs, and the cgroup of each, in the order of their attachment.

@@ -1,6 +1,10 @@
 //! The boot guard's programs: attached to the cgroup root from boot until the agent's programs are. Called by
 //! `boot_guard`, `attach` and `remove`.
 //!
+//! An agent detaches them in two steps: those at the cgroup root when its own programs are attached, those on
+//! network devices when the wire guard is on the devices. Between the two, a device runs both programs, the
+//! wire guard's first, and a packet passes if it passes both.
+//!
 //! Pins: `<bpf-dir>/boot/{links,maps}`, next to the layouts, because the guard on the host may be older than
 //! the agent. The directory stays when the programs are detached, and records until the next boot that they
 //! were attached.
@@ -94,9 +98,7 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
     }
     // Nothing of theirs is worth keeping, and an older guard's may be of another layout.
-    for map in children(&guard.maps)? {
-        fs::remove_file(&map).map_err(io_error("remove", &map))?;
-    }
+    guard.remove_maps()?;
     let mut loader = EbpfLoader::new();
     for name in boot::MAPS {
         loader.map_pin_path(name, guard.maps.join(name));
@@ -112,8 +114,7 @@ pub fn apply_boot_guard(settings: &BootSettings) -> Result<BootOutcome, Datapath
 
 /// Attaches the program to devices, then removes what an earlier run has attached.
 fn cover(ebpf: &Ebpf, guard: &Pins, devices: &[WireDevice]) -> Result<(), DatapathError> {
-    let mut old = children(&guard.links)?;
-    old.retain(|pin| is_wire(pin));
+    let old = guard.wires()?;
     if WireHook::of_kernel() == WireHook::Tcx {
         let program = load::program_fd(ebpf, boot::WIRE)?;
         for WireDevice { index, .. } in devices.iter().filter(|device| device.header == LinkHeader::Ethernet)
@@ -163,20 +164,37 @@ pub fn boot_guard(bpf_dir: &Path) -> Result<BootGuard, DatapathError> {
     Ok(BootGuard::Active { denied })
 }
 
-/// Detaches the guard, and returns the number of its programs. The caller holds the lock.
+/// Detaches the guard from the cgroup root, and returns the number of these programs. The caller holds the
+/// lock. Programs on network devices stay, until [`retire_wires`].
 pub(super) fn retire(bpf_dir: &Path) -> Result<usize, DatapathError> {
     let guard = Pins::of(bpf_dir);
-    let links = children(&guard.links)?;
+    let mut links = children(&guard.links)?;
+    links.retain(|pin| !is_wire(pin));
     links.iter().try_for_each(|link| detach(link))?;
-    for map in children(&guard.maps)? {
-        fs::remove_file(&map).map_err(io_error("remove", &map))?;
+    if guard.wires()?.is_empty() {
+        guard.remove_maps()?;
     }
     Ok(links.len())
 }
 
-/// The same, and removes the directory that records the guard.
+/// Whether programs of the guard are on network devices.
+pub(super) fn has_wires(bpf_dir: &Path) -> Result<bool, DatapathError> {
+    Ok(!Pins::of(bpf_dir).wires()?.is_empty())
+}
+
+/// Detaches the guard from network devices, and returns their number. The caller holds the lock, and has
+/// detached the other programs.
+pub(super) fn retire_wires(bpf_dir: &Path) -> Result<usize, DatapathError> {
+    let guard = Pins::of(bpf_dir);
+    let wires = guard.wires()?;
+    wires.iter().try_for_each(|pin| detach(pin))?;
+    guard.remove_maps()?;
+    Ok(wires.len())
+}
+
+/// Detaches all of it, and removes the directory that records the guard.
 pub(super) fn forget(bpf_dir: &Path) -> Result<usize, DatapathError> {
-    let programs = retire(bpf_dir)?;
+    let programs = retire(bpf_dir)? + retire_wires(bpf_dir)?;
     let directory = bpf_dir.join(DIRECTORY);
     match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &directory)(error)),
@@ -195,6 +213,18 @@ impl Pins {
     fn of(bpf_dir: &Path) -> Self {
         let directory = bpf_dir.join(DIRECTORY);
         Self { links: directory.join("links"), maps: directory.join("maps") }
+    }
+
+    /// The pinned links to network devices.
+    fn wires(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let mut wires = children(&self.links)?;
+        wires.retain(|pin| is_wire(pin));
+        Ok(wires)
+    }
+
+    /// The programs keep the maps that they use.
+    fn remove_maps(&self) -> Result<(), DatapathError> {
+        children(&self.maps)?.iter().try_for_each(|map| fs::remove_file(map).map_err(io_error("remove", map)))
     }
 
     fn open<T>(&self, name: &'static str) -> Result<T, DatapathError>

@@ -3,6 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod first_start;
+mod flushed;
+mod sender;
+
 use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
