@@ -6,6 +6,7 @@ mod attach;
 mod attachment;
 mod boot;
 mod child;
+mod fill_levels;
 mod links;
 mod load;
 mod log;
@@ -30,6 +31,8 @@ use std::{
 };
 
 #[cfg(test)]
+pub(crate) use self::fill_levels::NoEntries;
+#[cfg(test)]
 pub(crate) use self::maps::NoOutcomes;
 pub(crate) use self::tcx::has_ingress_programs;
 pub use self::{
@@ -37,6 +40,7 @@ pub use self::{
     attachment::{Attachment, attachments, connect_programs},
     attachment_points::Mode,
     boot::{BootGuard, BootOutcome, BootSettings, apply_boot_guard, boot_guard},
+    fill_levels::{FillLevel, FillLevels},
     load::kernel_version,
     maps::{AcceptedOrigins, Counters, NetnsCookies, PassMark, PodTarget, Targets},
     other_installation::{OtherInstallation, other_installation},

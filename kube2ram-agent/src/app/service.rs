@@ -273,6 +273,7 @@ impl Service {
         let targets = datapath.targets();
         let counters = datapath.counters().map_err(AppError::Datapath)?;
         registry.register_collector(Box::new(datapath.counters().map_err(AppError::Datapath)?));
+        registry.register_collector(Box::new(datapath.fill_levels().map_err(AppError::Datapath)?));
         let kernel = listeners::Kernel {
             cookies: datapath.netns_cookies().map_err(AppError::Datapath)?,
             pass: Arc::new(datapath.pass().map_err(AppError::Datapath)?),

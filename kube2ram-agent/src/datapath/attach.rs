@@ -12,6 +12,7 @@ use kube2ram_common::names::program;
 use super::{
     AcceptedOrigins, AgentAddr, Counters, DatapathError, Layout, Mode, NetnsCookies, PassMark, Removed,
     Targets, boot,
+    fill_levels::FillLevels,
     links::Link,
     load, log,
     maps::{Configuration, PinnedMap},
@@ -287,6 +288,14 @@ impl Datapath {
     /// When the pinned map cannot be opened.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         Counters::open(&self.pins)
+    }
+
+    /// How full the maps of the host listener are.
+    ///
+    /// # Errors
+    /// When a pinned map cannot be opened.
+    pub fn fill_levels(&self) -> Result<FillLevels, DatapathError> {
+        FillLevels::open(&self.pins)
     }
 
     /// The programs for network devices, with what an earlier agent has attached.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kube2ram_agent::datapath::OriginError;
 use kube2ram_common::abi::{
-    ANNOUNCE_WITHIN_NS, ConnectRecord, HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES_OF_POD, MAX_LEASES, lease_in,
-    share_of,
+    ANNOUNCE_WITHIN_NS, ConnectRecord, HANDSHAKE_MAX_AGE_NS, MAX_HANDSHAKES, MAX_HANDSHAKES_OF_POD,
+    MAX_LEASES, lease_in, share_of,
 };
 
 use crate::field::{Field, Netns, uptime_ns};
@@ -132,6 +132,31 @@ fn connects_that_come_to_nothing_take_no_more_than_the_pods_share() {
     // A connect(2) without a SYN has its place for a moment only.
     std::thread::sleep(Duration::from_nanos(ANNOUNCE_WITHIN_NS));
     assert_eq!(field.dial("pods/a", 0).unwrap(), field.lab.id("pods/a"));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn fill_levels_count_each_entry_once() {
+    // More than one call to the kernel copies.
+    const MANY: u64 = 3000;
+    let field = Field::new("levels");
+    let levels = field.datapath.fill_levels().unwrap();
+    let read = || levels.read().map(|level| (level.map, level.entries)).collect::<Vec<_>>();
+    assert_eq!(read(), [("clients", 0), ("handshakes", 0), ("shares", 0)]);
+
+    let (mut clients, mut handshakes, mut shares) = (field.clients(), field.handshakes(), field.shares());
+    for number in 0..MANY {
+        clients.insert(number, ConnectRecord::default(), 0).unwrap();
+        shares.insert(number, 1, 0).unwrap();
+    }
+    for port in 41_000..41_007 {
+        handshakes.insert(field.handshake(port), ConnectRecord::default(), 0).unwrap();
+    }
+
+    let many = usize::try_from(MANY).unwrap();
+    assert_eq!(read(), [("clients", many), ("handshakes", 7), ("shares", many)]);
+    let capacities: Vec<_> = levels.read().map(|level| level.capacity).collect();
+    assert_eq!(capacities, [MAX_HANDSHAKES, MAX_HANDSHAKES, MAX_LEASES]);
 }
 
 #[test]

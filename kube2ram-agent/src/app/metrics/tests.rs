@@ -77,6 +77,7 @@ fn registry() -> Registry {
     drop(audit::Metrics::new(registry));
     drop(credentials::Metrics::new(registry));
     registry.register_collector(Box::new(datapath::NoOutcomes));
+    registry.register_collector(Box::new(datapath::NoEntries));
     drop(listeners::Metrics::new(registry));
     drop(self_test::metrics(registry));
     drop(reconcile::Metrics::new(registry));
