@@ -10,6 +10,7 @@ mod node;
 mod numbers;
 mod pods;
 mod remove;
+mod repairs;
 mod state;
 
 use std::{collections::BTreeSet, io, path::Path, time::Duration};
@@ -21,12 +22,12 @@ use prometheus_client::{
 use tokio::{task::block_in_place, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use self::{node::NodeDevices, pods::Pods};
 pub use self::{
     first::cover_once,
     remove::remove_filters,
     state::{Standing, State},
 };
+use self::{node::NodeDevices, pods::Pods, repairs::Repairs};
 use crate::{
     datapath::{Covering, DatapathError, Wire, WireDevice},
     devices::WayOut,
@@ -92,6 +93,7 @@ pub struct WireGuard {
     pods: Pods,
     /// Devices that were logged as covered, or failures, are logged once.
     said: Option<String>,
+    repairs: Repairs,
 }
 
 /// The wire guard's metrics.
@@ -146,6 +148,7 @@ impl WireGuard {
             node_devices: BTreeSet::new(),
             pods: Pods::new(pods_cgroup),
             said: None,
+            repairs: Repairs::default(),
         })
     }
 
@@ -207,10 +210,10 @@ impl WireGuard {
         self.metrics.devices.get_or_create(&NODE).set(node as i64);
         self.metrics.devices.get_or_create(&PODS).set(pods as i64);
         self.metrics.repairs.inc_by(look.repairs as u64);
-        if look.repairs > 0 {
+        if let Some(repairs) = self.repairs.add(look.repairs, Instant::now()) {
             warn!(
-                repairs = look.repairs,
-                "the wire guard's program was removed from devices or moved; attached it again"
+                repairs,
+                "the wire guard's program was removed from devices or moved; attached it again (logged once a minute, with the number since)"
             );
         }
         let failure = look.failures.first().map(|error| chain(error));
@@ -280,8 +283,8 @@ impl Look {
                 Ok(Covering::Gone) => continue,
                 Ok(Covering::Unchanged) => {}
                 Ok(Covering::Moved) if !known.contains(device) => {} // an earlier agent's
+                Ok(Covering::Attached | Covering::Moved) if known.contains(device) => self.repairs += 1,
                 Ok(covering @ (Covering::Attached | Covering::Moved)) => {
-                    self.repairs += usize::from(known.contains(device));
                     info!(
                         device = device.index,
                         of = owner,
