@@ -6,13 +6,14 @@
 
 use std::{
     env, fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use kube2ram_common::abi::LISTENER_PORTS;
+use kube2ram_common::abi::{LISTENER_PORTS, MAX_HANDSHAKES_OF_POD};
 use kube2ram_sandbox::{
     Sandbox,
     agent::Agent,
@@ -278,6 +279,80 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
     assert!(is_emulated() || refused > 0.0, "the flood was not above the rate");
     assert_recovers(&sandbox, "after a flood");
 
+    assert_eq!(container.pid(), pid, "the same process");
+}
+
+/// Connects, dissolves the connection by AF_UNSPEC and keeps the socket, again and again; a line for each
+/// thousand. Ends with its standard input.
+const HOARD: &str = r#"
+import ctypes, resource, socket, sys
+sockets = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (sockets + 100, sockets + 100))
+dissolve = ctypes.CDLL(None, use_errno=True).connect
+kept = []
+for number in range(1, sockets + 1):
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex(("100.100.100.200", 80))
+    assert dissolve(s.fileno(), bytes(16), 16) == 0, ctypes.get_errno()
+    kept.append(s)
+    if number % 1000 == 0:
+        print(number, flush=True)
+sys.stdin.read()
+"#;
+
+/// Once the kernel's storage for these sockets was the agent's memory, without a bound.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn sockets_that_pods_connect_dissolve_and_keep_take_nothing_from_the_agent() {
+    const REDIRECTED: &str = r#"kube2ram_kernel_outcomes_total{outcome="redirected"}"#;
+    let sockets: u32 = if is_emulated() { 2_000 } else { 10_000 };
+    // The attacker's share, and that of the agent's own pod for its self-test.
+    let most_entries = 2.0 * MAX_HANDSHAKES_OF_POD as f64;
+    let mut sandbox = Sandbox::create("hoard").unwrap();
+    for name in ["attacker", "victim", "daemon"] {
+        sandbox.accounts().add_role(Accounts::role_arn(&format!("{name}-role")), Default::default());
+        let spec = PodSpec::new(name).role(&format!("{name}-role"));
+        sandbox.add_pod(&if name == "daemon" { spec.host_network() } else { spec }).unwrap();
+    }
+    sandbox.add_agent(Path::new(AGENT), &["--auto-discover-base-arn"]).unwrap();
+    let container = Container::of(&mut sandbox);
+    sandbox.agent().unwrap().start().unwrap();
+    let pid = container.pid();
+    assert_recovers(&sandbox, "before");
+
+    // By the in-pod listener, and by the host listener.
+    for attacker in ["attacker", "daemon"] {
+        let redirected = sandbox.agent().unwrap().metric(REDIRECTED).unwrap();
+        let mut python = sandbox.pod(attacker).unwrap().pod().command("app", "python3").unwrap();
+        python.args(["-c", HOARD, &sockets.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut hoarder = python.spawn().unwrap();
+        let mut lines = BufReader::new(hoarder.stdout.take().unwrap()).lines();
+        let (mut entries, mut memory) = (0.0_f64, 0);
+        for number in (1..=sockets / 1000).map(|thousands| thousands * 1000) {
+            assert_eq!(lines.next().unwrap().unwrap(), number.to_string(), "{attacker}");
+            for map in ["clients", "handshakes", "shares"] {
+                let sample = format!(r#"kube2ram_host_listener_map_entries{{map="{map}"}}"#);
+                entries = entries.max(sandbox.agent().unwrap().metric(&sample).unwrap());
+            }
+            memory = memory.max(container.number("memory.current", ""));
+        }
+
+        // All sockets are kept meanwhile.
+        assert_recovers(&sandbox, attacker);
+        let seen = sandbox.agent().unwrap().metric(REDIRECTED).unwrap() - redirected;
+        println!("{attacker}: {seen} connections, at most {entries} entries, {} KiB", memory / 1024);
+        assert!(seen >= f64::from(sockets), "{attacker}: {seen} connections");
+        assert!(entries <= most_entries, "{attacker}: {entries} entries");
+        assert!(
+            memory * 4 <= limit() * 3,
+            "{attacker}: {memory} bytes leave less than a quarter of the limit"
+        );
+        drop(hoarder.stdin.take());
+        assert!(hoarder.wait().unwrap().success());
+    }
+
+    assert_eq!(container.number("memory.events", "oom_kill "), 0);
     assert_eq!(container.pid(), pid, "the same process");
 }
 

@@ -12,8 +12,8 @@ use std::{
 use kube2ram_sandbox::node::PodSpec;
 
 use crate::{
-    pods,
-    support::{Lab, NEXT_PASS, eventually, eventually_within, ip_in},
+    LIST, pods,
+    support::{Lab, NEXT_PASS, eventually, eventually_within, ip_in, output},
 };
 
 /// A process that is ended with the test.
@@ -112,6 +112,42 @@ fn namespaces_that_a_pod_makes_do_not_change_where_it_is_answered() {
     assert_eq!(lab.role("daemon"), "daemon-role");
     assert_eq!(lab.role("orders"), "orders-role");
     assert_eq!(lab.target("daemon"), None);
+}
+
+/// What a pod's process is answered in namespaces that it made: body and status, which is 000 without an
+/// answer.
+fn answer_within(lab: &Lab, pod: &str, unshare: &[&str], address: &str) -> String {
+    let mut command = lab.pod(pod).unwrap().pod().command("app", "unshare").unwrap();
+    let url = format!("http://{address}{LIST}");
+    let curl = ["curl", "--silent", "--globoff", "--max-time", "3", "--write-out", " %{http_code}", &url];
+    output(command.args(unshare).args(curl))
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_process_in_a_user_namespace_has_its_pods_role_or_none() {
+    let mut lab = Lab::with_agent("in-pod-users", &pods());
+    for pod in ["orders", "billing"] {
+        lab.own_target(pod);
+    }
+    // With a network namespace, a process has all capabilities there.
+    let alone = ["-Urn", "sh", "-c", r#"ip link set lo up && exec "$@""#, "sh"];
+
+    for pod in ["orders", "billing", "daemon"] {
+        for address in ["100.100.100.200", "[fd00:100::100:200]"] {
+            for users in ["-U", "-Ur", "-UrC", "-Urm"] {
+                let answer = answer_within(&lab, pod, &[users], address);
+                assert_eq!(answer, format!("{pod}-role 200"), "{users} at {address}");
+            }
+            let answer = answer_within(&lab, pod, &alone, address);
+            assert_eq!(answer, " 000", "{pod} in its own network, at {address}");
+        }
+    }
+    // Nobody was refused for what these processes did.
+    for pod in ["orders", "billing", "daemon"] {
+        assert_eq!(lab.role(pod), format!("{pod}-role"));
+    }
+    assert_listeners(&mut lab, 2.0);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use kube2ram_agent::{datapath::WireHook, wire_guard::LOOK_EVERY};
 use kube2ram_sandbox::{
     Sandbox,
@@ -127,6 +128,38 @@ fn a_device_that_appears_later_is_covered_and_so_is_a_pod() {
     eventually("a pod that is gone", || metric(&mut sandbox, OF_PODS) == 1.0);
     sandbox.agent().unwrap().await_metric("kube2ram_wire_guard_in_force", 1.0).unwrap();
     assert_eq!(metric(&mut sandbox, "kube2ram_wire_guard_repairs_total"), 0.0);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_new_device_is_covered_within_a_second() {
+    // On a busy machine any of them may be late.
+    const PODS: [&str; 3] = ["pod", "second", "third"];
+    let is_emulated = std::fs::read_to_string("/proc/cpuinfo").unwrap().contains("QEMU TCG");
+    let limit = SignedDuration::from_secs(if is_emulated { 10 } else { 1 });
+    let mut sandbox = sandbox("wire-second");
+    for pod in &PODS[1..] {
+        sandbox.add_pod(&PodSpec::new(pod).role("pod-role")).unwrap();
+    }
+    sandbox.agent().unwrap().start().unwrap();
+
+    let took = PODS.map(|pod| {
+        let before = sandbox.agent().unwrap().log().lines().count();
+        let added = Timestamp::now();
+        sandbox.node().add_card(sandbox.pod(pod).unwrap().pod()).unwrap();
+        let mut covered = None;
+        eventually("a new device", || {
+            let log = sandbox.agent().unwrap().log();
+            let line =
+                log.lines().skip(before).find(|line| line.contains("the wire guard is active on a device"));
+            covered = line.map(|line| line.split_whitespace().next().unwrap().parse::<Timestamp>().unwrap());
+            covered.is_some()
+        });
+        covered.unwrap().duration_since(added)
+    });
+
+    say(&format!("new devices were covered after {took:?}"));
+    assert!(took.iter().any(|time| *time <= limit), "{took:?}");
 }
 
 #[test]
