@@ -341,6 +341,14 @@ fn tell_cilium(bpf_dir: &Path, root: &Path) -> Option<Outcome> {
     )))
 }
 
+/// The same for an operator who did not see the warning at the agent's start.
+pub fn cilium_warning(bpf_dir: &Path, root: &Path) -> Option<String> {
+    match tell_cilium(bpf_dir, root)? {
+        Outcome::Amiss(warning) => Some(warning),
+        Outcome::Met(_) | Outcome::Unmet(_) => None,
+    }
+}
+
 /// The deepest level of the pods' cgroup at which the programs, which check ten levels, still find a pod two
 /// levels below.
 const MAX_PODS_LEVEL: u8 = 8;

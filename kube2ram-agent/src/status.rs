@@ -84,8 +84,8 @@ pub struct Agent {
     /// Ports of the agent's that another process has.
     #[serde(default)]
     pub taken_ports: Vec<TakenPort>,
-    /// Settings that leave something open, as after an incomplete migration. They are not problems: they may
-    /// be intended.
+    /// Settings that leave something open, as after an incomplete migration, and other software that may fail
+    /// because of kube2ram. They are not problems: they may be intended.
     #[serde(default)]
     pub hints: Vec<String>,
 }

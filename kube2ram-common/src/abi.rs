@@ -28,6 +28,13 @@ macro_rules! abi {
 abi!(
     /// What the eBPF programs need to know of the node and the cloud: the only entry of the configuration
     /// map.
+    ///
+    /// The agent changes it in place while the programs run, so a program may see one field from before a
+    /// change and the next one from after it. No verdict depends on two fields of one change. A new address
+    /// with the former port of the host listener is a connection that is refused. With one of two new QoS
+    /// cgroups, a connect(2) counts in the share of a container instead of its pod's. The metadata server's
+    /// addresses, the IPv6 one of four words, change only with the flags of the agent: until the change is
+    /// complete, the new address is not covered, as before it.
     Config: 64 {
         /// The cgroup that holds all pods.
         pods_cgroup: u64,

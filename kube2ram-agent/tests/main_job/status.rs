@@ -118,6 +118,19 @@ fn a_boot_guard_that_could_not_be_installed_is_a_problem_and_keeps_no_agent_away
     assert_says(&lab.agent().unwrap().log(), &["the boot guard could not be installed on this node"]);
 }
 
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_cilium_that_may_fail_at_kube2rams_links_is_a_hint() {
+    let mut lab = lab(Situation::AllWell);
+    assert!(!show(&mut lab, &[]).contains("Cilium"));
+
+    fs::create_dir(lab.node().bpffs().join("cilium")).unwrap();
+
+    let (code, status) = lab.document(&["status"]);
+    assert_eq!((code, parts(&status)), (Some(0), vec![]), "{status:#}");
+    assert_says(&show(&mut lab, &[]), &["has no socket load balancer", "cilium/cilium#43877"]);
+}
+
 /// The kubelet made the pod's cgroup, and a runtime with another cgroup driver put its processes elsewhere.
 #[test]
 #[ignore = "needs root: cargo xtask test"]

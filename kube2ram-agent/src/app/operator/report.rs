@@ -9,6 +9,7 @@ use crate::{
     credentials::{Attempt, Failure},
     datapath::{self, Mode},
     kubernetes::{OwnNode, Presence, Resource, TokenRequester, TokenState},
+    preflight::cilium_warning,
     status::{
         Agent, ApiServer, BaseCredentials, BootGuard, Datapath, ForwardGuard, Interception, MetadataServer,
         Pod, Program, Repair, SCHEMA, ServiceAccounts, Status, Sts, StsFailure, Watch, WireGuard,
@@ -56,8 +57,13 @@ impl Operator {
                 .iter()
                 .filter_map(|port| port.taken(|uid| pod_name(&self.cluster, uid)))
                 .collect(),
-            hints: hints(&self.config),
+            hints: hints(&self.config).into_iter().chain(self.cilium_warning()).collect(),
         }
+    }
+
+    /// A hint and no problem: whether Cilium's version is one that fails is not visible here.
+    fn cilium_warning(&self) -> Option<String> {
+        cilium_warning(&self.settings.bpf_dir, &self.settings.cgroup_root)
     }
 
     fn datapath(&self) -> Datapath {
