@@ -2,6 +2,7 @@
 //! `Sandbox`. Called by the binary's `bench`, which `cargo xtask bench` runs.
 
 mod connect;
+mod held;
 mod hello;
 mod kernel;
 mod process;
@@ -29,7 +30,7 @@ use crate::{Cloud, Sandbox, node::PodSpec, standin::Role};
 pub enum Subject {
     /// connect(2), with kube2ram, without and with iptables rules.
     Connect,
-    /// Each program, by the kernel's statistics.
+    /// Each program, by the kernel's statistics, and the kernel's memory for held connections.
     Kernel,
     /// Requests and probes while other work wants all processors.
     Saturated,
@@ -61,6 +62,8 @@ pub fn bench(agent: &Path, cloud: Cloud, subjects: &[Subject], out: &mut dyn Wri
             Subject::Kernel => {
                 writeln!(out, "\nprograms, by the kernel's own count")?;
                 programs(&mut sandbox, agent, out)?;
+                writeln!(out, "\nconnections that are held, by the kernel's slab")?;
+                held::compare(&mut sandbox, out)?;
             }
             Subject::Saturated => {
                 writeln!(out, "\na saturated node")?;
