@@ -42,8 +42,8 @@ const IPVLAN_L2: [Shape; 9] = [
     ("express", "plain"),
     ("express", "tagged"),
 ];
-/// Those that ipvlan sends on in mode L3, where it reads the IP header itself. It finds none behind a tag, and
-/// on some kernels not that of a ring, of a socket with the bypass or of AF_XDP.
+/// Those that ipvlan sends on in mode L3, where it reads the IP header. It finds none behind a tag, and on
+/// some kernels not that of a ring, of a socket with the bypass or of AF_XDP.
 const IPVLAN_L3: [Shape; 2] = [("packet", "plain"), ("datagram", "plain")];
 /// What is denied when it is asked for, before there is a packet.
 const DENIED: [&str; 2] = ["bypass", "express"];
