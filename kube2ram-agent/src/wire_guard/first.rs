@@ -20,5 +20,5 @@ const ATTEMPTS: usize = 10;
 pub fn cover_once(wire: Wire, metadata: MetadataAddr, pods_cgroup: &Path) -> io::Result<bool> {
     let mut guard = WireGuard::new(wire, metadata, pods_cgroup, None, &mut Registry::default())?;
     // Each node has a loopback device, so without a device none was listed.
-    Ok((0..ATTEMPTS).any(|_| guard.look() && !guard.node_links.is_empty()))
+    Ok((0..ATTEMPTS).any(|_| guard.look() && !guard.node.links().is_empty()))
 }
