@@ -91,7 +91,7 @@ pub(crate) fn program(
     profile: Profile,
     revision: Option<&str>,
 ) -> Result<Program> {
-    let (package, name) = (product.package(), product.name());
+    let (package, name) = (product.package(), product.program());
     say(format!("building {package} for {}", arch.name()));
     let mut build = cargo();
     build.args(["build", "--locked", "--package", package, "--bin", name, "--profile"]);

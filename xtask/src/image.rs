@@ -1,5 +1,6 @@
-//! `cargo xtask image`: an OCI image of the agent, or of the authenticator, for each architecture, without a
-//! container engine; the same sources give the same digest. Depends on `build` and `musl`. Called by `main`.
+//! `cargo xtask image`: an OCI image of the agent, of the agent as kube2iam, or of the authenticator, for each
+//! architecture, without a container engine; the same sources give the same digest. Depends on `build` and
+//! `musl`. Called by `main`.
 
 mod certificates;
 mod layer;
@@ -21,6 +22,7 @@ use self::{
     layer::Entry,
     layout::{Layer, Layout},
     name::Name,
+    product::KUBE2IAM,
 };
 pub(crate) use self::{
     product::Product,
@@ -35,17 +37,14 @@ use crate::{
     setup,
 };
 
-/// Started by this name, the agent has kube2iam's defaults.
-const KUBE2IAM: &str = "kube2iam";
-
 /// What to make.
 #[derive(clap::Args)]
 pub(crate) struct Request {
-    /// The program in it
+    /// Which image
     #[arg(long, value_enum, default_value = "agent")]
     product: Product,
     /// What containerd, kind and podman call it once they have loaded the archive; no part of the digest
-    /// [default: the program and its version]
+    /// [default: the image's own name and the version]
     #[arg(long)]
     name: Option<Name>,
     /// Only this architecture
@@ -69,7 +68,7 @@ impl Request {
         let revision = revision.or_else(checkout::revision);
         let arches = arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
         setup::static_building(&arches)?;
-        let objects = if product == Product::Agent { Some(ebpf::build()?) } else { None };
+        let objects = if product.is_of_agent() { Some(ebpf::build()?) } else { None };
         let certificates = certificates::pem();
         let mut images = Vec::new();
         for arch in arches {
@@ -77,13 +76,13 @@ impl Request {
             let program = fs::read(built.path)?;
             let path = product.path();
             let mut entries = vec![file(&path, 0o755, &program)];
-            if product == Product::Agent {
+            if product.is_of_agent() {
                 entries.push((KUBE2IAM.to_owned(), Entry::Link { to: &path }));
             }
             let roots = vec![file(certificates::PATH, 0o644, certificates.as_bytes())];
             images.push(layout::Image {
                 arch,
-                entrypoint: format!("/{path}"),
+                entrypoint: product.entrypoint(),
                 user: product.user(),
                 layers: vec![layer(roots, "Mozilla's root certificates")?, layer(entries, product.brings())?],
             });

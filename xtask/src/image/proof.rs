@@ -1,5 +1,5 @@
 //! `cargo xtask test --image`: others' tools read each image, and what it holds runs with nothing else around
-//! it; with `--thorough` for both architectures, and the image is the same wherever it is built. Unoptimised,
+//! it; with `--thorough` for both architectures, and each image is the same wherever it is built. Unoptimised,
 //! because optimised builds take long; what makes a build depend on its place is the same in both. Called by
 //! `main` and `ci`.
 
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{KUBE2IAM, Product};
+use super::{Product, product::KUBE2IAM};
 use crate::{
     build::{self as builds, Profile},
     command::{cargo_home, root, run, say, target_dir},
@@ -67,9 +67,8 @@ pub(crate) fn prove(directories: Directories, no_skip: bool) -> Result<Counts> {
     for product in Product::ALL {
         passed += look_at(product, &scratch.0.join(product.name()), arches)?;
     }
-    let agent = scratch.0.join(Product::Agent.name()).join(Arch::HERE.name()).join(Product::Agent.path());
-    let names = run_here(&agent, no_skip)?;
-    Ok([Counts::passed(passed + 1), names].into_iter().sum())
+    passed += find_shared_layers(&scratch.0, arches)?;
+    Ok([Counts::passed(passed), run_here(&scratch.0, no_skip)?].into_iter().sum())
 }
 
 /// Has other tools read an image, and runs what it holds; tells how many things were so.
@@ -81,7 +80,7 @@ fn look_at(product: Product, scratch: &Path, arches: &[Arch]) -> Result<usize> {
     for arch in arches {
         let root = scratch.join(arch.name());
         unpack(product, scratch, &image.with_file_name(product.archive()), *arch, &root)?;
-        if product == Product::Agent {
+        if product.is_of_agent() {
             let link = fs::read_link(root.join(KUBE2IAM))?;
             ensure!(link == Path::new(&product.path()), "/{KUBE2IAM} leads elsewhere");
             let program = fs::read(root.join(product.path()))?;
@@ -93,7 +92,7 @@ fn look_at(product: Product, scratch: &Path, arches: &[Arch]) -> Result<usize> {
             passed += 2;
         }
         run_in_empty_root(product, &root, *arch)?;
-        let debug = format!("{}.debug", product.name());
+        let debug = format!("{}.debug", product.program());
         find_lines(product, &Profile::Dev.dist().join(arch.name()).join(debug))?;
         passed += 2;
     }
@@ -124,6 +123,7 @@ fn build(product: Product, sources: &Path, target: &Path, arches: &[Arch]) -> Re
     let choice = match product {
         Product::Agent => "agent",
         Product::Authenticator => "authenticator",
+        Product::Kube2iam => "kube2iam",
     };
     image.args(["--product", choice, "--name", &format!("{}:{TAG}", product.name())]);
     if let [arch] = arches {
@@ -186,7 +186,7 @@ fn unpack(product: Product, scratch: &Path, archive: &Path, arch: Arch, root: &P
     };
     let config: Value = serde_json::from_slice(&fs::read(blob(&manifest["config"]))?)?;
     ensure!(config["architecture"] == arch.name(), "skopeo chose {}", config["architecture"]);
-    let entrypoint = serde_json::json!([format!("/{}", product.path())]);
+    let entrypoint = serde_json::json!([product.entrypoint()]);
     ensure!(config["config"]["Entrypoint"] == entrypoint, "{config}");
     ensure!(config["config"]["User"] == product.user(), "{config}");
     fs::create_dir_all(root)?;
@@ -208,13 +208,13 @@ fn run_in_empty_root(product: Product, root: &Path, arch: Arch) -> Result<()> {
             .args(["-i", "PATH=/usr/sbin:/usr/bin", "chroot"])
             .arg(root)
             .args(&emulator)
-            .arg(format!("/{}", product.path()))
+            .arg(product.entrypoint())
             .args(args);
         command.output().context("cannot run chroot")
     };
-    let version = format!("{} {}", product.name(), env!("CARGO_PKG_VERSION"));
+    let version = format!("{} {}", product.program(), env!("CARGO_PKG_VERSION"));
     let (help, verdict): (_, &[&str]) = match product {
-        Product::Agent => ("--auto-discover-base-arn", &["preflight"]),
+        Product::Agent | Product::Kube2iam => ("--auto-discover-base-arn", &["preflight"]),
         Product::Authenticator => (
             "Lets RAM users and roles log in",
             &["init", "--state-dir=/state", "--generate-kubeconfig=/kubeconfig"],
@@ -228,9 +228,16 @@ fn run_in_empty_root(product: Product, root: &Path, arch: Arch) -> Result<()> {
     let output = program(verdict)?;
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    // It must look at everything and come to a verdict, which here is no.
+    let is_verdict_for = |cloud: &str| {
+        output.status.code() == Some(1)
+            && said.contains("cannot read /proc/self/status")
+            && said.lines().any(|line| line.split_whitespace().eq(["✓", "cloud", cloud]))
+    };
     let is_right = match product {
-        // It must look at everything and come to a verdict, which here is no.
-        Product::Agent => output.status.code() == Some(1) && said.contains("cannot read /proc/self/status"),
+        Product::Agent => is_verdict_for("alibaba"),
+        // No argument and no variable names the cloud.
+        Product::Kube2iam => is_verdict_for("aws"),
         // It needs random numbers and the time.
         Product::Authenticator => output.status.success() && said.contains("a new CA was made"),
     };
@@ -258,7 +265,7 @@ fn emulator(root: &Path, arch: Arch) -> Result<Option<String>> {
 fn find_lines(product: Product, debug: &Path) -> Result<()> {
     // As the compiler writes `kube2ram::main`, with the length of each part.
     let main_symbol = match product {
-        Product::Agent => "8kube2ram4main17h",
+        Product::Agent | Product::Kube2iam => "8kube2ram4main17h",
         Product::Authenticator => "22kube2ram_authenticator4main17h",
     };
     let symbols = finished(Command::new(musl::llvm("llvm-nm")).arg(debug))?;
@@ -279,18 +286,42 @@ fn find_lines(product: Product, debug: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The main job and what depends on the C library, by the program from the image.
-fn run_here(agent: &Path, no_skip: bool) -> Result<Counts> {
+/// A node that has one image of the agent downloads only the configuration of the other.
+fn find_shared_layers(scratch: &Path, arches: &[Arch]) -> Result<usize> {
+    for arch in arches {
+        let layers = |product: Product| -> Result<Value> {
+            let copied = scratch.join(product.name()).join(format!("copied-{}", arch.name()));
+            let manifest: Value = serde_json::from_slice(&fs::read(copied.join("manifest.json"))?)?;
+            Ok(manifest["layers"].clone())
+        };
+        let (usual, as_kube2iam) = (layers(Product::Agent)?, layers(Product::Kube2iam)?);
+        ensure!(usual.is_array() && usual == as_kube2iam, "layers differ: {usual} and {as_kube2iam}");
+    }
+    say("both images of the agent have the same layers");
+    Ok(arches.len())
+}
+
+/// The main job on both clouds and what depends on the C library, by the programs from the images of the
+/// agent: on AWS by the entry point of the image that replaces kube2iam's.
+fn run_here(scratch: &Path, no_skip: bool) -> Result<Counts> {
     if !setup::is_root() {
         say("SKIPPED: the program from the image in the sandbox needs root");
         ensure!(!no_skip, "the sandbox was skipped");
         return Ok(Counts::default());
     }
-    say("the main job, by the program from the image");
+    let program = |product: Product, path: &str| {
+        scratch.join(product.name()).join(Arch::HERE.name()).join(path.trim_start_matches('/'))
+    };
+    let agent = program(Product::Agent, &Product::Agent.entrypoint());
+    let as_kube2iam = program(Product::Kube2iam, &Product::Kube2iam.entrypoint());
     setup::bpf_file_system()?;
-    run(Command::new(builds::programs()?.sandbox).args(["show", "--agent"]).arg(agent))?;
+    let sandbox = builds::programs()?.sandbox;
+    for (cloud, entrypoint) in [("alibaba", &agent), ("aws", &as_kube2iam)] {
+        say(format!("the main job on {cloud}, by the program from the image"));
+        run(Command::new(&sandbox).args(["show", "--cloud", cloud, "--agent"]).arg(entrypoint))?;
+    }
     say("names of STS, by the program from the image");
-    rungs::test_names(agent)
+    Ok([Counts::passed(2), rungs::test_names(&agent)?].into_iter().sum())
 }
 
 /// Runs a command that must succeed.
