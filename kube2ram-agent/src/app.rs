@@ -11,6 +11,7 @@ mod host_port;
 mod log_level;
 mod metrics;
 mod node;
+mod node_name;
 mod operator;
 mod outside;
 mod background_tasks;
@@ -20,7 +21,7 @@ mod snapshot;
 mod store;
 mod warm_up;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::timeout;
@@ -122,6 +123,7 @@ pub async fn run(
     state.require_writable().map_err(AppError::StateDir)?;
     let mut service =
         Service::prepare(config, sts, &node, &state, Arc::clone(&pass), &readiness, &mut background).await?;
+    let mut wrong_name = pin!(service.wrong_node_name(&readiness));
     if matches!(standing, Standing::By(_)) {
         service.warm_up(&readiness, &mut background);
     }
@@ -131,6 +133,7 @@ pub async fn run(
         Standing::By(outgoing) => {
             let taken_over = tokio::select! {
                 ended = background.until(&shutdown) => return ended,
+                error = &mut wrong_name => return Err(error),
                 taken_over = take_over(outgoing, &node, &state, &readiness) => taken_over?,
             };
             if !taken_over.0.datapath.honours(&pass).map_err(AppError::Datapath)? {
@@ -175,7 +178,10 @@ pub async fn run(
     }
     info!(agent = %node.agent.0, metadata = %node.settings.metadata, "serving");
 
-    background.until(&shutdown).await?;
+    tokio::select! {
+        ended = background.until(&shutdown) => ended?,
+        error = wrong_name => return Err(error),
+    }
     service.end(standbys, holdings, &mut background).await;
     Ok(())
 }

@@ -134,7 +134,8 @@ impl Command {
         let mut args = args.into_iter();
         let command = retired::add_to(flags::command());
         let program = args.next().unwrap_or_else(|| "kube2ram".into());
-        let by_program = cloud_of(&program).map(|cloud| format!("--cloud={}", cloud.name()).into());
+        let is_kube2iam = is_kube2iam(&program);
+        let by_program = is_kube2iam.then(|| format!("--cloud={}", Cloud::Aws.name()).into());
         let from_environment = environment::args(&command, env);
         let matches = command
             .try_get_matches_from([program].into_iter().chain(by_program).chain(from_environment).chain(args))
@@ -146,7 +147,7 @@ impl Command {
                 let unused = is_unsigned.then(|| environment::own_credentials_notice(env)).flatten();
                 let notices = retired::notices(&matches).into_iter();
                 let notices = notices.chain(environment::proxy_notice(env)).chain(unused);
-                Ok(Self::Agent(Config::try_new(flags, notices.collect())?.into()))
+                Ok(Self::Agent(Config::try_new(flags, notices.collect(), is_kube2iam)?.into()))
             }
             Some(Subcommand::BootGuard(command)) => {
                 let guard = |of: flags::Guard| Guard {
@@ -230,9 +231,10 @@ pub fn refuse_unknown(variables: impl IntoIterator<Item = (OsString, OsString)>)
     Err(ArgsError::Usage(format!("the variable {name} stands for no flag{hint}")))
 }
 
-/// The cloud that a program's name chooses: kube2iam's manifests name its program, and no flag of ours.
-fn cloud_of(program: &OsStr) -> Option<Cloud> {
-    (Path::new(program).file_name() == Some(OsStr::new("kube2iam"))).then_some(Cloud::Aws)
+/// Whether the program was started as kube2iam: its manifests have no flag of ours, and its name chooses the
+/// cloud.
+fn is_kube2iam(program: &OsStr) -> bool {
+    Path::new(program).file_name() == Some(OsStr::new("kube2iam"))
 }
 
 #[cfg(test)]

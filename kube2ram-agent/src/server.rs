@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::SetOnce,
+    sync::{SetOnce, watch},
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,7 +41,7 @@ pub(crate) use self::{error::RequestError, node_role::NodeRole};
 pub use self::{node_role::HostNetworkPods, route::MetadataPolicy};
 use crate::{
     credentials::Cache,
-    datapath::{Origin, Origins},
+    datapath::{AgentAddr, Origin, OriginError, Origins},
     identity::{CgroupPods, PodUid},
     kubernetes::{Directory, Notices},
     policy::Policy,
@@ -141,6 +141,8 @@ pub struct Server {
     former_answers_until: OnceLock<Instant>,
     /// Awaits connections of the agent itself.
     self_test: OnceLock<Arc<SelfTest>>,
+    /// The host listener's address, if the node checks health there.
+    checked_at: OnceLock<watch::Receiver<AgentAddr>>,
     tasks: TaskTracker,
 }
 
@@ -161,6 +163,7 @@ impl Server {
             limiter,
             former_answers_until: OnceLock::new(),
             self_test: OnceLock::new(),
+            checked_at: OnceLock::new(),
             tasks,
         })
     }
@@ -181,6 +184,20 @@ impl Server {
         drop(self.self_test.set(self_test));
     }
 
+    /// From now on `GET /healthz` is answered where the host listener is, if it comes from there: to the
+    /// kubelet, for manifests of kube2iam. The connect hook records each pod that dials this address, also on
+    /// the host's network, so that no pod is taken for the node.
+    pub fn answer_health_checks(&self, host_listener: watch::Receiver<AgentAddr>) {
+        drop(self.checked_at.set(host_listener));
+    }
+
+    /// Whether a connection without a record comes from the address of the host listener to that address.
+    fn is_of_node(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
+        let Some(host_listener) = self.checked_at.get() else { return false };
+        let AgentAddr(address) = *host_listener.borrow();
+        peer.ip() == *address.ip() && stream.local_addr().is_ok_and(|local| local == SocketAddr::V4(address))
+    }
+
     /// Serves one of the listeners to which pods are redirected, until accepting ends or the listener does.
     /// Its connections then drain by themselves: within 6 s, or, while another agent accepts, within 16 s.
     /// `origins` identifies their clients.
@@ -194,7 +211,8 @@ impl Server {
         listener::accept(listener, &drain, begin).await;
     }
 
-    /// Starts serving an accepted connection, if it gets a permit.
+    /// Starts serving an accepted connection, if it gets a permit. Its origin is read before its first byte:
+    /// nothing that the caller sends can influence its identity.
     async fn begin(
         self: &Arc<Self>,
         origins: &dyn Origins,
@@ -202,13 +220,22 @@ impl Server {
         peer: SocketAddr,
         drain: &Drain,
     ) {
-        let origin = self.origin_of(origins, &stream, peer);
-        if let (Some(self_test), Some(origin)) = (self.self_test.get(), &origin)
-            && self_test.takes(peer, origin)
-        {
-            return;
-        }
-        let connection = Connection::new(Arc::clone(self), peer, origin);
+        let connection = match origins.origin_of(stream.as_fd()) {
+            Ok(origin) => {
+                if self.self_test.get().is_some_and(|self_test| self_test.takes(peer, &origin)) {
+                    return;
+                }
+                Connection::new(Arc::clone(self), peer, Some(origin))
+            }
+            // Its request decides.
+            Err(OriginError::Unvouched) if self.is_of_node(&stream, peer) => {
+                Connection::of_node(Arc::clone(self), peer)
+            }
+            Err(error) => {
+                self.count_unvouched(peer, &error);
+                Connection::new(Arc::clone(self), peer, None)
+            }
+        };
         let Some(permit) = self.permit_for(&connection, drain).await else {
             self.metrics.connections_refused.inc();
             debug!(%peer, "too many connections");
@@ -266,19 +293,12 @@ impl Server {
         listener::drive(stream, drain, &kept, answer).await;
     }
 
-    /// Reads the origin before the first byte of the connection: nothing that the caller sends can influence
-    /// its identity.
-    fn origin_of(&self, origins: &dyn Origins, stream: &TcpStream, peer: SocketAddr) -> Option<Origin> {
-        match origins.origin_of(stream.as_fd()) {
-            Ok(origin) => Some(origin),
-            Err(error) => {
-                self.metrics.unvouched_connections.inc();
-                self.metrics.identities.count((&error).into());
-                if self.log.of(None).admit(Instant::now()).is_ok() {
-                    warn!(%peer, error = chain(&error), "connection without origin");
-                }
-                None
-            }
+    /// Once for a connection.
+    fn count_unvouched(&self, peer: SocketAddr, error: &OriginError) {
+        self.metrics.unvouched_connections.inc();
+        self.metrics.identities.count(error.into());
+        if self.log.of(None).admit(Instant::now()).is_ok() {
+            warn!(%peer, error = chain(error), "connection without origin");
         }
     }
 }

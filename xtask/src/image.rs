@@ -1,6 +1,6 @@
-//! `cargo xtask image`: an OCI image of the agent, of the agent as kube2iam, or of the authenticator, for each
-//! architecture, without a container engine; the same sources give the same digest. Depends on `build` and
-//! `musl`. Called by `main`.
+//! `cargo xtask image`: an OCI image of the agent, of the agent as kube2iam, or of the authenticator, for
+//! each architecture, without a container engine; the same sources give the same digest. Depends on `build`
+//! and `musl`. Called by `main`.
 
 mod certificates;
 mod layer;

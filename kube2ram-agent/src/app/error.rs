@@ -50,6 +50,12 @@ pub enum AppError {
     /// The API server's address or credentials are unusable.
     #[error("cannot create a client for the API server")]
     Kubernetes(#[source] ClientError),
+    /// The machine's host name, the only name that the agent has for its node, is not the node's name.
+    #[error(
+        "the node's name is not known: no pod of a node {0}, which is the machine's host name, has an address of this machine; set --node, or the \
+         variable NODE_NAME from spec.nodeName"
+    )]
+    NodeName(String),
     /// The node's network namespace.
     #[error("cannot open the node's network namespace")]
     Namespace(#[source] io::Error),
@@ -91,6 +97,6 @@ impl AppError {
     /// The process's exit status: 64 for an environment that is wrong, as for flags (EX_USAGE of sysexits.h),
     /// else 1.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::BaseCredentials(_)) { 64 } else { 1 }
+        if matches!(self, Self::BaseCredentials(_) | Self::NodeName(_)) { 64 } else { 1 }
     }
 }

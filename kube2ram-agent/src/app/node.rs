@@ -9,7 +9,7 @@ use std::{
 
 use tracing::warn;
 
-pub(super) use self::address::HostAddress;
+pub(super) use self::address::{HostAddress, is_of_this_node};
 use super::AppError;
 use crate::{
     args::{Config, OpenConnections, WireGuardMode},

@@ -1,7 +1,7 @@
 //! The service behind the frontend: prepared first, opened when this agent takes over, and ended without
 //! failed requests. Called by `app`.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use prometheus_client::registry::Registry;
@@ -24,6 +24,7 @@ use super::{
     log_level::LogLevel,
     metrics,
     node::{HostAddress, Node},
+    node_name,
     operator::{Kernel, Operator, duration_notice, is_chained, pod_name},
     outside::Outside,
     prefetch::Prefetch,
@@ -241,6 +242,25 @@ impl Service {
         })
     }
 
+    /// Resolves with the reason when the machine's host name, which the agent has taken for its node's name,
+    /// is not that. Otherwise never.
+    pub(super) fn wrong_node_name(&self, readiness: &Readiness) -> impl Future<Output = AppError> + use<> {
+        let node = self.config.node.clone();
+        let guess = self
+            .config
+            .node_is_host_name
+            .then(|| (Arc::clone(&self.cluster), readiness.wait_for("the node's name")));
+        async move {
+            if let Some((cluster, unconfirmed)) = guess {
+                if !node_name::is_confirmed(&cluster).await {
+                    return AppError::NodeName(node);
+                }
+                unconfirmed.ready();
+            }
+            future::pending().await
+        }
+    }
+
     /// Gets pods' credentials before they ask, as an agent can that need not serve yet.
     pub(super) fn warm_up(&self, readiness: &Readiness, background: &mut BackgroundTasks) {
         let pending = readiness.wait_for("credentials of this node's pods");
@@ -302,6 +322,9 @@ impl Service {
             drop(self.tasks.spawn_blocking(move || end_cut_connections(&settings)));
         }
         let (moved, agent) = watch::channel(datapath.agent());
+        if self.config.answers_health_checks {
+            self.server.answer_health_checks(agent.clone());
+        }
         let app = {
             let (server, drain) = (Arc::clone(&self.server), self.drain.clone());
             let (listener, here) = (self.claim(&listeners.app, &readiness), node.agent);

@@ -11,6 +11,7 @@ use url::Url;
 use super::{
     ArgsError, CredentialsFrom, TokenRequestsAs,
     flags::{self, Flags},
+    value,
 };
 use crate::{
     kubernetes::StartupTaint,
@@ -25,6 +26,9 @@ use kube2ram_cloud::{
 };
 use kube2ram_service::telemetry::LogFormat;
 
+/// The default of `--metrics-port`.
+const METRICS_PORT: u16 = 9181;
+
 /// The agent's configuration.
 #[derive(Debug)]
 pub struct Config {
@@ -36,6 +40,8 @@ pub struct Config {
     pub api_server: ApiServer,
     /// What sessions carry of their pods.
     pub attribution: Attribution,
+    /// Whether the host listener answers the node's health checks: kube2iam's manifests make them there.
+    pub answers_health_checks: bool,
     /// The TCP port at which redirected connections arrive.
     pub app_port: u16,
     /// The file of the audit trail, by its absolute path; `None` where the log alone has it.
@@ -77,6 +83,9 @@ pub struct Config {
     pub namespace_restrictions: Option<PatternFormat>,
     /// The name of this node's Node object.
     pub node: String,
+    /// Whether that is the machine's host name, because nothing else was given: the API server must confirm
+    /// it.
+    pub node_is_host_name: bool,
     /// One line for each flag that was set and does nothing, to be logged as a warning.
     pub notices: Vec<String>,
     /// The cluster's OIDC provider, by which STS knows who signed a ServiceAccount's token. Always present if
@@ -192,18 +201,25 @@ impl Config {
         }
     }
 
-    pub(super) fn try_new(flags: Flags, mut notices: Vec<String>) -> Result<Self, ArgsError> {
-        if flags.app_port == flags.metrics_port {
-            return Err(ArgsError::usage(format!(
-                "--app-port and --metrics-port are both {}: pods can reach the app port, so health checks and metrics need another port; change one of them",
-                flags.app_port
-            )));
-        }
-        let Some(node) = flags.node else {
+    /// `is_kube2iam`: the program was started by that name, and its manifests must fit.
+    pub(super) fn try_new(
+        flags: Flags,
+        mut notices: Vec<String>,
+        is_kube2iam: bool,
+    ) -> Result<Self, ArgsError> {
+        let metrics_port = metrics_port(&flags, is_kube2iam, &mut notices)?;
+        let node_is_host_name = flags.node.is_none();
+        let fallback = || host_name().filter(|_| is_kube2iam);
+        let Some(node) = flags.node.or_else(fallback) else {
             return Err(ArgsError::usage(
                 "the node's name is not known: set --node, or the variable NODE_NAME from spec.nodeName",
             ));
         };
+        if node_is_host_name {
+            notices.push(format!(
+                "--node is not set: the machine's host name, {node}, is taken for the node's name"
+            ));
+        }
         if flags.insecure && flags.api_server.is_none() {
             notices.push("--insecure has no effect without --api-server".to_owned());
         }
@@ -238,6 +254,7 @@ impl Config {
                 duration: or_usual(flags.ram_session_duration_key, usual.duration),
                 session_name: or_usual(flags.ram_session_name_key, usual.session_name),
             },
+            answers_health_checks: is_kube2iam,
             api_server: api_server(flags.api_server, flags.api_token, flags.insecure, flags.kubeconfig)?,
             app_port: flags.app_port,
             attribution,
@@ -260,10 +277,11 @@ impl Config {
             metadata: metadata(&flags.address),
             metadata_is_set: flags.address.metadata_addr.is_some(),
             metadata_policy: flags.metadata_policy,
-            metrics_port: flags.metrics_port,
+            metrics_port,
             namespace_key: or_usual(flags.namespace_key, usual.allowed_roles),
             namespace_restrictions: flags.namespace_restrictions.then_some(format),
             node,
+            node_is_host_name,
             notices,
             oidc_provider: credentials.oidc_provider_arn,
             open_connections: flags.open_connections,
@@ -285,6 +303,32 @@ impl Config {
             },
         })
     }
+}
+
+/// Pods can reach the app port, so health checks and metrics need another one. kube2iam has all on one port,
+/// and its manifests may name that port twice.
+fn metrics_port(flags: &Flags, is_kube2iam: bool, notices: &mut Vec<String>) -> Result<u16, ArgsError> {
+    let (app, metrics) = (flags.app_port, flags.metrics_port);
+    if app != metrics {
+        return Ok(metrics);
+    }
+    if is_kube2iam && app != METRICS_PORT {
+        notices.push(format!(
+            "--metrics-port={metrics} has no effect: it is also --app-port, which pods can reach; health checks and metrics are at port {METRICS_PORT}"
+        ));
+        return Ok(METRICS_PORT);
+    }
+    Err(ArgsError::usage(format!(
+        "--app-port and --metrics-port are both {app}: pods can reach the app port, so health checks and metrics need another port; change one of them"
+    )))
+}
+
+/// The machine's host name, as the kubelet writes it when it is given no other name for its node. `None` when
+/// no node can have that name.
+fn host_name() -> Option<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str().ok()?.trim().to_ascii_lowercase();
+    value::node_name(&name).ok()
 }
 
 fn base_arn(flags: &flags::Base, style: ArnStyle) -> Result<Source<BaseArn>, ArgsError> {

@@ -290,8 +290,8 @@ fn takes_the_published_manifests_of_both_predecessors() {
     assert_eq!(&*config.namespace_key, "iam.amazonaws.com/allowed-roles");
     assert_eq!(config.namespace_restrictions, Some(PatternFormat::Regexp));
     assert_eq!((config.session_duration, config.metrics_port), (Duration::from_secs(1800), 9543));
-    // Two that are refused, with what to do: pods reach the app port, and an account of another cloud's has
-    // no roles here.
+    // Two that are refused by this name of the program, with what to do: pods reach the app port, and an
+    // account of another cloud's has no roles here.
     assert!(
         parse(&format!("{kube2iam} --metrics-port=8181"), &variables)
             .unwrap_err()
@@ -402,6 +402,60 @@ fn a_program_called_kube2iam_is_in_its_cloud_unless_it_is_told_another() {
     for program in ["kube2ram", "/kube2iam/kube2ram", "xkube2iam", "kube2iam2", ""] {
         assert_eq!(cloud(program, "", &[]), Cloud::Alibaba, "{program}");
     }
+}
+
+fn agent_of_program(program: &str, flags: &str) -> Result<Config, ArgsError> {
+    match of_program(program, flags, &[])? {
+        Command::Agent(config) => Ok(*config),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// kube2iam: the chart at 39fc48d gives both flags its one port, whatever it is.
+#[test]
+fn a_program_called_kube2iam_keeps_health_and_metrics_off_the_app_port_of_its_chart() {
+    for (flags, app_port, metrics_port, notices) in [
+        ("--app-port=8181 --metrics-port=8181", 8181, 9181, 1),
+        ("--app-port=8282 --metrics-port=8282", 8282, 9181, 1),
+        ("--app-port=8181 --metrics-port=9543", 8181, 9543, 0),
+        ("", 8181, 9181, 0),
+    ] {
+        let config = agent_of_program("kube2iam", &format!("--node=n {flags}")).unwrap();
+
+        assert_eq!((config.app_port, config.metrics_port), (app_port, metrics_port), "{flags}");
+        assert_eq!(config.notices.len(), notices, "{flags}: {:?}", config.notices);
+    }
+    // Nothing is left to fall back to.
+    let own = agent_of_program("kube2iam", "--node=n --app-port=9181").unwrap_err();
+    let other_name =
+        agent_of_program("kube2ram", "--node=n --app-port=8181 --metrics-port=8181").unwrap_err();
+    for error in [own, other_name] {
+        assert!(error.to_string().ends_with("change one of them"), "{error}");
+    }
+}
+
+/// kube2iam: two DaemonSets of README.md at 75ba9b4 name no node.
+#[test]
+fn a_program_called_kube2iam_takes_the_machines_name_for_a_node_that_is_not_given() {
+    let uname = rustix::system::uname();
+    let machine = uname.nodename().to_str().unwrap().to_ascii_lowercase();
+
+    let config = agent_of_program("/kube2iam", "").unwrap();
+
+    assert_eq!((&*config.node, config.node_is_host_name), (&*machine, true));
+    let notice =
+        format!("--node is not set: the machine's host name, {machine}, is taken for the node's name");
+    assert_eq!(config.notices, [notice]);
+    let given = agent_of_program("/kube2iam", "--node=n").unwrap();
+    assert_eq!((&*given.node, given.node_is_host_name), ("n", false));
+    assert!(agent_of_program("kube2ram", "").is_err(), "by its own name it is told");
+}
+
+#[test]
+fn the_node_checks_health_at_the_app_port_of_a_program_called_kube2iam_alone() {
+    let answers = |program| agent_of_program(program, "--node=n").unwrap().answers_health_checks;
+
+    assert_eq!((answers("/kube2iam"), answers("/usr/local/bin/kube2ram")), (true, false));
 }
 
 #[test]

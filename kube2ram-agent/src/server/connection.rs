@@ -31,7 +31,7 @@ use super::{
     token::TokenError,
 };
 use crate::{
-    datapath::Origin,
+    datapath::{Origin, OriginError},
     identity::PodUid,
     pod::Pod,
     role::{RoleError, Roles},
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     peer: SocketAddr,
     /// `None` when the kernel has no record of the caller.
     origin: Option<Origin>,
+    /// Whether the node itself may ask for the agent's health by it. Then there is no origin.
+    checks_health: bool,
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
     allowances: OnceLock<Allowances>,
@@ -60,6 +62,9 @@ struct Allowances {
     lines: Arc<RateLimiter>,
 }
 
+/// Where kube2iam's manifests have the kubelet ask.
+const HEALTH: &str = "/healthz";
+
 /// Which of the agent's own items is asked for.
 enum Item {
     Credentials { requested: Box<str> },
@@ -73,7 +78,13 @@ impl Connection {
             Some(Origin::Pod(uid)) => OnceLock::from(uid.clone()),
             Some(Origin::Task(_)) | None => OnceLock::new(),
         };
-        Self { server, peer, origin, uid, allowances: OnceLock::new(), session: Mutex::default() }
+        let (allowances, session) = (OnceLock::new(), Mutex::default());
+        Self { server, peer, origin, checks_health: false, uid, allowances, session }
+    }
+
+    /// A connection of the node itself, of which the kernel has no record.
+    pub(super) fn of_node(server: Arc<Server>, peer: SocketAddr) -> Self {
+        Self { checks_health: true, ..Self::new(server, peer, None) }
     }
 
     /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
@@ -100,6 +111,13 @@ impl Connection {
         request: Request<()>,
         permit: Option<&ConnectionPermit<Option<PodUid>>>,
     ) -> Response<Either<Full<Bytes>, Relayed>> {
+        if self.checks_health {
+            // As at the admin listener: the agent answers. In no log, as the probes that are commands.
+            if request.method() == Method::GET && request.uri() == HEALTH {
+                return reply::text("ok\n").map(Either::Left);
+            }
+            self.server.count_unvouched(self.peer, &OriginError::Unvouched);
+        }
         let started = Instant::now();
         let busy = permit.map(ConnectionPermit::busy);
         let mut record = Record {

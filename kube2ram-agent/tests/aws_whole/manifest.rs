@@ -1,13 +1,16 @@
-//! The arguments and variables of kube2iam's published manifests start the agent under the name of kube2iam.
-//! The manifests have no `command`: a user adds `command: [/kube2iam]`, or the variable `KUBE2RAM_CLOUD=aws`.
+//! Arguments of kube2iam's published manifests, for an agent under the name of kube2iam. Their containers as a
+//! whole are started by `tests/manifests/kube2iam.rs`.
 
-use std::os::unix::fs::symlink;
+use std::{os::unix::fs::symlink, path::PathBuf};
 
 use kube2ram_sandbox::{
-    Cloud,
+    Cloud, Sandbox,
+    client::{Family, Request},
     node::PodSpec,
-    standin::{Accounts, Role},
+    standin::{Accounts, PodManifest, Role},
 };
+use serde_json::json;
+use tempfile::TempDir;
 
 use crate::support::{AGENT, INSTANCE_ID, LIST, Lab, pod, role_arn};
 
@@ -24,16 +27,21 @@ const MANIFESTS: [&[&str]; 2] = [
     ],
 ];
 
+/// A link to the agent, as the image has it.
+fn link() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("kube2iam");
+    symlink(AGENT, &program).unwrap();
+    (directory, program)
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_published_manifests_of_kube2iam_start_it_as_they_stand() {
+fn the_arguments_of_kube2iams_manifests_give_pods_their_roles() {
     for args in MANIFESTS {
         let mut lab = Lab::new("aws-kube2iam", &[pod("orders"), PodSpec::new("plain")]);
         lab.accounts().add_role(role_arn(Accounts::NODE_ROLE), Role::default());
-        let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("kube2iam");
-        // As the image has it.
-        symlink(AGENT, &program).unwrap();
+        let (_directory, program) = link();
         let agent = lab.add_agent(&program, args).unwrap();
         agent.remove_flag("--cloud");
         agent.set_env("AWS_REGION", Cloud::Aws.region());
@@ -65,4 +73,72 @@ fn the_published_manifests_of_kube2iam_start_it_as_they_stand() {
         assert_eq!(lab.leaks(), []);
         assert!(lab.agent().unwrap().terminate().unwrap().success());
     }
+}
+
+/// Two DaemonSets of kube2iam's README name no node.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_node_that_no_argument_names_has_the_machines_name_if_the_api_server_confirms_it() {
+    // For the agent alone.
+    const RENAME: &str = r#"echo "$1" > /proc/sys/kernel/hostname && shift && exec "$@""#;
+    for machine in [Sandbox::NODE, "another-node"] {
+        let mut lab = Lab::new("aws-kube2iam-node", &[pod("orders")]);
+        let on_host = PodManifest {
+            host_network: true,
+            name: "kube-proxy".to_owned(),
+            namespace: "kube-system".to_owned(),
+            node: Sandbox::NODE.to_owned(),
+            service_account: "kube-proxy".to_owned(),
+            uid: "0a1b2c3d-0000-4000-8000-0000000000aa".to_owned(),
+            ..PodManifest::default()
+        };
+        let mut on_host = on_host.to_json();
+        on_host["status"]["podIP"] = json!(lab.node().ip());
+        lab.api().apply(on_host).unwrap();
+        let (_directory, program) = link();
+        let agent = lab.add_agent(&program, &["--auto-discover-base-arn"]).unwrap();
+        agent.remove_flag("--cloud");
+        agent.remove_flag("--node");
+        agent.set_wrapper(&["unshare", "--uts", "--", "sh", "-c", RENAME, "sh", machine]);
+
+        if machine == Sandbox::NODE {
+            agent.start().unwrap();
+            assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
+        } else {
+            agent.spawn().unwrap();
+            let ended = agent.wait().unwrap();
+            assert_eq!(ended.code(), Some(64), "{}", agent.log());
+            assert!(agent.log().contains("no pod of a node another-node"), "{}", agent.log());
+        }
+        assert!(lab.agent().unwrap().log().contains("--node is not set"));
+    }
+}
+
+/// As the kubelet probes kube2iam's chart, at the port that pods can reach.
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn the_app_port_tells_the_node_alone_that_the_agent_answers() {
+    let mut lab = Lab::new("aws-kube2iam-health", &[pod("orders"), pod("daemon").host_network()]);
+    let (_directory, program) = link();
+    lab.add_agent(&program, &["--auto-discover-base-arn"]).unwrap().start().unwrap();
+    let agent = lab.agent().unwrap().app_addr();
+    let health = format!("http://{agent}/healthz");
+
+    let healthy = Request::get(&health).send().unwrap();
+
+    assert_eq!((healthy.status, healthy.body.as_str()), (200, "ok\n"));
+    assert_eq!(lab.agent().unwrap().metric("kube2ram_unvouched_connections_total").unwrap(), 0.0);
+    for target in [LIST, "/metrics", "/readyz", "/healthz/"] {
+        assert_eq!(Request::get(format!("http://{agent}{target}")).send().unwrap().status, 403, "{target}");
+    }
+    // Pods are asked who they are, and get what the metadata server has at that path.
+    for pod in ["orders", "daemon"] {
+        let reply = lab.pod(pod).unwrap().curl_from("app", Family::V4, &health).unwrap();
+        assert_eq!(reply.status, 404, "{pod}: {reply:?}");
+        assert_eq!(lab.credentials(pod, &format!("{pod}-role")), format!("{pod}-role"));
+    }
+    // A process of a pod that dials another address of the node has no record, and is no probe.
+    let daemon = lab.pod("daemon").unwrap();
+    let loopback = format!("http://127.0.0.1:{}/healthz", agent.port());
+    assert_eq!(daemon.curl_from("app", Family::V4, &loopback).unwrap().status, 403);
 }

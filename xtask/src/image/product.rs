@@ -1,5 +1,5 @@
-//! The images, and what differs between them. Two of them hold the same program, the agent. Called by `image`,
-//! `proof` and `build`.
+//! The images, and what differs between them. Two of them hold the same program, the agent. Called by
+//! `image`, `proof` and `build`.
 
 use super::layout::Facts;
 

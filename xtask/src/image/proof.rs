@@ -1,7 +1,7 @@
 //! `cargo xtask test --image`: others' tools read each image, and what it holds runs with nothing else around
-//! it; with `--thorough` for both architectures, and each image is the same wherever it is built. Unoptimised,
-//! because optimised builds take long; what makes a build depend on its place is the same in both. Called by
-//! `main` and `ci`.
+//! it; with `--thorough` for both architectures, and each image is the same wherever it is built.
+//! Unoptimised, because optimised builds take long; what makes a build depend on its place is the same in
+//! both. Called by `main` and `ci`.
 
 mod sources;
 

@@ -96,20 +96,22 @@ impl HostAddress {
     }
 }
 
-fn is_of_this_node(address: Ipv4Addr) -> bool {
+/// Whether this machine has the address.
+pub(in crate::app) fn is_of_this_node(address: impl Into<IpAddr>) -> bool {
+    let address = address.into();
     !address.is_unspecified() && route_towards(address).is_some_and(|route| route.is_local)
 }
 
 /// The address from which the kernel would send there.
 fn address_towards(destination: Ipv4Addr) -> Option<Ipv4Addr> {
-    match route_towards(destination)?.source? {
+    match route_towards(destination.into())?.source? {
         IpAddr::V4(address) if !address.is_unspecified() => Some(address),
         _ => None,
     }
 }
 
-fn route_towards(destination: Ipv4Addr) -> Option<Route> {
-    let asked = Route::towards(destination.into());
+fn route_towards(destination: IpAddr) -> Option<Route> {
+    let asked = Route::towards(destination);
     asked.inspect_err(|error| debug!(%error, "cannot look up a route")).ok()?
 }
 

@@ -1,9 +1,12 @@
 //! What a pod gets for itself: lists, credentials, denials. Row numbers are those of docs/predecessors.md.
 
+use std::net::SocketAddr;
+
 use http::StatusCode;
+use tokio::sync::watch;
 
 use super::harness::*;
-use crate::{policy::PatternFormat, server::HostNetworkPods};
+use crate::{datapath::AgentAddr, identity::CgroupId, policy::PatternFormat, server::HostNetworkPods};
 use kube2ram_cloud::{Cloud, credentials::IssueErrorKind};
 use kube2ram_service::telemetry::lossy::{LossyWriter, Room};
 
@@ -35,6 +38,42 @@ async fn answers_nobody_whom_the_kernel_does_not_vouch_for() {
     assert!(harness.metrics().contains(r#"connection_identities_total{outcome="unvouched"} 1"#));
     *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
     assert_eq!(harness.get(LIST).await.status(), StatusCode::OK);
+}
+
+/// The probes of kube2iam's chart.
+#[tokio::test]
+async fn the_node_learns_at_the_host_listener_that_the_agent_answers_and_nothing_else() {
+    let harness = Harness::start().await;
+    let SocketAddr::V4(here) = harness.addr else { panic!("{}", harness.addr) };
+    let (moved, host_listener) = watch::channel(AgentAddr("127.0.0.2:1".parse().unwrap()));
+    harness.server.answer_health_checks(host_listener);
+    *harness.world.cgroup.lock().unwrap() = None;
+    assert_eq!(harness.get("/healthz").await.status(), StatusCode::FORBIDDEN, "not where pods are recorded");
+
+    moved.send_replace(AgentAddr(here));
+    let healthy = harness.get("/healthz").await;
+
+    assert_eq!((healthy.status(), healthy.body().as_str()), (StatusCode::OK, "ok\n"));
+    assert!(harness.metrics().contains("unvouched_connections_total 1"), "that was no intruder");
+    let others = [
+        ("POST", "/healthz"),
+        ("GET", "/healthz?all"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+        ("GET", LIST),
+    ];
+    for (method, target) in others {
+        let denied = harness.send(method, target, "").await;
+        assert_eq!(denied.status(), StatusCode::FORBIDDEN, "{method} {target}");
+    }
+    let counted = format!("unvouched_connections_total {}", 1 + others.len());
+    assert!(harness.metrics().contains(&counted), "{}", harness.metrics());
+    assert!(harness.upstream_heads().is_empty());
+    // Whoever has a record is asked who it is: a process of no pod, and a pod on the host's network.
+    *harness.world.cgroup.lock().unwrap() = Some(CgroupId(99));
+    assert_eq!(harness.get("/healthz").await.status(), StatusCode::FORBIDDEN);
+    *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
+    assert_eq!(harness.get("/healthz").await.body(), UPSTREAM_BODY);
 }
 
 /// Rows 4.12 and 4.13.

@@ -1,0 +1,89 @@
+//! Whether the machine's host name is its node's name, as far as the API server can tell an agent that may
+//! list pods only. Depends on `kubernetes` and the node's addresses; called by `service`.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::node::is_of_this_node;
+use crate::kubernetes::{Cluster, PodView, Resource};
+
+/// How long the kubelet may take to report the address of a pod that has just started, the agent's own among
+/// them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether a pod that the API server has on the node of that name shares this machine's network. Waits for
+/// the first list, however long the API server is away.
+///
+/// # Cancel safety
+/// Dropping the future loses nothing.
+pub(super) async fn is_confirmed(cluster: &Cluster) -> bool {
+    cluster.listed(Resource::Pods).await;
+    // Before the first look, so that no change is lost between the two.
+    let mut changed = cluster.changes();
+    let decided = async {
+        loop {
+            if let Some(is_ours) = is_of_this_machine(&cluster.pod_views()) {
+                return is_ours;
+            }
+            if changed.changed().await.is_err() {
+                return false;
+            }
+        }
+    };
+    timeout(PATIENCE, decided).await.unwrap_or(false)
+}
+
+/// Whether a node with these pods is this machine. The agent's own pod is among them, unless they are
+/// another node's. `None` while the address of one that can tell is not reported.
+fn is_of_this_machine(pods: &[PodView]) -> Option<bool> {
+    let mut on_host = pods.iter().filter(|view| view.pod.host_network);
+    if on_host.clone().any(|view| view.ip.is_some_and(is_of_this_node)) {
+        return Some(true);
+    }
+    on_host.all(|view| view.ip.is_some()).then_some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+    use super::*;
+    use crate::{identity::PodUid, kubernetes::Presence, pod::Pod};
+
+    fn view(host_network: bool, ip: Option<&str>) -> PodView {
+        let pod = Pod {
+            uid: PodUid::parse("0a1b2c3d-0000-4000-8000-000000000001").unwrap(),
+            namespace: "kube-system".into(),
+            name: "kube2iam".into(),
+            account_annotations: None,
+            is_mirror: false,
+            service_account: "kube2iam".into(),
+            host_network,
+            annotations: BTreeMap::new(),
+        };
+        let ip = ip.map(|ip| ip.parse::<IpAddr>().unwrap());
+        let presence = Presence::Known;
+        PodView { pod: Arc::new(pod), config_hash: None, ip, is_running: true, presence }
+    }
+
+    #[test]
+    fn a_pod_on_the_hosts_network_with_an_address_of_this_machine_confirms_the_name() {
+        // A loopback address stands for any of this machine; the other one is of no machine.
+        let (here, elsewhere) = (Some("127.0.0.1"), Some("192.0.2.1"));
+        for (pods, decided) in [
+            (vec![], Some(false)),
+            (vec![view(true, here)], Some(true)),
+            (vec![view(true, elsewhere)], Some(false)),
+            (vec![view(true, None)], None),
+            (vec![view(true, None), view(true, elsewhere)], None),
+            (vec![view(true, None), view(true, here)], Some(true)),
+            (vec![view(false, here)], Some(false)),
+            (vec![view(false, None)], Some(false)),
+        ] {
+            let shown: Vec<_> = pods.iter().map(|view| (view.pod.host_network, view.ip)).collect();
+
+            assert_eq!(is_of_this_machine(&pods), decided, "{shown:?}");
+        }
+    }
+}
