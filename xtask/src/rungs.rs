@@ -18,7 +18,7 @@ use crate::{
 /// The tests that need a real API server, in nextest's words.
 const ON_API_SERVER: &str = "binary(manifests) and test(/^api_server::/) or binary(api_server)";
 /// Those that need kustomize, Helm and the API server's schemas.
-const OF_MANIFESTS: &str = "binary(manifests) and test(/^(chart|overlays|rendered|schema)::/)";
+const OF_MANIFESTS: &str = "binary(manifests) and test(/^(chart|kube2iam|overlays|rendered|schema)::/)";
 
 /// Every rung that this machine's own kernel can run.
 pub(crate) fn test(no_skip: bool) -> Result<Counts> {

@@ -7,6 +7,7 @@
 mod api_server;
 mod chart;
 mod container;
+mod kube2iam;
 mod names;
 mod node;
 mod overlays;

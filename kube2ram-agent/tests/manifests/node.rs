@@ -5,8 +5,9 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     ops::{Deref, DerefMut},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use kube2ram_sandbox::{
     client::{Credentials, Reply, Request, caller_identity},
     container::{Container, Image, Surroundings},
     node::{Pod, PodSpec},
-    standin::{Accounts, Authority, Role, TlsFront},
+    standin::{Authority, Role, TlsFront},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -28,6 +29,8 @@ pub(crate) const LIST: &str = "/latest/meta-data/ram/security-credentials/";
 const DEADLINE: Duration = Duration::from_secs(60);
 /// As the image has it.
 const ENTRYPOINT: &str = "/usr/local/bin/kube2ram";
+/// The entry point of the image for kube2iam's manifests.
+const AS_KUBE2IAM: &str = "/kube2iam";
 pub(crate) const STS: [&str; 2] = ["sts-vpc.cn-hangzhou.aliyuncs.com", "sts.cn-hangzhou.aliyuncs.com"];
 const STS_ON_AWS: [&str; 2] = ["sts.eu-west-1.amazonaws.com", "sts.amazonaws.com"];
 /// Each with its own role; one shares the host's network.
@@ -47,8 +50,13 @@ pub(crate) struct Node {
 impl Node {
     /// With the stand-in for the API server.
     pub(crate) fn new(name: &str) -> Self {
+        Self::new_in(name, Cloud::Alibaba)
+    }
+
+    /// The same of any cloud.
+    pub(crate) fn new_in(name: &str, cloud: Cloud) -> Self {
         let authority = Authority::new().unwrap();
-        let mut node = Self::without_cluster(name, &authority);
+        let mut node = Self::without_cluster_in(name, &authority, cloud);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = node.sandbox.api().url().strip_prefix("http://").unwrap().parse().unwrap();
         let front = authority.front(listener, upstream, &["127.0.0.1"]).unwrap();
@@ -58,7 +66,7 @@ impl Node {
         node._fronts.push(front);
         node.sandbox
             .api()
-            .apply_namespace("default", &[("ram.aliyuncs.com/allowed-roles", r#"["*-role"]"#)])
+            .apply_namespace("default", &[(&cloud.annotation("allowed-roles"), r#"["*-role"]"#)])
             .unwrap();
         for pod in PODS {
             node.add(pod, PodSpec::new(pod));
@@ -116,9 +124,16 @@ impl Node {
     /// Adds a pod with its own role.
     pub(crate) fn add(&mut self, name: &str, spec: PodSpec) {
         let role = format!("{name}-role");
-        self.sandbox.accounts().add_role(Accounts::role_arn(&role), Role::default());
+        self.sandbox.accounts().add_role(self.sandbox.cloud().role_arn(&role), Role::default());
         let spec = spec.role(&role);
         self.sandbox.add_pod(&if name == "daemon" { spec.host_network() } else { spec }).unwrap();
+    }
+
+    /// From now on containers have the image for kube2iam's manifests.
+    pub(crate) fn take_image_for_kube2iam(&mut self) {
+        let link = self.image.root.join(AS_KUBE2IAM.trim_start_matches('/'));
+        symlink(ENTRYPOINT.trim_start_matches('/'), link).unwrap();
+        self.image.entrypoint = AS_KUBE2IAM.to_owned();
     }
 
     /// The host's root directory, as the agent's pod sees it.
@@ -154,28 +169,33 @@ impl Node {
 
     /// Starts the agent's container, or returns why the kubelet would not.
     pub(crate) fn spawn(&mut self, template: &Value) -> Result<Agent, String> {
-        let container = self.container(template, "kube2ram").map_err(|error| format!("{error:#}"))?;
-        let mut agent = Agent { container, template: template.clone(), admin: String::new() };
+        let name = template["containers"][0]["name"].as_str().unwrap();
+        let container = self.container(template, name).map_err(|error| format!("{error:#}"))?;
+        let ip = self.sandbox.node().ip();
+        let mut agent = Agent { container, template: template.clone(), admin: String::new(), ip };
         let args = strings(&agent.spec()["args"]);
-        let port = args.iter().find_map(|arg| arg.strip_prefix("--metrics-port=")).unwrap_or("9181");
-        agent.admin = format!("http://{}:{port}", self.sandbox.node().ip());
+        let port_of = |flag: &str| args.iter().find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('='));
+        // For kube2iam, which has all on one port: never the app port.
+        let port = port_of("--metrics-port").filter(|port| port_of("--app-port") != Some(*port));
+        agent.admin = format!("http://{ip}:{}", port.unwrap_or("9181"));
         agent.container.start().unwrap();
         Ok(agent)
     }
 
     /// Whether each pod gets its own role, and none other.
     pub(crate) fn assert_served(&self) {
+        let list = self.sandbox.cloud().list();
         for pod in PODS {
             let role = format!("{pod}-role");
-            let reply = self.ask(pod, LIST);
+            let reply = self.ask(pod, list);
             assert_eq!((reply.status, reply.body.as_str()), (200, role.as_str()), "{pod}");
-            let reply = self.ask(pod, &format!("{LIST}{role}"));
+            let reply = self.ask(pod, &format!("{list}{role}"));
             let credentials = serde_json::from_str::<Credentials>(&reply.body)
                 .unwrap_or_else(|error| panic!("{pod}: {error}: {reply:?}"));
             let caller = caller_identity(&self.sandbox.sts().url(), &credentials).unwrap();
             assert!(caller.contains(&format!("assumed-role/{role}")), "{caller}");
         }
-        assert_eq!(self.ask("orders", &format!("{LIST}billing-role")).status, 403);
+        assert_eq!(self.ask("orders", &format!("{list}billing-role")).status, 403);
         assert_eq!(self.ask("orders", "/latest/meta-data/instance-id").status, 200);
     }
 
@@ -203,6 +223,7 @@ pub(crate) struct Agent {
     pub(crate) container: Container,
     template: Value,
     admin: String,
+    ip: Ipv4Addr,
 }
 
 impl Agent {
@@ -224,12 +245,26 @@ impl Agent {
     /// What takes longer than the manifest allows has failed.
     fn probe(&self, name: &str) -> anyhow::Result<String> {
         let probe = &self.spec()[name];
-        let command = strings(&probe["exec"]["command"]);
-        let timeout = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap());
+        // The API server's default.
+        let timeout = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap_or(1));
         let begun = Instant::now();
-        let said = self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = match &probe["httpGet"] {
+            Value::Null => {
+                let command = strings(&probe["exec"]["command"]);
+                self.container.exec(&command.iter().map(String::as_str).collect::<Vec<_>>())
+            }
+            http => self.ask_by_http(http),
+        };
         anyhow::ensure!(begun.elapsed() < timeout, "{name} took {:?}: {said:?}", begun.elapsed());
         said
+    }
+
+    /// As the kubelet, whose connections have the node's address.
+    fn ask_by_http(&self, http: &Value) -> anyhow::Result<String> {
+        let (port, path) = (http["port"].as_u64().unwrap(), http["path"].as_str().unwrap());
+        let reply = Request::get(format!("http://{}:{port}{path}", self.ip)).send()?;
+        anyhow::ensure!((200..400).contains(&reply.status), "{reply:?}");
+        Ok(reply.body)
     }
 
     /// What `kube2ram status` prints in it, with problems or without.
@@ -255,9 +290,18 @@ impl Agent {
     }
 
     pub(crate) fn await_ready(&mut self) -> Result<(), String> {
+        self.await_probe(Self::ready)
+    }
+
+    /// The same by `kube2ram ready`, whatever probe the manifest has.
+    pub(crate) fn await_serving(&mut self) -> Result<(), String> {
+        self.await_probe(|agent| agent.container.exec(&[ENTRYPOINT, "ready"]))
+    }
+
+    fn await_probe(&mut self, probe: impl Fn(&Self) -> anyhow::Result<String>) -> Result<(), String> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let probed = self.ready();
+            let probed = probe(self);
             let ended = self.container.has_ended().unwrap();
             match probed {
                 Ok(_) => return Ok(()),

@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use kube2ram_sandbox::{
+    Cloud,
+    standin::{OidcTrust, Role},
+};
 use serde_json::Value;
 
 use super::{
@@ -27,6 +31,37 @@ fn each_overlays_container_does_the_main_job() {
             "{variant}"
         );
         node.assert_served();
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn each_overlays_container_for_aws_does_the_main_job() {
+    const SUBJECT: &str = "system:serviceaccount:kube-system:kube2ram";
+    for variant in ["aws", "irsa"] {
+        let mut node = Node::new_in(&format!("overlay-{variant}"), Cloud::Aws);
+        if variant == "irsa" {
+            // The role of the overlay's ARN; the node's may assume nothing.
+            let (provider, issuer) = (Cloud::Aws.cluster_provider(), node.api().issuer());
+            let hour = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+            let token = issuer.token(SUBJECT, Cloud::Aws.audience(), hour).unwrap();
+            let oidc = Some(OidcTrust::equals(provider, SUBJECT));
+            let role = Role { oidc, may_assume: true, ..Role::default() };
+            node.accounts().add_role(Cloud::Aws.role_arn("kube2ram"), role);
+            node.accounts().deny_node();
+            node.surroundings.tokens.insert(Cloud::Aws.audience().to_owned(), token);
+        }
+
+        let agent = node.start(&overlay(variant)).unwrap();
+
+        assert_eq!(
+            (agent.ready().unwrap().as_str(), agent.live().unwrap().as_str()),
+            ("ready", "live"),
+            "{variant}"
+        );
+        node.assert_served();
+        let exchanged = node.sts().calls().iter().any(|call| call.action == Cloud::Aws.exchange());
+        assert_eq!(exchanged, variant == "irsa", "{variant}");
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Image {
 pub struct Surroundings {
     /// Where directories of the host are on this machine. A hostPath that is not among them does not exist.
     pub host_paths: BTreeMap<PathBuf, PathBuf>,
+    /// The node's host name, which containers on its network have, too; empty for this machine's.
+    pub host_name: String,
     /// Lines of the node's /etc/hosts.
     pub hosts: String,
     /// Lines of the node's /etc/resolv.conf, without options: what a pod of `dnsPolicy: Default` is given.
@@ -54,6 +56,7 @@ pub struct Surroundings {
 pub struct Container {
     bundle: PathBuf,
     child: Option<Child>,
+    host_name: String,
     id: String,
     /// The cgroup to start it in, in the words of `sh`.
     procs: PathBuf,
@@ -114,7 +117,8 @@ impl Container {
         fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
         let cgroup = pod.container_cgroup(Agent::CONTAINER).context("the pod has no container")?;
         let id = format!("kube2ram-{}", pod.spec().uid);
-        Ok(Self { bundle, child: None, id, procs: cgroup.join("cgroup.procs") })
+        let host_name = surroundings.host_name.clone();
+        Ok(Self { bundle, child: None, host_name, id, procs: cgroup.join("cgroup.procs") })
     }
 
     /// Starts it. What it writes goes to [`Self::log`].
@@ -208,13 +212,19 @@ impl Container {
     }
 
     /// crun leaves cgroups alone here: what it starts stays in the one that it is started in, which is the
-    /// container's. It knows no hybrid hierarchies, so that it is shown one that is not.
+    /// container's. It knows no hybrid hierarchies, so that it is shown one that is not. The host name is that
+    /// of its UTS namespace, which containers on the host's network stay in.
     fn crun(&self, args: &[&str]) -> Command {
-        const START: &str = r#"echo $$ > "$1" && shift
+        const START: &str = r#"echo $$ > "$1" || exit
+            if [ -n "$2" ]; then echo "$2" > /proc/sys/kernel/hostname; fi
+            shift 2
             if [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; fi
             exec crun "$@""#;
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--", "sh", "-c", START, "sh"]).arg(&self.procs);
+        command
+            .args(["--mount", "--uts", "--", "sh", "-c", START, "sh"])
+            .arg(&self.procs)
+            .arg(&self.host_name);
         command.arg("--cgroup-manager=disabled").arg("--root").arg(self.bundle.join("state")).args(args);
         command
     }

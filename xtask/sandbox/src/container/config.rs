@@ -22,6 +22,10 @@ pub(super) fn of(
     bundle: &Path,
 ) -> Result<Value> {
     let security = &container["securityContext"];
+    let is_privileged = security["privileged"] == true;
+    // containerd confines no privileged container.
+    let (masked, read_only): (&[&str], &[&str]) =
+        if is_privileged { (&[], &[]) } else { (&MASKED, &READ_ONLY) };
     let capabilities = capabilities(security)?;
     let env = environment(container, node)?;
     let mut args = match container["command"].as_array() {
@@ -40,8 +44,8 @@ pub(super) fn of(
         }
     }
     let seccomp = match setting(template, container, "seccompProfile")["type"].as_str() {
-        Some("RuntimeDefault") => seccomp::runtime_default(&capabilities)?,
-        None | Some("Unconfined") => Value::Null,
+        Some("RuntimeDefault") if !is_privileged => seccomp::runtime_default(&capabilities)?,
+        None | Some("RuntimeDefault" | "Unconfined") => Value::Null,
         Some(other) => bail!("unknown seccomp profile {other}"),
     };
     let mut config = json!({
@@ -56,7 +60,7 @@ pub(super) fn of(
         "mounts": mounts(template, container, node, bundle)?,
         "linux": {
             "namespaces": namespaces,
-            "maskedPaths": MASKED, "readonlyPaths": READ_ONLY,
+            "maskedPaths": masked, "readonlyPaths": read_only,
         },
     });
     if !seccomp.is_null() {
@@ -97,19 +101,88 @@ fn user(template: &Value, container: &Value) -> Result<Value> {
     Ok(json!({ "uid": uid, "gid": gid }))
 }
 
-/// What a manifest without `drop: [ALL]` would have besides is not written down here: ours has it.
-fn capabilities(security: &Value) -> Result<Vec<String>> {
-    ensure!(security["privileged"] != true, "privileged containers are not confined");
-    let list = |kind: &str| words(security["capabilities"][kind].as_array().map_or(&[], Vec::as_slice));
-    ensure!(list("drop")? == ["ALL"], "the container keeps the runtime's capabilities");
-    let held = held()?;
-    // A machine without CAP_SYS_RESOURCE can run containers that need it only on older kernels.
-    let can_be_given = |name: &&String| *name != "SYS_RESOURCE" || held >> SYS_RESOURCE & 1 == 1;
-    Ok(list("add")?.iter().filter(can_be_given).map(|name| format!("CAP_{name}")).collect())
-}
+/// All, by their numbers in linux/capability.h.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+/// containerd's for containers whose manifest drops none.
+const DEFAULT: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
 
-/// Its number in linux/capability.h.
-const SYS_RESOURCE: u8 = 24;
+/// A privileged container has all. It stays in a cgroup namespace here, and its /sys read-only: the agent's
+/// container mounts the host's cgroups itself, and the agent writes to no file of /sys.
+fn capabilities(security: &Value) -> Result<Vec<String>> {
+    let list = |kind: &str| words(security["capabilities"][kind].as_array().map_or(&[], Vec::as_slice));
+    let (dropped, added) = (list("drop")?, list("add")?);
+    ensure!(dropped.is_empty() || dropped == ["ALL"], "only some capabilities are dropped");
+    if let Some(unknown) = added.iter().find(|name| !CAPABILITIES.contains(&name.as_str())) {
+        bail!("no capability {unknown}");
+    }
+    let is_kept =
+        |name: &str| security["privileged"] == true || (dropped.is_empty() && DEFAULT.contains(&name));
+    let held = held()?;
+    let given = CAPABILITIES.iter().enumerate().filter(|&(number, &name)| {
+        let is_held = held >> number & 1 == 1;
+        let is_added = added.iter().any(|added| added == name);
+        // A machine without CAP_SYS_RESOURCE can run containers that need it only on older kernels.
+        (is_added && (is_held || name != "SYS_RESOURCE")) || (is_held && is_kept(name))
+    });
+    Ok(given.map(|(_, name)| format!("CAP_{name}")).collect())
+}
 
 /// The capabilities that this process has, and can give.
 fn held() -> Result<u64> {
