@@ -97,11 +97,13 @@ pub enum RoleError {
     NoServiceAccount,
     /// The pod is annotated with an external id, and its ServiceAccount is to be what its role trusts.
     #[error(
-        "the annotation {key} has no place in --credentials-from=service-account: an external id cannot be sent with a ServiceAccount's token. Remove the annotation, and have the role's trust policy name the ServiceAccount in its condition on the token's subject (oidc:sub)"
+        "the annotation {key} has no place in --credentials-from=service-account: an external id cannot be sent with a ServiceAccount's token. Remove the annotation, and have the role's trust policy name the ServiceAccount in its condition on the token's subject ({subject_key})"
     )]
     NoExternalId {
         /// The annotation's key.
         key: Box<str>,
+        /// That of the condition ([`Dialect::subject_key`]).
+        subject_key: &'static str,
     },
     /// There is neither an annotation nor a default role.
     #[error("the pod is annotated with no role, and there is no default role")]
@@ -222,7 +224,8 @@ impl Roles {
                 Ok(Grant::AssumeRole { external_id: parsed(external_id, ExternalId::parse)? })
             }
             (CredentialsFrom::ServiceAccount, Some(found)) => {
-                Err(RoleError::NoExternalId { key: found.key.into() })
+                let subject_key = self.dialect.subject_key;
+                Err(RoleError::NoExternalId { key: found.key.into(), subject_key })
             }
             // The name in its object is not its own, and the token would be bound to a pod of somebody else.
             (CredentialsFrom::ServiceAccount, None) if pod.is_mirror => Err(RoleError::NoServiceAccount),

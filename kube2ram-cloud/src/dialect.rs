@@ -41,6 +41,8 @@ pub struct Dialect {
     pub arns: ArnStyle,
     /// Whom a ServiceAccount's token is to be for: the client id of the cluster's provider.
     pub audience: &'static str,
+    /// The key by which conditions of trust policies compare the subject of such a token.
+    pub subject_key: &'static str,
     /// What STS accepts in a session's parameters.
     pub sessions: SessionRules,
 }

@@ -611,9 +611,10 @@ fn an_external_id_is_of_the_pod_and_refused_with_a_service_accounts_token() {
     for value in ["tenant:7", ""] {
         let error = by_account.session_for(&own(value)).unwrap_err();
 
-        assert_eq!(error, RoleError::NoExternalId { key: "external-id".into() });
+        let subject_key = "oidc:sub";
+        assert_eq!(error, RoleError::NoExternalId { key: "external-id".into(), subject_key });
         let text = error.to_string();
-        assert!(text.contains("external-id") && text.contains("oidc:sub"), "{text}");
+        assert!(text.contains("external-id") && text.contains(subject_key), "{text}");
     }
     assert!(by_node.session_for(&own("tenant:7")).is_ok());
     // A ServiceAccount's has no meaning: it is not even kept.

@@ -217,7 +217,7 @@ impl RequestError {
                 };
                 return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
             }
-            Self::Role(RoleError::NoExternalId { key }) => {
+            Self::Role(RoleError::NoExternalId { key, .. }) => {
                 let message = format!("the pod's annotation {key} cannot be used with this agent");
                 return (StatusCode::FORBIDDEN, Kind::MalformedAnnotation, message.into());
             }

@@ -81,5 +81,6 @@ pub static DIALECT: Dialect = Dialect {
     },
     arns: ArnStyle::Acs,
     audience: "sts.aliyuncs.com",
+    subject_key: "oidc:sub",
     sessions: SessionRules::ACS,
 };

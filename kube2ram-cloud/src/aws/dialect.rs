@@ -96,6 +96,7 @@ pub static DIALECT: Dialect = Dialect {
     },
     arns: ArnStyle::Aws,
     audience: "sts.amazonaws.com",
+    subject_key: "<provider>:sub",
     sessions: SessionRules::AWS,
 };
 

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// What is named after a cloud or belongs to one.
-const CLOUD_NAMES: [&str; 20] = [
+const CLOUD_NAMES: [&str; 21] = [
     "100.100.100.200",
     "acs",
     "ACS",
@@ -17,6 +17,7 @@ const CLOUD_NAMES: [&str; 20] = [
     "aliyuncs",
     "ECS",
     "ECSws",
+    "oidc:sub",
     "RAM",
     "sts.aliyuncs",
     "169.254.169.254",

@@ -251,7 +251,7 @@ impl Judge<'_> {
                 Verdict::NoRole,
                 "make it a pod of a DaemonSet, or run the agent with --credentials-from=node".to_owned(),
             ),
-            RoleError::NoExternalId { key } => (
+            RoleError::NoExternalId { key, .. } => (
                 Verdict::Denied,
                 format!(
                     "remove {key} from the pod; have the role's trust policy name {} in its condition on the token's subject",
