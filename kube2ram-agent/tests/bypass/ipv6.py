@@ -1,6 +1,6 @@
 """The same to the metadata server's IPv6 address: sockets of IPv6's own, not with IPv4-mapped addresses; routing headers in the place of source routes."""
 import errno, fcntl, socket, struct
-from base import M6, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, mptcp_send_to, send_to, sent, tcp, tool, udp, with_table
+from base import M6, MAPPED, IPPROTO_MPTCP, IPPROTO_UDPLITE, TCP_FASTOPEN_CONNECT, ask, dial, dissolve, made, mptcp_send_to, send_to, sent, tcp, tool, udp, with_table
 from frames import IFF_NO_PI, IFF_RUNNING, IFF_TUN, IFF_UP, SIOCSIFFLAGS, TUNSETIFF, gateway
 
 SIX = socket.AF_INET6
@@ -66,7 +66,7 @@ def v6_reconnect():
 def v6_after_mapped():
     """A socket that an IPv4-mapped connection has turned into one of IPv4."""
     s = tcp(SIX)
-    s.connect(("::ffff:100.100.100.200", 80))
+    s.connect(MAPPED)
     dissolve(s)
     return dial(s, M6)
 

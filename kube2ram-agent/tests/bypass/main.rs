@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod aws;
 mod ipv6;
 mod of_a_module;
 mod wire;
@@ -17,7 +18,7 @@ use std::{
 };
 
 use kube2ram_sandbox::{
-    Sandbox, kernel,
+    Cloud, Sandbox, kernel,
     node::PodSpec,
     standin::{Accounts, Role},
 };
@@ -103,9 +104,13 @@ const INTO_POD: [[&str; 2]; 11] = [
 ];
 
 fn sandbox(name: &str) -> Sandbox {
-    let mut sandbox = Sandbox::create(name).unwrap();
+    sandbox_in(name, Cloud::Alibaba)
+}
+
+fn sandbox_in(name: &str, cloud: Cloud) -> Sandbox {
+    let mut sandbox = Sandbox::create_in(name, cloud).unwrap();
     for role in [REDIRECTED, "host-role"] {
-        sandbox.accounts().add_role(Accounts::role_arn(role), Role::default());
+        sandbox.accounts().add_role(cloud.role_arn(role), Role::default());
     }
     sandbox.add_pod(&PodSpec::new("pod").role(REDIRECTED)).unwrap();
     sandbox.add_pod(&PodSpec::new("host-pod").role("host-role").host_network()).unwrap();
@@ -117,13 +122,18 @@ fn start_agent(sandbox: &mut Sandbox) {
 }
 
 fn command(sandbox: &Sandbox, pod: &str, way: &str) -> Command {
-    let pod = sandbox.pod(pod).unwrap().pod();
-    match way {
+    let (pod, cloud) = (sandbox.pod(pod).unwrap().pod(), sandbox.cloud());
+    let mut command = match way {
         "nested_cgroup" => pod.nested_command("app", "nested/deeper", "python3").unwrap(),
         "cgroup_namespace" => prefixed(pod.command("app", "unshare").unwrap(), &["-C", "python3"]),
         "network_namespace" => prefixed(pod.command("app", "unshare").unwrap(), &["-Urn", "python3"]),
         _ => pod.command("app", "python3").unwrap(),
-    }
+    };
+    command
+        .env("METADATA", cloud.metadata_ip().to_string())
+        .env("METADATA6", cloud.metadata_ip6().to_string());
+    command.env("LIST", cloud.list());
+    command
 }
 
 fn prefixed(mut command: Command, arguments: &[&str]) -> Command {
@@ -205,7 +215,7 @@ fn no_packet_arrives(mut sandbox: Sandbox, rows: &[Row], ip: &str) {
         present.push((way, needs_ip, with_agent));
     }
     start_agent(&mut sandbox);
-    assert_eq!(sandbox.pod("pod").unwrap().curl(LIST).unwrap().body, REDIRECTED);
+    assert_eq!(sandbox.pod("pod").unwrap().curl(sandbox.cloud().list()).unwrap().body, REDIRECTED);
     let wrong: Vec<_> = present
         .into_iter()
         .filter_map(|(way, needs_ip, expected)| {
