@@ -106,8 +106,8 @@ fn roles_by_service_account_are_told_in_words_of_this_cloud_alone() {
             .add_role(role_arn(&format!("{name}-role")), Role { trusts_node: false, ..Role::default() });
     }
     for name in ["orders", "stranger", "tenant"] {
-        let role = [(&*Cloud::Aws.annotation("role"), &*format!("{name}-role"))];
-        lab.api().apply_service_account("default", name, &role).unwrap();
+        let (key, role) = (Cloud::Aws.annotation("role"), format!("{name}-role"));
+        lab.api().apply_service_account("default", name, &[(key.as_str(), role.as_str())]).unwrap();
         let pod = PodSpec::new(name).service_account(name);
         let external_id = Cloud::Aws.annotation("external-id");
         lab.add_pod(&if name == "tenant" { pod.annotation(&external_id, "tenant:7") } else { pod }).unwrap();

@@ -16,7 +16,7 @@ use kube2ram_sandbox::{
 use serde_json::{Value, json};
 
 use super::{
-    node::{Node, PODS},
+    node::{Node, PODS, eventually},
     support::{deploy, kustomize, objects, parse, single_file, template},
 };
 
@@ -231,11 +231,8 @@ fn kube2iams_published_manifests_start_it_with_the_image_and_the_patch() {
         }
         assert_eq!(node.ask("plain", Cloud::Aws.list()).status, 404, "{name}");
         if agent.spec()["livenessProbe"].is_object() {
-            assert_eq!(
-                (agent.live().unwrap(), agent.ready().unwrap()),
-                ("ok\n".into(), "ok\n".into()),
-                "{name}"
-            );
+            let is_ok = |said: anyhow::Result<String>| said.is_ok_and(|said| said == "ok\n");
+            eventually("the kubelet's probes", || is_ok(agent.live()) && is_ok(agent.ready()));
         }
         assert_eq!(agent.admin("/readyz").status, 200, "{name}: not at the app port");
         assert!(node.node().sniffer().packets().iter().all(|packet| node.node().owns(packet.source.ip())));

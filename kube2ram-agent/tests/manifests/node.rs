@@ -66,7 +66,7 @@ impl Node {
         node._fronts.push(front);
         node.sandbox
             .api()
-            .apply_namespace("default", &[(&cloud.annotation("allowed-roles"), r#"["*-role"]"#)])
+            .apply_namespace("default", &[(&*cloud.annotation("allowed-roles"), r#"["*-role"]"#)])
             .unwrap();
         for pod in PODS {
             node.add(pod, PodSpec::new(pod));
