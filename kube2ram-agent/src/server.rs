@@ -186,7 +186,7 @@ impl Server {
 
     /// From now on `GET /healthz` is answered where the host listener is, if it comes from there: to the
     /// kubelet, for manifests of kube2iam. The connect hook records each pod that dials this address, also on
-    /// the host's network, so that no pod is taken for the node.
+    /// the host's network. A pod whose record is lost learns that the agent answers, and nothing else.
     pub fn answer_health_checks(&self, host_listener: watch::Receiver<AgentAddr>) {
         drop(self.checked_at.set(host_listener));
     }
