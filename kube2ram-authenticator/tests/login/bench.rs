@@ -1,4 +1,4 @@
-//! The server with the STS stand-in, and a client that is an API server to it.
+//! The server with the STS stand-in and mappings in an index, and a client that is an API server to it.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use kube2ram_authenticator::{
-    identity::{Identity, Map, Mapped, User},
+    mapping::{Entry, Index, Mappings, Restrictions, State},
     serve::{self, Listeners, Parts, ServeError, Settings},
     tls,
     token::{ClusterId, presign},
@@ -40,25 +40,39 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const CLUSTER: &str = "c0123456789abcdef0123456789abcdef";
 
-/// The user alice, all engineers, and everybody with the role admin under the name of the session.
-struct Mappings;
-
-impl Map for Mappings {
-    fn map(&self, identity: &Identity) -> Mapped {
-        let resource = identity.canonical_arn.rsplit(':').next().unwrap_or_default();
-        let username = match (resource, &identity.session_name) {
-            ("user/alice", None) => "alice".to_owned(),
-            (user, None) if user.starts_with("user/engineer-") => user.replacen("user/", "", 1),
-            ("role/admin", Some(session)) => format!("admin:{session}"),
-            _ => return Mapped::Nobody,
-        };
-        Mapped::User(User { username: username.into(), groups: vec!["developers".into()] })
+/// The user alice and each engineer by name; contractors, and the sessions of the roles admin and team-*, by
+/// a pattern or by their role. Many other mappings are there to be passed over, by name and by pattern.
+fn mappings() -> Arc<Mappings> {
+    let entry = |resource: String, username: String| Entry {
+        label: resource.as_str().into(),
+        arn: format!("acs:ram::{}:{resource}", Accounts::UID),
+        username,
+        groups: vec!["developers".to_owned()],
+        ..Entry::default()
+    };
+    let mut entries = vec![
+        entry("user/alice".into(), "alice".into()),
+        entry("role/admin".into(), "admin:{{SessionNameRaw}}".into()),
+        entry("user/contractor-*".into(), "contractor".into()),
+        entry("role/team-*".into(), "team:{{SessionName}}".into()),
+    ];
+    entries.extend((0..ENGINEERS).map(|n| entry(format!("user/engineer-{n}"), format!("engineer-{n}"))));
+    for n in 0..OTHERS {
+        entries.push(entry(format!("user/other-{n}"), format!("other-{n}")));
+        entries.push(entry(format!("role/other-{n}-*"), "other:{{SessionName}}".into()));
     }
-
-    fn is_loaded(&self) -> bool {
-        true
-    }
+    let (index, reports) = Index::new(&entries, &[], Arc::new(Restrictions::default()));
+    let mapped = State::Mapped { warnings: Vec::new() };
+    assert!(reports.iter().all(|report| report.state == mapped), "{reports:?}");
+    let mappings = Mappings::new(1);
+    mappings.replace(0, Arc::new(index));
+    Arc::new(mappings)
 }
+
+/// How many users are mapped by the name engineer-<number>.
+pub(crate) const ENGINEERS: u32 = 50;
+/// How many mappings of users, and how many patterns for roles, are for nobody here.
+const OTHERS: u32 = 200;
 
 pub(crate) struct Bench {
     pub(crate) accounts: Arc<Accounts>,
@@ -96,7 +110,7 @@ pub(crate) async fn bench() -> Bench {
         grace: Duration::from_secs(10),
     };
     let parts = Parts {
-        map: Arc::new(Mappings),
+        map: mappings(),
         clock: Arc::new(SystemClock),
         readiness: Readiness::default(),
         registry: Registry::with_prefix("kube2ram_authenticator"),

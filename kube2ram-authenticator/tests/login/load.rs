@@ -1,5 +1,6 @@
 //! Many logins at once, and a flood of garbage next to them. Figures are printed, for they depend on the
-//! machine; asserted are counts.
+//! machine; asserted are counts, and who logged in. `cargo xtask bench authenticator` measures the program
+//! instead.
 
 #![expect(clippy::print_stdout, reason = "the figures are for who runs it")]
 
@@ -15,6 +16,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use kube2ram_authenticator::verify::Rates;
 use kube2ram_cloud::BaseCredentials;
+use kube2ram_sandbox::standin::Accounts;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -23,7 +25,41 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::bench::{Bench, bench, keys, review, token, token_at};
+use super::bench::{Bench, ENGINEERS, bench, keys, review, token, token_at};
+
+/// Somebody who is mapped: keys, and the username that they must become.
+struct User {
+    keys: BaseCredentials,
+    username: String,
+}
+
+/// A token, and the username that it must become.
+struct Login {
+    token: String,
+    username: String,
+}
+
+impl User {
+    fn login_at(&self, at: Timestamp) -> Login {
+        Login { token: token_at(&self.keys, at), username: self.username.clone() }
+    }
+}
+
+/// Of five, three are mapped by name, one user by a pattern, and one session of a role by a pattern.
+fn users(accounts: &Accounts) -> Vec<User> {
+    let user = |n: u32| {
+        let (key, username) = match n % 5 {
+            0 => (accounts.add_user(&format!("contractor-{n}")), "contractor".to_owned()),
+            1 => (
+                accounts.add_session(&format!("team-{n}"), &format!("member-{n}")),
+                format!("team:member-{n}"),
+            ),
+            _ => (accounts.add_user(&format!("engineer-{n}")), format!("engineer-{n}")),
+        };
+        User { keys: keys(&key), username }
+    };
+    (0..USERS).map(user).collect()
+}
 
 /// A connection that is kept, as the API server keeps it, until the server ends it after many requests.
 struct Connection {
@@ -81,22 +117,24 @@ impl Times {
     }
 }
 
-/// Logs in with the tokens in turn, `rate` times a second, for `seconds`. All logins must be granted. A login
-/// counts from the time it was due, so that a late client does not hide a slow server.
-async fn logins(bench: &Arc<Bench>, tokens: &Arc<[String]>, rate: u32, seconds: u32) -> Times {
+/// Logs in by `all` in turn, `rate` times a second, for `seconds`. Each must become its user. A login counts
+/// from the time it was due, so that a late client does not hide a slow server.
+async fn logins(bench: &Arc<Bench>, all: &Arc<[Login]>, rate: u32, seconds: u32) -> Times {
     let begun = Instant::now();
     let mut clients = JoinSet::new();
     for client in 0..CONNECTIONS {
-        let (bench, tokens) = (Arc::clone(bench), Arc::clone(tokens));
+        let (bench, all) = (Arc::clone(bench), Arc::clone(all));
         clients.spawn(async move {
             let mut connection = Connection::new(bench).await;
             let mut times = Vec::new();
             for n in (client..rate * seconds).step_by(CONNECTIONS as usize) {
                 let due = begun + Duration::from_secs(1) * n / rate;
                 sleep_until(due).await;
-                let (status, answer) = connection.login(&tokens[n as usize % tokens.len()]).await;
+                let Login { token, username } = &all[n as usize % all.len()];
+                let (status, answer) = connection.login(token).await;
                 times.push(due.elapsed());
-                assert!(status == 200 && answer.contains(r#""authenticated":true"#), "{status} {answer}");
+                let user = format!(r#""authenticated":true,"user":{{"username":"{username}","#);
+                assert!(status == 200 && answer.contains(&user), "{username}: {status} {answer}");
             }
             times
         });
@@ -151,20 +189,20 @@ async fn metric(bench: &Bench, name: &str) -> u64 {
     line.trim().parse().unwrap()
 }
 
-/// Each of the engineers' tokens costs one call of STS, however often it is used. A flood of garbage next to
-/// them costs what strangers may, and no engineer's login, not even one with a new token.
+/// Each of the users' tokens costs one call of STS, however often it is used. A flood of garbage next to them
+/// costs what strangers may, and no user's login, not even one with a new token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
     let bench = Arc::new(bench().await);
-    let engineers: Vec<_> =
-        (0..ENGINEERS).map(|n| keys(&bench.accounts.add_user(&format!("engineer-{n}")))).collect();
-    let tokens: Arc<[String]> = engineers.iter().map(token).collect();
+    let users = users(&bench.accounts);
+    let now = Timestamp::now();
+    let all: Arc<[Login]> = users.iter().map(|user| user.login_at(now)).collect();
     let begun = Instant::now();
 
-    logins(&bench, &tokens, ENGINEERS, 1).await.print("first logins");
-    assert_eq!(bench.sts.calls().len(), ENGINEERS as usize);
-    logins(&bench, &tokens, RATE, SECONDS).await.print("remembered");
-    assert_eq!(bench.sts.calls().len(), ENGINEERS as usize, "one call for a token");
+    logins(&bench, &all, USERS, 1).await.print("first logins");
+    assert_eq!(bench.sts.calls().len(), USERS as usize);
+    logins(&bench, &all, RATE, SECONDS).await.print("remembered");
+    assert_eq!(bench.sts.calls().len(), USERS as usize, "one call for a token");
     let memory_before = resident_kib();
 
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -173,13 +211,11 @@ async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
     for number in 0..FLOODS {
         floods.spawn(flood(Arc::clone(&bench), victim.clone(), number, Arc::clone(&stop), Arc::clone(&sent)));
     }
-    let new_tokens: Arc<[String]> = {
-        // A date is in whole seconds: another one makes another token.
-        let at = Timestamp::now() - SignedDuration::from_secs(60);
-        engineers.iter().map(|engineer| token_at(engineer, at)).collect()
-    };
+    // A date is in whole seconds: another one makes another token.
+    let before = now - SignedDuration::from_secs(60);
+    let new: Arc<[Login]> = users.iter().map(|user| user.login_at(before)).collect();
     let (remembered, new) =
-        tokio::join!(logins(&bench, &tokens, RATE, SECONDS), logins(&bench, &new_tokens, 10, SECONDS));
+        tokio::join!(logins(&bench, &all, RATE, SECONDS), logins(&bench, &new, 10, SECONDS));
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = floods.join_next().await {
         ended.unwrap();
@@ -193,7 +229,7 @@ async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
 
     // Of whom nobody has logged in with before, two seconds' worth at once.
     let strangers = u64::from(Rates::default().unknown) * (took.as_secs() + 3);
-    let of_users = u64::from(ENGINEERS + 10 * SECONDS);
+    let of_users = u64::from(USERS + 10 * SECONDS);
     let calls = bench.sts.calls().len() as u64;
     println!("STS: {calls} calls, of which {of_users} for users");
     assert!((of_users..=of_users + strangers).contains(&calls), "{calls} calls");
@@ -205,7 +241,7 @@ async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
 }
 
 const CONNECTIONS: u32 = 16;
-const ENGINEERS: u32 = 50;
+const USERS: u32 = ENGINEERS;
 /// Connections with garbage.
 const FLOODS: u32 = 8;
 /// Logins for each second.
