@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use kube2ram_cloud::{
     BaseCredentials,
-    alibaba::caller_identity::{Answer, CallError, CallErrorKind, CallerIdentity},
+    alibaba::{
+        caller_identity::{Answer, CallError, CallErrorKind, CallerIdentity},
+        endpoint::EndpointKind,
+    },
 };
 use secrecy::ExposeSecret as _;
 
@@ -67,7 +70,7 @@ pub(crate) fn user(name: &str) -> CallerIdentity {
 }
 
 pub(crate) fn granted(name: &str) -> Answer {
-    Answer { outcome: Ok(user(name)), server_time: None }
+    Answer { outcome: Ok(user(name)), endpoint: Some(EndpointKind::Vpc), server_time: None }
 }
 
 pub(crate) fn refused(kind: CallErrorKind, code: &str) -> Answer {
@@ -78,7 +81,7 @@ pub(crate) fn refused(kind: CallErrorKind, code: &str) -> Answer {
         request_id: Some("r-1".into()),
         retry_after: None,
     };
-    Answer { outcome: Err(error), server_time: None }
+    Answer { outcome: Err(error), endpoint: Some(EndpointKind::Vpc), server_time: None }
 }
 
 /// An STS, by what it answers to a call, and how often it was asked.

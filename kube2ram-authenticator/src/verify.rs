@@ -16,7 +16,10 @@ use std::{
 use async_trait::async_trait;
 use http::{HeaderValue, header::USER_AGENT};
 use jiff::Timestamp;
-use kube2ram_cloud::alibaba::caller_identity::{Answer, CallError, CallErrorKind, CallerIdentityClient};
+use kube2ram_cloud::alibaba::{
+    caller_identity::{Answer, CallError, CallErrorKind, CallerIdentityClient},
+    endpoint::EndpointKind,
+};
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -52,6 +55,11 @@ pub const MAX_TTL: Duration = Duration::from_mins(1);
 pub trait Sts: Send + Sync + 'static {
     /// Asks once. The time is bounded.
     async fn caller(&self, call: &SignedCall) -> Answer;
+
+    /// Of which kinds the endpoints are. Their counters are there from the start.
+    fn endpoints(&self) -> Vec<EndpointKind> {
+        EndpointKind::ALL.to_vec()
+    }
 }
 
 #[async_trait]
@@ -64,6 +72,10 @@ impl Sts for CallerIdentityClient {
         let agent = HeaderValue::from_str(agent.trim_end());
         headers.insert(USER_AGENT, agent.unwrap_or(HeaderValue::from_static(USER_AGENT_PREFIX)));
         self.ask(&call.query(), &headers).await
+    }
+
+    fn endpoints(&self) -> Vec<EndpointKind> {
+        CallerIdentityClient::endpoints(self)
     }
 }
 
@@ -198,6 +210,7 @@ impl Verifier {
     ) -> Arc<Self> {
         let identities = Cache::new(CACHE_ENTRIES);
         let remembered = Remembered { identities, refusals: Cache::new(CACHE_ENTRIES) };
+        let metrics = Metrics::new(registry, &sts.endpoints());
         Arc::new(Self {
             cluster,
             sts: Box::new(sts),
@@ -207,7 +220,7 @@ impl Verifier {
             server_time: ServerTime::default(),
             remembered: Mutex::new(remembered),
             flights: Mutex::default(),
-            metrics: Metrics::new(registry),
+            metrics,
             tasks,
         })
     }
@@ -308,11 +321,11 @@ impl Verifier {
     ) {
         let _leaves = Leaves { verifier: &self, digest };
         let begun = Instant::now();
-        let Answer { outcome, server_time } = self.sts.caller(&call).await;
+        let Answer { outcome, endpoint, server_time } = self.sts.caller(&call).await;
         if let Some(server_time) = server_time {
             self.metrics.clock_offset.set(self.server_time.learn(self.clock.now(), server_time));
         }
-        self.metrics.asked(outcome.as_ref().err().map(|error| error.kind), begun.elapsed());
+        self.metrics.asked(outcome.as_ref().err(), endpoint, begun.elapsed());
         let key = call.access_key_id();
         let outcome = match outcome {
             Ok(caller) => Identity::of_caller(&caller, key).map(Arc::new).map_err(VerifyError::Identity),

@@ -98,7 +98,7 @@ impl Sts for OneUser {
                 retry_after: None,
             }),
         };
-        Answer { outcome, server_time: None }
+        Answer { outcome, endpoint: None, server_time: None }
     }
 }
 

@@ -352,6 +352,10 @@ async fn counts_what_was_asked_and_what_was_not() {
 
     for line in [
         "sts_requests_total{result=\"ok\"} 1",
+        "sts_answers_total{code=\"ok\",endpoint=\"vpc\"} 1",
+        "sts_answers_total{code=\"Throttling.User\",endpoint=\"vpc\"} 1",
+        "sts_answers_total{code=\"SignatureDoesNotMatch\",endpoint=\"global\"} 0",
+        "sts_answers_total{code=\"Timeout\",endpoint=\"none\"} 0",
         "sts_requests_total{result=\"throttled\"} 1",
         "sts_requests_total{result=\"refused\"} 0",
         "verifications_total{cache=\"hit\"} 1",
@@ -360,5 +364,37 @@ async fn counts_what_was_asked_and_what_was_not() {
         "rate_limited_total{budget=\"unknown_keys\"} 0",
     ] {
         assert!(exposition.lines().any(|other| other == line), "{line} in {exposition}");
+    }
+}
+
+/// Whoever answers for STS chooses its codes.
+#[tokio::test(start_paused = true)]
+async fn no_answer_of_sts_makes_a_label() {
+    let bench = bench(|call| {
+        let code = format!("Invented.By\"{}\"\n", call.access_key_id());
+        let endpoint = (!call.access_key_id().ends_with('0')).then_some(EndpointKind::Global);
+        Answer { endpoint, ..refused(CallErrorKind::Unexpected, &code) }
+    });
+    let series = || {
+        let text = kube2ram_service::admin::Exposition::Text.encode(&bench.registry).unwrap();
+        text.lines()
+            .filter(|line| line.starts_with("sts_answers_total{"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let before = series().len();
+
+    for n in 0..10 {
+        drop(bench.verify(&token(&format!("key{n}"))).await.unwrap_err());
+    }
+
+    let after = series();
+    assert_eq!(bench.asked(), 10);
+    assert_eq!(after.len(), before + 1, "one more, without an endpoint: {after:?}");
+    for line in [
+        "sts_answers_total{code=\"other\",endpoint=\"global\"} 9",
+        "sts_answers_total{code=\"other\",endpoint=\"none\"} 1",
+    ] {
+        assert!(after.iter().any(|other| other == line), "{line} in {after:?}");
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     base::BaseCredentials,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, EndpointKind},
     refusal,
     sign::{RpcCall, canonical_query},
     wire::parse_caller_identity,
@@ -65,6 +65,8 @@ pub struct CallerIdentityClient(Transport);
 pub struct Answer {
     /// Who signed it.
     pub outcome: Result<CallerIdentity, CallError>,
+    /// Which endpoint answered; `None` if none did in time.
+    pub endpoint: Option<EndpointKind>,
     /// STS's own time, where it answered with it.
     pub server_time: Option<Timestamp>,
 }
@@ -167,6 +169,11 @@ impl CallerIdentityClient {
         Self(Transport::new(client, endpoints, clock))
     }
 
+    /// Of which kinds the endpoints are, in their order.
+    pub fn endpoints(&self) -> Vec<EndpointKind> {
+        self.0.endpoints().iter().map(EndpointKind::of).collect()
+    }
+
     /// Sends a signed call. The endpoint is one of ours, whatever the headers say: `host` is never sent.
     ///
     /// # Cancel safety
@@ -174,6 +181,7 @@ impl CallerIdentityClient {
     pub async fn ask(&self, query: &[(&str, &str)], headers: &HeaderMap) -> Answer {
         timeout(CALL_DEADLINE, self.call(query, headers)).await.unwrap_or_else(|_elapsed| Answer {
             outcome: Err(CallError::unavailable("Timeout", "no answer from STS in time")),
+            endpoint: None,
             server_time: None,
         })
     }
@@ -188,9 +196,10 @@ impl CallerIdentityClient {
             url.set_query(Some(&query));
             Ok(client.post(url).headers(headers.clone()))
         });
-        let mut server_time = None;
+        let (mut endpoint, mut server_time) = (None, None);
         let outcome = async {
             let response = sending.await?;
+            endpoint = self.0.endpoint_of(&response).map(EndpointKind::of);
             server_time = response.headers().get(header::DATE).and_then(parse_date);
             let body = self.0.read(response, &refusal::TABLE).await?;
             parse_caller_identity(&body)
@@ -198,7 +207,7 @@ impl CallerIdentityClient {
         }
         .await;
         let outcome = outcome.map_err(|refusal: Refusal| CallError::new(refusal.error, &headers));
-        Answer { outcome, server_time }
+        Answer { outcome, endpoint, server_time }
     }
 }
 

@@ -53,6 +53,44 @@ pub fn global() -> Endpoint {
     Endpoint(Url::parse("https://sts.aliyuncs.com/").expect("a URL"))
 }
 
+/// Which of STS's endpoints one is: a closed set, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointKind {
+    /// That of no region.
+    Global,
+    /// One that is not Alibaba Cloud's own, such as a gateway or a stand-in.
+    Other,
+    /// That of a region, by public addresses.
+    Regional,
+    /// That of a region, by addresses inside of a VPC.
+    Vpc,
+}
+
+impl EndpointKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Global, Self::Other, Self::Regional, Self::Vpc];
+
+    /// The kind of an endpoint, by its host's name.
+    pub fn of(endpoint: &Endpoint) -> Self {
+        match endpoint.host().strip_suffix(".aliyuncs.com") {
+            Some("sts") => Self::Global,
+            Some(name) if name.starts_with("sts-vpc.") => Self::Vpc,
+            Some(name) if name.starts_with("sts.") => Self::Regional,
+            Some(_) | None => Self::Other,
+        }
+    }
+
+    /// The metrics label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Other => "other",
+            Self::Regional => "regional",
+            Self::Vpc => "vpc",
+        }
+    }
+}
+
 /// Regions whose STS is the global endpoint.
 const WITHOUT_REGIONAL_STS: &[&str] = &[
     "ap-northeast-2-pop",
@@ -115,6 +153,22 @@ mod tests {
     fn knows_the_odd_regions() {
         assert_eq!(hosts("cn-hangzhou-finance"), hosts("cn-hangzhou"));
         assert_eq!(hosts("ap-south-1"), ["https://sts.aliyuncs.com/"]);
+    }
+
+    #[test]
+    fn tells_kinds_of_endpoints_apart_by_their_hosts() {
+        use EndpointKind::*;
+
+        let kinds = |region: &str| {
+            let endpoints = Region::parse(region).unwrap().sts_endpoints().unwrap();
+            endpoints.iter().map(EndpointKind::of).collect::<Vec<_>>()
+        };
+
+        assert_eq!(kinds("cn-hangzhou"), [Vpc, Regional, Global]);
+        assert_eq!(kinds("ap-south-1"), [Global]);
+        for host in ["sts.example.com", "xsts.aliyuncs.com", "aliyuncs.com", "http://127.0.0.1:1"] {
+            assert_eq!(EndpointKind::of(&Endpoint::parse(host).unwrap()), Other, "{host}");
+        }
     }
 
     #[test]

@@ -182,6 +182,16 @@ impl Transport {
         true
     }
 
+    /// The endpoints, in their order.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The endpoint that has answered.
+    pub(crate) fn endpoint_of(&self, response: &reqwest::Response) -> Option<&Endpoint> {
+        self.endpoints.get(usize::from(self.index_of(response.url())?))
+    }
+
     fn index_of(&self, url: &Url) -> Option<u8> {
         let index = self.endpoints.iter().position(|endpoint| endpoint.url().origin() == url.origin())?;
         u8::try_from(index).ok()

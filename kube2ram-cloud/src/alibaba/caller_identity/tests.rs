@@ -162,7 +162,23 @@ async fn asks_the_next_endpoint_when_one_is_out_of_reach() {
     let answer = client.ask(&query, &signed(&query, &keys(None))).await;
 
     assert!(answer.outcome.is_ok(), "{answer:?}");
+    assert_eq!(answer.endpoint, Some(EndpointKind::Other), "a loopback address is none of Alibaba Cloud's");
     assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn no_endpoint_is_named_where_none_answered_and_one_that_refused_is() {
+    let server = Server::start(|_| refused(400, "SignatureDoesNotMatch", "as it is")).await;
+    let closed = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let query = [("ACKClusterId", CLUSTER)];
+    let signed = signed(&query, &keys(None));
+
+    let silent = client(vec![at(closed)]).ask(&query, &signed).await;
+    let refusing = client(vec![at(server.address)]).ask(&query, &signed).await;
+
+    assert_eq!((&*silent.outcome.unwrap_err().code, silent.endpoint), ("Connect", None));
+    assert_eq!(&*refusing.outcome.unwrap_err().code, "SignatureDoesNotMatch");
+    assert_eq!(refusing.endpoint, Some(EndpointKind::Other));
 }
 
 #[tokio::test]
