@@ -12,6 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, core::DynamicObject};
 use kube2ram_service::{
+    admin::Readiness,
     clock::Clock,
     kubernetes::{ClientConfig, ClientError, Events, client_config},
     telemetry::chain,
@@ -66,6 +67,8 @@ pub struct Settings {
     pub client: ClientConfig,
     /// The machine, as Events name it.
     pub instance: Box<str>,
+    /// Where it is noted that a list cannot be read.
+    pub readiness: Readiness,
 }
 
 /// Why the backends cannot be used.
@@ -136,6 +139,7 @@ struct Backend {
     clock: Arc<dyn Clock>,
     source: Source,
     events: Arc<Events<Notice>>,
+    readiness: Readiness,
     /// What people were last shown of it.
     shown: Mutex<HashMap<Box<str>, State>>,
 }
@@ -166,7 +170,7 @@ impl Backends {
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Result<Self, BackendError> {
-        let Settings { backends, config_file, dynamic_file, client, instance } = settings;
+        let Settings { backends, config_file, dynamic_file, client, instance, readiness } = settings;
         let modes: Vec<Mode> = backends.iter().map(|(mode, _)| *mode).collect();
         let metrics = Metrics::new(registry, &modes);
         let mappings = Arc::new(Mappings::new(modes.len()));
@@ -200,6 +204,7 @@ impl Backends {
                 clock: Arc::clone(&clock),
                 source,
                 events: Arc::clone(&events),
+                readiness: readiness.clone(),
                 shown: Mutex::default(),
             });
             if let Source::File(file) = &backend.source {
@@ -296,8 +301,17 @@ impl Backend {
         if self.is_loaded() || sections.broken().is_empty() {
             said.extend(self.publish_sections(sections));
         }
-        self.metrics.broken(self.mode, sections.broken().len());
+        self.show_broken(&sections.broken().keys().map(|section| section.key()).collect::<Vec<_>>());
         said
+    }
+
+    /// Shows which lists cannot be read: how many in the metrics, and their names next to readiness. The
+    /// server stays ready: without it, what was last read of them would be lost as well.
+    fn show_broken(&self, lists: &[&str]) {
+        self.metrics.broken(self.mode, lists.len());
+        let fate = if self.is_loaded() { "what was last read is used" } else { "nothing was read before" };
+        let note = format!("{} cannot be read; {fate}", lists.join(", "));
+        self.readiness.note(self.mode.name(), (!lists.is_empty()).then_some(note));
     }
 
     /// Says something about an object, once.

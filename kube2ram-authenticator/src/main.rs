@@ -232,7 +232,8 @@ fn check(command: Check) -> anyhow::Result<Printed> {
     let identity = check::identity(&command.arn, command.session_name, command.user_id)?;
     let config = Config::load(command.given)?;
     let checked = runtime()?.block_on(async {
-        let backends = connect(config, Arc::new(SystemClock), &mut Registry::default()).await?;
+        let (clock, readiness) = (Arc::new(SystemClock), Readiness::default());
+        let backends = connect(config, clock, readiness, &mut Registry::default()).await?;
         backends.read_once().await?;
         anyhow::Ok(Checked::of(&backends.indexes(), &identity))
     })?;
@@ -243,6 +244,7 @@ fn check(command: Check) -> anyhow::Result<Printed> {
 async fn connect(
     config: Config,
     clock: Arc<dyn Clock>,
+    readiness: Readiness,
     registry: &mut Registry,
 ) -> Result<Backends, backend::BackendError> {
     // An error means that it is installed already.
@@ -253,6 +255,7 @@ async fn connect(
         config_file: config.config_file,
         dynamic_file: config.dynamic_file,
         instance: rustix::system::uname().nodename().to_string_lossy().into(),
+        readiness,
     };
     Backends::connect(settings, clock, registry).await
 }
@@ -391,9 +394,11 @@ async fn serve(server: Server, log: &Log, shutdown: CancellationToken) -> anyhow
     let admin_address = SocketAddr::new(server.metrics_address, server.metrics_port);
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let readiness = Readiness::default();
     let mut registry = Registry::with_prefix("kube2ram_authenticator");
     log.register(&mut registry);
-    let backends = Arc::new(connect(config, Arc::clone(&clock), &mut registry).await?);
+    let connecting = connect(config, Arc::clone(&clock), readiness.clone(), &mut registry);
+    let backends = Arc::new(connecting.await?);
     let map = backends.map();
     let mut background = NamedTasks::default();
     let until = shutdown.clone();
@@ -430,6 +435,6 @@ async fn serve(server: Server, log: &Log, shutdown: CancellationToken) -> anyhow
     let probe = probe
         .inspect_err(|error| info!(error = chain(error), "the commands live and ready get no answer"))
         .ok();
-    let parts = Parts { map, clock, readiness: Readiness::default(), registry, background, listeners, probe };
+    let parts = Parts { map, clock, readiness, registry, background, listeners, probe };
     Ok(serve::run(settings, parts, shutdown).await?)
 }

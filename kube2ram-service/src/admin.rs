@@ -82,12 +82,16 @@ impl Admin {
             // means only that the agent's threads run: a check of the cloud would restart agents for the
             // cloud's failures.
             "/healthz" => reply(StatusCode::OK, TEXT, "ok\n".into()),
-            "/readyz" => match self.readiness.pending().as_slice() {
-                [] => reply(StatusCode::OK, TEXT, "ready\n".into()),
-                pending => {
-                    reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("pending: {}\n", pending.join(", ")))
-                }
-            },
+            "/readyz" => {
+                let (status, mut text) = match self.readiness.pending().as_slice() {
+                    [] => (StatusCode::OK, "ready\n".to_owned()),
+                    pending => {
+                        (StatusCode::SERVICE_UNAVAILABLE, format!("pending: {}\n", pending.join(", ")))
+                    }
+                };
+                text.extend(self.readiness.notes().iter().map(|note| format!("note: {note}\n")));
+                reply(status, TEXT, text)
+            }
             "/metrics" => {
                 let exposition = Exposition::asked_for(headers);
                 match exposition.encode(&self.registry) {

@@ -162,9 +162,11 @@ impl Backend {
             // Nobody can be told by an Event: a file is no object of the cluster.
             let _logged = self.publish_sections(file.sections());
         }
-        // All of its lists, if it cannot be read at all.
-        let broken = file.sections().broken().len();
-        self.metrics.broken(self.mode, if fault.is_some() { broken.max(1) } else { broken });
+        let mut broken: Vec<_> = file.sections().broken().keys().map(|section| section.key()).collect();
+        if fault.is_some() && broken.is_empty() {
+            broken.push("the file");
+        }
+        self.show_broken(&broken);
         Ok(())
     }
 

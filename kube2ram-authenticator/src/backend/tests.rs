@@ -26,6 +26,7 @@ const OBJECTS: &str = "ramidentitymappings";
 struct Running {
     backends: Arc<Backends>,
     registry: Registry,
+    readiness: Readiness,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), BackendError>>,
 }
@@ -37,6 +38,7 @@ fn settings(modes: &[Mode], url: &str) -> Settings {
         dynamic_file: None,
         client: ClientConfig::Server { url: url.to_owned(), token: None, insecure: false },
         instance: "node-1".into(),
+        readiness: Readiness::default(),
     }
 }
 
@@ -48,11 +50,12 @@ async fn connect(settings: Settings) -> Result<(Arc<Backends>, Registry), Backen
 
 impl Running {
     async fn start(settings: Settings) -> Self {
+        let readiness = settings.readiness.clone();
         let (backends, registry) = connect(settings).await.unwrap();
         let shutdown = CancellationToken::new();
         let running = (Arc::clone(&backends), shutdown.clone());
         let task = tokio::spawn(async move { running.0.run(running.1).await });
-        Self { backends, registry, shutdown, task }
+        Self { backends, registry, readiness, shutdown, task }
     }
 
     /// A backend of the cluster that has been listed.
@@ -265,6 +268,25 @@ async fn lists_of_which_one_was_never_readable_are_not_loaded() {
 }
 
 #[tokio::test]
+async fn a_list_that_broke_after_it_was_read_is_named_and_the_server_stays_ready() {
+    let api = ApiServer::start();
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map(&users("alice")));
+    let running = Running::listed(&api, Mode::AckConfigMap).await;
+    assert!(running.readiness.notes().is_empty());
+
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map("a secret: ["));
+    eventually("the note", || !running.readiness.notes().is_empty()).await;
+
+    let note = "ACKConfigMap: mapUsers cannot be read; what was last read is used";
+    assert_eq!(running.readiness.notes(), [note], "and nothing of what is written there");
+    assert!(running.readiness.pending().is_empty());
+    api.put(CONFIG_MAPS, "alibabacloud-auth", config_map(&users("bob")));
+    eventually("the end of the note", || running.readiness.notes().is_empty()).await;
+    assert!(running.username(&user("bob")).is_some());
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_mapping_that_maps_nobody_is_said_once_in_an_event_on_its_object() {
     let api = ApiServer::start();
     let with_uid = |mut object: Value, uid: &str| {
@@ -405,6 +427,8 @@ async fn the_lists_of_the_configuration_file_count_when_it_changes() {
     sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")).as_deref(), Some("two"), "what was last read counts");
     assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 3);
+    let note = "MountedFile: mapAccounts, mapRoles, mapUsers cannot be read; what was last read is used";
+    assert_eq!(running.readiness.notes(), [note]);
     fs::remove_file(&config).unwrap();
     sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")).as_deref(), Some("two"));
@@ -412,6 +436,7 @@ async fn the_lists_of_the_configuration_file_count_when_it_changes() {
     sleep(LOOK_EVERY * 3).await;
     assert_eq!(running.username(&user("alice")), None);
     assert_eq!(running.metric("mapping_sections_broken{backend=\"MountedFile\"}"), 0);
+    assert!(running.readiness.notes().is_empty());
     running.stop().await;
 }
 
@@ -428,6 +453,8 @@ async fn a_file_of_mappings_may_come_later_and_is_not_known_while_it_cannot_be_r
     let running = Running::start(dynamic()).await;
 
     assert!(!running.is_loaded());
+    let notes = running.readiness.notes();
+    assert!(notes[0].ends_with("cannot be read; nothing was read before"), "{notes:?}");
     fs::write(&path, json!({ "mapAccounts": [ACCOUNT] }).to_string()).unwrap();
     sleep(LOOK_EVERY * 3).await;
     assert!(running.is_loaded());

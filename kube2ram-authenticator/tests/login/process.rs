@@ -356,6 +356,35 @@ async fn the_older_example_of_ack_ram_authenticator_starts_a_server_as_it_stands
     }
 }
 
+#[tokio::test]
+async fn a_list_of_mappings_that_cannot_be_read_is_named_by_readiness() {
+    let sts = Sts::start(Bind::loopback(), Arc::new(Accounts::new(Clock::default()))).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("mappings.json"), r#"{"mapUsers": "of another form"}"#).unwrap();
+    let backend =
+        format!("backendMode: [DynamicFile], dynamicFilePath: '{}'", path("mappings.json").display());
+    fs::write(path("config.yaml"), format!("clusterID: {CLUSTER}\nserver: {{{backend}}}\n")).unwrap();
+    let reserved = [reserve(), reserve()];
+    let [webhook, admin] = reserved.each_ref().map(|socket| socket.local_addr().unwrap());
+    let _server = server(directory.path(), [webhook, admin], &sts, "probe");
+
+    // Somebody answers later than it starts.
+    let mut answer = String::new();
+    for _ in 0..1000 {
+        if let Ok(stream) = TcpStream::connect(admin).await {
+            let request = "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            answer = exchange(stream, request.to_owned()).await.1;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    assert!(answer.starts_with("HTTP/1.1 503 "), "no mappings are there: {answer}");
+    assert!(answer.contains("\nnote: DynamicFile: mapUsers cannot be read; "), "{answer}");
+    assert!(!answer.contains("of another form"), "{answer}");
+}
+
 /// Of the alerts and the dashboard in `deploy/authenticator/monitoring`.
 #[tokio::test]
 async fn alerts_and_panels_ask_for_metrics_that_the_server_has() {

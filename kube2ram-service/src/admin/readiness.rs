@@ -1,5 +1,5 @@
-//! What the agent still waits for before it is ready. Depends on nothing of ours; `app` registers, `admin`
-//! reads.
+//! What the agent still waits for before it is ready, and notes on what is wrong although it is ready. Depends
+//! on nothing of ours; `app` registers, `admin` reads.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 use tokio::sync::Notify;
 
-/// The conditions that readiness still waits for. Clones share them.
+/// The conditions that readiness still waits for, and notes. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Shared>);
 
@@ -22,6 +22,7 @@ pub struct Readiness(Arc<Shared>);
 struct Shared {
     pending: Mutex<BTreeMap<&'static str, usize>>,
     met: Notify,
+    notes: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// A condition that is not met yet. Dropping it does not meet it, so that a task that fails leaves the agent
@@ -38,6 +39,22 @@ impl Readiness {
     pub fn wait_for(&self, condition: &'static str) -> Pending {
         *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).entry(condition).or_default() += 1;
         Pending { readiness: self.clone(), condition }
+    }
+
+    /// Sets the note about something; `None` removes it. Notes are shown in `/readyz` and change nothing: for
+    /// what a person must repair, and what neither a restart nor less traffic would.
+    pub fn note(&self, about: &'static str, note: Option<String>) {
+        let mut notes = self.0.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        match note {
+            Some(note) => drop(notes.insert(about, note)),
+            None => drop(notes.remove(about)),
+        }
+    }
+
+    /// The notes, in alphabetical order of what they are about, which they begin with.
+    pub fn notes(&self) -> Vec<String> {
+        let notes = self.0.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.iter().map(|(about, note)| format!("{about}: {note}")).collect()
     }
 
     /// Resolves when every condition is met.
@@ -129,6 +146,21 @@ mod tests {
 
         tokio::time::timeout(std::time::Duration::from_secs(1), waiting).await.unwrap().unwrap();
         readiness.ready().await;
+    }
+
+    #[test]
+    fn a_note_is_replaced_and_removed_and_keeps_nobody_from_being_ready() {
+        let readiness = Readiness::default();
+        readiness.note("pods", Some("half of them".into()));
+        readiness.note("links", Some("one".into()));
+
+        assert_eq!(readiness.notes(), ["links: one", "pods: half of them"]);
+        assert!(readiness.pending().is_empty());
+        readiness.clone().note("pods", Some("none of them".into()));
+        readiness.note("links", None);
+        assert_eq!(readiness.notes(), ["pods: none of them"]);
+        readiness.note("pods", None);
+        assert!(readiness.notes().is_empty());
     }
 
     #[test]

@@ -43,6 +43,25 @@ async fn is_alive_before_it_is_ready() {
     assert!(ask(addr, "GET /readyz").await.starts_with("HTTP/1.0 200"));
 }
 
+#[tokio::test]
+async fn what_is_noted_is_shown_whether_it_is_ready_or_not() {
+    let (addr, readiness) = start().await;
+    let pods = readiness.wait_for("pods");
+    readiness.note("lists", Some("one cannot be read".into()));
+
+    let unready = ask(addr, "GET /readyz").await;
+    pods.ready();
+    let ready = ask(addr, "GET /readyz").await;
+    readiness.note("lists", None);
+    let repaired = ask(addr, "GET /readyz").await;
+
+    assert!(unready.starts_with("HTTP/1.0 503"), "{unready}");
+    assert!(unready.ends_with("\r\n\r\npending: pods\nnote: lists: one cannot be read\n"), "{unready}");
+    assert!(ready.starts_with("HTTP/1.0 200"), "{ready}");
+    assert!(ready.ends_with("\r\n\r\nready\nnote: lists: one cannot be read\n"), "{ready}");
+    assert!(repaired.ends_with("\r\n\r\nready\n"), "{repaired}");
+}
+
 async fn dial(addr: SocketAddr, from: &str) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
