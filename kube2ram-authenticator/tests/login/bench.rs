@@ -1,9 +1,7 @@
-//! The server with the STS stand-in and mappings in an index, and a client that is an API server to it.
+//! The server with the STS stand-in and mappings in an index, and what asks it.
 
 use std::{
-    fs, io,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -20,22 +18,18 @@ use kube2ram_authenticator::{
 use kube2ram_cloud::{BaseCredentials, Endpoint};
 use kube2ram_sandbox::{
     clock::Clock as SandboxClock,
+    login::{Reviewer, review},
     standin::{AccessKey, Accounts, Bind, Sts},
 };
 use kube2ram_service::{admin::Readiness, clock::SystemClock, named_tasks::NamedTasks};
 use prometheus_client::registry::Registry;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
 use secrecy::ExposeSecret as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinHandle,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const CLUSTER: &str = "c0123456789abcdef0123456789abcdef";
@@ -79,7 +73,7 @@ pub(crate) struct Bench {
     pub(crate) sts: Sts,
     pub(crate) webhook: SocketAddr,
     pub(crate) admin: SocketAddr,
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Reviewer>,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), ServeError>>,
     pub(crate) directory: tempfile::TempDir,
@@ -122,44 +116,12 @@ pub(crate) async fn bench() -> Bench {
     let serving = tokio::spawn(serve::run(settings, parts, shutdown.clone()));
     let ca = directory.path().join("state/cert.pem");
     eventually(|| ca.exists() && std::net::TcpStream::connect(webhook).is_ok()).await;
-    let client = Client::trusting(&ca, webhook);
+    let client = Arc::new(Reviewer::trusting(&ca, webhook).unwrap());
     Bench { accounts, sts, webhook, admin, client, shutdown, serving, directory }
 }
 
 fn free() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
-}
-
-/// An API server, as far as the webhook can see.
-pub(crate) struct Client {
-    webhook: SocketAddr,
-    tls: TlsConnector,
-}
-
-impl Client {
-    /// Trusts one CA alone, as the API server does.
-    pub(crate) fn trusting(ca: &Path, webhook: SocketAddr) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&fs::read(ca).unwrap()).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self { webhook, tls: TlsConnector::from(Arc::new(config)) }
-    }
-
-    /// A new connection.
-    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
-        self.try_connect().await.unwrap()
-    }
-
-    /// A new connection, if the server takes one.
-    pub(crate) async fn try_connect(&self) -> io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = TcpStream::connect(self.webhook).await?;
-        self.tls.connect(name, stream).await
-    }
 }
 
 pub(crate) async fn eventually(holds: impl Fn() -> bool) {
@@ -204,7 +166,7 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for S {}
 
 impl Bench {
     pub(crate) async fn login(&self, token: &str) -> (u16, String) {
-        exchange(self.client.connect().await, review(token, "close")).await
+        exchange(self.client.connect().await.unwrap(), review(token, "close")).await
     }
 
     /// The `status` of a review that was decided.
@@ -225,17 +187,4 @@ impl Bench {
         self.serving.await.unwrap().unwrap();
         assert!(TcpStream::connect(self.webhook).await.is_err(), "nobody listens any longer");
     }
-}
-
-/// A request with a review of a token.
-pub(crate) fn review(token: &str, connection: &str) -> String {
-    let review = json!({
-        "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": { "token": token },
-    })
-    .to_string();
-    let length = review.len();
-    format!(
-        "POST /authenticate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\nConnection: {connection}\r\n\r\n{review}"
-    )
 }

@@ -16,16 +16,16 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use kube2ram_authenticator::verify::Rates;
 use kube2ram_cloud::BaseCredentials;
-use kube2ram_sandbox::standin::Accounts;
+use kube2ram_sandbox::{
+    login::{Connection, Reviewer},
+    standin::Accounts,
+};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use tokio_rustls::client::TlsStream;
 
-use super::bench::{Bench, ENGINEERS, bench, keys, review, token, token_at};
+use super::bench::{Bench, ENGINEERS, bench, keys, token, token_at};
 
 /// Somebody who is mapped: keys, and the username that they must become.
 struct User {
@@ -61,48 +61,6 @@ fn users(accounts: &Accounts) -> Vec<User> {
     (0..USERS).map(user).collect()
 }
 
-/// A connection that is kept, as the API server keeps it, until the server ends it after many requests.
-struct Connection {
-    bench: Arc<Bench>,
-    stream: TlsStream<TcpStream>,
-}
-
-impl Connection {
-    async fn new(bench: Arc<Bench>) -> Self {
-        let stream = bench.client.connect().await;
-        Self { bench, stream }
-    }
-
-    /// The status and the text of the answer to a review of this token.
-    async fn login(&mut self, token: &str) -> (u16, String) {
-        self.stream.write_all(review(token, "keep-alive").as_bytes()).await.unwrap();
-        let mut read = Vec::new();
-        let answer = loop {
-            let mut chunk = [0; 4096];
-            let length = self.stream.read(&mut chunk).await.unwrap();
-            assert_ne!(length, 0, "an answer is complete");
-            read.extend_from_slice(&chunk[..length]);
-            let text = str::from_utf8(&read).unwrap();
-            if is_complete(text) {
-                break text.to_owned();
-            }
-        };
-        if answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
-            self.stream = self.bench.client.connect().await;
-        }
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer)
-    }
-}
-
-/// Whether an answer has all of its body.
-pub(crate) fn is_complete(answer: &str) -> bool {
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
-    let head = head.to_ascii_lowercase();
-    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
-    body.len() >= length.unwrap().parse().unwrap()
-}
-
 /// Times that logins took.
 struct Times(Vec<Duration>);
 
@@ -119,19 +77,19 @@ impl Times {
 
 /// Logs in by `all` in turn, `rate` times a second, for `seconds`. Each must become its user. A login counts
 /// from the time it was due, so that a late client does not hide a slow server.
-async fn logins(bench: &Arc<Bench>, all: &Arc<[Login]>, rate: u32, seconds: u32) -> Times {
+async fn logins(client: &Arc<Reviewer>, all: &Arc<[Login]>, rate: u32, seconds: u32) -> Times {
     let begun = Instant::now();
     let mut clients = JoinSet::new();
-    for client in 0..CONNECTIONS {
-        let (bench, all) = (Arc::clone(bench), Arc::clone(all));
+    for number in 0..CONNECTIONS {
+        let (client, all) = (Arc::clone(client), Arc::clone(all));
         clients.spawn(async move {
-            let mut connection = Connection::new(bench).await;
+            let mut connection = Connection::open(client).await.unwrap();
             let mut times = Vec::new();
-            for n in (client..rate * seconds).step_by(CONNECTIONS as usize) {
+            for n in (number..rate * seconds).step_by(CONNECTIONS as usize) {
                 let due = begun + Duration::from_secs(1) * n / rate;
                 sleep_until(due).await;
                 let Login { token, username } = &all[n as usize % all.len()];
-                let (status, answer) = connection.login(token).await;
+                let (status, answer) = connection.review(token).await.unwrap();
                 times.push(due.elapsed());
                 let user = format!(r#""authenticated":true,"user":{{"username":"{username}","#);
                 assert!(status == 200 && answer.contains(&user), "{username}: {status} {answer}");
@@ -146,13 +104,13 @@ async fn logins(bench: &Arc<Bench>, all: &Arc<[Login]>, rate: u32, seconds: u32)
 
 /// Sends tokens that are none, one after the other, until `stop`.
 async fn flood(
-    bench: Arc<Bench>,
+    client: Arc<Reviewer>,
     victim: BaseCredentials,
     number: u32,
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
 ) {
-    let mut connection = Connection::new(bench).await;
+    let mut connection = Connection::open(client).await.unwrap();
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         n += 1;
@@ -168,7 +126,7 @@ async fn flood(
                 ..victim.clone()
             }),
         };
-        let (status, answer) = connection.login(&token).await;
+        let (status, answer) = connection.review(&token).await.unwrap();
         assert!(!answer.contains(r#""authenticated":true"#));
         // Denied, told to wait, or not decided.
         assert!([200, 429, 503].contains(&status), "{status} {answer}");
@@ -193,15 +151,15 @@ async fn metric(bench: &Bench, name: &str) -> u64 {
 /// costs what strangers may, and no user's login, not even one with a new token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
-    let bench = Arc::new(bench().await);
+    let bench = bench().await;
     let users = users(&bench.accounts);
     let now = Timestamp::now();
     let all: Arc<[Login]> = users.iter().map(|user| user.login_at(now)).collect();
     let begun = Instant::now();
 
-    logins(&bench, &all, USERS, 1).await.print("first logins");
+    logins(&bench.client, &all, USERS, 1).await.print("first logins");
     assert_eq!(bench.sts.calls().len(), USERS as usize);
-    logins(&bench, &all, RATE, SECONDS).await.print("remembered");
+    logins(&bench.client, &all, RATE, SECONDS).await.print("remembered");
     assert_eq!(bench.sts.calls().len(), USERS as usize, "one call for a token");
     let memory_before = resident_kib();
 
@@ -209,13 +167,14 @@ async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
     let victim = keys(&bench.accounts.add_user("bob"));
     let mut floods = JoinSet::new();
     for number in 0..FLOODS {
-        floods.spawn(flood(Arc::clone(&bench), victim.clone(), number, Arc::clone(&stop), Arc::clone(&sent)));
+        let (client, victim) = (Arc::clone(&bench.client), victim.clone());
+        floods.spawn(flood(client, victim, number, Arc::clone(&stop), Arc::clone(&sent)));
     }
     // A date is in whole seconds: another one makes another token.
     let before = now - SignedDuration::from_secs(60);
     let new: Arc<[Login]> = users.iter().map(|user| user.login_at(before)).collect();
     let (remembered, new) =
-        tokio::join!(logins(&bench, &all, RATE, SECONDS), logins(&bench, &new, 10, SECONDS));
+        tokio::join!(logins(&bench.client, &all, RATE, SECONDS), logins(&bench.client, &new, 10, SECONDS));
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = floods.join_next().await {
         ended.unwrap();
@@ -236,7 +195,6 @@ async fn a_flood_of_garbage_keeps_out_no_user_and_each_token_costs_one_call() {
     assert!(garbage > strangers, "a flood is more than what is let through: {garbage}");
     let entries = metric(&bench, "kube2ram_authenticator_remembered_answers").await;
     assert!(entries <= calls, "{entries} answers are remembered of {calls}");
-    let Some(bench) = Arc::into_inner(bench) else { panic!("every login has ended") };
     bench.end().await;
 }
 

@@ -20,7 +20,10 @@ use kube2ram_cloud::{
     credentials::Issuer as _,
     role::{Grant, RoleArn, RoleSession, SessionName},
 };
-use kube2ram_sandbox::standin::{Accounts, Role, StsMode};
+use kube2ram_sandbox::{
+    login::review,
+    standin::{Accounts, Role, StsMode},
+};
 use kube2ram_service::clock::SystemClock;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -30,7 +33,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::bench::{bench, exchange, keys, review, token, token_at};
+use self::bench::{bench, exchange, keys, token, token_at};
 
 #[tokio::test]
 async fn a_user_and_a_session_of_a_role_become_whom_they_are_mapped_to() {
@@ -177,7 +180,7 @@ async fn a_client_that_does_not_go_on_is_cut_off() {
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     let half_a_body = format!("{head}\r\n\r\n{}", &body[..body.len() / 2]);
     let until_the_end = async |sent: &str| {
-        let mut stream = bench.client.connect().await;
+        let mut stream = bench.client.connect().await.unwrap();
         stream.write_all(sent.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         drop(stream.read_to_end(&mut answer).await);
@@ -221,9 +224,13 @@ async fn a_head_over_the_limit_is_refused() {
         review(&token(&alice), "close").replacen("Host: ", &filler, 1)
     };
 
-    let (status, answer) = exchange(bench.client.connect().await, request(16 * 1024)).await;
+    let (status, answer) = exchange(bench.client.connect().await.unwrap(), request(16 * 1024)).await;
 
     assert_eq!(status, 431, "{answer}");
-    assert_eq!(exchange(bench.client.connect().await, request(1024)).await.0, 200, "the allowed twin");
+    assert_eq!(
+        exchange(bench.client.connect().await.unwrap(), request(1024)).await.0,
+        200,
+        "the allowed twin"
+    );
     bench.end().await;
 }

@@ -19,6 +19,7 @@ use kube2ram_authenticator::token::{ClusterId, presign};
 use kube2ram_cloud::BaseCredentials;
 use kube2ram_sandbox::{
     clock::Clock,
+    login::{Reviewer, is_complete, review},
     standin::{Accounts, Bind, Sts, StsMode},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,17 +32,14 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::{
-    bench::{CLUSTER, Client, eventually, exchange, keys, review, token},
-    load::is_complete,
-};
+use super::bench::{CLUSTER, eventually, exchange, keys, token};
 
 /// The server, ended with the test.
 struct Process {
     server: Server,
     webhook: SocketAddr,
     admin: SocketAddr,
-    client: Arc<Client>,
+    client: Arc<Reviewer>,
     accounts: Arc<Accounts>,
     sts: Sts,
     alice: BaseCredentials,
@@ -111,7 +109,7 @@ async fn process_on(config: &str, probe: Option<&str>) -> Process {
     let server = server(directory.path(), [webhook, admin], &sts, probe);
     let ca = path("state/cert.pem");
     eventually(|| ca.exists()).await;
-    let client = Arc::new(Client::trusting(&ca, webhook));
+    let client = Arc::new(Reviewer::trusting(&ca, webhook).unwrap());
     let process =
         Process { server, webhook, admin, client, accounts, sts, alice, directory, _reserved: reserved };
     for _ in 0..1000 {
@@ -184,7 +182,7 @@ fn address(text: &str) -> SocketAddr {
 async fn sigterm_lets_logins_end_that_have_begun_and_then_ends_the_process() {
     let mut process = process().await;
     process.sts.set_mode(StsMode::Slow(Duration::from_millis(1500))).unwrap();
-    let stream = process.client.connect().await;
+    let stream = process.client.connect().await.unwrap();
     let login = tokio::spawn(exchange(stream, review(&token(&process.alice), "close")));
     // The request has arrived by now, and STS has not answered.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -212,7 +210,7 @@ async fn is_closed(stream: &mut TlsStream<TcpStream>) -> bool {
 
 /// As the API server logs in: with a connection that it has kept, else with a new one.
 async fn log_in(
-    client: &Client,
+    client: &Reviewer,
     kept: &mut Option<TlsStream<TcpStream>>,
     request: &str,
 ) -> io::Result<String> {
@@ -224,7 +222,7 @@ async fn log_in(
     }
     let mut stream = match reused {
         Some(stream) => stream,
-        None => client.try_connect().await?,
+        None => client.connect().await?,
     };
     stream.write_all(request.as_bytes()).await?;
     let mut read = Vec::new();
@@ -367,7 +365,7 @@ async fn a_list_of_mappings_that_cannot_be_read_is_named_by_readiness() {
     fs::write(path("config.yaml"), format!("clusterID: {CLUSTER}\nserver: {{{backend}}}\n")).unwrap();
     let reserved = [reserve(), reserve()];
     let [webhook, admin] = reserved.each_ref().map(|socket| socket.local_addr().unwrap());
-    let _server = server(directory.path(), [webhook, admin], &sts, "probe");
+    let _server = server(directory.path(), [webhook, admin], &sts, Some("probe"));
 
     // Somebody answers later than it starts.
     let mut answer = String::new();

@@ -3,6 +3,7 @@
 //! plane and on STS. Called by the authenticator's tests, and by the binary's `logins`.
 
 mod client;
+mod reviewer;
 pub mod show;
 mod token;
 
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 
 pub use self::{
     client::{Login, UNAUTHORIZED},
+    reviewer::{Connection, Reviewer, is_complete, review},
     token::{tampered, token_of},
 };
 use crate::{
