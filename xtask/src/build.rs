@@ -41,13 +41,12 @@ pub(crate) fn programs() -> Result<Programs> {
     })
 }
 
-/// Builds the agent as it is released, one static file, the very one that the image holds; tells where it is.
-pub(crate) fn release() -> Result<PathBuf> {
+/// Builds a program as it is released, one static file, the very one that the image holds; tells where it is.
+pub(crate) fn release(product: Product) -> Result<PathBuf> {
     setup::static_building(&[Arch::HERE])?;
     let revision = checkout::revision();
-    let objects = ebpf::build()?;
-    let program =
-        program(Product::Agent, Some(objects.as_path()), Arch::HERE, Profile::Release, revision.as_deref())?;
+    let objects = if product == Product::Agent { Some(ebpf::build()?) } else { None };
+    let program = program(product, objects.as_deref(), Arch::HERE, Profile::Release, revision.as_deref())?;
     Ok(program.path)
 }
 

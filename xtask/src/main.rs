@@ -25,7 +25,10 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
-use self::{image::Directories, kernels::Rows};
+use self::{
+    image::{Directories, Product},
+    kernels::Rows,
+};
 
 /// Builds, tests and shows kube2ram.
 #[derive(Parser)]
@@ -42,7 +45,7 @@ enum Task {
         /// The cloud that the machine stands for
         #[arg(long, value_parser = ["alibaba", "aws"], default_value = "alibaba")]
         cloud: String,
-        /// connect, kernel, scale, service or wire; all of them when none is named
+        /// authenticator, connect, kernel, scale, service or wire; all of them when none is named
         subjects: Vec<String>,
     },
     /// Builds the eBPF programs and the agent: target/debug/kube2ram
@@ -137,7 +140,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Bench { cloud, subjects } => steps::bench(&cloud, &subjects),
-        Task::Build { release: true } => build::release().map(drop),
+        Task::Build { release: true } => build::release(Product::Agent).map(drop),
         Task::Build { release: false } => {
             build::programs().map(|programs| command::say(format!("built {}", programs.agent.display())))
         }

@@ -8,7 +8,9 @@ use crate::{
     build,
     command::{cargo, root, run, say, target_dir},
     counts::Counts,
-    house, manifests, setup,
+    house,
+    image::Product,
+    manifests, setup,
 };
 
 /// rustfmt, the dependencies, clippy and rustdoc, with warnings as errors.
@@ -90,21 +92,34 @@ pub(crate) fn logins() -> Result<()> {
     run(logins.arg("--directory").arg(target_dir().join("tmp/logins")))
 }
 
-/// Measures optimised builds.
+/// Measures optimised builds of those programs that the subjects need.
 pub(crate) fn bench(cloud: &str, subjects: &[String]) -> Result<()> {
-    const ALL: [&str; 6] = ["connect", "kernel", "service", "scale", "saturated", "wire"];
-    if !setup::is_root() && !setup::in_path("sudo") {
+    const AUTHENTICATOR: &str = "authenticator";
+    const ALL: [&str; 7] =
+        ["connect", "kernel", "service", "scale", "saturated", "wire", AUTHENTICATOR];
+    let subjects = match subjects {
+        [] => ALL.to_vec(),
+        named => named.iter().map(String::as_str).collect(),
+    };
+    let is_of_agent = subjects.iter().any(|subject| *subject != AUTHENTICATOR);
+    if is_of_agent && !setup::is_root() && !setup::in_path("sudo") {
         bail!("a bench makes cgroups, network namespaces and eBPF programs: run it as root");
     }
     setup::building()?;
-    setup::programs()?;
-    setup::bench()?;
-    let agent = build::release()?;
-    let mut bench = setup::privileged(build::release_sandbox()?);
-    bench.args(["bench", "--cloud", cloud, "--agent"]).arg(agent);
-    match subjects {
-        [] => bench.args(ALL),
-        named => bench.args(named),
-    };
-    run(&mut bench)
+    let mut programs = Vec::new();
+    if is_of_agent {
+        setup::programs()?;
+        setup::bench()?;
+        programs.push(("--agent", build::release(Product::Agent)?));
+    }
+    if subjects.contains(&AUTHENTICATOR) {
+        programs.push(("--authenticator", build::release(Product::Authenticator)?));
+    }
+    let sandbox = build::release_sandbox()?;
+    let mut bench = if is_of_agent { setup::privileged(sandbox) } else { Command::new(sandbox) };
+    bench.args(["bench", "--cloud", cloud]);
+    for (flag, program) in programs {
+        bench.arg(flag).arg(program);
+    }
+    run(bench.args(subjects))
 }

@@ -334,7 +334,7 @@ async fn the_older_example_of_ack_ram_authenticator_starts_a_server_as_it_stands
         let user = keys(&process.accounts.add_user("Alice"));
         let token = presign(&cluster, &user, Timestamp::now(), "a test").unwrap();
         let request = review(token.expose_secret(), "close");
-        let (status, answer) = exchange(process.client.connect().await, request).await;
+        let (status, answer) = exchange(process.client.connect().await.unwrap(), request).await;
         let path = |name: &str| process.directory.path().join(name);
         let mut check = Command::new(PROGRAM);
         check.arg("check").arg(format!("acs:ram::{account}:user/Alice"));

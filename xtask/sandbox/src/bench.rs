@@ -1,6 +1,7 @@
 //! What kube2ram costs, each number next to what it is compared with, in one run on one machine. Depends on
-//! `Sandbox`. Called by the binary's `bench`, which `cargo xtask bench` runs.
+//! `Sandbox` and on `login`. Called by the binary's `bench`, which `cargo xtask bench` runs.
 
+mod authenticator;
 mod connect;
 mod held;
 mod hello;
@@ -15,12 +16,12 @@ mod wrk;
 
 use std::{
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 pub use self::hello::hello;
 use crate::{Cloud, Sandbox, node::PodSpec, standin::Role};
@@ -28,6 +29,8 @@ use crate::{Cloud, Sandbox, node::PodSpec, standin::Role};
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Subject {
+    /// Logins by the authenticator, alone and next to a flood of garbage.
+    Authenticator,
     /// connect(2), with kube2ram, without and with iptables rules.
     Connect,
     /// Each program, by the kernel's statistics, and the kernel's memory for held connections.
@@ -42,44 +45,72 @@ pub enum Subject {
     Wire,
 }
 
+/// The programs that are measured.
+#[derive(Clone, Debug, Default)]
+pub struct Programs {
+    /// The agent, for all subjects but one.
+    pub agent: Option<PathBuf>,
+    /// `kube2ram-authenticator`, for [`Subject::Authenticator`].
+    pub authenticator: Option<PathBuf>,
+}
+
+impl Programs {
+    fn agent(&self) -> Result<&Path> {
+        self.agent.as_deref().context("--agent is missing")
+    }
+
+    fn authenticator(&self) -> Result<&Path> {
+        self.authenticator.as_deref().context("--authenticator is missing")
+    }
+}
+
 /// What the sandbox of a bench is called.
 pub const NAME: &str = "bench";
 
 /// Measures and prints.
 ///
 /// # Errors
-/// When the sandbox cannot be made, or something that is measured fails; never because of a number.
-pub fn bench(agent: &Path, cloud: Cloud, subjects: &[Subject], out: &mut dyn Write) -> Result<()> {
+/// When a program is missing, the sandbox cannot be made, or something that is measured fails; never because
+/// of a number.
+pub fn bench(programs: &Programs, cloud: Cloud, subjects: &[Subject], out: &mut dyn Write) -> Result<()> {
     writeln!(out, "medians; ratios of rounds in turn: median (lowest–highest)")?;
-    for subject in subjects {
-        let mut sandbox = Sandbox::create_in(NAME, cloud)?;
+    let node = || {
+        let sandbox = Sandbox::create_in(NAME, cloud)?;
         add_role(&sandbox, "orders-role");
+        anyhow::Ok(sandbox)
+    };
+    for subject in subjects {
         match subject {
+            Subject::Authenticator => {
+                writeln!(out, "\nauthenticator")?;
+                authenticator::measure(programs.authenticator()?, out)?;
+            }
             Subject::Connect => {
                 writeln!(out, "\nconnect(2)")?;
-                connect::compare(&mut sandbox, agent, out)?;
+                connect::compare(&mut node()?, programs.agent()?, out)?;
             }
             Subject::Kernel => {
                 writeln!(out, "\nprograms, by the kernel's own count")?;
-                programs(&mut sandbox, agent, out)?;
+                let mut sandbox = node()?;
+                kernel_programs(&mut sandbox, programs.agent()?, out)?;
                 writeln!(out, "\nconnections that are held, by the kernel's slab")?;
                 held::compare(&mut sandbox, out)?;
             }
             Subject::Saturated => {
                 writeln!(out, "\na saturated node")?;
-                saturated::compare(&mut sandbox, agent, out)?;
+                saturated::compare(&mut node()?, programs.agent()?, out)?;
             }
             Subject::Scale => {
                 writeln!(out, "\nmany pods")?;
-                scale::grow(&mut sandbox, agent, out)?;
+                scale::grow(&mut node()?, programs.agent()?, out)?;
             }
             Subject::Service => {
                 writeln!(out, "\nmetadata service")?;
-                service::compare(&mut sandbox, agent, out)?;
+                service::compare(&mut node()?, programs.agent()?, out)?;
             }
             Subject::Wire => {
                 writeln!(out, "\nwire guard")?;
-                wire::compare(&mut sandbox, agent, out)?;
+                wire::compare(&mut node()?, programs.agent()?, out)?;
             }
         }
     }
@@ -87,7 +118,7 @@ pub fn bench(agent: &Path, cloud: Cloud, subjects: &[Subject], out: &mut dyn Wri
 }
 
 /// One connect after the other, elsewhere and to the metadata server.
-fn programs(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
+fn kernel_programs(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
     const CONNECTS: usize = 5000;
     sandbox.add_pod(&PodSpec::new("dialer").role("orders-role"))?;
     sandbox.start_agent(agent, &["--auto-discover-base-arn"])?;

@@ -57,7 +57,7 @@ pub struct Cluster {
 
 /// The authenticator's server; killed when it is dropped.
 #[derive(Debug)]
-struct Server(Child);
+pub(crate) struct Server(pub(crate) Child);
 
 impl Cluster {
     /// The cluster's id, which tokens must be for.
@@ -264,7 +264,7 @@ pub fn user_arn(name: &str) -> String {
     format!("acs:ram::{}:user/{name}", Accounts::UID)
 }
 
-fn wait_for(is_ready: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn wait_for(is_ready: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     while !is_ready() {
         ensure!(Instant::now() < deadline, "it took more than {DEADLINE:?}");
@@ -274,7 +274,7 @@ fn wait_for(is_ready: impl Fn() -> bool) -> Result<()> {
 }
 
 /// Both are open at the same time, so that they differ.
-fn free_ports() -> Result<[u16; 2]> {
+pub(crate) fn free_ports() -> Result<[u16; 2]> {
     let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
     let [one, other] = &listeners;
     Ok([one.local_addr()?.port(), other.local_addr()?.port()])

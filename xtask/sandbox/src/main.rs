@@ -51,12 +51,15 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Measures what the agent costs, next to what it is compared with.
+    /// Measures what the programs cost, next to what they are compared with.
     #[command(hide = true)]
     Bench {
         /// The agent's binary.
         #[arg(long)]
-        agent: PathBuf,
+        agent: Option<PathBuf>,
+        /// The authenticator's binary.
+        #[arg(long)]
+        authenticator: Option<PathBuf>,
         /// The cloud that the machine stands for.
         #[arg(long, value_enum, default_value = "alibaba")]
         cloud: Cloud,
@@ -226,9 +229,10 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Bench { agent, cloud, subjects } => {
+        Command::Bench { agent, authenticator, cloud, subjects } => {
             remove_on_signal(bench::NAME)?;
-            bench::bench(&agent, cloud, &subjects, &mut stdout())?;
+            let programs = bench::Programs { agent, authenticator };
+            bench::bench(&programs, cloud, &subjects, &mut stdout())?;
         }
         Command::Client(client) => run_client(client)?,
         Command::Exec { sandbox, target, command } => return exec(sandbox.as_deref(), &target, &command),
