@@ -59,7 +59,7 @@ pub enum IdentityError {
     /// The ARN is none of a user, a role, an assumed role or an account's root.
     #[error("the ARN in STS's answer is not that of a RAM user, a RAM role or an account")]
     Arn,
-    /// The principal id is neither `<id>` nor `<id>:<session>`.
+    /// The principal id is neither `<id>` nor `<id>:<session>`, or is longer than 256 bytes.
     #[error("the principal id in STS's answer is malformed")]
     PrincipalId,
 }
@@ -79,7 +79,9 @@ impl Identity {
             None => (&**principal_id, None),
             Some((user_id, session)) => (user_id, Some(session)),
         };
-        if !is_word(user_id) || session_name.is_some_and(|name| name.contains(':') || !is_word(name)) {
+        let is_malformed =
+            !is_word(user_id) || session_name.is_some_and(|name| name.contains(':') || !is_word(name));
+        if principal_id.len() > PRINCIPAL_ID_MAX_BYTES || is_malformed {
             return Err(IdentityError::PrincipalId);
         }
         Ok(Self {
@@ -130,8 +132,10 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
-/// Longer than any ARN of RAM.
-const ARN_MAX_BYTES: usize = 1024;
+/// Of what follows the account in an ARN: longer than any of RAM, whose names have up to 64 characters.
+pub(crate) const ARN_MAX_BYTES: usize = 512;
+/// Longer than an id of some 20 digits, a colon and a session's name of up to 64 characters.
+pub(crate) const PRINCIPAL_ID_MAX_BYTES: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -214,6 +218,19 @@ mod tests {
         ] {
             assert_eq!(Identity::of_caller(&caller(arn, principal), "key"), Err(error), "{arn} {principal}");
         }
+    }
+
+    /// Identities of anybody's account are remembered.
+    #[test]
+    fn refuses_texts_that_are_longer_than_any_of_ram() {
+        let of = |resource: usize, principal: usize| {
+            let arn = format!("acs:ram::123456789012:user/{}", "a".repeat(resource - "user/".len()));
+            Identity::of_caller(&caller(&arn, &"1".repeat(principal)), "key").map(drop)
+        };
+
+        assert_eq!(of(ARN_MAX_BYTES, PRINCIPAL_ID_MAX_BYTES), Ok(()));
+        assert_eq!(of(ARN_MAX_BYTES + 1, PRINCIPAL_ID_MAX_BYTES), Err(IdentityError::Arn));
+        assert_eq!(of(ARN_MAX_BYTES, PRINCIPAL_ID_MAX_BYTES + 1), Err(IdentityError::PrincipalId));
     }
 
     proptest! {

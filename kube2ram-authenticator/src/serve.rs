@@ -17,6 +17,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
+#[cfg(test)]
+mod budget;
 mod listeners;
 
 pub use self::listeners::Listeners;

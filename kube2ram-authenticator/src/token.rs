@@ -18,6 +18,8 @@ use http::{
 use jiff::{SignedDuration, Timestamp};
 use kube2ram_cloud::alibaba::caller_identity::{ACTION, EMPTY_PAYLOAD, VERSION, WINDOW, parse_call_date};
 
+#[cfg(test)]
+pub(crate) use self::authorization::KEY_LIMIT_BYTES;
 pub use self::write::presign;
 use self::{authorization::Authorization, document::Document};
 

@@ -24,6 +24,8 @@ use prometheus_client::registry::Registry;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 
+#[cfg(test)]
+pub(crate) use self::limits::KEYS;
 pub use self::limits::{Budget, Rates};
 use self::{
     cache::{Cache, Digest},
@@ -208,8 +210,8 @@ impl Verifier {
         tasks: TaskTracker,
         registry: &mut Registry,
     ) -> Arc<Self> {
-        let identities = Cache::new(CACHE_ENTRIES);
-        let remembered = Remembered { identities, refusals: Cache::new(CACHE_ENTRIES) };
+        let (identities, refusals) = (Cache::new(IDENTITIES), Cache::new(REFUSALS));
+        let remembered = Remembered { identities, refusals };
         let metrics = Metrics::new(registry, &sts.endpoints());
         Arc::new(Self {
             cluster,
@@ -403,12 +405,14 @@ impl Drop for Leaves<'_> {
     }
 }
 
-/// How many identities, and how many refusals, are remembered.
-const CACHE_ENTRIES: usize = 10_000;
+/// How many identities are remembered.
+pub(crate) const IDENTITIES: usize = 10_000;
+/// How many refusals are remembered: twice as many as calls of STS in [`REFUSAL_TTL`], by the default rates.
+pub(crate) const REFUSALS: usize = 2_000;
 /// How long a refusal is remembered at most: one of a signature or a date, which stays as it is.
 const REFUSAL_TTL: Duration = Duration::from_secs(10);
 /// How many calls may wait for STS at once.
-const FLIGHTS: usize = 256;
+pub(crate) const FLIGHTS: usize = 256;
 /// How many of them may be of keys that have never logged in.
 const FLIGHTS_OF_STRANGERS: usize = 128;
 /// A call takes less than this, unless STS is in trouble.

@@ -261,7 +261,7 @@ fn with_type(content_type: &'static str, body: Bytes, status: StatusCode) -> Res
 }
 
 /// A token of the longest kind, and what stands around it.
-const BODY_LIMIT_BYTES: usize = 64 * 1024;
+pub(crate) const BODY_LIMIT_BYTES: usize = 64 * 1024;
 /// The API server sends a body at once.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
 /// How many lines about denials are logged: ten a second, and a hundred at once.

@@ -93,8 +93,8 @@ struct Limited {
     refused: u64,
 }
 
-/// More pods than a node has.
-const CALLERS: usize = 1024;
+/// How many callers have a limiter of their own: more than a node has pods.
+pub const CALLERS: usize = 1024;
 
 impl<K: Clone + Eq + Hash> RateLimiters<K> {
     /// `rate` is each caller's; `None` is no limit.

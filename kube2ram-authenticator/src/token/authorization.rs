@@ -29,7 +29,7 @@ impl<'a> Authorization<'a> {
 }
 
 /// Longer than any access key id.
-const KEY_LIMIT_BYTES: usize = 128;
+pub(crate) const KEY_LIMIT_BYTES: usize = 128;
 /// A SHA-256 in hex.
 const SIGNATURE_BYTES: usize = 64;
 

@@ -150,7 +150,7 @@ impl Limits {
 }
 
 /// How many keys are remembered that have logged in.
-const KEYS: usize = 4096;
+pub(crate) const KEYS: usize = 4096;
 const DOUBTS_PER_SECOND: u32 = 1;
 /// How many times the burst of unknown keys may wait at once: those of the 30 s that the API server waits. A
 /// token counts again each time that it is told to wait.

@@ -18,7 +18,7 @@ use super::{
 };
 pub use super::{
     sign::{ALGORITHM, EMPTY_PAYLOAD},
-    wire::CallerIdentity,
+    wire::{BODY_LIMIT_BYTES, CallerIdentity},
 };
 use crate::{
     credentials::{IssueError, IssueErrorKind},
