@@ -8,8 +8,6 @@
 
 pub mod args;
 mod netlink;
-#[cfg(test)]
-mod documents;
 
 pub mod datapath;
 pub mod guard;

@@ -270,3 +270,6 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// How often it is looked whether mappings were read.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

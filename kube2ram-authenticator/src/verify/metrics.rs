@@ -57,7 +57,7 @@ impl Metrics {
         let answers = Family::<AnswerLabels, Counter>::default();
         registry.register(
             "sts_answers",
-            "Outcomes of calls of GetCallerIdentity, by the endpoint that answered (global, regional, vpc, other, or none if none did) and by code (ok, those codes of STS that are known, Connect, Nonsense, Timeout and Transport for a call without a usable answer, or other)",
+            "Calls of GetCallerIdentity, by the kind of the endpoint that answered and by the code of the error",
             answers.clone(),
         );
         let asked_seconds = Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);

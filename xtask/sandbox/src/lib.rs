@@ -10,6 +10,7 @@ mod cloud;
 pub mod container;
 pub mod control_plane;
 mod credentials_from;
+pub mod documents;
 pub mod jwks;
 pub mod kernel;
 mod log_writer;

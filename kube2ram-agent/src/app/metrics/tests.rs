@@ -1,7 +1,7 @@
 //! The table of all metrics equals the registry.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
@@ -12,11 +12,11 @@ use crate::{
     app::{outside, snapshot},
     audit, credentials,
     datapath::{self},
-    documents::{keep_current, keep_file_current, row},
     guard::ForwardGuard,
     kubernetes, listeners, reconcile, self_test, server, wire_guard,
 };
 use kube2ram_cloud::MetadataAddr;
+use kube2ram_sandbox::documents::{families, keep_current, keep_file_current, metrics_table};
 use kube2ram_service::{
     admin::{Exposition, Readiness},
     clock::SystemClock,
@@ -90,64 +90,13 @@ fn registry() -> Registry {
     root
 }
 
-#[derive(Default)]
-struct Family {
-    kind: String,
-    help: String,
-    /// By name, their values.
-    labels: BTreeMap<String, BTreeSet<String>>,
-}
-
-fn families(text: &str) -> BTreeMap<String, Family> {
-    let mut families = BTreeMap::<String, Family>::new();
-    let mut current = String::new();
-    for line in text.lines() {
-        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            current = name.to_owned();
-            families.entry(current.clone()).or_default().help = help.to_owned();
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
-        {
-            families.entry(name.to_owned()).or_default().kind = kind.to_owned();
-        } else if let Some((_, labels)) = line.split_once('{') {
-            let labels = labels.split_once('}').unwrap().0;
-            let family = families.get_mut(&current).unwrap();
-            for label in labels.split("\",").filter(|label| !label.is_empty()) {
-                let (name, value) = label.split_once("=\"").unwrap();
-                let values = family.labels.entry(name.to_owned()).or_default();
-                values.insert(value.trim_end_matches('"').to_owned());
-            }
-        }
-    }
-    families
-}
-
-fn labels(family: &Family) -> String {
-    let own = family.labels.iter().filter(|(name, _)| *name != "le");
-    let described = own.map(|(name, values)| {
-        // Values that the help lists are not repeated.
-        let is_told = values.iter().any(|value| family.help.contains(value.as_str()));
-        if is_told || OPEN_LABELS.contains(&name.as_str()) {
-            return format!("`{name}`");
-        }
-        let values: Vec<_> = values.iter().map(String::as_str).collect();
-        format!("`{name}`: {}", values.join(", "))
-    });
-    described.collect::<Vec<_>>().join("; ")
-}
-
 #[test]
 fn the_table_of_metrics_is_current() {
     let text = Exposition::Text.encode(&registry()).unwrap();
     let families = families(&text);
 
-    let mut table = row(["metric", "type", "labels", "meaning"]) + &row(["---"; 4]);
-    for (name, family) in &families {
-        let (name, labels) = (format!("`{name}`"), labels(family));
-        table += &row([name.as_str(), &family.kind, &labels, &family.help]);
-    }
-
     assert!(families.len() > 40, "{}", families.len());
-    keep_current("docs/metrics.md", "metrics", &table);
+    keep_current("docs/metrics.md", "metrics", &metrics_table(&families, &OPEN_LABELS));
 }
 
 /// The operator's object holds the same rules as the plain file.

@@ -10,11 +10,9 @@ use std::{
 
 use clap::Arg;
 
-use crate::{
-    args::{Command, flags, retired},
-    documents::{keep_current, row},
-};
+use crate::args::{Command, flags, retired};
 use kube2ram_cloud::role::{MAX_DURATION, MIN_DURATION};
+use kube2ram_sandbox::documents::{keep_current, row};
 
 const DOCUMENTS: [&str; 2] = ["README.md", "README.zh-CN.md"];
 const NO_DEFAULT: &str = "–";
