@@ -1,8 +1,8 @@
-//! The most memory that the server can take, as the kernel counts it for the container's limit: the sum of all
-//! bounds. Depends on the modules whose bounds they are. Only a test calls it: the manifests' limit must be
-//! larger, and docs/internals/bounds.md must say the same.
+//! The most memory that the server can take, as the kernel counts it for the container's limit: the sum of
+//! all bounds. Depends on the modules whose bounds they are. Only a test calls it: the manifests' limit must
+//! be larger, and docs/internals/bounds.md must say the same.
 
-use kube2ram_cloud::alibaba::caller_identity;
+use kube2ram_cloud::alibaba::wire;
 use kube2ram_service::{
     admin,
     listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
@@ -40,7 +40,7 @@ const REFUSAL: usize = ENTRY + 4 * 256 + 2 * 64;
 const KEY: usize = KEY_LIMIT_BYTES + 256;
 /// The signed call as it was read, and as it is sent; the answer, of which the kernel has a part.
 const CALL: usize =
-    SOCKET + TLS + 16 * KIB + 2 * token::LIMIT_BYTES + 6 * KIB + caller_identity::BODY_LIMIT_BYTES + 16 * KIB;
+    SOCKET + TLS + 16 * KIB + 2 * token::LIMIT_BYTES + 6 * KIB + wire::BODY_LIMIT_BYTES + 16 * KIB;
 
 /// Purpose and number of bytes. The first is no limit: whoever writes mappings can be anybody anyway.
 const PARTS: [(&str, usize); 7] = [

@@ -18,7 +18,7 @@ use super::{
 };
 pub use super::{
     sign::{ALGORITHM, EMPTY_PAYLOAD},
-    wire::{BODY_LIMIT_BYTES, CallerIdentity},
+    wire::CallerIdentity,
 };
 use crate::{
     credentials::{IssueError, IssueErrorKind},

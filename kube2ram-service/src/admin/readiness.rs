@@ -1,5 +1,5 @@
-//! What the agent still waits for before it is ready, and notes on what is wrong although it is ready. Depends
-//! on nothing of ours; `app` registers, `admin` reads.
+//! What the agent still waits for before it is ready, and notes on what is wrong although it is ready.
+//! Depends on nothing of ours; `app` registers, `admin` reads.
 
 use std::{
     collections::BTreeMap,
