@@ -1,5 +1,5 @@
 //! Logins over TLS against the STS stand-in, which checks every signature by its own code. The server is the
-//! whole one but its mappings; the client's tokens are signed with keys of the stand-in's account.
+//! whole one but its backends; the client's tokens are signed with keys of the stand-in's account.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
