@@ -4,12 +4,14 @@
 
 mod client;
 mod events;
+mod list;
 mod store;
 mod watch;
 
 pub use self::{
     client::{ClientConfig, ClientError, client_config},
     events::{Events, Notice, RESULTS as EVENT_RESULTS},
+    list::{ListError, Page, list_page},
     store::Store,
-    watch::follow,
+    watch::{FirstList, FollowConfig, follow},
 };

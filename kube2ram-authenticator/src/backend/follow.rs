@@ -11,7 +11,10 @@ use std::{
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::ListParams, core::DynamicObject, runtime::watcher};
-use kube2ram_service::{kubernetes::follow, telemetry::chain};
+use kube2ram_service::{
+    kubernetes::{FollowConfig, follow},
+    telemetry::chain,
+};
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
@@ -66,7 +69,8 @@ impl Backend {
 
     async fn follow_config_map(&self, api: &Api<ConfigMap>, map: &Mutex<AuthMap>) {
         // Not from a cache: a mapping that was removed must not come back because the server restarts.
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", config_map::NAME));
+        let fields = Some(format!("metadata.name={}", config_map::NAME));
+        let config = FollowConfig { fields, ..FollowConfig::default() };
         let take = |event| {
             let mut map = locked(map);
             if map.take(event) {
@@ -77,7 +81,7 @@ impl Backend {
                 }
             }
         };
-        follow(api.clone(), config, take, |_| self.metrics.failed(self.mode)).await;
+        follow(api.clone(), config, take, |_| {}, |_| self.metrics.failed(self.mode)).await;
     }
 
     async fn follow_objects(
@@ -93,7 +97,8 @@ impl Backend {
                 changed.notify_one();
             }
         };
-        let watch = follow(api.clone(), watcher::Config::default(), take, |_| self.metrics.failed(self.mode));
+        let failed = |_: &str| self.metrics.failed(self.mode);
+        let watch = follow(api.clone(), FollowConfig::default(), take, |_| {}, failed);
         let publish = async {
             loop {
                 changed.notified().await;

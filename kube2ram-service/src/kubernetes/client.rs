@@ -9,6 +9,8 @@ use kube::{
 };
 use secrecy::SecretString;
 
+use super::watch::WATCH_TIMEOUT;
+
 /// How to reach the API server.
 #[derive(Debug)]
 pub enum ClientConfig {
@@ -69,10 +71,14 @@ pub enum ClientError {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A watch whose peer has vanished without a reset is silent. A working watch delivers a bookmark each minute
-/// (`bookmarkFrequency` of the API server's cache, a second or two late), so this timeout ends only dead
-/// connections.
-const READ_TIMEOUT: Duration = Duration::from_secs(75);
+/// A watch whose peer has vanished without a reset is silent. A working watch ends within `WATCH_TIMEOUT`, so
+/// this timeout ends only dead connections.
+///
+/// TCP's keepalive would cost no new watches. But it does not see an API server that hangs while its kernel
+/// answers, nor a load balancer that keeps the connection and has lost the server behind it; and kube builds
+/// the connector. A new watch is served from the API server's cache, one per agent and 45 seconds; in this
+/// time a kubelet writes its lease to etcd four times.
+const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT.as_secs() + 5);
 
 /// What a client is made of, all of whose waits are bounded. Nothing is asked of the API server, which may be
 /// away.
