@@ -43,6 +43,11 @@ use crate::{identity::PodUid, pod::Pod};
 #[cfg(test)]
 pub(crate) const ALLOW_LISTS_BYTES: usize = namespaces::LIMIT_BYTES;
 
+/// What the API server's answers take while they are read: the pods' list or watch, the namespaces', a direct
+/// list and a ServiceAccount.
+#[cfg(test)]
+pub(crate) const ANSWERS_BYTES: usize = 4 * projection::READER_BYTES;
+
 /// Why a pod is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {

@@ -9,7 +9,13 @@ use crate::{
     server::{self, pass_through_limiter::EXCHANGES},
     snapshot,
 };
-use kube2ram_cloud::{role::TAGS_MAX_BYTES, upstream};
+use kube2ram_cloud::{
+    role::{
+        ARN_MAX_BYTES, DURATION_MAX_BYTES, EXTERNAL_ID_MAX_BYTES, POLICY_MAX_BYTES, SESSION_NAME_MAX,
+        TAGS_MAX_BYTES,
+    },
+    upstream,
+};
 use kube2ram_service::{
     admin,
     listener::{BUFFER_BYTES, HEAD_LIMIT_BYTES},
@@ -37,7 +43,14 @@ const SMALL: usize = 96 + 16;
 /// Pods as in the first part, and connections, each of which remembers its pod's session.
 const SESSIONS: usize = 1000 + server::CONNECTIONS;
 
-/// Purpose and number of bytes. The first and the last are not limits, but measured values with a margin.
+/// What is kept of a pod's annotations, if all are as long as they may be.
+const ANNOTATIONS: usize =
+    ARN_MAX_BYTES + EXTERNAL_ID_MAX_BYTES + POLICY_MAX_BYTES + DURATION_MAX_BYTES + SESSION_NAME_MAX;
+/// Pods that a list brings before it replaces those that were known: more than twice as many as a kubelet
+/// runs by default.
+const LISTED_PODS: usize = 256;
+
+/// Purpose and number of bytes. The first is not a limit, but a measured value with a margin.
 const PARTS: [(&str, usize); 11] = [
     ("code, 1,000 pods and their credentials, 5,000 namespaces", 24 * MIB),
     ("session tags, with `--session-tags=pod`", SESSIONS * TAGS_MAX_BYTES),
@@ -55,7 +68,10 @@ const PARTS: [(&str, usize); 11] = [
         audit::LIMIT_BYTES + credentials::HOLDERS_LIMIT_BYTES,
     ),
     ("eBPF maps", 2 * MAX_HANDSHAKES * RECORD + (MAX_LEASES + 2 * MAX_TARGETS) * SMALL),
-    ("the API server's answers", 8 * MIB),
+    (
+        "the API server's answers as they are read, and 256 pods while they are listed again",
+        kubernetes::ANSWERS_BYTES + LISTED_PODS * ANNOTATIONS,
+    ),
 ];
 
 mod tests {

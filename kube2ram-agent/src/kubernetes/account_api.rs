@@ -100,7 +100,7 @@ impl AccountApi {
             auth.impersonate = Some(format!("system:node:{node}"));
             (auth.impersonate_uid, auth.impersonate_groups, auth.impersonate_user_extra) = (None, None, None);
         }
-        let projection = Projection::of_objects(accounts.annotations.iter().map(|(key, _)| key.clone()));
+        let projection = Projection::of_objects(accounts.annotations.iter().cloned());
         let client = ClientBuilder::try_from(config).map_err(ClientError::Client)?;
         Ok(Self {
             client: client.with_layer(&projection).build(),

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
@@ -14,12 +15,23 @@ use crate::{identity::PodUid, pod::Pod};
 
 /// The pods of this node, their ServiceAccounts and the allow-lists of their namespaces, as the API server
 /// last sent them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
+    /// The resourceVersion of the pods; `None` if an agent wrote it that did not store it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<Box<str>>,
     pods: Vec<CheckpointPod>,
     /// The annotations that are known of the pods' ServiceAccounts, by namespace and name.
     accounts: BTreeMap<Box<str>, BTreeMap<Box<str>, Annotations>>,
     namespaces: BTreeMap<Box<str>, Option<Box<str>>>,
+}
+
+/// Without the version, which each bookmark changes: a snapshot is written when its content has changed.
+impl Hash for Checkpoint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { version: _, pods, accounts, namespaces } = self;
+        (pods, accounts, namespaces).hash(state);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,7 +78,17 @@ impl Checkpoint {
                 Some((name, allow_list.map(|text| (*text).into())))
             })
             .collect();
-        Self { pods, accounts, namespaces }
+        Self { version: None, pods, accounts, namespaces }
+    }
+
+    /// The same with the resourceVersion up to which the pods are known, or a later one.
+    pub(super) fn at(self, version: Option<Box<str>>) -> Self {
+        Self { version, ..self }
+    }
+
+    /// The resourceVersion of the pods, if it is known.
+    pub(super) fn version(&self) -> Option<&str> {
+        self.version.as_deref()
     }
 
     /// Leaves out the largest entries, so that the others have so many bytes at most as JSON: a tenant with
@@ -290,5 +312,27 @@ mod tests {
         assert!(restored.iter().all(|it| known(it) == (&*it.pod.namespace != "n1")), "its pods wait");
         shortened.shorten(0);
         assert!(shortened.pods.is_empty() && shortened.namespaces.is_empty());
+    }
+
+    #[test]
+    fn the_version_is_carried_and_is_no_reason_to_write_a_snapshot() {
+        let of = |version: &str| {
+            let version = (!version.is_empty()).then(|| version.into());
+            Checkpoint::of([known(1, "a")].iter(), |_| None).at(version)
+        };
+        let hash = |checkpoint: &Checkpoint| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            checkpoint.hash(&mut hasher);
+            hasher.finish()
+        };
+        let text = serde_json::to_string(&of("42")).unwrap();
+
+        assert_eq!(serde_json::from_str::<Checkpoint>(&text).unwrap().version(), Some("42"));
+        assert_eq!(hash(&of("42")), hash(&of("43")));
+        assert_ne!(hash(&of("42")), hash(&Checkpoint::default()), "the content is one");
+        // As agents wrote it that did not store the version.
+        let former = serde_json::to_string(&of("")).unwrap();
+        assert!(!former.contains("version"), "{former}");
+        assert_eq!(serde_json::from_str::<Checkpoint>(&former).unwrap().version(), None);
     }
 }

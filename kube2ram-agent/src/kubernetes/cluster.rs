@@ -33,7 +33,7 @@ use super::{
     events::Events,
     lookup::Lookups,
     namespaces::Namespaces,
-    object::{ApiPod, MIRROR_ANNOTATIONS, PodUpdate, is_sound, pod_resource, pod_update, uid_of},
+    object::{ApiPod, PodUpdate, VALUE_LIMIT_BYTES, is_sound, pod_resource, pod_update, uid_of},
     pod_view::{Elsewhere, PodView, Presence},
     projection::Projection,
     taint::{self, StartupTaint},
@@ -91,6 +91,8 @@ pub struct Cluster {
     pub(super) changed: watch::Sender<()>,
     list_wanted: Notify,
     events: Events,
+    /// The resourceVersion up to which the pods are known, or a slightly later one.
+    version: Mutex<Option<Box<str>>>,
     offered: Offered,
     has_been_known: AtomicBool,
     activity: ApiActivity,
@@ -111,12 +113,11 @@ impl Cluster {
         let resources = resources(&config);
         let metrics = Metrics::new(registry, resources);
         let activity = ApiActivity::new(&metrics, resources, &clock);
-        let annotations = config.pod_annotations.iter().map(|(key, _)| key.clone());
-        let annotations = annotations.chain(MIRROR_ANNOTATIONS.map(Box::from));
-        let of_namespaces = config.allow_lists.iter();
-        let of_namespaces =
-            of_namespaces.flat_map(|lists| [lists.annotation.clone(), lists.role_annotation.clone()]);
-        let projection = Projection::new(annotations.chain(of_namespaces));
+        let of_namespaces = config.allow_lists.iter().flat_map(|lists| {
+            // Of a role only whether there is one.
+            [(lists.annotation.clone(), VALUE_LIMIT_BYTES), (lists.role_annotation.clone(), 0)]
+        });
+        let projection = Projection::new(config.pod_annotations.iter().cloned(), of_namespaces);
         let client = client_config(client).await?;
         let address = client.cluster_url.to_string().trim_end_matches('/').into();
         let mut lookups = Lookups::new();
@@ -138,6 +139,7 @@ impl Cluster {
             namespaces: Mutex::new(Namespaces::new()),
             changed: watch::Sender::new(()),
             list_wanted: Notify::new(),
+            version: Mutex::default(),
             offered: Offered::default(),
             has_been_known: AtomicBool::new(false),
             activity,
@@ -351,6 +353,13 @@ impl Cluster {
 fn resources(config: &ClusterConfig) -> &'static [Resource] {
     if config.allow_lists.is_some() { Resource::ALL } else { Resource::UNRESTRICTED }
 }
+
+/// How many objects the API server sends at once, where it reads them from etcd.
+const PAGE_SIZE: u32 = 500;
+/// Bounds an answer, not the memory it takes: one item is read at a time. More than a page of pods all of
+/// whose annotations are as long as they may be, with their escapes. A list from the cache is one page; when
+/// it is longer, the committed state is asked for in pages.
+const POD_PAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Bounds a question of people's.
 const ELSEWHERE_DEADLINE: Duration = Duration::from_secs(1);

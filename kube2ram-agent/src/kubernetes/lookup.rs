@@ -26,8 +26,8 @@ pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest pause after lists that failed; it doubles from [`LIST_INTERVAL`].
 const LIST_PAUSE_LIMIT: Duration = Duration::from_secs(30);
 
-/// More pods than any node has; a list that is cut off there proves nothing absent.
-pub(super) const LIST_LIMIT: u32 = 5_000;
+/// More pods than the watch is ever late with; a list that has more proves nothing absent.
+pub(super) const LIST_LIMIT: usize = 1_000;
 
 /// How long the API server's answer that a pod does not exist is used.
 const ABSENT_FOR: Duration = Duration::from_secs(1);
@@ -39,10 +39,10 @@ const LOOKUPS_LIMIT: usize = 4_096;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ListError {
     #[error("cannot list the pods of this node")]
-    Request(#[source] kube::Error),
+    Request(#[source] kube2ram_service::kubernetes::ListError),
     #[error("listing the pods of this node timed out")]
     Timeout(#[source] tokio::time::error::Elapsed),
-    #[error("the list of this node's pods is longer than {LIST_LIMIT}")]
+    #[error("the list of this node's pods has more than {LIST_LIMIT} that are not known")]
     Truncated,
 }
 

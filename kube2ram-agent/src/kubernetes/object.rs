@@ -108,9 +108,11 @@ pub(super) fn pod_resource() -> ApiResource {
 /// The annotations of a mirror pod: that it is one, and the name of its cgroup.
 pub(super) const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
 
-/// Whether a pod is as the API has it.
+/// Whether a pod is as the API has it: each has a name, a namespace and a UID.
 pub(super) fn is_sound(pod: &ApiPod) -> bool {
-    matches!((&pod.spec, &pod.status), (Lenient::Sound(_), None | Some(Lenient::Sound(_))))
+    let metadata = &pod.metadata;
+    let is_named = metadata.name.is_some() && metadata.namespace.is_some() && uid_of(metadata).is_some();
+    is_named && matches!((&pod.spec, &pod.status), (Lenient::Sound(_), None | Some(Lenient::Sound(_))))
 }
 
 /// Trims an object to the annotations named in `keep`, with this many bytes of each; `None` when it has no
@@ -192,8 +194,9 @@ pub(super) fn bounded_annotation(metadata: ObjectMeta, key: &str) -> Option<Arc<
 }
 
 /// Not ASCII, as all values but a policy are, and no end of a JSON object.
-const CUT: char = '…';
-const VALUE_LIMIT_BYTES: usize = 64 * 1024;
+pub(super) const CUT: char = '…';
+/// Of an allow-list.
+pub(super) const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 const OVERSIZED: &str = "the annotation is longer than 64 KiB";
 
 /// Pods for the tests of what takes them.

@@ -26,7 +26,7 @@ pub struct Page {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The API server refuses, or cannot be reached.
-    #[error("cannot list")]
+    #[error("the request failed")]
     Request(#[source] kube::Error),
     /// The answer is longer than the caller allows.
     #[error("the API server's answer is longer than {limit_bytes} bytes: none of it is used")]
@@ -56,8 +56,8 @@ impl ListError {
     }
 }
 
-/// Reads one page, and gives each item to `each` as soon as it is complete. `limit_bytes` bounds the answer, as
-/// the client's layers pass it on; one item is in memory at a time.
+/// Reads one page, and gives each item to `each` as soon as it is complete. `limit_bytes` bounds the answer,
+/// as the client's layers pass it on; one item is in memory at a time.
 ///
 /// # Errors
 /// See [`ListError`]. What `each` was given by then is part of a list, and proves no object absent.

@@ -99,8 +99,8 @@ impl FollowError {
     }
 }
 
-/// Feeds `take` for ever. `reached` is given each version up to which `take` was given everything. Each error
-/// is only passed to `failed`: earlier data stays valid.
+/// Feeds `take` for ever. `reached` is given each version just before `take` has been given everything up to
+/// it. Each error is only passed to `failed`: earlier data stays valid.
 pub async fn follow<K>(
     api: Api<K>,
     config: FollowConfig,
@@ -123,9 +123,8 @@ pub async fn follow<K>(
         let result = if let Some(version) = &mut version {
             watch(&api, &config, version, &mut take, &reached, &report).await
         } else {
-            let listed = list_all(&api, &config, &next_list, &mut take).await;
+            let listed = list_all(&api, &config, &next_list, &mut take, &reached).await;
             listed.map(|listed| {
-                reached(&listed);
                 next_list = FirstList::MostRecent;
                 version = Some(listed);
             })
@@ -148,6 +147,7 @@ async fn list_all<K>(
     config: &FollowConfig,
     first: &FirstList,
     take: &mut impl FnMut(Event<K>),
+    reached: &impl Fn(&str),
 ) -> Result<String, FollowError>
 where
     K: Resource + Clone + DeserializeOwned,
@@ -168,6 +168,7 @@ where
         let page = page.map_err(FollowError::List)?;
         params.continue_token = page.next;
         if params.continue_token.is_none() {
+            reached(&page.version);
             take(Event::InitDone);
             return Ok(page.version);
         }
@@ -212,11 +213,11 @@ where
             }
             Err(error) => return Err(FollowError::Watch(error)),
         };
-        event.into_iter().for_each(&mut *take);
         if let Some(at) = at.filter(|at| !at.is_empty()) {
             *version = at;
             reached(version);
         }
+        event.into_iter().for_each(&mut *take);
     }
     Ok(())
 }

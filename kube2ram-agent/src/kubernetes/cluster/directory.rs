@@ -7,20 +7,24 @@ use async_trait::async_trait;
 use kube::{Api, api::ListParams};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
-use super::Cluster;
+use super::{Cluster, PAGE_SIZE, POD_PAGE_LIMIT_BYTES};
 use crate::{
     identity::PodUid,
     kubernetes::{
         Directory, PodError,
         lookup::{LIST_DEADLINE, LIST_LIMIT, ListError, Look},
         object::{ApiPod, PodUpdate},
+        pods::Found,
     },
     pod::Pod,
 };
-use kube2ram_service::clock::jitter;
+use kube2ram_service::{
+    clock::jitter,
+    kubernetes::{ListError as PageError, list_page},
+};
 
 #[async_trait]
 impl Directory for Cluster {
@@ -64,7 +68,7 @@ impl Cluster {
         // First from the cache, which costs etcd nothing and has nearly all pods that the watch is late with.
         let cached = of_this_node.clone().match_any();
         // Without a resource version: what the API server has committed, not what its cache has seen.
-        let params = of_this_node.limit(LIST_LIMIT);
+        let params = of_this_node.limit(PAGE_SIZE);
         loop {
             self.list_wanted.notified().await;
             if !self.lookups().start_list() {
@@ -76,6 +80,10 @@ impl Cluster {
                     let is_enough = self.lookups().finish_cached(listed);
                     self.changed.send_replace(());
                     if is_enough { None } else { Some(self.list_pods(&api, &params).await) }
+                }
+                // The cache's list has no pages.
+                Err(ListError::Request(PageError::TooLong { .. })) => {
+                    Some(self.list_pods(&api, &params).await)
                 }
                 Err(error) => Some(Err(error)),
             };
@@ -92,12 +100,32 @@ impl Cluster {
     }
 
     async fn list_pods(&self, api: &Api<ApiPod>, params: &ListParams) -> Result<Vec<PodUpdate>, ListError> {
-        let list = timeout(LIST_DEADLINE, api.list(params)).await.map_err(ListError::Timeout)?;
-        let list = list.map_err(ListError::Request)?;
-        if list.metadata.continue_.as_deref().is_some_and(|token| !token.is_empty()) {
-            return Err(ListError::Truncated);
+        let deadline = Instant::now() + LIST_DEADLINE;
+        let mut params = params.clone();
+        let mut listed = Vec::new();
+        loop {
+            let mut is_full = false;
+            let page = list_page(api, &params, POD_PAGE_LIMIT_BYTES, |object| {
+                let new = self.new_pod(object);
+                is_full |= new.is_some() && listed.len() == LIST_LIMIT;
+                listed.extend(new.filter(|_| !is_full));
+            });
+            let page = timeout_at(deadline, page).await.map_err(ListError::Timeout)?;
+            params.continue_token = page.map_err(ListError::Request)?.next;
+            if is_full {
+                return Err(ListError::Truncated);
+            }
+            if params.continue_token.is_none() {
+                return Ok(listed);
+            }
         }
-        Ok(list.items.into_iter().filter_map(|object| self.pod_update(object)).collect())
+    }
+
+    /// Of a direct list: a pod that is not known yet, and has not ended.
+    fn new_pod(&self, object: ApiPod) -> Option<PodUpdate> {
+        let PodUpdate::Live(known) = self.pod_update(object)? else { return None };
+        let found = self.lookups().pods.find(&known.pod.uid);
+        matches!(found, Found::None).then_some(PodUpdate::Live(known))
     }
 
     async fn wait_for(&self, uid: &PodUid, mut changed: watch::Receiver<()>) -> Result<Arc<Pod>, PodError> {

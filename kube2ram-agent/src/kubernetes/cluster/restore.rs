@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::Cluster;
 use crate::kubernetes::{Checkpoint, Directory as _, namespaces::Namespace};
+use kube2ram_service::kubernetes::FirstList;
 
 /// The checkpoint of an earlier agent, used if the API server is unavailable.
 #[derive(Default)]
@@ -35,6 +36,11 @@ impl Offered {
         *self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
     }
 
+    fn version(&self) -> Option<String> {
+        let checkpoint = self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        checkpoint.as_ref().and_then(Checkpoint::version).map(str::to_owned)
+    }
+
     fn take(&self) -> Option<Checkpoint> {
         self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -50,7 +56,21 @@ impl Cluster {
 
     /// The checkpoint for the next agent; `None` before the API server's lists are complete.
     pub fn checkpoint(&self) -> Option<Checkpoint> {
-        self.is_synced().then(|| Checkpoint::of(self.lookups().pods.all(), |name| self.allow_list(name)))
+        if !self.is_synced() {
+            return None;
+        }
+        let checkpoint = Checkpoint::of(self.lookups().pods.all(), |name| self.allow_list(name));
+        // Read after the pods, so that it is not older than these.
+        let version = self.version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(checkpoint.at(version))
+    }
+
+    /// From the API server's cache, as the kubelet does: when a thousand agents start at once, etcd does not
+    /// notice. The list may be a little old, but the watch starts where it ends. It is not older than what an
+    /// agent before knew: another API server's cache may be behind, and would bring back deleted pods and
+    /// former roles.
+    pub(super) fn first_pods(&self) -> FirstList {
+        self.offered.version().map_or(FirstList::Any, FirstList::NotOlderThan)
     }
 
     /// Uses what was offered, unless the API server has answered.

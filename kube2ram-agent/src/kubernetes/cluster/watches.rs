@@ -1,29 +1,34 @@
 //! The watches of this node's pods and of the namespaces. They feed what the cluster knows, and restore the
 //! checkpoint when they fail. Depends on kube; run by the parent.
 
+use std::sync::PoisonError;
+
 use k8s_openapi::api::core::v1::Namespace as ApiNamespace;
-use kube::{
-    Api,
-    api::PartialObjectMeta,
-    runtime::watcher::{self, Event},
-};
+use kube::{Api, api::PartialObjectMeta, runtime::watcher::Event};
 use tracing::warn;
 
-use super::{AllowLists, Cluster};
+use super::{AllowLists, Cluster, PAGE_SIZE, POD_PAGE_LIMIT_BYTES};
 use crate::kubernetes::{
     About, Notice, Notices as _, Resource,
     namespaces::{LIMIT_BYTES, Namespace, Namespaces},
     object::uid_of,
 };
-use kube2ram_service::kubernetes::follow;
+use kube2ram_service::kubernetes::{FirstList, FollowConfig, follow};
+
+/// Bounds a page of namespaces, as [`POD_PAGE_LIMIT_BYTES`] one of pods.
+const NAMESPACE_PAGE_LIMIT_BYTES: usize = 96 * 1024 * 1024;
 
 impl Cluster {
     pub(super) async fn watch_pods(&self) {
-        // From the API server's cache, as the kubelet does: when a thousand agents start at once, etcd does
-        // not notice. The list may be a little old, but the watch starts where it ends. A page size would
-        // make kube ask etcd after all (`ListParams::populate_qp`).
-        let config = watcher::Config::default().fields(&self.of_this_node()).any_semantic();
-        let config = watcher::Config { page_size: None, ..config };
+        // Pods that have ended are listed, too: a watch with `status.phase!=…` would show a pod that ends as
+        // deleted, and a deleted pod keeps its role until its cgroup is removed. They take no memory, because
+        // a list is read pod by pod.
+        let config = FollowConfig {
+            fields: Some(self.of_this_node()),
+            first: self.first_pods(),
+            page_size: PAGE_SIZE,
+            page_limit_bytes: POD_PAGE_LIMIT_BYTES,
+        };
         let take = |event| {
             let mut lookups = self.lookups();
             let pods = &mut lookups.pods;
@@ -50,7 +55,10 @@ impl Cluster {
             self.metrics.watch_error(Resource::Pods);
             self.restore();
         };
-        follow(self.pod_api(), config, take, failed).await;
+        let reached = |version: &str| {
+            *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version.into());
+        };
+        follow(self.pod_api(), config, take, reached, failed).await;
     }
 
     /// Returns at once where namespaces are not restricted.
@@ -86,7 +94,13 @@ impl Cluster {
             self.metrics.watch_error(Resource::Namespaces);
             self.restore();
         };
-        follow(api, watcher::Config::default(), take, failed).await;
+        let config = FollowConfig {
+            fields: None,
+            first: FirstList::MostRecent,
+            page_size: PAGE_SIZE,
+            page_limit_bytes: NAMESPACE_PAGE_LIMIT_BYTES,
+        };
+        follow(api, config, take, |_| {}, failed).await;
     }
 
     fn take_namespace(
