@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
     io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -23,6 +26,10 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::AbortHandle};
 
 type Body = BoxBody<Bytes, Infallible>;
+
+/// How many have been started. Each begins with higher versions than those before, as one cluster does.
+static STARTED: AtomicU64 = AtomicU64::new(0);
+const VERSIONS: u64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Mode {
@@ -52,8 +59,14 @@ struct State {
     oldest: u64,
     direct_lists: usize,
     cached_lists: usize,
-    /// What lists from the cache bring, if that is not what there is.
-    cache: Option<BTreeMap<(&'static str, String), Value>>,
+    /// What lists from the cache bring, and their version, if that is not what there is.
+    cache: Option<(BTreeMap<(&'static str, String), Value>, u64)>,
+    /// The versions than which lists must not be older.
+    least_versions: Vec<u64>,
+    /// Further items of lists.
+    malformed: Vec<(&'static str, Value)>,
+    /// After how many seconds watches are to end.
+    watch_seconds: Vec<u64>,
     /// The `Retry-After` of all answers, if any.
     overloaded: Option<u64>,
     namespace_pages: usize,
@@ -102,7 +115,7 @@ impl ApiServer {
         let state = Arc::new(Mutex::new(State {
             mode: Mode::Up,
             stalled: Vec::new(),
-            version: 1,
+            version: 1 + VERSIONS * STARTED.fetch_add(1, Ordering::Relaxed),
             objects: BTreeMap::new(),
             log: Vec::new(),
             watches: Vec::new(),
@@ -110,6 +123,9 @@ impl ApiServer {
             direct_lists: 0,
             cached_lists: 0,
             cache: None,
+            least_versions: Vec::new(),
+            malformed: Vec::new(),
+            watch_seconds: Vec::new(),
             overloaded: None,
             namespace_pages: 0,
             selectors: BTreeMap::new(),
@@ -258,7 +274,36 @@ impl ApiServer {
     /// From now on the cache lags behind.
     pub(super) fn freeze_cache(&self) {
         let mut state = self.state();
-        state.cache = Some(state.objects.clone());
+        state.cache = Some((state.objects.clone(), state.version));
+    }
+
+    /// The cache has caught up.
+    pub(super) fn thaw_cache(&self) {
+        self.state().cache = None;
+    }
+
+    /// The versions than which lists from the cache had to be no older, other than "any".
+    pub(super) fn least_versions(&self) -> Vec<u64> {
+        self.state().least_versions.clone()
+    }
+
+    /// Adds an item to all lists.
+    pub(super) fn list_malformed(&self, kind: &'static str, item: Value) {
+        self.state().malformed.push((kind, item));
+    }
+
+    /// Sends an object to the open watches.
+    pub(super) fn watch_malformed(&self, kind: &'static str, object: &Value) {
+        let line = Bytes::from(json!({"type": "ADDED", "object": object}).to_string() + "\n");
+        let state = self.state();
+        for (_, watch) in state.watches.iter().filter(|(watched, _)| *watched == kind) {
+            watch.unbounded_send(line.clone()).unwrap();
+        }
+    }
+
+    /// After how many seconds watches were to end.
+    pub(super) fn watch_seconds(&self) -> Vec<u64> {
+        self.state().watch_seconds.clone()
     }
 
     /// From now on lists are answered 429, with this `Retry-After` in seconds.
@@ -330,7 +375,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
     };
     let watch = query.contains_key("watch");
     let cached = query.get("resourceVersion").is_some_and(|version| version == "0") && !watch;
-    // A relist has no limit.
+    // Also a list for the watch, unless it is the first one.
     let direct = kind == "pods" && !watch && !cached && query.contains_key("limit");
     let mode = {
         let mut state = state.lock().unwrap();
@@ -373,14 +418,27 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         state.namespace_pages += usize::from(kind == "namespaces");
         let number = |name| query.get(name).and_then(|value| value.parse::<usize>().ok());
         let (from, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
-        let objects = state.cache.as_ref().filter(|_| cached).unwrap_or(&state.objects);
+        let least = query.get("resourceVersion").and_then(|version| version.parse::<u64>().ok());
+        let current = state.cache.as_ref().map_or(state.version, |(_, version)| *version);
+        if let Some(least) = least.filter(|version| *version > 0) {
+            state.least_versions.push(least);
+            if least > current {
+                return Ok(respond(StatusCode::GATEWAY_TIMEOUT, &too_large(least, current)));
+            }
+        }
+        let cache = state.cache.as_ref().filter(|_| least.is_some());
+        let (objects, version) =
+            cache.map_or((&state.objects, state.version), |(objects, version)| (objects, *version));
         let all = objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, item)| item);
+        let malformed = state.malformed.iter().filter(|(of, _)| *of == kind).map(|(_, item)| item);
+        let all = all.chain(malformed);
         let items: Vec<_> = all.clone().skip(from).take(limit).collect();
         let more = from + items.len() < all.count();
         let token = if more { (from + items.len()).to_string() } else { String::new() };
-        let metadata = json!({"resourceVersion": state.version.to_string(), "continue": token});
+        let metadata = json!({"resourceVersion": version.to_string(), "continue": token});
         return Ok(respond(StatusCode::OK, &json!({"metadata": metadata, "items": items})));
     }
+    state.watch_seconds.push(query["timeoutSeconds"].parse().unwrap());
     let from: u64 = query["resourceVersion"].parse().unwrap();
     if from < state.oldest {
         return Ok(respond(StatusCode::GONE, &gone()));
@@ -390,7 +448,10 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         sender.unbounded_send(line.clone()).unwrap();
     }
     state.watches.push((kind, sender));
-    Ok(Response::new(BodyExt::boxed(StreamBody::new(receiver.map(|line| Ok(Frame::data(line)))))))
+    let body = BodyExt::boxed(StreamBody::new(receiver.map(|line| Ok(Frame::data(line)))));
+    let mut response = Response::new(body);
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 async fn answer_account(state: &Mutex<State>, request: Request<Incoming>) -> Response<Body> {
@@ -437,18 +498,23 @@ async fn answer_account(state: &Mutex<State>, request: Request<Incoming>) -> Res
         return refuse(status);
     }
     let Some(annotations) = annotations else { return refuse(&not_found("serviceaccounts")) };
-    let mut response = respond(
+    respond(
         StatusCode::OK,
         &json!({"kind": "PartialObjectMetadata", "metadata": {"name": "sa", "annotations": annotations}}),
-    );
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
-    response
+    )
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response<Body> {
     let mut response = Response::new(Full::from(body.to_string()).boxed());
     *response.status_mut() = status;
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
     response
+}
+
+fn too_large(asked: u64, current: u64) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Timeout", "code": 504,
+        "message": format!("Too large resource version: {asked}, current: {current}"),
+        "details": {"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}})
 }
 
 fn gone() -> Value {
