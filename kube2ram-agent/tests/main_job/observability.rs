@@ -136,7 +136,8 @@ fn no_pod_waits_for_a_log_that_nobody_reads() {
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn no_pod_waits_for_a_log_that_is_read_slowly() {
-    const EACH_LINE: Duration = Duration::from_millis(10);
+    // The access log of a busy pod is thinned out: all four pods write less than 100 lines a second.
+    const EACH_LINE: Duration = Duration::from_millis(100);
     let (mut lab, pipe) = with_piped_log("log-slow");
     let ended = Arc::new(AtomicBool::new(false));
     let reading = thread::spawn({

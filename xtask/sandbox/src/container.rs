@@ -58,6 +58,8 @@ pub struct Container {
     child: Option<Child>,
     host_name: String,
     id: String,
+    /// Whom its processes run as, in the words of crun.
+    user: String,
     /// The cgroup to start it in, in the words of `sh`.
     procs: PathBuf,
 }
@@ -118,7 +120,9 @@ impl Container {
         let cgroup = pod.container_cgroup(Agent::CONTAINER).context("the pod has no container")?;
         let id = format!("kube2ram-{}", pod.spec().uid);
         let host_name = surroundings.host_name.clone();
-        Ok(Self { bundle, child: None, host_name, id, procs: cgroup.join("cgroup.procs") })
+        let ids = &config["process"]["user"];
+        let user = format!("{}:{}", ids["uid"], ids["gid"]);
+        Ok(Self { bundle, child: None, host_name, id, user, procs: cgroup.join("cgroup.procs") })
     }
 
     /// Starts it. What it writes goes to [`Self::log`].
@@ -150,7 +154,8 @@ impl Container {
     /// # Errors
     /// When crun cannot be started.
     pub fn output(&self, command: &[&str]) -> Result<Output> {
-        Ok(self.crun(&["exec", &self.id]).args(command).stdin(Stdio::null()).output()?)
+        // The kubelet's runtimes take the container's user; crun by itself takes root.
+        Ok(self.crun(&["exec", "--user", &self.user, &self.id]).args(command).stdin(Stdio::null()).output()?)
     }
 
     /// Asks it to end, as the kubelet does, and waits for it.
