@@ -415,7 +415,7 @@ fn large_pod(n: u32, change: &str) -> serde_json::Value {
         uid: format!("00000000-0000-4000-8000-{n:012x}"),
     };
     let mut pod = manifest.to_json();
-    let value = if n % 10 == 0 { "\u{1}" } else { "y" }.repeat(1024 * 1024);
+    let value = if n.is_multiple_of(10) { "\u{1}" } else { "y" }.repeat(1024 * 1024);
     pod["spec"]["containers"] = serde_json::json!([{"name": "c", "env": [{"name": "V", "value": value}]}]);
     pod
 }

@@ -95,8 +95,7 @@ pub(crate) fn logins() -> Result<()> {
 /// Measures optimised builds of those programs that the subjects need.
 pub(crate) fn bench(cloud: &str, subjects: &[String]) -> Result<()> {
     const AUTHENTICATOR: &str = "authenticator";
-    const ALL: [&str; 7] =
-        ["connect", "kernel", "service", "scale", "saturated", "wire", AUTHENTICATOR];
+    const ALL: [&str; 7] = ["connect", "kernel", "service", "scale", "saturated", "wire", AUTHENTICATOR];
     let subjects = match subjects {
         [] => ALL.to_vec(),
         named => named.iter().map(String::as_str).collect(),

@@ -1,5 +1,5 @@
-//! Arguments of kube2iam's published manifests, for an agent under the name of kube2iam. Their containers as a
-//! whole are started by `tests/manifests/kube2iam.rs`.
+//! Arguments of kube2iam's published manifests, for an agent under the name of kube2iam. Their containers as
+//! a whole are started by `tests/manifests/kube2iam.rs`.
 
 use std::{os::unix::fs::symlink, path::PathBuf};
 

@@ -51,8 +51,11 @@ impl Lab {
     }
 
     pub(crate) fn start(&mut self) {
-        self.start_agent(env!("CARGO_BIN_EXE_kube2ram").as_ref(), &["--auto-discover-base-arn", "--debug", "--log-level=debug"])
-            .unwrap();
+        self.start_agent(
+            env!("CARGO_BIN_EXE_kube2ram").as_ref(),
+            &["--auto-discover-base-arn", "--debug", "--log-level=debug"],
+        )
+        .unwrap();
     }
 
     /// As [`Self::start`], for tests in which pods ask more often than they may.

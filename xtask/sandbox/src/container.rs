@@ -155,7 +155,11 @@ impl Container {
     /// When crun cannot be started.
     pub fn output(&self, command: &[&str]) -> Result<Output> {
         // The kubelet's runtimes take the container's user; crun by itself takes root.
-        Ok(self.crun(&["exec", "--user", &self.user, &self.id]).args(command).stdin(Stdio::null()).output()?)
+        Ok(self
+            .crun(&["exec", "--user", &self.user, &self.id])
+            .args(command)
+            .stdin(Stdio::null())
+            .output()?)
     }
 
     /// Asks it to end, as the kubelet does, and waits for it.
@@ -217,8 +221,8 @@ impl Container {
     }
 
     /// crun leaves cgroups alone here: what it starts stays in the one that it is started in, which is the
-    /// container's. It knows no hybrid hierarchies, so that it is shown one that is not. The host name is that
-    /// of its UTS namespace, which containers on the host's network stay in.
+    /// container's. It knows no hybrid hierarchies, so that it is shown one that is not. The host name is
+    /// that of its UTS namespace, which containers on the host's network stay in.
     fn crun(&self, args: &[&str]) -> Command {
         const START: &str = r#"echo $$ > "$1" || exit
             if [ -n "$2" ]; then echo "$2" > /proc/sys/kernel/hostname; fi

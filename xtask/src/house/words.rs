@@ -29,8 +29,8 @@ const REPLACED: [(&str, &str); 20] = [
     ("tenure", "refresh task"),
 ];
 
-/// Words of the glossary that have an ordinary meaning, too. Sentences may have them. No type, module or trait
-/// has such a name, in singular or plural.
+/// Words of the glossary that have an ordinary meaning, too. Sentences may have them. No type, module or
+/// trait has such a name, in singular or plural.
 const NAMES: [(&str, &str); 17] = [
     ("ancestor", "predecessor"),
     ("closing", "drain"),
