@@ -46,12 +46,14 @@ pub(super) struct ApiServer {
     task: AbortHandle,
 }
 
+/// By kind and UID.
+type Objects = BTreeMap<(&'static str, String), Value>;
+
 struct State {
     mode: Mode,
     stalled: Vec<&'static str>,
     version: u64,
-    /// By kind and UID.
-    objects: BTreeMap<(&'static str, String), Value>,
+    objects: Objects,
     /// Version, kind, one line of a watch.
     log: Vec<(u64, &'static str, Bytes)>,
     watches: Vec<(&'static str, UnboundedSender<Bytes>)>,
@@ -60,7 +62,7 @@ struct State {
     direct_lists: usize,
     cached_lists: usize,
     /// What lists from the cache bring, and their version, if that is not what there is.
-    cache: Option<(BTreeMap<(&'static str, String), Value>, u64)>,
+    cache: Option<(Objects, u64)>,
     /// The versions than which lists must not be older.
     least_versions: Vec<u64>,
     /// Further items of lists.
