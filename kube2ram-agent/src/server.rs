@@ -63,6 +63,8 @@ pub(crate) const CONNECTIONS: usize = 1024;
 /// How many of them one pod may have, however many cgroups it creates. Callers that are not pods share one
 /// such limit.
 const CONNECTIONS_PER_POD: usize = 64;
+/// How many of the node's own are served at once, besides.
+pub(crate) const CONNECTIONS_OF_NODE: usize = 8;
 /// How long a connection must be idle before it may be closed for another one: its next request may be on its
 /// way.
 const QUIET: Duration = Duration::from_secs(1);
@@ -137,6 +139,9 @@ pub struct Server {
     pass_through_limiter: PassThroughLimiter,
     rates: RateLimiters<PodUid>,
     limiter: Arc<ConnectionLimiter<Option<PodUid>>>,
+    /// Of the node's own connections, which check the agent's health: clients that nobody vouches for, some of
+    /// them pods, take nothing from them.
+    node_limiter: Arc<ConnectionLimiter<Option<PodUid>>>,
     /// Until when a pod may ask for another role because of that.
     former_answers_until: OnceLock<Instant>,
     /// Awaits connections of the agent itself.
@@ -150,6 +155,7 @@ impl Server {
     /// Makes the service. Its connections become tasks of `tasks`.
     pub fn new(config: Config, pipeline: Pipeline, tasks: TaskTracker, registry: &mut Registry) -> Arc<Self> {
         let limiter = ConnectionLimiter::new(CONNECTIONS, CONNECTIONS_PER_POD, QUIET);
+        let node_limiter = ConnectionLimiter::new(CONNECTIONS_OF_NODE, CONNECTIONS_OF_NODE, Duration::ZERO);
         let pass_through_limiter = PassThroughLimiter::new(config.pass_through_rate);
         let rates = RateLimiters::new(Rate::per_second(config.request_rate));
         let (metrics, log) = (Metrics::new(registry), RateLimiters::new(Some(LOG_LINES)));
@@ -161,6 +167,7 @@ impl Server {
             pass_through_limiter,
             rates,
             limiter,
+            node_limiter,
             former_answers_until: OnceLock::new(),
             self_test: OnceLock::new(),
             checked_at: OnceLock::new(),
@@ -262,9 +269,10 @@ impl Server {
         drain: &Drain,
     ) -> Option<ConnectionPermit<Option<PodUid>>> {
         let pod = connection.pod_uid();
+        let limiter = if connection.checks_health() { &self.node_limiter } else { &self.limiter };
         let deadline = Instant::now() + PERMIT_PATIENCE;
         loop {
-            let permit = self.limiter.take(pod.clone());
+            let permit = limiter.take(pod.clone());
             let may_wait = connection.has_own_listener() && !drain.accepting().is_cancelled();
             if permit.is_some() || !may_wait || Instant::now() > deadline {
                 return permit;

@@ -191,18 +191,15 @@ impl WireGuard {
 
     fn look_at_node(&mut self, look: &mut Look) {
         const OWNER: &str = "the node";
-        match self.node.refresh(self.metadata) {
-            Ok(are_others) => {
-                let known = std::mem::take(&mut self.node_devices);
-                self.node_devices = look.cover(&mut self.wire, self.node.way_out(), &known, OWNER);
-                // One may have moved into a pod.
-                if are_others || known != self.node_devices {
-                    self.pods.follow_node(self.node.links());
-                }
-            }
-            // The devices change at this moment: the next check follows soon.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => look.failures.push(WireGuardError::List { owner: OWNER, source }),
+        let refreshed = self.node.refresh(self.metadata);
+        let known = std::mem::take(&mut self.node_devices);
+        self.node_devices = look.cover(&mut self.wire, self.node.way_out(), &known, OWNER);
+        // One may have moved into a pod.
+        if known != self.node_devices || matches!(refreshed, Ok(true)) {
+            self.pods.follow_node(self.node.links());
+        }
+        if let Err(source) = refreshed {
+            look.failures.push(WireGuardError::List { owner: OWNER, source });
         }
     }
 

@@ -59,7 +59,7 @@ const PARTS: [(&str, usize); 11] = [
         "the snapshot for the next agent: its text, as it grows, its file and a draft",
         4 * snapshot::LIMIT_BYTES,
     ),
-    ("pods' connections", server::CONNECTIONS * (SOCKET + BUFFERS + HTTP)),
+    ("pods' connections", (server::CONNECTIONS + server::CONNECTIONS_OF_NODE) * (SOCKET + BUFFERS + HTTP)),
     ("connections to the metadata server", EXCHANGES * (SOCKET + 4 * upstream::BUFFER_BYTES as usize + HTTP)),
     ("connections of the admin listener", admin::CONNECTIONS * (SOCKET + BUFFERS + HTTP + METRICS)),
     ("connections of the control socket", control::MAX_CONNECTIONS * (SOCKET + BUFFERS + DOCUMENT)),

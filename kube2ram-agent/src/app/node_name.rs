@@ -12,8 +12,9 @@ use crate::kubernetes::{Cluster, PodView, Resource};
 /// them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether a pod that the API server has on the node of that name shares this machine's network. Waits for
-/// the first list, however long the API server is away.
+/// Whether a pod that the API server has on the node of that name shares this machine's network: the agent's
+/// own does. Waits for the first list, however long the API server is away. That list may be a little old, and
+/// have pods of a former machine of that name.
 ///
 /// # Cancel safety
 /// Dropping the future loses nothing.
@@ -23,8 +24,8 @@ pub(super) async fn is_confirmed(cluster: &Cluster) -> bool {
     let mut changed = cluster.changes();
     let decided = async {
         loop {
-            if let Some(is_ours) = is_of_this_machine(&cluster.pod_views()) {
-                return is_ours;
+            if is_of_this_machine(&cluster.pod_views()) {
+                return true;
             }
             if changed.changed().await.is_err() {
                 return false;
@@ -34,14 +35,8 @@ pub(super) async fn is_confirmed(cluster: &Cluster) -> bool {
     timeout(PATIENCE, decided).await.unwrap_or(false)
 }
 
-/// Whether a node with these pods is this machine. The agent's own pod is among them, unless they are
-/// another node's. `None` while the address of one that can tell is not reported.
-fn is_of_this_machine(pods: &[PodView]) -> Option<bool> {
-    let mut on_host = pods.iter().filter(|view| view.pod.host_network);
-    if on_host.clone().any(|view| view.ip.is_some_and(is_of_this_node)) {
-        return Some(true);
-    }
-    on_host.all(|view| view.ip.is_some()).then_some(false)
+fn is_of_this_machine(pods: &[PodView]) -> bool {
+    pods.iter().any(|view| view.pod.host_network && view.ip.is_some_and(is_of_this_node))
 }
 
 #[cfg(test)]
@@ -71,19 +66,19 @@ mod tests {
     fn a_pod_on_the_hosts_network_with_an_address_of_this_machine_confirms_the_name() {
         // A loopback address stands for any of this machine; the other one is of no machine.
         let (here, elsewhere) = (Some("127.0.0.1"), Some("192.0.2.1"));
-        for (pods, decided) in [
-            (vec![], Some(false)),
-            (vec![view(true, here)], Some(true)),
-            (vec![view(true, elsewhere)], Some(false)),
-            (vec![view(true, None)], None),
-            (vec![view(true, None), view(true, elsewhere)], None),
-            (vec![view(true, None), view(true, here)], Some(true)),
-            (vec![view(false, here)], Some(false)),
-            (vec![view(false, None)], Some(false)),
+        for (pods, is_confirmed) in [
+            (vec![], false),
+            (vec![view(true, here)], true),
+            (vec![view(true, elsewhere)], false),
+            (vec![view(true, None)], false),
+            (vec![view(true, elsewhere), view(true, here)], true),
+            (vec![view(true, None), view(true, here)], true),
+            (vec![view(false, here)], false),
+            (vec![view(false, None)], false),
         ] {
             let shown: Vec<_> = pods.iter().map(|view| (view.pod.host_network, view.ip)).collect();
 
-            assert_eq!(is_of_this_machine(&pods), decided, "{shown:?}");
+            assert_eq!(is_of_this_machine(&pods), is_confirmed, "{shown:?}");
         }
     }
 }

@@ -1,7 +1,12 @@
 //! How full the maps of the host listener are. Made by `attach`; `app` registers it, and each scrape of the
 //! metrics reads it.
 
-use std::{fmt, os::fd::OwnedFd};
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use kube2ram_common::{
     abi::{ConnectRecord, Handshake, MAX_HANDSHAKES, MAX_LEASES},
@@ -21,7 +26,11 @@ use super::{
 
 /// The maps in which connections to the host listener have entries.
 #[derive(Debug)]
-pub struct FillLevels(Vec<(Kind, OwnedFd)>);
+pub struct FillLevels {
+    maps: Vec<(Kind, OwnedFd)>,
+    /// What was read last, and when.
+    last: Mutex<Option<(Instant, Vec<FillLevel>)>>,
+}
 
 /// How full one map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,28 +77,42 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
+const READ_EVERY: Duration = Duration::from_secs(1);
+
 impl FillLevels {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         let open = |kind: Kind| {
             let path = pins.map(kind.name);
             Ok((kind, open_pinned(&path).map_err(io_error("open", &path))?))
         };
-        KINDS.into_iter().map(open).collect::<Result<_, _>>().map(Self)
+        let maps = KINDS.into_iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { maps, last: Mutex::default() })
     }
 
     /// Counts the entries: some 0.2 ms for each empty map, and 15 ms for a full one. What cannot be read is
     /// left out.
     pub fn read(&self) -> impl Iterator<Item = FillLevel> {
-        self.0.iter().filter_map(|(kind, map)| {
+        self.maps.iter().filter_map(|(kind, map)| {
             let entries = count_entries(map, kind.key_bytes, kind.value_bytes).ok()?;
             Some(FillLevel { map: kind.map, entries, capacity: kind.capacity })
         })
+    }
+
+    /// The same once a second at most: any process of the node may ask for metrics, as often as it likes.
+    fn read_seldom(&self) -> Vec<FillLevel> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, levels)) = last.as_ref().filter(|(read_at, _)| read_at.elapsed() < READ_EVERY) {
+            return levels.clone();
+        }
+        let levels: Vec<_> = self.read().collect();
+        *last = Some((Instant::now(), levels.clone()));
+        levels
     }
 }
 
 impl Collector for FillLevels {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        encode(&self.read().collect::<Vec<_>>(), encoder)
+        encode(&self.read_seldom(), encoder)
     }
 }
 

@@ -129,10 +129,19 @@ impl Links {
     /// The other ends of pairs, by their index in their own namespace: the node's, for pairs that the network
     /// plugin created.
     pub(crate) fn peers(&self) -> impl Iterator<Item = u32> {
+        self.pairs().filter_map(|link| link.lower)
+    }
+
+    /// Those in the namespace that this one numbers `netns`.
+    pub(crate) fn peers_in(&self, netns: Option<i32>) -> impl Iterator<Item = u32> {
+        let is_there = move |link: &&Link| netns.is_some() && link.lower_netns == netns;
+        self.pairs().filter(is_there).filter_map(|link| link.lower)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = &Link> {
         let is_pair =
             |link: &&Link| link.kind.as_deref().is_some_and(|kind| [&b"veth"[..], b"netkit"].contains(&kind));
-        let pairs = self.0.iter().filter(|link| link.lower_is_elsewhere).filter(is_pair);
-        pairs.filter_map(|link| link.lower)
+        self.0.iter().filter(|link| link.lower_is_elsewhere).filter(is_pair)
     }
 
     fn device(&self, link: &Link) -> Option<Device> {

@@ -5,7 +5,10 @@ use std::{
     borrow::Cow,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
 };
 
@@ -47,6 +50,8 @@ pub(super) struct Connection {
     origin: Option<Origin>,
     /// Whether the node itself may ask for the agent's health by it. Then there is no origin.
     checks_health: bool,
+    /// Whether it is counted, if nobody vouches for it. The health check of the node is not.
+    is_counted: AtomicBool,
     /// Memoised: neither a listener nor a cgroup ever changes its pod.
     uid: OnceLock<PodUid>,
     allowances: OnceLock<Allowances>,
@@ -79,12 +84,19 @@ impl Connection {
             Some(Origin::Task(_)) | None => OnceLock::new(),
         };
         let (allowances, session) = (OnceLock::new(), Mutex::default());
-        Self { server, peer, origin, checks_health: false, uid, allowances, session }
+        let is_counted = AtomicBool::new(true);
+        Self { server, peer, origin, checks_health: false, is_counted, uid, allowances, session }
     }
 
     /// A connection of the node itself, of which the kernel has no record.
     pub(super) fn of_node(server: Arc<Server>, peer: SocketAddr) -> Self {
-        Self { checks_health: true, ..Self::new(server, peer, None) }
+        let is_counted = AtomicBool::new(false);
+        Self { checks_health: true, is_counted, ..Self::new(server, peer, None) }
+    }
+
+    /// Whether it is a connection of the node itself.
+    pub(super) fn checks_health(&self) -> bool {
+        self.checks_health
     }
 
     /// The calling pod, when there is one. To be asked once for a connection, which is counted by it.
@@ -111,12 +123,14 @@ impl Connection {
         request: Request<()>,
         permit: Option<&ConnectionPermit<Option<PodUid>>>,
     ) -> Response<Either<Full<Bytes>, Relayed>> {
-        if self.checks_health {
+        if self.checks_health() {
             // As at the admin listener: the agent answers. In no log, as the probes that are commands.
             if request.method() == Method::GET && request.uri() == HEALTH {
                 return reply::text("ok\n").map(Either::Left);
             }
-            self.server.count_unvouched(self.peer, &OriginError::Unvouched);
+            if !self.is_counted.swap(true, Ordering::Relaxed) {
+                self.server.count_unvouched(self.peer, &OriginError::Unvouched);
+            }
         }
         let started = Instant::now();
         let busy = permit.map(ConnectionPermit::busy);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::namespaces::DeviceChanges;
 use crate::{
     devices::{Links, WayOut},
-    netlink::Route,
+    netlink::{Route, uninterrupted},
 };
 use kube2ram_cloud::MetadataAddr;
 
@@ -38,7 +38,8 @@ impl NodeDevices {
     /// have changed. Returns whether there are others than before.
     ///
     /// # Errors
-    /// Netlink's; interrupted when the devices change at this moment. The next call lists them.
+    /// Netlink's; interrupted when the devices change all the time. The next call lists them; until then the
+    /// last list counts.
     pub(super) fn refresh(&mut self, metadata: MetadataAddr) -> io::Result<bool> {
         let now = Instant::now();
         let may_have_changed = match &self.changes {
@@ -57,7 +58,7 @@ impl NodeDevices {
             return Ok(false);
         }
         self.list_at = now;
-        let listed = Links::of_this_thread()?;
+        let listed = uninterrupted(Links::of_this_thread)?;
         let links: Vec<u32> = listed.indices().collect();
         let are_others = links != self.links;
         (self.way, self.links, self.routed) = (listed.way_out_of_node(&routed), links, routed);

@@ -19,6 +19,7 @@ use crate::{
     datapath::{Wire, WireDevice},
     devices::Links,
     listeners::{Netns, NetnsId},
+    netlink::uninterrupted,
 };
 use kube2ram_service::clock::jitter;
 
@@ -158,9 +159,10 @@ impl Pod {
                 if changes.is_none() {
                     *changes = Some(DeviceChanges::of_this_thread()?);
                 }
-                let links = Links::of_this_thread()?;
-                *peers = links.peers().take(MAX_PEERS).collect();
-                let way = links.way_out_of_pod(numbers::number_of(host.as_fd())?);
+                let links = uninterrupted(Links::of_this_thread)?;
+                let node = numbers::number_of(host.as_fd())?;
+                *peers = links.peers_in(node).take(MAX_PEERS).collect();
+                let way = links.way_out_of_pod(node);
                 Ok(look.cover(wire, &way, devices, OWNER))
             })
         });
@@ -169,8 +171,8 @@ impl Pod {
                 *devices = covered;
                 return true;
             }
-            // The devices change at this moment, or the process has ended: the next check follows soon.
-            Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::NotFound].contains(&error.kind()) => {}
+            // The process has ended: the next check follows soon.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => look.failures.push(WireGuardError::List { owner: OWNER, source }),
         }
         false

@@ -91,7 +91,12 @@ fn finds_the_other_ends_of_pairs() {
     let inner = told(5, IFF_UP, ARPHRD_ETHER, &[kind("veth"), lower(6)]);
     let ipvlan = told(7, IFF_UP, ARPHRD_ETHER, &[kind("ipvlan"), lower(2), elsewhere()]);
 
-    assert_eq!(read(&[veth, netkit, inner, ipvlan]).peers().collect::<Vec<_>>(), [9, 8]);
+    let links = read(&[veth, netkit, inner, ipvlan]);
+
+    assert_eq!(links.peers().collect::<Vec<_>>(), [9, 8]);
+    // The number that `elsewhere` has.
+    assert_eq!(links.peers_in(Some(0)).collect::<Vec<_>>(), [9, 8]);
+    assert_eq!(links.peers_in(Some(1)).chain(links.peers_in(None)).count(), 0);
 }
 
 #[test]
