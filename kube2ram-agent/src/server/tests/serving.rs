@@ -3,10 +3,15 @@
 use std::net::SocketAddr;
 
 use http::StatusCode;
-use tokio::sync::watch;
+use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::harness::*;
-use crate::{datapath::AgentAddr, identity::CgroupId, policy::PatternFormat, server::HostNetworkPods};
+use crate::{
+    datapath::AgentAddr,
+    identity::CgroupId,
+    policy::PatternFormat,
+    server::{CONNECTIONS_OF_NODE, CONNECTIONS_PER_POD, HostNetworkPods},
+};
 use kube2ram_cloud::{Cloud, credentials::IssueErrorKind};
 use kube2ram_service::telemetry::lossy::{LossyWriter, Room};
 
@@ -74,6 +79,31 @@ async fn the_node_learns_at_the_host_listener_that_the_agent_answers_and_nothing
     assert_eq!(harness.get("/healthz").await.status(), StatusCode::FORBIDDEN);
     *harness.world.cgroup.lock().unwrap() = Some(POD_CGROUP);
     assert_eq!(harness.get("/healthz").await.body(), UPSTREAM_BODY);
+}
+
+/// They may be pods, by another address of the node than the agent's.
+#[tokio::test]
+async fn clients_that_nobody_vouches_for_take_no_place_from_the_nodes_health_check() {
+    let harness = Harness::start().await;
+    let SocketAddr::V4(here) = harness.addr else { panic!("{}", harness.addr) };
+    let (moved, host_listener) = watch::channel(AgentAddr("127.0.0.2:1".parse().unwrap()));
+    harness.server.answer_health_checks(host_listener);
+    *harness.world.cgroup.lock().unwrap() = None;
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_PER_POD {
+        let mut stream = harness.connect().await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+        held.push(stream);
+    }
+    let counted = format!("unvouched_connections_total {CONNECTIONS_PER_POD}");
+    eventually(async || harness.metrics().contains(&counted)).await;
+
+    moved.send_replace(AgentAddr(here));
+
+    for _ in 0..2 * CONNECTIONS_OF_NODE {
+        assert_eq!(harness.get("/healthz").await.status(), StatusCode::OK);
+    }
+    drop(held);
 }
 
 /// Rows 4.12 and 4.13.
