@@ -8,6 +8,8 @@ mod seccomp;
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -74,8 +76,9 @@ impl Image {
     pub fn of_binary(binary: &Path, entrypoint: &str, certificates: &str, root: PathBuf) -> Result<Self> {
         let put = |from: &Path, to: &str| -> Result<()> {
             let to = root.join(to.trim_start_matches('/'));
-            fs::create_dir_all(to.parent().context("a file has a directory")?)?;
+            create_directories(&root, to.parent().context("a file has a directory")?)?;
             fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
             Ok(())
         };
         put(binary, entrypoint)?;
@@ -87,10 +90,26 @@ impl Image {
             put(Path::new(word), word)?;
         }
         let bundle = root.join("etc/ssl/certs/ca-certificates.crt");
-        fs::create_dir_all(bundle.parent().context("a file has a directory")?)?;
-        fs::write(bundle, certificates)?;
+        create_directories(&root, bundle.parent().context("a file has a directory")?)?;
+        write(&bundle, certificates)?;
         Ok(Self { root, entrypoint: entrypoint.to_owned() })
     }
+}
+
+/// Makes the directories from `root` to `directory`. Like those of an image, they are open to each user of
+/// a container, whatever umask this process has.
+fn create_directories(root: &Path, directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    directory
+        .ancestors()
+        .take_while(|path| path.starts_with(root))
+        .try_for_each(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+}
+
+/// Writes a file that each user of a container may read, whatever umask this process has.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    fs::write(file, text)?;
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644))
 }
 
 impl Container {
@@ -222,9 +241,11 @@ impl Container {
 
     /// crun leaves cgroups alone here: what it starts stays in the one that it is started in, which is the
     /// container's. It knows no hybrid hierarchies, so that it is shown one that is not. The host name is
-    /// that of its UTS namespace, which containers on the host's network stay in.
+    /// that of its UTS namespace, which containers on the host's network stay in. The umask is that of
+    /// container runtimes: crun makes directories for the mounts.
     fn crun(&self, args: &[&str]) -> Command {
-        const START: &str = r#"echo $$ > "$1" || exit
+        const START: &str = r#"umask 022
+            echo $$ > "$1" || exit
             if [ -n "$2" ]; then echo "$2" > /proc/sys/kernel/hostname; fi
             shift 2
             if [ -e /sys/fs/cgroup/unified/cgroup.procs ]; then mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; fi

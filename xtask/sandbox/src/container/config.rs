@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Image, Surroundings, seccomp};
+use super::{Image, Surroundings, create_directories, seccomp, write};
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -247,7 +247,7 @@ fn mounts(template: &Value, container: &Value, node: &Surroundings, bundle: &Pat
         ("/etc/resolv.conf", &resolv_conf),
     ] {
         let file = bundle.join(destination.trim_start_matches("/etc/"));
-        fs::write(&file, text)?;
+        write(&file, text)?;
         mounts.push(bind(&file, destination, true));
     }
     let account = bundle.join("serviceaccount");
@@ -290,8 +290,8 @@ fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf>
         let kind = volume["hostPath"]["type"].as_str().unwrap_or_default();
         let found =
             node.host_paths.get(Path::new(path)).with_context(|| format!("the host has no {path}"))?;
-        if kind == "DirectoryOrCreate" {
-            fs::create_dir_all(found)?;
+        if kind == "DirectoryOrCreate" && !found.exists() {
+            create_directories(found, found)?;
         }
         ensure!(found.is_dir(), "hostPath type check failed: {path} is not a directory");
         // As crun is shown it.
@@ -324,9 +324,9 @@ fn source(volume: &Value, node: &Surroundings, bundle: &Path) -> Result<PathBuf>
 }
 
 fn write_all(directory: &Path, files: &std::collections::BTreeMap<String, String>) -> Result<()> {
-    fs::create_dir_all(directory)?;
+    create_directories(directory, directory)?;
     for (name, text) in files {
-        fs::write(directory.join(name), text)?;
+        write(&directory.join(name), text)?;
     }
     Ok(())
 }
