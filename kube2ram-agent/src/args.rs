@@ -131,6 +131,15 @@ impl Command {
         args: impl IntoIterator<Item = OsString>,
         env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, ArgsError> {
+        Self::on_machine(args, env, &rustix::system::uname().nodename().to_string_lossy())
+    }
+
+    /// The same on a machine with this host name.
+    fn on_machine(
+        args: impl IntoIterator<Item = OsString>,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        host_name: &str,
+    ) -> Result<Self, ArgsError> {
         let mut args = args.into_iter();
         let command = retired::add_to(flags::command());
         let program = args.next().unwrap_or_else(|| "kube2ram".into());
@@ -147,7 +156,7 @@ impl Command {
                 let unused = is_unsigned.then(|| environment::own_credentials_notice(env)).flatten();
                 let notices = retired::notices(&matches).into_iter();
                 let notices = notices.chain(environment::proxy_notice(env)).chain(unused);
-                Ok(Self::Agent(Config::try_new(flags, notices.collect(), is_kube2iam)?.into()))
+                Ok(Self::Agent(Config::try_new(flags, notices.collect(), is_kube2iam, host_name)?.into()))
             }
             Some(Subcommand::BootGuard(command)) => {
                 let guard = |of: flags::Guard| Guard {

@@ -201,15 +201,17 @@ impl Config {
         }
     }
 
-    /// `is_kube2iam`: the program was started by that name, and its manifests must fit.
+    /// `is_kube2iam`: the program was started by that name, and its manifests must fit. `host_name`: the
+    /// machine's.
     pub(super) fn try_new(
         flags: Flags,
         mut notices: Vec<String>,
         is_kube2iam: bool,
+        host_name: &str,
     ) -> Result<Self, ArgsError> {
         let metrics_port = metrics_port(&flags, is_kube2iam, &mut notices)?;
         let node_is_host_name = flags.node.is_none();
-        let fallback = || host_name().filter(|_| is_kube2iam);
+        let fallback = || node_of(host_name).filter(|_| is_kube2iam);
         let Some(node) = flags.node.or_else(fallback) else {
             return Err(ArgsError::usage(
                 "the node's name is not known: set --node, or the variable NODE_NAME from spec.nodeName",
@@ -323,12 +325,10 @@ fn metrics_port(flags: &Flags, is_kube2iam: bool, notices: &mut Vec<String>) -> 
     )))
 }
 
-/// The machine's host name, as the kubelet writes it when it is given no other name for its node. `None` when
-/// no node can have that name.
-fn host_name() -> Option<String> {
-    let uname = rustix::system::uname();
-    let name = uname.nodename().to_str().ok()?.trim().to_ascii_lowercase();
-    value::node_name(&name).ok()
+/// A host name, as the kubelet writes it when it is given no other name for its node. `None` when no node can
+/// have that name.
+fn node_of(host_name: &str) -> Option<String> {
+    value::node_name(&host_name.trim().to_ascii_lowercase()).ok()
 }
 
 fn base_arn(flags: &flags::Base, style: ArnStyle) -> Result<Source<BaseArn>, ArgsError> {

@@ -350,10 +350,19 @@ fn defaults_are_the_predecessors() {
 }
 
 fn of_program(program: &str, flags: &str, env: &[(&str, &str)]) -> Result<Command, ArgsError> {
+    on_machine("machine", program, flags, env)
+}
+
+fn on_machine(
+    host_name: &str,
+    program: &str,
+    flags: &str,
+    env: &[(&str, &str)],
+) -> Result<Command, ArgsError> {
     let args = [program].into_iter().chain(flags.split_whitespace()).map(OsString::from);
-    Command::from_args(args, &|name| {
-        env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
-    })
+    let variable =
+        |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+    Command::on_machine(args, &variable, host_name)
 }
 
 #[test]
@@ -437,18 +446,26 @@ fn a_program_called_kube2iam_keeps_health_and_metrics_off_the_app_port_of_its_ch
 /// kube2iam: two DaemonSets of README.md at 75ba9b4 name no node.
 #[test]
 fn a_program_called_kube2iam_takes_the_machines_name_for_a_node_that_is_not_given() {
-    let uname = rustix::system::uname();
-    let machine = uname.nodename().to_str().unwrap().to_ascii_lowercase();
+    let agent_on = |host_name: &str, program: &str, flags: &str| {
+        on_machine(host_name, program, flags, &[]).map(|command| match command {
+            Command::Agent(config) => (config.node, config.node_is_host_name, config.notices),
+            other => panic!("{other:?}"),
+        })
+    };
 
-    let config = agent_of_program("/kube2iam", "").unwrap();
+    let (node, is_host_name, notices) = agent_on(" Node-1.Example\n", "/kube2iam", "").unwrap();
 
-    assert_eq!((&*config.node, config.node_is_host_name), (&*machine, true));
-    let notice =
-        format!("--node is not set: the machine's host name, {machine}, is taken for the node's name");
-    assert_eq!(config.notices, [notice]);
-    let given = agent_of_program("/kube2iam", "--node=n").unwrap();
-    assert_eq!((&*given.node, given.node_is_host_name), ("n", false));
-    assert!(agent_of_program("kube2ram", "").is_err(), "by its own name it is told");
+    assert_eq!((&*node, is_host_name), ("node-1.example", true), "as the kubelet writes it");
+    let notice = "--node is not set: the machine's host name, node-1.example, is taken for the node's name";
+    assert_eq!(notices, [notice]);
+    let (node, is_host_name, notices) = agent_on("node-1", "/kube2iam", "--node=n").unwrap();
+    assert_eq!((&*node, is_host_name, notices.len()), ("n", false, 0));
+    assert!(agent_on("node-1", "kube2ram", "").is_err(), "by its own name it is told");
+    for no_node in ["", "my_machine", "node,spec.nodeName!=x", "\u{fffd}"] {
+        let error = agent_on(no_node, "/kube2iam", "").unwrap_err();
+        assert!(error.to_string().contains("set --node"), "{no_node}: {error}");
+        assert!(agent_on(no_node, "/kube2iam", "--node=n").is_ok(), "{no_node}");
+    }
 }
 
 #[test]
