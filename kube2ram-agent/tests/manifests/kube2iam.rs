@@ -223,7 +223,7 @@ fn kube2iams_published_manifests_start_it_with_the_image_and_the_patch() {
                 listed.status == 200 && listed.body.ends_with(&format!("{pod}-role")),
                 "{name}: {listed:?}"
             );
-            let reply = node.ask(pod, &format!("{}{}", Cloud::Aws.list(), listed.body));
+            let reply = node.ask_until_ready(pod, &format!("{}{}", Cloud::Aws.list(), listed.body));
             let credentials = serde_json::from_str::<Credentials>(&reply.body)
                 .unwrap_or_else(|error| panic!("{name}: {pod}: {error}: {reply:?}"));
             let caller = caller_identity(&node.sts().url(), &credentials).unwrap();

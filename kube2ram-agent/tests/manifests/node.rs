@@ -189,7 +189,7 @@ impl Node {
             let role = format!("{pod}-role");
             let reply = self.ask(pod, list);
             assert_eq!((reply.status, reply.body.as_str()), (200, role.as_str()), "{pod}");
-            let reply = self.ask(pod, &format!("{list}{role}"));
+            let reply = self.ask_until_ready(pod, &format!("{list}{role}"));
             let credentials = serde_json::from_str::<Credentials>(&reply.body)
                 .unwrap_or_else(|error| panic!("{pod}: {error}: {reply:?}"));
             let caller = caller_identity(&self.sandbox.sts().url(), &credentials).unwrap();
@@ -201,6 +201,18 @@ impl Node {
 
     pub(crate) fn ask(&self, pod: &str, target: &str) -> Reply {
         self.sandbox.pod(pod).unwrap().curl(target).unwrap()
+    }
+
+    /// The same until the answer is another one than "not yet", as SDKs do.
+    pub(crate) fn ask_until_ready(&self, pod: &str, target: &str) -> Reply {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let reply = self.ask(pod, target);
+            if reply.status != 503 || Instant::now() > deadline {
+                return reply;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
