@@ -6,6 +6,7 @@ use kube2ram_sandbox::{
     node::PodSpec,
     standin::{Role, StsMode},
 };
+use serde_json::Value;
 
 use crate::support::{AGENT, LIST, Lab, eventually, pod, role_arn};
 
@@ -27,6 +28,20 @@ fn assert_of_this_cloud(what: &str, text: &str) {
 /// Whether an Event is about a pod.
 fn is_told(lab: &Lab, pod: &str) -> bool {
     lab.api().events().iter().any(|event| event["regarding"]["name"] == pod)
+}
+
+/// Whether an Event about a pod contains this text.
+fn is_told_of(lab: &Lab, pod: &str, text: &str) -> bool {
+    let is_it = |event: &Value| {
+        event["regarding"]["name"] == pod && event["note"].as_str().is_some_and(|note| note.contains(text))
+    };
+    lab.api().events().iter().any(is_it)
+}
+
+/// What `explain` prints about a pod.
+fn explanation(lab: &Lab, pod: &str) -> String {
+    let output = lab.agent_if_any().unwrap().exec(&["explain", &format!("default/{pod}")]).unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
 /// All that an operator reads, with the explanations of these pods.
@@ -68,8 +83,7 @@ fn log_events_explanations_and_status_speak_of_this_cloud_alone() {
     for (pod, word) in
         [("orders", "arn:aws:iam::"), ("stranger", "AccessDenied"), ("plain", "iam.amazonaws.com/role")]
     {
-        let output = lab.agent().unwrap().exec(&["explain", &format!("default/{pod}")]).unwrap();
-        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let text = explanation(&lab, pod);
         assert!(text.contains(word), "{pod}: no {word} in {text}");
     }
     assert_all_of_this_cloud(&mut lab, &["orders", "stranger", "plain", "typo", "arn"]);
@@ -79,15 +93,21 @@ fn log_events_explanations_and_status_speak_of_this_cloud_alone() {
 #[ignore = "needs root: cargo xtask test"]
 fn an_outage_of_sts_and_refused_keys_are_told_in_words_of_this_cloud_alone() {
     let refused_keys = StsMode::Error(StatusCode::FORBIDDEN, "InvalidClientTokenId");
-    for (name, mode) in [("down", StsMode::Refuse), ("busy", StsMode::Unavailable), ("keys", refused_keys)] {
+    let no_answer = "STS does not answer the node";
+    for (name, mode, told) in [
+        ("down", StsMode::Refuse, no_answer),
+        ("busy", StsMode::Unavailable, no_answer),
+        ("keys", refused_keys, "the agent itself has no valid credentials"),
+    ] {
         let mut lab = Lab::with_agent(&format!("aws-words-{name}"), &[pod("orders")], &[]);
         assert_eq!(lab.credentials("orders", "orders-role"), "orders-role", "{name}");
         lab.sts().set_mode(mode).unwrap();
         lab.add(&pod("late"));
 
-        eventually(true, || {
+        // The Event and the explanation are about the outage, or their words prove nothing.
+        eventually((true, true), || {
             drop(lab.ask("late", &format!("{LIST}late-role")));
-            is_told(&lab, "late")
+            (is_told_of(&lab, "late", told), explanation(&lab, "late").contains(told))
         });
 
         assert_all_of_this_cloud(&mut lab, &["orders", "late"]);
