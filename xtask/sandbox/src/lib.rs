@@ -17,6 +17,7 @@ mod log_writer;
 pub mod login;
 pub mod node;
 pub mod prometheus;
+pub mod quiet;
 mod sandbox;
 mod secrets;
 pub mod sdk;

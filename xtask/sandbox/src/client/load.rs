@@ -5,19 +5,20 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    process::Child,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Credentials, Reply,
     http::{Family, connect, parse},
 };
-use crate::Cloud;
+use crate::{Cloud, quiet::is_quiet};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -59,6 +60,8 @@ pub struct LoadReport {
     pub latencies_us: Vec<u64>,
 }
 
+/// What SDKs wait for an answer.
+const SDK_PATIENCE: Duration = Duration::from_secs(1);
 /// Of each of the two clients, between two requests: below `--request-rate` together.
 const PAUSE: Duration = Duration::from_millis(11);
 
@@ -171,6 +174,55 @@ impl Load {
 }
 
 impl LoadReport {
+    /// Ends a `client load`, whose standard input and output are pipes, and reads its report.
+    ///
+    /// # Errors
+    /// When it has written none.
+    pub fn of(mut client: Child) -> Result<Self> {
+        drop(client.stdin.take());
+        let output = client.wait_with_output()?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the client reported nothing, and ended with {}", output.status))
+    }
+
+    /// How long this percentage of the answers took at most; `None` without an answer.
+    pub fn percentile(&self, percent: usize) -> Option<Duration> {
+        let mut sorted = self.latencies_us.clone();
+        sorted.sort_unstable();
+        let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+        sorted.get(at).copied().map(Duration::from_micros)
+    }
+
+    /// Asserts that each request was served, and in time. With `KUBE2RAM_QUIET=1`, 99 % of the answers took
+    /// less than `patience`. On other machines half of them took less than a second, which SDKs wait, and at
+    /// most 1 % of the requests had no answer within five seconds.
+    ///
+    /// # Panics
+    ///
+    /// When that is not so.
+    pub fn assert_served(&self, what: &str, patience: Duration) {
+        let fault = self.fault(patience, is_quiet());
+        assert_eq!(fault, None, "{what}: {:?}", self.samples);
+    }
+
+    /// What is not as it should be.
+    fn fault(&self, patience: Duration, is_quiet: bool) -> Option<String> {
+        let (percent, patience, failures_of_100) =
+            if is_quiet { (99, patience, 0) } else { (50, SDK_PATIENCE, 1) };
+        let Self { ok, wrong, refusals, refused, cut, failed, .. } = self;
+        if *ok == 0 {
+            return Some("no request was answered".to_owned());
+        }
+        if (*wrong, refusals.len(), *refused, *cut) != (0, 0, 0, 0) {
+            return Some(format!("{wrong} wrong, {refused} refused, {cut} cut, statuses {refusals:?}"));
+        }
+        if failed * 100 > (ok + failed) * failures_of_100 {
+            return Some(format!("{failed} of {} requests failed", ok + failed));
+        }
+        let took = self.percentile(percent);
+        took.is_none_or(|took| took >= patience).then(|| format!("p{percent} {took:?}"))
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(mut self, other: Self) -> Self {
@@ -216,6 +268,48 @@ fn exchange(stream: &mut TcpStream, head: &str) -> std::io::Result<Vec<u8>> {
         match stream.read(&mut chunk)? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             read => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1,000 answers, some of them after two seconds.
+    fn report(slow: usize) -> LoadReport {
+        let latencies_us = (0..1000).map(|n| if n < slow { 2_000_000 } else { 1_000 }).collect();
+        LoadReport { ok: 1000, latencies_us, ..LoadReport::default() }
+    }
+
+    #[test]
+    fn a_busy_machine_may_be_late_and_fail_now_and_then_and_a_quiet_one_may_not() {
+        let is_served = |report: &LoadReport| {
+            [false, true].map(|is_quiet| report.fault(Duration::from_millis(100), is_quiet).is_none())
+        };
+
+        assert_eq!(is_served(&report(0)), [true, true]);
+        assert_eq!(is_served(&report(10)), [true, false], "the answer at the percentile is late");
+        assert_eq!(is_served(&report(9)), [true, true]);
+        assert_eq!(is_served(&report(499)), [true, false]);
+        assert_eq!(is_served(&report(501)), [false, false]);
+        assert_eq!(is_served(&LoadReport { failed: 10, ..report(0) }), [true, false]);
+        assert_eq!(is_served(&LoadReport { failed: 11, ..report(0) }), [false, false]);
+    }
+
+    #[test]
+    fn no_machine_may_serve_nobody_or_refuse_or_cut_a_request_or_confuse_roles() {
+        for unserved in [
+            LoadReport::default(),
+            LoadReport { ok: 0, ..report(0) },
+            LoadReport { wrong: 1, ..report(0) },
+            LoadReport { refusals: vec![503], ..report(0) },
+            LoadReport { refused: 1, ..report(0) },
+            LoadReport { cut: 1, ..report(0) },
+        ] {
+            for is_quiet in [false, true] {
+                assert!(unserved.fault(SDK_PATIENCE, is_quiet).is_some(), "{unserved:?}");
+            }
         }
     }
 }
