@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test support")]
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -20,6 +20,7 @@ use kube2ram_sandbox::{
     client::{Holder, LoadReport},
     kernel,
     node::PodSpec,
+    quiet::{Probes, is_quiet},
     standin::{AccessKey, Accounts, PodManifest},
 };
 
@@ -27,16 +28,15 @@ const AGENT: &str = env!("CARGO_BIN_EXE_kube2ram");
 const MANIFEST: &str = include_str!("../../deploy/helm/kube2ram/values.yaml");
 const METADATA: &str = "100.100.100.200:80";
 const LIST: &str = "/latest/meta-data/ram/security-credentials/";
-/// What SDKs wait for an answer. On a machine with other work, 99 % of another pod's answers come sooner.
-const SDK_PATIENCE: Duration = Duration::from_secs(1);
-/// The same on a machine without other work, as this variable says.
+/// On a machine without other work, 99 % of another pod's answers come sooner.
 const QUIET_PATIENCE: Duration = Duration::from_millis(100);
-const QUIET: &str = "KUBE2RAM_QUIET";
 const MIB: u64 = 1024 * 1024;
 /// Of one attack; and on an emulated processor, where clients that fill buffers take their time, and answers
 /// too.
 const DURATION: Duration = Duration::from_secs(6);
 const EMULATED_DURATION: Duration = Duration::from_secs(30);
+/// How long an agent under attack, on an emulated processor as well, may take to show its metrics.
+const METRICS_DEADLINE: Duration = Duration::from_mins(2);
 /// More than one pod may have.
 const ONE_PODS_CONNECTIONS: usize = 512;
 const ATTACKERS: usize = 8;
@@ -89,11 +89,6 @@ impl Container {
     }
 }
 
-/// How soon 99 % of another pod's answers must come.
-fn patience() -> Duration {
-    if env::var_os(QUIET).is_some_and(|value| value == "1") { QUIET_PATIENCE } else { SDK_PATIENCE }
-}
-
 fn is_emulated() -> bool {
     fs::read_to_string("/proc/cpuinfo").unwrap().contains("QEMU TCG")
 }
@@ -122,22 +117,23 @@ fn victims(sandbox: &Sandbox) -> Child {
     load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// Of sorted latencies, the one that this percentage of them does not exceed.
-fn percentile(latencies_us: &[u64], percent: usize) -> Duration {
-    let at = (latencies_us.len() * percent / 100).min(latencies_us.len().saturating_sub(1));
-    Duration::from_micros(latencies_us.get(at).copied().unwrap_or_default())
-}
-
-/// The agent answers both of its probes. Returns whether it is ready: its self-test may be late.
-fn is_ready(agent: &Agent, what: &str) -> bool {
+/// Asks for both probes of the agent. Returns whether it is ready: its self-test may be late.
+fn probe(agent: &Agent) -> anyhow::Result<bool> {
     let (ready, live) = (agent.admin("/readyz"), agent.live());
-    assert!(is_emulated() || ready.is_ok() && live.is_ok(), "{what}: {ready:?}, {live:?}");
-    ready.is_ok_and(|reply| reply.status == 200)
+    live?;
+    Ok(ready?.status == 200)
 }
 
 /// How many requests of pods the agent has answered: all of them, and those above the rate.
 fn answered(agent: &Agent) -> [f64; 2] {
-    let metrics = agent.admin("/metrics").map(|reply| reply.body).unwrap_or_default();
+    let deadline = Instant::now() + METRICS_DEADLINE;
+    let metrics = loop {
+        match agent.admin("/metrics") {
+            Ok(reply) if reply.status == 200 => break reply.body,
+            other => assert!(Instant::now() < deadline, "no metrics: {other:?}"),
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
     let samples = metrics.lines().filter(|line| line.starts_with("kube2ram_http_requests_total{"));
     samples.fold([0.0; 2], |[all, refused], sample| {
         let count: f64 = sample.rsplit_once(' ').unwrap().1.parse().unwrap();
@@ -151,29 +147,31 @@ fn answered(agent: &Agent) -> [f64; 2] {
 fn endure(sandbox: &Sandbox, container: &Container, what: &str, ss: impl Fn() -> Command, port: u16) -> f64 {
     let agent = sandbox.agent_if_any().unwrap();
     let duration = if is_emulated() { EMULATED_DURATION } else { DURATION };
-    let mut victims = victims(sandbox);
-    let (begun, [all_before, refused_before]) = (Instant::now(), answered(agent));
-    let (mut most, mut connections, mut probes, mut unready) = (0, Vec::new(), 0, 0);
+    let victims = victims(sandbox);
+    let [all_before, refused_before] = answered(agent);
+    let begun = Instant::now();
+    let (mut most, mut connections) = (0, Vec::new());
+    let (mut probes, mut asked, mut failed, mut unready) = (Probes::default(), 0, 0, 0);
     while begun.elapsed() < duration {
-        probes += 1;
-        unready += usize::from(!is_ready(agent, what));
+        asked += 1;
+        let outcome = probe(agent);
+        let answer = if is_emulated() { outcome.ok() } else { probes.judge(what, outcome) };
+        failed += usize::from(answer.is_none());
+        unready += usize::from(answer == Some(false));
         most = most.max(container.number("memory.current", ""));
         connections.extend(kept(ss(), port));
     }
     let ([all, refused], took) = (answered(agent), begun.elapsed());
     let (all, refused) = (all - all_before, refused - refused_before);
-    drop(victims.stdin.take());
-    let report = victims.wait_with_output().unwrap().stdout;
-    let mut report: LoadReport = serde_json::from_slice(&report).unwrap();
-    report.latencies_us.sort_unstable();
+    let report = LoadReport::of(victims).unwrap();
     let [middle, most_answers, slowest] =
-        [50, 99, 100].map(|percent| percentile(&report.latencies_us, percent));
+        [50, 99, 100].map(|percent| report.percentile(percent).unwrap_or_default());
     let may = connections.iter().map(|(may, _)| *may).max().expect("the attackers have connections");
     let does = connections.iter().map(|(_, does)| *does).max().unwrap();
     println!(
         "{what}: {} answers to another pod, p50 {middle:?}, p99 {most_answers:?}, longest {slowest:?}; \
          {:.0} requests/s of all pods, {:.0}/s of them above the rate; \
-         {probes} probes answered, {unready} of them not ready; \
+         {asked} probes, {failed} of them failed, {unready} not ready; \
          a connection at most {does} bytes of {may}; memory.current at most {} KiB, sockets {} KiB, kernel {} KiB",
         report.ok,
         all / took.as_secs_f64(),
@@ -184,11 +182,8 @@ fn endure(sandbox: &Sandbox, container: &Container, what: &str, ss: impl Fn() ->
     );
     assert_eq!(report.wrong, 0, "{what}: {:?}", report.samples);
     if !is_emulated() {
-        let unserved = (report.refusals.len(), report.refused, report.cut, report.failed);
-        assert_eq!(unserved, (0, 0, 0, 0), "{what}: {:?}", report.samples);
-        assert!(report.ok > 0, "{what}: the other pod did not ask");
         // The longest one is printed only: other tests have the processors as well.
-        assert!(most_answers < patience(), "{what}: p99 {most_answers:?}");
+        report.assert_served(what, QUIET_PATIENCE);
     }
     assert!(may <= BUFFERS_BYTES, "{what}: {may} bytes");
     assert!(most * 4 <= limit() * 3, "{what}: {most} bytes leave less than a quarter of the limit");
@@ -276,7 +271,8 @@ fn no_pod_takes_the_agents_memory_or_another_pods_answers() {
     let refused = endure(&sandbox, &container, "connections and requests without end", inside, own);
     flood.kill().unwrap();
     flood.wait().unwrap();
-    assert!(is_emulated() || refused > 0.0, "the flood was not above the rate");
+    // On a busy machine the flood may not get there.
+    assert!(is_emulated() || !is_quiet() || refused > 0.0, "the flood was not above the rate");
     assert_recovers(&sandbox, "after a flood");
 
     assert_eq!(container.pid(), pid, "the same process");
@@ -321,8 +317,11 @@ fn sockets_that_pods_connect_dissolve_and_keep_take_nothing_from_the_agent() {
     let pid = container.pid();
     assert_recovers(&sandbox, "before");
 
+    let slab = || container.number("memory.stat", "slab ");
+
     // By the in-pod listener, and by the host listener.
     for attacker in ["attacker", "daemon"] {
+        let slab_before = slab();
         let redirected = sandbox.agent().unwrap().metric(REDIRECTED).unwrap();
         let mut python = sandbox.pod(attacker).unwrap().pod().command("app", "python3").unwrap();
         python.args(["-c", HOARD, &sockets.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -340,6 +339,7 @@ fn sockets_that_pods_connect_dissolve_and_keep_take_nothing_from_the_agent() {
 
         // All sockets are kept meanwhile.
         assert_recovers(&sandbox, attacker);
+        assert_keeps_nothing_of(sockets, slab_before, slab, attacker);
         let seen = sandbox.agent().unwrap().metric(REDIRECTED).unwrap() - redirected;
         println!("{attacker}: {seen} connections, at most {entries} entries, {} KiB", memory / 1024);
         assert!(seen >= f64::from(sockets), "{attacker}: {seen} connections");
@@ -354,6 +354,28 @@ fn sockets_that_pods_connect_dissolve_and_keep_take_nothing_from_the_agent() {
 
     assert_eq!(container.number("memory.events", "oom_kill "), 0);
     assert_eq!(container.pid(), pid, "the same process");
+}
+
+/// Asserts that the agent's cgroup is not charged for storage of these sockets. The kernel frees the memory
+/// of ended connections within moments, and a socket's storage not before the socket.
+fn assert_keeps_nothing_of(sockets: u32, before: u64, slab: impl Fn() -> u64, what: &str) {
+    // Without its value, an element of a map of type BPF_MAP_TYPE_SK_STORAGE has a cache line.
+    const LEAST_STORAGE_BYTES: u64 = 64;
+    if before == 0 {
+        println!("{what}: slab is not judged: the kernel does not count it by cgroup here");
+        return;
+    }
+    let bound = before + u64::from(sockets) * LEAST_STORAGE_BYTES;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let now = slab();
+        if now < bound {
+            println!("{what}: slab {before} bytes before, {now} bytes with {sockets} sockets");
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: slab {before} bytes before, {now} bytes after");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Whoever may create pods decides how large they are: in fields that the agent does not use, and in the

@@ -16,12 +16,13 @@ use std::{
 use kube2ram_sandbox::{
     client::{Family, LoadReport, Request},
     node::PodSpec,
+    quiet::Probes,
     situation::Situation,
     standin::AccessKey,
 };
 use serde_json::Value;
 
-use crate::support::{INSTANCE_ID, LIST, Lab, SDK_PATIENCE, assert_no_secrets, eventually, url};
+use crate::support::{INSTANCE_ID, LIST, Lab, SDK_PATIENCE, assert_no_secrets, eventually, owner, url};
 
 fn orders() -> PodSpec {
     PodSpec::new("orders").namespace("shop").role("orders-role")
@@ -85,22 +86,21 @@ fn loads(lab: &Lab) -> [Child; 4] {
     })
 }
 
-/// Ends it. Each of its requests was served, and 99 % of them while SDKs wait. Returns how many.
-fn served(mut load: Child) -> usize {
-    drop(load.stdin.take());
-    let output = load.wait_with_output().unwrap().stdout;
-    let mut report: LoadReport = serde_json::from_slice(&output).unwrap();
-    let unserved = (report.wrong, report.failed, report.refused, report.refusals.len());
-    assert_eq!(unserved, (0, 0, 0, 0), "{:?}", report.samples);
-    report.latencies_us.sort_unstable();
-    let slow = Duration::from_micros(report.latencies_us[report.latencies_us.len() * 99 / 100]);
-    assert!(slow < SDK_PATIENCE, "p99 {slow:?}");
-    report.ok
+/// Ends a pod's clients, and returns their report: each pod has answers.
+fn report_of(load: Child) -> LoadReport {
+    let report = LoadReport::of(load).unwrap();
+    assert!(report.ok > 0, "no request was answered: {:?}", report.samples);
+    report
+}
+
+/// The requests of all pods.
+fn pooled(loads: impl IntoIterator<Item = Child>) -> LoadReport {
+    loads.into_iter().map(report_of).fold(LoadReport::default(), LoadReport::plus)
 }
 
 fn await_lost_lines(lab: &mut Lab) {
     let deadline = Instant::now() + Duration::from_secs(90);
-    while lab.metric("kube2ram_log_lines_lost_total") < 100.0 {
+    while !lab.agent().unwrap().metric("kube2ram_log_lines_lost_total").is_ok_and(|lost| lost >= 100.0) {
         assert!(Instant::now() < deadline, "no line is lost");
         thread::sleep(Duration::from_millis(100));
     }
@@ -115,20 +115,28 @@ fn no_pod_waits_for_a_log_that_nobody_reads() {
     let [lasting, others @ ..] = loads(&lab);
 
     await_lost_lines(&mut lab);
-    let mut requests: usize = others.into_iter().map(served).sum();
+    let report = pooled(others);
+    let (mut asked, mut alive) = (Probes::default(), Probes::default());
     while unread_since.elapsed() < UNREAD {
-        assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
-        assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
+        let reply = lab.pod("orders").unwrap().curl(&format!("{LIST}orders-role"));
+        if let Some(reply) = asked.judge("a request", reply) {
+            assert_eq!(owner(&reply), "orders-role");
+        }
+        let live = lab.agent().unwrap().live();
+        if let Some(live) = alive.judge("the liveness probe", live) {
+            assert_eq!(live, "live");
+        }
         thread::sleep(Duration::from_secs(1));
     }
-    requests += served(lasting);
+    let report = report.plus(report_of(lasting));
+    report.assert_served("a log that nobody reads", SDK_PATIENCE);
 
     let (mut log, mut buffer) = (String::new(), vec![0; 64 * 1024]);
     while !log.contains("log lines were lost") {
         let read = reader.read(&mut buffer).unwrap();
         log.push_str(&String::from_utf8_lossy(&buffer[..read]));
     }
-    println!("{requests} requests while nobody read; the log then: {} bytes", log.len());
+    println!("{} requests while nobody read; the log then: {} bytes", report.ok, log.len());
 }
 
 /// As syslog does that writes each line to a slow disk. That each line is delivered or counted is a test of
@@ -157,14 +165,21 @@ fn no_pod_waits_for_a_log_that_is_read_slowly() {
     let loads = loads(&lab);
 
     await_lost_lines(&mut lab);
-    assert_eq!(lab.agent().unwrap().live().unwrap(), "live");
-    let requests: usize = loads.into_iter().map(served).sum();
+    let mut probes = Probes::default();
+    let live = loop {
+        if let Some(live) = probes.judge("the liveness probe", lab.agent().unwrap().live()) {
+            break live;
+        }
+    };
+    assert_eq!(live, "live");
+    let report = pooled(loads);
+    report.assert_served("a log that is read slowly", SDK_PATIENCE);
 
     let lost = lab.metric("kube2ram_log_lines_lost_total");
     // There are lines left to read: the buffer is full.
     ended.store(true, Ordering::Relaxed);
     let log = reading.join().unwrap();
-    println!("{requests} requests; {} lines were read meanwhile, and {lost} lost", log.len());
+    println!("{} requests; {} lines were read meanwhile, and {lost} lost", report.ok, log.len());
     assert!(log.iter().all(|line| line.starts_with("20")), "each begins with a time: {log:?}");
 }
 
