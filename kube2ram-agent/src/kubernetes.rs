@@ -44,9 +44,9 @@ use crate::{identity::PodUid, pod::Pod};
 pub(crate) const ALLOW_LISTS_BYTES: usize = namespaces::LIMIT_BYTES;
 
 /// What the API server's answers take while they are read: the pods' list or watch, the namespaces', a direct
-/// list and a ServiceAccount.
+/// list and ServiceAccounts.
 #[cfg(test)]
-pub(crate) const ANSWERS_BYTES: usize = 4 * projection::READER_BYTES;
+pub(crate) const ANSWERS_BYTES: usize = (3 + service_accounts::READS_AT_ONCE) * projection::READER_BYTES;
 
 /// Why a pod is not known.
 #[derive(Debug, thiserror::Error)]

@@ -83,8 +83,8 @@ impl CallError {
 }
 
 impl AccountApi {
-    /// Prepares the client. It is one of its own also where it acts as the agent: kube's repetitions would
-    /// hide that the API server is overloaded, and how long it wants to be left alone.
+    /// Prepares the client. It is one of its own also where it acts as the agent: it keeps another part of the
+    /// answers.
     ///
     /// # Errors
     /// Those of the client's files, as for any client.
@@ -93,7 +93,6 @@ impl AccountApi {
         node: &str,
         accounts: &ServiceAccountConfig,
     ) -> Result<Self, ClientError> {
-        config.default_retry = false;
         if accounts.tokens == Some(TokenRequester::Node) {
             let auth = &mut config.auth_info;
             // KEP-5284 allows `impersonate:associated-node` for requests that name the user and nothing else.

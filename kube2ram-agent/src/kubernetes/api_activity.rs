@@ -144,13 +144,19 @@ impl Answer {
             watch.open_watches.inc();
         }
         let answer = Self { watch, is_watch };
-        answer.note_message();
+        answer.note_answer();
         answer
     }
 
-    fn note_message(&self) {
+    fn note_answer(&self) {
         *self.watch.times() = Times { answered_at: Some(Instant::now()), failing: None };
-        // Of watches alone: lists are answered although the watch is dead.
+    }
+
+    /// A piece of the body.
+    fn note_message(&self) {
+        self.note_answer();
+        // Of watches alone: lists are answered although the watch is dead. So is the head of a watch that
+        // starts from a version of the future, and brings nothing.
         if self.is_watch {
             self.watch.watch_message.set(self.watch.clock.now().as_duration().as_secs_f64());
         }
@@ -291,6 +297,10 @@ mod tests {
         let list = begin(&activity, "/api/v1/pods");
         assert_eq!(gauges(), (0, false));
         let watches = ["/api/v1/pods?watch=true"; 2].map(|uri| begin(&activity, uri));
+        assert_eq!(gauges(), (2, false), "the head of an answer is no message");
+        list.note_message();
+        assert_eq!(gauges(), (2, false));
+        watches[0].note_message();
         assert_eq!(gauges(), (2, true));
 
         drop((list, watches));

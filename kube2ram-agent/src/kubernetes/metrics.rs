@@ -75,7 +75,7 @@ impl Metrics {
         );
         registry.register(
             "watch_last_message_timestamp_seconds",
-            "When the API server last sent something on a watch, its bookmarks included, by resource (pods, namespaces); 0 before the first watch",
+            "When the API server last sent something on a watch, its bookmarks included, by resource (pods, namespaces); 0 before the first message",
             metrics.watch_messages.clone(),
         );
         registry.register(

@@ -236,6 +236,10 @@ impl Pods {
     }
 
     pub(super) fn finish_relist(&mut self) {
+        // Also those that were never known: in a cache that is behind they still run.
+        for uid in &self.ended {
+            self.gone.tell(uid.clone());
+        }
         for (uid, known) in self.store.finish_list() {
             if self.store.known().contains_key(&uid) {
                 continue;
@@ -345,13 +349,15 @@ mod tests {
         pods.remove(uid(2));
         pods.start_relist();
         pods.relist(PodUpdate::Ended(uid(3)));
+        pods.relist(PodUpdate::Ended(uid(6)));
         pods.finish_relist();
         pods.forget_departed(&HashSet::new());
 
         pods.start_direct();
-        assert!(pods.finish_direct((1..=5).map(|n| pod_update(n, "cached"))));
+        assert!(pods.finish_direct((1..=6).map(|n| pod_update(n, "cached"))));
 
-        assert_eq!([1, 2, 3, 4, 5].map(|n| name(&pods, n).is_some()), [false, false, false, false, true]);
+        let is_known = [1, 2, 3, 4, 5, 6].map(|n| name(&pods, n).is_some());
+        assert_eq!(is_known, [false, false, false, false, true, false], "pod 6 was never known");
         pods.apply(pod_update(4, "again"));
         assert_eq!(name(&pods, 4).as_deref(), Some("again"), "the watch is believed");
     }

@@ -45,8 +45,9 @@ struct AccountMetadata {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// How many accounts are read at once.
-const READS_AT_ONCE: usize = 8;
+/// How many accounts are read at once. Each answer may take a mebibyte while it is read, which counts towards
+/// the container's limit.
+pub(super) const READS_AT_ONCE: usize = 2;
 /// A node's pods use some dozens of accounts, all of which are read when the agent starts.
 const RATE: Rate = Rate { burst: 64, interval: Duration::from_millis(50) };
 const DEADLINE: Duration = Duration::from_secs(5);

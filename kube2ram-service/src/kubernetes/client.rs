@@ -80,8 +80,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// time a kubelet writes its lease to etcd four times.
 const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT.as_secs() + 5);
 
-/// What a client is made of, all of whose waits are bounded. Nothing is asked of the API server, which may be
-/// away.
+/// What a client is made of, all of whose waits are bounded. It repeats nothing: its users do. Nothing is
+/// asked of the API server, which may be away.
 ///
 /// # Errors
 /// Whatever is wrong with `config`.
@@ -100,6 +100,8 @@ pub async fn client_config(config: ClientConfig) -> Result<Config, ClientError> 
     config.read_timeout = Some(READ_TIMEOUT);
     // Else the time that a pooled connection lay idle counts too.
     config.reset_reader_on_write = true;
+    // It would sleep for as long as any answer asks, and nobody would see that the API server is overloaded.
+    config.default_retry = false;
     Ok(config)
 }
 
@@ -186,6 +188,13 @@ mod tests {
         assert!(server("http://127.0.0.1:8001", None, false).is_ok());
         assert!(matches!(server("http://api", Some("t"), false), Err(ClientError::Plaintext)));
         assert!(matches!(server("http://api", None, true), Err(ClientError::Plaintext)));
+    }
+
+    #[tokio::test]
+    async fn a_client_repeats_nothing_by_itself() {
+        let server = ClientConfig::Server { url: "http://api".to_owned(), token: None, insecure: false };
+
+        assert!(!client_config(server).await.unwrap().default_retry);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! objects at once, so whoever may create objects would decide how much memory a list takes. Depends on kube
 //! alone; called by `watch`, and by programs that list for themselves.
 
-use http::Response;
+use std::time::Duration;
+
+use http::{Response, header::RETRY_AFTER};
 use http_body_util::{BodyExt as _, Limited};
 use kube::{
     Api, Resource,
@@ -25,6 +27,15 @@ pub struct Page {
 /// Why a page could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
+    /// The API server has too much to do, and names a time in which it is not to be asked.
+    #[error("the API server is overloaded, and asks for a pause of {} s", .retry_after.as_secs())]
+    Overloaded {
+        /// That time, within bounds.
+        retry_after: Duration,
+        /// The answer.
+        #[source]
+        source: kube::Error,
+    },
     /// The API server refuses, or cannot be reached.
     #[error("the request failed")]
     Request(#[source] kube::Error),
@@ -46,14 +57,40 @@ pub enum ListError {
 /// Of an answer that is no success.
 const REFUSAL_LIMIT_BYTES: usize = 64 * 1024;
 
+/// The longest pause that an answer can ask for.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_mins(5);
+
 impl ListError {
-    /// The status of the API server's answer, if it refuses.
-    pub(super) fn status(&self) -> Option<u16> {
+    /// For how long the API server is not to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Request(kube::Error::Api(status)) => Some(status.code),
+            Self::Overloaded { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
+
+    /// Whether the API server's cache does not have the version yet. client-go recognizes the answer by its
+    /// message too (`IsTooLargeResourceVersionError`); the 504 of a load balancer is another one.
+    pub fn is_version_too_large(&self) -> bool {
+        let Self::Request(kube::Error::Api(status)) = self else { return false };
+        status.code == 504 && status.message.contains("Too large resource version")
+    }
+
+    /// Whether a list of the committed state may succeed where this one, from the cache, has not: the cache
+    /// does not have the version, the version is of another cluster, or the list is too long for one page.
+    pub fn is_of_the_cache(&self) -> bool {
+        match self {
+            Self::Request(kube::Error::Api(status)) => is_final(status.code) || self.is_version_too_large(),
+            Self::TooLong { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether a status means that the same request is refused again, for what it asks. The others of this class
+/// are about the client's rights, or pass.
+pub(super) fn is_final(code: u16) -> bool {
+    matches!(code, 400..=499) && !matches!(code, 401 | 403 | 404 | 429)
 }
 
 /// Reads one page, and gives each item to `each` as soon as it is complete. `limit_bytes` bounds the answer,
@@ -99,11 +136,18 @@ async fn success(answer: Response<Body>) -> Result<Body, ListError> {
     if code.is_success() {
         return Ok(answer.into_body());
     }
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let text = Limited::new(answer.into_body(), REFUSAL_LIMIT_BYTES).collect().await;
     let status = text.ok().and_then(|text| serde_json::from_slice::<Status>(&text.to_bytes()).ok());
     // Not every answer is the API server's: a proxy's may be a page of HTML.
     let status = status.unwrap_or_else(|| Status::failure(code.as_str(), "no Status"));
-    Err(ListError::Request(kube::Error::Api(status.with_code(code.as_u16()).boxed())))
+    let source = kube::Error::Api(status.with_code(code.as_u16()).boxed());
+    Err(match retry_after.filter(|_| matches!(code.as_u16(), 429 | 503)) {
+        Some(secs) => {
+            ListError::Overloaded { retry_after: Duration::from_secs(secs).min(RETRY_AFTER_LIMIT), source }
+        }
+        None => ListError::Request(source),
+    })
 }
 
 fn unreadable(error: serde_json::Error) -> ListError {

@@ -9,20 +9,26 @@ use futures::StreamExt as _;
 use kube::{
     Api, Resource, ResourceExt as _,
     api::{ListParams, VersionMatch, WatchEvent, WatchParams},
-    runtime::watcher::{DefaultBackoff, Event},
+    runtime::watcher::Event,
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{error::Elapsed, sleep, timeout};
+use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use tracing::warn;
 
-use super::list::{ListError, list_page};
+use super::list::{ListError, is_final, list_page};
 use crate::{clock::jitter, telemetry::chain};
 
-/// Bounds one page of a list.
-const LIST_PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bounds the first list where it must not be older than a version: an API server whose cache is behind waits
-/// three seconds for it and then answers 504, which the client repeats.
-const NOT_OLDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds one page of a list, and the beginning of a watch.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// After a failure; doubled with each further one, up to the limit.
+const FIRST_PAUSE: Duration = Duration::from_millis(800);
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+/// How often a cache may answer that it does not have a version yet, before the committed state is listed.
+const TOO_LARGE_LIMIT: u32 = 3;
+/// After so many watches without anything, not even bookmarks, their version is not believed.
+const SILENT_LIMIT: u32 = 2;
+/// A watch that ends earlier without anything is a failure, as in client-go ("very short watch").
+const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// After this time the API server ends a watch, and two seconds before it sends a bookmark
 /// (`nextBookmarkTime` of its cache). So a working watch is never silent for longer.
 pub(super) const WATCH_TIMEOUT: Duration = Duration::from_secs(50);
@@ -40,9 +46,8 @@ pub struct FollowConfig {
     pub page_limit_bytes: usize,
 }
 
-/// How old the first list may be. All later ones are of the committed state: another API server's cache may
-/// be behind, and a list from it would bring back objects that the watch has already shown as changed or
-/// deleted.
+/// How old the first list may be. No later one is older than what the watch has shown: another API server's
+/// cache may be behind, and a list from it would bring back objects that were changed or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstList {
     /// As old as the API server's cache, whose lists cost etcd nothing.
@@ -69,12 +74,22 @@ impl Default for FollowConfig {
 /// Why the objects could not be followed on.
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
+    #[error("the watch ended at once, or has nothing that can be read")]
+    Fruitless,
     #[error(transparent)]
     List(ListError),
     #[error("list timed out")]
     ListTimeout(#[source] Elapsed),
+    /// The watch may start from a version of the future, as after a restore of etcd from a backup.
+    #[error("watches bring nothing, not even bookmarks: everything is listed again")]
+    Silent,
+    /// Without the cause, which quotes the event.
+    #[error("an event of the watch cannot be read: it is passed over")]
+    Unreadable,
     #[error("the watch failed")]
     Watch(#[source] kube::Error),
+    #[error("the API server does not begin the watch in time")]
+    WatchTimeout(#[source] Elapsed),
 }
 
 impl FollowError {
@@ -83,20 +98,49 @@ impl FollowError {
         matches!(self, Self::Watch(kube::Error::Api(status)) if status.code == 410)
     }
 
-    /// Whether a list of the committed state may succeed where this one has not: the cache does not have the
-    /// version (504, or no answer in time), the version is of another cluster (400, 410), or the list of the
-    /// cache, which has no pages, is too long.
-    fn is_of_the_cache(&self, first: &FirstList) -> bool {
-        let is_too_long = matches!(self, Self::List(ListError::TooLong { .. }));
-        match (first, self) {
-            (FirstList::MostRecent, _) => false,
-            (FirstList::Any, _) => is_too_long,
-            (FirstList::NotOlderThan(_), Self::List(error)) => {
-                is_too_long || matches!(error.status(), Some(400 | 410 | 504))
-            }
-            (FirstList::NotOlderThan(_), error) => matches!(error, Self::ListTimeout(_)),
+    /// Whether no watch can go on from the version.
+    fn needs_list(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            Self::Watch(kube::Error::Api(status)) => is_final(status.code),
+            _ => false,
         }
     }
+
+    /// Whether to list the committed state from now on. `too_large` counts the answers of the cache that it
+    /// does not have the version. An overloaded API server is not a reason: etcd would have to pay.
+    fn gives_up(&self, first: &FirstList, too_large: &mut u32) -> bool {
+        let Self::List(error) = self else { return false };
+        match first {
+            FirstList::Any => matches!(error, ListError::TooLong { .. }),
+            FirstList::MostRecent => false,
+            FirstList::NotOlderThan(_) => {
+                *too_large += u32::from(error.is_version_too_large());
+                error.is_of_the_cache() && (!error.is_version_too_large() || *too_large >= TOO_LARGE_LIMIT)
+            }
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::List(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+/// What failed in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    requests: u32,
+    /// Lists that were needed although no watch has brought anything since the last one.
+    lists: u32,
+    silent_watches: u32,
+}
+
+/// The pause after a failure. `random` lies in 0 – 1.
+fn pause(failures: u32, random: f64) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.min(16)).min(PAUSE_LIMIT).mul_f64(0.5 + 0.5 * random)
 }
 
 /// Feeds `take` for ever. `reached` is given each version just before `take` has been given everything up to
@@ -115,29 +159,37 @@ pub async fn follow<K>(
         warn!(resource = api.resource_url(), error = text, "watch failed");
         failed(&text);
     };
-    let mut backoff = DefaultBackoff::default();
+    let mut failures = Failures::default();
     let mut next_list = config.first.clone();
+    let mut too_large = 0;
     // The version to watch from; `None` while a list is needed.
     let mut version = None;
     loop {
         let result = if let Some(version) = &mut version {
-            watch(&api, &config, version, &mut take, &reached, &report).await
+            watch(&api, &config, version, &mut failures, &mut take, &reached, &report).await
         } else {
             let listed = list_all(&api, &config, &next_list, &mut take, &reached).await;
             listed.map(|listed| {
-                next_list = FirstList::MostRecent;
+                failures.requests = 0;
                 version = Some(listed);
             })
         };
         let Err(error) = result else { continue };
-        if error.is_of_the_cache(&next_list) {
-            next_list = FirstList::MostRecent;
-        }
-        if error.is_expired() {
-            version = None;
-        }
         report(&error);
-        sleep(backoff.next().unwrap_or(LIST_PAGE_TIMEOUT)).await;
+        let in_a_row = if error.needs_list() {
+            let last = version.take().filter(|_| error.is_expired() && config.first != FirstList::MostRecent);
+            next_list = last.map_or(FirstList::MostRecent, FirstList::NotOlderThan);
+            too_large = 0;
+            &mut failures.lists
+        } else {
+            if error.gives_up(&next_list, &mut too_large) {
+                next_list = FirstList::MostRecent;
+            }
+            &mut failures.requests
+        };
+        let pause = pause(*in_a_row, jitter());
+        *in_a_row = in_a_row.saturating_add(1);
+        sleep(pause.max(error.retry_after().unwrap_or_default())).await;
     }
 }
 
@@ -154,17 +206,15 @@ where
 {
     let params = ListParams { field_selector: config.fields.clone(), ..ListParams::default() };
     // An API server ignores the page size of "any", and reads pages of other versions from etcd.
-    let (mut params, deadline) = match first {
-        FirstList::Any => (params.match_any(), LIST_PAGE_TIMEOUT),
-        FirstList::MostRecent => (params.limit(config.page_size), LIST_PAGE_TIMEOUT),
-        FirstList::NotOlderThan(version) => {
-            (params.matching(VersionMatch::NotOlderThan).at(version), NOT_OLDER_TIMEOUT)
-        }
+    let mut params = match first {
+        FirstList::Any => params.match_any(),
+        FirstList::MostRecent => params.limit(config.page_size),
+        FirstList::NotOlderThan(version) => params.matching(VersionMatch::NotOlderThan).at(version),
     };
     take(Event::Init);
     loop {
         let page = list_page(api, &params, config.page_limit_bytes, |object| take(Event::InitApply(object)));
-        let page = timeout(deadline, page).await.map_err(FollowError::ListTimeout)?;
+        let page = timeout(ANSWER_TIMEOUT, page).await.map_err(FollowError::ListTimeout)?;
         let page = page.map_err(FollowError::List)?;
         params.continue_token = page.next;
         if params.continue_token.is_none() {
@@ -180,6 +230,7 @@ async fn watch<K>(
     api: &Api<K>,
     config: &FollowConfig,
     version: &mut String,
+    failures: &mut Failures,
     take: &mut impl FnMut(Event<K>),
     reached: &impl Fn(&str),
     report: &impl Fn(&FollowError),
@@ -194,8 +245,11 @@ where
         timeout: u32::try_from(seconds).ok(),
         ..WatchParams::default()
     };
-    let events = api.watch(&params, version).await.map_err(FollowError::Watch)?;
+    let start = Instant::now();
+    let events = timeout(ANSWER_TIMEOUT, api.watch(&params, version)).await;
+    let events = events.map_err(FollowError::WatchTimeout)?.map_err(FollowError::Watch)?;
     let mut events = pin!(events);
+    let (mut has_brought, mut has_unreadable) = (false, false);
     while let Some(event) = events.next().await {
         let (at, event) = match event {
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
@@ -206,54 +260,46 @@ where
             Ok(WatchEvent::Error(status)) => {
                 return Err(FollowError::Watch(kube::Error::Api(status)));
             }
-            // The next ones can be read: a watch from here on would bring the same event again.
-            Err(error @ kube::Error::SerdeError(_)) => {
-                report(&FollowError::Watch(error));
+            Err(error) if is_unreadable(&error) => {
+                // The next ones can be read: a watch from here on would bring the same event again.
+                has_unreadable = true;
+                report(&FollowError::Unreadable);
                 continue;
             }
             Err(error) => return Err(FollowError::Watch(error)),
         };
+        has_brought = true;
+        *failures = Failures::default();
         if let Some(at) = at.filter(|at| !at.is_empty()) {
             *version = at;
             reached(version);
         }
         event.into_iter().for_each(&mut *take);
     }
-    Ok(())
+    if has_brought {
+        return Ok(());
+    }
+    if has_unreadable || start.elapsed() < SHORT_WATCH {
+        return Err(FollowError::Fruitless);
+    }
+    // One that a load balancer has ended earlier proves nothing.
+    let is_whole = start.elapsed() + SHORT_WATCH >= Duration::from_secs(seconds);
+    failures.silent_watches += u32::from(is_whole);
+    if failures.silent_watches < SILENT_LIMIT {
+        return Ok(());
+    }
+    failures.silent_watches = 0;
+    Err(FollowError::Silent)
+}
+
+/// Whether it is about one line of a watch. kube takes an event that it cannot read for a `Status`, all of
+/// whose fields are optional: such a one has no code.
+fn is_unreadable(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 0,
+        error => matches!(error, kube::Error::SerdeError(_)),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use kube::core::Status;
-
-    use super::*;
-
-    fn refused(code: u16) -> kube::Error {
-        kube::Error::Api(Status::failure("", "").with_code(code).boxed())
-    }
-
-    #[test]
-    fn a_cache_that_does_not_have_a_version_is_not_asked_for_it_again() {
-        let (any, recent) = (FirstList::Any, FirstList::MostRecent);
-        let since = FirstList::NotOlderThan("7".into());
-        let list = |code| FollowError::List(ListError::Request(refused(code)));
-        let is = |error: &FollowError| [&any, &recent, &since].map(|first| error.is_of_the_cache(first));
-
-        for code in [400, 410, 504] {
-            assert_eq!(is(&list(code)), [false, false, true], "{code}");
-        }
-        for code in [401, 403, 429, 500, 503] {
-            assert_eq!(is(&list(code)), [false; 3], "{code}: etcd must not pay for it");
-        }
-        let too_long = FollowError::List(ListError::TooLong { limit_bytes: 1 });
-        assert_eq!(is(&too_long), [true, false, true], "in pages it may fit");
-        assert_eq!(is(&FollowError::Watch(refused(504))), [false; 3]);
-    }
-
-    #[test]
-    fn a_watch_that_starts_too_far_back_needs_a_list() {
-        assert!(FollowError::Watch(refused(410)).is_expired());
-        assert!(!FollowError::Watch(refused(500)).is_expired());
-        assert!(!FollowError::List(ListError::Request(refused(410))).is_expired());
-    }
-}
+mod tests;

@@ -1,10 +1,17 @@
 //! Answers which pod has a UID, for requests: waits for a pod that the watch has not shown yet, and makes the
 //! direct lists that look for it. Depends on kube and `lookup`; run by the parent, queried by `server`.
 
-use std::{error::Error, sync::Arc};
+use std::{
+    error::Error,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use kube::{Api, api::ListParams};
+use kube::{
+    Api,
+    api::{ListParams, VersionMatch},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
@@ -21,10 +28,7 @@ use crate::{
     },
     pod::Pod,
 };
-use kube2ram_service::{
-    clock::jitter,
-    kubernetes::{ListError as PageError, list_page},
-};
+use kube2ram_service::{clock::jitter, kubernetes::list_page};
 
 #[async_trait]
 impl Directory for Cluster {
@@ -65,34 +69,43 @@ impl Cluster {
     pub(super) async fn list_wanted_pods(&self) {
         let api = self.pod_api();
         let of_this_node = ListParams::default().fields(&self.of_this_node());
-        // First from the cache, which costs etcd nothing and has nearly all pods that the watch is late with.
-        let cached = of_this_node.clone().match_any();
         // Without a resource version: what the API server has committed, not what its cache has seen.
-        let params = of_this_node.limit(PAGE_SIZE);
+        let params = of_this_node.clone().limit(PAGE_SIZE);
         loop {
             self.list_wanted.notified().await;
             if !self.lookups().start_list() {
                 continue;
             }
             let started = Instant::now();
+            // First from the cache, which costs etcd nothing and has nearly all pods that the watch is late
+            // with. It may be another API server's, so it must have what is known already.
+            let version = self.version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let cached = match version {
+                Some(version) => of_this_node.clone().matching(VersionMatch::NotOlderThan).at(&version),
+                None => of_this_node.clone().match_any(),
+            };
             let listed = match self.list_pods(&api, &cached).await {
                 Ok(listed) => {
                     let is_enough = self.lookups().finish_cached(listed);
                     self.changed.send_replace(());
                     if is_enough { None } else { Some(self.list_pods(&api, &params).await) }
                 }
-                // The cache's list has no pages.
-                Err(ListError::Request(PageError::TooLong { .. })) => {
+                // The cache is behind, or its list is too long: it has no pages.
+                Err(ListError::Request(error)) if error.is_of_the_cache() => {
                     Some(self.list_pods(&api, &params).await)
                 }
                 Err(error) => Some(Err(error)),
             };
             let is_ok = listed.as_ref().is_none_or(Result::is_ok);
+            let retry_after = match &listed {
+                Some(Err(ListError::Request(error))) => error.retry_after().unwrap_or_default(),
+                _ => Duration::ZERO,
+            };
             self.metrics.pod_list(if is_ok { "ok" } else { "error" });
             let pause = {
                 let mut lookups = self.lookups();
                 listed.into_iter().for_each(|listed| lookups.finish_list(listed));
-                lookups.pause(jitter())
+                lookups.pause(jitter()).max(retry_after)
             };
             self.changed.send_replace(());
             sleep_until(if is_ok { started } else { Instant::now() } + pause).await;

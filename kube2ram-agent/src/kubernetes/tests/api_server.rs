@@ -376,7 +376,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
         _ => "events",
     };
     let watch = query.contains_key("watch");
-    let cached = query.get("resourceVersion").is_some_and(|version| version == "0") && !watch;
+    let cached = query.contains_key("resourceVersion") && !watch;
     // Also a list for the watch, unless it is the first one.
     let direct = kind == "pods" && !watch && !cached && query.contains_key("limit");
     let mode = {
