@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client, core::DynamicObject};
+use kube::{Api, Client, core::ApiResource};
 use kube2ram_service::{
     admin::Readiness,
     clock::Clock,
@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 pub mod add;
 pub(crate) mod any_case;
+mod api_object;
 mod config_map;
 mod crd;
 mod file;
@@ -38,6 +39,7 @@ mod sections;
 mod status_writer;
 
 use self::{
+    api_object::ApiObject,
     config_map::AuthMap,
     crd::Objects,
     file::MappingFile,
@@ -145,9 +147,9 @@ struct Backend {
 }
 
 enum Source {
-    Config(Api<ConfigMap>, Mutex<AuthMap>),
+    Config(Api<ApiObject>, Mutex<AuthMap>),
     File(Mutex<MappingFile>),
-    Objects(Api<DynamicObject>, Mutex<Objects>, StatusWriter),
+    Objects(Api<ApiObject>, Mutex<Objects>, StatusWriter),
 }
 
 /// How often files are looked at; a change counts at the second look that finds it. A mounted ConfigMap takes
@@ -186,7 +188,9 @@ impl Backends {
             let cluster = || client.clone().ok_or(BackendError::NoCluster(mode));
             let source = match mode {
                 Mode::AckConfigMap => {
-                    Source::Config(Api::namespaced(cluster()?, config_map::NAMESPACE), Mutex::default())
+                    let resource = ApiResource::erase::<ConfigMap>(&());
+                    let api = Api::namespaced_with(cluster()?, config_map::NAMESPACE, &resource);
+                    Source::Config(api, Mutex::default())
                 }
                 Mode::Crd => {
                     let api = Api::all_with(cluster()?, &crd::resource());

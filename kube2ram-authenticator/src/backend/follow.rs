@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, api::ListParams, core::DynamicObject, runtime::watcher};
+use kube::{Api, api::ListParams, runtime::watcher::Event};
 use kube2ram_service::{
     kubernetes::{FollowConfig, follow},
     telemetry::chain,
@@ -24,6 +24,7 @@ use tracing::{error, warn};
 
 use super::{
     Backend, BackendError, LOOK_EVERY, Source,
+    api_object::ApiObject,
     config_map::{self, AuthMap},
     crd::{
         Objects,
@@ -67,13 +68,13 @@ impl Backend {
         }
     }
 
-    async fn follow_config_map(&self, api: &Api<ConfigMap>, map: &Mutex<AuthMap>) {
+    async fn follow_config_map(&self, api: &Api<ApiObject>, map: &Mutex<AuthMap>) {
         // Not from a cache: a mapping that was removed must not come back because the server restarts.
         let fields = Some(format!("metadata.name={}", config_map::NAME));
         let config = FollowConfig { fields, ..FollowConfig::default() };
-        let take = |event| {
+        let take = |event: Event<ApiObject>| {
             let mut map = locked(map);
-            if map.take(event) {
+            if map.take(of_event(event, ConfigMap::from)) {
                 let said = self.publish_config_map(map.sections());
                 // Without the ConfigMap there is nothing to say about it.
                 if let Some(uid) = map.uid() {
@@ -84,16 +85,19 @@ impl Backend {
         follow(api.clone(), config, take, |_| {}, |_| self.metrics.failed(self.mode)).await;
     }
 
-    async fn follow_objects(
-        &self,
-        api: &Api<DynamicObject>,
-        objects: &Mutex<Objects>,
-        writer: &StatusWriter,
-    ) {
+    async fn follow_objects(&self, api: &Api<ApiObject>, objects: &Mutex<Objects>, writer: &StatusWriter) {
         let changed = Notify::new();
         let has_status = AtomicBool::new(true);
-        let take = |event| {
-            if locked(objects).take(event) {
+        let named = |ApiObject(object)| {
+            if object.metadata.name.is_none() {
+                self.metrics.failed(self.mode);
+                let (backend, uid) = (self.mode.name(), object.metadata.uid.as_deref());
+                warn!(backend, uid, "the API server sent an object without a name: it maps nobody");
+            }
+            object
+        };
+        let take = |event: Event<ApiObject>| {
+            if locked(objects).take(of_event(event, named)) {
                 changed.notify_one();
             }
         };
@@ -182,7 +186,7 @@ impl Backend {
         match &self.source {
             Source::Config(api, map) => {
                 let found = timeout(LIST_TIMEOUT, api.get_opt(config_map::NAME)).await.map_err(late)?;
-                let data = found.map_err(refused)?.and_then(config_map::data_of);
+                let data = found.map_err(refused)?.map(ConfigMap::from).and_then(config_map::data_of);
                 let mut map = locked(map);
                 map.set(data);
                 let _logged = self.publish_config_map(map.sections());
@@ -192,15 +196,26 @@ impl Backend {
                 let params = ListParams::default();
                 let found = timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(late)?;
                 let mut objects = locked(objects);
-                let _starts = objects.take(watcher::Event::Init);
-                for object in found.map_err(refused)? {
-                    let _listed = objects.take(watcher::Event::InitApply(object));
+                let _starts = objects.take(Event::Init);
+                for ApiObject(object) in found.map_err(refused)? {
+                    let _listed = objects.take(Event::InitApply(object));
                 }
-                let _is_complete = objects.take(watcher::Event::InitDone);
+                let _is_complete = objects.take(Event::InitDone);
                 let (index, reports) = Index::new(&objects.entries(), &[], Arc::clone(&self.restrictions));
                 let _logged = self.publish(index, &reports, 0);
             }
         }
         Ok(())
+    }
+}
+
+/// The event with its object in another form.
+fn of_event<A, B>(event: Event<A>, of: impl FnOnce(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(object) => Event::Apply(of(object)),
+        Event::Delete(object) => Event::Delete(of(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(of(object)),
+        Event::InitDone => Event::InitDone,
     }
 }

@@ -11,7 +11,6 @@ use std::{
 use kube::{
     Api,
     api::{Patch, PatchParams},
-    core::DynamicObject,
 };
 use kube2ram_service::telemetry::chain;
 use serde_json::Value;
@@ -21,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::metrics::Metrics;
+use super::{api_object::ApiObject, metrics::Metrics};
 
 /// The objects whose status is to be written.
 #[derive(Debug, Default)]
@@ -65,7 +64,7 @@ impl StatusWriter {
     /// Dropping the future loses the writes that are not done; a later [`Self::want`] names them again.
     pub(super) async fn run(
         &self,
-        api: &Api<DynamicObject>,
+        api: &Api<ApiObject>,
         metrics: &Metrics,
         patch: impl Fn(&str) -> Option<Value>,
     ) {
@@ -121,7 +120,7 @@ impl Written {
     }
 }
 
-async fn write(api: &Api<DynamicObject>, name: &str, body: &Value) -> Written {
+async fn write(api: &Api<ApiObject>, name: &str, body: &Value) -> Written {
     let params = PatchParams::default();
     let patch = Patch::Merge(body);
     let error = match timeout(TIMEOUT, api.patch_status(name, &params, &patch)).await {

@@ -135,6 +135,51 @@ async fn objects_count_from_the_moment_they_change() {
     running.stop().await;
 }
 
+/// Whoever may write an object may write its `managedFields`.
+#[tokio::test]
+async fn metadata_that_cannot_be_read_costs_no_mapping() {
+    let odd = |mut object: Value| {
+        object["metadata"]["managedFields"] = json!([{ "time": "9999-12-31T23:59:59Z" }]);
+        object
+    };
+    for mode in [Mode::Crd, Mode::AckConfigMap] {
+        let api = ApiServer::start();
+        let put = |name: &str| match mode {
+            Mode::Crd => api.put(OBJECTS, "a", odd(object("admin", name))),
+            _ => api.put(CONFIG_MAPS, "alibabacloud-auth", odd(config_map(&users(name)))),
+        };
+        let of = |backends: &Backends, name: &str| match mode {
+            Mode::Crd => username(backends, &role("admin", "s")).as_deref() == Some(name),
+            _ => username(backends, &user(name)).is_some(),
+        };
+        put("one");
+        let running = Running::listed(&api, mode).await;
+        assert!(of(&running.backends, "one"), "{mode}");
+
+        put("two");
+        eventually("the change", || of(&running.backends, "two")).await;
+
+        assert_eq!(running.metric(&format!("mapping_failures_total{{backend=\"{mode}\"}}")), 0);
+        running.stop().await;
+        let (backends, _) = connect(settings(&[mode], &api.url())).await.unwrap();
+        backends.read_once().await.unwrap();
+        assert!(of(&backends, "two"), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn an_item_without_a_name_is_counted_and_costs_the_others_nothing() {
+    let api = ApiServer::start();
+    api.put(OBJECTS, "a", object("admin", "one"));
+    api.list_odd(json!({ "metadata": { "uid": "u" }, "spec": {} }));
+
+    let running = Running::listed(&api, Mode::Crd).await;
+
+    assert_eq!(running.username(&role("admin", "s")).as_deref(), Some("one"));
+    assert_eq!(running.metric("mapping_failures_total{backend=\"CRD\"}"), 1);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_status_is_written_once_and_says_what_became_of_the_object() {
     let api = ApiServer::start();

@@ -29,6 +29,8 @@ struct State {
     log: Vec<(u64, String, String)>,
     requests: Vec<String>,
     patches: Vec<Value>,
+    /// Further items of lists.
+    odd_items: Vec<Value>,
     /// With their namespaces.
     events: Vec<(String, Value)>,
     /// The status of every answer, if it is not the right one.
@@ -64,6 +66,11 @@ impl ApiServer {
 
     pub(super) fn put(&self, resource: &str, name: &str, object: Value) {
         self.state().put(resource, name, object);
+    }
+
+    /// Adds an item to all lists, as it is.
+    pub(super) fn list_odd(&self, item: Value) {
+        self.state().odd_items.push(item);
     }
 
     pub(super) fn delete(&self, resource: &str, name: &str) {
@@ -238,7 +245,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         }
         ("GET", [.., resource @ ("configmaps" | "ramidentitymappings")]) => {
             let of_resource = locked.objects.iter().filter(|((of, _), _)| of == resource);
-            let items: Vec<_> = of_resource.map(|(_, object)| object).collect();
+            let items: Vec<_> = of_resource.map(|(_, object)| object).chain(&locked.odd_items).collect();
             let version = locked.version.to_string();
             (200, json!({ "metadata": { "resourceVersion": version }, "items": items }))
         }
