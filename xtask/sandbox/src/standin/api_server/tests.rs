@@ -124,6 +124,19 @@ fn watch_ends_after_the_asked_time() {
 }
 
 #[test]
+fn a_watch_has_one_bookmark_before_its_end_however_rare_they_are() {
+    let server = server();
+
+    let mut next = watch(
+        &server,
+        "/api/v1/pods?watch=true&resourceVersion=100&timeoutSeconds=3&allowWatchBookmarks=true",
+    );
+
+    assert_eq!(next().unwrap()["type"], "BOOKMARK");
+    assert!(next().is_none());
+}
+
+#[test]
 fn streaming_list_ends_with_its_bookmark() {
     let server = server();
     server.apply(pod("a", "node-1")).unwrap();

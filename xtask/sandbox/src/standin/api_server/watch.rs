@@ -21,6 +21,8 @@ struct Watch {
     /// Whether the client takes them.
     bookmarks: bool,
     changed: watch::Receiver<()>,
+    /// When the last bookmark is due, until it is sent.
+    closing_bookmark: Option<Instant>,
     deadline: Instant,
     done: bool,
     /// What a streaming list begins with.
@@ -32,6 +34,8 @@ struct Watch {
 
 /// The real server's default is random between 30 and 60 minutes.
 const DEFAULT_TIMEOUT_SECONDS: u64 = 1800;
+/// So long before its end a watch has its last bookmark (`nextBookmarkTime` of the real server's cache).
+const CLOSING_BOOKMARK: Duration = Duration::from_secs(2);
 
 pub(super) fn answer(
     store: Arc<Store>,
@@ -62,7 +66,18 @@ pub(super) fn answer(
 
     let bookmarks = query.get("allowWatchBookmarks").is_some_and(|value| value == "true");
     let deadline = Instant::now() + timeout;
-    let watch = Watch { bookmarks, changed, deadline, done: false, initial, selector, store, version };
+    let closing_bookmark = (timeout > CLOSING_BOOKMARK).then(|| deadline - CLOSING_BOOKMARK);
+    let watch = Watch {
+        bookmarks,
+        changed,
+        closing_bookmark,
+        deadline,
+        done: false,
+        initial,
+        selector,
+        store,
+        version,
+    };
     let frames = stream::unfold(watch, |mut watch| async move {
         let lines = watch.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(lines))), watch))
@@ -87,11 +102,13 @@ impl Watch {
             if !changes.is_empty() {
                 return Some(changes.iter().map(|(verb, object)| line(verb, object)).collect());
             }
-            let bookmark_at = Instant::now() + self.store.bookmark_interval();
+            let regular = Instant::now() + self.store.bookmark_interval();
+            let bookmark_at = self.closing_bookmark.map_or(regular, |closing| closing.min(regular));
             let until = if self.bookmarks { bookmark_at.min(self.deadline) } else { self.deadline };
             match tokio::time::timeout_at(until, self.changed.changed()).await {
                 Ok(Ok(())) => {}
                 Err(_) if until < self.deadline => {
+                    self.closing_bookmark = self.closing_bookmark.filter(|closing| until < *closing);
                     return Some(line("BOOKMARK", &self.selector.bookmark(version, &json!({}))));
                 }
                 _ => self.done = true,
