@@ -19,8 +19,7 @@ use crate::{identity::PodUid, pod::Pod};
 pub(super) const LIST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The deadline of one direct list. It is longer than a request waits: a slow list answers the pod's next
-/// request, and ending it would only start another one. Within it kube waits as long as an answer's
-/// `Retry-After` requires.
+/// request, and ending it would only start another one.
 pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest pause after lists that failed; it doubles from [`LIST_INTERVAL`].
