@@ -98,7 +98,7 @@ const MAX_REQUEST_BYTES: usize = 4 * 1024;
 /// The longest answer: a pod takes some 600 bytes.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How many requests are answered at once. Who comes then waits in the socket's queue.
-pub(crate) const MAX_CONNECTIONS: usize = 8;
+pub(crate) const MAX_CONNECTIONS: usize = 6;
 
 #[cfg(test)]
 mod tests;
