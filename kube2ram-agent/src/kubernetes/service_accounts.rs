@@ -47,7 +47,7 @@ struct AccountMetadata {
 
 /// How many accounts are read at once. Each answer may take a mebibyte while it is read, which counts towards
 /// the container's limit.
-pub(super) const READS_AT_ONCE: usize = 4;
+pub(super) const READS_AT_ONCE: usize = 3;
 /// A node's pods use some dozens of accounts, all of which are read when the agent starts.
 const RATE: Rate = Rate { burst: 64, interval: Duration::from_millis(50) };
 const DEADLINE: Duration = Duration::from_secs(5);

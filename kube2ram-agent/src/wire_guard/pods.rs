@@ -49,7 +49,7 @@ struct Pod {
 
 /// How often namespaces of pods are searched without events. A search finds missed namespaces, and releases
 /// those without a process.
-const SEARCH_EVERY: Duration = Duration::from_secs(10);
+const SEARCH_EVERY: Duration = Duration::from_secs(30);
 /// A device that has left a namespace is searched for, but not more often: a pod can have notices sent as
 /// often as it likes.
 const SEARCH_PAUSE: Duration = Duration::from_secs(2);
@@ -105,15 +105,20 @@ impl Pods {
         // A namespace that is known only by its process must be found again when the process has ended. The
         // others can wait until they are queried, or for the next search.
         let before = self.known.len();
-        let is_due = now >= self.search_at;
-        self.known.retain(|id, pod| (pod.ask_at > now && !is_due) || pod.is_in(*id));
-        if is_due || now < self.search_until || self.known.len() < before {
+        self.known.retain(|id, pod| pod.ask_at > now || pod.is_in(*id));
+        if now >= self.search_at || now < self.search_until || self.known.len() < before {
             (self.searched_at, self.search_at) = (now, now + SEARCH_EVERY);
             match namespaces::of_pods(&self.cgroup, host.id) {
-                Ok(found) => {
-                    for (id, process) in found {
-                        self.known.entry(id).or_insert_with(|| Pod::new(process, now));
-                    }
+                Ok(mut found) => {
+                    // By the process that was found, or by one beyond those that a search reads.
+                    self.known.retain(|id, pod| match found.remove(id) {
+                        Some(process) => {
+                            pod.process = process;
+                            true
+                        }
+                        None => pod.is_in(*id),
+                    });
+                    self.known.extend(found.into_iter().map(|(id, process)| (id, Pod::new(process, now))));
                 }
                 Err(error) => {
                     // Before the first search it is not known whether all devices are covered.
