@@ -10,7 +10,7 @@ use crate::kubernetes::{Cluster, PodView, Resource};
 
 /// How long the kubelet may take to report the address of a pod that has just started, the agent's own among
 /// them.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a pod that the API server has on the node of that name shares this machine's network: the agent's
 /// own does. Waits for the first list, however long the API server is away. That list may be a little old, and
