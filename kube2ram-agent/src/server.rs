@@ -139,8 +139,8 @@ pub struct Server {
     pass_through_limiter: PassThroughLimiter,
     rates: RateLimiters<PodUid>,
     limiter: Arc<ConnectionLimiter<Option<PodUid>>>,
-    /// Of the node's own connections, which check the agent's health: clients that nobody vouches for, some of
-    /// them pods, take nothing from them.
+    /// Of the node's own connections, which check the agent's health: clients that nobody vouches for, some
+    /// of them pods, take nothing from them.
     node_limiter: Arc<ConnectionLimiter<Option<PodUid>>>,
     /// Until when a pod may ask for another role because of that.
     former_answers_until: OnceLock<Instant>,

@@ -13,8 +13,8 @@ use crate::kubernetes::{Cluster, PodView, Resource};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a pod that the API server has on the node of that name shares this machine's network: the agent's
-/// own does. Waits for the first list, however long the API server is away. That list may be a little old, and
-/// have pods of a former machine of that name.
+/// own does. Waits for the first list, however long the API server is away. That list may be a little old,
+/// and have pods of a former machine of that name.
 ///
 /// # Cancel safety
 /// Dropping the future loses nothing.

@@ -83,8 +83,8 @@ impl CallError {
 }
 
 impl AccountApi {
-    /// Prepares the client. It is one of its own also where it acts as the agent: it keeps another part of the
-    /// answers.
+    /// Prepares the client. It is one of its own also where it acts as the agent: it keeps another part of
+    /// the answers.
     ///
     /// # Errors
     /// Those of the client's files, as for any client.

@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// An emulated processor is slow: `ci` expects 25 minutes for all rows on one kernel, and reports them as slow
-/// from 38 minutes on. On a busy machine they take longer, and must not be ended shortly before they are done.
+/// An emulated processor is slow: `ci` expects 25 minutes for all rows on one kernel, and reports them as
+/// slow from 38 minutes on. On a busy machine they take longer, and must not be ended shortly before they are
+/// done.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What a machine boots from.
