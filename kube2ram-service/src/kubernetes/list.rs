@@ -12,8 +12,12 @@ use kube::{
     client::Body,
     core::Status,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::error::Category;
+use tracing::warn;
 
 /// Where a page ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,12 +126,25 @@ where
         let Ok(piece) = frame.map_err(ListError::Request)?.into_data() else { continue };
         room = room.checked_sub(piece.len()).ok_or(ListError::TooLong { limit_bytes })?;
         let taken: Result<(), serde_json::Error> = splitter.take(&piece, |item| {
-            each(serde_json::from_slice(item)?);
+            match read(item)? {
+                Some(item) => each(item),
+                None => warn!("an object of a list cannot be read: it is passed over"),
+            }
             Ok(())
         });
         taken.map_err(unreadable)?;
     }
     splitter.finish()
+}
+
+/// An item of a list; `None` where it is well-formed and not of this kind, or nested too deeply: the others
+/// count.
+fn read<K: DeserializeOwned>(item: &[u8]) -> Result<Option<K>, serde_json::Error> {
+    match serde_json::from_slice(item) {
+        Ok(item) => Ok(Some(item)),
+        Err(_) if serde_json::from_slice::<IgnoredAny>(item).is_ok() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The body of a success.
@@ -255,6 +272,16 @@ mod tests {
             }
         }
         (items, splitter.finish())
+    }
+
+    #[test]
+    fn an_item_that_is_too_deep_or_of_another_kind_keeps_none_of_the_others_away() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+
+        assert_eq!(read::<Value>(deep.as_bytes()).unwrap(), None);
+        assert_eq!(read::<u32>(b"\"text\"").unwrap(), None);
+        assert_eq!(read::<u32>(b"7").unwrap(), Some(7));
+        assert!(read::<Value>(b"[1").is_err(), "not well-formed");
     }
 
     #[test]

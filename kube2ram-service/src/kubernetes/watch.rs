@@ -78,6 +78,8 @@ enum FollowError {
     Fruitless,
     #[error(transparent)]
     List(ListError),
+    #[error("an event of the watch could not be read: everything is listed again")]
+    Missed,
     #[error("list timed out")]
     ListTimeout(#[source] Elapsed),
     /// The watch may start from a version of the future, as after a restore of etcd from a backup.
@@ -101,7 +103,7 @@ impl FollowError {
     /// Whether no watch can go on from the version.
     fn needs_list(&self) -> bool {
         match self {
-            Self::Silent => true,
+            Self::Missed | Self::Silent => true,
             Self::Watch(kube::Error::Api(status)) => is_final(status.code),
             _ => false,
         }
@@ -275,6 +277,10 @@ where
             reached(version);
         }
         event.into_iter().for_each(&mut *take);
+    }
+    if has_brought && has_unreadable {
+        // The version is past it: what it said is known from a list only.
+        return Err(FollowError::Missed);
     }
     if has_brought {
         return Ok(());

@@ -171,14 +171,14 @@ fn since(version: &str) -> FirstList {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_cannot_be_read_is_passed_over_and_not_quoted() {
+async fn an_event_that_cannot_be_read_is_passed_over_not_quoted_and_made_up_for_by_a_list() {
     let lines = vec![unreadable("2"), event("ADDED", "3")];
 
     let done = done(FirstList::Any, [List("1"), Watch(lines, None)]).await;
 
-    assert_eq!(done.asked, ["list 0", "watch 1", "watch 3"]);
+    assert_eq!(done.asked, ["list 0", "watch 1", "list recent"]);
     assert_eq!(done.applied, ["3"]);
-    assert_eq!(done.errors.len(), 1, "{:?}", done.errors);
+    assert_eq!(done.errors.len(), 2, "{:?}", done.errors);
     assert!(done.errors[0].contains("cannot be read") && !done.errors[0].contains("secret"));
 }
 
