@@ -7,9 +7,8 @@ use kube2ram_sandbox::{
     Cloud, Sandbox,
     client::{Family, Request},
     node::PodSpec,
-    standin::{Accounts, PodManifest, Role},
+    standin::{Accounts, Role},
 };
-use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{AGENT, INSTANCE_ID, LIST, Lab, pod, role_arn};
@@ -83,18 +82,7 @@ fn a_node_that_no_argument_names_has_the_machines_name_if_the_api_server_confirm
     const RENAME: &str = r#"echo "$1" > /proc/sys/kernel/hostname && shift && exec "$@""#;
     for machine in [Sandbox::NODE, "another-node"] {
         let mut lab = Lab::new("aws-kube2iam-node", &[pod("orders")]);
-        let on_host = PodManifest {
-            host_network: true,
-            name: "kube-proxy".to_owned(),
-            namespace: "kube-system".to_owned(),
-            node: Sandbox::NODE.to_owned(),
-            service_account: "kube-proxy".to_owned(),
-            uid: "0a1b2c3d-0000-4000-8000-0000000000aa".to_owned(),
-            ..PodManifest::default()
-        };
-        let mut on_host = on_host.to_json();
-        on_host["status"]["podIP"] = json!(lab.node().ip());
-        lab.api().apply(on_host).unwrap();
+        lab.apply_host_pod().unwrap();
         let (_directory, program) = link();
         let agent = lab.add_agent(&program, &["--auto-discover-base-arn"]).unwrap();
         agent.remove_flag("--cloud");

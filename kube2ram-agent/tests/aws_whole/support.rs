@@ -71,14 +71,7 @@ impl Lab {
 
     /// The same until the answer is another one than "not yet".
     pub(crate) fn ask_until_ready(&self, pod: &str, target: &str) -> Reply {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let reply = self.ask(pod, target);
-            if reply.status != 503 || Instant::now() > deadline {
-                return reply;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        self.pod(pod).unwrap().curl_until_ready(target, DEADLINE).unwrap()
     }
 
     /// A request from a pod's first container, with any method and headers.

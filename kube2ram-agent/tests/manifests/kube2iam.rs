@@ -11,7 +11,6 @@ use std::fs;
 use kube2ram_sandbox::{
     Cloud, Sandbox,
     client::{Credentials, caller_identity},
-    standin::PodManifest,
 };
 use serde_json::{Value, json};
 
@@ -186,18 +185,7 @@ fn node(name: &str) -> Node {
     let mut node = Node::new_in(&format!("kube2iam-{name}"), Cloud::Aws);
     node.take_image_for_kube2iam();
     node.surroundings.host_name = Sandbox::NODE.to_owned();
-    let on_host = PodManifest {
-        host_network: true,
-        name: "kube-proxy".to_owned(),
-        namespace: "kube-system".to_owned(),
-        node: Sandbox::NODE.to_owned(),
-        service_account: "kube-proxy".to_owned(),
-        uid: "0a1b2c3d-0000-4000-8000-0000000000aa".to_owned(),
-        ..PodManifest::default()
-    };
-    let mut on_host = on_host.to_json();
-    on_host["status"]["podIP"] = json!(node.node().ip());
-    node.api().apply(on_host).unwrap();
+    node.apply_host_pod().unwrap();
     node
 }
 

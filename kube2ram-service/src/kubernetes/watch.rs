@@ -251,7 +251,7 @@ where
     let events = timeout(ANSWER_TIMEOUT, api.watch(&params, version)).await;
     let events = events.map_err(FollowError::WatchTimeout)?.map_err(FollowError::Watch)?;
     let mut events = pin!(events);
-    let (mut has_brought, mut has_unreadable) = (false, false);
+    let (mut has_brought, mut has_unreadable, mut lost) = (false, false, Ok(()));
     while let Some(event) = events.next().await {
         let (at, event) = match event {
             Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
@@ -260,7 +260,8 @@ where
             Ok(WatchEvent::Deleted(object)) => (object.resource_version(), Some(Event::Delete(object))),
             Ok(WatchEvent::Bookmark(bookmark)) => (Some(bookmark.metadata.resource_version), None),
             Ok(WatchEvent::Error(status)) => {
-                return Err(FollowError::Watch(kube::Error::Api(status)));
+                lost = Err(FollowError::Watch(kube::Error::Api(status)));
+                break;
             }
             Err(error) if is_unreadable(&error) => {
                 // The next ones can be read: a watch from here on would bring the same event again.
@@ -268,7 +269,10 @@ where
                 report(&FollowError::Unreadable);
                 continue;
             }
-            Err(error) => return Err(FollowError::Watch(error)),
+            Err(error) => {
+                lost = Err(FollowError::Watch(error));
+                break;
+            }
         };
         has_brought = true;
         *failures = Failures::default();
@@ -280,8 +284,10 @@ where
     }
     if has_brought && has_unreadable {
         // The version is past it: what it said is known from a list only.
+        lost.err().iter().for_each(report);
         return Err(FollowError::Missed);
     }
+    lost?;
     if has_brought {
         return Ok(());
     }

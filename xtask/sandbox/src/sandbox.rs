@@ -9,6 +9,7 @@ use std::{
     process::{Command, Stdio},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -279,6 +280,26 @@ impl Sandbox {
         &mut self.node
     }
 
+    /// A pod on the network of this node that the API server alone has, with the node's address, as kube-proxy
+    /// is.
+    ///
+    /// # Errors
+    /// When the API server does not take it.
+    pub fn apply_host_pod(&self) -> Result<()> {
+        let manifest = PodManifest {
+            host_network: true,
+            name: "kube-proxy".to_owned(),
+            namespace: "kube-system".to_owned(),
+            node: Self::NODE.to_owned(),
+            service_account: "kube-proxy".to_owned(),
+            uid: "0a1b2c3d-0000-4000-8000-0000000000aa".to_owned(),
+            ..PodManifest::default()
+        };
+        let mut pod = manifest.to_json();
+        pod["status"]["podIP"] = self.node.ip().to_string().into();
+        self.api.apply(pod)
+    }
+
     /// STS.
     pub fn sts(&self) -> &Sts {
         &self.sts
@@ -355,6 +376,21 @@ impl<'a> InPod<'a> {
     pub fn curl(&self, target: &str) -> Result<Reply> {
         let first = self.pod.spec().containers.first().context("the pod has no container")?;
         self.curl_from(first, Family::V4, &url(self.cloud, target))
+    }
+
+    /// As [`Self::curl`], until the status is another one than 503, "not yet", or the time is over, as SDKs do.
+    ///
+    /// # Errors
+    /// As [`Self::curl`].
+    pub fn curl_until_ready(&self, target: &str, patience: Duration) -> Result<Reply> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let reply = self.curl(target)?;
+            if reply.status != 503 || Instant::now() > deadline {
+                return Ok(reply);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sends a GET to the metadata server's IPv6 address from the first container.

@@ -183,6 +183,19 @@ async fn an_event_that_cannot_be_read_is_passed_over_not_quoted_and_made_up_for_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_read_is_made_up_for_when_the_watch_is_lost_later() {
+    let error = json!({ "type": "ERROR", "object": { "kind": "Status", "code": 500, "message": "lost" } });
+    let lines = |first: Value| vec![first, event("ADDED", "3"), error.clone()];
+
+    let missed = done(FirstList::Any, [List("1"), Watch(lines(unreadable("2")), None)]).await;
+    let complete = done(FirstList::Any, [List("1"), Watch(lines(event("ADDED", "2")), None)]).await;
+
+    assert_eq!(missed.asked, ["list 0", "watch 1", "list recent"]);
+    assert_eq!(missed.errors.len(), 3, "{:?}", missed.errors);
+    assert_eq!(complete.asked, ["list 0", "watch 1", "watch 3"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn watches_that_bring_nothing_at_once_or_nothing_readable_are_made_less_and_less_often() {
     for (lines, seconds) in [(vec![], 0), (vec![unreadable("2")], 5)] {
         let watch = || Watch(lines.clone(), Some(seconds));
