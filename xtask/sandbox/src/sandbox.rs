@@ -1,23 +1,25 @@
 //! A node, the stand-ins it talks to, pods that exist in both, and the agent between them: what a kernel test
 //! starts from. Depends on everything else here. Called by `show` and by tests.
 
+mod in_pod;
+
 use std::{
     collections::BTreeMap,
     env,
     net::{Ipv4Addr, TcpListener},
     path::{self, Path, PathBuf},
-    process::{Command, Stdio},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use self::in_pod::InPod;
+use self::in_pod::{reply, url};
 use crate::{
     Cloud,
     agent::Agent,
-    client::{Family, Reply},
+    client::Reply,
     clock::Clock,
     node::{CgroupDriver, Node, Pod, PodNetwork, PodSpec},
     secrets,
@@ -280,8 +282,8 @@ impl Sandbox {
         &mut self.node
     }
 
-    /// A pod on the network of this node that the API server alone has, with the node's address, as kube-proxy
-    /// is.
+    /// A pod on the network of this node that the API server alone has, with the node's address, as
+    /// kube-proxy is.
     ///
     /// # Errors
     /// When the API server does not take it.
@@ -353,106 +355,6 @@ impl Drop for Sandbox {
         let told = secrets::told(self);
         assert!(told.is_empty(), "the agent has told a secret:\n{}", told.join("\n"));
     }
-}
-
-/// A pod and what runs in it.
-#[derive(Clone, Copy, Debug)]
-pub struct InPod<'a> {
-    client: &'a Path,
-    cloud: Cloud,
-    pod: &'a Pod,
-}
-
-impl<'a> InPod<'a> {
-    /// The pod itself.
-    pub fn pod(&self) -> &'a Pod {
-        self.pod
-    }
-
-    /// Sends a GET to the metadata address from the first container, on an IPv4 socket.
-    ///
-    /// # Errors
-    /// When it gets no answer: refused, reset, or silence for five seconds.
-    pub fn curl(&self, target: &str) -> Result<Reply> {
-        let first = self.pod.spec().containers.first().context("the pod has no container")?;
-        self.curl_from(first, Family::V4, &url(self.cloud, target))
-    }
-
-    /// As [`Self::curl`], until the status is another one than 503, "not yet", or the time is over, as SDKs do.
-    ///
-    /// # Errors
-    /// As [`Self::curl`].
-    pub fn curl_until_ready(&self, target: &str, patience: Duration) -> Result<Reply> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let reply = self.curl(target)?;
-            if reply.status != 503 || Instant::now() > deadline {
-                return Ok(reply);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Sends a GET to the metadata server's IPv6 address from the first container.
-    ///
-    /// # Errors
-    /// As [`Self::curl`].
-    pub fn curl6(&self, target: &str) -> Result<Reply> {
-        let first = self.pod.spec().containers.first().context("the pod has no container")?;
-        let url = format!("http://[{}]{target}", self.cloud.metadata_ip6());
-        self.curl_from(first, Family::V6, &url)
-    }
-
-    /// Sends a GET to any URL from any container, on any kind of socket.
-    ///
-    /// # Errors
-    /// As [`Self::curl`].
-    pub fn curl_from(&self, container: &str, family: Family, url: &str) -> Result<Reply> {
-        let family = match family {
-            Family::V4 => "4",
-            Family::V6 => "6",
-            Family::V6Mapped => "6mapped",
-        };
-        reply(self.pod.command(container, self.client)?.args(["client", "get", "--family", family, url]))
-    }
-
-    /// Sends a GET to the metadata address from a cgroup inside the container's.
-    ///
-    /// # Errors
-    /// As [`Self::curl`].
-    pub fn curl_nested(&self, container: &str, target: &str) -> Result<Reply> {
-        reply(self.nested_client(container, "nested/deeper")?.args(["get", &url(self.cloud, target)]))
-    }
-
-    /// A `kube2ram-sandbox client …` command in a container, for what is not a GET.
-    ///
-    /// # Errors
-    /// When the pod has no such container.
-    pub fn client(&self, container: &str) -> Result<Command> {
-        let mut command = self.pod.command(container, self.client)?;
-        command.arg("client");
-        Ok(command)
-    }
-
-    /// The same in a cgroup inside the container's.
-    ///
-    /// # Errors
-    /// As [`Self::client`]; when the cgroup cannot be made.
-    pub fn nested_client(&self, container: &str, nested: &str) -> Result<Command> {
-        let mut command = self.pod.nested_command(container, nested, self.client)?;
-        command.arg("client");
-        Ok(command)
-    }
-}
-
-fn url(cloud: Cloud, target: &str) -> String {
-    format!("http://{}{target}", cloud.metadata_ip())
-}
-
-fn reply(command: &mut Command) -> Result<Reply> {
-    let output = command.stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn manifest(spec: &PodSpec) -> PodManifest {
