@@ -45,6 +45,7 @@ pub use self::{
 use self::{
     devices::Seen,
     pods::{PodCgroup, PodCgroups},
+    processes::Pid,
     schedule::Schedule,
 };
 use crate::{
@@ -79,6 +80,7 @@ pub struct PodListeners {
     serve: Serve,
     metrics: Metrics,
     pods: HashMap<CgroupId, Pod>,
+    full_passes: u32,
     /// A listener ended although the agent did not close it.
     ended: Arc<Notify>,
     /// Whether a cgroup could not be watched.
@@ -95,6 +97,8 @@ struct Pod {
     schedule: Schedule,
     /// Its network namespace, if that is, or seems to be, its own.
     netns: Option<NetnsId>,
+    /// The process that showed it.
+    first: Option<Pid>,
     open: Option<Open>,
     complained: bool,
     /// Its network devices, once they are set up.
@@ -128,6 +132,16 @@ const POLLING: &str = "cannot watch cgroups, so they are looked at every second:
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// The time between two full passes, with or without events.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+/// In each tenth of them, the processes of all pods are searched. Otherwise those of pods whose first process
+/// is where it was are not: an older one can be there only if a process of the host has moved it.
+const THOROUGH: u32 = 10;
+
+impl Pod {
+    /// Whether the first process is still in the namespace of the listener.
+    fn is_as_before(&self) -> bool {
+        self.open.as_ref().zip(self.first).is_some_and(|(open, first)| first.is_in(open.netns))
+    }
+}
 
 impl PodListeners {
     /// Prepares for the pods below each of `pods_cgroups`, the first of which must exist.
@@ -140,7 +154,8 @@ impl PodListeners {
     ) -> Self {
         let (cgroups, pods, said) =
             (PodCgroups::new(cgroup_root, pods_cgroups), HashMap::new(), HashSet::new());
-        Self { cgroups, kernel, serve, metrics, pods, ended: Arc::default(), is_blind: false, said }
+        let ended = Arc::default();
+        Self { cgroups, kernel, serve, metrics, pods, full_passes: 0, ended, is_blind: false, said }
     }
 
     /// Opens and closes listeners until the drain, or until another agent takes over. Notifies `opened` when
@@ -254,8 +269,13 @@ impl PodListeners {
         self.forget_others(&living, watch);
         for cgroup in listed {
             if let Some(pod) = self.pods.get_mut(&cgroup.id) {
-                if pod.population.is_none() {
-                    pod.population = watch.and_then(|watch| watch.population(&cgroup.path).ok());
+                if pod.population.is_none()
+                    && let Some(watch) = watch
+                {
+                    match watch.population(&cgroup.path) {
+                        Ok(watched) => pod.population = Some(watched),
+                        Err(error) => unwatched.set(Some(error)),
+                    }
                 }
                 continue;
             }
@@ -279,6 +299,7 @@ impl PodListeners {
                 population,
                 schedule: Schedule::new(),
                 netns: None,
+                first: None,
                 open: None,
                 complained: false,
                 seen: None,
@@ -295,6 +316,8 @@ impl PodListeners {
         self.close_ended();
         let now = Instant::now();
         let mut due = Vec::new();
+        let is_thorough = is_full && self.full_passes.is_multiple_of(THOROUGH);
+        self.full_passes = self.full_passes.wrapping_add(is_full.into());
         for (id, pod) in &mut self.pods {
             // A pod whose listener cannot be opened must not delay the other pods, so it is retried only in
             // full passes.
@@ -302,8 +325,9 @@ impl PodListeners {
             if has_fired {
                 pod.schedule.restart();
             }
-            let is_polled = pod.population.is_none() && pod.open.is_none() && !pod.complained;
-            if has_fired || is_polled || is_full || pod.schedule.next_at().is_some_and(|at| at <= now) {
+            let is_due = has_fired || is_thorough || pod.schedule.next_at().is_some_and(|at| at <= now);
+            let is_polled = pod.population.is_none() && !pod.complained;
+            if is_due || ((is_full || is_polled) && !pod.is_as_before()) {
                 due.push(*id);
             }
         }

@@ -48,7 +48,7 @@ pub fn end_cut_connections(settings: &Settings) -> io::Result<Ended> {
     let mut netnses = HashSet::from([host]);
     ended.add(end_here(settings.metadata, &cgroups));
     for cgroup in PodCgroups::new(&settings.cgroup_root, settings.pods_cgroups()).list(|_| ())? {
-        if let Ok(Found::Own(netns)) = processes::of_pod(&cgroup.path, host)
+        if let Ok(Found::Own(netns, _)) = processes::of_pod(&cgroup.path, host)
             && netnses.insert(netns.id)
         {
             ended.add(netns.within(|| end_here(settings.metadata, &cgroups)));

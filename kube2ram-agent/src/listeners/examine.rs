@@ -61,8 +61,8 @@ impl PodListeners {
                 pod.netns = None;
                 self.close(id);
             }
-            Found::Own(netns) => {
-                pod.netns = Some(netns.id);
+            Found::Own(netns, first) => {
+                (pod.netns, pod.first) = (Some(netns.id), Some(first));
                 let is_open_there = pod.open.as_ref().is_some_and(|open| open.netns == netns.id);
                 if !self.is_contested(id, netns.id) && !is_open_there {
                     self.open_or_close(id, &netns, drain);

@@ -36,6 +36,14 @@ impl NetnsId {
         Self::of(fs::metadata("/proc/self/ns/net"))
     }
 
+    /// The one that a file leads to, which is not held.
+    ///
+    /// # Errors
+    /// As [`Netns::open`].
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        Self::of(fs::metadata(path))
+    }
+
     fn of(metadata: io::Result<fs::Metadata>) -> io::Result<Self> {
         metadata.map(|metadata| Self(metadata.dev(), metadata.ino()))
     }

@@ -13,6 +13,18 @@ use rustix::io::Errno;
 use super::netns::{Netns, NetnsId};
 use crate::identity::child_cgroups;
 
+/// A process, by its number in the host's pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pid(u32);
+
+impl Pid {
+    /// Whether it is in that namespace. If it was a pod's oldest process there, it still is: later ones are
+    /// younger, and one that has its number now, in the same namespace, proves as much.
+    pub(super) fn is_in(self, netns: NetnsId) -> bool {
+        NetnsId::at(Path::new(&format!("/proc/{}/ns/net", self.0))).is_ok_and(|here| here == netns)
+    }
+}
+
 /// The network namespace of a pod, by its processes.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -26,8 +38,8 @@ pub(super) enum Found {
     Monitors,
     /// It has no process.
     Nobody,
-    /// Its own.
-    Own(Netns),
+    /// Its own, and the process that shows it.
+    Own(Netns, Pid),
 }
 
 /// The namespace of the pod's oldest process: the pause process's, or the first container's where there is
@@ -109,7 +121,7 @@ impl Search<'_> {
                 // Start times are in hundredths of a second. Of two processes with the same time, the one in
                 // the host's namespace counts: the host listener serves both.
                 if started < self.oldest || is_hosts {
-                    self.found = if is_hosts { Found::Hosts } else { Found::Own(netns) };
+                    self.found = if is_hosts { Found::Hosts } else { Found::Own(netns, Pid(pid)) };
                 }
                 self.oldest = started;
             }

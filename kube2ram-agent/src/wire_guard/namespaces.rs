@@ -4,15 +4,19 @@
 //! moved does not change the pod's identity, but it changes where packets leave.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    buffer::spare_capacity,
+    event::{
+        Timespec,
+        epoll::{self, EventData, EventFlags},
+    },
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
@@ -44,6 +48,16 @@ impl DeviceChanges {
         Ok(Self(socket))
     }
 
+    /// Whether it is among those of [`Notified::now`].
+    pub(super) fn is_among(&self, notified: &HashSet<u64>) -> bool {
+        notified.contains(&self.number())
+    }
+
+    /// Another one may have the same number once this one is closed.
+    fn number(&self) -> u64 {
+        self.0.as_raw_fd().unsigned_abs().into()
+    }
+
     /// Whether something has changed since the last call, or may have.
     pub(super) fn have_happened(&self) -> bool {
         let mut have_happened = false;
@@ -58,16 +72,38 @@ impl DeviceChanges {
     }
 }
 
-/// Which of these namespaces may have notifications, in their order: one system call for all. Empty when the
-/// kernel does not report it; then each must be queried.
-pub(super) fn may_have_happened<'a>(changes: impl Iterator<Item = &'a DeviceChanges>) -> Vec<bool> {
-    let mut sockets: Vec<_> = changes.map(|changes| PollFd::new(&changes.0, PollFlags::IN)).collect();
-    match poll(&mut sockets, Some(&Timespec::default())) {
-        Ok(_) => sockets.iter().map(|socket| !socket.revents().is_empty()).collect(),
-        Err(_) => Vec::new(),
+/// Many of these, of which it tells at once which have notices.
+#[derive(Debug)]
+pub(super) struct Notified(OwnedFd);
+
+impl Notified {
+    /// Of none yet.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+    }
+
+    /// Includes one, until it is dropped.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn add(&self, changes: &DeviceChanges) -> io::Result<()> {
+        Ok(epoll::add(&self.0, &changes.0, EventData::new_u64(changes.number()), EventFlags::IN)?)
+    }
+
+    /// Those that may have notices, until these are read.
+    pub(super) fn now(&self) -> HashSet<u64> {
+        let mut events = Vec::with_capacity(NOTIFIED_MAX);
+        // After an error, the next call reports the same.
+        let _is_complete = epoll::wait(&self.0, spare_capacity(&mut events), Some(&Timespec::default()));
+        events.into_iter().map(|event| event.data.u64()).collect()
     }
 }
 
+/// More are reported by the next call.
+const NOTIFIED_MAX: usize = 1024;
 /// include/uapi/linux/rtnetlink.h.
 const RTMGRP_LINK: u32 = 1;
 const RECEIVE_BUFFER: usize = 4096;
@@ -86,9 +122,9 @@ pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsI
     for _ in 0..MAX_CGROUPS {
         let Some(cgroup) = cgroups.pop_front() else { break };
         for process in processes(&cgroup)? {
-            match of_process(&process) {
-                Ok(netns) if netns.id != host => {
-                    found.entry(netns.id).or_insert(process);
+            match NetnsId::at(&process.join(NETNS)) {
+                Ok(netns) if netns != host => {
+                    found.entry(netns).or_insert(process);
                 }
                 Err(error) if is_exhausted(&error) => return Err(error),
                 Ok(_) | Err(_) => {}
@@ -104,8 +140,19 @@ pub(super) fn of_pods(cgroup: &Path, host: NetnsId) -> io::Result<HashMap<NetnsI
 /// # Errors
 /// When the process has ended, or may not be read.
 pub(super) fn of_process(process: &Path) -> io::Result<Netns> {
-    Netns::open(&process.join("ns/net"))
+    Netns::open(&process.join(NETNS))
 }
+
+/// Whether a process is in that namespace; also if that is unknown.
+pub(super) fn is_in(process: &Path, netns: NetnsId) -> bool {
+    match NetnsId::at(&process.join(NETNS)) {
+        Ok(here) => here == netns,
+        Err(error) => is_exhausted(&error),
+    }
+}
+
+/// In the directory of a process.
+const NETNS: &str = "ns/net";
 
 /// The namespaces of all processes, without the `host`'s.
 ///

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     LOOK_EVERY, Look, WireGuardError,
-    namespaces::{self, DeviceChanges},
+    namespaces::{self, DeviceChanges, Notified},
     numbers,
 };
 use crate::{
@@ -28,6 +28,8 @@ use kube2ram_service::clock::jitter;
 pub(super) struct Pods {
     cgroup: PathBuf,
     known: HashMap<NetnsId, Pod>,
+    /// `None` when there is no descriptor for it.
+    notified: Option<Notified>,
     searched_at: Instant,
     search_at: Instant,
     search_until: Instant,
@@ -56,7 +58,7 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(2);
 /// How often, at least, a namespace without events and without a covered device is queried. A change by which
 /// one of its devices leads out is notified at once: by the namespace itself, or by the node's namespace when
 /// the other end of a pair leaves it. Each query takes a thread.
-const ASK_AGAIN: Duration = Duration::from_mins(2);
+const ASK_AGAIN: Duration = Duration::from_mins(5);
 /// A device is moved into a pod's namespace before the pod's first process is there.
 const SEARCH_AFTER_CHANGE: Duration = Duration::from_secs(10);
 /// How many ends of pairs are remembered of one pod: the plugin makes one or two, the pod could make
@@ -67,8 +69,8 @@ impl Pods {
     /// Nothing is searched before the first [`Self::look`].
     pub(super) fn new(cgroup: &Path) -> Self {
         let now = Instant::now();
-        let (cgroup, known) = (cgroup.to_owned(), HashMap::new());
-        Self { cgroup, known, searched_at: now, search_at: now, search_until: now }
+        let (cgroup, known, notified) = (cgroup.to_owned(), HashMap::new(), Notified::new().ok());
+        Self { cgroup, known, notified, searched_at: now, search_at: now, search_until: now }
     }
 
     /// How many of their devices have the program.
@@ -89,14 +91,13 @@ impl Pods {
     /// Searches for namespaces, and looks at the devices of those that are due.
     pub(super) fn look(&mut self, wire: &mut Wire, host: &Netns, look: &mut Look) {
         let now = Instant::now();
-        let changes = self.known.values().filter_map(|pod| pod.changes.as_ref());
-        let mut may_have_happened = namespaces::may_have_happened(changes).into_iter();
+        let notified = self.notified.as_ref().map(Notified::now).unwrap_or_default();
         for pod in self.known.values_mut() {
             let Some(changes) = &pod.changes else {
                 pod.ask_at = now;
                 continue;
             };
-            if may_have_happened.next().unwrap_or(true) && changes.have_happened() {
+            if changes.is_among(&notified) && changes.have_happened() {
                 pod.ask_at = now;
                 // A device that has left may be in another pod's now.
                 self.search_at = self.search_at.min(self.searched_at + SEARCH_PAUSE);
@@ -129,7 +130,7 @@ impl Pods {
         }
         for (id, pod) in self.known.iter_mut().filter(|(_, pod)| pod.ask_at <= now) {
             let failures = look.failures.len();
-            let has_looked = pod.look(*id, wire, host, look);
+            let has_looked = pod.look(*id, wire, host, self.notified.as_ref(), look);
             let is_calm = has_looked && pod.devices.is_empty() && look.failures.len() == failures;
             // Not all at the same moment.
             let again_in = if is_calm { ASK_AGAIN.mul_f64(0.5 + 0.5 * jitter()) } else { LOOK_EVERY };
@@ -146,14 +147,18 @@ impl Pod {
 
     /// Whether its process is still there, and in that namespace; also if that is unknown.
     fn is_in(&self, id: NetnsId) -> bool {
-        match namespaces::of_process(&self.process) {
-            Ok(netns) => netns.id == id,
-            Err(error) => namespaces::is_exhausted(&error),
-        }
+        namespaces::is_in(&self.process, id)
     }
 
     /// Whether it was checked: its process may have ended, or entered another namespace.
-    fn look(&mut self, id: NetnsId, wire: &mut Wire, host: &Netns, look: &mut Look) -> bool {
+    fn look(
+        &mut self,
+        id: NetnsId,
+        wire: &mut Wire,
+        host: &Netns,
+        notified: Option<&Notified>,
+        look: &mut Look,
+    ) -> bool {
         const OWNER: &str = "a pod";
         let Self { process, devices, peers, changes, .. } = self;
         let looked = namespaces::of_process(process).and_then(|netns| {
@@ -162,7 +167,10 @@ impl Pod {
             }
             netns.within(|| {
                 if changes.is_none() {
-                    *changes = Some(DeviceChanges::of_this_thread()?);
+                    let made = DeviceChanges::of_this_thread()?;
+                    // Otherwise the namespace is asked at each look. The node's number of watches is limited,
+                    // and pods have some.
+                    *changes = notified.is_some_and(|all| all.add(&made).is_ok()).then_some(made);
                 }
                 let links = uninterrupted(Links::of_this_thread)?;
                 let node = numbers::number_of(host.as_fd())?;

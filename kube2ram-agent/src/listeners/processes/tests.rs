@@ -58,9 +58,9 @@ impl Node {
             Found::Hosts => "host",
             Found::Monitors => "monitors",
             Found::Nobody => "nobody",
-            Found::Own(netns) if netns.id == self.id("pod") => "pod",
-            Found::Own(netns) if netns.id == self.id("nested") => "nested",
-            Found::Own(_) => "another",
+            Found::Own(netns, _) if netns.id == self.id("pod") => "pod",
+            Found::Own(netns, _) if netns.id == self.id("nested") => "nested",
+            Found::Own(..) => "another",
         }
     }
 }
@@ -160,4 +160,15 @@ fn a_process_knows_when_it_started() {
     let started = |pid: u32| start_time(&fs::read(format!("/proc/{pid}/stat")).unwrap()).unwrap();
 
     assert!(started(1) <= started(std::process::id()));
+}
+
+#[test]
+fn a_process_is_in_its_namespace_and_in_no_other() {
+    let here = NetnsId::own().unwrap();
+    let elsewhere = NetnsId::at(Path::new("/proc/self/ns/mnt")).unwrap();
+    let this = Pid(std::process::id());
+
+    assert!(this.is_in(here));
+    assert!(!this.is_in(elsewhere));
+    assert!(!Pid(u32::MAX).is_in(here), "there is no such process");
 }
