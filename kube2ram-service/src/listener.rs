@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io,
     net::SocketAddr,
     os::fd::AsFd,
@@ -11,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -88,11 +90,21 @@ pub async fn accept<F: Future<Output = ()>>(
     on_accept: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let mut said_at: Option<Instant> = None;
-    while let Some(accepted) = drain.accepting().run_until_cancelled(listener.accept()).await {
+    let pass = |(stream, peer)| {
+        send_at_once(&stream);
+        on_accept(stream, peer)
+    };
+    let mut end = pin!(drain.accepting().cancelled());
+    // Polled by hand: two thousand listeners would each hold the futures of tokio, of which most is unused.
+    while let Some(accepted) = poll_fn(|cx| match end.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => listener.poll_accept(cx).map(|accepted| Some(accepted.map(pass))),
+    })
+    .await
+    {
         match accepted {
-            Ok((stream, peer)) => {
-                send_at_once(&stream);
-                on_accept(stream, peer).await;
+            Ok(passed) => {
+                passed.await;
                 // A burst must not be accepted faster than it is served, or it meets its caller's bound
                 // without need: with several listeners, all of the runtime's threads could be accepting.
                 yield_now().await;
@@ -106,16 +118,16 @@ pub async fn accept<F: Future<Output = ()>>(
                     warn!(%error, "cannot accept a connection");
                     said_at = Some(Instant::now());
                 }
-                sleep(ACCEPT_BACKOFF).await;
+                Box::pin(sleep(ACCEPT_BACKOFF)).await;
             }
         }
     }
     // A client that keeps connecting must not prevent the end.
     for _ in 0..MAX_BACKLOG {
-        let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
-        send_at_once(&stream);
-        on_accept(stream, peer).await;
+        // The runtime may yet have to learn of it.
         yield_now().await;
+        let Some(Ok(accepted)) = poll_fn(|cx| listener.poll_accept(cx)).now_or_never() else { break };
+        pass(accepted).await;
     }
 }
 

@@ -70,8 +70,9 @@ struct Slot {
     entry: Entry,
     /// Wakes the refresh task.
     wake: Arc<Notify>,
-    /// Notifies the waiting requests that a fetch has ended.
-    fetched: watch::Sender<()>,
+    /// Notifies the waiting requests that a fetch has ended. It is large, so it is there only after a
+    /// request has waited, until that fetch's end.
+    fetched: Option<watch::Sender<()>>,
     /// The pod that fetches are counted against: the first that asked, or the first with a claim.
     pod: PodUid,
     /// The refresh task's ticket at the STS scheduler.
@@ -207,7 +208,7 @@ impl Cache {
             if prefetch && slots.len() < self.0.max_sessions {
                 // The first moments are reserved for pods that ask.
                 let entry = Entry::claimed(now.tick + spread.mul_f64(0.05 + 0.95 * (self.0.jitter)()));
-                refresh_tasks.push(self.0.insert(&mut slots, session, entry, pod).1);
+                refresh_tasks.push(self.0.insert(&mut slots, session, Slot::new(entry, pod)));
                 self.0.metrics.prefetches.inc();
             }
         }
@@ -305,6 +306,24 @@ impl Cache {
     }
 }
 
+impl Slot {
+    fn new(entry: Entry, pod: PodUid) -> Self {
+        Self { entry, wake: Arc::default(), fetched: None, pod, ticket: None }
+    }
+
+    /// Is notified of the next fetch's end.
+    fn next_fetch(&mut self) -> watch::Receiver<()> {
+        self.fetched.get_or_insert_default().subscribe()
+    }
+
+    /// A fetch has ended.
+    fn notify(&mut self) {
+        if let Some(fetched) = self.fetched.take() {
+            fetched.send_replace(());
+        }
+    }
+}
+
 impl Shared {
     /// Asks the entry, which is created if it does not exist. The receiver, if the request must wait, is
     /// notified of the next fetch's end.
@@ -325,7 +344,7 @@ impl Shared {
                     if let Some(ticket) = slot.ticket {
                         self.scheduler.promote(ticket, pod, slot.entry.rank());
                     }
-                    Some(slot.fetched.subscribe())
+                    Some(slot.next_fetch())
                 }
                 Answer::Hit(_) if slot.entry.is_below_floor(now) => {
                     self.metrics.below_floor.inc();
@@ -339,8 +358,9 @@ impl Shared {
         if slots.len() >= self.max_sessions && !self.evict(&mut slots) {
             return (Answer::Failed(CredentialError::Full), None);
         }
-        let (fetched, refresh_task) =
-            self.insert(&mut slots, Arc::clone(session), Entry::asked(now), pod.clone());
+        let mut slot = Slot::new(Entry::asked(now), pod.clone());
+        let fetched = slot.next_fetch();
+        let refresh_task = self.insert(&mut slots, Arc::clone(session), slot);
         // A runtime that shuts down drops the refresh task at once, and the drop takes the lock.
         drop(slots);
         self.tasks.spawn(refresh_task);
@@ -351,16 +371,12 @@ impl Shared {
         self: &Arc<Self>,
         slots: &mut HashMap<Arc<RoleSession>, Slot>,
         session: Arc<RoleSession>,
-        entry: Entry,
-        pod: PodUid,
-    ) -> (watch::Receiver<()>, impl Future<Output = ()> + Send + 'static) {
-        let (wake, fetched) = (Arc::default(), watch::Sender::new(()));
-        let task = RefreshTask::new(Arc::clone(self), Arc::clone(&session), Arc::clone(&wake));
-        let refresh_task = task.run();
-        let receiver = fetched.subscribe();
-        slots.insert(session, Slot { entry, wake, fetched, pod, ticket: None });
+        slot: Slot,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let task = RefreshTask::new(Arc::clone(self), Arc::clone(&session), Arc::clone(&slot.wake));
+        slots.insert(session, slot);
         self.metrics.entries.inc();
-        (receiver, refresh_task)
+        task.run()
     }
 
     /// Makes room, at the cost of an entry that no pod has a claim to.

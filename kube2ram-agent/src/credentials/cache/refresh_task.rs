@@ -70,7 +70,7 @@ impl RefreshTask {
             self.with_slot(|slot, now| {
                 slot.ticket = None;
                 slot.entry.finish(result, limit, now, jitter());
-                slot.fetched.send_replace(());
+                slot.notify();
                 if slot.entry.awaits_confirmation() {
                     let (role, session) = (self.session.role.as_str(), self.session.session_name.as_str());
                     warn!(
