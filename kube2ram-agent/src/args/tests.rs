@@ -664,6 +664,23 @@ fn every_flag_is_a_variable_that_the_command_line_overrides() {
 }
 
 #[test]
+fn an_empty_host_ip_counts_as_unset() {
+    let host_ip = |flags: &str, variables: &[(&str, &str)]| {
+        parse(&format!("--node=n {flags}"), variables).unwrap().host_ip
+    };
+    let given = Some("10.0.0.1".parse().unwrap());
+
+    assert_eq!(host_ip("--host-ip=", &[]), None);
+    // The component `migration` passes `--host-ip=$(HOST_IP)`.
+    assert_eq!(host_ip("--host-ip=", &[("HOST_IP", "")]), None);
+    for variable in ["HOST_IP", "KUBE2RAM_HOST_IP"] {
+        assert_eq!(host_ip("", &[(variable, "")]), None, "{variable}");
+        assert_eq!(host_ip("", &[(variable, "10.0.0.1")]), given, "{variable}");
+    }
+    assert_eq!(host_ip("--host-ip=10.0.0.1", &[("HOST_IP", "")]), given);
+}
+
+#[test]
 fn the_variables_of_a_service_are_not_flags() {
     let link = "tcp://10.0.0.1:9181";
 
