@@ -174,6 +174,40 @@ async fn distinguishes_transient_from_final_failures_of_sts() {
     }
 }
 
+/// As docs/troubleshooting.md promises ("503 for minutes"), also while the STS scheduler holds back what STS
+/// has throttled.
+#[tokio::test(start_paused = true)]
+async fn each_log_line_about_a_refusal_by_sts_has_the_code_of_sts() {
+    const REQUESTS: usize = 30;
+    for (kind, status) in [
+        (IssueErrorKind::Denied, StatusCode::FORBIDDEN),
+        (IssueErrorKind::Throttled, StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let log = Log::default();
+        let _guard = log.capture();
+        let harness = Harness::start().await;
+        *harness.world.refusal.lock().unwrap() = Some(kind);
+
+        let mut waits = 0;
+        for _ in 0..REQUESTS {
+            let begun = tokio::time::Instant::now();
+            assert_eq!(harness.get(&credentials_of("my-role")).await.status(), status);
+            waits += usize::from(begun.elapsed() > std::time::Duration::from_millis(700));
+            // As the prefetch does for each pod of the node. Without a claim, the failure would be forgotten.
+            harness.claim();
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        }
+
+        let lines: Vec<_> = log.lines().into_iter().filter(|line| line.contains("request refused")).collect();
+        assert_eq!(lines.len(), REQUESTS, "{lines:#?}");
+        for line in &lines {
+            assert!(line.contains("SomeCode: a message of STS\""), "{line}");
+        }
+        // Some of them waited until their deadline, and STS was not asked meanwhile.
+        assert!(kind == IssueErrorKind::Denied || waits > 0, "no request waited for the STS scheduler");
+    }
+}
+
 /// What owners read on AWS is about their own cloud, and says the form of its ARNs.
 #[tokio::test]
 async fn events_speak_of_the_agents_own_cloud() {
