@@ -81,6 +81,37 @@ fn a_metadata_server_that_is_away_at_the_start_is_waited_for() {
     assert_eq!(lab.ask("orders", INSTANCE_ID).status, 200);
 }
 
+/// docs/install.md, "Nodes without a metadata server".
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_node_without_a_metadata_server_is_served_by_an_agent_that_discovers_nothing() {
+    let pods = [orders(), PodSpec::new("daemon").role("daemon-role").host_network(), PodSpec::new("plain")];
+    let mut lab = Lab::new("metadata-none", &pods);
+    lab.metadata().set_mode(MetadataMode::Down).unwrap();
+    // The control: with the flag of the manifests, the agent waits for the metadata server.
+    start_unready(&mut lab, &[]);
+    assert_try_again(&lab.ask("orders", &format!("{LIST}orders-role")));
+    lab.agent().unwrap().terminate().unwrap();
+
+    let key = lab.accounts().add_user("kube2ram");
+    let agent = lab.agent().unwrap();
+    // The sandbox has set `--sts-endpoint`.
+    agent.remove_flag("--auto-discover-base-arn");
+    agent.add_arg(&format!("--base-role-arn={}", Accounts::role_arn("")));
+    agent.set_env("ALIBABA_CLOUD_ACCESS_KEY_ID", &key.id);
+    agent.set_env("ALIBABA_CLOUD_ACCESS_KEY_SECRET", &key.secret);
+    agent.start().unwrap();
+
+    assert_eq!(lab.agent().unwrap().ready().unwrap(), "ready");
+    for pod in ["orders", "daemon"] {
+        let role = format!("{pod}-role");
+        eventually(role.clone(), || lab.credentials(pod, &role));
+    }
+    assert_eq!(lab.ask("plain", LIST).status, 404);
+    let calls = lab.sts().calls();
+    assert!(calls.iter().all(|call| call.access_key_id == key.id), "{calls:?}");
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn a_metadata_server_that_goes_away_later_leaves_cached_credentials_alone_and_is_in_the_status() {
