@@ -21,7 +21,7 @@ fn python(lab: &Lab, pod: &str, script: &str) -> String {
 }
 
 /// A process of a pod that has printed its first line, until it is killed.
-fn holding(lab: &Lab, pod: &str, script: &str) -> Child {
+pub(crate) fn holding(lab: &Lab, pod: &str, script: &str) -> Child {
     let mut python = lab.pod(pod).unwrap().pod().command("app", "python3").unwrap();
     let mut child = python.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -30,7 +30,7 @@ fn holding(lab: &Lab, pod: &str, script: &str) -> Child {
     child
 }
 
-fn end(mut child: Child) {
+pub(crate) fn end(mut child: Child) {
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -1,6 +1,6 @@
 //! Rung 2: the agent's listeners inside pods' network namespaces: nothing between pod and host can come
-//! between a pod and its role, and no pod can use another's. Needs root, `curl`, `ip` and `bpftool`; depends
-//! on the agent's binary and on `kube2ram-sandbox`.
+//! between a pod and its role, and no pod can use another's. Needs root, `bpftool`, `curl`, `ip`, `nft`,
+//! `python3` and `setpriv`; depends on the agent's binary and on `kube2ram-sandbox`.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
