@@ -1,14 +1,14 @@
 //! The ways in which operators run it: other base credentials, hardened mode, and the predecessors' manifests
 //! as they stand.
 
-use std::fs;
+use std::{fs, io::ErrorKind, net::TcpListener};
 
 use kube2ram_sandbox::{
     node::PodSpec,
-    standin::{Accounts, Role, Tokens},
+    standin::{Accounts, Authority, Role, Tokens},
 };
 
-use crate::support::{INSTANCE_ID, LIST, Lab, run, url};
+use crate::support::{INSTANCE_ID, LIST, Lab, eventually, run, url};
 
 fn orders() -> PodSpec {
     PodSpec::new("orders").role("orders-role")
@@ -87,6 +87,51 @@ fn an_agent_that_cannot_ask_sts_ends_and_leaves_pods_denied() {
             assert_eq!(lab.credentials("orders", "orders-role"), "orders-role");
         }
     }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn no_variable_leads_the_agent_through_a_proxy() {
+    let mut lab = Lab::new("env-proxy", &[orders(), PodSpec::new("billing").role("billing-role")]);
+    // Nobody serves there: each connection waits until it is accepted here.
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let accepted = || proxy.accept().map(drop).map_err(|error| error.kind());
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    // A machine may exempt the loopback device, where the stand-ins are.
+    let exemptions = [("NO_PROXY", ""), ("no_proxy", "")];
+    let variables: Vec<_> = names.iter().map(|name| (*name, &*address)).chain(exemptions).collect();
+    let authority = Authority::new().unwrap();
+    let upstream = lab.sts().url().trim_start_matches("http://").parse().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let front = authority.front(listener, upstream, &["127.0.0.1"]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("ca.pem");
+    fs::write(&bundle, authority.pem()).unwrap();
+    lab.prepare(&[]);
+    let agent = lab.agent().unwrap();
+    agent.set_env("SSL_CERT_FILE", bundle.to_str().unwrap());
+    for (name, value) in &variables {
+        agent.set_env(name, value);
+    }
+
+    agent.start().unwrap();
+    eventually("orders-role".to_owned(), || lab.credentials("orders", "orders-role"));
+    let log = lab.agent().unwrap().log();
+    assert_eq!(log.matches("the agent uses no proxy").count(), 1, "{log}");
+    let agent = lab.agent().unwrap();
+    agent.terminate().unwrap();
+    agent.remove_flag("--sts-endpoint");
+    agent.add_arg(&format!("--sts-endpoint=https://{}", front.addr()));
+    agent.start().unwrap();
+    eventually("billing-role".to_owned(), || lab.credentials("billing", "billing-role"));
+
+    assert_eq!(accepted(), Err(ErrorKind::WouldBlock), "the agent has not connected to the proxy");
+    let mut curl = lab.node().host_command("curl");
+    curl.envs(variables.iter().copied());
+    run(curl.args(["--silent", "--max-time", "1", &lab.sts().url()]));
+    assert_eq!(accepted(), Ok(()), "the control: curl obeys the variables");
 }
 
 #[test]
