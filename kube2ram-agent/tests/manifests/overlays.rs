@@ -6,10 +6,10 @@ use kube2ram_sandbox::{
     Cloud,
     standin::{OidcTrust, Role},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    node::{LIST, Node, PODS},
+    node::{LIST, Node, PODS, eventually},
     support::{kustomized, objects, template},
 };
 
@@ -110,4 +110,44 @@ fn the_boot_guards_container_reaches_the_host() {
     drop(install);
     let _agent = node.start(&template).unwrap();
     node.assert_served();
+}
+
+/// The item of this name in a list of the pod template.
+fn named<'a>(list: &'a mut Value, name: &str) -> &'a mut Value {
+    list.as_array_mut().unwrap().iter_mut().find(|item| item["name"] == name).unwrap()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_boot_guards_container_that_fails_leaves_the_reason_to_an_agent_that_serves() {
+    // Each container has its own pod here, so the directory that they share is one of the node's.
+    let shared = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut node = Node::new("overlay-no-guard");
+    fs::create_dir_all(node.host_root().join("usr/lib/systemd")).unwrap();
+    node.surroundings.host_paths.insert("/pod".into(), shared.path().to_owned());
+    let mut template = overlay("boot-guard");
+    *named(&mut template["volumes"], "pod") = json!({ "name": "pod", "hostPath": { "path": "/pod" } });
+    let guard = named(&mut template["initContainers"], "boot-guard");
+    named(&mut guard["volumeMounts"], "host")["readOnly"] = json!(true);
+
+    let mut install = node.container(&template, "boot-guard").unwrap();
+    install.start().unwrap();
+    let ended = install.wait().unwrap();
+    let said = install.log();
+    drop(install);
+    let agent = node.start(&template).unwrap();
+
+    assert!(ended.success(), "the kubelet would not start the agent: {ended}: {said}");
+    node.assert_served();
+    // A binary that is not static is refused before the host's files are touched. A test's seldom is static.
+    let is_static = !said.contains("this binary is not static");
+    let reason = if is_static { "Read-only file system" } else { "this binary is not static" };
+    let status = agent.status();
+    let failure = status["boot_guard"]["installation_failure"].as_str().unwrap();
+    assert!(failure.contains(reason) && said.contains(failure), "{failure}: {said}");
+    let problems = status["problems"].as_array().unwrap();
+    assert!(problems.iter().any(|problem| problem["part"] == "boot_guard"), "{status:#}");
+    eventually("a metric reports it", || agent.metric("kube2ram_boot_guard_installation_failed") == 1.0);
+    let log = agent.container.log();
+    assert!(log.contains("the boot guard could not be installed on this node"), "{log}");
 }
