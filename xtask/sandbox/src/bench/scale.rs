@@ -43,8 +43,8 @@ const FETCHED: Duration = Duration::from_secs(600);
 const HELD: &str = r#"kube2ram_credential_sessions{state="fresh"}"#;
 /// What comes of a start is over by then.
 const SETTLED: Duration = Duration::from_secs(10);
-/// Long enough for what the agent does every now and then.
-const IDLE: Duration = Duration::from_secs(35);
+/// Two of the passes that the agent makes every half minute.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Prints what the agent takes with more and more pods.
 pub(super) fn grow(sandbox: &mut Sandbox, agent: &Path, out: &mut dyn Write) -> Result<()> {
