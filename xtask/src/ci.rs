@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, bail};
 
 use crate::{
-    command::{say, target_dir},
+    command::{run as run_command, say, target_dir},
     counts::Counts,
     image, kernels, rungs, sdks, setup, steps,
 };
@@ -108,6 +108,8 @@ impl Fuzzing {
         command.args(["fuzz", "--seconds", &FUZZING.as_secs().to_string()]);
         say(format!("CI: fuzzing, beside the other steps; see {}", log.display()));
         let child = command.stdin(Stdio::null()).stderr(file.try_clone()?).stdout(file).spawn()?;
+        // It has no deadline, and the other steps' tests have.
+        run_command(Command::new("renice").args(["-n", "19", "-p", &child.id().to_string()]))?;
         Ok(Self { begun: Instant::now(), child, log })
     }
 
