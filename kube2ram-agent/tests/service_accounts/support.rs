@@ -232,13 +232,15 @@ impl Lab {
         });
     }
 
-    /// Asserts that the status has a problem whose text has a word in it, once the agent knows of it.
+    /// Asserts that the status has a problem whose text has a word in it, once the agent knows of it. An agent
+    /// that has just been started refuses pods before it tells its status.
     #[track_caller]
     pub(crate) fn await_problem(&mut self, word: &str) {
         let mut problems = Value::Null;
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
-            problems = self.status()["problems"].take();
+            let (_, text) = self.kube2ram(&["status", "-o", "json"]);
+            problems = serde_json::from_str::<Value>(&text).unwrap_or_default()["problems"].take();
             if problems.to_string().contains(word) {
                 return;
             }
