@@ -106,7 +106,10 @@ impl Cluster {
 
     pub(super) fn events(&self) -> Vec<Value> {
         let answer = self.plane.get("/apis/events.k8s.io/v1/events");
-        answer.body["items"].as_array().unwrap().clone()
+        let mut events = answer.body["items"].as_array().unwrap().clone();
+        // The API server itself writes some, whenever it repairs the addresses of Services.
+        events.retain(|event| event["reportingController"] == "kube2ram");
+        events
     }
 
     pub(super) fn taints(&self, node: &str) -> Vec<String> {
