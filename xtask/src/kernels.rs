@@ -87,8 +87,8 @@ pub(crate) fn test(rows: Rows, named: &[String], no_skip: bool) -> Result<Counts
         }
     }
     let at_a_time = match rows {
-        // The tests with the whole agent have deadlines, which pass too soon on a processor that emulates more
-        // than one machine. They run one after the other, so a machine keeps one busy.
+        // The tests with the whole agent have deadlines, which pass too soon on a processor that emulates
+        // more than one machine. They run one after the other, so a machine keeps one busy.
         Rows::All => thread::available_parallelism()?.get(),
         // Side by side: each machine waits much of the time.
         Rows::Essential => machines.len(),

@@ -214,12 +214,6 @@ impl Lab {
         (output.status.code(), String::from_utf8(text).unwrap())
     }
 
-    /// The status, as a document.
-    pub(crate) fn status(&mut self) -> Value {
-        let (_, text) = self.kube2ram(&["status", "-o", "json"]);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-    }
-
     /// Asserts that `kube2ram explain` gives this verdict on a pod, once the agent knows of it: `granted`,
     /// `denied`, `unavailable`.
     #[track_caller]
@@ -232,8 +226,8 @@ impl Lab {
         });
     }
 
-    /// Asserts that the status has a problem whose text has a word in it, once the agent knows of it. An agent
-    /// that has just been started refuses pods before it tells its status.
+    /// Asserts that the status has a problem whose text has a word in it, once the agent knows of it. An
+    /// agent that has just been started refuses pods before it tells its status.
     #[track_caller]
     pub(crate) fn await_problem(&mut self, word: &str) {
         let mut problems = Value::Null;
