@@ -97,11 +97,11 @@ struct Pod {
     schedule: Schedule,
     /// Its network namespace, if that is, or seems to be, its own.
     netns: Option<NetnsId>,
-    /// The process that showed it.
+    /// The process that showed it, if the last examination found it so.
     first: Option<Pid>,
     open: Option<Open>,
     complained: bool,
-    /// Its network devices, once they are set up.
+    /// Its network devices, once they were asked for.
     seen: Option<Seen>,
 }
 
@@ -137,9 +137,10 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const THOROUGH: u32 = 10;
 
 impl Pod {
-    /// Whether the first process is still in the namespace of the listener.
+    /// Whether the first process is still in the namespace of the listener, and that is the pod's alone.
     fn is_as_before(&self) -> bool {
-        self.open.as_ref().zip(self.first).is_some_and(|(open, first)| first.is_in(open.netns))
+        let is_in = |(open, first): (&Open, Pid)| first.is_in(open.netns);
+        !self.complained && self.open.as_ref().zip(self.first).is_some_and(is_in)
     }
 }
 

@@ -36,6 +36,7 @@ impl PodListeners {
     pub(super) fn examine(&mut self, id: CgroupId, host: NetnsId, drain: &Drain) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.schedule.begin();
+        pod.first = None;
         let found = match processes::of_pod(&pod.cgroup.path, host) {
             Ok(found) => found,
             Err(error) => {
